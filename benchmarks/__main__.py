@@ -6,8 +6,8 @@ import argparse
 import subprocess
 import sys
 
-SPEED = ["steps", "memory"]
-OTHERS = [
+SPEED_BENCHMARKS = ["steps", "memory"]
+OTHER_BENCHMARKS = [
     *["accuracy", "many_tasks", "terabyte", "encryption", "beyond", "estimates"],
     *["sparse", "kept_workers", "blackbox"],
 ]
@@ -15,12 +15,14 @@ OTHERS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help=f"{', '.join(OTHERS)}, too")
+    parser.add_argument("--all", action="store_true", help=f"{', '.join(OTHER_BENCHMARKS)}, too")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer")
-    chosen = parser.parse_args()
-    for subject in SPEED + OTHERS * chosen.all:  # each a process: none inherits another's threads or memory
-        print(f"\n== {subject}", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{subject}", *["--quick"] * chosen.quick]
+    arguments = parser.parse_args()
+    for benchmark in (
+        SPEED_BENCHMARKS + OTHER_BENCHMARKS * arguments.all
+    ):  # each a process: none inherits another's threads or memory
+        print(f"\n== {benchmark}", flush=True)
+        command = [sys.executable, "-m", f"benchmarks.{benchmark}", *["--quick"] * arguments.quick]
         subprocess.run(command, check=True)
 
 

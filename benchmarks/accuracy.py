@@ -9,41 +9,52 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks import is_quick, show
+from benchmarks import parse_quick_flag, print_table
 from polarmap.codes import PolarCode
 from polarmap.dtypes import default_rtol, machine_epsilon
 
-SIZES = {(8, 6): 4000, (16, 12): 20_000, (32, 24): 20_000, (64, 48): 20_000, (128, 96): 8000}
-FLOATS = ("float64", "float32", "float16")
+PATTERNS_BY_SIZE = {(8, 6): 4000, (16, 12): 20_000, (32, 24): 20_000, (64, 48): 20_000, (128, 96): 8000}
+FLOAT_DTYPES = ("float64", "float32", "float16")
 
 
-def amplifications(code: PolarCode, arrivals: int, count: int) -> np.ndarray:
+def sample_amplifications(code: PolarCode, n_arrivals: int, n_patterns: int) -> np.ndarray:
     """Of random patterns of so many arrivals; inf where they do not determine the data."""
-    stream = np.random.default_rng(0)
-    found = np.full(count, np.inf)
-    for turn in range(count):
-        arrived = np.isin(np.arange(code.n), stream.permutation(code.n)[:arrivals])
-        plan = code.make_decoder(arrived, modular=False)
-        if plan.rank_deficit == 0:
-            found[turn] = plan.amplification
-    return found
+    rng = np.random.default_rng(0)
+    factors = np.full(n_patterns, np.inf)
+    for trial in range(n_patterns):
+        arrived_mask = np.isin(np.arange(code.n), rng.permutation(code.n)[:n_arrivals])
+        decoder = code.make_decoder(arrived_mask, modular=False)
+        if decoder.rank_deficit == 0:
+            factors[trial] = decoder.amplification
+    return factors
 
 
-def beyond_rtol(n: int, k: int, count: int) -> Iterator[list[object]]:
+def measure_beyond_rtol(n: int, k: int, n_patterns: int) -> Iterator[list[object]]:
     """Per cent of patterns for each dtype, of k results and of one and two more."""
     code = PolarCode(n, k)
-    limits = [default_rtol(np.dtype(name)) / machine_epsilon(np.dtype(name)) for name in FLOATS]
-    for more in range(3):
-        found = amplifications(code, k + more, count)
-        shares = [f"{100 * np.mean(found > limit):.2f}" for limit in limits]
-        yield [f"({n}, {k})", f"k + {more}", count, *shares, float(np.median(found)), float(found.max())]
+    limits = [default_rtol(np.dtype(name)) / machine_epsilon(np.dtype(name)) for name in FLOAT_DTYPES]
+    for n_extra in range(3):
+        factors = sample_amplifications(code, k + n_extra, n_patterns)
+        percentages = [f"{100 * np.mean(factors > limit):.2f}" for limit in limits]
+        yield [
+            f"({n}, {k})",
+            f"k + {n_extra}",
+            n_patterns,
+            *percentages,
+            float(np.median(factors)),
+            float(factors.max()),
+        ]
 
 
 def main() -> None:
-    quick = is_quick(__doc__)
-    show(
-        ["code", "results", "patterns", *(f"% {name}" for name in FLOATS), "median", "worst"],
-        (row for size, count in SIZES.items() for row in beyond_rtol(*size, 100 if quick else count)),
+    quick = parse_quick_flag(__doc__)
+    print_table(
+        ["code", "results", "patterns", *(f"% {name}" for name in FLOAT_DTYPES), "median", "worst"],
+        (
+            row
+            for size, count in PATTERNS_BY_SIZE.items()
+            for row in measure_beyond_rtol(*size, 100 if quick else count)
+        ),
     )
 
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
-from benchmarks import one_thread_of_blas
+from benchmarks import single_blas_thread
 from polarmap.codes import ArrivalTracker, PolarCode
 
-TOLD = 2  # orders that a worker has at most: the one that it is at, and the next
-LENGTH = struct.Struct("<q")
+MAX_ASSIGNED_TASKS = 2  # orders that a worker has at most: the one that it is at, and the next
+LENGTH_FORMAT = struct.Struct("<q")
 
 
 class Worker(NamedTuple):
@@ -32,56 +32,60 @@ class Worker(NamedTuple):
 
     pid: int
     socket: socket.socket
-    orders: deque[int]
-    unread: bytearray
+    assigned_tasks: deque[int]
+    read_buffer: bytearray
 
 
-class BareSockets:
+class SocketPool:
     """Processes that hold the n coded blocks of an array (k, ...)."""
 
-    def __init__(self, blocks: np.ndarray, n: int, workers: int) -> None:
+    def __init__(self, blocks: np.ndarray, n: int, n_workers: int) -> None:
         self._code = PolarCode(n, len(blocks))
-        self._poll, self._maps, self._workers = select.poll(), 0, dict[int, Worker]()
-        coded = list(self._code.encode(blocks))
-        with one_thread_of_blas():  # in workers, which are forked here
-            for _ in range(workers):
-                ours, theirs = socket.socketpair()
+        self._poller, self._n_maps, self._workers = select.poll(), 0, dict[int, Worker]()
+        coded_blocks = list(self._code.encode(blocks))
+        with single_blas_thread():  # in workers, which are forked here
+            for _ in range(n_workers):
+                driver_end, worker_end = socket.socketpair()
                 pid = os.fork()
                 if not pid:
-                    ours.close()
-                    run(theirs, coded)
-                theirs.close()
-                self._workers[ours.fileno()] = Worker(pid, ours, deque(), bytearray())
-                self._poll.register(ours, select.POLLIN)
+                    driver_end.close()
+                    serve_tasks(worker_end, coded_blocks)
+                worker_end.close()
+                self._workers[driver_end.fileno()] = Worker(pid, driver_end, deque(), bytearray())
+                self._poller.register(driver_end, select.POLLIN)
 
     def map(self, f: Callable[[Any], np.ndarray]) -> np.ndarray:
         """The results of f, a linear function, of all blocks of data."""
-        self._maps += 1
-        pickled, decoder, results = cloudpickle.dumps(f), ArrivalTracker(self._code), dict[int, np.ndarray]()
-        tasks, unaware = deque(range(self._code.n)), set(self._workers)
+        self._n_maps += 1
+        pickled_f, tracker, results = (
+            cloudpickle.dumps(f),
+            ArrivalTracker(self._code),
+            dict[int, np.ndarray](),
+        )
+        tasks, fds_without_f = deque(range(self._code.n)), set(self._workers)
 
-        def order(place: int) -> None:
-            worker = self._workers[place]
-            if tasks and len(worker.orders) < TOLD:
-                what = pickled if place in unaware else None
-                unaware.discard(place)
-                worker.orders.append(tasks.popleft())
-                send(worker.socket, (self._maps, worker.orders[-1], what))
+        def assign_task(worker_fd: int) -> None:
+            worker = self._workers[worker_fd]
+            if tasks and len(worker.assigned_tasks) < MAX_ASSIGNED_TASKS:
+                f_payload = pickled_f if worker_fd in fds_without_f else None
+                fds_without_f.discard(worker_fd)
+                worker.assigned_tasks.append(tasks.popleft())
+                send_message(worker.socket, (self._n_maps, worker.assigned_tasks[-1], f_payload))
 
-        for place in list(self._workers) * TOLD:
-            order(place)
-        while not decoder.is_ready:
-            for place, _ in self._poll.poll():
-                worker = self._workers[place]
-                for number, task, result in received(worker.socket, worker.unread):
-                    worker.orders.popleft()
-                    order(place)
-                    if number == self._maps:  # else of a map that is over
+        for worker_fd in list(self._workers) * MAX_ASSIGNED_TASKS:
+            assign_task(worker_fd)
+        while not tracker.is_ready:
+            for worker_fd, _ in self._poller.poll():
+                worker = self._workers[worker_fd]
+                for map_index, task, result in receive_messages(worker.socket, worker.read_buffer):
+                    worker.assigned_tasks.popleft()
+                    assign_task(worker_fd)
+                    if map_index == self._n_maps:  # else of a map that is over
                         results[task] = result
-                        decoder.add(task)
+                        tracker.add(task)
         return self._code.decode(results)
 
-    def __enter__(self) -> BareSockets:
+    def __enter__(self) -> SocketPool:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -91,34 +95,34 @@ class BareSockets:
             worker.socket.close()
 
 
-def run(driver: socket.socket, blocks: Sequence[Any]) -> None:
+def serve_tasks(driver_socket: socket.socket, blocks: Sequence[Any]) -> None:
     """A worker's program, until it is killed."""
-    unread, f = bytearray(), None
+    read_buffer, f = bytearray(), None
     with ExitStack() as stack:
         stack.callback(os._exit, 0)  # nothing of the driver's ends here
         while True:
-            for number, task, pickled in received(driver, unread):
-                if pickled is not None:
-                    f = pickle.loads(pickled)
+            for map_index, task, pickled_f in receive_messages(driver_socket, read_buffer):
+                if pickled_f is not None:
+                    f = pickle.loads(pickled_f)
                 assert f is not None
-                send(driver, (number, task, f(blocks[task])))
+                send_message(driver_socket, (map_index, task, f(blocks[task])))
 
 
-def send(to: socket.socket, message: Any) -> None:
+def send_message(connection: socket.socket, message: Any) -> None:
     data = pickle.dumps(message, protocol=5)
-    to.sendall(LENGTH.pack(len(data)) + data)
+    connection.sendall(LENGTH_FORMAT.pack(len(data)) + data)
 
 
-def received(of: socket.socket, unread: bytearray) -> Iterator[Any]:
+def receive_messages(connection: socket.socket, read_buffer: bytearray) -> Iterator[Any]:
     """The messages that are whole when some bytes more have come; EOFError if none will."""
-    chunk = of.recv(1 << 20)
+    chunk = connection.recv(1 << 20)
     if not chunk:
         raise EOFError
-    unread += chunk
-    while len(unread) >= LENGTH.size:
-        end = LENGTH.size + LENGTH.unpack_from(unread)[0]
-        if len(unread) < end:
+    read_buffer += chunk
+    while len(read_buffer) >= LENGTH_FORMAT.size:
+        end = LENGTH_FORMAT.size + LENGTH_FORMAT.unpack_from(read_buffer)[0]
+        if len(read_buffer) < end:
             break
-        message = pickle.loads(unread[LENGTH.size : end])
-        del unread[:end]
+        message = pickle.loads(read_buffer[LENGTH_FORMAT.size : end])
+        del read_buffer[:end]
         yield message

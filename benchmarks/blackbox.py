@@ -26,25 +26,25 @@ from scipy.fft import dct
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from benchmarks import is_quick, pages, show
+from benchmarks import pages, parse_quick_flag, print_table
 from polarmap import coded_gradient
 from polarmap.maps.gradients import DEFAULT_STEP
 from polarmap.plot import figure_style
 from polarmap.testing import ReplayExecutor
 
-N, K, D = 32, 24, 96
-UNTIL = 1600.0  # virtual seconds
+N, K, DIMENSION = 32, 24, 96
+END_SECONDS = 1600.0  # virtual seconds
 
 
-class Problem:
+class LogisticProblem:
     """A penalized logistic loss, its minimum and its smoothness."""
 
     def __init__(self, seed: int = 0) -> None:
-        stream = np.random.default_rng(seed)
-        self._A = stream.standard_normal((400, D)) * np.geomspace(1, 0.2, D)
-        self._y = stream.random(400) < expit(self._A @ stream.standard_normal(D))
+        rng = np.random.default_rng(seed)
+        self._A = rng.standard_normal((400, DIMENSION)) * np.geomspace(1, 0.2, DIMENSION)
+        self._y = rng.random(400) < expit(self._A @ rng.standard_normal(DIMENSION))
         self.smoothness = 0.25 * np.linalg.norm(self._A, 2) ** 2 / 400 + 1e-3
-        self.least = minimize(self, np.zeros(D), jac=self.gradient, tol=1e-12).fun
+        self.minimum = minimize(self, np.zeros(DIMENSION), jac=self.gradient, tol=1e-12).fun
 
     def __call__(self, x: Any) -> Any:
         eta = x @ self._A.T
@@ -54,154 +54,167 @@ class Problem:
         return self._A.T @ (expit(self._A @ x) - self._y) / 400 + 1e-3 * x
 
 
-class Clock:
+class VirtualClock:
     """Virtual seconds of the workers, by chance that does not depend on what they compute."""
 
     def __init__(self, seed: int) -> None:
-        self._stream = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(seed)
 
-    def times(self, queries: int) -> Any:
+    def sample_answer_times(self, n_queries: int) -> Any:
         """Until each worker has answered so many."""
-        factors = np.where(self._stream.random(N) < 0.05, 10.0, 1.0)
-        return queries * (1 + self._stream.exponential(0.1, N)) * factors
+        factors = np.where(self._rng.random(N) < 0.05, 10.0, 1.0)
+        return n_queries * (1 + self._rng.exponential(0.1, N)) * factors
 
-    def until_all(self, queries: int, backups: bool) -> tuple[float, int]:
+    def wait_for_all(self, n_queries: int, with_backups: bool) -> tuple[float, int]:
         """Seconds until all have answered, with copies or without, and queries started."""
-        ended, started = self.times(queries), N
-        late = moment = 1.5 * float(np.median(ended))
-        while backups and (running := ended > moment).any():
-            ended = np.minimum(ended, np.where(running, moment + self.times(queries), np.inf))
-            started += int(running.sum())
-            moment += late
-        return float(ended.max()), started * queries
+        end_times, n_started = self.sample_answer_times(n_queries), N
+        backup_interval = backup_at = 1.5 * float(np.median(end_times))
+        while with_backups and (running_mask := end_times > backup_at).any():
+            end_times = np.minimum(
+                end_times, np.where(running_mask, backup_at + self.sample_answer_times(n_queries), np.inf)
+            )
+            n_started += int(running_mask.sum())
+            backup_at += backup_interval
+        return float(end_times.max()), n_started * n_queries
 
 
-class Gradients:
+class GradientSource:
     """One of the sources, which counts its calls, queries and virtual seconds; f takes one x or many."""
 
-    def __init__(self, kind: str, f: Callable[[Any], Any], seed: int) -> None:
-        self.kind, self._f = kind, f
-        self._clock, self._stream = Clock(seed), np.random.default_rng(seed)
-        self.calls, self.queries, self.seconds = 0, 0, 0.0
+    def __init__(self, method: str, f: Callable[[Any], Any], seed: int) -> None:
+        self.method, self._f = method, f
+        self._clock, self._rng = VirtualClock(seed), np.random.default_rng(seed)
+        self.n_calls, self.n_queries, self.elapsed_seconds = 0, 0, 0.0
 
     def __call__(self, x: Any) -> Any:
-        self.calls += 1
-        if self.kind == "coded":
-            return self._coded(x)
-        share = 2 * x.size // N  # of the queries, for each worker
-        if self.kind == "orthogonal":
-            return self._orthogonal(x, share)
-        seconds, started = self._clock.until_all(share, backups=self.kind == "backups")
-        self.seconds += seconds
-        self.queries += started
-        return self._slopes(x, np.eye(x.size))
+        self.n_calls += 1
+        if self.method == "coded":
+            return self._coded_gradient(x)
+        n_worker_queries = 2 * x.size // N  # of the queries, for each worker
+        if self.method == "orthogonal":
+            return self._projected_gradient(x, n_worker_queries)
+        seconds, n_started = self._clock.wait_for_all(n_worker_queries, with_backups=self.method == "backups")
+        self.elapsed_seconds += seconds
+        self.n_queries += n_started
+        return self._directional_derivatives(x, np.eye(x.size))
 
-    def _coded(self, x: Any) -> Any:
-        clock = ReplayExecutor(dict(enumerate(self._clock.times(2 * -(-x.size // K)))))
-        found = coded_gradient(self._f, x, blocks=K, tasks=N, executor=clock, progress=False)
-        self.queries += found.evaluations_started
-        self.seconds += found.report.seconds
-        return found.gradient
+    def _coded_gradient(self, x: Any) -> Any:
+        executor = ReplayExecutor(dict(enumerate(self._clock.sample_answer_times(2 * -(-x.size // K)))))
+        result = coded_gradient(self._f, x, blocks=K, tasks=N, executor=executor, progress=False)
+        self.n_queries += result.evaluations_started
+        self.elapsed_seconds += result.report.seconds
+        return result.gradient
 
-    def _orthogonal(self, x: Any, share: int) -> Any:
+    def _projected_gradient(self, x: Any, n_worker_queries: int) -> Any:
         """The gradient's projection on what the first workers have measured."""
-        self.seconds += np.sort(self._clock.times(share))[K - 1]
-        self.queries += N * share
-        seen = directions(K * x.size // N, x.size, self._stream)
-        return seen.T @ self._slopes(x, seen)
+        self.elapsed_seconds += np.sort(self._clock.sample_answer_times(n_worker_queries))[K - 1]
+        self.n_queries += N * n_worker_queries
+        measured_directions = sample_directions(K * x.size // N, x.size, self._rng)
+        return measured_directions.T @ self._directional_derivatives(x, measured_directions)
 
-    def _slopes(self, x: Any, along: Any) -> Any:
+    def _directional_derivatives(self, x: Any, direction_rows: Any) -> Any:
         h = DEFAULT_STEP["central"]
-        return (self._f(x + h * along) - self._f(x - h * along)) / (2 * h)
+        return (self._f(x + h * direction_rows) - self._f(x - h * direction_rows)) / (2 * h)
 
 
-def directions(count: int, size: int, stream: np.random.Generator) -> Any:
+def sample_directions(n_directions: int, dimension: int, rng: np.random.Generator) -> Any:
     """Orthonormal rows (count, size) in random directions: of the cosine transform, twice, random signs."""
-    rows = np.eye(size)[stream.permutation(size)[:count]]
+    rows = np.eye(dimension)[rng.permutation(dimension)[:n_directions]]
     for _ in range(2):
-        rows = dct(rows, norm="ortho") * stream.choice([-1.0, 1.0], size)
+        rows = dct(rows, norm="ortho") * rng.choice([-1.0, 1.0], dimension)
     return rows
 
 
-class Run(NamedTuple):
+class SearchRun(NamedTuple):
     """Seconds and gaps f - f* after every step, and evaluations of f that were started."""
 
     seconds: list[float]
     gaps: list[float]
-    evaluations: int
+    n_evaluations: int
 
-    def gap_at(self, moment: float) -> float:
+    def gap_after(self, elapsed_seconds: float) -> float:
         """What had been reached by then."""
-        return float(self.gaps[np.searchsorted(self.seconds, moment, side="right") - 1])
+        return float(self.gaps[np.searchsorted(self.seconds, elapsed_seconds, side="right") - 1])
 
 
-def descend(f: Problem, source: Gradients) -> Run:
+def run_gradient_descent(problem: LogisticProblem, gradient_source: GradientSource) -> SearchRun:
     """Steps of 1 / L."""
-    x = np.zeros(D)
-    seconds, gaps = [0.0], [f(x) - f.least]
-    while seconds[-1] < UNTIL:
-        x = x - source(x) / f.smoothness
-        seconds.append(source.seconds)
-        gaps.append(f(x) - f.least)
-    return Run(seconds, gaps, source.queries)
+    x = np.zeros(DIMENSION)
+    seconds, gaps = [0.0], [problem(x) - problem.minimum]
+    while seconds[-1] < END_SECONDS:
+        x = x - gradient_source(x) / problem.smoothness
+        seconds.append(gradient_source.elapsed_seconds)
+        gaps.append(problem(x) - problem.minimum)
+    return SearchRun(seconds, gaps, gradient_source.n_queries)
 
 
-def quasi_newton(f: Problem, source: Gradients) -> Run:
+def run_lbfgs(problem: LogisticProblem, gradient_source: GradientSource) -> SearchRun:
     """L-BFGS; a value of f counts as one evaluation of the driver."""
-    seconds, gaps = [0.0], [f(np.zeros(D)) - f.least]
+    seconds, gaps = [0.0], [problem(np.zeros(DIMENSION)) - problem.minimum]
 
     def value_and_gradient(x: Any) -> tuple[float, Any]:
-        slope = source(x)
-        seconds.append(source.seconds + source.calls)
-        gaps.append(min(gaps[-1], f(x) - f.least))
-        if seconds[-1] > UNTIL:
+        gradient = gradient_source(x)
+        seconds.append(gradient_source.elapsed_seconds + gradient_source.n_calls)
+        gaps.append(min(gaps[-1], problem(x) - problem.minimum))
+        if seconds[-1] > END_SECONDS:
             raise StopIteration
-        return float(f(x)), slope
+        return float(problem(x)), gradient
 
     with suppress(StopIteration):
-        minimize(value_and_gradient, np.zeros(D), jac=True, method="L-BFGS-B", tol=1e-14)
-    return Run(seconds, gaps, source.queries + source.calls)
+        minimize(value_and_gradient, np.zeros(DIMENSION), jac=True, method="L-BFGS-B", tol=1e-14)
+    return SearchRun(seconds, gaps, gradient_source.n_queries + gradient_source.n_calls)
 
 
-Search = Callable[[Problem, Gradients], Run]
+Search = Callable[[LogisticProblem, GradientSource], SearchRun]
 METHODS: dict[str, tuple[str, Search, str]] = {
-    "finite differences": ("differences", descend, figure_style.GREY),
-    "with backup tasks": ("backups", descend, figure_style.TEXT_COLOR),
-    "orthogonal search": ("orthogonal", descend, figure_style.ORANGE),
-    "coded": ("coded", descend, figure_style.BLUE),
-    "coded, L-BFGS": ("coded", quasi_newton, figure_style.GREEN),
+    "finite differences": ("differences", run_gradient_descent, figure_style.GREY),
+    "with backup tasks": ("backups", run_gradient_descent, figure_style.TEXT_COLOR),
+    "orthogonal search": ("orthogonal", run_gradient_descent, figure_style.ORANGE),
+    "coded": ("coded", run_gradient_descent, figure_style.BLUE),
+    "coded, L-BFGS": ("coded", run_lbfgs, figure_style.GREEN),
 }
 
 
-def row(name: str, runs: list[Run]) -> list[object]:
-    gaps = [np.mean([one.gap_at(UNTIL / part) for one in runs]) / runs[0].gaps[0] for part in (8, 4, 2, 1)]
-    steps = sum(len(one.gaps) - 1 for one in runs)
-    per_step = [sum(one.seconds[-1] for one in runs) / steps, sum(one.evaluations for one in runs) / steps]
+def format_row(name: str, runs: list[SearchRun]) -> list[object]:
+    gaps = [
+        np.mean([run.gap_after(END_SECONDS / divisor) for run in runs]) / runs[0].gaps[0]
+        for divisor in (8, 4, 2, 1)
+    ]
+    n_steps = sum(len(run.gaps) - 1 for run in runs)
+    per_step = [
+        sum(run.seconds[-1] for run in runs) / n_steps,
+        sum(run.n_evaluations for run in runs) / n_steps,
+    ]
     return [name, *map(float, [*gaps, *per_step])]
 
 
-def draw(found: dict[str, list[Run]], path: Any) -> None:
+def draw_gaps(runs_by_method: dict[str, list[SearchRun]], path: Any) -> None:
     figure, ((axes,),) = figure_style.new_figure(6.4, 3.6)
-    grid = np.linspace(0, UNTIL, 400)
-    for name, runs in found.items():
-        gaps = np.array([[one.gap_at(moment) for moment in grid] for one in runs]) / runs[0].gaps[0]
+    time_grid = np.linspace(0, END_SECONDS, 400)
+    for name, runs in runs_by_method.items():
+        gaps = (
+            np.array([[run.gap_after(elapsed_seconds) for elapsed_seconds in time_grid] for run in runs])
+            / runs[0].gaps[0]
+        )
         dashes = (4, 3) if name == "coded" else (None, None)  # it lies on the line of orthogonal search
-        look = {"color": METHODS[name][2], "label": name, "linewidth": 1.8, "dashes": dashes}
-        axes.semilogy(grid, gaps.mean(axis=0), **look)
+        line_style = {"color": METHODS[name][2], "label": name, "linewidth": 1.8, "dashes": dashes}
+        axes.semilogy(time_grid, gaps.mean(axis=0), **line_style)
     axes.set(xlabel="virtual seconds", ylabel="f - f*, of that at the start", ylim=(1e-8, 1.5))
     axes.legend(frameon=False)
     figure.savefig(path)
 
 
 def main() -> None:
-    quick = is_quick(__doc__)
-    f, found = Problem(), {}
-    for name, (kind, search, _) in METHODS.items():
-        found[name] = [search(f, Gradients(kind, f, run)) for run in range(2 if quick else 8)]
-    print(f"f - f* after so many virtual seconds, mean of {len(found['coded'])} runs; f(0) - f* = 1")
-    header = [*(f"{UNTIL / part:g} s" for part in (8, 4, 2, 1)), "s / step", "started / step"]
-    show(["", *header], [row(name, runs) for name, runs in found.items()])
-    draw(found, pages.folder(quick) / "figures" / "black-box.svg")
+    quick = parse_quick_flag(__doc__)
+    problem, runs_by_method = LogisticProblem(), {}
+    for name, (method, search, _) in METHODS.items():
+        runs_by_method[name] = [
+            search(problem, GradientSource(method, problem, seed)) for seed in range(2 if quick else 8)
+        ]
+    print(f"f - f* after so many virtual seconds, mean of {len(runs_by_method['coded'])} runs; f(0) - f* = 1")
+    header = [*(f"{END_SECONDS / divisor:g} s" for divisor in (8, 4, 2, 1)), "s / step", "started / step"]
+    print_table(["", *header], [format_row(name, runs) for name, runs in runs_by_method.items()])
+    draw_gaps(runs_by_method, pages.output_folder(quick) / "figures" / "black-box.svg")
 
 
 if __name__ == "__main__":

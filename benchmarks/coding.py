@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import Row, in_turns, milliseconds
+from benchmarks import Row, time_in_turns, to_milliseconds
 from polarmap.codes import ArrivalTracker, PolarCode
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -24,15 +24,15 @@ class Case(NamedTuple):
     n: int
     k: int
     dtype: str
-    size: int
-    share: float
-    encode: str
-    encode_anew: str
-    recover: str
+    block_bytes: int
+    missing_fraction: float
+    encode_target: str
+    new_memory_target: str
+    recover_target: str
 
     def __str__(self) -> str:
-        missing = f", {self.share:.0%} missing"
-        return f"({self.n}, {self.k}) {self.dtype}, {self.size // KIB:,} KiB{missing}"
+        missing = f", {self.missing_fraction:.0%} missing"
+        return f"({self.n}, {self.k}) {self.dtype}, {self.block_bytes // KIB:,} KiB{missing}"
 
 
 CASES = [
@@ -46,7 +46,7 @@ CASES = [
     Case(64, 48, "int32", MIB, 0.15, "4", "", "8"),
     Case(64, 48, "uint8", MIB, 0.15, "4", "", "8"),
 ]
-PLANS = [  # n, k, kernel and decoder, target
+PLANNING_CASES = [  # n, k, kernel and decoder, target
     (256, 192, "rotation", "optimal", ""),
     (1024, 768, "rotation", "optimal", "50 ms"),
     (10_000, 7_500, "rotation", "optimal", "500 ms"),
@@ -55,78 +55,91 @@ PLANS = [  # n, k, kernel and decoder, target
 ]
 
 
-def arrivals(n: int, share: float = 0.05) -> list[int]:
+def make_arrival_order(n: int, missing_fraction: float = 0.05) -> list[int]:
     """In random order, without a share that never arrives."""
     order = np.random.default_rng(1).permutation(n)
-    return [int(index) for index in order[int(share * n) :]]
+    return [int(index) for index in order[int(missing_fraction * n) :]]
 
 
-def rows(case: Case, repeats: int) -> Iterator[Row]:
+def measure_case(case: Case, n_turns: int) -> Iterator[Row]:
     """Encoding and recovery, of floats beside what BLAS takes, too."""
     code = PolarCode(case.n, case.k, "rotation" if case.dtype == "float64" else "arikan")
-    data = some_data(case.k, case.dtype, case.size)
-    coded = np.concatenate([data, code.encode_parity(data)])
-    copies, parity = np.zeros_like(coded), coded[case.k :].copy()
-    decoder, arrived = ArrivalTracker(code, modular=data.dtype.kind != "f"), {}
-    for index in arrivals(case.n, case.share):
-        decoder.add(index)
-        arrived[index] = coded[index]
-    missing = decoder.missing_indices
-    assert np.allclose(decoder.decoder.decode(arrived, data.dtype), data[missing], rtol=0, atol=1e-6)
+    data = make_data(case.k, case.dtype, case.block_bytes)
+    coded_blocks = np.concatenate([data, code.encode_parity(data)])
+    copies, parity = np.zeros_like(coded_blocks), coded_blocks[case.k :].copy()
+    tracker, received = ArrivalTracker(code, modular=data.dtype.kind != "f"), {}
+    for index in make_arrival_order(case.n, case.missing_fraction):
+        tracker.add(index)
+        received[index] = coded_blocks[index]
+    missing_indices = tracker.missing_indices
+    assert np.allclose(tracker.decoder.decode(received, data.dtype), data[missing_indices], rtol=0, atol=1e-6)
     actions: list[Callable[[], object]] = [
-        lambda: np.copyto(copies, coded),
+        lambda: np.copyto(copies, coded_blocks),
         lambda: np.copyto(copies[: case.k], data),
         lambda: code.encode_parity(data, out=parity),
         lambda: code.encode_parity(data),
-        lambda: decoder.decoder.decode(arrived, data.dtype),
+        lambda: tracker.decoder.decode(received, data.dtype),
     ]
     if data.dtype.kind == "f":
-        weights = np.random.default_rng(1).standard_normal((len(missing), len(arrived)))
-        out = np.zeros((len(missing), data.shape[1]))
+        weights = np.random.default_rng(1).standard_normal((len(missing_indices), len(received)))
+        out = np.zeros((len(missing_indices), data.shape[1]))
         actions += [
             lambda: np.matmul(code.encoding_matrix, data, out=parity),
-            lambda: np.matmul(weights, coded[: len(arrived)], out=out),
+            lambda: np.matmul(weights, coded_blocks[: len(received)], out=out),
         ]
-    of_n, of_k, encode, anew, recover, *blas = map(milliseconds, in_turns(actions, repeats))
-    yield Row(f"encode {case}", encode, "copy", of_n, case.encode)
-    yield Row("the same in new memory", anew, "copy", of_n, case.encode_anew)
-    yield Row(f"recover {len(missing)} of them", recover, "copy", of_k, case.recover)
-    for what, taken, copy in zip(("encode by BLAS", "recover by BLAS"), blas, (of_n, of_k)):
-        yield Row(what, taken, "copy", copy)
+    copy_n_times, copy_k_times, encode_times, new_memory_times, recover_times, *blas_times = map(
+        to_milliseconds, time_in_turns(actions, n_turns)
+    )
+    yield Row(f"encode {case}", encode_times, "copy", copy_n_times, case.encode_target)
+    yield Row("the same in new memory", new_memory_times, "copy", copy_n_times, case.new_memory_target)
+    yield Row(
+        f"recover {len(missing_indices)} of them", recover_times, "copy", copy_k_times, case.recover_target
+    )
+    for label, times, copy_times in zip(
+        ("encode by BLAS", "recover by BLAS"), blas_times, (copy_n_times, copy_k_times)
+    ):
+        yield Row(label, times, "copy", copy_times)
 
 
-def some_data(k: int, dtype: str, size: int) -> np.ndarray:
+def make_data(k: int, dtype: str, block_bytes: int) -> np.ndarray:
     """k blocks of so many bytes; integers of all sizes."""
-    stream, shape = np.random.default_rng(0), (k, size // np.dtype(dtype).itemsize)
+    rng, shape = np.random.default_rng(0), (k, block_bytes // np.dtype(dtype).itemsize)
     if dtype == "float64":
-        return stream.standard_normal(shape)
+        return rng.standard_normal(shape)
     limits = np.iinfo(dtype)
-    return stream.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
 
-def planning(n: int, k: int, kernel: str, decoder: str, target: str, repeats: int) -> Iterator[Row]:
+def measure_planning(n: int, k: int, kernel: str, decoder: str, target: str, n_repeats: int) -> Iterator[Row]:
     """What decides and prepares recovery, beside what a code takes at its first use; arikan of integers."""
-    made, few, none = [], [], []
-    for _ in range(repeats):
-        code, began = PolarCode(n, k, kernel, decoder), perf_counter()
-        code.encode(zeros(code, k))  # of few blocks P is formed, of many the angles
-        made.append(perf_counter() - began)
-        few.append(planned(code, sorted(arrivals(n))))
-        none.append(planned(code, arrivals(n, 0.0)))
-    for taken, which in ((few, "5 % missing"), (none, "of the first arrivals")):
-        what = f"plan for ({n:,}, {k:,}) {code.name}, {which}"
-        yield Row(what, milliseconds(taken), "a first encoding", milliseconds(made), target)
+    encode_seconds, few_missing_seconds, none_missing_seconds = [], [], []
+    for _ in range(n_repeats):
+        code, started_at = PolarCode(n, k, kernel, decoder), perf_counter()
+        code.encode(make_zero_blocks(code, k))  # of few blocks P is formed, of many the angles
+        encode_seconds.append(perf_counter() - started_at)
+        few_missing_seconds.append(time_planning(code, sorted(make_arrival_order(n))))
+        none_missing_seconds.append(time_planning(code, make_arrival_order(n, 0.0)))
+    for plan_seconds, condition in (
+        (few_missing_seconds, "5 % missing"),
+        (none_missing_seconds, "of the first arrivals"),
+    ):
+        label = f"plan for ({n:,}, {k:,}) {code.name}, {condition}"
+        yield Row(
+            label, to_milliseconds(plan_seconds), "a first encoding", to_milliseconds(encode_seconds), target
+        )
 
 
-def zeros(code: PolarCode, count: int) -> np.ndarray:
+def make_zero_blocks(code: PolarCode, n_blocks: int) -> np.ndarray:
     """Blocks of a single number each."""
-    return np.zeros((count, 1), int if code.supports_integers else float)
+    return np.zeros((n_blocks, 1), int if code.supports_integers else float)
 
 
-def planned(code: PolarCode, order: list[int]) -> float:
+def time_planning(code: PolarCode, arrival_order: list[int]) -> float:
     """Seconds from the first arrival to the decoded blocks of a single number, decision included."""
-    start = perf_counter()
-    decoder, one = ArrivalTracker(code, modular=code.supports_integers), zeros(code, 1)[0]
-    assert any(decoder.add(index) for index in order)
-    decoder.decoder.decode(dict.fromkeys(decoder.decoder.arrived_indices.tolist(), one), one.dtype)
-    return perf_counter() - start
+    started_at = perf_counter()
+    tracker, zero_block = ArrivalTracker(code, modular=code.supports_integers), make_zero_blocks(code, 1)[0]
+    assert any(tracker.add(index) for index in arrival_order)
+    tracker.decoder.decode(
+        dict.fromkeys(tracker.decoder.arrived_indices.tolist(), zero_block), zero_block.dtype
+    )
+    return perf_counter() - started_at

@@ -15,10 +15,10 @@ from typing import Any
 
 from cubed.runtime.executors import lithops as of_cubed
 
-POLL_SECONDS = 0.005  # between two looks; a second by default
+POLL_INTERVAL = 0.005  # between two looks; a second by default
 
 
-class Call:
+class CubedFuture:
     """A task as cubed knows it: what `lithops.retries.RetryingFuture` is."""
 
     def __init__(self, future: Future[Any], item: Any) -> None:
@@ -43,21 +43,23 @@ class Call:
         self._future.cancel()
 
 
-class Calls:
+class CubedExecutor:
     """What `lithops.retries.RetryingFunctionExecutor` is to cubed."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
-    def map(self, f: Callable[[Any], Any], items: Iterable[Any], **options: Any) -> list[Call]:
-        return [Call(self._executor.submit(f, item), item) for item in items]
+    def map(self, f: Callable[[Any], Any], items: Iterable[Any], **options: Any) -> list[CubedFuture]:
+        return [CubedFuture(self._executor.submit(f, item), item) for item in items]
 
-    def wait(self, calls: Sequence[Call], **options: Any) -> tuple[list[Call], list[Call]]:
+    def wait(
+        self, futures: Sequence[CubedFuture], **options: Any
+    ) -> tuple[list[CubedFuture], list[CubedFuture]]:
         """Those that are done, those that are not; cubed itself sleeps between two looks."""
-        done = [call.done for call in calls]
+        done_flags = [future.done for future in futures]
         return (
-            [call for call, is_done in zip(calls, done) if is_done],
-            [call for call, is_done in zip(calls, done) if not is_done],
+            [future for future, is_done in zip(futures, done_flags) if is_done],
+            [future for future, is_done in zip(futures, done_flags) if not is_done],
         )
 
 
@@ -67,6 +69,11 @@ def map_with_backups(executor: Executor, f: Callable[[Any], Any], items: Iterabl
     with contextlib.redirect_stdout(io.StringIO()):  # it prints when it starts a backup
         return list(
             of_cubed.map_unordered(
-                Calls(executor), [f], [list(items)], ["tasks"], use_backups=True, wait_dur_sec=POLL_SECONDS
+                CubedExecutor(executor),
+                [f],
+                [list(items)],
+                ["tasks"],
+                use_backups=True,
+                wait_dur_sec=POLL_INTERVAL,
             )
         )

@@ -14,42 +14,49 @@ from typing import Any
 import numpy as np
 
 import polarmap
-from benchmarks import Row, in_turns, is_quick, milliseconds, show_rows
+from benchmarks import Row, parse_quick_flag, print_rows, time_in_turns, to_milliseconds
 
-SIZES = {"blocks": 24, "tasks": 32}
+BLOCK_COUNTS = {"blocks": 24, "tasks": 32}
 MIB = 1 << 20
 
 
-def actions(A: Any, storage: str, pool: Any, repeats: int, key: bytes | None) -> dict[str, Callable[[], Any]]:
+def make_actions(
+    A: Any, storage: str, pool: Any, n_turns: int, key: bytes | None
+) -> dict[str, Callable[[], Any]]:
     """What is done with the matrix, with the key or without."""
     f: Callable[[Any], Any] = partial(np.sum, axis=1)
     options: dict[str, Any] = {"executor": pool, "verify": False}
     name = str(bool(key))
 
     def encode(name: str = name) -> polarmap.arrays.CodedArray:
-        return polarmap.encode(A, name=name, storage=storage, overwrite=True, key=key, **SIZES)
+        return polarmap.encode(A, name=name, storage=storage, overwrite=True, key=key, **BLOCK_COUNTS)
 
     encode()
-    stored = partial(polarmap.open_coded, name, storage, key=key)
-    fresh: Iterator[Any] = iter([encode(f"{name}-{turn}") for turn in range(repeats + 1)])
+    open_stored = partial(polarmap.open_coded, name, storage, key=key)
+    fresh_arrays: Iterator[Any] = iter([encode(f"{name}-{turn}") for turn in range(n_turns + 1)])
     return {
         "encode": encode,
-        "read": lambda: stored()[:],
-        "first map": lambda: polarmap.coded_map(f, next(fresh), **options),  # workers keep nothing of it
-        "later map": lambda: polarmap.coded_map(f, stored(), **options),
-        "map from memory": lambda: polarmap.coded_map(f, A, key=key, **options, **SIZES),
+        "read": lambda: open_stored()[:],
+        "first map": lambda: polarmap.coded_map(
+            f, next(fresh_arrays), **options
+        ),  # workers keep nothing of it
+        "later map": lambda: polarmap.coded_map(f, open_stored(), **options),
+        "map from memory": lambda: polarmap.coded_map(f, A, key=key, **options, **BLOCK_COUNTS),
     }
 
 
 def main() -> None:
-    rows, repeats = (1_536, 3) if is_quick(__doc__) else (8_192, 7)
-    A = np.random.default_rng(0).standard_normal((rows, 1_024))
+    n_rows, n_turns = (1_536, 3) if parse_quick_flag(__doc__) else (8_192, 7)
+    A = np.random.default_rng(0).standard_normal((n_rows, 1_024))
     print(f"{A.nbytes / MIB:.0f} MiB of float64, encrypted beside plain")
     with tempfile.TemporaryDirectory() as folder, polarmap.Pool() as pool:
-        ways = [actions(A, folder, pool, repeats, key) for key in (None, secrets.token_bytes(32))]
-        taken = ((name, in_turns([way[name] for way in ways], repeats)) for name in ways[0])
-        show_rows(
-            Row(name, milliseconds(ours), "plain", milliseconds(plain)) for name, (plain, ours) in taken
+        variants = [make_actions(A, folder, pool, n_turns, key) for key in (None, secrets.token_bytes(32))]
+        timings = (
+            (name, time_in_turns([variant[name] for variant in variants], n_turns)) for name in variants[0]
+        )
+        print_rows(
+            Row(name, to_milliseconds(encrypted_times), "plain", to_milliseconds(plain_times))
+            for name, (plain_times, encrypted_times) in timings
         )
 
 

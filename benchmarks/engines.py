@@ -22,9 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import is_quick, median_and_most, milliseconds, seconds_of_steps, show, step_rivals
+from benchmarks import (
+    format_median_and_p90,
+    parse_quick_flag,
+    print_table,
+    step_rivals,
+    time_calls,
+    to_milliseconds,
+)
 from benchmarks.familiar_iterations import Array, Iteration
-from benchmarks.iterations import BLOCKS, QUICK, SLOW, WHOLE, WORKERS, Size, Step
+from benchmarks.iterations import BLOCKS, N_SLOW, QUICK, WHOLE, WORKERS, Size, Step
 from polarmap import CodedOperator, Pool
 from polarmap.testing import Fault, FaultyExecutor
 
@@ -32,115 +39,115 @@ SLEEP_SECONDS = 0.5
 CASES = ("nobody asleep", "two asleep", "one killed")
 
 
-def product(rows: int, columns: int) -> Iteration:
+def make_product(block_rows: int, n_columns: int) -> Iteration:
     """The same product in every step, of blocks with so many rows: 24 of them are all data."""
-    A = np.random.default_rng(3).standard_normal((BLOCKS * rows, columns))
-    x = np.ones(columns)
+    A = np.random.default_rng(3).standard_normal((BLOCKS * block_rows, n_columns))
+    x = np.ones(n_columns)
     return Iteration(
         np.split(A, BLOCKS), matmul, lambda x, _: x, A, lambda operator, x: (operator @ x, x)[1], x
     )
 
 
-class Misfortunes:
+class FaultSampler:
     """What the tasks of a step suffer: of each step in turn other ones, the same for every row.
 
     case : which of `CASES` it is, from now on.
     """
 
     def __init__(self, folder: str) -> None:
-        self._stream, self._folder, self.case = np.random.default_rng(7), Path(folder), CASES[0]
+        self._rng, self._folder, self.case = np.random.default_rng(7), Path(folder), CASES[0]
 
-    def __call__(self, count: int) -> dict[int, step_rivals.Fault]:
+    def __call__(self, n_tasks: int) -> dict[int, step_rivals.Fault]:
         """For how long tasks sleep, or the file of one that is killed, by their numbers."""
-        drawn = self._stream.permutation(count)[:SLOW].tolist()
+        unlucky_tasks = self._rng.permutation(n_tasks)[:N_SLOW].tolist()
         if self.case == "two asleep":
-            return dict.fromkeys(drawn, SLEEP_SECONDS)
+            return dict.fromkeys(unlucky_tasks, SLEEP_SECONDS)
         if self.case == "one killed":
             file = self._folder / "kill"
             file.touch()
-            return {drawn[0]: str(file)}
+            return {unlucky_tasks[0]: str(file)}
         return {}
 
 
-Row = Callable[[Iteration, Misfortunes], AbstractContextManager[Step]]
+RowFactory = Callable[[Iteration, FaultSampler], AbstractContextManager[Step]]
 
 
 @contextmanager
-def alone(way: Any, iteration: Iteration, misfortunes: Misfortunes) -> Iterator[Step]:
+def engine_step(open_engine: Any, iteration: Iteration, fault_sampler: FaultSampler) -> Iterator[Step]:
     """By the engine, with a slot for every task."""
-    count = len(iteration.blocks)
+    n_tasks = len(iteration.blocks)
 
     def faults() -> list[step_rivals.Fault]:
-        suffer = misfortunes(count)
-        return [suffer.get(task, 0.0) for task in range(count)]
+        faults_by_task = fault_sampler(n_tasks)
+        return [faults_by_task.get(task, 0.0) for task in range(n_tasks)]
 
-    with way(iteration.task, iteration.blocks, faults, count) as step:
+    with open_engine(iteration.task, iteration.blocks, faults, n_tasks) as step:
         yield lambda x: iteration.update(x, step(x))
 
 
 @contextmanager
-def coded(cluster: Any, iteration: Iteration, misfortunes: Misfortunes) -> Iterator[Step]:
+def coded_step(open_cluster: Any, iteration: Iteration, fault_sampler: FaultSampler) -> Iterator[Step]:
     """By products of an operator, on workers that stay on the cluster."""
     faults: dict[int, Fault] = {}
 
     def step(x: Array) -> Array:
         faults.clear()
-        for task, fault in misfortunes(WORKERS).items():
+        for task, fault in fault_sampler(WORKERS).items():
             faults[task] = Fault("kill") if isinstance(fault, str) else Fault("sleep", fault)
-        return iteration.coded(operator, x)
+        return iteration.step_with_operator(operator, x)
 
     with (
-        cluster() as engine,
+        open_cluster() as engine,
         Pool(engine, workers=WORKERS) as pool,
         CodedOperator(
             iteration.matrix, blocks=BLOCKS, tasks=WORKERS, executor=FaultyExecutor(pool, faults), retries=3
         ) as operator,
     ):
-        iteration.coded(operator, iteration.start)
-        while (kept := pool._resources) is None or len(
-            kept.worker_pool
+        iteration.step_with_operator(operator, iteration.start)
+        while (worker_pool := pool._resources) is None or len(
+            worker_pool.worker_pool
         ) < operator.report.n:  # all have started
-            iteration.coded(operator, iteration.start)
+            iteration.step_with_operator(operator, iteration.start)
         yield step
 
 
 # Name -> library that it takes, row.
-ROWS: dict[str, tuple[str, Row]] = {
-    "Dask alone": ("distributed", partial(alone, step_rivals.dask)),
-    "polarmap on Dask": ("distributed", partial(coded, partial(step_rivals.dask_here, WORKERS))),
-    "Ray alone": ("ray", partial(alone, step_rivals.ray)),
-    "polarmap on Ray": ("ray", partial(coded, step_rivals.ray_here)),
+ROWS: dict[str, tuple[str, RowFactory]] = {
+    "Dask alone": ("distributed", partial(engine_step, step_rivals.dask_step)),
+    "polarmap on Dask": ("distributed", partial(coded_step, partial(step_rivals.local_dask_client, WORKERS))),
+    "Ray alone": ("ray", partial(engine_step, step_rivals.ray_step)),
+    "polarmap on Ray": ("ray", partial(coded_step, step_rivals.local_ray_session)),
 }
 
 
-def measured(row: Row, iteration: Iteration, size: Size) -> list[str]:
+def measure_row(row: RowFactory, iteration: Iteration, size: Size) -> list[str]:
     """Milliseconds of a step in each case; a killed process is there again before the next step."""
-    found = []
+    cells = []
     with tempfile.TemporaryDirectory() as folder:
-        misfortunes, reached = Misfortunes(folder), [iteration.start]
-        with row(iteration, misfortunes) as step:
-            for misfortunes.case in CASES:
+        fault_sampler, iterates = FaultSampler(folder), [iteration.start]
+        with row(iteration, fault_sampler) as step:
+            for fault_sampler.case in CASES:
                 # Dask gives up what was killed too often.
-                count = size.turns if misfortunes.case == "one killed" else size.turns * size.steps
-                taken = seconds_of_steps(lambda: reached.append(step(reached.pop())), count)
-                found.append(median_and_most(milliseconds(taken)))
-    return found
+                n_steps = size.n_turns if fault_sampler.case == "one killed" else size.n_turns * size.n_steps
+                step_seconds = time_calls(lambda: iterates.append(step(iterates.pop())), n_steps)
+                cells.append(format_median_and_p90(to_milliseconds(step_seconds)))
+    return cells
 
 
 def main() -> None:
     """Measure and print one table for each job."""
-    size = QUICK if is_quick(__doc__) else WHOLE
-    jobs = {"24 of 32 blocks, 4 x 1,000": partial(product, 4, 1_000)}
+    size = QUICK if parse_quick_flag(__doc__) else WHOLE
+    jobs = {"24 of 32 blocks, 4 x 1,000": partial(make_product, 4, 1_000)}
     if size is WHOLE:
-        jobs["24 of 32 blocks, 1,000 x 1,000"] = partial(product, 1_000, 1_000)
+        jobs["24 of 32 blocks, 1,000 x 1,000"] = partial(make_product, 1_000, 1_000)
     warnings.simplefilter("ignore")  # of engines whose processes are killed
-    for what, make in (jobs | size.iterations).items():
+    for title, make_iteration in (jobs | size.make_iterations).items():
         rows = [
-            (name, *measured(row, make(), size))
+            (name, *measure_row(row, make_iteration(), size))
             for name, (library, row) in ROWS.items()
             if step_rivals.is_installed(library)
         ]
-        show((what, *(f"{case}, ms (90 %)" for case in CASES)), rows, width=26)
+        print_table((title, *(f"{case}, ms (90 %)" for case in CASES)), rows, label_width=26)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from benchmarks import is_quick, show
+from benchmarks import parse_quick_flag, print_table
 from polarmap.codes import PolarCode
 from polarmap.codes.block_prediction import make_block_predictor
 from polarmap.errors import NotDecodableError
@@ -17,21 +17,21 @@ from polarmap.linalg.sketch import SketchEstimate
 from polarmap.testing import ReplayExecutor
 
 N, K = 32, 24
-COUNTS = (3, 6, 14, 23)  # results that have arrived
-ORDERS = 200
-Make = Callable[[np.random.Generator], np.ndarray]
+ARRIVAL_COUNTS = (3, 6, 14, 23)  # results that have arrived
+N_ORDERS = 200
+MakeResults = Callable[[np.random.Generator], np.ndarray]
 
 
-def gram_matrices(stream: np.random.Generator) -> np.ndarray:
-    rows = stream.standard_normal((K, 50, 4))
+def sample_gram_matrices(rng: np.random.Generator) -> np.ndarray:
+    rows = rng.standard_normal((K, 50, 4))
     return np.einsum("kri,krj->kij", rows, rows).reshape(K, -1)
 
 
-RESULTS: dict[str, Make] = {  # of the k blocks
+RESULTS: dict[str, MakeResults] = {  # of the k blocks
     "500 normal numbers": lambda stream: 5 + stream.standard_normal((K, 500)),
     "one normal number": lambda stream: 2 + stream.standard_normal((K, 1)),
     "multiples of a vector": lambda stream: stream.standard_normal((K, 1)) * stream.standard_normal(40),
-    "Gram matrices of 50 rows": gram_matrices,
+    "Gram matrices of 50 rows": sample_gram_matrices,
     "a straight trend": lambda stream: np.linspace(0, 1, K)[:, None] * np.ones(5),
     "sizes log-normal": lambda stream: np.exp(stream.standard_normal((K, 1))) * stream.standard_normal(50),
     "one block 30 times larger": lambda stream: np.append(
@@ -40,36 +40,40 @@ RESULTS: dict[str, Make] = {  # of the k blocks
 }
 
 
-def coverage(data_sets: int) -> Iterator[list[object]]:
+def measure_coverage(n_data_sets: int) -> Iterator[list[object]]:
     """In how many of 200 orders the error is within error_p90, and by how much that is too large."""
     code = PolarCode(N, K)
-    for name, make in RESULTS.items():
+    for name, make_results in RESULTS.items():
         row: list[object] = [name]
-        for count in COUNTS:
-            shares, ratios = [], list[float]()
-            for seed in range(data_sets):
-                some = ratios_of(code, make, count, np.random.default_rng(seed))
-                shares.append(100 * np.mean([ratio >= 1 for ratio in some]))
-                ratios += some
-            row.append(f"{min(shares):.0f}-{max(shares):.0f} %, {np.median(ratios):.1f}")
+        for n_arrivals in ARRIVAL_COUNTS:
+            percentages, ratios = [], list[float]()
+            for seed in range(n_data_sets):
+                seed_ratios = sample_error_ratios(code, make_results, n_arrivals, np.random.default_rng(seed))
+                percentages.append(100 * np.mean([ratio >= 1 for ratio in seed_ratios]))
+                ratios += seed_ratios
+            row.append(f"{min(percentages):.0f}-{max(percentages):.0f} %, {np.median(ratios):.1f}")
         yield row
 
 
-def ratios_of(code: PolarCode, make: Make, count: int, stream: np.random.Generator) -> list[float]:
+def sample_error_ratios(
+    code: PolarCode, make_results: MakeResults, n_arrivals: int, rng: np.random.Generator
+) -> list[float]:
     """The error that is said over the one that comes, in each of so many random orders."""
-    data = make(stream)
-    coded, ratios = code.encode(data), []
-    for _ in range(ORDERS):
-        arrived = np.isin(np.arange(code.n), stream.permutation(code.n)[:count])
-        how = make_block_predictor(code, arrived, float(np.finfo(float).eps))
-        received = coded[arrived]
-        error = np.linalg.norm(how.weights @ received - data[how.missing_indices]) / np.sqrt(data.shape[1])
-        said = (
-            how.compute_block_std(received)
-            * np.linalg.norm(how.error_stds)
-            * how.compute_error_ratio_p90(received)
+    data = make_results(rng)
+    coded_results, ratios = code.encode(data), []
+    for _ in range(N_ORDERS):
+        arrived_mask = np.isin(np.arange(code.n), rng.permutation(code.n)[:n_arrivals])
+        predictor = make_block_predictor(code, arrived_mask, float(np.finfo(float).eps))
+        received = coded_results[arrived_mask]
+        error = np.linalg.norm(predictor.weights @ received - data[predictor.missing_indices]) / np.sqrt(
+            data.shape[1]
         )
-        ratios.append(float(said / error))
+        claimed_error = (
+            predictor.compute_block_std(received)
+            * np.linalg.norm(predictor.error_stds)
+            * predictor.compute_error_ratio_p90(received)
+        )
+        ratios.append(float(claimed_error / error))
     return ratios
 
 
@@ -77,14 +81,14 @@ ROWS, COLUMNS, BLOCKS = 600, 8, (1, 2, 6, 12, 23)  # of 24 blocks of 25 rows
 Problem = tuple[np.ndarray, np.ndarray]
 
 
-def problems(stream: np.random.Generator) -> dict[str, Problem]:
+def make_problems(rng: np.random.Generator) -> dict[str, Problem]:
     """Matrices and right-hand sides."""
-    A, noise = stream.standard_normal((ROWS, COLUMNS)), stream.standard_normal(ROWS)
+    A, noise = rng.standard_normal((ROWS, COLUMNS)), rng.standard_normal(ROWS)
     huge = A * np.where(np.arange(ROWS) == 5, 1000, 1)[:, None]
     t = np.linspace(0, 1, ROWS)
     return {
         "normal": (A, A.sum(axis=1) + noise),
-        "residuals of heavy tails": (A, A.sum(axis=1) + stream.standard_t(1.5, ROWS)),
+        "residuals of heavy tails": (A, A.sum(axis=1) + rng.standard_t(1.5, ROWS)),
         "one residual is huge": (A, A.sum(axis=1) + noise + 100 * (np.arange(ROWS) == 7)),
         "residuals grow with the row": (A, A.sum(axis=1) + 9 * t * noise),
         "one row 1000 times larger": (huge, huge.sum(axis=1) + noise),
@@ -92,37 +96,51 @@ def problems(stream: np.random.Generator) -> dict[str, Problem]:
     }
 
 
-def sketched(mixtures: int) -> Iterator[list[object]]:
+def measure_sketches(n_seeds: int) -> Iterator[list[object]]:
     """In how many mixtures the errors of solution and Gram matrix are within error_p90; the median error."""
-    for name, (A, b) in problems(np.random.default_rng(3)).items():
-        fitted, gram = A @ np.linalg.lstsq(A, b, rcond=None)[0], A.T @ A
-        found: dict[int, list[tuple[float, float, float]]] = {blocks: [] for blocks in BLOCKS}
-        for seed, blocks in product(range(mixtures), BLOCKS):
+    for name, (A, b) in make_problems(np.random.default_rng(3)).items():
+        fitted_values, gram = A @ np.linalg.lstsq(A, b, rcond=None)[0], A.T @ A
+        errors_by_count: dict[int, list[tuple[float, float, float]]] = {blocks: [] for blocks in BLOCKS}
+        for seed, blocks in product(range(n_seeds), BLOCKS):
             options = {"executor": ReplayExecutor(dict.fromkeys(range(blocks, 24), np.inf)), "seed": seed}
-            solution, square = last(sketched_lstsq(A, b, **options)), last(sketched_gram(A, **options))
-            error = float(np.linalg.norm(A @ solution.value - fitted) / np.linalg.norm(b))
-            off = np.linalg.norm(square.value - gram) / np.linalg.norm(gram)
-            found[blocks].append((error, error <= solution.error_p90, bool(off <= square.error_p90)))
+            solution, gram_estimate = (
+                last_estimate(sketched_lstsq(A, b, **options)),
+                last_estimate(sketched_gram(A, **options)),
+            )
+            error = float(np.linalg.norm(A @ solution.value - fitted_values) / np.linalg.norm(b))
+            gram_error = np.linalg.norm(gram_estimate.value - gram) / np.linalg.norm(gram)
+            errors_by_count[blocks].append(
+                (error, error <= solution.error_p90, bool(gram_error <= gram_estimate.error_p90))
+            )
         row: list[object] = [name]
-        for some in found.values():
-            error, within, gram_within = np.median([one[0] for one in some]), *np.mean(some, axis=0)[1:]
-            row.append(f"{100 * within:.0f} %, {100 * gram_within:.0f} %, {error:.1g}")
+        for errors in errors_by_count.values():
+            error, coverage_fraction, gram_coverage = (
+                np.median([error_row[0] for error_row in errors]),
+                *np.mean(errors, axis=0)[1:],
+            )
+            row.append(f"{100 * coverage_fraction:.0f} %, {100 * gram_coverage:.0f} %, {error:.1g}")
         yield row
 
 
-def last(estimates: Iterator[SketchEstimate]) -> SketchEstimate:
+def last_estimate(estimates: Iterator[SketchEstimate]) -> SketchEstimate:
     """The estimate from all that arrive, of tasks of which others never do."""
-    found = []
+    collected = []
     with suppress(NotDecodableError):
-        found += estimates
-    return found[-1]
+        collected += estimates
+    return collected[-1]
 
 
 def main() -> None:
-    quick = is_quick(__doc__)
-    show(["results of blocks", *(f"{count} of {K}" for count in COUNTS)], coverage(1 if quick else 10))
+    quick = parse_quick_flag(__doc__)
+    print_table(
+        ["results of blocks", *(f"{count} of {K}" for count in ARRIVAL_COUNTS)],
+        measure_coverage(1 if quick else 10),
+    )
     print()
-    show(["least squares, Gram", *(f"{count} of 24" for count in BLOCKS)], sketched(4 if quick else 200))
+    print_table(
+        ["least squares, Gram", *(f"{count} of 24" for count in BLOCKS)],
+        measure_sketches(4 if quick else 200),
+    )
 
 
 if __name__ == "__main__":

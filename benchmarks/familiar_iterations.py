@@ -21,56 +21,57 @@ class Iteration(NamedTuple):
 
     blocks, task : what the task of each worker holds, rows of `matrix` and of the right-hand side, and what
         it returns for them and the iterate.
-    update, coded : the next iterate from this one, with what all tasks returned, and with an operator.
+    update, step_with_operator : the next iterate from this one, with what all tasks returned, and with an
+        operator.
     """
 
     blocks: Sequence[Any]
     task: Callable[[Any, Array], Array]
     update: Callable[[Array, Sequence[Array]], Array]
     matrix: Any
-    coded: Callable[[Any, Array], Array]
+    step_with_operator: Callable[[Any, Array], Array]
     start: Array
 
 
-def least_squares(rows: int, columns: int, workers: int) -> Iteration:
+def make_linear_regression(n_rows: int, n_columns: int, n_workers: int) -> Iteration:
     """Gradient descent on |A x - b|^2 / 2, A and b normal."""
-    table = np.random.default_rng(0).standard_normal((rows, columns + 1))
-    return descent(table, np.subtract, 1.0, workers)
+    table = np.random.default_rng(0).standard_normal((n_rows, n_columns + 1))
+    return make_gradient_descent(table, np.subtract, 1.0, n_workers)
 
 
-def logistic_regression(rows: int, columns: int, workers: int) -> Iteration:
+def make_logistic_regression(n_rows: int, n_columns: int, n_workers: int) -> Iteration:
     """Gradient descent on the logistic loss of normal data whose labels follow the model."""
-    stream = np.random.default_rng(1)
-    table = stream.standard_normal((rows, columns + 1))
-    weights = stream.standard_normal(columns) / np.sqrt(columns)
-    table[:, -1] = stream.random(rows) < sigmoid(table[:, :-1] @ weights)
-    return descent(table, logistic_residual, 0.25, workers)
+    rng = np.random.default_rng(1)
+    table = rng.standard_normal((n_rows, n_columns + 1))
+    weights = rng.standard_normal(n_columns) / np.sqrt(n_columns)
+    table[:, -1] = rng.random(n_rows) < sigmoid(table[:, :-1] @ weights)
+    return make_gradient_descent(table, logistic_residual, 0.25, n_workers)
 
 
-def descent(table: Array, residual: Residual, curvature: float, workers: int) -> Iteration:
+def make_gradient_descent(table: Array, residual: Residual, curvature: float, n_workers: int) -> Iteration:
     """Gradient descent on rows [A | b] by A'residual(A x, b), of a loss that is curved so much at most."""
     A, b = table[:, :-1], table[:, -1]
     # 1 / the largest eigenvalue of A'A, whose entries are normal.
-    rate = (np.sqrt(A.shape[0]) + np.sqrt(A.shape[1])) ** -2.0 / curvature
+    step_length = (np.sqrt(A.shape[0]) + np.sqrt(A.shape[1])) ** -2.0 / curvature
     return Iteration(
-        np.split(table, workers),
-        partial(gradient, residual),
-        lambda x, found: x - rate * sum(found),
+        np.split(table, n_workers),
+        partial(loss_gradient, residual),
+        lambda x, results: x - step_length * sum(results),
         A,
-        lambda operator, x: x - rate * (operator.T @ residual(operator @ x, b)),
+        lambda operator, x: x - step_length * (operator.T @ residual(operator @ x, b)),
         np.zeros(A.shape[1]),
     )
 
 
-def gradient(residual: Residual, block: Array, x: Array) -> Array:
+def loss_gradient(residual: Residual, block: Array, x: Array) -> Array:
     """Of the loss of the rows [A | b]."""
     A, b = block[:, :-1], block[:, -1]
     return np.asarray(A.T @ residual(A @ x, b))
 
 
-def logistic_residual(found: Array, labels: Array) -> Array:
+def logistic_residual(predictor: Array, labels: Array) -> Array:
     """What the loss of labels 0 and 1 grows by with A x."""
-    return sigmoid(found) - labels
+    return sigmoid(predictor) - labels
 
 
 def sigmoid(x: Array) -> Array:
@@ -78,22 +79,22 @@ def sigmoid(x: Array) -> Array:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 
 
-def page_rank(pages: int, links: int, workers: int) -> Iteration:
+def make_page_rank(n_pages: int, n_links: int, n_workers: int) -> Iteration:
     """Power iteration at damping 0.85 over a random graph: each page has some links, most to few pages."""
     import scipy.sparse
 
-    stream = np.random.default_rng(2)
-    sources = np.tile(np.arange(pages), links)
-    targets = (pages * stream.random(len(sources)) ** 2).astype(np.int64)  # the first ones are popular
-    share = np.full(len(sources), 0.85 / links)
-    P = scipy.sparse.csr_array((share, (targets, sources)), shape=(pages, pages))
-    rest = 0.15 / pages
-    size = pages // workers
+    rng = np.random.default_rng(2)
+    sources = np.tile(np.arange(n_pages), n_links)
+    targets = (n_pages * rng.random(len(sources)) ** 2).astype(np.int64)  # the first ones are popular
+    link_weights = np.full(len(sources), 0.85 / n_links)
+    P = scipy.sparse.csr_array((link_weights, (targets, sources)), shape=(n_pages, n_pages))
+    teleport = 0.15 / n_pages
+    pages_per_worker = n_pages // n_workers
     return Iteration(
-        [P[first : first + size] for first in range(0, pages, size)],
+        [P[start : start + pages_per_worker] for start in range(0, n_pages, pages_per_worker)],
         matmul,
-        lambda x, found: np.concatenate(found) + rest,
+        lambda x, results: np.concatenate(results) + teleport,
         P,
-        lambda operator, x: operator @ x + rest,
-        np.full(pages, 1 / pages),
+        lambda operator, x: operator @ x + teleport,
+        np.full(n_pages, 1 / n_pages),
     )

@@ -21,33 +21,33 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from benchmarks import ROOT, in_turns, is_quick, number, pages, step_rivals
+from benchmarks import ROOT, format_number, pages, parse_quick_flag, step_rivals, time_in_turns
 from benchmarks.familiar_iterations import (
     Array,
     Iteration,
-    least_squares,
-    logistic_regression,
-    page_rank,
+    make_linear_regression,
+    make_logistic_regression,
+    make_page_rank,
 )
-from benchmarks.pages import part_of, table, tables_of, with_parts
+from benchmarks.pages import extract_part, markdown_table, parse_tables, replace_parts
 from polarmap import CodedOperator, Pool
 from polarmap.testing import Fault, FaultyExecutor
 
 PAGE = "comparison-iterations.md"
 COMMAND = "python -m benchmarks.iterations"
 BLOCKS, WORKERS = 24, 32
-SLOW = 2  # workers in each step
-MEMORY = 4 << 30  # bytes of coded blocks that stay in memory, as those of the others do
+N_SLOW = 2  # workers in each step
+MEMORY_BYTES = 4 << 30  # bytes of coded blocks that stay in memory, as those of the others do
 Step = Callable[[Array], Array]  # from an iterate to the next one
 
 
 class Size(NamedTuple):
     """Of a run: for how long slow tasks sleep, turns of the libraries, steps of a turn, the iterations."""
 
-    seconds: float
-    turns: int
-    steps: int
-    iterations: dict[str, Callable[[], Iteration]]
+    sleep_seconds: float
+    n_turns: int
+    n_steps: int
+    make_iterations: dict[str, Callable[[], Iteration]]
 
 
 WHOLE = Size(
@@ -55,9 +55,9 @@ WHOLE = Size(
     4,
     6,
     {
-        "least squares, 20,000 x 4,800": partial(least_squares, 20_000, 4_800, WORKERS),
-        "logistic regression, 200,000 x 200": partial(logistic_regression, 200_000, 200, WORKERS),
-        "PageRank, 320,000 pages, 3.2 million links": partial(page_rank, 320_000, 10, WORKERS),
+        "least squares, 20,000 x 4,800": partial(make_linear_regression, 20_000, 4_800, WORKERS),
+        "logistic regression, 200,000 x 200": partial(make_logistic_regression, 200_000, 200, WORKERS),
+        "PageRank, 320,000 pages, 3.2 million links": partial(make_page_rank, 320_000, 10, WORKERS),
     },
 )
 QUICK = Size(
@@ -65,37 +65,39 @@ QUICK = Size(
     1,
     2,
     {
-        "least squares, 1,600 x 96": partial(least_squares, 1_600, 96, WORKERS),
-        "logistic regression, 3,200 x 20": partial(logistic_regression, 3_200, 20, WORKERS),
-        "PageRank, 3,200 pages, 32,000 links": partial(page_rank, 3_200, 10, WORKERS),
+        "least squares, 1,600 x 96": partial(make_linear_regression, 1_600, 96, WORKERS),
+        "logistic regression, 3,200 x 20": partial(make_logistic_regression, 3_200, 20, WORKERS),
+        "PageRank, 3,200 pages, 32,000 links": partial(make_page_rank, 3_200, 10, WORKERS),
     },
 )
 
 
-class Draws:
-    """Of each step in turn: for how long each task sleeps, `slow` of them; every library gets the same."""
+class SleepSampler:
+    """Of each step in turn: for how long each task sleeps, `n_slow` of them; every library gets the same."""
 
-    def __init__(self, seconds: float) -> None:
-        self._stream, self._seconds, self.slow = np.random.default_rng(7), seconds, 0
+    def __init__(self, sleep_seconds: float) -> None:
+        self._rng, self._sleep_seconds, self.n_slow = np.random.default_rng(7), sleep_seconds, 0
 
     def __call__(self) -> list[float]:
-        found = np.zeros(WORKERS)
-        found[self._stream.permutation(WORKERS)[: self.slow]] = self._seconds
-        return found.tolist()
+        sleeps = np.zeros(WORKERS)
+        sleeps[self._rng.permutation(WORKERS)[: self.n_slow]] = self._sleep_seconds
+        return sleeps.tolist()
 
 
 @contextmanager
-def with_polarmap(iteration: Iteration, draws: Draws) -> Iterator[Step]:
+def polarmap_step(iteration: Iteration, sleep_sampler: SleepSampler) -> Iterator[Step]:
     """By products of an operator, on workers that stay."""
     faults: dict[int, Fault] = {}
 
     def step(x: Array) -> Array:
         faults.clear()  # both products of a step meet the same slow workers
-        faults.update((task, Fault("sleep", seconds)) for task, seconds in enumerate(draws()) if seconds)
-        return iteration.coded(operator, x)
+        faults.update(
+            (task, Fault("sleep", seconds)) for task, seconds in enumerate(sleep_sampler()) if seconds
+        )
+        return iteration.step_with_operator(operator, x)
 
     with (
-        Pool(memory_limit=MEMORY) as pool,
+        Pool(memory_limit=MEMORY_BYTES) as pool,
         CodedOperator(
             iteration.matrix, blocks=BLOCKS, tasks=WORKERS, executor=FaultyExecutor(pool, faults)
         ) as operator,
@@ -103,7 +105,7 @@ def with_polarmap(iteration: Iteration, draws: Draws) -> Iterator[Step]:
         yield step
 
 
-def with_numpy(iteration: Iteration, draws: Draws) -> AbstractContextManager[Step]:
+def numpy_step(iteration: Iteration, sleep_sampler: SleepSampler) -> AbstractContextManager[Step]:
     """The same tasks one after another in this process, none of which sleeps."""
     return nullcontext(
         lambda x: iteration.update(x, [iteration.task(block, x) for block in iteration.blocks])
@@ -111,25 +113,25 @@ def with_numpy(iteration: Iteration, draws: Draws) -> AbstractContextManager[Ste
 
 
 @contextmanager
-def rival(way: Any, iteration: Iteration, draws: Draws) -> Iterator[Step]:
+def rival_step(open_rival: Any, iteration: Iteration, sleep_sampler: SleepSampler) -> Iterator[Step]:
     """By another library, with a slot for every task."""
-    with way(iteration.task, iteration.blocks, draws, WORKERS) as step:
+    with open_rival(iteration.task, iteration.blocks, sleep_sampler, WORKERS) as step:
         yield lambda x: iteration.update(x, step(x))
 
 
-Row = Callable[[Iteration, Draws], AbstractContextManager[Step]]
+RowFactory = Callable[[Iteration, SleepSampler], AbstractContextManager[Step]]
 # Name -> library that it takes, row.
-ROWS: dict[str, tuple[str, Row]] = {
-    "numpy, no workers": ("numpy", with_numpy),
-    "**polarmap**": ("numpy", with_polarmap),
-    "Dask": ("distributed", partial(rival, step_rivals.dask)),
-    "joblib": ("joblib", partial(rival, step_rivals.joblib)),
-    "Ray": ("ray", partial(rival, step_rivals.ray)),
-    "cubed": ("cubed", partial(rival, step_rivals.cubed)),
+ROWS: dict[str, tuple[str, RowFactory]] = {
+    "numpy, no workers": ("numpy", numpy_step),
+    "**polarmap**": ("numpy", polarmap_step),
+    "Dask": ("distributed", partial(rival_step, step_rivals.dask_step)),
+    "joblib": ("joblib", partial(rival_step, step_rivals.joblib_step)),
+    "Ray": ("ray", partial(rival_step, step_rivals.ray_step)),
+    "cubed": ("cubed", partial(rival_step, step_rivals.cubed_step)),
 }
 
 
-def rows_for(iteration: Iteration) -> dict[str, Row]:
+def available_rows(iteration: Iteration) -> dict[str, RowFactory]:
     """Those that are installed and can do it: the arrays of cubed are dense."""
     is_sparse = scipy.sparse.issparse(iteration.matrix)
     return {
@@ -139,69 +141,81 @@ def rows_for(iteration: Iteration) -> dict[str, Row]:
     }
 
 
-def measured(iteration: Iteration, size: Size) -> list[dict[str, float]]:
+def measure_steps(iteration: Iteration, size: Size) -> list[dict[str, float]]:
     """Row -> median seconds of a step, with nobody slow and with some; all arrive at the same iterate."""
-    rows = rows_for(iteration)
-    draws = {name: Draws(size.seconds) for name in rows}
-    reached = dict.fromkeys(rows, iteration.start)
-    found: list[dict[str, float]] = []
+    rows = available_rows(iteration)
+    samplers = {name: SleepSampler(size.sleep_seconds) for name in rows}
+    iterates = dict.fromkeys(rows, iteration.start)
+    medians_by_load: list[dict[str, float]] = []
 
     def advance(name: str) -> None:
-        reached[name] = steps[name](reached[name])
+        iterates[name] = steps[name](iterates[name])
 
     with ExitStack() as stack:
-        steps = {name: stack.enter_context(row(iteration, draws[name])) for name, row in rows.items()}
-        for slow in (0, SLOW):
-            for some in draws.values():
-                some.slow = slow
-            taken = in_turns([partial(advance, name) for name in steps], size.turns, size.steps)
-            found.append({name: median(times) for name, times in zip(steps, taken)})
-    for x in reached.values():
-        assert np.allclose(x, reached["numpy, no workers"])
-    return found
+        steps = {name: stack.enter_context(row(iteration, samplers[name])) for name, row in rows.items()}
+        for n_slow in (0, N_SLOW):
+            for sampler in samplers.values():
+                sampler.n_slow = n_slow
+            times_by_row = time_in_turns(
+                [partial(advance, name) for name in steps], size.n_turns, size.n_steps
+            )
+            medians_by_load.append({name: median(times) for name, times in zip(steps, times_by_row)})
+    for x in iterates.values():
+        assert np.allclose(x, iterates["numpy, no workers"])
+    return medians_by_load
 
 
-def tables(found: dict[str, list[dict[str, float]]]) -> str:
+def format_tables(medians_by_iteration: dict[str, list[dict[str, float]]]) -> str:
     """Of each iteration, without and with slow workers."""
-    missing = [name for name, (library, _) in ROWS.items() if not step_rivals.is_installed(library)]
-    parts = [f"{name} is not installed, and left out." for name in missing]
+    missing_libraries = [name for name, (library, _) in ROWS.items() if not step_rivals.is_installed(library)]
+    sections = [f"{name} is not installed, and left out." for name in missing_libraries]
     header = ["seconds of a step", "nobody slow", "two slow", "two slow / polarmap"]
-    for what, (lucky, unlucky) in found.items():
-        ours = unlucky["**polarmap**"]
+    for title, (without_slow, with_slow) in medians_by_iteration.items():
+        polarmap_seconds = with_slow["**polarmap**"]
         rows = [
-            [name, number(lucky[name]), number(unlucky[name]), f"{unlucky[name] / ours:.1f}"]
-            for name in lucky
+            [
+                name,
+                format_number(without_slow[name]),
+                format_number(with_slow[name]),
+                f"{with_slow[name] / polarmap_seconds:.1f}",
+            ]
+            for name in without_slow
         ]
-        parts += [f"## {what}", table(header, rows)]
-    return "\n\n".join(parts)
+        sections += [f"## {title}", markdown_table(header, rows)]
+    return "\n\n".join(sections)
 
 
-def with_headlines(readme: str) -> str:
+def update_readme_table(readme: str) -> str:
     """README with its table as the page has it now: a column for each iteration, with slow workers."""
     page = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
-    found = tables_of(page)
-    columns = [{row[0]: row[2] for row in rows} for rows in found.values()]
-    body = [[name, *(column.get(name, "-") for column in columns)] for name in list(columns[0])[1:]]
-    text = table([f"seconds of a step; load average {part_of(page, 'load')}", *found], body)
-    return with_parts(readme, {f"from docs/{PAGE}: {COMMAND}": text})
+    tables_by_title = parse_tables(page)
+    seconds_columns = [{row[0]: row[2] for row in rows} for rows in tables_by_title.values()]
+    table_rows = [
+        [name, *(seconds_by_name.get(name, "-") for seconds_by_name in seconds_columns)]
+        for name in list(seconds_columns[0])[1:]
+    ]
+    text = markdown_table(
+        [f"seconds of a step; load average {extract_part(page, 'load')}", *tables_by_title], table_rows
+    )
+    return replace_parts(readme, {f"from docs/{PAGE}: {COMMAND}": text})
 
 
 def main() -> None:
     """Measure, print the tables, write them into the page and README."""
-    quick = is_quick(__doc__)
+    quick = parse_quick_flag(__doc__)
     size = QUICK if quick else WHOLE
-    found = {}
-    for what, make in size.iterations.items():
-        found[what] = measured(make(), size)
-        print(f"{what}: measured", flush=True)
-    text = tables(found)
+    medians_by_iteration = {}
+    for title, make_iteration in size.make_iterations.items():
+        medians_by_iteration[title] = measure_steps(make_iteration(), size)
+        print(f"{title}: measured", flush=True)
+    text = format_tables(medians_by_iteration)
     print(text)
     load = f"{os.getloadavg()[1]:.1f}"
-    parts = {"load": load, "seconds": f"{size.seconds:g}", "iterations": text}
-    pages.write(PAGE, parts, quick)
+    parts = {"load": load, "seconds": f"{size.sleep_seconds:g}", "iterations": text}
+    pages.write_page(PAGE, parts, quick)
     if not quick:
         readme = ROOT / "README.md"
-        readme.write_text(with_headlines(readme.read_text(encoding="utf-8")), encoding="utf-8")
+        readme.write_text(update_readme_table(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,29 +9,29 @@ from collections.abc import Iterator
 import numpy as np
 
 import polarmap
-from benchmarks import is_quick, show
-from benchmarks.memory import peak
+from benchmarks import parse_quick_flag, print_table
+from benchmarks.memory import peak_mib
 
 
-def maps(sizes: tuple[int, ...], libraries: float) -> Iterator[tuple[object, ...]]:
+def measure_maps(task_counts: tuple[int, ...], library_mib: float) -> Iterator[tuple[object, ...]]:
     """One row per number of tasks, ascending: memory is the most that was held so far."""
-    for n in sizes:
+    for n in task_counts:
         k = 3 * n // 4
         A = np.ones((k, 4, 16))
         for _ in range(2):  # the first has the code to make
-            began, used = time.perf_counter(), time.process_time()
+            started_at, cpu_seconds = time.perf_counter(), time.process_time()
             polarmap.coded_map(lambda block: block @ np.ones(16), list(A), tasks=n)
-            seconds, used = time.perf_counter() - began, time.process_time() - used
-        yield n, k, seconds, used, 1e3 * used / n, peak() - libraries
+            seconds, cpu_seconds = time.perf_counter() - started_at, time.process_time() - cpu_seconds
+        yield n, k, seconds, cpu_seconds, 1e3 * cpu_seconds / n, peak_mib() - library_mib
 
 
 def main() -> None:
-    sizes = (30, 100) if is_quick(__doc__) else (100, 300, 1_000)
+    task_counts = (30, 100) if parse_quick_flag(__doc__) else (100, 300, 1_000)
     polarmap.coded_map(lambda block: block @ np.ones(16), list(np.ones((6, 4, 16))), tasks=8)
-    libraries = peak()
+    library_mib = peak_mib()
     print(f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
     header = ("tasks", "blocks", "s", "driver CPU s", "CPU ms a task", "MiB")
-    show(header, maps(sizes, libraries))
+    print_table(header, measure_maps(task_counts, library_mib))
 
 
 if __name__ == "__main__":

@@ -15,47 +15,50 @@ import lithops
 import numpy as np
 
 import polarmap
-from benchmarks import Row, in_turns, milliseconds, seconds_of
+from benchmarks import Row, time_call, time_in_turns, to_milliseconds
 from polarmap.testing import Fault, FaultyExecutor
 
 K, N = 24, 32
 TASK_SECONDS = 0.2  # of computing
-LATE = {task: Fault("sleep", 20.0) for task in (3, 9)}
+SLEEPING_FAULTS = {task: Fault("sleep", 20.0) for task in (3, 9)}
 CONFIG = {
     "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
     "localhost": {"version": 1, "runtime": sys.executable},
 }
-GRAIN = np.arange(20_000.0)
+SPIN_VECTOR = np.arange(20_000.0)
 
 
-def spin(turns: int) -> None:
+def spin(n_rounds: int) -> None:
     """Compute in small steps."""
-    for _ in range(turns):
-        np.sqrt(GRAIN).sum()
+    for _ in range(n_rounds):
+        np.sqrt(SPIN_VECTOR).sum()
 
 
-def plain(f: Callable[[Any], Any], blocks: list[Any]) -> None:
+def map_with_lithops(f: Callable[[Any], Any], blocks: list[Any]) -> None:
     """Lithops' map, start of the executor included."""
-    with lithops.FunctionExecutor(config=CONFIG, log_level=None) as functions:
-        futures = functions.map(lambda block: f(block), [{"block": block} for block in blocks])
-        functions.get_result(futures, show_progressbar=False, wait_dur_sec=0.02)
+    with lithops.FunctionExecutor(config=CONFIG, log_level=None) as function_executor:
+        futures = function_executor.map(lambda block: f(block), [{"block": block} for block in blocks])
+        function_executor.get_result(futures, show_progressbar=False, wait_dur_sec=0.02)
 
 
-def coded(f: Callable[[Any], Any], blocks: list[Any], faults: dict[int, Fault]) -> None:
+def map_with_polarmap(f: Callable[[Any], Any], blocks: list[Any], faults: dict[int, Fault]) -> None:
     polarmap.coded_map(f, blocks, tasks=N, executor=FaultyExecutor("localhost", faults))
 
 
-def rows(repeats: int) -> Iterator[Row]:
+def measure_overhead(n_turns: int) -> Iterator[Row]:
     """Both beside the same plain map."""
     blocks = list(np.random.default_rng(0).standard_normal((K, 64, 64)))
-    turns = int(2_000 * TASK_SECONDS / seconds_of(partial(spin, 2_000)))
+    n_rounds = int(2_000 * TASK_SECONDS / time_call(partial(spin, 2_000)))
 
     def f(block: Any) -> Any:
-        spin(turns)
+        spin(n_rounds)
         return block.sum(axis=0)
 
-    actions = [partial(plain, f, blocks), *(partial(coded, f, blocks, faults) for faults in ({}, LATE))]
-    theirs, healthy, late = map(milliseconds, in_turns(actions, repeats))
-    what = f"{K} tasks of {TASK_SECONDS} s on Lithops here"
-    yield Row(what, healthy, "Lithops' map", theirs, "1.15")
-    yield Row(f"{what}, {len(LATE)} of {N} sleep", late, "Lithops' map", theirs)
+    actions = [
+        partial(map_with_lithops, f, blocks),
+        *(partial(map_with_polarmap, f, blocks, faults) for faults in ({}, SLEEPING_FAULTS)),
+    ]
+    lithops_times, healthy_times, sleeping_times = map(to_milliseconds, time_in_turns(actions, n_turns))
+    label = f"{K} tasks of {TASK_SECONDS} s on Lithops here"
+    yield Row(label, healthy_times, "Lithops' map", lithops_times, "1.15")
+    yield Row(f"{label}, {len(SLEEPING_FAULTS)} of {N} sleep", sleeping_times, "Lithops' map", lithops_times)

@@ -16,7 +16,7 @@ import scipy.sparse
 from scipy.sparse.linalg import lsqr, svds
 
 import polarmap
-from benchmarks import in_turns, is_quick, seconds_of, show
+from benchmarks import parse_quick_flag, print_table, time_call, time_in_turns
 from polarmap import CodedOperator, Pool
 from polarmap.blocks.sparse import SparseCodedBlocks, SparseDataBlocks, compute_relative_work
 from polarmap.codes import PolarCode
@@ -27,74 +27,87 @@ from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.block_products import multiply_block
 
 K, N = 24, 32
-LATE = {3: Fault("sleep", 20.0), 9: Fault("sleep", 20.0)}
-STEPS = 10  # of lsqr
-VALUES = 2  # of svds
+SLEEPING_FAULTS = {3: Fault("sleep", 20.0), 9: Fault("sleep", 20.0)}
+N_LSQR_STEPS = 10  # of lsqr
+N_SINGULAR_VALUES = 2  # of svds
 
 
-def product(coded: Any, x: Any, executor: Any) -> Callable[[], Any]:
+def make_product(coded_blocks: Any, x: Any, executor: Any) -> Callable[[], Any]:
     """A x by blocks of rows that are coded one way."""
-    run = make_product_runner(executor, check_options("auto", None, None, 1), lambda: ())
-    f, rows = partial(multiply_block, x, x.dtype, True), coded.blocks.rows
-    return lambda: run(f, coded, (rows,)).concatenate()
+    run_product = make_product_runner(executor, check_options("auto", None, None, 1), lambda: ())
+    block_function, block_rows = partial(multiply_block, x, x.dtype, True), coded_blocks.blocks.rows
+    return lambda: run_product(block_function, coded_blocks, (block_rows,)).concatenate()
 
 
-def products(A: Any, pool: Any, repeats: int) -> tuple[Any, ...]:
+def measure_products(A: Any, pool: Any, n_turns: int) -> tuple[Any, ...]:
     """What decides, and the seconds of a product: scipy's, coded, copies; the last two with sleepers."""
     x, blocks = np.ones(A.shape[1]), SparseDataBlocks(A, K)
-    coded = SparseCodedBlocks(blocks, PolarCode(N, K), keep_parity=True)
-    copies = SparseCodedBlocks(blocks, Uncoded(K, DEFAULT_BACKUPS), keep_parity=True)
-    late = FaultyExecutor(pool, LATE)
+    coded_blocks = SparseCodedBlocks(blocks, PolarCode(N, K), keep_parity=True)
+    uncoded_blocks = SparseCodedBlocks(blocks, Uncoded(K, DEFAULT_BACKUPS), keep_parity=True)
+    faulty_executor = FaultyExecutor(pool, SLEEPING_FAULTS)
     actions: list[Callable[[], Any]] = [lambda: A @ x]
-    actions += [product(one, x, executor) for executor in (pool, late) for one in (coded, copies)]
+    actions += [
+        make_product(encoding, x, executor)
+        for executor in (pool, faulty_executor)
+        for encoding in (coded_blocks, uncoded_blocks)
+    ]
     for action in actions:
         assert np.allclose(action(), A @ x)
-    parity = [coded.block_layout(index)[0][1][0] for index in range(K, N)]
-    work = compute_relative_work(blocks.nonzeros_per_block, parity)
-    return parity[0] * K / A.nnz, work, coded.encode_seconds, *map(median, in_turns(actions, repeats))
+    parity_sizes = [coded_blocks.block_layout(index)[0][1][0] for index in range(K, N)]
+    coding_work = compute_relative_work(blocks.nonzeros_per_block, parity_sizes)
+    return (
+        parity_sizes[0] * K / A.nnz,
+        coding_work,
+        coded_blocks.encode_seconds,
+        *map(median, time_in_turns(actions, n_turns)),
+    )
 
 
-def solvers(A: Any, pool: Any) -> list[tuple[Any, ...]]:
+def measure_solvers(A: Any, pool: Any) -> list[tuple[Any, ...]]:
     """lsqr and svds on operators that choose, and in scipy: seconds, and milliseconds of a product."""
     b = np.random.default_rng(1).standard_normal(A.shape[0])
-    tasks: dict[str, Callable[[Any], Any]] = {
-        "lsqr": lambda one: lsqr(one, b, atol=0, btol=0, iter_lim=STEPS)[0],
-        "svds": lambda one: svds(one, VALUES, return_singular_vectors=False, rng=0, tol=1e-3),
+    solver_functions: dict[str, Callable[[Any], Any]] = {
+        "lsqr": lambda operand: lsqr(operand, b, atol=0, btol=0, iter_lim=N_LSQR_STEPS)[0],
+        "svds": lambda operand: svds(
+            operand, N_SINGULAR_VALUES, return_singular_vectors=False, rng=0, tol=1e-3
+        ),
     }
-    found = []
-    counts = dict.fromkeys(tasks, 0)  # of products, which are as many in scipy
-    for name, executor in (("operator", pool), ("2 sleep", FaultyExecutor(pool, LATE))):
+    measurements = []
+    n_products_by_solver = dict.fromkeys(solver_functions, 0)  # of products, which are as many in scipy
+    for name, executor in (("operator", pool), ("2 sleep", FaultyExecutor(pool, SLEEPING_FAULTS))):
         with CodedOperator(A, blocks=K, tasks=N, executor=executor) as operator:
             operator.rmatvec(operator.matvec(np.ones(A.shape[1])))  # encodes both sides
-            for solver, solve in tasks.items():
-                before, seconds = operator.n_products, seconds_of(partial(solve, operator))
-                counts[solver] = operator.n_products - before
+            for solver, solve in solver_functions.items():
+                n_products_before, seconds = operator.n_products, time_call(partial(solve, operator))
+                n_products_by_solver[solver] = operator.n_products - n_products_before
                 code = operator.report.code if operator.report else ""
-                found.append((solver, name, seconds, 1e3 * seconds / counts[solver], code))
-    for solver, solve in tasks.items():
-        seconds = seconds_of(partial(solve, A))
-        found.append((solver, "scipy", seconds, 1e3 * seconds / counts[solver], ""))
-    return found
+                measurements.append(
+                    (solver, name, seconds, 1e3 * seconds / n_products_by_solver[solver], code)
+                )
+    for solver, solve in solver_functions.items():
+        seconds = time_call(partial(solve, A))
+        measurements.append((solver, "scipy", seconds, 1e3 * seconds / n_products_by_solver[solver], ""))
+    return measurements
 
 
 def main() -> None:
-    quick = is_quick(__doc__)
+    quick = parse_quick_flag(__doc__)
     shapes = [(24_000, 1_000, 0.001), (24_000, 1_000, 0.01)]
     if not quick:
         shapes += [(96_000, 10_000, 0.001), (48_000, 4_000, 0.01), (96_000, 10_000, 0.01)]
     print(f"polarmap {polarmap.__version__}: A x, {K} blocks, {N} coded; seconds of a product")
-    lines, solved = [], []
+    lines, solver_lines = [], []
     with Pool() as pool:
-        for rows, columns, density in shapes:
-            A = scipy.sparse.random_array((rows, columns), density=density, format="csr", rng=0)
-            name = f"{rows:,} x {columns:,}, {density:.1%}"
-            lines.append((name, *products(A, pool, 2 if quick else 3)))
-            if (rows, density) in ((24_000, 0.01), (96_000, 0.001)):
-                solved += [(name, *one) for one in solvers(A, pool)]
+        for n_rows, n_columns, density in shapes:
+            A = scipy.sparse.random_array((n_rows, n_columns), density=density, format="csr", rng=0)
+            name = f"{n_rows:,} x {n_columns:,}, {density:.1%}"
+            lines.append((name, *measure_products(A, pool, 2 if quick else 3)))
+            if (n_rows, density) in ((24_000, 0.01), (96_000, 0.001)):
+                solver_lines += [(name, *measurement) for measurement in measure_solvers(A, pool)]
     coding = ("parity/data", "work", "encode")
-    show(("", *coding, "scipy", "coded", "copies", "coded, 2 sleep", "copies, 2 sleep"), lines)
-    print(f"\nlsqr, {STEPS} steps; svds, {VALUES} values")
-    show(("", "", "", "seconds", "ms a product", "code"), solved)
+    print_table(("", *coding, "scipy", "coded", "copies", "coded, 2 sleep", "copies, 2 sleep"), lines)
+    print(f"\nlsqr, {N_LSQR_STEPS} steps; svds, {N_SINGULAR_VALUES} values")
+    print_table(("", "", "", "seconds", "ms a product", "code"), solver_lines)
 
 
 if __name__ == "__main__":

@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 
 Fault = float | str  # seconds for which a task sleeps first, or a file: who removes it is killed
-Faults = Callable[[], Sequence[Fault]]  # of all tasks of a new step
+GetFaults = Callable[[], Sequence[Fault]]  # of all tasks of a new step
 Task = Callable[[Any, np.ndarray], np.ndarray]  # of a block and the iterate
 Step = Callable[[np.ndarray], Sequence[np.ndarray]]  # from the iterate to what all tasks return
 CORES = os.cpu_count() or 1
 
 
-def run(task: Task, block: Any, x: np.ndarray, fault: Fault) -> np.ndarray:
+def run_task(task: Task, block: Any, x: np.ndarray, fault: Fault) -> np.ndarray:
     """What the task returns, unless its worker dies."""
-    suffer(fault)
+    apply_fault(fault)
     return task(block, x)
 
 
-def suffer(fault: Fault) -> None:
+def apply_fault(fault: Fault) -> None:
     """Sleep, or die if nobody has for this file."""
     if not isinstance(fault, str):
         time.sleep(fault)
@@ -48,49 +48,61 @@ def suffer(fault: Fault) -> None:
 
 
 @contextmanager
-def joblib(
-    task: Task, blocks: Sequence[Any], faults: Faults, slots: int = CORES, deadline: float | None = None
+def joblib_step(
+    task: Task,
+    blocks: Sequence[Any],
+    get_faults: GetFaults,
+    n_slots: int = CORES,
+    timeout: float | None = None,
 ) -> Iterator[Step]:
     """All blocks on loky's processes, which map large blocks."""
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
-    batch = 1 if slots >= len(blocks) else "auto"
+    batch = 1 if n_slots >= len(blocks) else "auto"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Parallel(n_jobs=slots, batch_size=1)(delayed(suffer)(0.5) for _ in range(slots))  # all have started
-        with Parallel(slots, batch_size=batch, timeout=deadline) as parallel:  # keeps what it has mapped
+        Parallel(n_jobs=n_slots, batch_size=1)(
+            delayed(apply_fault)(0.5) for _ in range(n_slots)
+        )  # all have started
+        with Parallel(n_slots, batch_size=batch, timeout=timeout) as parallel:  # keeps what it has mapped
             yield lambda x: parallel(
-                delayed(run)(task, block, x, fault) for block, fault in zip(blocks, faults())
+                delayed(run_task)(task, block, x, fault) for block, fault in zip(blocks, get_faults())
             )
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager
-def dask(
-    task: Task, blocks: Sequence[Any], faults: Faults, slots: int = CORES, deadline: float | None = None
+def dask_step(
+    task: Task,
+    blocks: Sequence[Any],
+    get_faults: GetFaults,
+    n_slots: int = CORES,
+    timeout: float | None = None,
 ) -> Iterator[Step]:
     """All blocks held as futures by a process for each core, which reads them from files."""
     from distributed import wait
 
     def step(x: np.ndarray) -> Sequence[np.ndarray]:
-        count = len(blocks)
-        futures = client.map(run, [task] * count, held, [x] * count, list(faults()), pure=False)
-        wait(futures, timeout=deadline)
-        found: Sequence[np.ndarray] = client.gather(futures)
-        return found
+        n_blocks = len(blocks)
+        futures = client.map(
+            run_task, [task] * n_blocks, block_futures, [x] * n_blocks, list(get_faults()), pure=False
+        )
+        wait(futures, timeout=timeout)
+        results: Sequence[np.ndarray] = client.gather(futures)
+        return results
 
-    with tempfile.TemporaryDirectory() as folder, dask_here(slots) as client:
+    with tempfile.TemporaryDirectory() as folder, local_dask_client(n_slots) as client:
         paths = [Path(folder) / str(index) for index in range(len(blocks))]
         for path, block in zip(paths, blocks):
             path.write_bytes(pickle.dumps(block))
-        held = client.map(lambda path: pickle.loads(path.read_bytes()), paths)
-        wait(held)
+        block_futures = client.map(lambda path: pickle.loads(path.read_bytes()), paths)
+        wait(block_futures)
         yield step
 
 
 @contextmanager
-def dask_here(slots: int) -> Iterator[Any]:
+def local_dask_client(n_slots: int) -> Iterator[Any]:
     """A client of a process for each core, which have so many threads together."""
     import dask.config
     from distributed import Client, LocalCluster
@@ -101,7 +113,7 @@ def dask_here(slots: int) -> Iterator[Any]:
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
         LocalCluster(
             n_workers=CORES,
-            threads_per_worker=-(-slots // CORES),
+            threads_per_worker=-(-n_slots // CORES),
             dashboard_address=":0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
@@ -111,8 +123,12 @@ def dask_here(slots: int) -> Iterator[Any]:
 
 
 @contextmanager
-def ray(
-    task: Task, blocks: Sequence[Any], faults: Faults, slots: int = CORES, deadline: float | None = None
+def ray_step(
+    task: Task,
+    blocks: Sequence[Any],
+    get_faults: GetFaults,
+    n_slots: int = CORES,
+    timeout: float | None = None,
 ) -> Iterator[Step]:
     """An actor for each block, which is made again when it dies."""
     import ray
@@ -122,41 +138,46 @@ def ray(
             self.block = block
 
         def run(self, x: np.ndarray, fault: Fault) -> np.ndarray:
-            return run(task, self.block, x, fault)
+            return run_task(task, self.block, x, fault)
 
     def step(x: np.ndarray) -> Sequence[np.ndarray]:
-        shared = ray.put(x)
-        found: Sequence[np.ndarray] = ray.get(
-            [one.run.remote(shared, fault) for one, fault in zip(actors, faults())], timeout=deadline
+        x_ref = ray.put(x)
+        results: Sequence[np.ndarray] = ray.get(
+            [block_actor.run.remote(x_ref, fault) for block_actor, fault in zip(actors, get_faults())],
+            timeout=timeout,
         )
-        return found
+        return results
 
-    with ray_here():
+    with local_ray_session():
         actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Holder)
-        parts = [ray.put(block) for block in blocks]  # from which an actor is made again
-        actors = [actor.remote(part) for part in parts]
-        ray.get([one.__ray_ready__.remote() for one in actors])  # all have started
+        block_refs = [ray.put(block) for block in blocks]  # from which an actor is made again
+        actors = [actor.remote(part) for part in block_refs]
+        ray.get([block_actor.__ray_ready__.remote() for block_actor in actors])  # all have started
         yield step
 
 
 @contextmanager
-def ray_here() -> Iterator[Any]:
+def local_ray_session() -> Iterator[Any]:
     """Ray on this machine, started unless it is there already."""
     import ray
 
-    is_ours = not ray.is_initialized()
-    if is_ours:
+    is_started_here = not ray.is_initialized()
+    if is_started_here:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
     try:
         yield ray
     finally:
-        if is_ours:
+        if is_started_here:
             ray.shutdown()
 
 
 @contextmanager
-def cubed(
-    task: Task, blocks: Sequence[Any], faults: Faults, slots: int = CORES, deadline: float | None = None
+def cubed_step(
+    task: Task,
+    blocks: Sequence[Any],
+    get_faults: GetFaults,
+    n_slots: int = CORES,
+    timeout: float | None = None,
 ) -> Iterator[Step]:
     """A Zarr array of all rows, whose chunks threads read in every step: none is kept."""
     import zarr
@@ -164,16 +185,16 @@ def cubed(
     from cubed.runtime.create import create_executor
 
     def step(x: np.ndarray) -> Sequence[np.ndarray]:
-        now = faults()
+        step_faults = get_faults()
 
-        def one(block: np.ndarray, block_id: tuple[int, ...]) -> np.ndarray:
-            return run(task, block, x, now[block_id[0]])[np.newaxis]
+        def process_block(block: np.ndarray, block_id: tuple[int, ...]) -> np.ndarray:
+            return run_task(task, block, x, step_faults[block_id[0]])[np.newaxis]
 
         width = len(x)
-        found: np.ndarray = map_blocks(
-            one, rows, dtype=x.dtype, chunks=((1,) * len(blocks), (width,))
+        results: np.ndarray = map_blocks(
+            process_block, rows, dtype=x.dtype, chunks=((1,) * len(blocks), (width,))
         ).compute(executor=executor)
-        return found
+        return results
 
     with tempfile.TemporaryDirectory() as folder:
         shape = (sum(len(block) for block in blocks), blocks[0].shape[1])
@@ -182,10 +203,10 @@ def cubed(
         for index, block in enumerate(blocks):
             array[index * chunks[0] : (index + 1) * chunks[0]] = block
         rows = from_zarr(f"{folder}/rows.zarr", spec=Spec(f"{folder}/work", allowed_mem="500MB"))
-        executor = create_executor("threads", {"max_workers": slots})
+        executor = create_executor("threads", {"max_workers": n_slots})
         yield step
 
 
-def is_installed(name: str) -> bool:
+def is_installed(package: str) -> bool:
     """Whether a rival can be imported."""
-    return importlib.util.find_spec(name) is not None
+    return importlib.util.find_spec(package) is not None

@@ -32,17 +32,24 @@ import polarmap
 from benchmarks import (
     Row,
     coding,
-    in_turns,
     iterations,
-    kept_workers,
-    milliseconds,
     overhead,
-    seconds_of,
-    show_rows,
+    persistent_workers,
+    print_rows,
+    time_call,
+    time_in_turns,
+    to_milliseconds,
 )
-from benchmarks.bare_sockets import BareSockets
-from benchmarks.in_numpy import in_numpy
-from benchmarks.kept_workers import BARE, BLOCKS, DEFAULT, FEW, NUMPY, WORKERS
+from benchmarks.bare_sockets import SocketPool
+from benchmarks.numpy_estimators import with_numpy_products
+from benchmarks.persistent_workers import (
+    BARE_SOCKETS,
+    BLOCKS,
+    FEW_BLOCKS,
+    NUMPY_ONLY,
+    POLARMAP_DEFAULT,
+    WORKERS,
+)
 from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Pool
 from polarmap.convex import Lasso, LinearSVC, SparseLogisticRegression
@@ -50,148 +57,174 @@ from polarmap.glm import LogisticRegression, Ridge
 from polarmap.testing import Fault, FaultyExecutor
 
 Action = Callable[[], Any]
-STEPS = 12  # of a turn
+N_STEPS = 12  # of a turn
 KILL_EVERY = 50  # steps
-FAMILIAR = {"logistic regression": "1.5", "PageRank": "2.5"}  # iterations, and their targets
-IMPORT = "import numpy"
-FIRST_MAP = """
+ITERATION_TARGETS = {"logistic regression": "1.5", "PageRank": "2.5"}  # iterations, and their targets
+IMPORT_PROGRAM = "import numpy"
+FIRST_MAP_PROGRAM = """
 import numpy as np, polarmap
 polarmap.coded_map(np.sum, np.arange(48.0), blocks=12, tasks=16, progress=False)
 """
 
 
-class Turns(NamedTuple):
+class Effort(NamedTuple):
     """How often everything is measured, and how large it is."""
 
-    fast: int
-    slow: int
-    divide: int  # sizes by
+    n_fast_turns: int
+    n_slow_turns: int
+    size_divisor: int  # sizes by
 
-    def row(
-        self, what: str, ours: Action, beside: str, theirs: Action, target: str = "", steps: int = STEPS
+    def measure_row(
+        self,
+        label: str,
+        action: Action,
+        baseline: str,
+        baseline_action: Action,
+        target: str = "",
+        n_steps: int = N_STEPS,
     ) -> Row:
         """Two actions in turns, of so many steps each; what is no step is run once a turn."""
-        turns = self.fast if steps > 1 else self.slow
-        mine, other = in_turns([ours, theirs], turns, steps)
-        return Row(what, milliseconds(mine), beside, milliseconds(other), target)
+        n_turns = self.n_fast_turns if n_steps > 1 else self.n_slow_turns
+        action_times, baseline_times = time_in_turns([action, baseline_action], n_turns, n_steps)
+        return Row(label, to_milliseconds(action_times), baseline, to_milliseconds(baseline_times), target)
 
-    def slow_row(self, what: str, ours: Action, beside: str, theirs: Action, target: str) -> Row:
-        return self.row(what, ours, beside, theirs, target, steps=1)
+    def measure_slow_row(
+        self, label: str, action: Action, baseline: str, baseline_action: Action, target: str
+    ) -> Row:
+        return self.measure_row(label, action, baseline, baseline_action, target, n_steps=1)
 
 
-WHOLE, QUICK = Turns(8, 3, 1), Turns(1, 1, 10)
+WHOLE, QUICK = Effort(8, 3, 1), Effort(1, 1, 10)
 
 
-def steps(turns: Turns) -> Iterator[Row]:
-    """Those of `kept_workers`, nobody asleep."""
-    stream, x = np.random.default_rng(0), np.ones(kept_workers.COLUMNS)
-    for rows, target in ((4, "1.8, 2 ms"), (1_000, "")):
-        A, what = stream.standard_normal((BLOCKS * rows, len(x))), f"24 blocks of {rows:,} x 1,000"
-        with kept_workers.opened(A, x, "nobody", (DEFAULT, BARE, FEW, NUMPY)) as found:
-            actions = list(found.values())
+def steps(effort: Effort) -> Iterator[Row]:
+    """Those of `persistent_workers`, nobody asleep."""
+    rng, x = np.random.default_rng(0), np.ones(persistent_workers.COLUMNS)
+    for block_rows, target in ((4, "1.8, 2 ms"), (1_000, "")):
+        A, label = rng.standard_normal((BLOCKS * block_rows, len(x))), f"24 blocks of {block_rows:,} x 1,000"
+        with persistent_workers.open_steps(
+            A, x, "nobody", (POLARMAP_DEFAULT, BARE_SOCKETS, FEW_BLOCKS, NUMPY_ONLY)
+        ) as open_actions:
+            actions = list(open_actions.values())
             assert all(np.allclose(action(), A @ x) for action in actions)
-            ours, bare, few, plain = map(milliseconds, in_turns(actions, turns.fast, STEPS))
-            counts = [[python_calls(action) for _ in range(20)] for action in actions[:2]]
-        yield Row(f"{what}: Python calls", counts[0], BARE, counts[1], "1,500 calls")
-        yield Row(what, ours, BARE, bare, target)
-        yield Row(f"the same, {CORES} blocks of {CORES + 1}", few, BARE, bare)
-    yield Row(what, ours, "numpy", plain, "1.5 (2)")
+            polarmap_times, socket_times, few_block_times, numpy_times = map(
+                to_milliseconds, time_in_turns(actions, effort.n_fast_turns, N_STEPS)
+            )
+            call_counts = [[count_python_calls(action) for _ in range(20)] for action in actions[:2]]
+        yield Row(f"{label}: Python calls", call_counts[0], BARE_SOCKETS, call_counts[1], "1,500 calls")
+        yield Row(label, polarmap_times, BARE_SOCKETS, socket_times, target)
+        yield Row(f"the same, {CORES} blocks of {CORES + 1}", few_block_times, BARE_SOCKETS, socket_times)
+    yield Row(label, polarmap_times, "numpy", numpy_times, "1.5 (2)")
 
 
-def python_calls(action: Action) -> int:
+def count_python_calls(action: Action) -> int:
     """How many functions the driver calls."""
-    count = 0
+    n_calls = 0
 
-    def note(frame: Any, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event == "call"
+    def count_call(frame: Any, event: str, argument: Any) -> None:
+        nonlocal n_calls
+        n_calls += event == "call"
 
-    threading.setprofile(note)
-    sys.setprofile(note)
+    threading.setprofile(count_call)
+    sys.setprofile(count_call)
     action()
     sys.setprofile(None)
     threading.setprofile(None)
-    return count
+    return n_calls
 
 
-def operators(turns: Turns) -> Iterator[Row]:
+def operators(effort: Effort) -> Iterator[Row]:
     """Products with a matrix, as a user makes them."""
-    rows = 24_000 // turns.divide
-    A = np.random.default_rng(0).standard_normal((rows, 1_000))
-    x, b, columns = np.ones(1_000), np.ones(rows), np.ones((1_000, 64))
+    n_rows = 24_000 // effort.size_divisor
+    A = np.random.default_rng(0).standard_normal((n_rows, 1_000))
+    x, b, columns = np.ones(1_000), np.ones(n_rows), np.ones((1_000, 64))
     products: dict[str, tuple[Callable[[Any], Any], str]] = {
-        f"CodedOperator @ x, {rows:,} x 1,000": (lambda one: one @ x, "1.3"),
-        "its transpose": (lambda one: one.T @ b, "1.4"),
-        "64 columns at once": (lambda one: one @ columns, "1.2"),
-        "a gradient step": (lambda one: x - 1e-5 * (one.T @ (one @ x - b)), "1.4"),
+        f"CodedOperator @ x, {n_rows:,} x 1,000": (lambda operand: operand @ x, "1.3"),
+        "its transpose": (lambda operand: operand.T @ b, "1.4"),
+        "64 columns at once": (lambda operand: operand @ columns, "1.2"),
+        "a gradient step": (lambda operand: x - 1e-5 * (operand.T @ (operand @ x - b)), "1.4"),
     }
     with CodedOperator(A) as operator:
-        for what, (step, target) in products.items():
+        for label, (step, target) in products.items():
             assert np.allclose(step(operator), step(A))
-            yield turns.row(what, partial(step, operator), "numpy", partial(step, A), target)
+            yield effort.measure_row(label, partial(step, operator), "numpy", partial(step, A), target)
 
 
-def maps(turns: Turns) -> Iterator[Row]:
+def maps(effort: Effort) -> Iterator[Row]:
     """Small maps, the loop alone, and the first map of a process."""
-    small, f = np.random.default_rng(0).standard_normal((240, 4)), methodcaller("dot", np.ones(4))
-    coded_map = partial(polarmap.coded_map, f, small, progress=False)
-    with BareSockets(np.reshape(small, (6, 40, 4)), 8, CORES + 1) as bare:
-        ours = partial(coded_map, blocks=6, tasks=8)
-        yield turns.row("small map, 6 of 8", ours, BARE, partial(bare.map, f), "2 ms")
+    small_matrix, f = np.random.default_rng(0).standard_normal((240, 4)), methodcaller("dot", np.ones(4))
+    coded_map = partial(polarmap.coded_map, f, small_matrix, progress=False)
+    with SocketPool(np.reshape(small_matrix, (6, 40, 4)), 8, CORES + 1) as socket_pool:
+        polarmap_map = partial(coded_map, blocks=6, tasks=8)
+        yield effort.measure_row(
+            "small map, 6 of 8", polarmap_map, BARE_SOCKETS, partial(socket_pool.map, f), "2 ms"
+        )
     with ThreadPoolExecutor(4) as pool:
-        ours = partial(coded_map, blocks=BLOCKS, tasks=WORKERS, executor=pool)
-        theirs = partial(listed, pool.map, f, np.split(small, BLOCKS))
-        yield turns.row("thread pool, 24 of 32, tiny f", ours, "its own map", theirs, "2 ms")
-    first, imported = (
+        polarmap_map = partial(coded_map, blocks=BLOCKS, tasks=WORKERS, executor=pool)
+        pool_map = partial(list_results, pool.map, f, np.split(small_matrix, BLOCKS))
+        yield effort.measure_row(
+            "thread pool, 24 of 32, tiny f", polarmap_map, "its own map", pool_map, "2 ms"
+        )
+    first_map_process, import_process = (
         partial(subprocess.run, [sys.executable, "-c", program], check=True)
-        for program in (FIRST_MAP, IMPORT)
+        for program in (FIRST_MAP_PROGRAM, IMPORT_PROGRAM)
     )
-    yield turns.slow_row("a process with a first map", first, IMPORT, imported, "300 ms")
+    yield effort.measure_slow_row(
+        "a process with a first map", first_map_process, IMPORT_PROGRAM, import_process, "300 ms"
+    )
 
 
-def listed(way: Callable[..., Any], *arguments: Any) -> list[Any]:
-    return list(way(*arguments))
+def list_results(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    return list(function(*arguments))
 
 
-def items(turns: Turns) -> Iterator[Row]:
+def items(effort: Effort) -> Iterator[Row]:
     """Many small items, and few with a large function."""
-    count, table = 10_000 // turns.divide, np.ones(9_000_000 // turns.divide)
+    n_items, table = 10_000 // effort.size_divisor, np.ones(9_000_000 // effort.size_divisor)
 
-    def half(item: int) -> float:
+    def halve(item: int) -> float:
         return item / 2
 
-    def entry(item: int) -> float:
+    def get_entry(item: int) -> float:
         return float(table[item])
 
     hedged_map = partial(polarmap.hedged_map, progress=False)
     with polarmap.Executor() as executor, joblib.Parallel(CORES) as parallel:
-        for f, numbers, what in (
-            (half, range(count), f"{count:,} items"),
-            (entry, range(20), f"20 items, f of {table.nbytes / 1e6:.0f} MB"),
+        for f, inputs, label in (
+            (halve, range(n_items), f"{n_items:,} items"),
+            (get_entry, range(20), f"20 items, f of {table.nbytes / 1e6:.0f} MB"),
         ):
-            theirs = partial(by_joblib, parallel, f, numbers)
-            for verb, way in (("hedged_map", hedged_map), ("Executor.map", executor.map)):
-                ours = partial(listed, way, f, numbers)
-                assert ours() == theirs()
-                yield turns.slow_row(f"{verb}, {what}", ours, "joblib", theirs, "1")
+            joblib_map = partial(map_with_joblib, parallel, f, inputs)
+            for function_name, map_function in (("hedged_map", hedged_map), ("Executor.map", executor.map)):
+                polarmap_map = partial(list_results, map_function, f, inputs)
+                assert polarmap_map() == joblib_map()
+                yield effort.measure_slow_row(
+                    f"{function_name}, {label}", polarmap_map, "joblib", joblib_map, "1"
+                )
 
 
-def by_joblib(parallel: Any, f: Callable[[Any], Any], numbers: Sequence[Any]) -> list[Any]:
-    return list(parallel(joblib.delayed(f)(one) for one in numbers))
+def map_with_joblib(parallel: Any, f: Callable[[Any], Any], inputs: Sequence[Any]) -> list[Any]:
+    return list(parallel(joblib.delayed(f)(item) for item in inputs))
 
 
-def fits(turns: Turns) -> Iterator[Row]:
+def fits(effort: Effort) -> Iterator[Row]:
     """Estimators on small and on large data; of Ridge the first fit, which starts workers, too."""
     X, y = load_diabetes(return_X_y=True)
-    ridge, plain = partial(Ridge().fit, X, y), partial(in_numpy(Ridge()).fit, X, y)
-    plain()
-    first, theirs = [], []
-    for _ in range(turns.slow):
+    fit_ridge, fit_in_numpy = partial(Ridge().fit, X, y), partial(with_numpy_products(Ridge()).fit, X, y)
+    fit_in_numpy()
+    first_seconds, numpy_seconds = [], []
+    for _ in range(effort.n_slow_turns):
         polarmap.shutdown()
-        first.append(seconds_of(ridge))
-        theirs.append(seconds_of(plain))
-    yield Row("Ridge on diabetes, the first", milliseconds(first), "numpy", milliseconds(theirs), "200 ms")
-    yield turns.slow_row("later ones", ridge, "numpy", plain, "20 ms")
+        first_seconds.append(time_call(fit_ridge))
+        numpy_seconds.append(time_call(fit_in_numpy))
+    yield Row(
+        "Ridge on diabetes, the first",
+        to_milliseconds(first_seconds),
+        "numpy",
+        to_milliseconds(numpy_seconds),
+        "200 ms",
+    )
+    yield effort.measure_slow_row("later ones", fit_ridge, "numpy", fit_in_numpy, "20 ms")
     X, y = load_breast_cancer(return_X_y=True)
     X = StandardScaler().fit_transform(X)
     for model, target in (
@@ -199,94 +232,100 @@ def fits(turns: Turns) -> Iterator[Row]:
         (SparseLogisticRegression(), "60 products, 300 ms"),
         (LogisticRegression(), "30 products, 150 ms"),
     ):
-        yield fit(turns, model, X, y, target)
-    stream, rows = np.random.default_rng(0), 20_000 // turns.divide
-    X = stream.standard_normal((rows, 500 // turns.divide))
-    y = X[:, :20].sum(axis=1) + stream.standard_normal(rows)
-    yield fit(turns, Lasso(0.1), X, y, "1.5")
-    yield fit(turns, LinearSVC(), X, y > 0, "1.5")
+        yield measure_fit(effort, model, X, y, target)
+    rng, n_rows = np.random.default_rng(0), 20_000 // effort.size_divisor
+    X = rng.standard_normal((n_rows, 500 // effort.size_divisor))
+    y = X[:, :20].sum(axis=1) + rng.standard_normal(n_rows)
+    yield measure_fit(effort, Lasso(0.1), X, y, "1.5")
+    yield measure_fit(effort, LinearSVC(), X, y > 0, "1.5")
 
 
-def fit(turns: Turns, model: Any, X: np.ndarray, y: np.ndarray, target: str) -> Row:
-    plain = in_numpy(model)
-    mine, other = in_turns([partial(one.fit, X, y) for one in (model, plain)], turns.slow)
-    assert np.allclose(model.coef_, plain.coef_, atol=1e-3)
-    what = f"{type(model).__name__}, {len(X):,} x {X.shape[1]}: {plain.operator.n_products} products"
-    return Row(what, milliseconds(mine), "numpy", milliseconds(other), target)
+def measure_fit(effort: Effort, model: Any, X: np.ndarray, y: np.ndarray, target: str) -> Row:
+    numpy_model = with_numpy_products(model)
+    polarmap_times, numpy_times = time_in_turns(
+        [partial(estimator.fit, X, y) for estimator in (model, numpy_model)], effort.n_slow_turns
+    )
+    assert np.allclose(model.coef_, numpy_model.coef_, atol=1e-3)
+    label = f"{type(model).__name__}, {len(X):,} x {X.shape[1]}: {numpy_model.operator.n_products} products"
+    return Row(label, to_milliseconds(polarmap_times), "numpy", to_milliseconds(numpy_times), target)
 
 
-def solvers(turns: Turns) -> Iterator[Row]:
+def solvers(effort: Effort) -> Iterator[Row]:
     """svds, encoding included, and iterations that people know, nobody slow."""
-    A = np.random.default_rng(0).standard_normal((20_000 // turns.divide, 500))
+    A = np.random.default_rng(0).standard_normal((20_000 // effort.size_divisor, 500))
     options = {"k": 6, "return_singular_vectors": False, "random_state": 0}
 
-    def coded() -> Any:
+    def coded_svds() -> Any:
         with CodedOperator(A) as operator:
             return svds(operator, **options)
 
-    plain = partial(svds, aslinearoperator(A), **options)
-    yield turns.slow_row(f"svds, k = 6 of {len(A):,} x 500", coded, "numpy", plain, "2")
-    size = iterations.WHOLE if turns.divide == 1 else iterations.QUICK
-    for what, make in size.iterations.items():
-        target = next((ratio for name, ratio in FAMILIAR.items() if what.startswith(name)), None)
+    plain_svds = partial(svds, aslinearoperator(A), **options)
+    yield effort.measure_slow_row(f"svds, k = 6 of {len(A):,} x 500", coded_svds, "numpy", plain_svds, "2")
+    size = iterations.WHOLE if effort.size_divisor == 1 else iterations.QUICK
+    for label, make_iteration in size.make_iterations.items():
+        target = next((ratio for name, ratio in ITERATION_TARGETS.items() if label.startswith(name)), None)
         if target is None:
             continue
-        iteration, draws = make(), iterations.Draws(0.0)
+        iteration, sleep_sampler = make_iteration(), iterations.SleepSampler(0.0)
         with (
-            iterations.with_polarmap(iteration, draws) as ours,
-            iterations.with_numpy(iteration, draws) as theirs,
+            iterations.polarmap_step(iteration, sleep_sampler) as polarmap_iteration,
+            iterations.numpy_step(iteration, sleep_sampler) as numpy_iteration,
         ):
-            actions = [partial(step, iteration.start) for step in (ours, theirs)]
-            yield turns.row(what, actions[0], "numpy", actions[1], target)
+            actions = [partial(step, iteration.start) for step in (polarmap_iteration, numpy_iteration)]
+            yield effort.measure_row(label, actions[0], "numpy", actions[1], target)
 
 
-def codes(turns: Turns) -> Iterator[Row]:
+def codes(effort: Effort) -> Iterator[Row]:
     """Encoding and recovery beside copies, and the plans of these."""
     for case in coding.CASES:
-        yield from coding.rows(case._replace(size=case.size // turns.divide), turns.fast)
-    for plan in coding.PLANS[: 2 if turns.divide > 1 else None]:
-        yield from coding.planning(*plan, turns.slow)
+        yield from coding.measure_case(
+            case._replace(block_bytes=case.block_bytes // effort.size_divisor), effort.n_fast_turns
+        )
+    for planning_case in coding.PLANNING_CASES[: 2 if effort.size_divisor > 1 else None]:
+        yield from coding.measure_planning(*planning_case, effort.n_slow_turns)
 
 
-def lithops(turns: Turns) -> Iterator[Row]:
+def lithops(effort: Effort) -> Iterator[Row]:
     """Tasks that compute, by new workers for each map."""
-    return overhead.rows(turns.slow)
+    return overhead.measure_overhead(effort.n_slow_turns)
 
 
-def killed_workers(turns: Turns) -> Iterator[Row]:
+def killed_workers(effort: Effort) -> Iterator[Row]:
     """The slowest of many steps."""
-    A, x, count = np.random.default_rng(0).standard_normal((2_400, 1_000)), np.ones(1_000), 1_000
+    A, x, n_steps = np.random.default_rng(0).standard_normal((2_400, 1_000)), np.ones(1_000), 1_000
     with (
         Pool() as pool,
-        CodedOperator(A, executor=pool) as lucky,
-        CodedOperator(A, executor=FaultyExecutor(pool, {5: Fault("kill")})) as unlucky,
+        CodedOperator(A, executor=pool) as healthy_operator,
+        CodedOperator(A, executor=FaultyExecutor(pool, {5: Fault("kill")})) as faulty_operator,
     ):
-        for operator in (lucky, unlucky):
+        for operator in (healthy_operator, faulty_operator):
             operator @ x
-        turn = itertools.cycle([unlucky, *[lucky] * (KILL_EVERY - 1)])
-        taken = milliseconds([seconds_of(lambda: next(turn) @ x) for _ in range(count // turns.divide)])
-    what = f"slowest of {len(taken):,}, a worker killed every {KILL_EVERY}"
-    yield Row(what, [max(taken)], "all steps", taken)
+        operators_in_turn = itertools.cycle([faulty_operator, *[healthy_operator] * (KILL_EVERY - 1)])
+        step_times = to_milliseconds(
+            [time_call(lambda: next(operators_in_turn) @ x) for _ in range(n_steps // effort.size_divisor)]
+        )
+    label = f"slowest of {len(step_times):,}, a worker killed every {KILL_EVERY}"
+    yield Row(label, [max(step_times)], "all steps", step_times)
 
 
-SUBJECTS: dict[str, Callable[[Turns], Iterator[Row]]] = {
+SUBJECTS: dict[str, Callable[[Effort], Iterator[Row]]] = {
     one.__name__: one
     for one in (steps, operators, maps, items, fits, solvers, codes, lithops, killed_workers)
 }
 
 
 def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--quick", action="store_true", help="smaller and fewer")
     parser.add_argument("subjects", nargs="*", metavar="subject", help=f"of {', '.join(SUBJECTS)}; all")
-    chosen = parser.parse_args()
-    unknown = set(chosen.subjects) - set(SUBJECTS)
-    if unknown:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(SUBJECTS)}")
-    turns = QUICK if chosen.quick else WHOLE
-    print(f"load {'/'.join(f'{number:.1f}' for number in os.getloadavg())}, {CORES} cores")
-    show_rows(row for name in chosen.subjects or SUBJECTS for row in SUBJECTS[name](turns))
+    arguments = parser.parse_args()
+    unknown_subjects = set(arguments.subjects) - set(SUBJECTS)
+    if unknown_subjects:
+        parser.error(f"unknown: {', '.join(sorted(unknown_subjects))}; choose from {', '.join(SUBJECTS)}")
+    effort = QUICK if arguments.quick else WHOLE
+    print(f"load {'/'.join(f'{load_average:.1f}' for load_average in os.getloadavg())}, {CORES} cores")
+    print_rows(row for subject in arguments.subjects or SUBJECTS for row in SUBJECTS[subject](effort))
 
 
 if __name__ == "__main__":

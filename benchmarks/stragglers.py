@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import polarmap
-from benchmarks import is_quick, pages, step_rivals
+from benchmarks import pages, parse_quick_flag, step_rivals
 from benchmarks.compare.jobs import DISTRIBUTIONS
 from benchmarks.cubed_backups import map_with_backups
-from benchmarks.pages import table
-from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, doubled, paid_by
+from benchmarks.pages import markdown_table
+from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, count_worker_seconds, double_block
 from polarmap import Pool
 from polarmap.executors.lithops_internals import build_localhost_executor, close_function_executor
 from polarmap.testing import Fault, FaultyExecutor
@@ -33,71 +33,73 @@ from polarmap.types import Report
 
 K, N = 24, 32
 ATTEMPTS = 4  # of a task, at most
-PIECES = 8  # times as many blocks for workers that take one after another
-UNIT = 0.2  # seconds to the unit of the distribution
-JOBS, QUICK_JOBS, QUICK_UNIT = 50, 2, 0.02
+OVERDECOMPOSITION = 8  # times as many blocks for workers that take one after another
+UNIT_SECONDS = 0.2  # seconds to the unit of the distribution
+JOBS, QUICK_JOBS, QUICK_UNIT_SECONDS = 50, 2, 0.02
 BLOCKS = list(np.random.default_rng(0).standard_normal((K, 16)))
 PLAIN = "plain map"
 
 
-class Taken(NamedTuple):
+class JobTimes(NamedTuple):
     """Of one job: seconds until its results were there, of workers, and until the first task began."""
 
     seconds: float
-    paid: float
-    began: float
+    worker_seconds: float
+    start_delay: float
 
 
-Scheme = Callable[[np.ndarray], Taken]  # of the run times of all attempts, (ATTEMPTS, N), in seconds
+Scheme = Callable[[np.ndarray], JobTimes]  # of the run times of all attempts, (ATTEMPTS, N), in seconds
 
 
-def timed(run: Callable[[SleepingJob], Any], seconds: np.ndarray) -> Taken:
+def time_job(run_job: Callable[[SleepingJob], Any], run_times: np.ndarray) -> JobTimes:
     """A job of K tasks; those that it leaves behind come to their end before the next one."""
     with tempfile.TemporaryDirectory() as folder:
-        job, began = SleepingJob(Path(folder), seconds), time.monotonic()
-        results = run(job)
-        over = time.monotonic()
+        job, started_at = SleepingJob(Path(folder), run_times), time.monotonic()
+        results = run_job(job)
+        end_at = time.monotonic()
         assert set(results) == set(range(K))  # cubed may hand out a task and its backup
-        first = min(times[0] for times in job.attempts())
-        taken = Taken(over - began, job.worker_seconds(over), first - began)
-        while any(len(times) < 2 and over < times[0] + seconds.max() for times in job.attempts()):
+        first_start = min(times[0] for times in job.attempt_times())
+        job_times = JobTimes(end_at - started_at, job.worker_seconds(end_at), first_start - started_at)
+        while any(len(times) < 2 and end_at < times[0] + run_times.max() for times in job.attempt_times()):
             time.sleep(0.01)
-            over = time.monotonic()
-    return taken
+            end_at = time.monotonic()
+    return job_times
 
 
-def coded(pool: Pool, seconds: np.ndarray, schedule: Any = "upfront") -> Taken:
+def run_coded_job(pool: Pool, run_times: np.ndarray, schedule: Any = "upfront") -> JobTimes:
     """A coded map of N tasks, each of which sleeps before it doubles its block."""
-    faults = {task: Fault("sleep", float(one)) for task, one in enumerate(seconds[0])}
-    taken, report = doubling(doubled, 1, executor=FaultyExecutor(pool, faults), schedule=schedule)
-    return Taken(taken, paid_by(report), 0.0)
+    faults = {task: Fault("sleep", float(sleep_seconds)) for task, sleep_seconds in enumerate(run_times[0])}
+    seconds, report = time_coded_map(
+        double_block, 1, executor=FaultyExecutor(pool, faults), schedule=schedule
+    )
+    return JobTimes(seconds, count_worker_seconds(report), 0.0)
 
 
-def in_small_blocks(pool: Pool, slow: SlowWorkers, seconds: np.ndarray) -> Taken:
+def run_overdecomposed_job(pool: Pool, slow_workers: SlowWorkers, run_times: np.ndarray) -> JobTimes:
     """A coded map of more tasks than workers, all of which are busy until it is over."""
-    slow.draw(seconds[0] / PIECES)
-    taken, report = doubling(slow, PIECES, executor=pool)
-    return Taken(taken, N * report.seconds, 0.0)
+    slow_workers.set_sleep_seconds(run_times[0] / OVERDECOMPOSITION)
+    seconds, report = time_coded_map(slow_workers, OVERDECOMPOSITION, executor=pool)
+    return JobTimes(seconds, N * report.seconds, 0.0)
 
 
-def doubling(f: Any, pieces: int, **options: Any) -> tuple[float, Report]:
+def time_coded_map(f: Any, overdecomposition: int, **options: Any) -> tuple[float, Report]:
     """Seconds of a coded map of so many times as many blocks, and its report."""
-    blocks, began = BLOCKS * pieces, time.monotonic()
-    results = polarmap.coded_map(f, blocks, tasks=pieces * N, progress=False, **options)
-    taken = time.monotonic() - began
+    blocks, started_at = BLOCKS * overdecomposition, time.monotonic()
+    results = polarmap.coded_map(f, blocks, tasks=overdecomposition * N, progress=False, **options)
+    seconds = time.monotonic() - started_at
     assert np.allclose(list(results), np.multiply(2, blocks))
-    return taken, results.report
+    return seconds, results.report
 
 
 # --- the schemes ---------------------------------------------------------------------------------
 
 
 @contextmanager
-def on_pool() -> Iterator[dict[str, Scheme]]:
+def pool_schemes() -> Iterator[dict[str, Scheme]]:
     """polarmap's own, and cubed's function, on the workers of one pool."""
     with (
         Pool(workers=ATTEMPTS * N) as pool,  # a slot for every attempt
-        Pool(workers=N) as few,
+        Pool(workers=N) as small_pool,
         tempfile.TemporaryDirectory() as folder,
     ):
 
@@ -116,110 +118,124 @@ def on_pool() -> Iterator[dict[str, Scheme]]:
             return list(polarmap.hedged_map(job, range(K), executor=pool, progress=False))
 
         yield {
-            PLAIN: partial(timed, plain),
-            "backup tasks, cubed": partial(timed, backed_up_by_cubed),
-            "**backup tasks, `hedged_map`**": partial(timed, hedged),
-            "**coded, upfront**": partial(coded, pool),
-            "**coded, on demand**": partial(coded, pool, schedule="on_demand"),
-            f"**coded, {PIECES * K} blocks**": partial(in_small_blocks, few, SlowWorkers(Path(folder))),
+            PLAIN: partial(time_job, plain),
+            "backup tasks, cubed": partial(time_job, backed_up_by_cubed),
+            "**backup tasks, `hedged_map`**": partial(time_job, hedged),
+            "**coded, upfront**": partial(run_coded_job, pool),
+            "**coded, on demand**": partial(run_coded_job, pool, schedule="on_demand"),
+            f"**coded, {OVERDECOMPOSITION * K} blocks**": partial(
+                run_overdecomposed_job, small_pool, SlowWorkers(Path(folder))
+            ),
         }
 
 
 @contextmanager
-def on_lithops() -> Iterator[dict[str, Scheme]]:
+def lithops_schemes() -> Iterator[dict[str, Scheme]]:
     """Its map on this machine, with the settings that polarmap has found best."""
-    functions = build_localhost_executor()
-    functions.config["localhost"]["worker_processes"] = K
+    function_executor = build_localhost_executor()
+    function_executor.config["localhost"]["worker_processes"] = K
 
     def plain(job: SleepingJob) -> Any:
-        futures = functions.map(job.__call__, list(range(K)), chunksize=1, include_modules=["benchmarks"])
-        return functions.get_result(futures, wait_dur_sec=0.01, show_progressbar=False)
+        futures = function_executor.map(
+            job.__call__, list(range(K)), chunksize=1, include_modules=["benchmarks"]
+        )
+        return function_executor.get_result(futures, wait_dur_sec=0.01, show_progressbar=False)
 
     try:
-        yield {"Lithops": partial(timed, plain)}
+        yield {"Lithops": partial(time_job, plain)}
     finally:
-        close_function_executor(functions)
+        close_function_executor(function_executor)
 
 
 @contextmanager
-def on_rival(name: str, way: Any) -> Iterator[dict[str, Scheme]]:
+def rival_schemes(name: str, open_rival: Any) -> Iterator[dict[str, Scheme]]:
     """Another library's map, with a slot for every task."""
-    with way(called, range(K), lambda: [0.0] * K, K) as step:
-        yield {name: partial(timed, step)}
+    with open_rival(call_job, range(K), lambda: [0.0] * K, K) as step:
+        yield {name: partial(time_job, step)}
 
 
-def called(task: int, job: SleepingJob) -> int:
+def call_job(task: int, job: SleepingJob) -> int:
     """What a rival runs for each task."""
     return job(task)
 
 
-PLACES = (
-    on_pool,
-    on_lithops,
-    partial(on_rival, "joblib", step_rivals.joblib),
-    partial(on_rival, "Dask", step_rivals.dask),
+SCHEME_SOURCES = (
+    pool_schemes,
+    lithops_schemes,
+    partial(rival_schemes, "joblib", step_rivals.joblib_step),
+    partial(rival_schemes, "Dask", step_rivals.dask_step),
 )
 
 # --- measuring and writing -----------------------------------------------------------------------
 
 
-def measured(jobs: int, unit: float) -> dict[str, dict[str, np.ndarray]]:
+def measure_schemes(n_jobs: int, unit_seconds: float) -> dict[str, dict[str, np.ndarray]]:
     """Distribution -> scheme -> what each job took, (jobs, 3), in units of the distribution."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    times_by_distribution: dict[str, dict[str, np.ndarray]] = {}
     with ExitStack() as stack:
-        schemes = {name: run for place in PLACES for name, run in stack.enter_context(place()).items()}
-        for run in schemes.values():
-            run(np.full((ATTEMPTS, N), unit))  # starts workers
-        for name, runtimes in DISTRIBUTIONS.items():
+        schemes = {
+            name: run_scheme
+            for open_schemes in SCHEME_SOURCES
+            for name, run_scheme in stack.enter_context(open_schemes()).items()
+        }
+        for run_scheme in schemes.values():
+            run_scheme(np.full((ATTEMPTS, N), unit_seconds))  # starts workers
+        for name, run_times in DISTRIBUTIONS.items():
             rng = np.random.default_rng(1)
-            found[name] = {scheme: np.empty((jobs, 3)) for scheme in schemes}
-            for job in range(jobs):
-                seconds = unit * runtimes.sample(rng, (ATTEMPTS, N))
-                for scheme, run in schemes.items():
-                    found[name][scheme][job] = np.array(run(seconds)) / unit
-            print(f"{name}: {jobs} jobs of each scheme", flush=True)
-    return found
+            times_by_distribution[name] = {scheme: np.empty((n_jobs, 3)) for scheme in schemes}
+            for job_index in range(n_jobs):
+                run_times_in_seconds = unit_seconds * run_times.sample(rng, (ATTEMPTS, N))
+                for scheme, run_scheme in schemes.items():
+                    times_by_distribution[name][scheme][job_index] = (
+                        np.array(run_scheme(run_times_in_seconds)) / unit_seconds
+                    )
+            print(f"{name}: {n_jobs} jobs of each scheme", flush=True)
+    return times_by_distribution
 
 
 HEADER = ["", "median", "quartiles", "99 %", "ratio", "worker-seconds"]
 
 
-def row(scheme: str, taken: np.ndarray, plain: np.ndarray) -> list[str]:
+def format_row(scheme: str, job_times: np.ndarray, plain_job_times: np.ndarray) -> list[str]:
     """Of the table: times in units, ratios of the same job, all worker-seconds relative to a plain map's."""
-    low, middle, high, worst = np.quantile(taken[:, 0], [0.25, 0.5, 0.75, 0.99])
+    lower_quartile, median_time, upper_quartile, p99 = np.quantile(job_times[:, 0], [0.25, 0.5, 0.75, 0.99])
     return [
         scheme,
-        f"{middle:.2f}",
-        f"{low:.2f}-{high:.2f}",
-        f"{worst:.2f}",
-        f"{np.median(taken[:, 0] / plain[:, 0]):.2f}",
-        f"{taken[:, 1].sum() / plain[:, 1].sum():.2f}",
+        f"{median_time:.2f}",
+        f"{lower_quartile:.2f}-{upper_quartile:.2f}",
+        f"{p99:.2f}",
+        f"{np.median(job_times[:, 0] / plain_job_times[:, 0]):.2f}",
+        f"{job_times[:, 1].sum() / plain_job_times[:, 1].sum():.2f}",
     ]
 
 
-def parts(found: dict[str, dict[str, np.ndarray]], unit: float, load: float) -> dict[str, str]:
+def make_page_parts(
+    times_by_distribution: dict[str, dict[str, np.ndarray]], unit_seconds: float, load_average: float
+) -> dict[str, str]:
     """What stands on docs/real-jobs.md."""
-    began = np.concatenate([schemes["Lithops"][:, 2] for schemes in found.values()])
+    start_delays = np.concatenate([schemes["Lithops"][:, 2] for schemes in times_by_distribution.values()])
     tables = [
-        f"## {name}\n\n{table(HEADER, [row(one, taken, schemes[PLAIN]) for one, taken in schemes.items()])}"
-        for name, schemes in found.items()
+        f"## {name}\n\n{markdown_table(HEADER, [format_row(scheme, job_times, schemes[PLAIN]) for scheme, job_times in schemes.items()])}"
+        for name, schemes in times_by_distribution.items()
     ]
     return {
-        "jobs": str(len(began) // len(found)),
-        "unit": f"{unit:g}",
-        "load": f"{load:.1f}",
-        "began": f"{unit * float(np.median(began)):.2f}",
+        "jobs": str(len(start_delays) // len(times_by_distribution)),
+        "unit": f"{unit_seconds:g}",
+        "load": f"{load_average:.1f}",
+        "began": f"{unit_seconds * float(np.median(start_delays)):.2f}",
         "distributions": "\n\n".join(tables),
     }
 
 
 def main() -> None:
     """Measure, print the tables, write them into the page."""
-    quick = is_quick(__doc__)
-    unit = QUICK_UNIT if quick else UNIT
-    found = parts(measured(QUICK_JOBS if quick else JOBS, unit), unit, os.getloadavg()[1])
-    print(found["distributions"])
-    pages.write("real-jobs.md", found, quick)
+    quick = parse_quick_flag(__doc__)
+    unit_seconds = QUICK_UNIT_SECONDS if quick else UNIT_SECONDS
+    page_parts = make_page_parts(
+        measure_schemes(QUICK_JOBS if quick else JOBS, unit_seconds), unit_seconds, os.getloadavg()[1]
+    )
+    print(page_parts["distributions"])
+    pages.write_page("real-jobs.md", page_parts, quick)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import is_quick, processor_seconds, show
+from benchmarks import measure_cpu_seconds, parse_quick_flag, print_table
 from polarmap.arrays.stripe_encoder import make_encode_task
 from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
 from polarmap.clouds.limits import WorkerSpec
@@ -18,156 +18,187 @@ from polarmap.clouds.prices import CALL_OVERHEAD_SECONDS, USD_PER_WRITE_AND_READ
 from polarmap.codes import PolarCode
 
 ROWS, COLUMNS, ITEMSIZE = 2_013_526, 196_608, 4  # of examples/imagenet_shape.py; float32
-DATA = float(ROWS * COLUMNS * ITEMSIZE)  # bytes
+DATA_BYTES = float(ROWS * COLUMNS * ITEMSIZE)  # bytes
 WORKERS = 10_000
 BANDWIDTH = 70e6  # bytes per second from and to S3, of one function: 50 to 100 MB/s are seen
 LATENCY = 0.03  # seconds of a request, beside its bytes; a worker makes one after another
-SLOW = 0.05  # share of the workers that take several times as long
-FACTOR = 5.0  # how many times
-LOST = 0.05  # share of the blocks that a repair finds lost
-MEMORY_SPEED = 2e9  # bytes per second of a checksum, or of a product with a vector
-LAMBDA = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769, poll_seconds=1.0)  # one processor
+SLOW_FRACTION = 0.05  # share of the workers that take several times as long
+SLOWDOWN = 5.0  # how many times
+LOST_FRACTION = 0.05  # share of the blocks that a repair finds lost
+MEMORY_BANDWIDTH = 2e9  # bytes per second of a checksum, or of a product with a vector
+LAMBDA_WORKER = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769, poll_seconds=1.0)  # one processor
 
 # Bytes per second of one core, of a loaded machine: of data that is encoded, and of parts that are read to
 # rebuild others (`main` measures them).
-CODING = {(100, 75): (600e6, 1000e6), (1000, 750): (250e6, 250e6), (10_000, 7_500): (30e6, 60e6)}
+CODING_SPEEDS = {(100, 75): (600e6, 1000e6), (1000, 750): (250e6, 250e6), (10_000, 7_500): (30e6, 60e6)}
 
 
-class Step(NamedTuple):
+class WorkerStep(NamedTuple):
     """What one worker does, and how long it takes: seconds of one that is not slow."""
 
-    gets: float
-    read: float
-    puts: float = 0
-    written: float = 0
-    computing: float = 0
+    n_gets: float
+    bytes_read: float
+    n_puts: float = 0
+    bytes_written: float = 0
+    compute_seconds: float = 0
 
-    def seconds(self, bandwidth: float) -> float:
-        moved = (self.read + self.written) / bandwidth
-        return (self.gets + self.puts) * LATENCY + moved + self.computing
+    def total_seconds(self, bandwidth: float) -> float:
+        transfer_seconds = (self.bytes_read + self.bytes_written) / bandwidth
+        return (self.n_gets + self.n_puts) * LATENCY + transfer_seconds + self.compute_seconds
 
 
-class Estimate(NamedTuple):
+class CostEstimate(NamedTuple):
     """Of one operation: seconds with all workers there, dollars, requests for data."""
 
     seconds: float
     dollars: float
-    requests: float
+    n_requests: float
 
 
-class Layout:
+class MatrixLayout:
     """The matrix as arrays of k blocks each, coded into n; each worker has one block."""
 
     def __init__(self, n: int, k: int, bandwidth: float = BANDWIDTH) -> None:
         self.n, self.k, self.bandwidth = n, k, bandwidth
-        self.block = DATA / (WORKERS * k / n)
-        self.part = self.block / n  # as many stripes as workers
-        self.lost = round(LOST * n)
-        self.encoding, self.rebuilding = CODING[n, k]
+        self.block_bytes = DATA_BYTES / (WORKERS * k / n)
+        self.part_bytes = self.block_bytes / n  # as many stripes as workers
+        self.n_lost = round(LOST_FRACTION * n)
+        self.encoding_speed, self.rebuilding_speed = CODING_SPEEDS[n, k]
 
-    def encode(self) -> Estimate:
+    def encode(self) -> CostEstimate:
         """Each worker takes a stripe: k parts in, n - k out; P comes with the function."""
         n, k = self.n, self.k
-        data = k * self.part
-        step = Step(k, data + 8 * k * (n - k), n - k, (n - k) * self.part, data / self.encoding)
+        data_bytes = k * self.part_bytes
+        step = WorkerStep(
+            k,
+            data_bytes + 8 * k * (n - k),
+            n - k,
+            (n - k) * self.part_bytes,
+            data_bytes / self.encoding_speed,
+        )
         return self._with_backups([step])
 
-    def product(self, operand: float) -> Estimate:
+    def product(self, operand_size: float) -> CostEstimate:
         """Each worker reads its block, and the operand of so many numbers; nobody waits for slow ones."""
-        step = Step(self.n, self.block + ITEMSIZE * operand, 0, 0, self.block / MEMORY_SPEED)
+        step = WorkerStep(
+            self.n, self.block_bytes + ITEMSIZE * operand_size, 0, 0, self.block_bytes / MEMORY_BANDWIDTH
+        )
         return self._estimate([step], 1.0, 1.0)
 
-    def plain_product(self, with_backups: bool) -> Estimate:
+    def plain_product(self, with_backups: bool) -> CostEstimate:
         """Estimate A x without a code: all workers hold data, each a smaller block in one object."""
-        block = DATA / WORKERS
-        step = Step(1, block + ITEMSIZE * COLUMNS, 0, 0, block / MEMORY_SPEED)
+        block_bytes = DATA_BYTES / WORKERS
+        step = WorkerStep(1, block_bytes + ITEMSIZE * COLUMNS, 0, 0, block_bytes / MEMORY_BANDWIDTH)
         if with_backups:
             return self._with_backups([step])
-        return self._estimate([step], FACTOR, 1 - SLOW + SLOW * FACTOR)
+        return self._estimate([step], SLOWDOWN, 1 - SLOW_FRACTION + SLOW_FRACTION * SLOWDOWN)
 
-    def repair(self) -> Estimate:
+    def repair(self) -> CostEstimate:
         """A map reads all parts and compares checksums, another reads them again and rebuilds lost ones."""
-        there = self.n - self.lost
-        read = there * self.part
-        check = Step(there, read, 0, 0, read / MEMORY_SPEED)
-        weights = 8 * self.lost * there
-        rebuild = Step(there, read + weights, self.lost, self.lost * self.part, read / self.rebuilding)
-        return self._with_backups([check, rebuild])
+        n_available = self.n - self.n_lost
+        bytes_read = n_available * self.part_bytes
+        check_step = WorkerStep(n_available, bytes_read, 0, 0, bytes_read / MEMORY_BANDWIDTH)
+        weight_bytes = 8 * self.n_lost * n_available
+        rebuild_step = WorkerStep(
+            n_available,
+            bytes_read + weight_bytes,
+            self.n_lost,
+            self.n_lost * self.part_bytes,
+            bytes_read / self.rebuilding_speed,
+        )
+        return self._with_backups([check_step, rebuild_step])
 
-    def _with_backups(self, steps: list[Step]) -> Estimate:
+    def _with_backups(self, steps: list[WorkerStep]) -> CostEstimate:
         """Estimate maps without spare tasks: a slow task gets a copy once it takes longer than the others."""
-        return self._estimate(steps, 2.0, 1 - SLOW + SLOW * 3)
+        return self._estimate(steps, 2.0, 1 - SLOW_FRACTION + SLOW_FRACTION * 3)
 
-    def _estimate(self, steps: list[Step], wait: float, paid: float) -> Estimate:
-        """`wait`, `paid`: what is waited for, and paid of each worker, in times of one that is not slow."""
-        write, read = USD_PER_WRITE_AND_READ["aws_s3"]
-        seconds = dollars = requests = 0.0
+    def _estimate(self, steps: list[WorkerStep], wait_factor: float, billed_factor: float) -> CostEstimate:
+        """`wait_factor`, `billed_factor`: what is waited for, and paid of each worker, in times of one that
+        is not slow.
+        """
+        usd_per_write, usd_per_read = USD_PER_WRITE_AND_READ["aws_s3"]
+        seconds = dollars = n_requests = 0.0
         for step in steps:
-            each = step.seconds(self.bandwidth)
-            bill = estimate_map_cost(LAMBDA, [paid * each] * WORKERS, wait * each + CALL_OVERHEAD_SECONDS)
-            assert bill is not None
-            seconds += wait * each + CALL_OVERHEAD_SECONDS
-            dollars += bill.total + WORKERS * (step.gets * read + step.puts * write)
-            requests += WORKERS * (step.gets + step.puts)
-        return Estimate(seconds, dollars, requests)
+            step_seconds = step.total_seconds(self.bandwidth)
+            map_bill = estimate_map_cost(
+                LAMBDA_WORKER,
+                [billed_factor * step_seconds] * WORKERS,
+                wait_factor * step_seconds + CALL_OVERHEAD_SECONDS,
+            )
+            assert map_bill is not None
+            seconds += wait_factor * step_seconds + CALL_OVERHEAD_SECONDS
+            dollars += map_bill.total + WORKERS * (step.n_gets * usd_per_read + step.n_puts * usd_per_write)
+            n_requests += WORKERS * (step.n_gets + step.n_puts)
+        return CostEstimate(seconds, dollars, n_requests)
 
 
-def model(n: int, k: int, bandwidth: float = BANDWIDTH) -> Iterator[tuple[str, Estimate]]:
+def estimate_operations(n: int, k: int, bandwidth: float = BANDWIDTH) -> Iterator[tuple[str, CostEstimate]]:
     """Each operation and its estimate."""
-    layout = Layout(n, k, bandwidth)
+    layout = MatrixLayout(n, k, bandwidth)
     yield "encode", layout.encode()
     yield "A x", layout.product(COLUMNS)
     yield "A'y", layout.product(ROWS)
     yield "repair", layout.repair()
 
 
-def measured(n: int, k: int, width: int) -> tuple[float, float]:
+def measure_coding_speeds(n: int, k: int, width: int) -> tuple[float, float]:
     """Bytes per second of a core, as in CODING, on this machine."""
     code, dtype = PolarCode(n, k), np.dtype(np.float32)
     rng = np.random.default_rng(0)
     data = rng.standard_normal((k, width)).astype(dtype)
-    encode = make_encode_task(
+    encode_data = make_encode_task(
         make_weighted_sum_function(compute_recovery_weights(code, dtype, range(k, n)), [dtype] * (n - k)),
         False,
     )
-    lost = sorted(rng.choice(n, round(LOST * n), replace=False).tolist())
-    weights = compute_recovery_weights(code, dtype, lost)
+    lost_blocks = sorted(rng.choice(n, round(LOST_FRACTION * n), replace=False).tolist())
+    weights = compute_recovery_weights(code, dtype, lost_blocks)
     weights = weights[:, weights.any(axis=0)]
-    rebuild = make_weighted_sum_function(weights, [dtype] * len(lost))
+    rebuild_rows = make_weighted_sum_function(weights, [dtype] * len(lost_blocks))
     rows = list(rng.standard_normal((weights.shape[1], width)).astype(dtype))
-    encoding, _ = processor_seconds(lambda: encode(data), min)
-    rebuilding, _ = processor_seconds(lambda: rebuild(rows), min)
-    return data.nbytes / encoding, sum(row.nbytes for row in rows) / rebuilding
+    encode_seconds, _ = measure_cpu_seconds(lambda: encode_data(data), min)
+    rebuild_seconds, _ = measure_cpu_seconds(lambda: rebuild_rows(rows), min)
+    return data.nbytes / encode_seconds, sum(row.nbytes for row in rows) / rebuild_seconds
 
 
-def table() -> list[str]:
+def format_table() -> list[str]:
     """As it stands in the documentation."""
     lines = []
-    for n, k in CODING:
-        count = WORKERS // n
-        cells = [f"{one.seconds:,.0f} s, ${one.dollars:,.1f}" for _, one in model(n, k)]
-        lines.append(f"| {count} of ({n:,}, {k:,}) | {' | '.join(cells)} |")
+    for n, k in CODING_SPEEDS:
+        n_arrays = WORKERS // n
+        cells = [
+            f"{estimate.seconds:,.0f} s, ${estimate.dollars:,.1f}"
+            for _, estimate in estimate_operations(n, k)
+        ]
+        lines.append(f"| {n_arrays} of ({n:,}, {k:,}) | {' | '.join(cells)} |")
     for name, with_backups in (("no code", False), ("no code, backup tasks", True)):
-        one = Layout(100, 75).plain_product(with_backups)
-        lines.append(f"| {name} | | {one.seconds:,.0f} s, ${one.dollars:,.1f} | | |")
+        estimate = MatrixLayout(100, 75).plain_product(with_backups)
+        lines.append(f"| {name} | | {estimate.seconds:,.0f} s, ${estimate.dollars:,.1f} | | |")
     return lines
 
 
 def main() -> None:
-    codes = list(CODING)[: 2 if is_quick(__doc__) else 3]
-    print("| arrays of | encode | A x | A' y | repair |", *table(), sep="\n")
+    codes = list(CODING_SPEEDS)[: 2 if parse_quick_flag(__doc__) else 3]
+    print("| arrays of | encode | A x | A' y | repair |", *format_table(), sep="\n")
     for bandwidth in (50e6, 100e6):
-        found = ", ".join(f"{name} {one.seconds:.0f} s" for name, one in model(100, 75, bandwidth))
-        print(f"(100, 75) at {bandwidth / 1e6:.0f} MB/s: {found}")
+        summary = ", ".join(
+            f"{name} {estimate.seconds:.0f} s" for name, estimate in estimate_operations(100, 75, bandwidth)
+        )
+        print(f"(100, 75) at {bandwidth / 1e6:.0f} MB/s: {summary}")
     print("\nMB per second and core: of data to encode, of parts to rebuild 5 % of the blocks from")
     header = ("code", "encode", "taken as", "rebuild", "taken as")
-    show(header, map(speeds, codes))
+    print_table(header, map(compare_speeds, codes))
 
 
-def speeds(code: tuple[int, int]) -> tuple[object, ...]:
+def compare_speeds(code: tuple[int, int]) -> tuple[object, ...]:
     """Measured, beside what the model takes."""
-    found, taken = measured(*code, 4_000_000 // code[0]), CODING[code]
-    return code, found[0] / 1e6, taken[0] / 1e6, found[1] / 1e6, taken[1] / 1e6
+    measured_speeds, assumed_speeds = measure_coding_speeds(*code, 4_000_000 // code[0]), CODING_SPEEDS[code]
+    return (
+        code,
+        measured_speeds[0] / 1e6,
+        assumed_speeds[0] / 1e6,
+        measured_speeds[1] / 1e6,
+        assumed_speeds[1] / 1e6,
+    )
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ X, y = load_digits(return_X_y=True)
 X /= 16
 network = MLPClassifier((32,), "tanh", max_iter=600, tol=1e-3, random_state=0).fit(X[:1400], y[:1400])
 print(f"right on {network.score(X[1400:], y[1400:]):.0%} of the digits that it has not seen")
-late = FaultyExecutor(ReplayExecutor({2: np.inf, 11: 3600.0}), {7: Fault("kill", attempts=9)})
+unlucky_executor = FaultyExecutor(ReplayExecutor({2: np.inf, 11: 3600.0}), {7: Fault("kill", attempts=9)})
 
 # %% [markdown]
 # scipy minimizes |x - x0|², such that another digit is more likely than the right one.
 
 # %%
-shown = []
+attacks = []
 for x0 in X[1400:1403]:
     target, first = network.predict_log_proba(x0[None])[0].argsort()[-2:]  # the next likely digit
 
@@ -32,16 +32,16 @@ for x0 in X[1400:1403]:
         logs = network.predict_log_proba(np.reshape(x, (1, -1)))[0]
         return logs[target] - logs[first]
 
-    gradient = CodedGradient(margin, blocks=12, tasks=16, executor=late)
+    gradient = CodedGradient(margin, blocks=12, tasks=16, executor=unlucky_executor)
     where = {"bounds": Bounds(0, 1), "constraints": NonlinearConstraint(margin, 0.05, np.inf, jac=gradient)}
     x = minimize(lambda x, x0: np.sum((x - x0) ** 2), x0, (x0,), "SLSQP", **where).x
     changed = np.linalg.norm(x - x0) / np.linalg.norm(x0)
     print(f"{first} becomes {target}: changed by {changed:.0%}, {gradient.calls} gradients")
-    shown.append((x0, x - x0, x, f"{first} → {network.predict(x[None])[0]}"))
+    attacks.append((x0, x - x0, x, f"{first} → {network.predict(x[None])[0]}"))
 
 # %%
 figure, axes = plt.subplots(3, 3, figsize=(3.4, 3.6), layout="constrained")
-for (*images, title), column in zip(shown, axes.T):
+for (*images, title), column in zip(attacks, axes.T):
     column[0].set_title(title)
     for axis, image in zip(column, images):
         axis.imshow(image.reshape(8, 8), cmap="RdBu_r", vmin=-1, vmax=1)

@@ -10,16 +10,16 @@ import polarmap
 from polarmap.testing import Fault, FaultyExecutor
 
 
-def gradient_of(weights: list[np.ndarray]):
+def make_loss_and_gradient(weights: list[np.ndarray]):
     """The loss of a small network on a part of the data, and its gradient."""
 
-    def f(part: dict[str, np.ndarray]) -> dict[str, object]:
-        hidden = np.tanh(part["x"] @ weights[0])
-        off = hidden @ weights[1] - part["y"]
-        back = np.outer(off, weights[1]) * (1 - hidden**2)
-        return {"loss": float(off @ off), "slopes": [part["x"].T @ back, hidden.T @ off]}
+    def loss_and_gradient(batch: dict[str, np.ndarray]) -> dict[str, object]:
+        hidden = np.tanh(batch["x"] @ weights[0])
+        errors = hidden @ weights[1] - batch["y"]
+        hidden_gradient = np.outer(errors, weights[1]) * (1 - hidden**2)
+        return {"loss": float(errors @ errors), "slopes": [batch["x"].T @ hidden_gradient, hidden.T @ errors]}
 
-    return f
+    return loss_and_gradient
 
 
 def main() -> None:
@@ -28,16 +28,19 @@ def main() -> None:
     parts = [{"x": rows, "y": np.sin(rows.sum(axis=1))} for rows in np.split(x, 12)]
     weights = [rng.standard_normal((6, 16)) / 3, rng.standard_normal(16) / 4]
     for step in range(6):  # all on the same workers, which stay
-        hit = rng.permutation(12)[:2]
-        faults = {int(hit[0]): Fault("sleep", seconds=30), int(hit[1]): Fault("raise", attempts=9)}
+        unlucky_tasks = rng.permutation(12)[:2]
+        faults = {
+            int(unlucky_tasks[0]): Fault("sleep", seconds=30),
+            int(unlucky_tasks[1]): Fault("raise", attempts=9),
+        }
         total = polarmap.coded_sum(
-            gradient_of(weights), parts, tolerate=2, executor=FaultyExecutor(None, faults)
+            make_loss_and_gradient(weights), parts, tolerate=2, executor=FaultyExecutor(None, faults)
         )
-        weights = [w - 2e-4 * slope for w, slope in zip(weights, total.value["slopes"])]
+        weights = [weight - 2e-4 * gradient for weight, gradient in zip(weights, total.value["slopes"])]
         print(f"step {step}: loss {total.value['loss']:.1f} from {total.report.needed} of 12 workers")
 
-    slow = FaultyExecutor(None, {4: Fault("sleep", seconds=30)})
-    medians = polarmap.hedged_map(lambda rows: np.median(rows, axis=0), x, blocks=12, executor=slow)
+    slow_executor = FaultyExecutor(None, {4: Fault("sleep", seconds=30)})
+    medians = polarmap.hedged_map(lambda rows: np.median(rows, axis=0), x, blocks=12, executor=slow_executor)
     print(f"{len(medians)} medians; task 4 was started {medians.report.tasks[4].attempts} times")
 
     lines = ["to be or not to be", "that is the question", "whether to suffer or to act"]

@@ -43,7 +43,7 @@ y.report.plot()
 # What would it cost on AWS Lambda? A plan says so beforehand, from list prices:
 
 # %%
-lambdas = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
-seconds = planning.with_stragglers(planning.ShiftedExponential(2.0, 0.3), 0.03, 5.0)
-plan = polarmap.plan(24, seconds, worker_spec=lambdas)
+lambda_worker = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
+run_times = planning.with_stragglers(planning.ShiftedExponential(2.0, 0.3), 0.03, 5.0)
+plan = polarmap.plan(24, run_times, worker_spec=lambda_worker)
 print(f"{plan.n} functions for {plan.k} blocks: {plan.cost}")

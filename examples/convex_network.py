@@ -13,10 +13,10 @@ import numpy as np
 from polarmap.convexnn import ConvexMLPClassifier
 from polarmap.testing import Fault, FaultyExecutor
 
-stream = np.random.default_rng(0)  # points on two arms that wind about each other
-turn, arm = np.sqrt(stream.uniform(0.05, 1, 80)) * 1.5 * np.pi, np.arange(80) % 2
-X = np.stack([np.cos(turn + arm * np.pi), np.sin(turn + arm * np.pi)], axis=1) * turn[:, None] / 3
-X += 0.05 * stream.standard_normal(X.shape)
+rng = np.random.default_rng(0)  # points on two arms that wind about each other
+angle, arm = np.sqrt(rng.uniform(0.05, 1, 80)) * 1.5 * np.pi, np.arange(80) % 2
+X = np.stack([np.cos(angle + arm * np.pi), np.sin(angle + arm * np.pi)], axis=1) * angle[:, None] / 3
+X += 0.05 * rng.standard_normal(X.shape)
 
 # %%
 with ThreadPoolExecutor(8) as pool:
@@ -33,9 +33,9 @@ print(model.report_)
 
 # %%
 grid = np.linspace(-1.9, 1.9, 200)
-plane = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
-share = model.predict_proba(plane)[:, 1].reshape(200, 200)
+grid_points = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
+probability = model.predict_proba(grid_points)[:, 1].reshape(200, 200)
 figure, axes = plt.subplots(figsize=(4.5, 4.5), layout="constrained")
-axes.contourf(grid, grid, share, levels=20, cmap="RdYlBu", alpha=0.7)
+axes.contourf(grid, grid, probability, levels=20, cmap="RdYlBu", alpha=0.7)
 axes.scatter(*X.T, c=arm, cmap="RdYlBu", edgecolors="#333333", s=22)
 plt.show()

@@ -13,13 +13,13 @@ from polarmap.testing import Fault, FaultyExecutor
 WEIGHTS = np.random.default_rng(0).standard_normal((300, 300)) / 300
 
 
-def smoothed(fields: np.ndarray) -> np.ndarray:
+def smooth(fields: np.ndarray) -> np.ndarray:
     """A linear map of rows, which takes a while."""
     time.sleep(0.3)
     return fields @ WEIGHTS
 
 
-def upload(block: np.ndarray) -> float:
+def upload_block(block: np.ndarray) -> float:
     """What is done with each block of results, and takes its time, too."""
     time.sleep(0.15)
     return float(block.sum())
@@ -30,19 +30,25 @@ def main() -> None:
     with polarmap.Pool(workers=6) as pool:
         polarmap.coded_map(np.negative, fields, blocks=12, executor=pool)  # workers are there now
         executor = FaultyExecutor(pool, {task: Fault("sleep", seconds=60) for task in (3, 8)})
-        began = time.perf_counter()
-        afterwards = [*map(upload, polarmap.coded_map(smoothed, fields, blocks=12, executor=executor))]
-        seconds = time.perf_counter() - began
+        started_at = time.perf_counter()
+        uploads_afterwards = [
+            *map(upload_block, polarmap.coded_map(smooth, fields, blocks=12, executor=executor))
+        ]
+        seconds = time.perf_counter() - started_at
 
-        began = time.perf_counter()
-        future = polarmap.submit(polarmap.coded_map, smoothed, fields, blocks=12, executor=executor)
-        position = {block: number for number, block in enumerate(future.blocks)}
-        early = {position[block]: upload(block.result()) for block in as_completed(future.blocks)}
-        gained = seconds - (time.perf_counter() - began)
+        started_at = time.perf_counter()
+        future = polarmap.submit(polarmap.coded_map, smooth, fields, blocks=12, executor=executor)
+        block_indices = {block: block_index for block_index, block in enumerate(future.blocks)}
+        early_uploads = {
+            block_indices[block]: upload_block(block.result()) for block in as_completed(future.blocks)
+        }
+        seconds_gained = seconds - (time.perf_counter() - started_at)
 
-    assert np.allclose([early[number] for number in range(12)], afterwards)
+    assert np.allclose([early_uploads[block_index] for block_index in range(12)], uploads_afterwards)
     print(f"two of 16 workers asleep; decoded: {future.report.recovered}")
-    print(f"all blocks, then the work on them: {seconds:.2f} s; on each as it comes: {gained:.2f} s less")
+    print(
+        f"all blocks, then the work on them: {seconds:.2f} s; on each as it comes: {seconds_gained:.2f} s less"
+    )
 
 
 if __name__ == "__main__":

@@ -21,19 +21,23 @@ def main() -> None:
         key = f"file:{folder}/key"  # in a place that those who read the storage do not see
         Path(folder, "key").write_text(secrets.token_hex(32))
         store = Path(folder, "store")
-        coded = polarmap.encode(salaries, blocks=12, tasks=16, name="salaries", storage=store, key=key)
-        stored = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
-        print(f"{len(stored):,} bytes stored; a salary is among them: {salaries[0, 0].tobytes() in stored}")
+        coded_array = polarmap.encode(salaries, blocks=12, tasks=16, name="salaries", storage=store, key=key)
+        stored_bytes = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+        print(
+            f"{len(stored_bytes):,} bytes stored; a salary is among them: {salaries[0, 0].tobytes() in stored_bytes}"
+        )
 
-        first, second = (store / coded.block_segments(block)[0].key for block in (3, 7))
-        first_bytes, second_bytes = first.read_bytes(), second.read_bytes()
-        first.write_bytes(second_bytes)  # somebody exchanges two blocks
-        second.write_bytes(first_bytes)
-        y = polarmap.coded_map(lambda block: block @ raise_by, coded, executor=pool, retries=0)
-        assert np.allclose(y.concatenate(), salaries @ raise_by)
-        print(f"right all the same; found out: blocks {coded.check().damaged_blocks}, then repaired")
-        coded.repair()
-        assert coded.check().ok
+        first_path, second_path = (store / coded_array.block_segments(block)[0].key for block in (3, 7))
+        first_bytes, second_bytes = first_path.read_bytes(), second_path.read_bytes()
+        first_path.write_bytes(second_bytes)  # somebody exchanges two blocks
+        second_path.write_bytes(first_bytes)
+        raised_salaries = polarmap.coded_map(
+            lambda block: block @ raise_by, coded_array, executor=pool, retries=0
+        )
+        assert np.allclose(raised_salaries.concatenate(), salaries @ raise_by)
+        print(f"right all the same; found out: blocks {coded_array.check().damaged_blocks}, then repaired")
+        coded_array.repair()
+        assert coded_array.check().ok
 
         try:
             polarmap.open_coded("salaries", store, key=secrets.token_bytes(32))

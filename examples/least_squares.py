@@ -12,23 +12,25 @@ from scipy.sparse.linalg import lsqr
 from polarmap import CodedOperator
 from polarmap.testing import Fault, FaultyExecutor
 
-stream = np.random.default_rng(0)
-A = stream.standard_normal((6_000, 150))
-b = A @ stream.standard_normal(150) + stream.standard_normal(6_000)
-unlucky = FaultyExecutor(None, {3: Fault("kill", attempts=9), 8: Fault("kill", attempts=9)})
-operator = CodedOperator(A, blocks=12, tasks=16, executor=unlucky)
+rng = np.random.default_rng(0)
+A = rng.standard_normal((6_000, 150))
+b = A @ rng.standard_normal(150) + rng.standard_normal(6_000)
+unlucky_executor = FaultyExecutor(None, {3: Fault("kill", attempts=9), 8: Fault("kill", attempts=9)})
+operator = CodedOperator(A, blocks=12, tasks=16, executor=unlucky_executor)
 
 # %% [markdown]
 # scipy does not notice: the results that arrive determine those that are lost, to the last digits.
 
 # %%
-x, _, iterations = lsqr(operator, b, atol=1e-12, btol=1e-12)[:3]
-print(f"{iterations} iterations, {operator.n_products} products; the last one:")
+x, _, n_iterations = lsqr(operator, b, atol=1e-12, btol=1e-12)[:3]
+print(f"{n_iterations} iterations, {operator.n_products} products; the last one:")
 print(operator.report)
 
-exact = np.linalg.lstsq(A, b)[0]
-print(f"off numpy's solution by {np.linalg.norm(x - exact) / np.linalg.norm(exact):.0e} (relative)")
-assert np.allclose(x, exact)
+numpy_solution = np.linalg.lstsq(A, b)[0]
+print(
+    f"off numpy's solution by {np.linalg.norm(x - numpy_solution) / np.linalg.norm(numpy_solution):.0e} (relative)"
+)
+assert np.allclose(x, numpy_solution)
 
 # %% [markdown]
 # That product, task by task. Bars end where results arrived; a diamond marks what was decoded.

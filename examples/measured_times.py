@@ -16,18 +16,18 @@ from polarmap.testing import Fault, FaultyExecutor
 # cloud. It runs them twice, as the first map also starts workers. Two of the tasks are made late.
 
 # %%
-late = FaultyExecutor(None, {task: Fault("sleep", seconds=0.1 + 0.01 * task) for task in (3, 17)})
-measured = planning.measure(late, tasks=40, task_seconds=0.005)
-print(measured)
+slow_executor = FaultyExecutor(None, {task: Fault("sleep", seconds=0.1 + 0.01 * task) for task in (3, 17)})
+measurement = planning.measure(slow_executor, tasks=40, task_seconds=0.005)
+print(measurement)
 
 # %%
-planning.plot_run_times(measured.warm)
+planning.plot_run_times(measurement.warm)
 
 # %% [markdown]
 # On a cloud that runs 24 tasks at once, with such times, in seconds:
 
 # %%
-distribution = planning.Empirical(measured.warm)
+distribution = planning.Empirical(measurement.warm)
 plan = polarmap.plan(24, distribution)
 print(plan)
 
@@ -40,5 +40,5 @@ plan.plot()
 
 # %%
 A = np.random.default_rng(0).standard_normal((240, 50))
-y = polarmap.coded_map(lambda block: block @ np.ones(50), A, schedule=plan)
-print(y.report)
+result = polarmap.coded_map(lambda block: block @ np.ones(50), A, schedule=plan)
+print(result.report)

@@ -12,10 +12,10 @@ from scipy import sparse
 from polarmap import CodedOperator
 from polarmap.testing import Fault, FaultyExecutor
 
-PAGES, LINKS, FOLLOWED = 20_000, 200_000, 0.85
-stream = np.random.default_rng(0)
-begin, end = stream.integers(PAGES, size=LINKS), (PAGES * stream.random(LINKS) ** 3).astype(int)
-links = sparse.csr_array((np.ones(LINKS), (end, begin)), (PAGES, PAGES))
+N_PAGES, N_LINKS, DAMPING = 20_000, 200_000, 0.85
+rng = np.random.default_rng(0)
+sources, targets = rng.integers(N_PAGES, size=N_LINKS), (N_PAGES * rng.random(N_LINKS) ** 3).astype(int)
+links = sparse.csr_array((np.ones(N_LINKS), (targets, sources)), (N_PAGES, N_PAGES))
 links = links @ sparse.diags_array(1 / np.maximum(links.sum(axis=0), 1))
 
 # %% [markdown]
@@ -23,13 +23,13 @@ links = links @ sparse.diags_array(1 / np.maximum(links.sum(axis=0), 1))
 # as this one a second time.
 
 # %%
-ranks, changes = np.full(PAGES, 1 / PAGES), []
-late = FaultyExecutor(None, {2: Fault("sleep", seconds=30), 9: Fault("sleep", seconds=30)})
-with CodedOperator(links, blocks=12, tasks=16, code="rotation", executor=late) as operator:
+ranks, changes = np.full(N_PAGES, 1 / N_PAGES), []
+slow_executor = FaultyExecutor(None, {2: Fault("sleep", seconds=30), 9: Fault("sleep", seconds=30)})
+with CodedOperator(links, blocks=12, tasks=16, code="rotation", executor=slow_executor) as operator:
     while not changes or changes[-1] > 1e-9:
         before = ranks
-        ranks = FOLLOWED * (operator @ before)
-        ranks += (1 - ranks.sum()) / PAGES  # who meets a dead end, or is tired of links, starts anywhere
+        ranks = DAMPING * (operator @ before)
+        ranks += (1 - ranks.sum()) / N_PAGES  # who meets a dead end, or is tired of links, starts anywhere
         changes.append(np.abs(ranks - before).sum())
     report = operator.report
 print(f"{len(changes)} steps; pages of the highest ranks: {ranks.argsort()[:-6:-1].tolist()}")

@@ -8,7 +8,7 @@ import polarmap
 from polarmap.testing import Fault, FaultyExecutor
 
 
-def moments(block: np.ndarray) -> dict[str, np.ndarray]:
+def compute_moments(block: np.ndarray) -> dict[str, np.ndarray]:
     """Of degree 3 in the block: its Gram matrix, and its third moments."""
     return {"gram": block.T @ block, "third": (block**3).sum(axis=0) - block.sum(axis=0)}
 
@@ -17,20 +17,21 @@ def main() -> None:
     A = np.random.default_rng(0).standard_normal((5_000, 12))
     faults = {1: Fault("sleep", seconds=30), 3: Fault("raise", attempts=9), 8: Fault("sleep", seconds=30)}
     result = polarmap.coded_map(
-        moments, A, blocks=5, tasks=18, degree=3, executor=FaultyExecutor(None, faults)
+        compute_moments, A, blocks=5, tasks=18, degree=3, executor=FaultyExecutor(None, faults)
     )
     print(result.report)
     error = max(
-        np.abs(part[name] - moments(block)[name]).max() / np.abs(moments(block)[name]).max()
-        for part, block in zip(result, np.split(A, 5))
-        for name in part
+        np.abs(block_result[name] - compute_moments(block)[name]).max()
+        / np.abs(compute_moments(block)[name]).max()
+        for block_result, block in zip(result, np.split(A, 5))
+        for name in block_result
     )
     print(f"largest relative error: {error:.1g}")
 
     try:
-        polarmap.coded_map(moments, A, blocks=5, tasks=18, degree=2, verify=True)
-    except polarmap.errors.NotLinearError as error_:
-        print(f"with degree=2: {str(error_).partition('(or')[0]}")
+        polarmap.coded_map(compute_moments, A, blocks=5, tasks=18, degree=2, verify=True)
+    except polarmap.errors.NotLinearError as exception:
+        print(f"with degree=2: {str(exception).partition('(or')[0]}")
 
 
 if __name__ == "__main__":

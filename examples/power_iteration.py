@@ -14,11 +14,11 @@ from polarmap.testing import Fault, FaultyExecutor
 ROWS, COLUMNS, ITERATIONS = 4_000, 240, 3
 
 
-def multiply(stored: CodedArray, x: np.ndarray, config: str | None, iteration: int) -> np.ndarray:
+def multiply(coded_array: CodedArray, x: np.ndarray, executor: str | None, iteration: int) -> np.ndarray:
     """stored @ x, which is linear whatever x is; each time two other workers sleep."""
-    sleepers = {(5 * iteration + start) % stored.n: Fault("sleep", 30) for start in (0, 7)}
-    options = {"executor": FaultyExecutor(config, sleepers), "retries": 5, "verify": False}
-    return polarmap.coded_map(lambda block: block @ x, stored, **options).concatenate()
+    faults = {(5 * iteration + offset) % coded_array.n: Fault("sleep", 30) for offset in (0, 7)}
+    options = {"executor": FaultyExecutor(executor, faults), "retries": 5, "verify": False}
+    return polarmap.coded_map(lambda block: block @ x, coded_array, **options).concatenate()
 
 
 def main(config: str | None = None) -> None:

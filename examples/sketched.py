@@ -13,29 +13,31 @@ import numpy as np
 import polarmap
 from polarmap.testing import Fault, FaultyExecutor
 
-stream = np.random.default_rng(0)
-A = stream.standard_normal((60_000, 40)) * np.logspace(0, 3, 40)
-b = A @ stream.standard_normal(40) + 5 * np.linspace(0, 20, 60_000) * stream.standard_normal(60_000)
-best = np.linalg.lstsq(A, b)[0]
+rng = np.random.default_rng(0)
+A = rng.standard_normal((60_000, 40)) * np.logspace(0, 3, 40)
+b = A @ rng.standard_normal(40) + 5 * np.linspace(0, 20, 60_000) * rng.standard_normal(60_000)
+exact_solution = np.linalg.lstsq(A, b)[0]
 
 # %%
 rows = []
 with polarmap.Pool(workers=16) as pool:
-    slow = FaultyExecutor(pool, {task: Fault("sleep", seconds=0.2 * (task + 1)) for task in range(12)})
-    began = time.perf_counter()
-    for estimate in polarmap.linalg.sketched_lstsq(A, b, tasks=16, executor=slow):
-        error = np.linalg.norm(A @ (estimate.value - best)) / np.linalg.norm(b)
-        rows.append((time.perf_counter() - began, estimate.n_arrived, error, estimate.error_p90))
+    slow_executor = FaultyExecutor(
+        pool, {task: Fault("sleep", seconds=0.2 * (task + 1)) for task in range(12)}
+    )
+    started_at = time.perf_counter()
+    for estimate in polarmap.linalg.sketched_lstsq(A, b, tasks=16, executor=slow_executor):
+        error = np.linalg.norm(A @ (estimate.value - exact_solution)) / np.linalg.norm(b)
+        rows.append((time.perf_counter() - started_at, estimate.n_arrived, error, estimate.error_p90))
         print("{:4.1f} s: {:2} of 16 results, error {:.1e}, said to be {:.1e} at most".format(*rows[-1]))
-assert np.allclose(estimate.value, best)
+assert np.allclose(estimate.value, exact_solution)
 
 # %% [markdown]
 # The last estimate is numpy's solution. Leave the loop earlier, and the other workers are stopped.
 
 # %%
-seconds, arrived, errors, said = np.array(rows[:-1]).T
+seconds, n_arrived, errors, error_bounds = np.array(rows[:-1]).T
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-axes.semilogy(seconds, said, ".--", label="error that it tells (in nine of ten cases)")
+axes.semilogy(seconds, error_bounds, ".--", label="error that it tells (in nine of ten cases)")
 axes.semilogy(seconds, errors, "o-", label="error that it has")
 axes.set(xlabel="seconds", ylabel="relative error of the fitted values")
 axes.legend()

@@ -17,8 +17,8 @@ data = load_breast_cancer()
 X, y = scale(data.data[:, [0, 1]]), data.target
 
 # %%
-unlucky = FaultyExecutor(None, {1: Fault("raise", attempts=9), 4: Fault("sleep", seconds=30)})
-model = LinearSVC(0.1, blocks=6, tasks=9, executor=unlucky).fit(X, y)
+unlucky_executor = FaultyExecutor(None, {1: Fault("raise", attempts=9), 4: Fault("sleep", seconds=30)})
+model = LinearSVC(0.1, blocks=6, tasks=9, executor=unlucky_executor).fit(X, y)
 print(f"{model.score(X, y):.1%} right")
 print(f"objective {model.objective_:.6f}, at most {model.dual_gap_:.0e} above its minimum")
 print(model.report_)

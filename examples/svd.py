@@ -14,29 +14,31 @@ from scipy.sparse.linalg import svds
 from polarmap import CodedOperator
 from polarmap.testing import Fault, FaultyExecutor
 
-stream = np.random.default_rng(0)
-A = stream.standard_normal((2_000, 5)) @ stream.standard_normal((5, 400))  # of rank 5
-A += 0.1 * stream.standard_normal(A.shape)  # and noise
+rng = np.random.default_rng(0)
+A = rng.standard_normal((2_000, 5)) @ rng.standard_normal((5, 400))  # of rank 5
+A += 0.1 * rng.standard_normal(A.shape)  # and noise
 
 # %%
 faults = {2: Fault("sleep", 20), 7: Fault("sleep", 20), 9: Fault("raise", attempts=9)}
-began = time.perf_counter()
+started_at = time.perf_counter()
 with CodedOperator(A, blocks=12, tasks=16, executor=FaultyExecutor(None, faults)) as operator:
-    found = svds(operator, k=5, return_singular_vectors=False, rng=0)[::-1]
-    print(f"{operator.n_products} products in {time.perf_counter() - began:.2f} s")
+    singular_values = svds(operator, k=5, return_singular_vectors=False, rng=0)[::-1]
+    print(f"{operator.n_products} products in {time.perf_counter() - started_at:.2f} s")
     print(operator.report)
 
 # %% [markdown]
 # Five values stand out of the noise. They are those of numpy:
 
 # %%
-exact = np.linalg.svd(A, compute_uv=False)
-print(f"largest difference: {np.abs(found - exact[:5]).max() / exact[0]:.0e} of the largest value")
-assert np.allclose(found, exact[:5])
+exact_values = np.linalg.svd(A, compute_uv=False)
+print(
+    f"largest difference: {np.abs(singular_values - exact_values[:5]).max() / exact_values[0]:.0e} of the largest value"
+)
+assert np.allclose(singular_values, exact_values[:5])
 
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-axes.semilogy(range(1, 31), exact[:30], ".", label="numpy, the first 30")
-axes.semilogy(range(1, 6), found, "o", fillstyle="none", markersize=10, label="svds on polarmap")
+axes.semilogy(range(1, 31), exact_values[:30], ".", label="numpy, the first 30")
+axes.semilogy(range(1, 6), singular_values, "o", fillstyle="none", markersize=10, label="svds on polarmap")
 axes.set(xlabel="number", ylabel="singular value")
 axes.legend()
 plt.show()

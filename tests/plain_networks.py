@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.in_numpy import PlainOperator
+from benchmarks.numpy_estimators import PlainOperator
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor
 
 

@@ -35,7 +35,7 @@ from programs import Interpreter
 import polarmap
 from benchmarks import iterations
 from benchmarks.compare import figures
-from benchmarks.pages import tables_of
+from benchmarks.pages import parse_tables
 from polarmap import cli, planning
 from polarmap.codes import error_detection
 from polarmap.linalg.sketch import SketchEstimate
@@ -416,16 +416,16 @@ def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
 
 
 def test_the_table_of_readme_is_that_of_the_page_it_names() -> None:
-    assert iterations.with_headlines(readme()) == readme(), f"run {iterations.COMMAND}"
+    assert iterations.update_readme_table(readme()) == readme(), f"run {iterations.COMMAND}"
     for text in (readme(), (ROOT / "docs" / iterations.PAGE).read_text(encoding="utf-8")):
         assert f"`{iterations.COMMAND}`" in text
     with pytest.raises(ValueError, match="no <!-- from docs/"):
-        iterations.with_headlines("# polarmap\n")
+        iterations.update_readme_table("# polarmap\n")
 
 
 def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    header, *rows = next(iter(tables_of(page[page.index("benchmarks.accuracy") :]).values()))
+    header, *rows = next(iter(parse_tables(page[page.index("benchmarks.accuracy") :]).values()))
     share = {name: float(cells[header.index("(32, 24)") - 1]) for name, *cells in rows}
     found = re.search(
         r"\(32, 24\) one in ([\d,]+) with\s+float64, ([\d.]+) % with float32, ([\d.]+) % with float16",
@@ -475,7 +475,7 @@ def test_the_rule_of_thumb_for_workers_is_what_plan_recommends() -> None:
 
 
 def test_the_figures_of_the_plan_page_are_drawn_from_its_data() -> None:
-    source = inspect.getsource(figures.example_seconds)
+    source = inspect.getsource(figures.sample_example_run_times)
     lines = [line.strip() for line in source.splitlines() if re.match(r"    (rng|seconds) = ", line)]
     assert len(lines) == 2 and words_of("how-many-workers.md").count(" ".join(lines)) == 2
 

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import processor_seconds
+from benchmarks import measure_cpu_seconds
 from benchmarks.rivals import (
     Array,
-    Rival,
-    arrival_orders,
+    RivalCode,
     embedding,
     fermat,
     fountain,
@@ -21,42 +20,44 @@ from benchmarks.rivals import (
     mds,
     polar,
     raptor,
+    sample_arrival_orders,
     staircase,
 )
 from polarmap.codes import PolarCode
 from polarmap.codes.polar_construction import next_power_of_two
 from polarmap.planning import ArrivalsNeeded
 
-NOISE = 128  # columns of unit noise from which amplifications are estimated
-BLOCK_BYTES = 1_000_000  # of the blocks that are coded, or less where all of them would be too much
-LEAST_LEVELS = 8  # of codes that are measured with fewer, too
-EMBEDDED_UP_TO = 64  # blocks: beyond, hardly a digit is left at the k-th arrival
-LARGEST_ERROR = 1e-4  # of unit data: what is decoded worse is decoded wrongly
-RAPTOR_UP_TO = 1024  # blocks: at 10,000 one seed of twenty is systematic, and decodes to one digit
-WARM = (130, 98)  # blocks of the codes that compile what the others use
+N_NOISE_COLUMNS = 128  # columns of unit noise from which amplifications are estimated
+MAX_BLOCK_BYTES = 1_000_000  # of the blocks that are coded, or less where all of them would be too much
+MIN_LEVELS = 8  # of codes that are measured with fewer, too
+MAX_EMBEDDED_N = 64  # blocks: beyond, hardly a digit is left at the k-th arrival
+MAX_ERROR = 1e-4  # of unit data: what is decoded worse is decoded wrongly
+MAX_RAPTOR_N = 1024  # blocks: at 10,000 one seed of twenty is systematic, and decodes to one digit
+WARM_UP_SIZE = (130, 98)  # blocks of the codes that compile what the others use
 
 
 class Size(NamedTuple):
     """One size and how thoroughly it is measured.
 
-    orders : random orders of arrival for what is quick to simulate.
-    few : for decoders that solve a dense system for each.
-    patterns : arrival patterns whose amplification is estimated.
+    n_orders : random orders of arrival for what is quick to simulate.
+    n_slow_orders : for decoders that solve a dense system for each.
+    n_patterns : arrival patterns whose amplification is estimated.
     """
 
     n: int
     k: int
-    orders: int
-    few: int
-    patterns: int
+    n_orders: int
+    n_slow_orders: int
+    n_patterns: int
 
 
-class Measured(NamedTuple):
+class CodeMeasurement(NamedTuple):
     """One code at one size.
 
-    beyond : mean arrivals needed beyond k, of the orders that decode at all.
+    mean_extra_arrivals : mean arrivals needed beyond k, of the orders that decode at all.
     n : coded blocks; a local product code has its own number.
-    encode, decode : operations for one number of every block; decoding at the last arrival needed.
+    encode_operations, decode_operations : operations for one number of every block; decoding at the last
+        arrival needed.
     encode_seconds, decode_seconds : for a byte of the data.
     plan_seconds : for a pattern of arrivals, whatever the size of the blocks.
     amplification : median and worst, log10; None where integers are exact.
@@ -66,124 +67,153 @@ class Measured(NamedTuple):
 
     name: str
     n: int
-    needed: ArrivalsNeeded
-    beyond: float
-    encode: float
+    arrivals_needed: ArrivalsNeeded
+    mean_extra_arrivals: float
+    encode_operations: float
     encode_seconds: float
-    decode: float
+    decode_operations: float
     plan_seconds: float
     decode_seconds: float
     amplification: tuple[float, float] | None
 
 
-def contestants(size: Size, tuning: int) -> Iterator[tuple[Callable[[], Rival], int, bool]]:
+def list_contestants(size: Size, n_tuning_trials: int) -> Iterator[tuple[Callable[[], RivalCode], int, bool]]:
     """(code, orders, whether blocks are integers), the papers' and ours last."""
-    n, k, orders, few, _ = size
-    yield partial(mds.Gaussian, n, k), orders, False
-    if n <= EMBEDDED_UP_TO:
-        yield partial(embedding.Embedding, n, k), orders, False
-    yield partial(fermat.Fermat, n, k), orders, True
-    yield partial(local_product.LocalProduct, *local_product.tuned(n, k, tuning)), orders, False
-    yield partial(fountain.LT, *fountain.tuned(n, k, tuning)), orders, False
-    yield partial(fountain.LT, *fountain.tuned(n, k, tuning, inactivates=True)), few, False
-    if n <= RAPTOR_UP_TO:
-        yield partial(raptor.Raptor, *raptor.tuned(n, k)), few, False
-    yield partial(staircase.Staircase, *staircase.tuned(n, k, tuning)), orders, False
-    yield partial(staircase.Staircase, *staircase.tuned(n, k, tuning, inactivates=True)), few, False
-    yield lambda: polar.Polar(PolarCode(n, k, "arikan", "sequential")), orders, False
-    yield lambda: polar.Polar(PolarCode(n, k, "arikan")), few, False
-    yield lambda: polar.Polar(PolarCode(n, k, "arikan"), integers=True), few, True
-    yield lambda: polar.Polar(PolarCode(n, k)), few, False
+    n, k, n_orders, n_slow_orders, _ = size
+    yield partial(mds.GaussianMDSCode, n, k), n_orders, False
+    if n <= MAX_EMBEDDED_N:
+        yield partial(embedding.EmbeddingCode, n, k), n_orders, False
+    yield partial(fermat.FermatCode, n, k), n_orders, True
+    yield (
+        partial(local_product.LocalProductCode, *local_product.tune_local_product(n, k, n_tuning_trials)),
+        n_orders,
+        False,
+    )
+    yield partial(fountain.LTCode, *fountain.tune_lt(n, k, n_tuning_trials)), n_orders, False
+    yield (
+        partial(fountain.LTCode, *fountain.tune_lt(n, k, n_tuning_trials, uses_inactivation=True)),
+        n_slow_orders,
+        False,
+    )
+    if n <= MAX_RAPTOR_N:
+        yield partial(raptor.RaptorCode, *raptor.tune_raptor(n, k)), n_slow_orders, False
+    yield partial(staircase.StaircaseCode, *staircase.tune_staircase(n, k, n_tuning_trials)), n_orders, False
+    yield (
+        partial(
+            staircase.StaircaseCode, *staircase.tune_staircase(n, k, n_tuning_trials, uses_inactivation=True)
+        ),
+        n_slow_orders,
+        False,
+    )
+    yield lambda: polar.PolarRival(PolarCode(n, k, "arikan", "sequential")), n_orders, False
+    yield lambda: polar.PolarRival(PolarCode(n, k, "arikan")), n_slow_orders, False
+    yield lambda: polar.PolarRival(PolarCode(n, k, "arikan"), is_integer=True), n_slow_orders, True
+    yield lambda: polar.PolarRival(PolarCode(n, k)), n_slow_orders, False
 
 
-def measured(size: Size, tuning: int, megabytes: int) -> Iterator[Measured]:
-    for make, orders, is_integer in contestants(size, tuning):
-        yield measure(make, size, orders, is_integer, megabytes)
+def measure_codes(size: Size, n_tuning_trials: int, megabytes: int) -> Iterator[CodeMeasurement]:
+    for make_code, n_orders, is_integer in list_contestants(size, n_tuning_trials):
+        yield measure_code(make_code, size, n_orders, is_integer, megabytes)
 
 
 def compile_loops() -> None:
     """Use every code once, so that none of those measured has to compile its loops."""
-    for make, _, is_integer in contestants(Size(*WARM, 1, 1, 1), 2):
-        code = make()
-        [order] = arrival_orders(code.n, 1)
-        code.plan(order[: code.needed(order[None])[0]]).decode(code.encode(some_data(code, 2, is_integer)))
+    for make_code, _, is_integer in list_contestants(Size(*WARM_UP_SIZE, 1, 1, 1), 2):
+        code = make_code()
+        [arrival_order] = sample_arrival_orders(code.n, 1)
+        code.make_plan(arrival_order[: code.count_arrivals(arrival_order[None])[0]]).decode(
+            code.encode(make_data(code, 2, is_integer))
+        )
 
 
-def measure(
-    make: Callable[[], Rival], size: Size, count: int, is_integer: bool, megabytes: float
-) -> Measured:
-    code = make()
-    orders = arrival_orders(code.n, count)
-    arrivals = code.needed(orders)
-    decodes = arrivals <= code.n
-    first = int(np.flatnonzero(decodes)[0])
-    arrived = orders[first][: arrivals[first]]
-    width = int(min(BLOCK_BYTES, megabytes * 1_000_000 / code.k)) // 16 * 2
-    data = some_data(code, width, is_integer)
-    encode_seconds, coded = processor_seconds(lambda: code.encode(data), min)
-    plan_seconds, plan = processor_seconds(lambda: code.plan(arrived), median)
-    decode_seconds, found = processor_seconds(lambda: plan.decode(coded), min)
+def measure_code(
+    make_code: Callable[[], RivalCode], size: Size, n_orders: int, is_integer: bool, megabytes: float
+) -> CodeMeasurement:
+    code = make_code()
+    orders = sample_arrival_orders(code.n, n_orders)
+    n_arrivals = code.count_arrivals(orders)
+    decodable_mask = n_arrivals <= code.n
+    first_decodable = int(np.flatnonzero(decodable_mask)[0])
+    arrived_indices = orders[first_decodable][: n_arrivals[first_decodable]]
+    width = int(min(MAX_BLOCK_BYTES, megabytes * 1_000_000 / code.k)) // 16 * 2
+    data = make_data(code, width, is_integer)
+    encode_seconds, coded_blocks = measure_cpu_seconds(lambda: code.encode(data), min)
+    plan_seconds, plan = measure_cpu_seconds(lambda: code.make_plan(arrived_indices), median)
+    decode_seconds, decoded = measure_cpu_seconds(lambda: plan.decode(coded_blocks), min)
     patterns = [
-        orders[i][: arrivals[i]] for i in np.flatnonzero(decodes)[: size.patterns if count > 1 else 1]
+        orders[i][: n_arrivals[i]]
+        for i in np.flatnonzero(decodable_mask)[: size.n_patterns if n_orders > 1 else 1]
     ]
     rng = np.random.default_rng(0)
-    factors = [] if is_integer else [amplification(code, pattern, rng) for pattern in patterns]
-    error = float(np.abs(found - data).max())
-    assert error <= (0 if is_integer else LARGEST_ERROR), f"{code.name} decodes wrongly: error {error:.1e}"
-    return Measured(
+    amplifications = (
+        [] if is_integer else [estimate_amplification(code, pattern, rng) for pattern in patterns]
+    )
+    error = float(np.abs(decoded - data).max())
+    assert error <= (0 if is_integer else MAX_ERROR), f"{code.name} decodes wrongly: error {error:.1e}"
+    return CodeMeasurement(
         code.name,
         code.n,
-        counted(arrivals, code.n),
-        float((arrivals[decodes] - code.k).mean()),
+        summarize_arrivals(n_arrivals, code.n),
+        float((n_arrivals[decodable_mask] - code.k).mean()),
         code.encode_operations,
         encode_seconds / data.nbytes,
         plan.operation_table,
         plan_seconds,
         decode_seconds / data.nbytes,
-        spread(factors) if factors else None,
+        median_and_max(amplifications) if amplifications else None,
     )
 
 
-def some_data(code: Rival, width: int, is_integer: bool) -> Array:
+def make_data(code: RivalCode, width: int, is_integer: bool) -> Array:
     rng, shape = np.random.default_rng(0), (code.k, max(2, width))
-    return rng.integers(0, fermat.P, shape) if is_integer else rng.standard_normal(shape)
+    return rng.integers(0, fermat.PRIME, shape) if is_integer else rng.standard_normal(shape)
 
 
-def counted(arrivals: Array, n: int) -> ArrivalsNeeded:
+def summarize_arrivals(arrivals: Array, n: int) -> ArrivalsNeeded:
     """The distribution of what was simulated; orders that never decode are left out of its weights."""
-    ranks, counts = np.unique(arrivals, return_counts=True)
-    kept = ranks <= n
-    return ArrivalsNeeded(ranks[kept].astype(float), counts[kept] / len(arrivals), len(arrivals))
+    arrival_counts, occurrences = np.unique(arrivals, return_counts=True)
+    decodable_mask = arrival_counts <= n
+    return ArrivalsNeeded(
+        arrival_counts[decodable_mask].astype(float),
+        occurrences[decodable_mask] / len(arrivals),
+        len(arrivals),
+    )
 
 
-def amplification(code: Rival, arrived: Array, rng: np.random.Generator) -> float:
+def estimate_amplification(code: RivalCode, arrived_indices: Array, rng: np.random.Generator) -> float:
     """log10 of the largest error of a data block, one per unit of relative error of what arrived."""
-    noise = rng.standard_normal((code.n, NOISE)) * code.norms[:, None]
-    errors = code.plan(arrived).decode(noise)
+    noise = rng.standard_normal((code.n, N_NOISE_COLUMNS)) * code.norms[:, None]
+    errors = code.make_plan(arrived_indices).decode(noise)
     return float(np.log10(np.sqrt((errors**2).mean(axis=1)).max()))
 
 
-def spread(values: list[float]) -> tuple[float, float]:
+def median_and_max(values: list[float]) -> tuple[float, float]:
     return float(np.median(values)), float(max(values))
 
 
-def partly_polarized(size: Size) -> Iterator[Measured]:
+def measure_partly_polarized(size: Size) -> Iterator[CodeMeasurement]:
     """Polar codes of fewer levels than all: two less, and half of them; measured but for their seconds.
 
     None of small codes, whose butterflies would hardly be more than a parity check.
     """
-    most = next_power_of_two(size.n).bit_length() - 1
-    for levels in (most - 2, most // 2) if most >= LEAST_LEVELS else ():
-        for decoder, orders in (("sequential", size.orders), ("optimal", size.few)):
+    max_levels = next_power_of_two(size.n).bit_length() - 1
+    for levels in (max_levels - 2, max_levels // 2) if max_levels >= MIN_LEVELS else ():
+        for decoder, n_orders in (("sequential", size.n_orders), ("optimal", size.n_slow_orders)):
             code = PolarCode(size.n, size.k, "arikan", decoder, levels=levels)
-            yield measure(partial(polar.Polar, code), size, orders, False, 0.1)
+            yield measure_code(partial(polar.PolarRival, code), size, n_orders, False, 0.1)
 
 
-def polynomial_codes(size: Size, patterns: int) -> Iterator[tuple[str, tuple[float, float]]]:
+def measure_polynomial_codes(size: Size, n_patterns: int) -> Iterator[tuple[str, tuple[float, float]]]:
     """The amplification of MDS codes of polynomials at k arrivals: median and worst, log10."""
-    orders = arrival_orders(size.n, patterns)[:, : size.k]
-    for name, points in mds.POINTS.items():
-        yield name, spread([mds.log10_amplification(points(size.n), order) for order in orders])
-    if size.n > EMBEDDED_UP_TO:
-        circle, rng = embedding.Embedding(size.n, size.k), np.random.default_rng(0)
-        yield circle.name, spread([amplification(circle, order, rng) for order in orders])
+    orders = sample_arrival_orders(size.n, n_patterns)[:, : size.k]
+    for name, points in mds.EVALUATION_POINTS.items():
+        yield (
+            name,
+            median_and_max([mds.compute_log10_amplification(points(size.n), order) for order in orders]),
+        )
+    if size.n > MAX_EMBEDDED_N:
+        embedding_code, rng = embedding.EmbeddingCode(size.n, size.k), np.random.default_rng(0)
+        yield (
+            embedding_code.name,
+            median_and_max([estimate_amplification(embedding_code, order, rng) for order in orders]),
+        )

@@ -17,70 +17,93 @@ from polarmap.codes import PolarCode
 from polarmap.planning import Distribution, ShiftedExponential, sequential_decoding_times
 
 BLOCKS, WORKERS = 500, 1500
-RUNTIMES: Distribution = ShiftedExponential(1.0, 1.0)
-JOINING: Distribution = ShiftedExponential(0.2, 0.3)
-RATES = (0.0, 0.1, 0.2, 0.4, 0.8)  # of vanishing, per worker and second
+RUN_TIMES: Distribution = ShiftedExponential(1.0, 1.0)
+JOIN_TIMES: Distribution = ShiftedExponential(0.2, 0.3)
+VANISHING_RATES = (0.0, 0.1, 0.2, 0.4, 0.8)  # of vanishing, per worker and second
 
 
-class Elastic(NamedTuple):
+class ElasticJobs(NamedTuple):
     """Jobs of one cluster at one rate of vanishing; arrays (trials,).
 
-    lost : mean share of the workers started first that vanish before they return.
-    time, paid : seconds, worker-seconds from joining on.
+    lost_fraction : mean share of the workers started first that vanish before they return.
+    completion_times, worker_seconds : seconds, worker-seconds from joining on.
     """
 
     scheme: str
-    rate: float
-    lost: float
-    time: Array
-    paid: Array
+    vanishing_rate: float
+    lost_fraction: float
+    completion_times: Array
+    worker_seconds: Array
 
 
-def elastic(rate: float, trials: int) -> list[Elastic]:
+def simulate_elastic_jobs(vanishing_rate: float, n_trials: int) -> list[ElasticJobs]:
     """Uncoded with restarts, coded by rotation (any 500), coded and decoded sequentially."""
     rng = np.random.default_rng(0)
-    joined, ends, returned = attempts(rate, (trials, WORKERS), rng)
-    lost = float(1 - returned.mean())
-    arrivals = np.where(returned, ends, np.inf)
+    join_times, end_times, returned_mask = sample_attempts(vanishing_rate, (n_trials, WORKERS), rng)
+    lost_fraction = float(1 - returned_mask.mean())
+    arrival_times = np.where(returned_mask, end_times, np.inf)
     code = PolarCode(WORKERS, BLOCKS, "arikan", "sequential")
-    moments = {
-        "coded, rotation": np.partition(arrivals, BLOCKS - 1, axis=1)[:, BLOCKS - 1],
-        "coded, polar sequential": sequential_decoding_times(code, np.ascontiguousarray(arrivals.T)),
+    times_by_scheme = {
+        "coded, rotation": np.partition(arrival_times, BLOCKS - 1, axis=1)[:, BLOCKS - 1],
+        "coded, polar sequential": sequential_decoding_times(code, np.ascontiguousarray(arrival_times.T)),
     }
-    coded = [
-        Elastic(scheme, rate, lost, time, paid_until(joined, ends, time)) for scheme, time in moments.items()
+    coded_jobs = [
+        ElasticJobs(
+            scheme,
+            vanishing_rate,
+            lost_fraction,
+            completion_times,
+            worker_seconds_until(join_times, end_times, completion_times),
+        )
+        for scheme, completion_times in times_by_scheme.items()
     ]
-    clock, paid = restarted(rate, trials, rng)
-    return [Elastic("uncoded, restarted", rate, lost, clock.max(axis=1), paid.sum(axis=1)), *coded]
+    end_times_of_tasks, worker_seconds = simulate_restarts(vanishing_rate, n_trials, rng)
+    return [
+        ElasticJobs(
+            "uncoded, restarted",
+            vanishing_rate,
+            lost_fraction,
+            end_times_of_tasks.max(axis=1),
+            worker_seconds.sum(axis=1),
+        ),
+        *coded_jobs,
+    ]
 
 
-def attempts(rate: float, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Array, Array, Array]:
+def sample_attempts(
+    vanishing_rate: float, shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
     """When workers join, when they return or vanish, and whether they return."""
-    joined, took = JOINING.sample(rng, shape), RUNTIMES.sample(rng, shape)
-    stays = rng.exponential(1 / rate, shape) if rate else np.full(shape, np.inf)
-    return joined, joined + np.minimum(took, stays), took <= stays
+    join_times, run_times = JOIN_TIMES.sample(rng, shape), RUN_TIMES.sample(rng, shape)
+    times_to_vanish = rng.exponential(1 / vanishing_rate, shape) if vanishing_rate else np.full(shape, np.inf)
+    return join_times, join_times + np.minimum(run_times, times_to_vanish), run_times <= times_to_vanish
 
 
-def restarted(rate: float, trials: int, rng: np.random.Generator) -> tuple[Array, Array]:
+def simulate_restarts(vanishing_rate: float, n_trials: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """Ends and costs of tasks, (trials, tasks), that start again as soon as their worker has vanished."""
-    clock, paid = np.zeros((trials, BLOCKS)), np.zeros((trials, BLOCKS))
-    missing = np.ones((trials, BLOCKS), bool)
-    while missing.any():
-        joined, ends, returned = attempts(rate, (int(missing.sum()),), rng)
-        clock[missing] += ends
-        paid[missing] += ends - joined
-        missing[missing] = ~returned
-    return clock, paid
+    end_times_of_tasks, worker_seconds = np.zeros((n_trials, BLOCKS)), np.zeros((n_trials, BLOCKS))
+    missing_mask = np.ones((n_trials, BLOCKS), bool)
+    while missing_mask.any():
+        join_times, end_times, returned_mask = sample_attempts(
+            vanishing_rate, (int(missing_mask.sum()),), rng
+        )
+        end_times_of_tasks[missing_mask] += end_times
+        worker_seconds[missing_mask] += end_times - join_times
+        missing_mask[missing_mask] = ~returned_mask
+    return end_times_of_tasks, worker_seconds
 
 
-def paid_until(joined: Array, ends: Array, time: Array) -> Array:
+def worker_seconds_until(join_times: Array, end_times: Array, completion_times: Array) -> Array:
     """Worker-seconds of each job when whatever runs at its completion is stopped."""
-    return np.maximum(np.minimum(ends, time[:, None]) - joined, 0.0).sum(axis=1)
+    return np.maximum(np.minimum(end_times, completion_times[:, None]) - join_times, 0.0).sum(axis=1)
 
 
-def one_run(rate: float) -> dict[str, Array]:
+def sample_one_job(vanishing_rate: float) -> dict[str, Array]:
     """The moments of the results of one job, ascending: 500 uncoded workers, 1,500 coded ones."""
     rng = np.random.default_rng(0)
-    _, ends, returned = attempts(rate, (WORKERS,), rng)
-    clock, _ = restarted(rate, 1, rng)
-    return {"500 uncoded workers": np.sort(clock[0]), "1,500 coded workers": np.sort(ends[returned])}
+    _, end_times, returned_mask = sample_attempts(vanishing_rate, (WORKERS,), rng)
+    end_times_of_tasks, _ = simulate_restarts(vanishing_rate, 1, rng)
+    return {
+        "500 uncoded workers": np.sort(end_times_of_tasks[0]),
+        "1,500 coded workers": np.sort(end_times[returned_mask]),
+    }

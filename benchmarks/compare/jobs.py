@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.compare.codes import Measured, Size
+from benchmarks.compare.codes import CodeMeasurement, Size
 from polarmap.codes.polar import MAX_N
 from polarmap.planning import (
     Completion,
@@ -33,62 +33,68 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "heavy tail, Pareto(2.5)": Pareto(1.0, 2.5),
     "real trace of a training job": load_training_trace(),
 }
-PIECES = (4, 16)  # times as many blocks on workers that stay
-TASK_PRICE = 0.001  # seconds, of each of their tasks
-MULTIPLES = (1.0, 1.05, 1.1, 1.15, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the time of half, from which a task is late
+OVERDECOMPOSITION_FACTORS = (4, 16)  # times as many blocks on workers that stay
+TASK_OVERHEAD = 0.001  # seconds, of each of their tasks
+SLOWDOWNS = (1.0, 1.05, 1.1, 1.15, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the time of half, from which a task is late
 
 
-def schemes(size: Size, runtimes: Distribution, codes: list[Measured], trials: int) -> Iterator[Completion]:
+def simulate_schemes(
+    size: Size, run_times: Distribution, codes: list[CodeMeasurement], n_trials: int
+) -> Iterator[Completion]:
     """Every scheme at one size under one distribution, with a third more tasks where it codes."""
     n, k = size.n, size.k
 
-    def found(name: str, scheme: str, tasks: int = n, **options: float) -> Completion:
-        taken = completion_time(tasks, k, scheme, runtimes, n_trials=trials, **options)  # type: ignore[arg-type]
-        return taken._replace(scheme=name)
+    def complete(name: str, scheme: str, n_tasks: int = n, **options: float) -> Completion:
+        completion = completion_time(n_tasks, k, scheme, run_times, n_trials=n_trials, **options)  # type: ignore[arg-type]
+        return completion._replace(scheme=name)
 
-    yield found("uncoded", "uncoded", k)
-    for copies in (2, 3):
-        yield found(f"{copies}x replication", "replication", copies * k)
-    yield found("backup tasks (cubed)", "backup-cubed", k)
-    yield found("backup tasks (Spark 4)", "backup-spark", k)
-    yield tuned_backups(size, runtimes, trials)
+    yield complete("uncoded", "uncoded", k)
+    for n_copies in (2, 3):
+        yield complete(f"{n_copies}x replication", "replication", n_copies * k)
+    yield complete("backup tasks (cubed)", "backup-cubed", k)
+    yield complete("backup tasks (Spark 4)", "backup-spark", k)
+    yield tune_backups(size, run_times, n_trials)
     for code in codes:
-        yield completion_from_arrivals(code.needed, code.n, k, runtimes, code.name)
-    yield found("on demand", "on_demand")
-    few = max(1, (n - k) // 4)
-    yield found(f"{few} upfront, rest on demand", "on_demand", n_upfront_parity=few)
-    for pieces in PIECES:
-        if pieces * n <= MAX_N:
-            name = f"{pieces}x as many blocks"
-            yield found(name, "small_blocks", tasks_per_worker=pieces, task_overhead=TASK_PRICE)
+        yield completion_from_arrivals(code.arrivals_needed, code.n, k, run_times, code.name)
+    yield complete("on demand", "on_demand")
+    n_upfront = max(1, (n - k) // 4)
+    yield complete(f"{n_upfront} upfront, rest on demand", "on_demand", n_upfront_parity=n_upfront)
+    for overdecomposition in OVERDECOMPOSITION_FACTORS:
+        if overdecomposition * n <= MAX_N:
+            name = f"{overdecomposition}x as many blocks"
+            yield complete(
+                name, "small_blocks", tasks_per_worker=overdecomposition, task_overhead=TASK_OVERHEAD
+            )
 
 
-def tuned_backups(size: Size, runtimes: Distribution, trials: int) -> Completion:
+def tune_backups(size: Size, run_times: Distribution, n_trials: int) -> Completion:
     """Backup tasks by cubed's rule with the multiple that gives the least 99 % quantile."""
-    few = max(200, trials // 5)
-    slow = min(MULTIPLES, key=lambda slow: with_backups(slow, size, runtimes, few).p99)
-    return with_backups(slow, size, runtimes, trials)
+    n_tuning_trials = max(200, n_trials // 5)
+    slowdown = min(
+        SLOWDOWNS, key=lambda slowdown: complete_with_backups(slowdown, size, run_times, n_tuning_trials).p99
+    )
+    return complete_with_backups(slowdown, size, run_times, n_trials)
 
 
-def with_backups(slow: float, size: Size, runtimes: Distribution, trials: int) -> Completion:
+def complete_with_backups(slowdown: float, size: Size, run_times: Distribution, n_trials: int) -> Completion:
     """Backup tasks by cubed's rule with another multiple."""
     rng, k = np.random.default_rng(0), size.k
     jobs = simulate_backups(
-        runtimes.sample(rng, (trials, k)),
-        lambda late: runtimes.sample(rng, late.sum()),
-        CUBED_RULE._replace(slowdown=slow),
+        run_times.sample(rng, (n_trials, k)),
+        lambda late_mask: run_times.sample(rng, late_mask.sum()),
+        CUBED_RULE._replace(slowdown=slowdown),
     )
-    return summarize_jobs(f"backup tasks (tuned: {slow:g} x)", k, k, jobs)
+    return summarize_jobs(f"backup tasks (tuned: {slowdown:g} x)", k, k, jobs)
 
 
 # --- coding and transfer -------------------------------------------------------------------------
 
-DRIVER = 1.25e9  # bytes per second of the driver, 10 Gbit/s
-WORKER = 75e6  # bytes per second of a worker, 0.6 Gbit/s
-BLOCKS = (1_000_000, 64_000_000)  # bytes
+DRIVER_BANDWIDTH = 1.25e9  # bytes per second of the driver, 10 Gbit/s
+WORKER_BANDWIDTH = 75e6  # bytes per second of a worker, 0.6 Gbit/s
+BLOCK_SIZES = (1_000_000, 64_000_000)  # bytes
 
 
-class Whole(NamedTuple):
+class CodingSeconds(NamedTuple):
     """Seconds of one scheme beside its tasks.
 
     encode, decode : on one core of the driver; decoding with its plan.
@@ -100,21 +106,28 @@ class Whole(NamedTuple):
     decode: float
 
     @property
-    def seconds(self) -> float:
+    def total_seconds(self) -> float:
         """Together."""
         return sum(self)
 
 
-def beside_tasks(job: Completion, codes: dict[str, Measured], size: int) -> Whole:
+def estimate_coding_seconds(
+    job: Completion, codes: dict[str, CodeMeasurement], block_bytes: int
+) -> CodingSeconds:
     """What a scheme takes beside its tasks, with blocks of so many bytes.
 
     On demand is charged all the coding of rotation, and sends the parity blocks that are started.
     """
-    late = "on demand" in job.scheme
-    code = codes["rotation"] if late else codes.get(job.scheme)
-    sent = job.n_tasks_started if late else float(job.k if code is None else job.n)
-    transfer = 2 * size / WORKER + (sent + job.n_results_awaited) * size / DRIVER
+    is_on_demand = "on demand" in job.scheme
+    code = codes["rotation"] if is_on_demand else codes.get(job.scheme)
+    n_sent_blocks = job.n_tasks_started if is_on_demand else float(job.k if code is None else job.n)
+    transfer = (
+        2 * block_bytes / WORKER_BANDWIDTH
+        + (n_sent_blocks + job.n_results_awaited) * block_bytes / DRIVER_BANDWIDTH
+    )
     if code is None:
-        return Whole(0.0, transfer, 0.0)
-    data = job.k * size
-    return Whole(code.encode_seconds * data, transfer, code.plan_seconds + code.decode_seconds * data)
+        return CodingSeconds(0.0, transfer, 0.0)
+    data_bytes = job.k * block_bytes
+    return CodingSeconds(
+        code.encode_seconds * data_bytes, transfer, code.plan_seconds + code.decode_seconds * data_bytes
+    )

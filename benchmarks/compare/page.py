@@ -7,189 +7,242 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from benchmarks import number
+from benchmarks import format_number
 from benchmarks.compare import elastic
-from benchmarks.compare.codes import Measured, Size
-from benchmarks.compare.jobs import BLOCKS, beside_tasks
-from benchmarks.pages import table
-from benchmarks.rivals.fermat import quantization_error
+from benchmarks.compare.codes import CodeMeasurement, Size
+from benchmarks.compare.jobs import BLOCK_SIZES, estimate_coding_seconds
+from benchmarks.pages import markdown_table
+from benchmarks.rivals.fermat import measure_quantization_error
 from polarmap.planning import Completion
 
 Jobs = dict[tuple[Size, str], dict[str, Completion]]
-TERMS = (100, 1000)  # of the sums whose quantization is measured
-AFFORDABLE = 1.4  # times the worker-seconds of a plain map: twice and thrice of everything is not
-OURS = ("rotation", "on demand", "upfront", "as many blocks", "polar, optimal")
+QUANTIZED_TERMS = (100, 1000)  # of the sums whose quantization is measured
+MAX_RELATIVE_COST = 1.4  # times the worker-seconds of a plain map: twice and thrice of everything is not
+POLARMAP_SCHEMES = ("rotation", "on demand", "upfront", "as many blocks", "polar, optimal")
 
 
-def pages(
-    codes: dict[Size, list[Measured]],
-    extra: dict[Size, list[list[str]]],
+def make_page_parts(
+    measurements: dict[Size, list[CodeMeasurement]],
+    extra_rows: dict[Size, list[list[str]]],
     jobs: Jobs,
-    crowd: list[elastic.Elastic],
+    elastic_jobs: list[elastic.ElasticJobs],
     megabytes: int,
-    load: float,
+    load_average: float,
 ) -> dict[str, dict[str, str]]:
     """The names of pages and the parts to write into them."""
     return {
-        "comparison.md": {"fastest": fastest_table(codes, jobs), **against_rotation(codes)},
+        "comparison.md": {
+            "fastest": make_fastest_table(measurements, jobs),
+            **compare_with_rotation(measurements),
+        },
         "comparison-jobs.md": {
-            "sizes": "\n\n".join(job_tables(size, some, jobs) for size, some in codes.items())
+            "sizes": "\n\n".join(
+                make_job_tables(size, size_measurements, jobs)
+                for size, size_measurements in measurements.items()
+            )
         },
         "comparison-codes.md": {
-            "load": f"{load:.0f}",
+            "load": f"{load_average:.0f}",
             "megabytes": str(megabytes),
-            "sizes": "\n\n".join(code_table(size, codes[size], extra.get(size, [])) for size in codes),
-            "quantized": " and ".join(f"{100 * quantization_error(terms):.1f} %" for terms in TERMS),
+            "sizes": "\n\n".join(
+                make_code_table(size, measurements[size], extra_rows.get(size, [])) for size in measurements
+            ),
+            "quantized": " and ".join(
+                f"{100 * measure_quantization_error(n_terms):.1f} %" for n_terms in QUANTIZED_TERMS
+            ),
         },
-        "comparison-elastic.md": {"vanishing": elastic_table(crowd)},
+        "comparison-elastic.md": {"vanishing": make_elastic_table(elastic_jobs)},
     }
 
 
-def fastest_table(codes: dict[Size, list[Measured]], jobs: Jobs) -> str:
+def make_fastest_table(measurements: dict[Size, list[CodeMeasurement]], jobs: Jobs) -> str:
     """The fastest rival and the fastest of polarmap's schemes, with coding and transfer, by the mean."""
-    names, rows = list(dict.fromkeys(name for _, name in jobs)), []
-    for size, some in codes.items():
-        for block in BLOCKS:
-            row = [f"{size.k:,} of {block // 1_000_000} MB"]
-            for name in names:
-                means = whole_means(some, jobs[size, name], block)
-                theirs, ours = (
-                    min((mean, scheme) for scheme, mean in means.items() if is_ours(scheme) == mine)
-                    for mine in (False, True)
+    distributions, rows = list(dict.fromkeys(distribution for _, distribution in jobs)), []
+    for size, size_measurements in measurements.items():
+        for block_bytes in BLOCK_SIZES:
+            row = [f"{size.k:,} of {block_bytes // 1_000_000} MB"]
+            for distribution in distributions:
+                means = affordable_mean_seconds(size_measurements, jobs[size, distribution], block_bytes)
+                fastest_rival, fastest_polarmap = (
+                    min(
+                        (mean, scheme)
+                        for scheme, mean in means.items()
+                        if is_polarmap_scheme(scheme) == of_polarmap
+                    )
+                    for of_polarmap in (False, True)
                 )
                 row.append(
-                    f"{short(theirs[1])} {number(theirs[0])}<br>**{short(ours[1])}** {number(ours[0])}"
+                    f"{shorten_scheme(fastest_rival[1])} {format_number(fastest_rival[0])}<br>**{shorten_scheme(fastest_polarmap[1])}** {format_number(fastest_polarmap[0])}"
                 )
             rows.append(row)
-    return table(["blocks", *names], rows)
+    return markdown_table(["blocks", *distributions], rows)
 
 
-def short(scheme: str) -> str:
+def shorten_scheme(scheme: str) -> str:
     """Its name, without how much was tuned or starts at once."""
     return re.sub(r" \(tuned.*\)|[\d,]+ upfront, rest ", "", scheme)
 
 
-def whole_means(some: list[Measured], jobs: dict[str, Completion], block: int) -> dict[str, float]:
+def affordable_mean_seconds(
+    measurements: list[CodeMeasurement], jobs: dict[str, Completion], block_bytes: int
+) -> dict[str, float]:
     """Mean seconds with coding and transfer, of what is affordable; of k blocks only."""
-    by_name, most = {code.name: code for code in some}, AFFORDABLE * jobs["uncoded"].worker_seconds
+    by_name, max_worker_seconds = (
+        {code.name: code for code in measurements},
+        MAX_RELATIVE_COST * jobs["uncoded"].worker_seconds,
+    )
     return {
-        scheme: job.mean + beside_tasks(job, by_name, block).seconds
+        scheme: job.mean + estimate_coding_seconds(job, by_name, block_bytes).total_seconds
         for scheme, job in jobs.items()
-        if job.tasks_per_worker == 1 and not job.failure_probability and job.worker_seconds <= most
+        if job.tasks_per_worker == 1
+        and not job.failure_probability
+        and job.worker_seconds <= max_worker_seconds
     }
 
 
-def is_ours(scheme: str) -> bool:
-    return any(ours in scheme for ours in OURS) and "embedding" not in scheme
+def is_polarmap_scheme(scheme: str) -> bool:
+    return any(name_part in scheme for name_part in POLARMAP_SCHEMES) and "embedding" not in scheme
 
 
-def against_rotation(codes: dict[Size, list[Measured]]) -> dict[str, str]:
+def compare_with_rotation(measurements: dict[Size, list[CodeMeasurement]]) -> dict[str, str]:
     """Ratios to rotation size by size: coding of two rivals, the median amplification of one."""
-    found: dict[str, list[str]] = {"dense": [], "sparse": [], "growth": []}
-    for size, some in codes.items():
-        at = f"at n = {size.n:,}"
-        ours = next(code for code in some if code.name == "rotation")
-        gaussian = next(code for code in some if code.name == "dense Gaussian")
-        ldpc = next(code for code in some if code.name.startswith("LDPC") and "inactivation" in code.name)
+    ratios_by_topic: dict[str, list[str]] = {"dense": [], "sparse": [], "growth": []}
+    for size, size_measurements in measurements.items():
+        size_text = f"at n = {size.n:,}"
+        rotation = next(code for code in size_measurements if code.name == "rotation")
+        gaussian = next(code for code in size_measurements if code.name == "dense Gaussian")
+        ldpc = next(
+            code for code in size_measurements if code.name.startswith("LDPC") and "inactivation" in code.name
+        )
         for name, code in (("dense", gaussian), ("sparse", ldpc)):
-            encode = code.encode_seconds / ours.encode_seconds
-            decode = code.decode_seconds / ours.decode_seconds
-            found[name].append(f"{encode:.2g} and {decode:.2g} {at}")
-        if ours.amplification is not None and ldpc.amplification is not None:
-            found["growth"].append(f"{10 ** (ldpc.amplification[0] - ours.amplification[0]):.2g} {at}")
-    return {name: ", ".join(ratios) for name, ratios in found.items()}
+            encode = code.encode_seconds / rotation.encode_seconds
+            decode = code.decode_seconds / rotation.decode_seconds
+            ratios_by_topic[name].append(f"{encode:.2g} and {decode:.2g} {size_text}")
+        if rotation.amplification is not None and ldpc.amplification is not None:
+            ratios_by_topic["growth"].append(
+                f"{10 ** (ldpc.amplification[0] - rotation.amplification[0]):.2g} {size_text}"
+            )
+    return {name: ", ".join(ratios) for name, ratios in ratios_by_topic.items()}
 
 
-def job_tables(size: Size, codes: list[Measured], jobs: Jobs) -> str:
+def make_job_tables(size: Size, measurements: list[CodeMeasurement], jobs: Jobs) -> str:
     """With coding and transfer, then arrivals alone, a table for each distribution, to be unfolded."""
-    names = [name for of, name in jobs if of == size]
-    parts = [f"## {size.k:,} blocks, {size.n:,} coded tasks"]
-    for block in BLOCKS:
-        header = ["mean seconds", "encode", "transfer", "plan, decode", *names]
-        text = table(header, whole_rows(codes, [jobs[size, name] for name in names], block))
-        parts += [f"**Blocks of {block // 1_000_000} MB, everything included**", text]
-    for name in names:
-        schemes = jobs[size, name]
+    distributions = [distribution for job_size, distribution in jobs if job_size == size]
+    sections = [f"## {size.k:,} blocks, {size.n:,} coded tasks"]
+    for block_bytes in BLOCK_SIZES:
+        header = ["mean seconds", "encode", "transfer", "plan, decode", *distributions]
+        table_text = markdown_table(
+            header,
+            make_total_rows(
+                measurements, [jobs[size, distribution] for distribution in distributions], block_bytes
+            ),
+        )
+        sections += [f"**Blocks of {block_bytes // 1_000_000} MB, everything included**", table_text]
+    for distribution in distributions:
+        schemes = jobs[size, distribution]
         header = ["seconds", "mean", "median", "99 %", "cost", "arrivals", "fails"]
-        text = table(header, [job_row(one, schemes["uncoded"].worker_seconds) for one in schemes.values()])
-        summary = f'<details markdown="1"><summary>Arrivals alone: {name}</summary>'
-        parts += [summary, text, "</details>"]
-    return "\n\n".join(parts)
+        table_text = markdown_table(
+            header,
+            [
+                format_job_row(completion, schemes["uncoded"].worker_seconds)
+                for completion in schemes.values()
+            ],
+        )
+        summary = f'<details markdown="1"><summary>Arrivals alone: {distribution}</summary>'
+        sections += [summary, table_text, "</details>"]
+    return "\n\n".join(sections)
 
 
-def whole_rows(codes: list[Measured], tables: list[dict[str, Completion]], block: int) -> list[list[str]]:
+def make_total_rows(
+    measurements: list[CodeMeasurement], tables: list[dict[str, Completion]], block_bytes: int
+) -> list[list[str]]:
     """Encode, transfer and decode under the first distribution, the mean of all under each."""
-    by_name, rows = {code.name: code for code in codes}, []
+    by_name, rows = {code.name: code for code in measurements}, []
     for schemes in zip(*(jobs.values() for jobs in tables)):
         if schemes[0].pieces > 1:
             continue
-        parts = [beside_tasks(job, by_name, block) for job in schemes]
-        means = [number(job.mean + part.seconds) for job, part in zip(schemes, parts)]
-        tuned = schemes[0].scheme.startswith("backup tasks (tuned")  # by each distribution
-        name = "backup tasks (tuned)" if tuned else bold(schemes[0].scheme)
-        rows.append([name, *map(number, parts[0]), *means])
+        coding_seconds = [estimate_coding_seconds(job, by_name, block_bytes) for job in schemes]
+        means = [
+            format_number(job.mean + job_coding_seconds.total_seconds)
+            for job, job_coding_seconds in zip(schemes, coding_seconds)
+        ]
+        is_tuned = schemes[0].scheme.startswith("backup tasks (tuned")  # by each distribution
+        name = "backup tasks (tuned)" if is_tuned else bold_if_polarmap(schemes[0].scheme)
+        rows.append([name, *map(format_number, coding_seconds[0]), *means])
     return rows
 
 
-def bold(scheme: str) -> str:
-    return f"**{scheme}**" if is_ours(scheme) else scheme
+def bold_if_polarmap(scheme: str) -> str:
+    return f"**{scheme}**" if is_polarmap_scheme(scheme) else scheme
 
 
-def job_row(one: Completion, cost: float) -> list[str]:
-    times = [number(time) for time in (one.mean, one.p50, one.p99)]
-    failing = f"{one.failure_probability:.2g}" if one.failure_probability else "0"
+def format_job_row(completion: Completion, uncoded_worker_seconds: float) -> list[str]:
+    times = [format_number(time) for time in (completion.mean, completion.p50, completion.p99)]
+    failure_text = f"{completion.failure_probability:.2g}" if completion.failure_probability else "0"
     return [
-        bold(one.scheme),
+        bold_if_polarmap(completion.scheme),
         *times,
-        f"{one.worker_seconds / cost:.3f}",
-        f"{one.n_results_awaited:,.1f}",
-        failing,
+        f"{completion.worker_seconds / uncoded_worker_seconds:.3f}",
+        f"{completion.n_results_awaited:,.1f}",
+        failure_text,
     ]
 
 
-def code_table(size: Size, some: list[Measured], extra: list[list[str]]) -> str:
+def make_code_table(size: Size, measurements: list[CodeMeasurement], extra_rows: list[list[str]]) -> str:
     header = ["", "beyond k", "encode ops", "encode s/GB", "decode ops", "decode s/GB"]
     header += ["amplification", "worst"]
-    rows = [*(code_row(code) for code in some), *extra]
-    return f"## {size.k:,} blocks, {size.n:,} coded\n\n{table(header, rows)}"
+    rows = [*(format_code_row(code) for code in measurements), *extra_rows]
+    return f"## {size.k:,} blocks, {size.n:,} coded\n\n{markdown_table(header, rows)}"
 
 
-def code_row(code: Measured) -> list[str]:
-    failing = 1 - code.needed.probabilities.sum()
-    factors = ["exact", "exact"] if code.amplification is None else [power(x) for x in code.amplification]
+def format_code_row(measurement: CodeMeasurement) -> list[str]:
+    failure_probability = 1 - measurement.arrivals_needed.probabilities.sum()
+    amplification_cells = (
+        ["exact", "exact"]
+        if measurement.amplification is None
+        else [format_power(x) for x in measurement.amplification]
+    )
     return [
-        bold(code.name),
-        f"{code.beyond:.1f}" + (f", {failing:.2g} fail" if failing > 1e-9 else ""),
-        f"{code.encode / code.n:.1f}",
-        number(1e9 * code.encode_seconds),
-        f"{code.decode / code.n:.1f}",
-        number(1e9 * code.decode_seconds),
-        *factors,
+        bold_if_polarmap(measurement.name),
+        f"{measurement.mean_extra_arrivals:.1f}"
+        + (f", {failure_probability:.2g} fail" if failure_probability > 1e-9 else ""),
+        f"{measurement.encode_operations / measurement.n:.1f}",
+        format_number(1e9 * measurement.encode_seconds),
+        f"{measurement.decode_operations / measurement.n:.1f}",
+        format_number(1e9 * measurement.decode_seconds),
+        *amplification_cells,
     ]
 
 
-def row_without_seconds(code: Measured) -> list[str]:
+def format_row_without_seconds(measurement: CodeMeasurement) -> list[str]:
     """What does not depend on the machine."""
-    return ["" if column in (3, 5) else one for column, one in enumerate(code_row(code))]
+    return ["" if column in (3, 5) else cell for column, cell in enumerate(format_code_row(measurement))]
 
 
-def row_of_amplification(name: str, factors: tuple[float, float]) -> list[str]:
+def format_amplification_row(name: str, amplifications: tuple[float, float]) -> list[str]:
     """Of a code any k blocks of which decode, of which nothing else is known."""
-    return [name, "0.0", *[""] * 4, *map(power, factors)]
+    return [name, "0.0", *[""] * 4, *map(format_power, amplifications)]
 
 
-def elastic_table(crowd: Iterable[elastic.Elastic]) -> str:
+def make_elastic_table(elastic_jobs: Iterable[elastic.ElasticJobs]) -> str:
     header = ["vanish before returning", "", "median s", "5 % s", "95 % s", "worker-seconds"]
-    return table(header, [elastic_row(one) for one in crowd])
+    return markdown_table(header, [format_elastic_row(job) for job in elastic_jobs])
 
 
-def elastic_row(one: elastic.Elastic) -> list[str]:
-    low, middle, high = np.quantile(one.time, [0.05, 0.5, 0.95], method="higher").tolist()
-    paid = one.paid[np.isfinite(one.time)]
-    cost = f"{paid.mean():,.0f}" if len(paid) else "-"
-    return [f"{one.lost:.0%}", one.scheme, number(middle), number(low), number(high), cost]
+def format_elastic_row(job: elastic.ElasticJobs) -> list[str]:
+    p5, median_time, p95 = np.quantile(job.completion_times, [0.05, 0.5, 0.95], method="higher").tolist()
+    finite_worker_seconds = job.worker_seconds[np.isfinite(job.completion_times)]
+    cost = f"{finite_worker_seconds.mean():,.0f}" if len(finite_worker_seconds) else "-"
+    return [
+        f"{job.lost_fraction:.0%}",
+        job.scheme,
+        format_number(median_time),
+        format_number(p5),
+        format_number(p95),
+        cost,
+    ]
 
 
-def power(exponent: float) -> str:
+def format_power(exponent: float) -> str:
     """10^exponent, readable at any size."""
-    return number(10**exponent) if exponent < 4 else f"1e{exponent:.0f}"
+    return format_number(10**exponent) if exponent < 4 else f"1e{exponent:.0f}"

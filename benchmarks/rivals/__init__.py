@@ -15,7 +15,7 @@ except ImportError:  # the loops run as Python: slow, and the same
 Array = np.ndarray[Any, Any]
 
 
-class Decoding(Protocol):
+class DecodingPlan(Protocol):
     """How to decode one pattern of arrivals; `operations` for one number of every block."""
 
     operations: float
@@ -25,7 +25,7 @@ class Decoding(Protocol):
         ...
 
 
-class Rival:
+class RivalCode:
     """A code of n blocks that carry k, so that all can be measured side by side.
 
     norms : 2-norm of the coefficients of each coded block, (n,): the size of its rounding errors
@@ -39,7 +39,7 @@ class Rival:
     norms: Array
     encode_operations: float
 
-    def needed(self, orders: Array) -> Array:
+    def count_arrivals(self, orders: Array) -> Array:
         """How many arrivals each order (trials, n) takes until the data are known; n + 1 for never."""
         return np.full(len(orders), self.k)
 
@@ -47,16 +47,16 @@ class Rival:
         """The coded blocks (n, b) of k data blocks (k, b)."""
         raise NotImplementedError
 
-    def plan(self, arrived: Array) -> Decoding:
+    def make_plan(self, arrived_indices: Array) -> DecodingPlan:
         """How to decode from the blocks with these indices: bits only."""
         raise NotImplementedError
 
 
-def arrival_orders(n: int, count: int, seed: int = 0) -> Array:
+def sample_arrival_orders(n: int, n_orders: int, seed: int = 0) -> Array:
     """Random orders (count, n)."""
-    return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (count, 1)), axis=1)
+    return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (n_orders, 1)), axis=1)
 
 
-def compiled(loops: Callable[..., Any]) -> Callable[..., Any]:
+def compile_if_possible(function: Callable[..., Any]) -> Callable[..., Any]:
     """Plain loops, compiled where numba is there."""
-    return numba.njit(nogil=True, cache=True)(loops) if numba is not None else loops
+    return numba.njit(nogil=True, cache=True)(function) if numba is not None else function

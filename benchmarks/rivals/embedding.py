@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.rivals import Array, Rival
+from benchmarks.rivals import Array, RivalCode
 from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
-LARGEST_CONDITION = 1e6  # of a check that is inverted
+MAX_CONDITION = 1e6  # of a check that is inverted
 
 
-class Embedding(Rival):
+class EmbeddingCode(RivalCode):
     """Values at n of q points on the circle of the polynomial whose coefficients are data of even width."""
 
     name = "rotation matrix embedding"
@@ -30,53 +30,57 @@ class Embedding(Rival):
         self.encode_operations = 2.5 * self.q * float(np.log2(self.q))
 
     def encode(self, data: Array) -> Array:
-        coded = np.empty((self.n, data.shape[1]))
-        over_halves(data, coded, lambda some: np.fft.fft(some, self.q, axis=0)[: self.n])
-        return coded
+        coded_blocks = np.empty((self.n, data.shape[1]))
+        apply_to_halves(data, coded_blocks, lambda halves: np.fft.fft(halves, self.q, axis=0)[: self.n])
+        return coded_blocks
 
-    def plan(self, arrived: Array) -> Interpolated:
-        return Interpolated(self, arrived[: self.k])
+    def make_plan(self, arrived_indices: Array) -> EmbeddingPlan:
+        return EmbeddingPlan(self, arrived_indices[: self.k])
 
 
-class Interpolated:
+class EmbeddingPlan:
     """The missing values from those that arrived: the last q - k coefficients are zero."""
 
-    def __init__(self, code: Embedding, arrived: Array) -> None:
-        self._code, self._arrived = code, arrived
-        self._missing = np.setdiff1d(np.arange(code.q), arrived)
-        zeros = np.arange(code.k, code.q)
-        check = np.exp(2j * np.pi / code.q * (np.outer(zeros, self._missing) % code.q))
-        self._check = check / code.q
+    def __init__(self, code: EmbeddingCode, arrived_indices: Array) -> None:
+        self._code, self._arrived_indices = code, arrived_indices
+        self._missing_indices = np.setdiff1d(np.arange(code.q), arrived_indices)
+        zero_indices = np.arange(code.k, code.q)
+        check_matrix = np.exp(2j * np.pi / code.q * (np.outer(zero_indices, self._missing_indices) % code.q))
+        self._check_matrix = check_matrix / code.q
         # An inverse is quicker, but loses two or three digits more where the check is ill-conditioned.
-        self._inverse = np.linalg.inv(self._check) if np.linalg.cond(check) < LARGEST_CONDITION else None
-        self.operations = 2 * code.encode_operations + 4.0 * check.size
+        self._check_inverse = (
+            np.linalg.inv(self._check_matrix) if np.linalg.cond(check_matrix) < MAX_CONDITION else None
+        )
+        self.operations = 2 * code.encode_operations + 4.0 * check_matrix.size
 
     def decode(self, blocks: Array) -> Array:
         code, data = self._code, np.empty((self._code.k, blocks.shape[1]))
 
-        def work(some: Array) -> Array:
-            values = np.zeros((code.q, some.shape[1]), complex)
-            values[self._arrived] = some
-            values[self._missing] = self._solved(-np.fft.ifft(values, axis=0)[code.k :])
+        def decode_halves(halves: Array) -> Array:
+            values = np.zeros((code.q, halves.shape[1]), complex)
+            values[self._arrived_indices] = halves
+            values[self._missing_indices] = self._solve(-np.fft.ifft(values, axis=0)[code.k :])
             return np.asarray(np.fft.ifft(values, axis=0)[: code.k])
 
-        over_halves(blocks[self._arrived], data, work)
+        apply_to_halves(blocks[self._arrived_indices], data, decode_halves)
         return data
 
-    def _solved(self, syndrome: Array) -> Array:
+    def _solve(self, syndrome: Array) -> Array:
         """Return the missing values whose last coefficients are `syndrome`."""
-        if self._inverse is not None:
-            return np.asarray(self._inverse @ syndrome)
-        return np.linalg.solve(self._check, syndrome)
+        if self._check_inverse is not None:
+            return np.asarray(self._check_inverse @ syndrome)
+        return np.linalg.solve(self._check_matrix, syndrome)
 
 
-def over_halves(rows: Array, out: Array, work: Callable[[Array], Array]) -> None:
-    """Apply `work` to one half of every row, of an even number of columns, plus i times the other half."""
-    half = rows.shape[1] // 2
+def apply_to_halves(rows: Array, out: Array, transform: Callable[[Array], Array]) -> None:
+    """Apply `transform` to one half of every row, of an even number of columns, plus i times the other
+    half.
+    """
+    half_width = rows.shape[1] // 2
 
-    def on(columns: slice) -> None:
-        upper = slice(half + columns.start, half + columns.stop)
-        done = work(rows[:, columns] + 1j * rows[:, upper])
-        out[:, columns], out[:, upper] = done.real, done.imag
+    def process_columns(columns: slice) -> None:
+        upper_columns = slice(half_width + columns.start, half_width + columns.stop)
+        transformed = transform(rows[:, columns] + 1j * rows[:, upper_columns])
+        out[:, columns], out[:, upper_columns] = transformed.real, transformed.imag
 
-    parallel_for(on, list(iter_column_tiles(half, 8 * len(rows), 8)))
+    parallel_for(process_columns, list(iter_column_tiles(half_width, 8 * len(rows), 8)))

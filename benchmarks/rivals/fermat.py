@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.rivals import Array, Rival, compiled
+from benchmarks.rivals import Array, RivalCode, compile_if_possible
 from polarmap.codes.polar_construction import next_power_of_two
 from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
-P = 65537
-GENERATOR = 3
+PRIME = 65537
+PRIMITIVE_ROOT = 3
 
 
-class Fermat(Rival):
+class FermatCode(RivalCode):
     """The values at n powers of a root of unity of a polynomial of degree below k.
 
     Blocks are int64 with entries 0..65536; the first k are the data.
@@ -26,22 +26,26 @@ class Fermat(Rival):
     name = "Fermat transform"
 
     def __init__(self, n: int, k: int) -> None:
-        self.n, self.k, self.size = n, k, next_power_of_two(n)
-        self.points = powers(pow(GENERATOR, (P - 1) // self.size, P), self.size)[:n]
+        self.n, self.k, self.transform_size = n, k, next_power_of_two(n)
+        self.points = modular_powers(
+            pow(PRIMITIVE_ROOT, (PRIME - 1) // self.transform_size, PRIME), self.transform_size
+        )[:n]
         self.norms = np.ones(n)
         # Interpolation: transforms of 1, 2 and 2 times the size; evaluation: one. Each has log2 of its size
         # levels of half as many pairs, with a product, a sum and a difference for a pair.
-        levels = self.size.bit_length() - 1
-        self.encode_operations = 3.0 * self.size * levels + 6.0 * self.size * (levels + 1)
+        n_levels = self.transform_size.bit_length() - 1
+        self.encode_operations = 3.0 * self.transform_size * n_levels + 6.0 * self.transform_size * (
+            n_levels + 1
+        )
 
     def encode(self, data: Array) -> Array:
-        return self.plan(np.arange(self.k)).extend(data)
+        return self.make_plan(np.arange(self.k)).evaluate(data)
 
-    def plan(self, arrived: Array) -> Interpolation:
-        return Interpolation(self, arrived[: self.k])
+    def make_plan(self, arrived_indices: Array) -> InterpolationPlan:
+        return InterpolationPlan(self, arrived_indices[: self.k])
 
 
-class Interpolation:
+class InterpolationPlan:
     """The polynomial through the blocks that arrived.
 
     p(x) / A(x) = sum of y_i / (A'(x_i) (x - x_i)) with A the product of (x - x_i): as a power series
@@ -49,122 +53,137 @@ class Interpolation:
     A, cut off after k terms.
     """
 
-    def __init__(self, code: Fermat, arrived: Array) -> None:
-        self.code, self.arrived = code, arrived
+    def __init__(self, code: FermatCode, arrived_indices: Array) -> None:
+        self.code, self.arrived_indices = code, arrived_indices
         self.operations = code.encode_operations
-        self.locator = self._locator()
+        self.locator_parts = self._compute_locator()
 
-    def _locator(self) -> tuple[Array, Array]:
+    def _compute_locator(self) -> tuple[Array, Array]:
         """A transformed, and 1 / (A'(x_i) x_i)."""
-        code, points = self.code, self.code.points[self.arrived]
-        A = product_of_roots(points)
-        derived = np.zeros((code.size, 1), np.int64)
-        derived[: code.k, 0] = A[1:] * np.arange(1, len(A)) % P
-        slopes = transform(derived, code.size)[self.arrived, 0]
-        padded = np.zeros((2 * code.size, 1), np.int64)
+        code, points = self.code, self.code.points[self.arrived_indices]
+        A = polynomial_from_roots(points)
+        derivative = np.zeros((code.transform_size, 1), np.int64)
+        derivative[: code.k, 0] = A[1:] * np.arange(1, len(A)) % PRIME
+        derivative_values = number_theoretic_transform(derivative, code.transform_size)[
+            self.arrived_indices, 0
+        ]
+        padded = np.zeros((2 * code.transform_size, 1), np.int64)
         padded[: code.k, 0] = A[: code.k]
-        return transform(padded, 2 * code.size), inverses(slopes * points % P)
+        return number_theoretic_transform(padded, 2 * code.transform_size), modular_inverses(
+            derivative_values * points % PRIME
+        )
 
-    def extend(self, received: Array) -> Array:
-        """All n coded blocks from the k received ones, in the order of `arrived`."""
+    def evaluate(self, received: Array) -> Array:
+        """All n coded blocks from the k received ones, in the order of `arrived_indices`."""
         code = self.code
         out = np.empty((code.n, received.shape[1]), np.int64)
 
-        def work(columns: slice) -> None:
-            out[:, columns] = self._extend(received[:, columns])
+        def evaluate_columns(columns: slice) -> None:
+            out[:, columns] = self._evaluate_columns(received[:, columns])
 
-        parallel_for(work, list(iter_column_tiles(received.shape[1], 4 * code.size, 8)))
+        parallel_for(evaluate_columns, list(iter_column_tiles(received.shape[1], 4 * code.transform_size, 8)))
         return out
 
     def decode(self, blocks: Array) -> Array:
-        return self.extend(blocks[self.arrived])[: self.code.k]
+        return self.evaluate(blocks[self.arrived_indices])[: self.code.k]
 
-    def _extend(self, received: Array) -> Array:
-        code, (A, scale) = self.code, self.locator
-        scaled = np.zeros((code.size, received.shape[1]), np.int64)
-        scaled[self.arrived] = received * scale[:, None] % P
-        series = np.zeros((2 * code.size, received.shape[1]), np.int64)
+    def _evaluate_columns(self, received: Array) -> Array:
+        code, (A, scale) = self.code, self.locator_parts
+        scaled_values = np.zeros((code.transform_size, received.shape[1]), np.int64)
+        scaled_values[self.arrived_indices] = received * scale[:, None] % PRIME
+        series = np.zeros((2 * code.transform_size, received.shape[1]), np.int64)
         # sum over i of s_i x_i^(-j): the transform with the inverse root.
-        series[: code.k] = transform(scaled, code.size, backwards=True)[: code.k]
-        cut = transform(transform(series, 2 * code.size) * A % P, 2 * code.size, backwards=True)
-        polynomial = np.zeros((code.size, received.shape[1]), np.int64)
-        polynomial[: code.k] = -cut[: code.k] * pow(2 * code.size, -1, P) % P
-        return transform(polynomial, code.size)[: code.n]
+        series[: code.k] = number_theoretic_transform(scaled_values, code.transform_size, inverse=True)[
+            : code.k
+        ]
+        product_series = number_theoretic_transform(
+            number_theoretic_transform(series, 2 * code.transform_size) * A % PRIME,
+            2 * code.transform_size,
+            inverse=True,
+        )
+        polynomial = np.zeros((code.transform_size, received.shape[1]), np.int64)
+        polynomial[: code.k] = -product_series[: code.k] * pow(2 * code.transform_size, -1, PRIME) % PRIME
+        return number_theoretic_transform(polynomial, code.transform_size)[: code.n]
 
 
-def transform(values: Array, size: int, backwards: bool = False) -> Array:
+def number_theoretic_transform(values: Array, size: int, inverse: bool = False) -> Array:
     """sum over j of values_j w^(i j) for i = 0..size-1 along the first axis, modulo 65537."""
-    root = pow(GENERATOR, (P - 1) // size, P)
-    twiddles = powers(pow(root, -1, P) if backwards else root, max(1, size // 2))
-    out = np.ascontiguousarray(values[_reversed_bits(size)])
-    _transform(out, twiddles)
+    root = pow(PRIMITIVE_ROOT, (PRIME - 1) // size, PRIME)
+    twiddles = modular_powers(pow(root, -1, PRIME) if inverse else root, max(1, size // 2))
+    out = np.ascontiguousarray(values[_bit_reversed_indices(size)])
+    _transform_in_place(out, twiddles)
     return out
 
 
-@compiled
-def _transform(values, twiddles):  # type: ignore[no-untyped-def]
+@compile_if_possible
+def _transform_in_place(values, twiddles):  # type: ignore[no-untyped-def]
     """Cooley and Tukey, in place on rows in bit-reversed order. 2^16 = -1 replaces the division."""
     size, width = values.shape
-    half = 1
-    while half < size:
-        step = size // (2 * half)
-        for start in range(0, size, 2 * half):
-            for place in range(half):
-                twiddle = twiddles[place * step]
-                upper, lower = values[start + place], values[start + place + half]
+    half_size = 1
+    while half_size < size:
+        twiddle_step = size // (2 * half_size)
+        for start in range(0, size, 2 * half_size):
+            for offset in range(half_size):
+                twiddle = twiddles[offset * twiddle_step]
+                upper, lower = values[start + offset], values[start + offset + half_size]
                 for column in range(width):
-                    wide = lower[column] * twiddle
-                    turned = (wide & 0xFFFF) - (wide >> 16)
-                    turned += P if turned < 0 else 0
-                    total, rest = upper[column] + turned, upper[column] - turned
-                    upper[column] = total - P if total >= P else total
-                    lower[column] = rest + P if rest < 0 else rest
-        half *= 2
+                    wide_product = lower[column] * twiddle
+                    reduced = (wide_product & 0xFFFF) - (wide_product >> 16)
+                    reduced += PRIME if reduced < 0 else 0
+                    butterfly_sum, butterfly_difference = upper[column] + reduced, upper[column] - reduced
+                    upper[column] = butterfly_sum - PRIME if butterfly_sum >= PRIME else butterfly_sum
+                    lower[column] = (
+                        butterfly_difference + PRIME if butterfly_difference < 0 else butterfly_difference
+                    )
+        half_size *= 2
 
 
-def powers(base: int, count: int) -> Array:
+def modular_powers(base: int, n_powers: int) -> Array:
     """base^0 .. base^(count - 1)."""
-    out = np.ones(count, np.int64)
-    known = 1
-    while known < count:  # by doubling
-        more = min(known, count - known)
-        out[known : known + more] = out[:more] * pow(base, known, P) % P
-        known += more
+    out = np.ones(n_powers, np.int64)
+    n_known = 1
+    while n_known < n_powers:  # by doubling
+        n_new = min(n_known, n_powers - n_known)
+        out[n_known : n_known + n_new] = out[:n_new] * pow(base, n_known, PRIME) % PRIME
+        n_known += n_new
     return out
 
 
-def product_of_roots(points: Array) -> Array:
+def polynomial_from_roots(points: Array) -> Array:
     """The coefficients, lowest first, of the product of (x - point)."""
-    out = np.zeros(len(points) + 1, np.int64)
-    out[0] = 1
+    coefficients = np.zeros(len(points) + 1, np.int64)
+    coefficients[0] = 1
     for degree, point in enumerate(points.tolist(), 1):
-        out[1 : degree + 1], out[0] = (out[:degree] - point * out[1 : degree + 1]) % P, -point * out[0] % P
-    return out
+        coefficients[1 : degree + 1], coefficients[0] = (
+            (coefficients[:degree] - point * coefficients[1 : degree + 1]) % PRIME,
+            -point * coefficients[0] % PRIME,
+        )
+    return coefficients
 
 
-def inverses(values: Array) -> Array:
+def modular_inverses(values: Array) -> Array:
     """1 / values, as values^(P - 2): all 16 bits of that are set."""
-    out, base = np.ones_like(values), values % P
+    out, base = np.ones_like(values), values % PRIME
     for _ in range(16):
-        out, base = out * base % P, base * base % P
+        out, base = out * base % PRIME, base * base % PRIME
     return out
 
 
-def quantization_error(terms: int, rows: int = 1000) -> float:
+def measure_quantization_error(n_terms: int, n_rows: int = 1000) -> float:
     """Relative 2-norm error of A @ x for normal A and x as integers so small that no entry passes 65537 / 2.
 
     Bits are shared evenly. The sums are known only once they are computed; a user must know a
     bound beforehand, here that of sums which are six times their standard deviation.
     """
     rng = np.random.default_rng(0)
-    A, x = rng.standard_normal((rows, terms)), rng.standard_normal(terms)
-    scale = np.sqrt(P / 2 / 6 / np.sqrt(terms))
-    found, exact = np.rint(A * scale) @ np.rint(x * scale), A @ x
-    assert np.abs(found).max() <= P // 2
-    return float(np.linalg.norm(found / scale**2 - exact) / np.linalg.norm(exact))
+    A, x = rng.standard_normal((n_rows, n_terms)), rng.standard_normal(n_terms)
+    scale = np.sqrt(PRIME / 2 / 6 / np.sqrt(n_terms))
+    quantized_product, exact_product = np.rint(A * scale) @ np.rint(x * scale), A @ x
+    assert np.abs(quantized_product).max() <= PRIME // 2
+    return float(np.linalg.norm(quantized_product / scale**2 - exact_product) / np.linalg.norm(exact_product))
 
 
-def _reversed_bits(size: int) -> Array:
+def _bit_reversed_indices(size: int) -> Array:
     out = np.zeros(1, np.int64)
     while len(out) < size:
         out = np.concatenate([2 * out, 2 * out + 1])

@@ -11,11 +11,11 @@ from itertools import product
 import numpy as np
 
 from benchmarks.rivals import Array
-from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, awaited
+from benchmarks.rivals.sparse import EquationGraph, GraphDecoder, SparseCode, mean_arrivals
 
 C = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 DELTA = (0.02, 0.1, 0.5, 0.9)
-NEARLY = 0.005
+NEAR_BEST_FRACTION = 0.005
 
 
 def robust_soliton(k: int, c: float, delta: float) -> Array:
@@ -33,39 +33,53 @@ def robust_soliton(k: int, c: float, delta: float) -> Array:
     return (ideal + extra) / (ideal + extra).sum()
 
 
-class LT(SparseCode):
+class LTCode(SparseCode):
     """n coded blocks, none of which is a data block.
 
     c, delta : of the robust soliton distribution.
-    inactivates : decoded by inactivation, not by peeling alone.
+    uses_inactivation : decoded by inactivation, not by peeling alone.
     """
 
-    def __init__(self, n: int, k: int, c: float, delta: float, inactivates: bool = False) -> None:
+    def __init__(self, n: int, k: int, c: float, delta: float, uses_inactivation: bool = False) -> None:
         self.n, self.k = n, k
-        self.name = f"LT (c {c:g}, delta {delta:g}){', inactivation' if inactivates else ''}"
+        self.name = f"LT (c {c:g}, delta {delta:g}){', inactivation' if uses_inactivation else ''}"
         rng = np.random.default_rng(0)
         degrees = rng.choice(np.arange(1, k + 1), n, p=robust_soliton(k, c, delta))
         neighbours = [rng.choice(k, degree, replace=False) for degree in degrees]
         signs = [rng.choice([-1.0, 1.0], degree) for degree in degrees]
         self.norms = np.sqrt(degrees)
-        self.data, self.coded = np.arange(k), np.arange(k, k + n)
-        members = [np.append(near, block) for near, block in zip(neighbours, self.coded)]
-        coefficients = [np.append(some, -1.0) for some in signs]
-        self.decoder = Decoder(Graph.of(members, coefficients, k + n), k, inactivates)
+        self.data_indices, self.coded_indices = np.arange(k), np.arange(k, k + n)
+        members = [
+            np.append(neighbour_indices, block)
+            for neighbour_indices, block in zip(neighbours, self.coded_indices)
+        ]
+        coefficients = [np.append(block_signs, -1.0) for block_signs in signs]
+        self.decoder = GraphDecoder(
+            EquationGraph.from_equations(members, coefficients, k + n), k, uses_inactivation
+        )
 
 
-def tuned(n: int, k: int, trials: int, inactivates: bool = False) -> tuple[int, int, float, float, bool]:
+def tune_lt(
+    n: int, k: int, n_trials: int, uses_inactivation: bool = False
+) -> tuple[int, int, float, float, bool]:
     """Arguments of the LT code that needs the fewest arrivals in the mean.
 
     Inactivation needs hardly more than k with most parameters: of those within half a per cent of the
     best, the ones that encode with the fewest operations.
     """
-    tried = [(c, delta, inactivates) for c, delta in product(C, DELTA[2:3] if inactivates else DELTA)]
-    codes = {options: LT(n, k, *options) for options in tried}
-    found = {options: awaited(code, trials) for options, code in codes.items()}
-    most = min(found.values()) + (NEARLY * k if inactivates else 0.0)
+    candidates = [
+        (c, delta, uses_inactivation) for c, delta in product(C, DELTA[2:3] if uses_inactivation else DELTA)
+    ]
+    codes = {options: LTCode(n, k, *options) for options in candidates}
+    arrivals_by_candidate = {options: mean_arrivals(code, n_trials) for options, code in codes.items()}
+    max_arrivals = min(arrivals_by_candidate.values()) + (
+        NEAR_BEST_FRACTION * k if uses_inactivation else 0.0
+    )
     return (
         n,
         k,
-        *min((one for one in tried if found[one] <= most), key=lambda one: codes[one].encode_operations),
+        *min(
+            (candidate for candidate in candidates if arrivals_by_candidate[candidate] <= max_arrivals),
+            key=lambda candidate: codes[candidate].encode_operations,
+        ),
     )

@@ -11,40 +11,48 @@ from itertools import product
 
 import numpy as np
 
-from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, awaited
+from benchmarks.rivals.sparse import EquationGraph, GraphDecoder, SparseCode, mean_arrivals
 
-SIDES = range(2, 15)
-MORE = 1.1  # tasks, of as many as the other codes have: no grid of 24 fits into 32
+GRID_SIZES = range(2, 15)
+MAX_RELATIVE_TASKS = 1.1  # tasks, of as many as the other codes have: no grid of 24 fits into 32
 
 
-class LocalProduct(SparseCode):
+class LocalProductCode(SparseCode):
     """k data blocks in as many grids (rows, columns) as they take; the last may be filled up with zeros."""
 
-    def __init__(self, k: int, rows: int, columns: int) -> None:
+    def __init__(self, k: int, n_rows: int, n_columns: int) -> None:
         self.k = k
-        self.name = f"local product ({rows} x {columns} and parity)"
-        self.data = np.arange(k)
+        self.name = f"local product ({n_rows} x {n_columns} and parity)"
+        self.data_indices = np.arange(k)
         equations: list[list[int]] = []
-        block = k  # the next that is parity
-        for first in range(0, k, rows * columns):
-            grid = np.full((rows + 1, columns + 1), -1)  # -1: a zero that nobody sends
-            some = np.arange(first, min(k, first + rows * columns))
-            grid[:-1, :-1].flat[: len(some)] = some
-            full, wide = -(-len(some) // columns), min(columns, len(some))  # rows and columns with data
-            for place in [*product(range(full), [columns]), *product([rows], [*range(wide), columns])]:
-                grid[place] = block
-                block += 1
-            equations += [line[line >= 0].tolist() for line in (*grid[:full], grid[rows], *grid.T)]
-        self.n = block
-        self.coded = np.arange(block)
+        next_block = k  # the next that is parity
+        for first_block in range(0, k, n_rows * n_columns):
+            grid = np.full((n_rows + 1, n_columns + 1), -1)  # -1: a zero that nobody sends
+            grid_blocks = np.arange(first_block, min(k, first_block + n_rows * n_columns))
+            grid[:-1, :-1].flat[: len(grid_blocks)] = grid_blocks
+            n_full_rows, n_full_columns = (
+                -(-len(grid_blocks) // n_columns),
+                min(n_columns, len(grid_blocks)),
+            )  # rows and columns with data
+            for position in [
+                *product(range(n_full_rows), [n_columns]),
+                *product([n_rows], [*range(n_full_columns), n_columns]),
+            ]:
+                grid[position] = next_block
+                next_block += 1
+            equations += [line[line >= 0].tolist() for line in (*grid[:n_full_rows], grid[n_rows], *grid.T)]
+        self.n = next_block
+        self.coded_indices = np.arange(next_block)
         members = [np.array(line) for line in equations if len(line) > 1]
         signs = [np.append(np.ones(len(line) - 1), -1.0) for line in members]
-        self.decoder = Decoder(Graph.of(members, signs, block), k)
+        self.decoder = GraphDecoder(EquationGraph.from_equations(members, signs, next_block), k)
 
 
-def tuned(n: int, k: int, trials: int) -> tuple[int, int, int]:
+def tune_local_product(n: int, k: int, n_trials: int) -> tuple[int, int, int]:
     """Arguments of the grids that await the smallest share of their tasks, at most MORE n or the fewest."""
-    codes = {(rows, columns): LocalProduct(k, rows, columns) for rows in SIDES for columns in SIDES}
-    most = max(MORE * n, min(code.n for code in codes.values()))
-    grids = [grid for grid, code in codes.items() if code.n <= most and grid[0] <= grid[1]]
-    return k, *min(grids, key=lambda grid: awaited(codes[grid], trials) / codes[grid].n)
+    codes = {
+        (rows, columns): LocalProductCode(k, rows, columns) for rows in GRID_SIZES for columns in GRID_SIZES
+    }
+    max_tasks = max(MAX_RELATIVE_TASKS * n, min(code.n for code in codes.values()))
+    grids = [grid for grid, code in codes.items() if code.n <= max_tasks and grid[0] <= grid[1]]
+    return k, *min(grids, key=lambda grid: mean_arrivals(codes[grid], n_trials) / codes[grid].n)

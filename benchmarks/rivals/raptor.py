@@ -11,15 +11,15 @@ from math import ceil, comb
 
 import numpy as np
 
-from benchmarks.rivals.sparse import Decoder, Graph, SparseCode
+from benchmarks.rivals.sparse import EquationGraph, GraphDecoder, SparseCode
 
 # RFC 5053, 5.4.4.2: degrees, and shares of 2^20.
 DEGREES = (1, 2, 3, 4, 10, 11, 40)
-SHARES = np.diff([0, 10241, 491582, 712794, 831695, 948446, 1032189, 1048576]) / (1 << 20)
-SEEDS = 20  # tried for the smallest parity blocks; as the RFC chooses a systematic index for each k
+DEGREE_PROBABILITIES = np.diff([0, 10241, 491582, 712794, 831695, 948446, 1032189, 1048576]) / (1 << 20)
+N_SEEDS = 20  # tried for the smallest parity blocks; as the RFC chooses a systematic index for each k
 
 
-class Raptor(SparseCode):
+class RaptorCode(SparseCode):
     """n coded blocks, the first k of them the data."""
 
     name = "Raptor"
@@ -27,38 +27,40 @@ class Raptor(SparseCode):
     def __init__(self, n: int, k: int, seed: int = 0) -> None:
         self.n, self.k, self.seed = n, k, seed
         rng = np.random.default_rng(seed)
-        sparse, dense = precode(k)
-        first = k + sparse  # of the hidden blocks that the dense equations give
-        hidden = first + dense
-        equations: list[list[int]] = [[k + i] for i in range(sparse)]
+        n_sparse, n_dense = count_precode_equations(k)
+        first_dense = k + n_sparse  # of the hidden blocks that the dense equations give
+        n_hidden = first_dense + n_dense
+        equations: list[list[int]] = [[k + i] for i in range(n_sparse)]
         for block in range(k):
-            for i in rng.choice(sparse, min(3, sparse), replace=False):
+            for i in rng.choice(n_sparse, min(3, n_sparse), replace=False):
                 equations[i].append(block)
-        halves = [[first + i] for i in range(dense)]
-        for block in range(first):
-            for i in rng.choice(dense, (dense + 1) // 2, replace=False):
-                halves[i].append(block)
-        degrees = np.minimum(rng.choice(DEGREES, n, p=SHARES), hidden)
-        sums = [
-            np.append(rng.choice(hidden, degree, replace=False), hidden + i)
+        dense_equations = [[first_dense + i] for i in range(n_dense)]
+        for block in range(first_dense):
+            for i in rng.choice(n_dense, (n_dense + 1) // 2, replace=False):
+                dense_equations[i].append(block)
+        degrees = np.minimum(rng.choice(DEGREES, n, p=DEGREE_PROBABILITIES), n_hidden)
+        sum_equations = [
+            np.append(rng.choice(n_hidden, degree, replace=False), n_hidden + i)
             for i, degree in enumerate(degrees)
         ]
-        members = [*map(np.array, equations + halves), *sums]
-        signs = [rng.choice([-1.0, 1.0], len(some)) for some in members]
-        self.decoder = Decoder(Graph.of(members, signs, hidden + n), hidden, inactivates=True)
-        self.coded = np.arange(hidden, hidden + n)
-        self.data = self.coded[:k]
+        members = [*map(np.array, equations + dense_equations), *sum_equations]
+        signs = [rng.choice([-1.0, 1.0], len(equation_members)) for equation_members in members]
+        self.decoder = GraphDecoder(
+            EquationGraph.from_equations(members, signs, n_hidden + n), n_hidden, uses_inactivation=True
+        )
+        self.coded_indices = np.arange(n_hidden, n_hidden + n)
+        self.data_indices = self.coded_indices[:k]
 
     @property
     def is_systematic(self) -> bool:
         """Whether the data determine the hidden blocks."""
-        return self._encoding.solves
+        return self._encoding.is_decodable
 
 
-def precode(k: int) -> tuple[int, int]:
+def count_precode_equations(k: int) -> tuple[int, int]:
     """How many sparse and dense equations hold among the hidden blocks (RFC 5053, 5.4.2.3).
 
-    >>> precode(24), precode(768)
+    >>> count_precode_equations(24), count_precode_equations(768)
     ((11, 7), (53, 12))
     """
     x = next(x for x in range(1, k + 2) if x * (x - 1) >= 2 * k)
@@ -70,9 +72,9 @@ def is_prime(p: int) -> bool:
     return p > 1 and all(p % divisor for divisor in range(2, int(p**0.5) + 1))
 
 
-def tuned(n: int, k: int) -> tuple[int, int, int]:
+def tune_raptor(n: int, k: int) -> tuple[int, int, int]:
     """Arguments of the code whose largest parity block is the smallest."""
     noise = np.random.default_rng(0).standard_normal((k, 64))
-    codes = (code for seed in range(SEEDS) if (code := Raptor(n, k, seed)).is_systematic)
-    best = min(codes, key=lambda code: float(np.linalg.norm(code.encode(noise), axis=1).max()))
-    return n, k, best.seed
+    codes = (code for seed in range(N_SEEDS) if (code := RaptorCode(n, k, seed)).is_systematic)
+    best_code = min(codes, key=lambda code: float(np.linalg.norm(code.encode(noise), axis=1).max()))
+    return n, k, best_code.seed

@@ -14,44 +14,47 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.rivals import Array, Rival, arrival_orders, compiled
+from benchmarks.rivals import Array, RivalCode, compile_if_possible, sample_arrival_orders
 from polarmap.codes.real_decoders import left_inverse
 from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
-EXACT_NORMS = 1024
+MAX_EXACT_NORMS = 1024
 
 
-class Graph(NamedTuple):
+class EquationGraph(NamedTuple):
     """Sparse equations: for each i, sum over its entries of coefficient * block[member] = 0.
 
     starts : entries of equation i are starts[i] .. starts[i + 1].
     members, coefficients : of all entries.
-    blocks : how many there are.
+    n_blocks : how many there are.
     """
 
     starts: Array
     members: Array
     coefficients: Array
-    blocks: int
+    n_blocks: int
 
     @classmethod
-    def of(cls, equations: list[Array], coefficients: list[Array], blocks: int) -> Graph:
+    def from_equations(
+        cls, equations: list[Array], coefficients: list[Array], n_blocks: int
+    ) -> EquationGraph:
         starts = np.append(0, np.cumsum([len(members) for members in equations]))
-        return cls(starts, np.concatenate(equations), np.concatenate(coefficients).astype(float), blocks)
+        return cls(starts, np.concatenate(equations), np.concatenate(coefficients).astype(float), n_blocks)
 
 
-class Decoder:
+class GraphDecoder:
     """The decoder of a graph.
 
-    wanted : blocks 0..wanted-1 are to be found, and may be set aside: all others follow from them.
-    inactivates : whether results are awaited until inactivation decodes, or longer, until peeling alone does.
+    n_wanted : blocks 0..wanted-1 are to be found, and may be set aside: all others follow from them.
+    uses_inactivation : whether results are awaited until inactivation decodes, or longer, until peeling alone
+        does.
     """
 
-    def __init__(self, graph: Graph, wanted: int, inactivates: bool = False) -> None:
-        self.graph, self.wanted, self.inactivates = graph, wanted, inactivates
+    def __init__(self, graph: EquationGraph, n_wanted: int, uses_inactivation: bool = False) -> None:
+        self.graph, self.n_wanted, self.uses_inactivation = graph, n_wanted, uses_inactivation
 
     @cached_property
-    def _transposed(self) -> tuple[Array, Array]:
+    def _equations_by_block(self) -> tuple[Array, Array]:
         """For each block the equations it stands in: starts, equations."""
         equations = np.repeat(np.arange(len(self.graph.starts) - 1), np.diff(self.graph.starts))
         by_block = np.argsort(self.graph.members, kind="stable")
@@ -59,118 +62,149 @@ class Decoder:
 
     @cached_property
     def _occurrences(self) -> Array:
-        return np.bincount(self.graph.members, minlength=self.graph.blocks)
+        return np.bincount(self.graph.members, minlength=self.graph.n_blocks)
 
-    def needed(self, order: Array, fewest: int) -> int:
-        """How many of the blocks in `order` must arrive; len(order) + 1 if all are too few.
+    def count_arrivals(self, arrival_order: Array, min_arrivals: int) -> int:
+        """How many of the blocks in `arrival_order` must arrive; len(order) + 1 if all are too few.
 
-        fewest : that can be enough.
+        min_arrivals : that can be enough.
         """
-        least, most = fewest - 1, len(order) + 1  # too few, enough
-        while most - least > 1:
-            middle = (least + most) // 2
-            least, most = (least, middle) if self._is_enough(order[:middle]) else (middle, most)
-        return most
+        undecodable, decodable = min_arrivals - 1, len(arrival_order) + 1  # too few, enough
+        while decodable - undecodable > 1:
+            middle = (undecodable + decodable) // 2
+            undecodable, decodable = (
+                (undecodable, middle) if self._is_decodable(arrival_order[:middle]) else (middle, decodable)
+            )
+        return decodable
 
-    def _is_enough(self, arrived: Array) -> bool:
-        if self.inactivates:
-            return self.plan(arrived).solves
-        useful = np.zeros(len(self.graph.starts) - 1, bool)  # nothing is set aside
-        *_, is_complete = _set_aside(
-            *self.graph[:2], *self._transposed, self._marked(arrived), useful, self.wanted, False
+    def _is_decodable(self, arrived_blocks: Array) -> bool:
+        if self.uses_inactivation:
+            return self.make_plan(arrived_blocks).is_decodable
+        useful_mask = np.zeros(len(self.graph.starts) - 1, bool)  # nothing is set aside
+        *_, is_complete = _peel_and_inactivate(
+            *self.graph[:2],
+            *self._equations_by_block,
+            self._make_arrived_mask(arrived_blocks),
+            useful_mask,
+            self.n_wanted,
+            False,
         )
         return bool(is_complete)
 
-    def _marked(self, arrived: Array) -> Array:
-        here = np.zeros(self.graph.blocks, bool)
-        here[arrived] = True
-        return here
+    def _make_arrived_mask(self, arrived_blocks: Array) -> Array:
+        arrived_mask = np.zeros(self.graph.n_blocks, bool)
+        arrived_mask[arrived_blocks] = True
+        return arrived_mask
 
-    def plan(self, arrived: Array, given: Array | None = None, wanted: Array | None = None) -> Plan:
-        """How to find the blocks `wanted` (by default those of the code) from those that arrived.
+    def make_plan(
+        self, arrived_blocks: Array, input_rows: Array | None = None, wanted_blocks: Array | None = None
+    ) -> GraphPlan:
+        """How to find the blocks `wanted_blocks` (by default those of the code) from those that arrived.
 
-        given : the rows in which these are given, by default 0, 1, ...
+        input_rows : the rows in which these are given, by default 0, 1, ...
         """
-        graph, here = self.graph, self._marked(arrived)
+        graph, arrived_mask = self.graph, self._make_arrived_mask(arrived_blocks)
         # What stands in one equation only and is missing makes that equation say nothing of others.
-        lost = ~here & (self._occurrences == 1)
-        lost[: self.wanted] = False
-        useful = np.ones(len(graph.starts) - 1, bool)
-        useful[np.repeat(np.arange(len(useful)), np.diff(graph.starts))[lost[graph.members]]] = False
-        *steps, _ = _set_aside(*graph[:2], *self._transposed, here, useful, self.wanted, True)
-        rows = np.arange(len(arrived)) if given is None else given
-        return Plan(graph, arrived, rows, np.arange(self.wanted) if wanted is None else wanted, *steps)
+        unrecoverable_mask = ~arrived_mask & (self._occurrences == 1)
+        unrecoverable_mask[: self.n_wanted] = False
+        useful_mask = np.ones(len(graph.starts) - 1, bool)
+        useful_mask[
+            np.repeat(np.arange(len(useful_mask)), np.diff(graph.starts))[unrecoverable_mask[graph.members]]
+        ] = False
+        *steps, _ = _peel_and_inactivate(
+            *graph[:2], *self._equations_by_block, arrived_mask, useful_mask, self.n_wanted, True
+        )
+        rows = np.arange(len(arrived_blocks)) if input_rows is None else input_rows
+        return GraphPlan(
+            graph,
+            arrived_blocks,
+            rows,
+            np.arange(self.n_wanted) if wanted_blocks is None else wanted_blocks,
+            *steps,
+        )
 
 
-class Plan:
+class GraphPlan:
     """How to find some blocks from others.
 
-    solves : whether that determines them.
+    is_decodable : whether that determines them.
     operations : additions, and multiplications of the dense part, for one number of every block.
     """
 
     def __init__(
         self,
-        graph: Graph,
-        arrived: Array,
-        given: Array,
-        wanted: Array,
+        graph: EquationGraph,
+        arrived_blocks: Array,
+        input_rows: Array,
+        wanted_blocks: Array,
         targets: Array,
         sources: Array,
-        aside: Array,
-        spare: Array,
+        inactivated: Array,
+        unused_equations: Array,
     ) -> None:
-        self._graph, self._arrived, self._given = graph, arrived, given
-        self._wanted, self._aside = wanted, aside
-        self.solves, self.operations = len(spare) >= len(aside), 0.0
-        if not self.solves:
+        self._graph, self._arrived_blocks, self._input_rows = graph, arrived_blocks, input_rows
+        self._wanted_blocks, self._inactivated = wanted_blocks, inactivated
+        self.is_decodable, self.operations = len(unused_equations) >= len(inactivated), 0.0
+        if not self.is_decodable:
             return
-        spare = spare if len(aside) else spare[:0]
+        unused_equations = unused_equations if len(inactivated) else unused_equations[:0]
         # The equations that found nothing are left to find what was set aside; each gets a row of its own.
-        self._rest = np.arange(graph.blocks, graph.blocks + len(spare))
-        kept = _called_for(*graph[:2], targets, sources, spare, wanted, graph.blocks)
-        first = np.append(targets[kept], self._rest), np.append(sources[kept], spare)
-        symbols = np.zeros((graph.blocks + len(spare), len(aside)))
-        symbols[aside] = np.eye(len(aside))
-        _replay(*first, *graph[:3], symbols)
-        self._solver = left_inverse(symbols[self._rest])
-        self.solves = bool(np.isfinite(self._solver).all())
-        changed = symbols[targets[kept]].any(axis=1)
-        self._first, self._again = first, (targets[kept][changed], sources[kept][changed])
-        additions = np.diff(graph.starts) - 1
+        self._unused_rows = np.arange(graph.n_blocks, graph.n_blocks + len(unused_equations))
+        needed_mask = _find_needed_steps(
+            *graph[:2], targets, sources, unused_equations, wanted_blocks, graph.n_blocks
+        )
+        first_steps = (
+            np.append(targets[needed_mask], self._unused_rows),
+            np.append(sources[needed_mask], unused_equations),
+        )
+        symbols = np.zeros((graph.n_blocks + len(unused_equations), len(inactivated)))
+        symbols[inactivated] = np.eye(len(inactivated))
+        _execute_steps(*first_steps, *graph[:3], symbols)
+        self._pseudo_inverse = left_inverse(symbols[self._unused_rows])
+        self.is_decodable = bool(np.isfinite(self._pseudo_inverse).all())
+        changed_mask = symbols[targets[needed_mask]].any(axis=1)
+        self._first_steps, self._second_steps = (
+            first_steps,
+            (targets[needed_mask][changed_mask], sources[needed_mask][changed_mask]),
+        )
+        n_additions = np.diff(graph.starts) - 1
         self.operations = float(
-            additions[self._first[1]].sum() + additions[self._again[1]].sum() + 2 * self._solver.size
+            n_additions[self._first_steps[1]].sum()
+            + n_additions[self._second_steps[1]].sum()
+            + 2 * self._pseudo_inverse.size
         )
 
     def decode(self, blocks: Array) -> Array:
         """The blocks wanted, (wanted, b)."""
-        found = np.empty((len(self._wanted), blocks.shape[1]))
-        rows = self._graph.blocks + len(self._rest)
+        decoded = np.empty((len(self._wanted_blocks), blocks.shape[1]))
+        n_rows = self._graph.n_blocks + len(self._unused_rows)
 
-        def work(columns: slice) -> None:
-            tile = np.empty((rows, columns.stop - columns.start))
-            tile[self._arrived] = blocks[self._given, columns]
-            tile[self._aside] = 0
-            _replay(*self._first, *self._graph[:3], tile)
-            if len(self._aside):
-                tile[self._aside] = -(self._solver @ tile[self._rest])
-                _replay(*self._again, *self._graph[:3], tile)
-            found[:, columns] = tile[self._wanted]
+        def decode_columns(columns: slice) -> None:
+            tile = np.empty((n_rows, columns.stop - columns.start))
+            tile[self._arrived_blocks] = blocks[self._input_rows, columns]
+            tile[self._inactivated] = 0
+            _execute_steps(*self._first_steps, *self._graph[:3], tile)
+            if len(self._inactivated):
+                tile[self._inactivated] = -(self._pseudo_inverse @ tile[self._unused_rows])
+                _execute_steps(*self._second_steps, *self._graph[:3], tile)
+            decoded[:, columns] = tile[self._wanted_blocks]
 
-        parallel_for(work, list(iter_column_tiles(blocks.shape[1], 2 * rows, 8)))
-        return found
+        parallel_for(decode_columns, list(iter_column_tiles(blocks.shape[1], 2 * n_rows, 8)))
+        return decoded
 
 
-class SparseCode(Rival):
-    """A code by its graph: `coded` and `data` are which of its blocks are the coded and the data blocks."""
+class SparseCode(RivalCode):
+    """A code by its graph: `coded_indices` and `data_indices` are which of its blocks are the coded and the
+    data blocks.
+    """
 
-    decoder: Decoder
-    coded: Array
-    data: Array
+    decoder: GraphDecoder
+    coded_indices: Array
+    data_indices: Array
 
     @cached_property
-    def _encoding(self) -> Plan:
-        return self.decoder.plan(self.data, wanted=self.coded)
+    def _encoding(self) -> GraphPlan:
+        return self.decoder.make_plan(self.data_indices, wanted_blocks=self.coded_indices)
 
     @cached_property
     def encode_operations(self) -> float:  # type: ignore[override]
@@ -179,59 +213,65 @@ class SparseCode(Rival):
     @cached_property
     def norms(self) -> Array:  # type: ignore[override]
         """Exact, or for large k by the law of large numbers."""
-        if self.k <= EXACT_NORMS:
+        if self.k <= MAX_EXACT_NORMS:
             return np.linalg.norm(self.encode(np.eye(self.k)), axis=1)
-        data = np.random.default_rng(0).choice([-1.0, 1.0], (self.k, EXACT_NORMS))
-        return np.linalg.norm(self.encode(data), axis=1) / np.sqrt(EXACT_NORMS)
+        data = np.random.default_rng(0).choice([-1.0, 1.0], (self.k, MAX_EXACT_NORMS))
+        return np.linalg.norm(self.encode(data), axis=1) / np.sqrt(MAX_EXACT_NORMS)
 
-    def needed(self, orders: Array) -> Array:
-        return np.array([self.decoder.needed(self.coded[order], self.k) for order in orders])
+    def count_arrivals(self, orders: Array) -> Array:
+        return np.array([self.decoder.count_arrivals(self.coded_indices[order], self.k) for order in orders])
 
     def encode(self, data: Array) -> Array:
         return self._encoding.decode(data)
 
-    def plan(self, arrived: Array) -> Plan:
-        plan = self.decoder.plan(self.coded[arrived], arrived, self.data)
-        assert plan.solves, f"these blocks do not determine the data of {self.name}"
+    def make_plan(self, arrived_indices: Array) -> GraphPlan:
+        plan = self.decoder.make_plan(self.coded_indices[arrived_indices], arrived_indices, self.data_indices)
+        assert plan.is_decodable, f"these blocks do not determine the data of {self.name}"
         return plan
 
 
-def awaited(code: SparseCode, trials: int) -> float:
+def mean_arrivals(code: SparseCode, n_trials: int) -> float:
     """The mean arrivals needed, never counting as 2 n, by which parameters are chosen."""
-    few = max(2, trials // 10) if code.decoder.inactivates else trials
-    needed = code.needed(arrival_orders(code.n, few, seed=1))  # others than those that codes are measured by
-    return float(np.where(needed > code.n, 2 * code.n, needed).mean())
+    n_orders = max(2, n_trials // 10) if code.decoder.uses_inactivation else n_trials
+    n_arrivals = code.count_arrivals(
+        sample_arrival_orders(code.n, n_orders, seed=1)
+    )  # others than those that codes are measured by
+    return float(np.where(n_arrivals > code.n, 2 * code.n, n_arrivals).mean())
 
 
-@compiled
-def _set_aside(starts, members, block_starts, block_equations, here, useful, wanted, goes_on):  # type: ignore[no-untyped-def]
+@compile_if_possible
+def _peel_and_inactivate(
+    starts, members, block_starts, block_equations, arrived_mask, useful_mask, n_wanted, with_inactivation
+):  # type: ignore[no-untyped-def]
     """Blocks found, the equations that gave them, blocks set aside, equations left over, if all are known.
 
-    Peeling alone, unless it `goes_on` where that stops, by setting blocks aside.
+    Peeling alone, unless it `with_inactivation` where that stops, by setting blocks aside.
     """
-    equations, blocks = len(starts) - 1, len(here)
-    unknown = starts[1:] - starts[:-1]
-    rest = np.zeros(equations, np.int64)
-    waiting = np.zeros(blocks, np.int64)  # useful equations with two unknowns or more that a block is in
+    equations, blocks = len(starts) - 1, len(arrived_mask)
+    n_unknown = starts[1:] - starts[:-1]
+    unknown_xor = np.zeros(equations, np.int64)
+    n_waiting_equations = np.zeros(
+        blocks, np.int64
+    )  # useful equations with two unknowns or more that a block is in
     for equation in range(equations):
         for entry in range(starts[equation], starts[equation + 1]):
-            rest[equation] ^= members[entry]
-            waiting[members[entry]] += useful[equation]
-    known, is_used = here.copy(), np.zeros(equations, np.bool_)
+            unknown_xor[equation] ^= members[entry]
+            n_waiting_equations[members[entry]] += useful_mask[equation]
+    known_mask, used_mask = arrived_mask.copy(), np.zeros(equations, np.bool_)
     targets, sources = np.empty(equations, np.int64), np.empty(equations, np.int64)
-    aside, queue = np.empty(wanted, np.int64), np.empty(blocks, np.int64)
-    found, put, head, tail = 0, 0, 0, 0
+    inactivated, queue = np.empty(n_wanted, np.int64), np.empty(blocks, np.int64)
+    n_found, n_inactivated, head, tail = 0, 0, 0, 0
     for block in range(blocks):
-        if here[block]:
+        if arrived_mask[block]:
             queue[tail] = block
             tail += 1
     for equation in range(equations):
-        if unknown[equation] == 1 and not known[rest[equation]]:
-            known[rest[equation]] = True
-            is_used[equation] = True
-            targets[found], sources[found] = rest[equation], equation
-            found += 1
-            queue[tail] = rest[equation]
+        if n_unknown[equation] == 1 and not known_mask[unknown_xor[equation]]:
+            known_mask[unknown_xor[equation]] = True
+            used_mask[equation] = True
+            targets[n_found], sources[n_found] = unknown_xor[equation], equation
+            n_found += 1
+            queue[tail] = unknown_xor[equation]
             tail += 1
     while True:
         while head < tail:
@@ -239,52 +279,54 @@ def _set_aside(starts, members, block_starts, block_equations, here, useful, wan
             head += 1
             for entry in range(block_starts[block], block_starts[block + 1]):
                 equation = block_equations[entry]
-                unknown[equation] -= 1
-                rest[equation] ^= block
-                if unknown[equation] == 1:
-                    last = rest[equation]
-                    waiting[last] -= useful[equation]
-                    if not known[last]:
-                        known[last] = True
-                        is_used[equation] = True
-                        targets[found], sources[found] = last, equation
-                        found += 1
-                        queue[tail] = last
+                n_unknown[equation] -= 1
+                unknown_xor[equation] ^= block
+                if n_unknown[equation] == 1:
+                    last_unknown = unknown_xor[equation]
+                    n_waiting_equations[last_unknown] -= useful_mask[equation]
+                    if not known_mask[last_unknown]:
+                        known_mask[last_unknown] = True
+                        used_mask[equation] = True
+                        targets[n_found], sources[n_found] = last_unknown, equation
+                        n_found += 1
+                        queue[tail] = last_unknown
                         tail += 1
-        best = -1
-        for block in range(wanted):  # the one that most equations wait for
-            if not known[block] and (best < 0 or waiting[block] > waiting[best]):
-                best = block
-        if best < 0 or not goes_on:
+        best_block = -1
+        for block in range(n_wanted):  # the one that most equations wait for
+            if not known_mask[block] and (
+                best_block < 0 or n_waiting_equations[block] > n_waiting_equations[best_block]
+            ):
+                best_block = block
+        if best_block < 0 or not with_inactivation:
             break
-        known[best] = True
-        aside[put] = best
-        put += 1
-        queue[tail] = best
+        known_mask[best_block] = True
+        inactivated[n_inactivated] = best_block
+        n_inactivated += 1
+        queue[tail] = best_block
         tail += 1
-    spare = np.flatnonzero((unknown == 0) & ~is_used)
-    return targets[:found], sources[:found], aside[:put], spare, best < 0
+    unused_equations = np.flatnonzero((n_unknown == 0) & ~used_mask)
+    return targets[:n_found], sources[:n_found], inactivated[:n_inactivated], unused_equations, best_block < 0
 
 
-@compiled
-def _called_for(starts, members, targets, sources, spare, wanted, blocks):  # type: ignore[no-untyped-def]
+@compile_if_possible
+def _find_needed_steps(starts, members, targets, sources, unused_equations, wanted_blocks, n_blocks):  # type: ignore[no-untyped-def]
     """Which steps give a block that is wanted or that a later step or a spare equation uses."""
-    used, kept = np.zeros(blocks, np.bool_), np.zeros(len(targets), np.bool_)
-    for block in wanted:
-        used[block] = True
-    for equation in spare:
+    used_mask, needed_mask = np.zeros(n_blocks, np.bool_), np.zeros(len(targets), np.bool_)
+    for block in wanted_blocks:
+        used_mask[block] = True
+    for equation in unused_equations:
         for entry in range(starts[equation], starts[equation + 1]):
-            used[members[entry]] = True
+            used_mask[members[entry]] = True
     for step in range(len(targets) - 1, -1, -1):
-        kept[step] = used[targets[step]]
-        if kept[step]:
+        needed_mask[step] = used_mask[targets[step]]
+        if needed_mask[step]:
             for entry in range(starts[sources[step]], starts[sources[step] + 1]):
-                used[members[entry]] = True
-    return kept
+                used_mask[members[entry]] = True
+    return needed_mask
 
 
-@compiled
-def _replay(targets, sources, starts, members, coefficients, values):  # type: ignore[no-untyped-def]
+@compile_if_possible
+def _execute_steps(targets, sources, starts, members, coefficients, values):  # type: ignore[no-untyped-def]
     """Fill in the targets, in place on values (blocks, b); one that is no member gets the equation's sum."""
     for step in range(len(targets)):
         target, equation = targets[step], sources[step]

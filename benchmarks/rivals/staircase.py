@@ -13,60 +13,72 @@ from itertools import product
 import numpy as np
 
 from benchmarks.rivals import Array
-from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, awaited
+from benchmarks.rivals.sparse import EquationGraph, GraphDecoder, SparseCode, mean_arrivals
 
-SHARES = (0.0, 0.1, 0.2, 0.3)  # of data blocks of higher degree
-HIGHER = (8, 16, 30)
-CARRIED = 0.7  # of one parity block into the next: with 1 they grow as a random walk does
+HIGHER_FRACTIONS = (0.0, 0.1, 0.2, 0.3)  # of data blocks of higher degree
+HIGHER_DEGREES = (8, 16, 30)
+CARRY_COEFFICIENT = 0.7  # of one parity block into the next: with 1 they grow as a random walk does
 
 
-class Staircase(SparseCode):
+class StaircaseCode(SparseCode):
     """n blocks, the first k of them the data.
 
-    share, higher : a share of the data blocks stands in `higher` equations, the others in three.
-    inactivates : decoded by inactivation, not by peeling alone.
+    higher_fraction, higher_degree : a share of the data blocks stands in `higher_degree` equations, the
+        others in three.
+    uses_inactivation : decoded by inactivation, not by peeling alone.
     """
 
     def __init__(
         self,
         n: int,
         k: int,
-        share: float = 0.0,
-        higher: int = 8,
-        inactivates: bool = False,
+        higher_fraction: float = 0.0,
+        higher_degree: int = 8,
+        uses_inactivation: bool = False,
     ) -> None:
         self.n, self.k = n, k
-        mixture = f" ({share:.0%} of degree {higher})" if share else ""
-        self.name = f"LDPC staircase{mixture}{', inactivation' if inactivates else ''}"
+        mixture_text = f" ({higher_fraction:.0%} of degree {higher_degree})" if higher_fraction else ""
+        self.name = f"LDPC staircase{mixture_text}{', inactivation' if uses_inactivation else ''}"
         rng, r = np.random.default_rng(0), n - k
-        degrees = np.minimum(np.where(np.arange(k) < share * k, higher, 3), r)
-        data = _spread(degrees, r, rng)
-        signs = [rng.choice([-1.0, 1.0], len(members)) for members in data]
-        members = [np.append(some, [k + i, k + i - 1][: i + 1]) for i, some in enumerate(data)]
-        coefficients = [np.append(some, [-1.0, CARRIED][: i + 1]) for i, some in enumerate(signs)]
-        self.decoder = Decoder(Graph.of(members, coefficients, n), k, inactivates)
-        self.coded, self.data = np.arange(n), np.arange(k)
+        degrees = np.minimum(np.where(np.arange(k) < higher_fraction * k, higher_degree, 3), r)
+        data_members = _spread_over_equations(degrees, r, rng)
+        signs = [rng.choice([-1.0, 1.0], len(members)) for members in data_members]
+        members = [np.append(row, [k + i, k + i - 1][: i + 1]) for i, row in enumerate(data_members)]
+        coefficients = [np.append(row, [-1.0, CARRY_COEFFICIENT][: i + 1]) for i, row in enumerate(signs)]
+        self.decoder = GraphDecoder(
+            EquationGraph.from_equations(members, coefficients, n), k, uses_inactivation
+        )
+        self.coded_indices, self.data_indices = np.arange(n), np.arange(k)
 
 
-def _spread(degrees: Array, equations: int, rng: np.random.Generator) -> list[Array]:
+def _spread_over_equations(degrees: Array, n_equations: int, rng: np.random.Generator) -> list[Array]:
     """The data blocks of each equation: blocks in `degrees` distinct ones, evenly over them."""
-    members: list[list[int]] = [[] for _ in range(equations)]
-    free = rng.permutation(np.arange(int(degrees.sum())) % equations).tolist()
+    members: list[list[int]] = [[] for _ in range(n_equations)]
+    free_slots = rng.permutation(np.arange(int(degrees.sum())) % n_equations).tolist()
     for block, degree in enumerate(degrees.tolist()):
-        taken: list[int] = []
-        while len(taken) < degree:
-            place = next((i for i in range(len(free) - 1, -1, -1) if free[i] not in taken), None)
-            if place is None:  # only its own equations are left over
-                taken.append(int(rng.choice(np.setdiff1d(np.arange(equations), taken))))
+        chosen_equations: list[int] = []
+        while len(chosen_equations) < degree:
+            slot = next(
+                (i for i in range(len(free_slots) - 1, -1, -1) if free_slots[i] not in chosen_equations), None
+            )
+            if slot is None:  # only its own equations are left over
+                chosen_equations.append(
+                    int(rng.choice(np.setdiff1d(np.arange(n_equations), chosen_equations)))
+                )
             else:
-                taken.append(free.pop(place))
-        for equation in taken:
+                chosen_equations.append(free_slots.pop(slot))
+        for equation in chosen_equations:
             members[equation].append(block)
-    return [np.array(one, dtype=np.int64) for one in members]
+    return [np.array(equation_members, dtype=np.int64) for equation_members in members]
 
 
-def tuned(n: int, k: int, trials: int, inactivates: bool = False) -> tuple[int, int, float, int, bool]:
+def tune_staircase(
+    n: int, k: int, n_trials: int, uses_inactivation: bool = False
+) -> tuple[int, int, float, int, bool]:
     """Arguments of the mixture of degrees that needs the fewest arrivals in the mean."""
-    mixtures = [(0.0, 8), *product(SHARES[1:], HIGHER)]
-    best = min(mixtures, key=lambda mixture: awaited(Staircase(n, k, *mixture, inactivates), trials))
-    return n, k, *best, inactivates
+    mixtures = [(0.0, 8), *product(HIGHER_FRACTIONS[1:], HIGHER_DEGREES)]
+    best_mixture = min(
+        mixtures,
+        key=lambda mixture: mean_arrivals(StaircaseCode(n, k, *mixture, uses_inactivation), n_trials),
+    )
+    return n, k, *best_mixture, uses_inactivation

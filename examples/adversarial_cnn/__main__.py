@@ -17,32 +17,34 @@ from polarmap import CodedGradient
 from polarmap.testing import Fault, FaultyExecutor
 
 
-def main(count: int = 4, path: str = "") -> None:
+def main(n_images: int = 4, figure_path: str = "") -> None:
     images, labels = draw(2200, seed=0)
     kernels = trained(images[:2000], labels[:2000])
-    right = accuracy(kernels, images[2000:], labels[2000:])
-    print(f"a convolutional network that is right on {right:.0%} of the images it has not seen")
+    test_accuracy = accuracy(kernels, images[2000:], labels[2000:])
+    print(f"a convolutional network that is right on {test_accuracy:.0%} of the images it has not seen")
     # Of 32 workers, 24 would do. In every gradient task 2 sleeps, the worker of task 7 dies, task 11 fails.
     faults = {2: Fault("sleep", 600), 7: Fault("kill", attempts=9), 11: Fault("raise", attempts=9)}
-    unlucky = FaultyExecutor(None, faults)
+    unlucky_executor = FaultyExecutor(None, faults)
     changes = []
-    for image in images[2000 : 2000 + count]:
+    for image in images[2000 : 2000 + n_images]:
         margin = margin_of(kernels, image)
-        gradient = CodedGradient(margin, scheme="forward", blocks=24, tasks=32, executor=unlucky)
-        changed = least_change(margin, gradient, image)
-        if changed is None:
+        gradient = CodedGradient(margin, scheme="forward", blocks=24, tasks=32, executor=unlucky_executor)
+        changed_image = least_change(margin, gradient, image)
+        if changed_image is None:
             print("an image that keeps its class")
             continue
-        before, after = forward(kernels, np.array([image, changed]))[-1].reshape(2, -1).argmax(axis=1)
-        changes.append((image, changed, f"{SHAPES[before]} → {SHAPES[after]}"))
-        size = np.linalg.norm(changed - image) / np.linalg.norm(image)
-        print(f"{changes[-1][2]}: changed by {size:.1%},", end=" ")
+        class_before, class_after = (
+            forward(kernels, np.array([image, changed_image]))[-1].reshape(2, -1).argmax(axis=1)
+        )
+        changes.append((image, changed_image, f"{SHAPES[class_before]} → {SHAPES[class_after]}"))
+        relative_change = np.linalg.norm(changed_image - image) / np.linalg.norm(image)
+        print(f"{changes[-1][2]}: changed by {relative_change:.1%},", end=" ")
         print(f"{gradient.calls} gradients, {gradient.evaluations_started:,} evaluations started,", end=" ")
         print(f"{len(gradient.report.recovered)} blocks decoded in the last")
-    if path:
+    if figure_path:
         from picture import save
 
-        save(changes, path)
+        save(changes, figure_path)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,33 @@ import numpy as np
 from network import Arrays, entering, windows
 
 
-def backward(kernels: Arrays, found: Arrays, slope: np.ndarray) -> tuple[Arrays, np.ndarray]:
+def backward(
+    kernels: Arrays, layer_outputs: Arrays, output_gradient: np.ndarray
+) -> tuple[Arrays, np.ndarray]:
     """The gradients by kernels, and by what the first layer makes, of what has these slopes by the scores."""
     gradients: Arrays = []
     for layer in reversed(range(len(kernels))):
-        seen = entering(found[: layer + 1])
-        gradients.insert(0, np.tensordot(windows(seen), slope, (range(3), range(3))))
+        layer_input = entering(layer_outputs[: layer + 1])
+        gradients.insert(0, np.tensordot(windows(layer_input), output_gradient, (range(3), range(3))))
         if layer:
-            sigmoid = 1 / (1 + np.exp(-found[layer]))
-            slope = by_input(kernels[layer], slope, seen.shape) * (sigmoid + seen * (1 - sigmoid))
-    return gradients, slope
+            sigmoid = 1 / (1 + np.exp(-layer_outputs[layer]))
+            output_gradient = input_gradient(kernels[layer], output_gradient, layer_input.shape) * (
+                sigmoid + layer_input * (1 - sigmoid)
+            )
+    return gradients, output_gradient
 
 
-def by_input(kernel: np.ndarray, slope: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def input_gradient(
+    kernel: np.ndarray, output_gradient: np.ndarray, input_shape: tuple[int, ...]
+) -> np.ndarray:
     """The slope by what enters a layer, of this shape, from that by what it makes."""
-    spread, found = np.tensordot(slope, kernel, (3, 3)), np.zeros(shape, slope.dtype)
+    spread, gradient = (
+        np.tensordot(output_gradient, kernel, (3, 3)),
+        np.zeros(input_shape, output_gradient.dtype),
+    )
     for i, j in np.ndindex(5, 5):
-        part = found[:, i:, j:][:, ::2, ::2][:, : slope.shape[1], : slope.shape[2]]
-        part += spread[:, :, :, i, j]
-    return found
+        strided_view = gradient[:, i:, j:][:, ::2, ::2][
+            :, : output_gradient.shape[1], : output_gradient.shape[2]
+        ]
+        strided_view += spread[:, :, :, i, j]
+    return gradient

@@ -8,7 +8,7 @@ import numpy as np
 from network import Arrays, forward
 
 
-def margin_of(kernels: Arrays, image: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def make_margin(kernels: Arrays, image: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """By how much the class that is second at `image` beats the first, at x or at many x."""
     second, first = forward(kernels, image[None])[-1].ravel().argsort()[-2:]
 

@@ -10,26 +10,31 @@ from threadpoolctl import threadpool_limits
 
 
 @threadpool_limits.wrap(limits=1)  # for products this small, threads of BLAS wait more than they work
-def trained(images: np.ndarray, labels: np.ndarray, epochs: int = 8, seed: int = 0) -> Arrays:
-    """The kernels, after every image was seen `epochs` times."""
-    random = np.random.default_rng(seed)
+def train_network(images: np.ndarray, labels: np.ndarray, n_epochs: int = 8, seed: int = 0) -> Arrays:
+    """The kernels, after every image was seen `n_epochs` times."""
+    rng = np.random.default_rng(seed)
     images, targets = images.astype("f"), np.eye(labels.max() + 1)[labels]
     kernels = [
-        random.standard_normal(shape, "f") * np.float32((2 / np.prod(shape[:3])) ** 0.5)
+        rng.standard_normal(shape, "f") * np.float32((2 / np.prod(shape[:3])) ** 0.5)
         for shape in shapes(targets.shape[1])
     ]
-    means, squares = [0 * kernel for kernel in kernels], [0 * kernel for kernel in kernels]
-    order = np.concatenate([random.permutation(len(images)) for _ in range(epochs)])
+    means, mean_squares = [0 * kernel for kernel in kernels], [0 * kernel for kernel in kernels]
+    order = np.concatenate([rng.permutation(len(images)) for _ in range(n_epochs)])
     batches = np.array_split(order, len(order) // 64)
-    for number, batch in enumerate(batches, 1):
-        found = forward(kernels, images[batch])
-        slope = softmax(found[-1], axis=-1) - targets[batch][:, None, None]
-        gradients, _ = backward(kernels, found, (slope / len(batch)).astype("f"))
-        rate = 8e-3 * (1 - number / len(batches))
-        for kernel, gradient, mean, square in zip(kernels, gradients, means, squares):
+    for batch_number, batch in enumerate(batches, 1):
+        layer_outputs = forward(kernels, images[batch])
+        output_gradient = softmax(layer_outputs[-1], axis=-1) - targets[batch][:, None, None]
+        gradients, _ = backward(kernels, layer_outputs, (output_gradient / len(batch)).astype("f"))
+        learning_rate = 8e-3 * (1 - batch_number / len(batches))
+        for kernel, gradient, mean, mean_square in zip(kernels, gradients, means, mean_squares):
             mean += 0.1 * (gradient - mean)
-            square += 0.01 * (gradient**2 - square)
-            kernel -= rate * mean / (1 - 0.9**number) / (np.sqrt(square / (1 - 0.99**number)) + 1e-8)
+            mean_square += 0.01 * (gradient**2 - mean_square)
+            kernel -= (
+                learning_rate
+                * mean
+                / (1 - 0.9**batch_number)
+                / (np.sqrt(mean_square / (1 - 0.99**batch_number)) + 1e-8)
+            )
     return [kernel.astype(np.float64) for kernel in kernels]
 
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from benchmarks import blackbox
-from benchmarks.blackbox import Clock, Gradients, N, directions
+from benchmarks.blackbox import GradientSource, N, VirtualClock, sample_directions
 
 
-class Scripted(Clock):
+class Scripted(VirtualClock):
     """One list of times after another: 1 s a query but for the tasks that are named."""
 
     def __init__(self, *exceptions: dict[int, float]) -> None:
         super().__init__(seed=0)
         self._script = iter(exceptions)
 
-    def times(self, queries: int) -> Any:
-        found = np.full(N, float(queries))
+    def sample_answer_times(self, n_queries: int) -> Any:
+        found = np.full(N, float(n_queries))
         for task, seconds in next(self._script).items():
             found[task] = seconds
         return found
@@ -40,12 +40,12 @@ class Scripted(Clock):
 def test_all_are_waited_for(
     backups: bool, exceptions: Sequence[dict[int, float]], seconds: float, started: int
 ) -> None:
-    assert Scripted(*exceptions).until_all(10, backups) == (seconds, started * 10)
+    assert Scripted(*exceptions).wait_for_all(10, backups) == (seconds, started * 10)
 
 
 def test_directions_are_orthonormal_and_new_each_time() -> None:
     stream = np.random.default_rng(0)
-    one, other = (directions(50, 3072, stream) for _ in range(2))
+    one, other = (sample_directions(50, 3072, stream) for _ in range(2))
     np.testing.assert_allclose(one @ one.T, np.eye(50), atol=1e-12)
     assert abs(one @ other.T).max() < 0.2
     assert abs(one).max() < 0.2  # no pixel stands out
@@ -58,11 +58,11 @@ def test_a_source_finds_the_gradient_or_its_projection_and_counts(
     monkeypatch.setattr(blackbox, "N", 4)
     monkeypatch.setattr(blackbox, "K", 3)
     slope = np.arange(1.0, 13.0)
-    source = Gradients(kind, lambda x: x @ slope, seed=0)
+    source = GradientSource(kind, lambda x: x @ slope, seed=0)
     found = source(np.ones(12))
     if kind == "orthogonal":
         assert np.vdot(found, found) == pytest.approx(np.vdot(found, slope), rel=1e-4)
     else:
         np.testing.assert_allclose(found, slope, rtol=1e-4)
     queries = 2 * 12 // (3 if kind == "coded" else 4)
-    assert source.calls == 1 and source.queries >= 4 * queries and source.seconds >= queries
+    assert source.n_calls == 1 and source.n_queries >= 4 * queries and source.elapsed_seconds >= queries

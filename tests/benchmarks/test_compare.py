@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import number
+from benchmarks import format_number
 from benchmarks.compare import codes, elastic, figures, jobs, page
-from benchmarks.compare.__main__ import tuning
-from benchmarks.compare.codes import Measured, Size
-from benchmarks.pages import tables_of, with_parts
+from benchmarks.compare.__main__ import choose_tuning_trials
+from benchmarks.compare.codes import CodeMeasurement, Size
+from benchmarks.pages import parse_tables, replace_parts
 from benchmarks.rivals import mds
 from polarmap.planning import Completion
 
@@ -22,35 +22,37 @@ N, K = SIZE.n, SIZE.k
 
 
 @pytest.fixture(scope="module")
-def measured() -> list[Measured]:
+def measured() -> list[CodeMeasurement]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("benchmarks.REST", 0)
-        return list(codes.measured(SIZE, tuning(SIZE), 1))
+        return list(codes.measure_codes(SIZE, choose_tuning_trials(SIZE), 1))
 
 
 @pytest.fixture(scope="module")
-def table(measured: list[Measured]) -> dict[str, Completion]:
+def table(measured: list[CodeMeasurement]) -> dict[str, Completion]:
     return table_of("shifted exponential 1 + Exp(1)", measured)
 
 
-def table_of(name: str, measured: list[Measured]) -> dict[str, Completion]:
-    found = jobs.schemes(SIZE, jobs.DISTRIBUTIONS[name], measured, 4000)
+def table_of(name: str, measured: list[CodeMeasurement]) -> dict[str, Completion]:
+    found = jobs.simulate_schemes(SIZE, jobs.DISTRIBUTIONS[name], measured, 4000)
     return {job.scheme: job for job in found}
 
 
-def test_codes_need_what_they_are_known_to_need(measured: list[Measured]) -> None:
-    beyond = {code.name: code.beyond for code in measured}
+def test_codes_need_what_they_are_known_to_need(measured: list[CodeMeasurement]) -> None:
+    beyond = {code.name: code.mean_extra_arrivals for code in measured}
     assert beyond["dense Gaussian"] == beyond["Fermat transform"] == beyond["rotation"] == 0
     assert 0 <= beyond["polar, optimal"] <= beyond["polar, sequential"]
-    assert all(code.needed.probabilities.sum() == pytest.approx(1) for code in measured)
+    assert all(code.arrivals_needed.probabilities.sum() == pytest.approx(1) for code in measured)
 
 
 def test_amplification_from_noise_is_the_norm_of_the_weights() -> None:
-    code = mds.Gaussian(16, 12)
+    code = mds.GaussianMDSCode(16, 12)
     arrived = np.arange(4, 16)
-    generator = np.concatenate([np.eye(12), code.encoding_matrix])
+    generator = np.concatenate([np.eye(12), code.parity_matrix])
     exact = np.linalg.norm(np.linalg.inv(generator[arrived]) * code.norms[arrived], axis=1).max()
-    estimates = [codes.amplification(code, arrived, np.random.default_rng(seed)) for seed in range(20)]
+    estimates = [
+        codes.estimate_amplification(code, arrived, np.random.default_rng(seed)) for seed in range(20)
+    ]
     assert 10 ** np.mean(estimates) == pytest.approx(exact, rel=0.1)
 
 
@@ -66,16 +68,16 @@ def test_schemes_are_in_the_order_theory_says(table: dict[str, Completion]) -> N
 
 
 @pytest.mark.parametrize("name", jobs.DISTRIBUTIONS)
-def test_the_page_has_the_means_of_all_schemes(name: str, measured: list[Measured]) -> None:
+def test_the_page_has_the_means_of_all_schemes(name: str, measured: list[CodeMeasurement]) -> None:
     """Each scheme is simulated once more, event by event, in tests/planning; the codes in test_rivals."""
     page = (ROOT / "docs" / "comparison-jobs.md").read_text(encoding="utf-8").split("\n## ")[1]
     assert page.startswith(f"{K} blocks, {N} coded tasks\n")
-    [rows] = tables_of(page.partition(f"Arrivals alone: {name}")[2].partition("</details>")[0]).values()
+    [rows] = parse_tables(page.partition(f"Arrivals alone: {name}")[2].partition("</details>")[0]).values()
     said = {scheme.strip("*"): float(mean) for scheme, mean, *_ in rows[1:]}
     found = {one.scheme: one.mean for one in table_of(name, measured).values() if "tuned" not in one.scheme}
     [tuned] = said.keys() - found.keys()  # the best multiple is a matter of chance where several are good
     slow = float(tuned.split()[-2])
-    found[tuned] = jobs.with_backups(slow, SIZE, jobs.DISTRIBUTIONS[name], 4000).mean
+    found[tuned] = jobs.complete_with_backups(slow, SIZE, jobs.DISTRIBUTIONS[name], 4000).mean
     assert len(found) >= 20
     assert found == pytest.approx(said, rel=0.03)
 
@@ -87,43 +89,45 @@ def test_backups_are_tuned_for_their_distribution(table: dict[str, Completion]) 
 
 
 def test_a_whole_job_is_coding_transfer_and_tasks(
-    measured: list[Measured], table: dict[str, Completion]
+    measured: list[CodeMeasurement], table: dict[str, Completion]
 ) -> None:
     by_name, size = {code.name: code for code in measured}, 1_000_000
-    plain = jobs.beside_tasks(table["uncoded"], by_name, size)
-    assert plain.seconds == plain.transfer == pytest.approx(2 * size / 75e6 + 2 * K * size / 1.25e9)
-    code, coded = by_name["rotation"], jobs.beside_tasks(table["rotation"], by_name, size)
+    plain = jobs.estimate_coding_seconds(table["uncoded"], by_name, size)
+    assert plain.total_seconds == plain.transfer == pytest.approx(2 * size / 75e6 + 2 * K * size / 1.25e9)
+    code, coded = by_name["rotation"], jobs.estimate_coding_seconds(table["rotation"], by_name, size)
     assert coded.encode == pytest.approx(code.encode_seconds * K * size)
     assert coded.decode == pytest.approx(code.plan_seconds + code.decode_seconds * K * size)
     assert coded.transfer - plain.transfer == pytest.approx((N - K) * size / 1.25e9)
-    twice = jobs.beside_tasks(table["2x replication"], by_name, size)
+    twice = jobs.estimate_coding_seconds(table["2x replication"], by_name, size)
     assert twice == plain
-    late = jobs.beside_tasks(table["on demand"], by_name, size)
+    late = jobs.estimate_coding_seconds(table["on demand"], by_name, size)
     assert plain.transfer < late.transfer < coded.transfer
 
 
 def test_elastic_clusters_without_loss_follow_order_statistics() -> None:
-    uncoded, rotation, sequential = elastic.elastic(0.0, 40)
-    assert uncoded.lost == rotation.lost == 0
+    uncoded, rotation, sequential = elastic.simulate_elastic_jobs(0.0, 40)
+    assert uncoded.lost_fraction == rotation.lost_fraction == 0
     rng = np.random.default_rng(5)
-    ends = elastic.JOINING.sample(rng, (200, 1500)) + elastic.RUNTIMES.sample(rng, (200, 1500))
-    assert uncoded.time.mean() == pytest.approx(ends[:, :500].max(axis=1).mean(), rel=0.1)
-    assert rotation.time.mean() == pytest.approx(np.sort(ends, axis=1)[:, 499].mean(), rel=0.01)
-    assert (sequential.time >= rotation.time).all()
-    assert (rotation.paid < 1500 * rotation.time).all()
+    ends = elastic.JOIN_TIMES.sample(rng, (200, 1500)) + elastic.RUN_TIMES.sample(rng, (200, 1500))
+    assert uncoded.completion_times.mean() == pytest.approx(ends[:, :500].max(axis=1).mean(), rel=0.1)
+    assert rotation.completion_times.mean() == pytest.approx(np.sort(ends, axis=1)[:, 499].mean(), rel=0.01)
+    assert (sequential.completion_times >= rotation.completion_times).all()
+    assert (rotation.worker_seconds < 1500 * rotation.completion_times).all()
 
 
 def test_coded_jobs_of_too_few_survivors_never_complete() -> None:
-    uncoded, rotation, _ = elastic.elastic(3.0, 5)
-    assert np.isfinite(uncoded.time).all()
-    assert np.isinf(rotation.time).all()
+    uncoded, rotation, _ = elastic.simulate_elastic_jobs(3.0, 5)
+    assert np.isfinite(uncoded.completion_times).all()
+    assert np.isinf(rotation.completion_times).all()
 
 
-def test_the_pages_hold_every_scheme_and_code(measured: list[Measured], table: dict[str, Completion]) -> None:
-    crowd = elastic.elastic(0.1, 5)
+def test_the_pages_hold_every_scheme_and_code(
+    measured: list[CodeMeasurement], table: dict[str, Completion]
+) -> None:
+    crowd = elastic.simulate_elastic_jobs(0.1, 5)
     jobs = {(SIZE, "distribution"): table, (LARGER, "distribution"): table}
-    parts = page.pages({SIZE: measured, LARGER: measured}, {}, jobs, crowd, 1, 0.0)
-    pages = {name: with_parts((ROOT / "docs" / name).read_text(), some) for name, some in parts.items()}
+    parts = page.make_page_parts({SIZE: measured, LARGER: measured}, {}, jobs, crowd, 1, 0.0)
+    pages = {name: replace_parts((ROOT / "docs" / name).read_text(), some) for name, some in parts.items()}
     assert "| 24 of 1 MB |" in pages["comparison.md"]
     assert all(name in pages["comparison-jobs.md"] for name in table)
     assert all(code.name in pages["comparison-codes.md"] for code in measured)
@@ -133,11 +137,11 @@ def test_the_pages_hold_every_scheme_and_code(measured: list[Measured], table: d
     assert pages["comparison-jobs.md"].count("<details") == 2  # arrivals alone
 
 
-def test_ratios_to_rotation_are_those_of_the_table(measured: list[Measured]) -> None:
+def test_ratios_to_rotation_are_those_of_the_table(measured: list[CodeMeasurement]) -> None:
     by_name = {code.name: code for code in measured}
     [ldpc] = [code for name, code in by_name.items() if re.match("LDPC.*inactivation", name)]
     rotation, dense = by_name["rotation"], by_name["dense Gaussian"]
-    found = page.against_rotation({SIZE: measured})
+    found = page.compare_with_rotation({SIZE: measured})
     assert rotation.amplification is not None and ldpc.amplification is not None
     ratio = 10 ** ldpc.amplification[0] / 10 ** rotation.amplification[0]
     assert found["growth"] == f"{ratio:.2g} at n = 32"
@@ -152,12 +156,14 @@ def test_ratios_to_rotation_are_those_of_the_table(measured: list[Measured]) -> 
     [(0.0, "0"), (np.inf, "never"), (1.0, "1.00"), (0.01234, "0.0123"), (1234.5, "1,234"), (1e-9, "1.0e-09")],
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert number(value) == text
+    assert format_number(value) == text
 
 
-def test_figures_are_drawn(measured: list[Measured], table: dict[str, Completion], tmp_path: Path) -> None:
+def test_figures_are_drawn(
+    measured: list[CodeMeasurement], table: dict[str, Completion], tmp_path: Path
+) -> None:
     figures.draw_jobs({(SIZE, "distribution"): table}, SIZE, tmp_path / "jobs.png")
     figures.draw_arrivals({SIZE: measured}, tmp_path / "arrivals.png")
-    crowd = [one for rate in (0.0, 3.0) for one in elastic.elastic(rate, 5)]
+    crowd = [one for rate in (0.0, 3.0) for one in elastic.simulate_elastic_jobs(rate, 5)]
     figures.draw_elastic(crowd, tmp_path / "elastic.png")
     assert all(path.stat().st_size > 5000 for path in tmp_path.iterdir())

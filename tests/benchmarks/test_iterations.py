@@ -11,17 +11,17 @@ import pytest
 from benchmarks import iterations, step_rivals
 from benchmarks.familiar_iterations import (
     Iteration,
-    least_squares,
-    logistic_regression,
-    page_rank,
+    make_linear_regression,
+    make_logistic_regression,
+    make_page_rank,
     sigmoid,
 )
-from benchmarks.iterations import Draws, Size
+from benchmarks.iterations import Size, SleepSampler
 
 MAKERS = [
-    lambda: least_squares(64, 5, 4),
-    lambda: logistic_regression(64, 5, 4),
-    lambda: page_rank(64, 3, 4),
+    lambda: make_linear_regression(64, 5, 4),
+    lambda: make_logistic_regression(64, 5, 4),
+    lambda: make_page_rank(64, 3, 4),
 ]
 
 
@@ -39,17 +39,17 @@ def test_tasks_and_products_take_the_same_step(make: Callable[[], Iteration]) ->
     x = iterate(iteration, 3)
     assert not np.allclose(x, iteration.start)
     following = iteration.update(x, [iteration.task(block, x) for block in iteration.blocks])
-    assert np.allclose(following, iteration.coded(iteration.matrix, x))
+    assert np.allclose(following, iteration.step_with_operator(iteration.matrix, x))
 
 
 def test_least_squares_arrive() -> None:
-    iteration = least_squares(64, 5, 4)
+    iteration = make_linear_regression(64, 5, 4)
     table = np.concatenate(iteration.blocks)
     assert np.allclose(iterate(iteration, 200), np.linalg.lstsq(table[:, :-1], table[:, -1])[0])
 
 
 def test_logistic_regression_arrives_where_the_gradient_is_zero() -> None:
-    iteration = logistic_regression(256, 5, 4)
+    iteration = make_logistic_regression(256, 5, 4)
     table = np.concatenate(iteration.blocks)
     A, y = table[:, :-1], table[:, -1]
     assert set(y) == {0.0, 1.0}
@@ -58,7 +58,7 @@ def test_logistic_regression_arrives_where_the_gradient_is_zero() -> None:
 
 
 def test_page_rank_is_the_stationary_distribution() -> None:
-    iteration = page_rank(64, 3, 4)
+    iteration = make_page_rank(64, 3, 4)
     P = iteration.matrix.toarray()
     assert np.allclose(P.sum(axis=0), 0.85)
     assert np.allclose(iterate(iteration, 200), np.linalg.solve(np.eye(64) - P, np.full(64, 0.15 / 64)))
@@ -69,9 +69,9 @@ def test_sigmoid_of_large_numbers() -> None:
 
 
 def test_every_library_gets_the_same_slow_workers() -> None:
-    first, second = Draws(0.5), Draws(0.5)
+    first, second = SleepSampler(0.5), SleepSampler(0.5)
     assert first() == second() == [0.0] * iterations.WORKERS
-    first.slow = second.slow = 2
+    first.n_slow = second.n_slow = 2
     drawn = [first() for _ in range(20)]
     assert drawn == [second() for _ in range(20)]
     assert all(sorted(one)[-3:] == [0.0, 0.5, 0.5] for one in drawn)
@@ -80,7 +80,7 @@ def test_every_library_gets_the_same_slow_workers() -> None:
 
 def test_a_step_of_cubed_is_a_task_for_each_block() -> None:
     A, x = np.random.default_rng(0).standard_normal((12, 4)), np.arange(4.0)
-    with step_rivals.cubed(matmul, np.split(A, 3), lambda: [0.0, 0.01, 0.0]) as step:
+    with step_rivals.cubed_step(matmul, np.split(A, 3), lambda: [0.0, 0.01, 0.0]) as step:
         assert np.allclose(np.concatenate(step(x)), A @ x)
 
 
@@ -88,14 +88,14 @@ def test_all_rows_are_measured_and_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(iterations, "WORKERS", 4)
     monkeypatch.setattr(iterations, "BLOCKS", 3)
     rows = {name: iterations.ROWS[name] for name in ("numpy, no workers", "**polarmap**")}
-    monkeypatch.setattr(iterations, "ROWS", rows | {"Ray": ("no_such_library", iterations.with_numpy)})
+    monkeypatch.setattr(iterations, "ROWS", rows | {"Ray": ("no_such_library", iterations.numpy_step)})
     size = Size(0.01, 2, 1, {})
-    found = {"a model": iterations.measured(least_squares(48, 4, 4), size)}
+    found = {"a model": iterations.measure_steps(make_linear_regression(48, 4, 4), size)}
     assert [list(one) for one in found["a model"]] == [list(rows)] * 2
-    text = iterations.tables(found)
+    text = iterations.format_tables(found)
     assert "Ray is not installed, and left out." in text
     assert "## a model" in text and "| **polarmap** | " in text
 
 
 def test_cubed_has_no_sparse_matrices() -> None:
-    assert "cubed" not in iterations.rows_for(page_rank(64, 3, 4))
+    assert "cubed" not in iterations.available_rows(make_page_rank(64, 3, 4))

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.rivals import (
-    Rival,
-    arrival_orders,
+    RivalCode,
     embedding,
     fermat,
     fountain,
@@ -21,35 +20,38 @@ from benchmarks.rivals import (
     mds,
     polar,
     raptor,
+    sample_arrival_orders,
     staircase,
 )
-from benchmarks.rivals.sparse import Decoder, SparseCode
+from benchmarks.rivals.sparse import GraphDecoder, SparseCode
 from polarmap.codes import PolarCode
 
 N, K = 24, 16
 
 
-def tuned_raptor(n: int, k: int) -> raptor.Raptor:
-    return raptor.Raptor(*raptor.tuned(n, k))
+def tuned_raptor(n: int, k: int) -> raptor.RaptorCode:
+    return raptor.RaptorCode(*raptor.tune_raptor(n, k))
 
 
 # Made when a test wants them: tuning takes seconds.
 BY_INACTIVATION: dict[str, Callable[[], SparseCode]] = {
-    "LT, inactivation": partial(fountain.LT, 40, K, 0.1, 0.5, inactivates=True),
-    "staircase, inactivation": partial(staircase.Staircase, N, K, inactivates=True),
-    "long mixed staircase, inactivation": partial(staircase.Staircase, 90, 60, 0.2, 6, inactivates=True),
+    "LT, inactivation": partial(fountain.LTCode, 40, K, 0.1, 0.5, uses_inactivation=True),
+    "staircase, inactivation": partial(staircase.StaircaseCode, N, K, uses_inactivation=True),
+    "long mixed staircase, inactivation": partial(
+        staircase.StaircaseCode, 90, 60, 0.2, 6, uses_inactivation=True
+    ),
     "Raptor": partial(tuned_raptor, N, K),
     "long Raptor": partial(tuned_raptor, 150, 120),
 }
-FLOATING: dict[str, Callable[[], Rival]] = {
-    "LT": partial(fountain.LT, 40, K, 0.1, 0.5),
-    "staircase": partial(staircase.Staircase, N, K),
-    "mixed staircase": partial(staircase.Staircase, N, K, 0.2, 6),
-    "local product": partial(local_product.LocalProduct, K, 3, 3),
-    "Gaussian": partial(mds.Gaussian, N, K),
-    "rotation": lambda: polar.Polar(PolarCode(N, K)),
-    "sequential": lambda: polar.Polar(PolarCode(N, K, "arikan", "sequential")),
-    "optimal": lambda: polar.Polar(PolarCode(N, K, "arikan")),
+FLOATING: dict[str, Callable[[], RivalCode]] = {
+    "LT": partial(fountain.LTCode, 40, K, 0.1, 0.5),
+    "staircase": partial(staircase.StaircaseCode, N, K),
+    "mixed staircase": partial(staircase.StaircaseCode, N, K, 0.2, 6),
+    "local product": partial(local_product.LocalProductCode, K, 3, 3),
+    "Gaussian": partial(mds.GaussianMDSCode, N, K),
+    "rotation": lambda: polar.PolarRival(PolarCode(N, K)),
+    "sequential": lambda: polar.PolarRival(PolarCode(N, K, "arikan", "sequential")),
+    "optimal": lambda: polar.PolarRival(PolarCode(N, K, "arikan")),
     **BY_INACTIVATION,
 }
 
@@ -60,41 +62,45 @@ def made(name: str) -> Any:
 
 
 def orders(n: int) -> np.ndarray:
-    return arrival_orders(n, 20, seed=n)
+    return sample_arrival_orders(n, 20, seed=n)
 
 
 @pytest.mark.parametrize("name", FLOATING)
 def test_decodes_at_the_arrival_it_says_and_not_before(name: str) -> None:
-    code: Rival = made(name)
+    code: RivalCode = made(name)
     data = np.random.default_rng(0).standard_normal((code.k, 5))
     coded = code.encode(data)
     generator = code.encode(np.eye(code.k))
     np.testing.assert_allclose(coded, generator @ data, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(code.norms, np.linalg.norm(generator, axis=1))
-    for order, needed in zip(orders(code.n), code.needed(orders(code.n))):
+    for order, needed in zip(orders(code.n), code.count_arrivals(orders(code.n))):
         if needed > code.n:
             continue
         arrived = order[:needed]
         assert np.linalg.matrix_rank(generator[arrived]) == code.k
         garbled = np.full_like(coded, np.nan)
         garbled[arrived] = coded[arrived]
-        np.testing.assert_allclose(code.plan(arrived).decode(garbled), data, atol=1e-5)
+        np.testing.assert_allclose(code.make_plan(arrived).decode(garbled), data, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BY_INACTIVATION)
 def test_inactivation_decodes_as_soon_as_the_rank_is_full(name: str) -> None:
     code: SparseCode = made(name)
     generator = code.encode(np.eye(code.k))
-    for order, needed in zip(orders(code.n), code.needed(orders(code.n))):
+    for order, needed in zip(orders(code.n), code.count_arrivals(orders(code.n))):
         assert needed > code.n or np.linalg.matrix_rank(generator[order[:needed]]) == code.k
         assert np.linalg.matrix_rank(generator[order[: needed - 1]]) < code.k
 
 
 def test_inactivation_needs_no_more_than_peeling_and_raptor_codes_hardly_more_than_k() -> None:
-    for make in (fountain.LT(40, K, 0.1, 0.5), staircase.Staircase(N, K)):
-        solved = Decoder(make.decoder.graph, K, inactivates=True)
+    for make in (fountain.LTCode(40, K, 0.1, 0.5), staircase.StaircaseCode(N, K)):
+        solved = GraphDecoder(make.decoder.graph, K, uses_inactivation=True)
         for order in orders(make.n):
-            assert K <= solved.needed(make.coded[order], K) <= make.decoder.needed(make.coded[order], K)
+            assert (
+                K
+                <= solved.count_arrivals(make.coded_indices[order], K)
+                <= make.decoder.count_arrivals(make.coded_indices[order], K)
+            )
     code = made("long Raptor")
     generator = code.encode(np.eye(120))
     np.testing.assert_allclose(generator[:120], np.eye(120), atol=1e-9)
@@ -102,7 +108,7 @@ def test_inactivation_needs_no_more_than_peeling_and_raptor_codes_hardly_more_th
 
 
 def test_local_product_codes_close_the_rows_and_columns_of_every_grid() -> None:
-    code = local_product.LocalProduct(11, 2, 3)  # grids of 6 and of 5
+    code = local_product.LocalProductCode(11, 2, 3)  # grids of 6 and of 5
     data = np.random.default_rng(0).standard_normal((11, 2))
     parity = code.encode(data)[11:]
     whole, short = data[:6].reshape(2, 3, 2), np.concatenate([data[6:], np.zeros((1, 2))]).reshape(2, 3, 2)
@@ -110,11 +116,11 @@ def test_local_product_codes_close_the_rows_and_columns_of_every_grid() -> None:
         np.testing.assert_allclose(some[:2], grid.sum(axis=1))
         np.testing.assert_allclose(some[2:5], grid.sum(axis=0))
         np.testing.assert_allclose(some[5], grid.sum(axis=(0, 1)))
-    assert local_product.LocalProduct(2, 2, 3).n == 2 + 2 + 2  # one row of two: its sum, each, the corner
+    assert local_product.LocalProductCode(2, 2, 3).n == 2 + 2 + 2  # one row of two: its sum, each, the corner
 
 
 def test_embeddings_decode_any_k_and_commute_with_products() -> None:
-    code, rng = embedding.Embedding(12, 9), np.random.default_rng(0)
+    code, rng = embedding.EmbeddingCode(12, 9), np.random.default_rng(0)
     data, f = rng.standard_normal((9, 10)), rng.standard_normal((5, 3))
     halves = np.concatenate([data[:, :5] @ f, data[:, 5:] @ f], axis=1)
     coded = code.encode(data)
@@ -125,20 +131,20 @@ def test_embeddings_decode_any_k_and_commute_with_products() -> None:
     for order in orders(12):
         garbled = np.full_like(results, np.nan)
         garbled[order[:9]] = results[order[:9]]
-        np.testing.assert_allclose(code.plan(order[:9]).decode(garbled), halves, atol=1e-9)
+        np.testing.assert_allclose(code.make_plan(order[:9]).decode(garbled), halves, atol=1e-9)
 
 
 def test_embeddings_of_256_blocks_keep_the_digits_that_the_page_names() -> None:
     """Ten samples of 20 orders of arrival, decoded; digits are those of the relative error in the 2-norm."""
-    code = embedding.Embedding(256, 192)
+    code = embedding.EmbeddingCode(256, 192)
     data = np.random.default_rng(0).standard_normal((192, 16))
     coded = code.encode(data)
 
     def digits(order: np.ndarray) -> float:
-        found = code.plan(order[:192]).decode(coded)
+        found = code.make_plan(order[:192]).decode(coded)
         return float(-np.log10(np.linalg.norm(found - data) / np.linalg.norm(data)))
 
-    samples = [[digits(order) for order in arrival_orders(256, 20, seed)] for seed in range(10)]
+    samples = [[digits(order) for order in sample_arrival_orders(256, 20, seed)] for seed in range(10)]
     page = " ".join((Path(__file__).parents[2] / "docs" / "comparison-codes.md").read_text().split())
     said = re.search(
         r"256 blocks keep (\d) to (\d) digits in the median and (\d) to (\d) in the worst of 20", page
@@ -149,12 +155,12 @@ def test_embeddings_of_256_blocks_keep_the_digits_that_the_page_names() -> None:
     assert least - 1 <= np.median(np.min(samples, axis=1)) <= most + 1
 
 
-@pytest.mark.parametrize("code", [fountain.LT(40, K, 0.1, 0.5), staircase.Staircase(N, K)])
-def test_peeling_stops_where_brute_force_stops(code: fountain.LT | staircase.Staircase) -> None:
-    sent = K if isinstance(code, fountain.LT) else 0
+@pytest.mark.parametrize("code", [fountain.LTCode(40, K, 0.1, 0.5), staircase.StaircaseCode(N, K)])
+def test_peeling_stops_where_brute_force_stops(code: fountain.LTCode | staircase.StaircaseCode) -> None:
+    sent = K if isinstance(code, fountain.LTCode) else 0
     graph = code.decoder.graph
     equations = [set(some.tolist()) for some in np.split(graph.members, graph.starts[1:-1])]
-    for order, needed in zip(orders(code.n), code.needed(orders(code.n))):
+    for order, needed in zip(orders(code.n), code.count_arrivals(orders(code.n))):
         complete = [done(equations, set(sent + order[:m]), K) for m in range(code.n + 1)]
         assert (complete.index(True) if complete[-1] else code.n + 1) == needed
 
@@ -175,28 +181,28 @@ def test_the_robust_soliton_is_the_ideal_one_but_for_its_ripple() -> None:
 
 
 def test_polynomial_weights_in_logarithms_equal_a_dense_solve() -> None:
-    points = mds.POINTS["Chebyshev"](14)
+    points = mds.EVALUATION_POINTS["Chebyshev"](14)
     arrived = np.arange(5, 14)
     placed = np.random.default_rng(0).permutation(points)
     basis = np.polynomial.chebyshev.chebvander(placed, 8)
     generator = basis @ np.linalg.inv(basis[:9])
-    found = np.exp(mds.log_weights(placed[:9], placed[9:]))
+    found = np.exp(mds.log_lagrange_weights(placed[:9], placed[9:]))
     np.testing.assert_allclose(found, np.abs(generator[9:]), rtol=1e-9, atol=1e-12)
     weights = np.linalg.solve(generator[arrived].T, generator[:5].T).T
     worst = np.linalg.norm(weights * np.linalg.norm(generator[arrived], axis=1), axis=1).max()
-    assert mds.log10_amplification(points, arrived) == pytest.approx(np.log10(worst), abs=1e-6)
-    assert mds.log10_amplification(points, np.arange(9)) == 0  # all data is there
+    assert mds.compute_log10_amplification(points, arrived) == pytest.approx(np.log10(worst), abs=1e-6)
+    assert mds.compute_log10_amplification(points, np.arange(9)) == 0  # all data is there
 
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (6, 4), (24, 16), (40, 33)])
 def test_fermat_codes_decode_any_k_blocks_exactly(n: int, k: int) -> None:
     rng = np.random.default_rng(n)
-    code, data = fermat.Fermat(n, k), rng.integers(0, fermat.P, (k, 7))
+    code, data = fermat.FermatCode(n, k), rng.integers(0, fermat.PRIME, (k, 7))
     coded = code.encode(data)
     assert (coded[:k] == data).all()
     for _ in range(5):
         arrived = rng.permutation(n)[:k]
-        assert (code.plan(arrived).decode(coded) == data).all()
+        assert (code.make_plan(arrived).decode(coded) == data).all()
     # Values of one polynomial of degree below k: differences by exact interpolation vanish.
     lagrange = [
         interpolated(code.points[:k].tolist(), coded[:k, 0].tolist(), x) for x in code.points.tolist()
@@ -211,11 +217,11 @@ def interpolated(xs: list[int], ys: list[int], x: int) -> int:
         above = below = 1
         for j, other in enumerate(xs):
             if i != j:
-                above, below = above * (x - other) % fermat.P, below * (xs[i] - other) % fermat.P
-        total += y * above * pow(below, -1, fermat.P)
-    return total % fermat.P
+                above, below = above * (x - other) % fermat.PRIME, below * (xs[i] - other) % fermat.PRIME
+        total += y * above * pow(below, -1, fermat.PRIME)
+    return total % fermat.PRIME
 
 
 def test_quantization_fits_the_field_and_costs_accuracy() -> None:
-    errors = [fermat.quantization_error(terms) for terms in (10, 100, 1000)]
+    errors = [fermat.measure_quantization_error(terms) for terms in (10, 100, 1000)]
     assert 0 < errors[0] < errors[1] < errors[2] < 0.1

@@ -10,39 +10,39 @@ import pytest
 from sklearn.datasets import load_diabetes
 
 import benchmarks
-from benchmarks import Row, in_turns
-from benchmarks.bare_sockets import BareSockets
-from benchmarks.in_numpy import in_numpy
+from benchmarks import Row, time_in_turns
+from benchmarks.bare_sockets import SocketPool
+from benchmarks.numpy_estimators import with_numpy_products
 from benchmarks.steps import SUBJECTS, main
 from polarmap.glm import Ridge
 
 
 def test_a_row_is_compared_with_the_median_of_the_other() -> None:
     row = Row("a step", [1.0, 2.0, 9.0], "numpy", [4.0, 0.5, 8.0], "1.5")
-    assert row.cells() == ("a step", "2.00 (9.00)", "numpy", "4.00 (8.00)", "0.500 (2.25)", "1.5")
+    assert row.format_cells() == ("a step", "2.00 (9.00)", "numpy", "4.00 (8.00)", "0.500 (2.25)", "1.5")
 
 
 def test_actions_take_turns_and_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmarks, "REST", 0)
     calls: list[str] = []
     actions = [partial(calls.append, name) for name in "ab"]
-    assert [len(taken) for taken in in_turns(actions, 2)] == [2, 2]
+    assert [len(taken) for taken in time_in_turns(actions, 2)] == [2, 2]
     assert calls == ["a", "b"] * 3
     calls.clear()
-    assert [len(taken) for taken in in_turns(actions, 1, steps=2)] == [2, 2]
+    assert [len(taken) for taken in time_in_turns(actions, 1, n_steps=2)] == [2, 2]
     assert calls == [*"aaaabbbb"] * 2
 
 
 def test_bare_sockets_map_coded_blocks() -> None:
     A = np.random.default_rng(0).standard_normal((6, 5, 4))
-    with BareSockets(A, 8, 2) as sockets:
+    with SocketPool(A, 8, 2) as sockets:
         for x in np.eye(4):  # what an earlier map has left over is no result of this one
             assert np.allclose(sockets.map(methodcaller("dot", x)), A @ x)
 
 
 def test_an_estimator_in_numpy_finds_the_same() -> None:
     X, y = load_diabetes(return_X_y=True)
-    plain = in_numpy(Ridge()).fit(X, y)
+    plain = with_numpy_products(Ridge()).fit(X, y)
     assert np.allclose(plain.coef_, np.linalg.solve(*normal_equations(X, y)), rtol=1e-6)
     assert plain.operator.n_products > 0
 

@@ -13,8 +13,8 @@ import pytest
 import polarmap
 from benchmarks import ROOT, stragglers
 from benchmarks.cubed_backups import map_with_backups
-from benchmarks.pages import with_parts
-from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, paid_by
+from benchmarks.pages import replace_parts
+from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, count_worker_seconds
 from benchmarks.stragglers import PLAIN
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -33,7 +33,7 @@ def test_worker_seconds_end_with_the_job(tmp_path: Path) -> None:
     job = SleepingJob(tmp_path, np.zeros((2, 2)))
     for name, times in {"0-0": "1.0\n2.0\n", "1-0": "1.0\n", "1-1": "3.0\n9.0\n", "0-1": "7.0\n"}.items():
         (tmp_path / name).write_text(times)
-    assert job.worker_seconds(over=4.0) == 1.0 + 3.0 + 1.0 + 0.0
+    assert job.worker_seconds(end_at=4.0) == 1.0 + 3.0 + 1.0 + 0.0
 
 
 def test_coded_maps_are_paid_until_their_results_are_determined() -> None:
@@ -43,7 +43,7 @@ def test_coded_maps_are_paid_until_their_results_are_determined() -> None:
     report = polarmap.coded_map(abs, [np.ones(2), np.ones(2)], tasks=4, executor=slow, verify=False).report
     latest = report.seconds
     paid = [min(latest, task.seconds or latest) for task in report.tasks]
-    assert latest < 60 and paid_by(report) == pytest.approx(sum(paid))
+    assert latest < 60 and count_worker_seconds(report) == pytest.approx(sum(paid))
 
 
 def test_a_straggler_gets_a_backup_by_cubed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,17 +73,17 @@ def test_what_a_task_raises_is_raised_by_cubed() -> None:
 def test_every_scheme_on_the_pool_runs_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"K": 3, "N": 4, "BLOCKS": stragglers.BLOCKS[:3]}.items():
         monkeypatch.setattr(stragglers, name, value)
-    with stragglers.on_pool() as schemes:
+    with stragglers.pool_schemes() as schemes:
         taken = {name: run(np.full((stragglers.ATTEMPTS, 4), 0.02)) for name, run in schemes.items()}
     assert len(taken) == 6
     for one in taken.values():
-        assert one.seconds >= 0.015 and one.paid >= 0.06  # of eight tasks a worker six are awaited
+        assert one.seconds >= 0.015 and one.worker_seconds >= 0.06  # of eight tasks a worker six are awaited
 
 
 def test_workers_sleep_as_was_drawn_for_each(tmp_path: Path) -> None:
     """Two workers of three tasks at a time, one of which hangs: the other one does all the rest."""
     slow = SlowWorkers(tmp_path)
-    slow.draw(np.array([0.0, 60.0]))
+    slow.set_sleep_seconds(np.array([0.0, 60.0]))
     assert slow(2) == 4  # here at once
     maps = 0
     with polarmap.Pool(workers=2) as pool:
@@ -103,9 +103,9 @@ def test_the_page_has_ratios_of_the_same_jobs() -> None:
         return np.array([(one, 10.0, 0.5) for one in seconds])
 
     found = {"a law": {PLAIN: jobs(2, 4, 8), "Lithops": jobs(4, 4, 4), "coded": jobs(1, 1, 1)}}
-    parts = stragglers.parts(found, unit=0.2, load=1.25)
+    parts = stragglers.make_page_parts(found, unit_seconds=0.2, load_average=1.25)
     assert (parts["jobs"], parts["load"], parts["began"]) == ("3", "1.2", "0.10")
-    text = with_parts((ROOT / "docs" / "real-jobs.md").read_text(), parts)
+    text = replace_parts((ROOT / "docs" / "real-jobs.md").read_text(), parts)
     assert "<!-- jobs -->3<!-- end --> jobs of each distribution" in text
     assert "| plain map | 4.00 | 3.00-6.00 | 7.92 | 1.00 | 1.00 |" in text
     assert "| coded | 1.00 | 1.00-1.00 | 1.00 | 0.25 | 1.00 |" in text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.estimates import COUNTS, RESULTS, ratios_of
+from benchmarks.estimates import ARRIVAL_COUNTS, RESULTS, sample_error_ratios
 from polarmap.codes.block_prediction import f_quantile_p90, make_block_predictor
 from polarmap.codes.polar import PolarCode
 
@@ -56,11 +56,11 @@ def test_the_quantile_of_f_is_that_of_scipy(above: float, below: float) -> None:
 ALIKE = list(RESULTS)[:5]  # whose blocks do not differ in size
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("count", ARRIVAL_COUNTS)
 @pytest.mark.parametrize("kind", ALIKE)
 def test_nine_in_ten_random_orders_are_within_the_error_that_is_said(kind: str, count: int) -> None:
     """Within 20 % of that: in at least 72 of 100, over 200 orders of the same data."""
-    ratios = ratios_of(PolarCode(32, 24), RESULTS[kind], count, np.random.default_rng(3))
+    ratios = sample_error_ratios(PolarCode(32, 24), RESULTS[kind], count, np.random.default_rng(3))
     assert len(ratios) == 200 and np.mean([ratio >= 1 for ratio in ratios]) >= 0.8 * 0.9
 
 

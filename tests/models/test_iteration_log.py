@@ -12,7 +12,7 @@ from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning
 from straggling_models import options, standardized
 
-from benchmarks.in_numpy import in_numpy
+from benchmarks.numpy_estimators import with_numpy_products
 from polarmap.convex import ElasticNet, SparseLogisticRegression
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
 from polarmap.models import proximal_newton
@@ -54,7 +54,7 @@ def test_a_line_for_each_iteration(
 ) -> None:
     monkeypatch.setattr(proximal_newton, "MAX_GRAM_SIZE", largest_gram)
     X, y = data_of(model)
-    model = in_numpy(model).set_params(verbose=1).fit(X, y)
+    model = with_numpy_products(model).set_params(verbose=1).fit(X, y)
     lines = parsed_lines(capsys.readouterr().out)
     assert [line["iteration"] for line in lines] == list(range(1, model.n_iter_ + 1))
     assert lines[-1]["gradient"] < 1e-4 * lines[0]["gradient"]

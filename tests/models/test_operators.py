@@ -11,7 +11,7 @@ from scipy.sparse.linalg import aslinearoperator
 from sklearn import linear_model
 from straggling_models import assert_same_model, options
 
-from benchmarks.in_numpy import in_numpy
+from benchmarks.numpy_estimators import with_numpy_products
 from polarmap import CodedOperator
 from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
@@ -116,7 +116,7 @@ def test_convex_models_of_sparse_features_are_those_of_dense_ones(
     model: Any, y: Any, fit_intercept: bool
 ) -> None:
     chosen = {"tol": 1e-10, "max_iter": 500, "fit_intercept": fit_intercept}
-    model = in_numpy(model).set_params(**chosen)
+    model = with_numpy_products(model).set_params(**chosen)
     dense = X[:40].toarray()
     coef, predicted = model.fit(dense, y[:40]).coef_, model.predict(dense)
     again = model.fit(X[:40], y[:40])

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import aslinearoperator
 from sklearn import linear_model
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from benchmarks.in_numpy import in_numpy
+from benchmarks.numpy_estimators import with_numpy_products
 from polarmap.glm import LogisticRegression, PoissonRegression, Ridge
 from polarmap.models import proximal_newton
 from polarmap.models.losses import BernoulliFamily, MultinomialFamily, WeightedLoss
@@ -41,7 +41,7 @@ def test_logistic_regression_is_the_true_minimum(
     weights: Any, of_class: Any, largest_gram: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proximal_newton, "MAX_GRAM_SIZE", largest_gram)
-    ours = in_numpy(LogisticRegression(class_weight=of_class)).fit(CANCER, LABELS, weights)
+    ours = with_numpy_products(LogisticRegression(class_weight=of_class)).fit(CANCER, LABELS, weights)
     theirs = linear_model.LogisticRegression(class_weight=of_class, **NEWTON)
     assert_same(ours, theirs.fit(CANCER, LABELS, sample_weight=weights))
 

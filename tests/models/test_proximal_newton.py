@@ -17,7 +17,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer
 from straggling_models import standardized
 
-from benchmarks.in_numpy import in_numpy
+from benchmarks.numpy_estimators import with_numpy_products
 from polarmap.convex import (
     ElasticNet,
     ElasticNetPenalty,
@@ -158,7 +158,7 @@ def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("model", [model for model, _ in MODELS], ids=lambda one: type(one).__name__)
 def test_first_order_methods_find_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = CANCER[::4, ::5], LABELS[::4]
-    model = in_numpy(model).set_params(tol=1e-7)
+    model = with_numpy_products(model).set_params(tol=1e-7)
     objective, steps = model.fit(X, y).objective_, model.n_iter_
     assert model.fit(csr_array(X), y).objective_ == pytest.approx(objective, rel=1e-6)
     for one in (module, svm):

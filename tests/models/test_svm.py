@@ -14,7 +14,7 @@ from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.exceptions import ConvergenceWarning
 from straggling_models import options, standardized
 
-from benchmarks.in_numpy import in_numpy
+from benchmarks.numpy_estimators import with_numpy_products
 from polarmap import CodedOperator
 from polarmap.convex import LinearSVC, SparseLogisticRegression
 from polarmap.models.coded_estimator import CodedEstimator
@@ -62,7 +62,7 @@ def test_many_samples_take_as_few_iterations(samples: int) -> None:
     stream = np.random.default_rng(0)
     X = stream.standard_normal((samples, 20))
     y = (X[:, :10].sum(axis=1) + stream.standard_normal(samples) > 0).astype(int)
-    model = in_numpy(LinearSVC()).fit(X, y)
+    model = with_numpy_products(LinearSVC()).fit(X, y)
     assert model.n_iter_ < 50 and model.dual_gap_ <= 1e-6 * model.objective_
     assert model.objective_ == pytest.approx(objective(model, X, y, 1.0), rel=1e-9)
     signed = model.dual_coef_[0] * (2 * y - 1)  # a point of the dual problem: the oracle of the gap

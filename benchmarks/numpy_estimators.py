@@ -33,17 +33,17 @@ class PlainOperator(LinearOperator):  # type: ignore[misc]
 
     def gram(self, weights: np.ndarray) -> Any:
         self.n_products += 1
-        columns = weights.reshape(len(weights), -1).T
-        found = [self._A.T @ (column[:, np.newaxis] * self._A) for column in columns]
-        return np.stack(found, axis=-1).reshape(*found[0].shape, *weights.shape[1:])
+        weight_columns = weights.reshape(len(weights), -1).T
+        grams = [self._A.T @ (column[:, np.newaxis] * self._A) for column in weight_columns]
+        return np.stack(grams, axis=-1).reshape(*grams[0].shape, *weights.shape[1:])
 
 
-def in_numpy(model: Any) -> Any:
+def with_numpy_products(estimator: Any) -> Any:
     """An estimator with the parameters of another; after a fit it has its `operator`."""
 
-    class InNumpy(type(model)):  # type: ignore[misc]
-        def _operator(self, A: Any) -> PlainOperator:
+    class NumpyEstimator(type(estimator)):  # type: ignore[misc]
+        def _make_operator(self, A: Any) -> PlainOperator:
             self.operator = PlainOperator(A)
             return self.operator
 
-    return InNumpy(**model.get_params())
+    return NumpyEstimator(**estimator.get_params())
