@@ -34,7 +34,7 @@ def report(**changes: Any) -> Report:
         "seconds": 5.25,
         "encode_seconds": 0.1,
         "decode_seconds": 0.0021,
-        "surplus_seconds": 0.5,
+        "redundancy_wait_seconds": 0.5,
         "amplification": 4.0,
         "error_bound": 8.9e-16,
         "residual": None,

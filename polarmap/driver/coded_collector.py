@@ -413,12 +413,12 @@ class CodedCollector(DecodingCollector):
             "needed": self.n_needed,
             "encode_seconds": self.coded_data.encode_seconds - self._earlier_encode_seconds,
             "decode_seconds": self.decode_seconds,
-            "surplus_seconds": wait_seconds,
+            "redundancy_wait_seconds": wait_seconds,
             "residual": self.acceptance.max_residual if "checks" in vars(self) else None,
             "verified": str(self.verification),
             "unchecked": self._find_unchecked_results() if is_checked else (),
             "last_block": self._describe_padded_block_source(),
-            "evaluated_here": tuple(self.evaluated_locally),
+            "evaluated_locally": tuple(self.evaluated_locally),
             **self.accuracy_fields(),
         }
 

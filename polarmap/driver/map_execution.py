@@ -163,9 +163,9 @@ class MapExecution:
             "seconds": collector.timer.seconds_since(self._started_at),
         }
         if is_local_executor(self.executor):
-            report_fields["cores"] = count_available_cores()
+            report_fields["n_cores"] = count_available_cores()
         if collector.task_table.has_known_hosts:  # of workers elsewhere
-            report_fields["workers_on"] = count_workers_by_host(self.executor)
+            report_fields["workers_by_host"] = count_workers_by_host(self.executor)
             warn_if_machine_overloaded(
                 collector.task_table, self._report_fields["n"], self._report_fields["k"]
             )

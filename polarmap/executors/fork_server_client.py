@@ -127,7 +127,7 @@ class ForkServerClient:
             )
         return exit_code is None
 
-    def fork_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
+    def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
         """Let a worker of this number serve at `worker_socket`, which is its own from now on."""
         with worker_socket:
             self._send_request(FORK_COMMAND, worker_id, worker_socket)

@@ -398,7 +398,7 @@ def is_local_executor(executor: MapExecutor) -> bool:
 
 def count_workers_by_host(executor: MapExecutor) -> dict[str, int]:
     """Return the number of workers that an executor has on each machine; empty if it does not know."""
-    return dict(getattr(executor, "workers_on", {}))  # executors of the user's own need not say
+    return dict(getattr(executor, "workers_by_host", {}))  # executors of the user's own need not say
 
 
 class DelegatingExecutor:

@@ -178,7 +178,7 @@ class LocalWorkerPool(WorkerPool):
             raise ExecutorError(f"no worker can be started: {error}") from error
         worker = WorkerHandle(next(self._worker_ids), SocketChannel(driver_socket))
         try:
-            starter.start(worker.worker_id, worker_socket)
+            starter.start_worker(worker.worker_id, worker_socket)
         except BaseException:
             driver_socket.close()
             raise

@@ -53,7 +53,7 @@ class ProcessSpawner:
         """Whether it can start workers."""
         return True
 
-    def spawn_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
+    def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
         """Let a worker of this number serve at `worker_socket`, which is its own from now on."""
         try:
             ensure_standard_streams()

@@ -166,11 +166,9 @@ def execute_call(block: Array) -> PackedTree:
 
 
 def _load_function(function_or_pickle: Any) -> Callable[..., Any]:
-    return (
-        unpickle_data_or_file(function_or_pickle)
-        if isinstance(function_or_pickle, (bytes, str))
-        else function_or_pickle
-    )  # type: ignore[no-any-return]
+    if isinstance(function_or_pickle, (bytes, str)):
+        function_or_pickle = unpickle_data_or_file(function_or_pickle)
+    return function_or_pickle  # type: ignore[no-any-return]
 
 
 def execute_batch(f: Callable[[Any], Any], pickled_values: Sequence[bytes]) -> PackedTree:

@@ -60,7 +60,7 @@ def test_a_machine_that_is_cut_for_a_while_is_used_again(
     machine = cluster.workers[0]
 
     def has_workers() -> bool:
-        return is_among(machine, cluster.driver.call("workers_on")["workers"])
+        return is_among(machine, cluster.driver.call("workers_by_host")["workers"])
 
     def is_used() -> bool:
         reply = cluster.driver.call("run", block_bytes=SMALL)

@@ -27,6 +27,6 @@ def test_workers_call_at_the_address_of_the_connection_to_the_engine(cluster: En
     hosts = cluster.driver.call("hosts")["hosts"]
     assert hosts[0] == cluster.net["driver"].address
     assert any(host.startswith(OTHER_SUBNET) for host in hosts)  # that of the default route
-    wait_until(lambda: len(cluster.driver.call("workers_on")["workers"]) == 2, 120.0)  # on all machines
+    wait_until(lambda: len(cluster.driver.call("workers_by_host")["workers"]) == 2, 120.0)  # on all machines
     reply = cluster.driver.call("run", block_bytes=8000)
     assert (reply["error"], reply["is_right"]) == ("", True)
