@@ -232,7 +232,8 @@ class Verifier:
         def image() -> Any:
             mirror, structure = flatten(block_here(self._coded, index, of_data=True))
             noisy, _ = flatten(block_here(self._coded, task))
-            return unflatten(structure, [2 * one - other for one, other in zip(mirror, noisy)])
+            with np.errstate(invalid="ignore", over="ignore"):
+                return unflatten(structure, [2 * one - other for one, other in zip(mirror, noisy)])
 
         return task, self._word.run_here(image, task)
 
@@ -251,7 +252,8 @@ class Verifier:
         if run.leaves is None or index not in self.evaluated or task not in self._word.results:
             return []
         pairs = zip(results[index], self._word.results[task].leaves)
-        implied = [2 * own - other for own, other in pairs]
+        with np.errstate(invalid="ignore", over="ignore"):
+            implied = [2 * own - other for own, other in pairs]
         return [] if self._agrees(run.leaves, implied, decoded=True) else [index]
 
     def _distances(self, index: int) -> list[float]:
