@@ -240,9 +240,9 @@ CALLS: dict[str, Call] = {
     "PolarCode.decodable": Call(PolarCode(6, 4).is_decodable, {"arrived": np.ones(6, bool)}),
     "LagrangeCode": Call(evaluation, {}),
     "LagrangeCode.amplification": Call(LagrangeCode(9, 3, 2).summarize_amplification, {"losses": 1}),
-    "MaskedCode": Call(private, {}),
-    "MaskedIntegerCode": Call(private_integers, {}),
-    "Masked": Call(masked, {}),
+    "SecretSharingCode": Call(private, {}),
+    "IntegerSecretSharingCode": Call(private_integers, {}),
+    "SecretSharing": Call(masked, {}),
     "Stored": Call(stored, {"name": "s"}),
     "Decoder": Call(
         decoder, {"code": PolarCode(6, 4), "exact": False, "max_amplification": math.inf, "index": 0}
