@@ -356,7 +356,8 @@ def test_no_assert_has_a_side_effect() -> None:
 
 
 @pytest.mark.parametrize(
-    "condition", ["self.seed >= 0", "x.pop()", "(y := x)", "x[0]", "f(x)", "len(x.target_matrix)", "all(x)", "x + 1"]
+    "condition",
+    ["self.seed >= 0", "x.pop()", "(y := x)", "x[0]", "f(x)", "len(x.target_matrix)", "all(x)", "x + 1"],
 )
 def test_an_assert_with_a_call_or_a_property_is_found(condition: str) -> None:
     assert impure_asserts(f"assert {condition}") == [ast.unparse(ast.parse(condition).body[0].value)]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""SecretSharingCode and code=SecretSharing(n_colluders=t): exact enough for us, noise for any t of the workers."""
+"""SecretSharingCode and code=SecretSharing(n_colluders=t): exact enough for us, noise for any t workers."""
 
 from __future__ import annotations
 
