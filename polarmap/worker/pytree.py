@@ -128,7 +128,7 @@ def _check_container(tree: Any, error_prefix: str) -> None:
     """TypeError for one that could not be put together again from its children."""
     container_class = type(tree)
     if container_class in (dict, tuple, list, OrderedDict) or hasattr(
-        container_class, "_build_report"
+        container_class, "_make"
     ):  # of named tuples
         return
     base_class = next(base for base in (dict, tuple, list) if isinstance(tree, base))
@@ -212,7 +212,7 @@ def _rebuild_tree(structure: Structure, remaining_leaves: Iterator[Array]) -> An
         return container_class(zip(keys, children))
     return (
         container_class._make(children)
-        if hasattr(container_class, "_build_report")
+        if hasattr(container_class, "_make")
         else container_class(children)
     )
 
