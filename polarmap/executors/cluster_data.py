@@ -36,7 +36,7 @@ class DataCluster(Protocol):
         ...
 
     def name_references(self, references: Sequence[Any]) -> list[Any]:
-        """By which workers that stay find these."""
+        """By which persistent workers find these."""
         ...
 
 

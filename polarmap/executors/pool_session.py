@@ -1,4 +1,4 @@
-"""The tasks of one map on workers that stay."""
+"""The tasks of one map on persistent workers."""
 
 from __future__ import annotations
 

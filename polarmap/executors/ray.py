@@ -1,4 +1,4 @@
-"""Ray, for single calls and as a place for workers that stay."""
+"""Ray, for single calls and as a place for persistent workers."""
 
 from __future__ import annotations
 
