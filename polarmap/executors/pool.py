@@ -45,7 +45,7 @@ class Pool:
     executor : None, "localhost", path, lithops.FunctionExecutor, Dask client or ray
         None: processes of this machine. "localhost", a Lithops configuration or executor: functions of
         Lithops, which are paid as long as they stay. A Dask client, or its `get_executor()` with options:
-        threads of its cluster. `ray`, `ray_module.make_remote(...)` with options, or "ray://host:port":
+        threads of its cluster. `ray`, `ray.remote(...)` with options, or "ray://host:port":
         actors.
     workers : int, optional
         Tasks at a time. By default here as many as keep the cores busy, elsewhere as many as a map has

@@ -35,7 +35,7 @@ class RayConnection:
 
     Parameters
     ----------
-    ray_spec : the module, initialized, what `ray_module.make_remote(num_cpus=..., memory=...)` gives, or
+    ray_spec : the module, initialized, what `ray.remote(num_cpus=..., memory=...)` gives, or
         "ray://host:port"
     """
 
@@ -84,7 +84,7 @@ class RayConnection:
         return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
     def has_placement_options(self) -> bool:
-        """Return whether the options of `ray_module.make_remote` say more of where tasks may run than CPUs
+        """Return whether the options of `ray.remote` say more of where tasks may run than CPUs
         and memory.
         """
         options = getattr(self.make_remote, "keywords", {}).get("options", {})
@@ -188,7 +188,7 @@ class RayWorkerProvider(WorkerProvider):
 
     Parameters
     ----------
-    ray_spec : the module, initialized, or what `ray_module.make_remote(num_cpus=..., memory=...)` gives
+    ray_spec : the module, initialized, or what `ray.remote(num_cpus=..., memory=...)` gives
     """
 
     name, imports_polarmap = RaySubmitter.name, True
