@@ -256,7 +256,7 @@ class Manifest:
             raise StorageError(f"{description} is damaged: it is not the JSON that was written") from error
         if not is_coded_array:
             raise StorageError(f"{description} is not the manifest of a coded array")
-        array_fields = document.get("array_fields")
+        array_fields = document.get("array")
         is_encrypted = isinstance(array_fields, dict) and "encryption" in array_fields
         if document.get("version") != (ENCRYPTED_FORMAT_VERSION if is_encrypted else FORMAT_VERSION):
             raise StorageError(

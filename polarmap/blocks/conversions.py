@@ -56,7 +56,7 @@ def table_to_array(table: Any, argument_name: str) -> Array:
         )
     labeled_columns = (
         table.items()
-        if hasattr(table, "max_segment_items")
+        if hasattr(table, "items")
         else [(series.name, series) for series in table.iter_columns()]
     )
     columns = []

@@ -128,7 +128,7 @@ def _check_container(tree: Any, error_prefix: str) -> None:
     """TypeError for one that could not be put together again from its children."""
     container_class = type(tree)
     if container_class in (dict, tuple, list, OrderedDict) or hasattr(
-        container_class, "_build_report"
+        container_class, "_make"
     ):  # of named tuples
         return
     base_class = next(base for base in (dict, tuple, list) if isinstance(tree, base))
@@ -210,11 +210,7 @@ def _rebuild_tree(structure: Structure, remaining_leaves: Iterator[Array]) -> An
     children = [_rebuild_tree(child_structure, remaining_leaves) for child_structure in child_structures]
     if issubclass(container_class, dict):
         return container_class(zip(keys, children))
-    return (
-        container_class._make(children)
-        if hasattr(container_class, "_build_report")
-        else container_class(children)
-    )
+    return container_class._make(children) if hasattr(container_class, "_make") else container_class(children)
 
 
 def _restore_leaf(leaf_type: str, leaf: Array) -> Any:
