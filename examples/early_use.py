@@ -37,12 +37,10 @@ def main() -> None:
         started_at = time.perf_counter()
         future = polarmap.submit(polarmap.coded_map, smooth, fields, blocks=12, executor=executor)
         indices = {block: index for index, block in enumerate(future.blocks)}
-        early_uploads = {
-            indices[block]: upload_block(block.result()) for block in as_completed(future.blocks)
-        }
+        uploads = {indices[block]: upload_block(block.result()) for block in as_completed(future.blocks)}
         gain = seconds - (time.perf_counter() - started_at)
 
-    assert np.allclose([early_uploads[index] for index in range(12)], late_uploads)
+    assert np.allclose([uploads[index] for index in range(12)], late_uploads)
     print(f"two of 16 workers asleep; decoded: {future.report.recovered}")
     print(f"all blocks, then the work on them: {seconds:.2f} s; on each as it comes: {gain:.2f} s less")
 

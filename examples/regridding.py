@@ -14,8 +14,8 @@ from polarmap.testing import Fault, FaultyExecutor
 def overlap_fractions(source_edges, target_edges):
     """What part of each target interval lies in each source interval, both given by their edges."""
     lower_edges = np.maximum(target_edges[:-1, None], source_edges[None, :-1])
-    upper_edges = np.minimum(target_edges[1:, None], source_edges[None, 1:])
-    return np.maximum(upper_edges - lower_edges, 0) / np.diff(target_edges)[:, None]
+    lengths = np.maximum(np.minimum(target_edges[1:, None], source_edges[None, 1:]) - lower_edges, 0)
+    return lengths / np.diff(target_edges)[:, None]
 
 
 def main(n_days: int = 120) -> None:
@@ -36,14 +36,13 @@ def main(n_days: int = 120) -> None:
 
     coarse, report = polarmap.xr.apply(regrid, rain, return_report=True, **options)
     print(f"{dict(coarse.sizes)} in {coarse.units}\n{report}")
-    areas, new_areas = np.diff(sine_edges[0]), np.diff(sine_edges[1])
+    areas, new_areas = map(np.diff, sine_edges)
     before, after = (areas @ rain.mean("lon").values.T) / 2, (new_areas @ coarse.mean("lon").values.T) / 2
     error = abs(coarse.values - regrid(rain.values)).max()
     print(f"off numpy's product by {error:.1e}, global means by {abs(after / before - 1).max():.1e}")
     assert error < 1e-12 and np.allclose(before, after, rtol=1e-12, atol=0)
-    ocean = rain.where(lat[:, None] < 60)  # no data north of 60 degrees
-    masked_result = polarmap.xr.apply(regrid, ocean, skipna=True, **options)
-    assert (masked_result.isnull() == (coarse.lat > 60)).all()
+    masked = polarmap.xr.apply(regrid, rain.where(lat[:, None] < 60), skipna=True, **options)  # no data north
+    assert (masked.isnull() == (coarse.lat > 60)).all()
 
 
 if __name__ == "__main__":
