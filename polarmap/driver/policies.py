@@ -83,7 +83,7 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
 
     Parameters
     ----------
-    base_policy : Policy
+    base_policy : SchedulingPolicy
         What starts all other tasks.
     n_tasks : int
         The number of tasks.

@@ -163,7 +163,7 @@ def test_a_map_is_one_span_with_the_numbers_of_its_report(memory: Memory) -> Non
     report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor).report
     [span] = memory.spans
     assert span.name == "polarmap.map"
-    assert dict(span.attribute_names) == {
+    assert dict(span.attributes) == {
         "polarmap.n": 8,
         "polarmap.k": 6,
         "polarmap.code": "rotation code",
