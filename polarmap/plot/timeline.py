@@ -293,7 +293,7 @@ def _html_legend_entries(bars: list[Bar], report: Any) -> Iterator[str]:
     """A coloured square and a name for each state that occurs, and for what was decoded."""
     for style in _select_styles(bars).values():
         yield f'<span style="color:{style.html_color}">&#9632;</span> {escape(style.label)}'
-    if report.indices("cancelled"):
+    if report.tasks_in_state("cancelled"):
         yield f'<span style="color:{figure_style.GREY}">&#9675;</span> {CANCELLED_LABEL}'
     if report.recovered:
         yield f'<span style="color:{figure_style.GREEN}">&#9679;</span> decoded'
