@@ -1,4 +1,4 @@
-"""`polarmap doctor_command`: what is installed, configured and reachable, and coded maps to prove it."""
+"""`polarmap doctor`: what is installed, configured and reachable, and coded maps to prove it."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def _check_storage(config: Path) -> Check:
         function_executor = open_function_executor(config)
     except ExecutorError as error:
         return Check("Lithops", "bad", format_error_message(error), "are you logged in there?")
-    key, data = f"polarmap/{uuid.uuid4().hex}/compute_probe", os.urandom(1024)
+    key, data = f"polarmap/{uuid.uuid4().hex}/probe", os.urandom(1024)
     try:
         store = ObjectStore(open_lithops_storage(function_executor))
         started_at = time.monotonic()

@@ -405,7 +405,7 @@ def _compute_max_workers(
         worker_limit = min(_check_size("max_workers", max_workers), worker_limit if workers else MAX_N)
     if worker_spec is not None and not isinstance(worker_spec, WorkerSpec):
         raise CodeError(
-            f"worker must be a polarmap.clouds.limits.WorkerSpec, not {type(worker_spec).__name__}"
+            f"worker_spec must be a polarmap.clouds.limits.WorkerSpec, not {type(worker_spec).__name__}"
         )
     if worker_spec is not None:
         limits.check_task_duration(worker_spec, float(run_times.quantile(0.5)))
@@ -414,7 +414,7 @@ def _compute_max_workers(
         limit_text = (
             f"max_workers is {worker_limit}"
             if workers is None
-            else f"there are {worker_limit} in runtimes or max_workers"
+            else f"there are {worker_limit} in run_times or max_workers"
         )
         raise CodeError(f"k = {k} blocks need at least as many workers, {limit_text}")
     return worker_limit
@@ -538,7 +538,7 @@ def _check_overdecomposition_options(
         return
     if schedule != "upfront" or code != "rotation" or heterogeneous_workers:
         raise CodeError(
-            "task_price= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
+            "task_overhead= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
         )
     check_task_overhead(task_overhead)
 

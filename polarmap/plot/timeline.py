@@ -78,7 +78,7 @@ def _make_bar(task: Any, report: Any, end_seconds: float) -> Bar:
     """The bar of the last attempt: from when the worker began, where that is known, until it arrived."""
     bar_end = end_seconds if task.arrived is None else task.arrived
     launched_at = task.launched or 0.0
-    bar_start = launched_at if task.began is None else max(launched_at, task.began)
+    bar_start = launched_at if task.started is None else max(launched_at, task.started)
     if task.arrived is not None and task.seconds is not None:
         bar_start = max(launched_at, bar_end - task.seconds)
     is_parity = task.state == "arrived" and task.index >= report.k

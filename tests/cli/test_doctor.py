@@ -1,4 +1,4 @@
-"""`polarmap doctor_command`: what it finds in order, what it names, and that nothing is left running."""
+"""`polarmap doctor`: what it finds in order, what it names, and that nothing is left running."""
 
 from __future__ import annotations
 
