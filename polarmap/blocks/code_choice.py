@@ -79,7 +79,7 @@ class CodeOptions(NamedTuple):
                 raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
         elif not (isinstance(code, SecretSharing) or is_choice(code, CODE_NAMES)):
             raise CodeError(
-                "code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), "
+                "code must be 'auto', 'rotation', 'arikan', SecretSharing() or a code such as PolarCode(n, k), "
                 f"not {code!r}"
             )
         elif degree > 1 and code != "auto":

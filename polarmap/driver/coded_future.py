@@ -384,8 +384,8 @@ class BackgroundMap(Observer, Generic[R]):
         )
         if rejected_blocks:
             warn(
-                f"what future.blocks told of blocks {sorted(rejected_blocks)} before the others turned out to "
-                "be garbage: the results of the future itself are decoded from others"
+                f"what future.blocks told of blocks {sorted(rejected_blocks)} before the others turned out "
+                "to be garbage: the results of the future itself are decoded from others"
             )
 
     @classmethod

@@ -375,8 +375,9 @@ class DecodingCollector(Collector):
                 self.coded_data.block_layout(block_index)[0][0] for block_index in (0, self._code.n - 1)
             )
             message += (
-                f": f of {np.dtype(parity_dtype)} blocks, which parity of {np.dtype(data_dtype)} is, has another "
-                "kind of result; convert the data, or what f combines it with, so that both have one"
+                f": f of {np.dtype(parity_dtype)} blocks, which parity of {np.dtype(data_dtype)} is, "
+                "has another kind of result; convert the data, or what f combines it with, so that both have "
+                "one"
             )
         self._reject_for_shape(task_index, message)
 

@@ -117,8 +117,8 @@ class PaddingAnalyzer:
         """Raise CodeError for a stored array with blocks that hold no row of it."""
         if self.n_rows <= 0:
             raise CodeError(
-                f"the {self._data_blocks.k} blocks of the coded array hold {self._n_data_rows} rows in blocks "
-                f"of {self._data_blocks.rows_per_block}, so that some are empty: encode it again"
+                f"the {self._data_blocks.k} blocks of the coded array hold {self._n_data_rows} rows in "
+                f"blocks of {self._data_blocks.rows_per_block}, so that some are empty: encode it again"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""MaskedCode and code=Masked(colluders=t): exact enough for us, noise for any t of the workers."""
+"""SecretSharingCode and code=SecretSharing(n_colluders=t): exact enough for us, noise for any t of the workers."""
 
 from __future__ import annotations
 
@@ -142,9 +142,9 @@ def test_integers_and_floats_of_one_block_are_refused() -> None:
 @pytest.mark.parametrize("data", [WORDS, DATA])
 def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
     for code in (SecretSharing(1), SecretSharingCode(9, 6, 1), IntegerSecretSharingCode(10, 6, 1)):
-        with pytest.raises(CodeError, match=r"Masked.*\(.*use coded_map\(lambda block"):
+        with pytest.raises(CodeError, match=r"SecretSharing.*\(.*use coded_map\(lambda block"):
             coded_matmul(data, data.T, code=code)
-        with pytest.raises(CodeError, match=r"Masked.*\(.*use coded_map\(lambda block"):
+        with pytest.raises(CodeError, match=r"SecretSharing.*\(.*use coded_map\(lambda block"):
             CodedOperator(data, code=code)
 
 
