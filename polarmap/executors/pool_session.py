@@ -1,4 +1,4 @@
-"""The tasks of one map on workers that stay."""
+"""The tasks of one map on persistent workers."""
 
 from __future__ import annotations
 
@@ -375,7 +375,7 @@ class PoolSession:
         ]
         if not slow_workers:
             return []
-        slow_workers.sort(key=attrgetter("since"))
+        slow_workers.sort(key=attrgetter("state_since"))
         attempts = [
             attempt_key[1:]
             for item in slow_workers

@@ -115,7 +115,7 @@ def completion_time(
         arrivals of that kernel decode. "sequential", "optimal", "integers": the arikan kernel
         with the papers' decoder, the best there is, or the best for integers modulo 2^64.
         "on_demand": rotation, but parity tasks start when data tasks are late (`ParityRule`).
-        "small_blocks": rotation, of `tasks_per_worker` times as many blocks and tasks on n workers that stay,
+        "small_blocks": rotation, of `tasks_per_worker` times as many blocks and tasks on n persistent workers,
         each of which takes the next task when it is done.
         "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
         by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.

@@ -1,4 +1,4 @@
-"""Several times as many blocks as workers that stay: each takes the next when it is done.
+"""Several times as many blocks as persistent workers: each takes the next when it is done.
 
 It is known as over-decomposition, or tiny tasks. One codeword over all blocks makes every result count,
 whichever worker it comes from: a fast worker does more of them, a slow one fewer. A job may so be complete
@@ -21,7 +21,7 @@ BISECTION_STEPS = 40  # of the interval in which a moment lies: twelve digits
 def simulate_overdecomposition(
     run_times: npt.ArrayLike, k: int, tasks_per_worker: int, task_overhead: float = 0.0
 ) -> SimulatedJobs:
-    """Simulate jobs of n workers that stay and take n * pieces tasks one by one; any k * pieces results do.
+    """Simulate jobs of n persistent workers and take n * pieces tasks one by one; any k * pieces results do.
 
     Parameters
     ----------

@@ -276,7 +276,7 @@ def plan(
         For the rotation code; simulated.
     task_overhead : float, optional
         Seconds that a task takes beside its computation: about 0.001 here, some hundredths through a bucket.
-        Then up to 32 times as many blocks are tried on workers that stay. For the rotation code and schedule
+        Then up to 32 times as many blocks are tried on persistent workers. For the rotation code and schedule
         "upfront"; simulated. By default every worker takes one task.
 
     Returns
@@ -423,7 +423,7 @@ def _compute_max_workers(
 def _estimate_cost(candidate: Completion, worker_spec: WorkerSpec) -> Cost | None:
     n_calls = (
         round(candidate.n_tasks_started) if candidate.tasks_per_worker == 1 else candidate.n
-    )  # workers that stay are called once
+    )  # persistent workers are called once
     return estimate_map_cost(worker_spec, [candidate.worker_seconds / n_calls] * n_calls, candidate.mean)
 
 

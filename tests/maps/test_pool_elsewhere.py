@@ -1,4 +1,4 @@
-"""Workers that stay on Lithops, over each channel, with real processes and servers."""
+"""Persistent workers on Lithops, over each channel, with real processes and servers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def is_of_lithops(process: int) -> bool:
 def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool: Pool) -> None:
     report = check(pool).report
     name = "localhost" if place.server is None else "lithops/localhost"
-    assert report.executor == f"kept workers on {name} ({CHANNELS[place.channel]})" == pool.name
+    assert report.executor == f"persistent workers on {name} ({CHANNELS[place.channel]})" == pool.name
     first = workers_of(pool)
     assert os.getpid() not in first
     assert until(lambda: bool(workers_of(pool) & first))  # some may be at what nobody waits for any more
