@@ -268,7 +268,8 @@ def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
             else ""
         )
         raise LimitError(
-            f"most tasks take {task_seconds:.3g} s, {worker_spec.backend} ends them after {max_seconds:g} s: use more blocks "
+            f"most tasks take {task_seconds:.3g} s, {worker_spec.backend} ends them after "
+            f"{max_seconds:g} s: use more blocks "
             f"or raise runtime_timeout{limit_note}"
         )
 
@@ -320,7 +321,8 @@ def _check_memory(worker_spec: WorkerSpec, backend_limits: BackendLimits, map_si
     if min_memory_mb is not None:
         advice.append(f"runtime_memory >= {min_memory_mb}")
     raise LimitError(
-        f"a {_format_bytes(map_size.block_bytes)} block does not fit a {worker_spec.allocated_mb} MB worker of {worker_spec.backend}, "
+        f"a {_format_bytes(map_size.block_bytes)} block does not fit a "
+        f"{worker_spec.allocated_mb} MB worker of {worker_spec.backend}, "
         f"which needs {_format_bytes(n_needed_bytes)} to hold it and a copy before f takes any: "
         + " or ".join(filter(None, advice))
     )
@@ -330,7 +332,8 @@ def _check_object_size(worker_spec: WorkerSpec, map_size: MapSize) -> None:
     max_object_bytes = MAX_OBJECT_BYTES.get(worker_spec.storage)
     if max_object_bytes is not None and map_size.block_bytes > max_object_bytes:
         raise LimitError(
-            f"a {_format_bytes(map_size.block_bytes)} block is larger than one object of {worker_spec.storage} may be "
+            f"a {_format_bytes(map_size.block_bytes)} block is larger than one object of "
+            f"{worker_spec.storage} may be "
             f"({_format_bytes(max_object_bytes)}): {_advise_more_blocks(map_size, max_object_bytes)}"
         )
 

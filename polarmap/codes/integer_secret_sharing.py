@@ -76,7 +76,8 @@ class IntegerSecretSharingCode(LinearCode):
         n_noise_blocks = count_noise_blocks(n, n_colluders)
         if n <= k + n_noise_blocks:
             raise CodeError(
-                f"{k} data blocks, and {n_noise_blocks} of noise against {n_colluders} colluders among {n} workers, need "
+                f"{k} data blocks, and {n_noise_blocks} of noise against {n_colluders} "
+                f"colluders among {n} workers, need "
                 f"{k + n_noise_blocks} results and a spare one: use n = {compute_min_tasks(k, n_colluders)}"
             )
         self.n, self.k, self.n_colluders = n, k, n_colluders
@@ -124,7 +125,9 @@ class IntegerSecretSharingCode(LinearCode):
         """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""
         data_dtype = check_dtype(dtype, "the data")
         if not is_integer_dtype(data_dtype):
-            raise CodeError(f"{data_dtype} blocks cannot be masked modulo 2^64: use SecretSharingCode(n, k, t)")
+            raise CodeError(
+                f"{data_dtype} blocks cannot be masked modulo 2^64: use SecretSharingCode(n, k, t)"
+            )
         return data_dtype if data_dtype.itemsize == 8 else np.dtype(np.int64)
 
     def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:

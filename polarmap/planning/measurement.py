@@ -60,7 +60,10 @@ class Measurement(NamedTuple):
 
     def _format_lines(self) -> Iterator[str]:
         n_tasks = len(self.warm)
-        yield f"{n_tasks} tasks of {self.task_seconds:g} s on {self.executor}, in a first map and in a second one"
+        yield (
+            f"{n_tasks} tasks of {self.task_seconds:g} s on {self.executor}, in a first map and "
+            "in a second one"
+        )
         columns = "".join(f"{name:>9}" for name in ("median", "90 %", "99 %", "slowest"))
         yield f"{'':6}{'lost':>6}{columns}   nearest law, as --distribution has it"
         for name, times in (("cold", self.cold), ("warm", self.warm)):

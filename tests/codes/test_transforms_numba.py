@@ -44,7 +44,13 @@ def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = np.random.default_rng(0)
     data, weights = stream.standard_normal((24, 40)), stream.standard_normal((3, 24))
     expected, product = parity(code, data), np.empty((3, 40))
-    for name in ("_rotate", "_load", "rotation_parity", "_add_four", "combined"):
+    for name in (
+        "_apply_rotations",
+        "_load_tile",
+        "encode_rotation_parity",
+        "_accumulate_four_rows",
+        "combine_rows",
+    ):
         monkeypatch.setattr(transforms_numba, name, getattr(transforms_numba, name).py_func)
     monkeypatch.setattr(transforms_numba, "_row_view", piece)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-13)
@@ -54,6 +60,6 @@ def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def piece(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
-    """What kernels_numba._piece reads at an address, in plain Python."""
+    """What transforms_numba._row_view reads at an address, in plain Python."""
     doubles = ctypes.c_double * (right - left)
     return np.ctypeslib.as_array(doubles.from_address(int(addresses[row]) + 8 * left))

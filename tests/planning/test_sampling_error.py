@@ -71,7 +71,7 @@ def test_enough_times_give_a_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"schedule": "auto"}, {"task_price": 0.001}, {"code": "optimal", "trials": 20}]
+    "options", [{"schedule": "auto"}, {"task_overhead": 0.001}, {"code": "optimal", "n_trials": 20}]
 )
 def test_every_kind_of_plan_has_a_range_around_what_it_says(options: dict[str, object]) -> None:
     found = plan(6, LAW.sample(np.random.default_rng(2), 10), "cost", **options)  # type: ignore[arg-type]
