@@ -153,7 +153,8 @@ class WorkerSpec:
 def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
     """What a complete Lithops configuration, as an executor of Lithops holds it, gives each worker.
 
-    >>> parse_worker_spec({"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}).memory_mb
+    >>> config = {"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}
+    >>> parse_worker_spec(config).memory_mb
     512
     """
     lithops_section = config.get("lithops") or {}
@@ -277,8 +278,10 @@ def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
 def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
     """How many workers run at once; None if nothing is known.
 
-    >>> get_max_concurrency(WorkerSpec("aws_lambda", "aws_s3", 1769)), get_max_concurrency(WorkerSpec("k8s", "minio", 512, max_workers=8))
-    (1000, 8)
+    >>> get_max_concurrency(WorkerSpec("aws_lambda", "aws_s3", 1769))
+    1000
+    >>> get_max_concurrency(WorkerSpec("k8s", "minio", 512, max_workers=8))
+    8
     """
     return worker_spec.max_workers or (
         worker_spec.backend_limits.default_concurrency if worker_spec.backend_limits is not None else None

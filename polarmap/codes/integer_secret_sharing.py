@@ -1,4 +1,4 @@
-"""IntegerSecretSharingCode: integers under uniform noise modulo 2^64, of which few workers learn nothing at all.
+"""IntegerSecretSharingCode: integers under uniform noise modulo 2^64, of which few workers learn nothing.
 
     G = [D, N] for the unknowns u of (data, noise),   T = [I, 0],   coded blocks = G u  modulo 2^64
 
@@ -153,8 +153,8 @@ def choose_noise_inputs(n: int, n_colluders: int) -> Indices:
 
     Those of RM(r, m), whose columns have weight 2^(m-r) or more, as far as outputs that are sent see them.
 
-    >>> choose_noise_inputs(8, 1).tolist(), choose_noise_inputs(8, 3).tolist(), choose_noise_inputs(6, 3).tolist()
-    ([7], [3, 5, 6, 7], [3, 5, 6, 7])
+    >>> [choose_noise_inputs(n, t).tolist() for n, t in ((8, 1), (8, 3), (6, 3))]
+    [[7], [3, 5, 6, 7], [3, 5, 6, 7]]
     """
     mother_length = next_power_of_two(n)
     reed_muller_order = (

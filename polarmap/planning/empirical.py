@@ -203,7 +203,8 @@ class Empirical(Distribution):
 
         Examples
         --------
-        >>> Empirical([1.0, 2.0, 4.0, 4.0], completed=[True, True, True, False]).with_exponential_tail().mean()
+        >>> observed = Empirical([1.0, 2.0, 4.0, 4.0], completed=[True, True, True, False])
+        >>> observed.with_exponential_tail().mean()
         3.75
         """
         if not self.failure_probability:

@@ -139,7 +139,8 @@ def simulate_heterogeneous_workers(
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> times = [ShiftedExponential(1.0, 1e-9)] * 3 + [ShiftedExponential(2.0, 1e-9)] * 3
     >>> workers = HeterogeneousWorkers(times)
-    >>> [simulate_heterogeneous_workers(workers, k, "mds", None, 1, 0)[0].completion_times[0].round(6).item() for k in (3, 4)]
+    >>> jobs = [simulate_heterogeneous_workers(workers, k, "mds", None, 1, 0)[0] for k in (3, 4)]
+    >>> [job.completion_times[0].round(6).item() for job in jobs]
     [1.0, 2.0]
     """
     if scheme not in CODE_SCHEMES:

@@ -76,7 +76,8 @@ class Measurement(NamedTuple):
                 if completed_times
                 else ""
             )
-            yield f"{name:6}{len(times) - len(completed_times):6}{quantile_text:36}   {_format_as_option(closest)}".rstrip()
+            n_lost = len(times) - len(completed_times)
+            yield f"{name:6}{n_lost:6}{quantile_text:36}   {_format_as_option(closest)}".rstrip()
         if self.shared_cores is not None:
             yield str(self.shared_cores)
 
