@@ -148,7 +148,7 @@ class LagrangeCode(LinearCode):
         Examples
         --------
         >>> LagrangeCode(24, 9, 2).summarize_amplification(2)  # doctest: +ELLIPSIS
-        Amplification(median=1.55..., ninety=1.62..., worst=3.59...)
+        AmplificationSummary(median=1.55..., p90=1.62..., max=3.59...)
         """
         max_erasures = self.n - self.recovery_threshold
         if not is_integer(n_erasures) or not 0 < n_erasures <= max_erasures:
