@@ -151,7 +151,7 @@ def test_small_blocks_are_as_many_as_their_price_allows(objective: str) -> None:
     """The best of those that are tried on the workers that are planned without a price."""
     distribution = ShiftedExponential(1.0, 1.0)
     one = plan(24, distribution, objective)
-    quantity = "paid" if objective == "cost" else objective
+    quantity = "worker_seconds" if objective == "cost" else objective
     for price in (0.001, 0.02, 10.0):
         made = plan(24, distribution, objective, task_overhead=price)
         tried = [
