@@ -23,8 +23,8 @@ def is_choice(value: object, choices: Sequence[str]) -> bool:
 def is_real_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a real number: no truth value, not NaN.
 
-    >>> is_real_number(1), is_real_number(np.float32(1)), is_real_number(True), is_real_number(1j), is_real_number(float("nan"))
-    (True, True, False, False, False)
+    >>> [is_real_number(value) for value in (1, np.float32(1), True, 1j, float("nan"))]
+    [True, True, False, False, False]
     """
     is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     return is_real and bool(value == value)
@@ -33,8 +33,8 @@ def is_real_number(value: object) -> TypeGuard[float]:
 def is_nonnegative_int(value: Any) -> bool:
     """Whether `value` is an integer of at least 0.
 
-    >>> is_nonnegative_int(0), is_nonnegative_int(np.int8(3)), is_nonnegative_int(-1), is_nonnegative_int(1.0), is_nonnegative_int(True)
-    (True, True, False, False, False)
+    >>> [is_nonnegative_int(value) for value in (0, np.int8(3), -1, 1.0, True)]
+    [True, True, False, False, False]
     """
     return is_integer(value) and bool(value >= 0)
 

@@ -41,7 +41,7 @@ def find_backend_folder(backend: str) -> Path:
     return find_templates_folder() / "backends" / backend
 
 
-@click.group()
+@click.group("config")
 def config_group() -> None:
     """List, show or copy the configurations that polarmap ships."""
 

@@ -48,7 +48,8 @@ def demo_command(rows: int, columns: int, sleep: float) -> CommandResult:
         "report": coded_result.report,
     }
     lines = [
-        f"A is {rows:,} x {columns:,}; tasks {SLEEPING_TASKS} sleep {sleep:g} s, coded task {KILLED_TASK} is killed too",
+        f"A is {rows:,} x {columns:,}; tasks {SLEEPING_TASKS} sleep {sleep:g} s, coded task "
+        f"{KILLED_TASK} is killed too",
         f"plain map, {N_BLOCKS} tasks: {uncoded_result.report.seconds:6.2f} s",
         f"coded map, {N_TASKS} tasks: {coded_result.report.seconds:6.2f} s",
         str(coded_result.report),

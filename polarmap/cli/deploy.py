@@ -206,7 +206,8 @@ def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
         and needs_new_libc
     ):
         raise ExecutorError(
-            f"Lambda's Python {python_version[0]}.{python_version[1]} runs on Amazon Linux 2, for which numpy {numpy_version} has no "
+            f"Lambda's Python {python_version[0]}.{python_version[1]} runs on Amazon Linux 2, "
+            f"for which numpy {numpy_version} has no "
             "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
         )
     if RUNTIME_IMAGES.get(

@@ -132,7 +132,8 @@ def _check_this_machine() -> Iterator[Check]:
             "Lithops",
             "note",
             f"{config_path} is not used by executor=None",
-            f"examine it with polarmap doctor --config {config_path}, use it with executor={str(config_path)!r}",
+            f"examine it with polarmap doctor --config {config_path}, use it with "
+            f"executor={str(config_path)!r}",
         )
     yield _check_free_space("temporary folder", get_temp_root(), MIN_FREE_BYTES, "make room, or set TMPDIR")
     if os.path.isdir(SHARED_MEMORY_ROOT):
@@ -279,12 +280,18 @@ def _judge_latency(pool_name: str, is_local: bool, first_seconds: float, later_s
     >>> print(_judge_latency("processes here", True, 0.4, 0.002))
     ok    persistent workers: processes here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
     """
-    detail = f"{pool_name}: the first map, which starts them, takes {first_seconds:.2f} s, later ones {1e3 * later_seconds:.1f} ms"
+    detail = (
+        f"{pool_name}: the first map, which starts them, takes {first_seconds:.2f} s, later ones "
+        f"{1e3 * later_seconds:.1f} ms"
+    )
     if later_seconds <= SLOW_LATER_MAP_SECONDS and (first_seconds <= SLOW_FIRST_MAP_SECONDS or not is_local):
         return Check("persistent workers", "ok", detail)
     load_average, n_cores = os.getloadavg()[0], count_available_cores()
     if load_average > n_cores:
-        advice = f"{load_average:.1f} processes want the {n_cores} cores of this machine: try again when it is free"
+        advice = (
+            f"{load_average:.1f} processes want the {n_cores} cores of this machine: try again "
+            "when it is free"
+        )
     elif not is_local:
         advice = "workers that reach this machine by TCP are fastest, next those with a storage like Redis"
     elif later_seconds > SLOW_LATER_MAP_SECONDS:

@@ -153,7 +153,8 @@ class WorkerSpec:
 def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
     """What a complete Lithops configuration, as an executor of Lithops holds it, gives each worker.
 
-    >>> parse_worker_spec({"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}).memory_mb
+    >>> config = {"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}
+    >>> parse_worker_spec(config).memory_mb
     512
     """
     lithops_section = config.get("lithops") or {}
@@ -268,7 +269,8 @@ def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
             else ""
         )
         raise LimitError(
-            f"most tasks take {task_seconds:.3g} s, {worker_spec.backend} ends them after {max_seconds:g} s: use more blocks "
+            f"most tasks take {task_seconds:.3g} s, {worker_spec.backend} ends them after "
+            f"{max_seconds:g} s: use more blocks "
             f"or raise runtime_timeout{limit_note}"
         )
 
@@ -276,8 +278,10 @@ def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
 def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
     """How many workers run at once; None if nothing is known.
 
-    >>> get_max_concurrency(WorkerSpec("aws_lambda", "aws_s3", 1769)), get_max_concurrency(WorkerSpec("k8s", "minio", 512, max_workers=8))
-    (1000, 8)
+    >>> get_max_concurrency(WorkerSpec("aws_lambda", "aws_s3", 1769))
+    1000
+    >>> get_max_concurrency(WorkerSpec("k8s", "minio", 512, max_workers=8))
+    8
     """
     return worker_spec.max_workers or (
         worker_spec.backend_limits.default_concurrency if worker_spec.backend_limits is not None else None
@@ -320,7 +324,8 @@ def _check_memory(worker_spec: WorkerSpec, backend_limits: BackendLimits, map_si
     if min_memory_mb is not None:
         advice.append(f"runtime_memory >= {min_memory_mb}")
     raise LimitError(
-        f"a {_format_bytes(map_size.block_bytes)} block does not fit a {worker_spec.allocated_mb} MB worker of {worker_spec.backend}, "
+        f"a {_format_bytes(map_size.block_bytes)} block does not fit a "
+        f"{worker_spec.allocated_mb} MB worker of {worker_spec.backend}, "
         f"which needs {_format_bytes(n_needed_bytes)} to hold it and a copy before f takes any: "
         + " or ".join(filter(None, advice))
     )
@@ -330,7 +335,8 @@ def _check_object_size(worker_spec: WorkerSpec, map_size: MapSize) -> None:
     max_object_bytes = MAX_OBJECT_BYTES.get(worker_spec.storage)
     if max_object_bytes is not None and map_size.block_bytes > max_object_bytes:
         raise LimitError(
-            f"a {_format_bytes(map_size.block_bytes)} block is larger than one object of {worker_spec.storage} may be "
+            f"a {_format_bytes(map_size.block_bytes)} block is larger than one object of "
+            f"{worker_spec.storage} may be "
             f"({_format_bytes(max_object_bytes)}): {_advise_more_blocks(map_size, max_object_bytes)}"
         )
 

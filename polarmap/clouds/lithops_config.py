@@ -91,7 +91,8 @@ def get_backend_name(config: Mapping[str, Any]) -> str:
 def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) -> str:
     """What to install when Lithops lacks a client library; nothing where polarmap does not know.
 
-    >>> make_missing_client_hint({"lithops": {"backend": "k8s"}}, ModuleNotFoundError("No module named 'kubernetes'"))
+    >>> error = ModuleNotFoundError("No module named 'kubernetes'")
+    >>> make_missing_client_hint({"lithops": {"backend": "k8s"}}, error)
     "; install it: pip install 'boto3' 'lithops[kubernetes]<3.9,>=3.8'"
     """
     backend, storage = _referenced_sections(config)

@@ -182,7 +182,8 @@ def estimate_persistent_cost(worker_spec: WorkerSpec, usage: PersistentUsage) ->
     """What persistent workers cost from one map to the end of the next; None if no price is known.
 
     >>> lambda_ = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
-    >>> print(estimate_persistent_cost(lambda_, PersistentUsage(worker_seconds=32 * 60.0, n_started=0)))  # a minute of 32 that wait
+    >>> usage = PersistentUsage(worker_seconds=32 * 60.0, n_started=0)  # a minute of 32 that wait
+    >>> print(estimate_persistent_cost(lambda_, usage))
     $0.055 ($0.055 compute, $0 calls, $0 storage requests)
     """
     price_list = find_price_list(worker_spec)

@@ -40,11 +40,13 @@ RUNTIME_IMAGES = {
     "localhost": RuntimeImage(),
     "minio": RuntimeImage(extra_packages=("boto3",)),
     "aws_lambda": RuntimeImage("aws", lithops_default_name="DEFAULT_REQUIREMENTS"),
-    "gcp_functions": RuntimeImage("gcp", ("google-cloud-storage", "google-cloud-pubsub"), "REQUIREMENTS_FILE"),
+    "gcp_functions": RuntimeImage(
+        "gcp", ("google-cloud-storage", "google-cloud-pubsub"), "REQUIREMENTS_FILE"
+    ),
     "azure_functions": RuntimeImage("azure", ("azure-functions", *AZURE_CLIENTS), "REQUIREMENTS_FILE"),
     "k8s": RuntimeImage(
-        "k8s", ("boto3", "flask", "kubernetes"), lithops_archive="lithops_k8s.zip", entrypoint="python lithopsentry.py",
-        clean_all=True,
+        "k8s", ("boto3", "flask", "kubernetes"), lithops_archive="lithops_k8s.zip",
+        entrypoint="python lithopsentry.py", clean_all=True,
     ),
     "gcp_cloudrun": RuntimeImage(
         "gcp", ("google-cloud-storage", "flask", "gunicorn"), lithops_archive="lithops_cloudrun.zip",
@@ -56,11 +58,12 @@ RUNTIME_IMAGES = {
     ),
     "code_engine": RuntimeImage(
         # `all` would delete the project, in which there may be more than Lithops' jobs.
-        "ibm", ("ibm-cos-sdk", "flask"), lithops_archive="lithops_codeengine.zip", entrypoint="python lithopsentry.py",
-        clean_all=False,
+        "ibm", ("ibm-cos-sdk", "flask"), lithops_archive="lithops_codeengine.zip",
+        entrypoint="python lithopsentry.py", clean_all=False,
     ),
     "aws_batch": RuntimeImage(
-        "aws", ("boto3",), lithops_archive="lithops_aws_batch.zip", entrypoint="python entry_point.py", clean_all=True
+        "aws", ("boto3",), lithops_archive="lithops_aws_batch.zip",
+        entrypoint="python entry_point.py", clean_all=True,
     ),
     "aws_ec2": RuntimeImage("aws", clean_all=True, is_virtual_machine=True),
     "gcp_compute_engine": RuntimeImage("gcp", clean_all=True, is_virtual_machine=True),

@@ -226,8 +226,10 @@ class ArikanCode(PolarCode):
         if feasible_levels > n_levels:
             size, n_transforms = compute_transform_shape(self.n, n_levels)
             raise CodeError(
-                f"levels={n_levels} makes {n_transforms} butterflies of {size} blocks, each with a data block and a "
-                f"parity block of its own, and there are {self.k} and {self.n - self.k}: use levels={feasible_levels} "
+                f"levels={n_levels} makes {n_transforms} butterflies of {size} blocks, each "
+                "with a data block and a "
+                f"parity block of its own, and there are {self.k} and {self.n - self.k}: use "
+                f"levels={feasible_levels} "
                 "or more"
             )
         return n_levels

@@ -1,4 +1,4 @@
-"""IntegerSecretSharingCode: integers under uniform noise modulo 2^64, of which few workers learn nothing at all.
+"""IntegerSecretSharingCode: integers under uniform noise modulo 2^64, of which few workers learn nothing.
 
     G = [D, N] for the unknowns u of (data, noise),   T = [I, 0],   coded blocks = G u  modulo 2^64
 
@@ -76,7 +76,8 @@ class IntegerSecretSharingCode(LinearCode):
         n_noise_blocks = count_noise_blocks(n, n_colluders)
         if n <= k + n_noise_blocks:
             raise CodeError(
-                f"{k} data blocks, and {n_noise_blocks} of noise against {n_colluders} colluders among {n} workers, need "
+                f"{k} data blocks, and {n_noise_blocks} of noise against {n_colluders} "
+                f"colluders among {n} workers, need "
                 f"{k + n_noise_blocks} results and a spare one: use n = {compute_min_tasks(k, n_colluders)}"
             )
         self.n, self.k, self.n_colluders = n, k, n_colluders
@@ -124,7 +125,9 @@ class IntegerSecretSharingCode(LinearCode):
         """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""
         data_dtype = check_dtype(dtype, "the data")
         if not is_integer_dtype(data_dtype):
-            raise CodeError(f"{data_dtype} blocks cannot be masked modulo 2^64: use SecretSharingCode(n, k, t)")
+            raise CodeError(
+                f"{data_dtype} blocks cannot be masked modulo 2^64: use SecretSharingCode(n, k, t)"
+            )
         return data_dtype if data_dtype.itemsize == 8 else np.dtype(np.int64)
 
     def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
@@ -150,8 +153,8 @@ def choose_noise_inputs(n: int, n_colluders: int) -> Indices:
 
     Those of RM(r, m), whose columns have weight 2^(m-r) or more, as far as outputs that are sent see them.
 
-    >>> choose_noise_inputs(8, 1).tolist(), choose_noise_inputs(8, 3).tolist(), choose_noise_inputs(6, 3).tolist()
-    ([7], [3, 5, 6, 7], [3, 5, 6, 7])
+    >>> [choose_noise_inputs(n, t).tolist() for n, t in ((8, 1), (8, 3), (6, 3))]
+    [[7], [3, 5, 6, 7], [3, 5, 6, 7]]
     """
     mother_length = next_power_of_two(n)
     reed_muller_order = (

@@ -148,7 +148,7 @@ class LagrangeCode(LinearCode):
         Examples
         --------
         >>> LagrangeCode(24, 9, 2).summarize_amplification(2)  # doctest: +ELLIPSIS
-        Amplification(median=1.55..., ninety=1.62..., worst=3.59...)
+        AmplificationSummary(median=1.55..., p90=1.62..., max=3.59...)
         """
         max_erasures = self.n - self.recovery_threshold
         if not is_integer(n_erasures) or not 0 < n_erasures <= max_erasures:
@@ -252,8 +252,10 @@ def trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Fl
 def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
     """Return how many results, of any tasks, determine those of k blocks.
 
-    >>> [compute_recovery_threshold(k, 2, "circle") for k in (3, 4, 5)], compute_recovery_threshold(4, 2, "chebyshev")
-    ([5, 8, 9], 7)
+    >>> [compute_recovery_threshold(k, 2, "circle") for k in (3, 4, 5)]
+    [5, 8, 9]
+    >>> compute_recovery_threshold(4, 2, "chebyshev")
+    7
     """
     return degree * k if points == "circle" and k % 2 == 0 else degree * (k - 1) + 1
 

@@ -237,8 +237,8 @@ class ImplicitSystematicDecoder(SystematicDecoder):
 def has_dense_parity_matrix(n: int, k: int) -> bool:
     """Whether there is a P of such a code, and not only its butterflies.
 
-    >>> has_dense_parity_matrix(1024, 768), has_dense_parity_matrix(10_000, 7_500), has_dense_parity_matrix(10_000, 2)
-    (True, False, True)
+    >>> [has_dense_parity_matrix(n, k) for n, k in ((1024, 768), (10_000, 7_500), (10_000, 2))]
+    [True, False, True]
     """
     return n < MAX_DENSE_N or min(k, n - k) < MAX_DENSE_SIDE
 

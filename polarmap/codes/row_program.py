@@ -120,7 +120,7 @@ class RowProgram:
         sum_dtype, (operations, n_rows) = row_sum_dtype(out.dtype), self._compact_program
         tile_width = max(tiling.TILE_BYTES // n_rows, MIN_TILE_ROW_BYTES) // sum_dtype.itemsize // 64 * 64
         compiled = tiling.load_compiled_transforms_above(MIN_COMPILED_BYTES, blocks)
-        execute = compiled.add_rows if compiled else execute_row_operations
+        execute = compiled.execute_row_operations if compiled else execute_row_operations
 
         def run_tile(columns: slice) -> None:
             table = np.zeros((n_rows, min(tile_width, columns.stop - columns.start)), sum_dtype)

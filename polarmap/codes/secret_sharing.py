@@ -109,7 +109,8 @@ class SecretSharingCode(LinearCode):
 
     requirement = "linear or affine in its block"
     integer_error_template = (
-        "{dtype} blocks cannot be masked by real noise: use IntegerSecretSharingCode(n, k, t), or .astype(float)"
+        "{dtype} blocks cannot be masked by real noise: use IntegerSecretSharingCode(n, k, "
+        "t), or .astype(float)"
     )
 
     def __init__(self, n: int, k: int, n_colluders: int, noise: float = 100.0) -> None:
@@ -126,7 +127,8 @@ class SecretSharingCode(LinearCode):
             raise CodeError("a masked code needs at least k = 2 data blocks")
         if n <= k + n_colluders:
             raise CodeError(
-                f"{k} data blocks and {n_colluders} of noise need {k + n_colluders} results and a spare one, so n = {n} workers "
+                f"{k} data blocks and {n_colluders} of noise need {k + n_colluders} results "
+                f"and a spare one, so n = {n} workers "
                 f"are too few: use n > {k + n_colluders}"
             )
         self.n, self.k, self.n_colluders, self.noise = n, k, n_colluders, float(noise)

@@ -80,8 +80,8 @@ class CancellationProgram:
     n_inactivated : how many inputs are neither known nor frozen; none where cancellation gets through.
 
     >>> frozen = np.array([[True], [False]])
-    >>> CancellationProgram(frozen, ~frozen).n_inactivated, CancellationProgram(frozen, np.zeros((2, 1), bool)).n_inactivated
-    (0, 1)
+    >>> [CancellationProgram(frozen, known).n_inactivated for known in (~frozen, np.zeros((2, 1), bool))]
+    [0, 1]
     """
 
     def __init__(self, zero_input_mask: Mask, known_mask: Mask) -> None:

@@ -179,7 +179,7 @@ def encode_rotation_parity_tiled(
             network.scale,
             network.shift,
         )
-        run_compiled(compiled.rotation_parity, rows, out, *network_arrays)
+        run_compiled(compiled.encode_rotation_parity, rows, out, *network_arrays)
         return
     sum_dtype = accumulator_dtype(out.dtype)
 
@@ -194,7 +194,9 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
     compiled = load_compiled_transforms(rows, out.dtype)
     if compiled is not None:
         n_outputs, n_inputs = weights.shape
-        run_compiled(compiled.combined, rows, out, np.pad(weights, ((0, -n_outputs % 4), (0, -n_inputs % 4))))
+        run_compiled(
+            compiled.combine_rows, rows, out, np.pad(weights, ((0, -n_outputs % 4), (0, -n_inputs % 4)))
+        )
     else:
         dense_matmul(weights.astype(accumulator_dtype(out.dtype), copy=False), rows, out)
 

@@ -103,7 +103,8 @@ def simulate_backups(
     >>> jobs = simulate_backups(first, lambda late: np.full(late.sum(), 1.5), CUBED_RULE)
     >>> jobs.completion_times.tolist(), jobs.worker_seconds.tolist(), jobs.n_tasks_started.tolist()
     ([4.5], [15.0], [11.0])
-    >>> simulate_backups(first, lambda late: np.full(late.sum(), 1.5), LatenessRule(10)).completion_times.tolist()
+    >>> jobs = simulate_backups(first, lambda late: np.full(late.sum(), 1.5), LatenessRule(10))
+    >>> jobs.completion_times.tolist()
     [2.6]
     """
     sorted_run_times = np.sort(first_run_times, axis=1)

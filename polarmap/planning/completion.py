@@ -370,7 +370,10 @@ def _check_options(
 ) -> None:
     if not is_nonnegative_int(seed):
         raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
-    for name, value, min_value in (("n_upfront_parity", n_upfront_parity, 0), ("tasks_per_worker", tasks_per_worker, 1)):
+    for name, value, min_value in (
+        ("n_upfront_parity", n_upfront_parity, 0),
+        ("tasks_per_worker", tasks_per_worker, 1),
+    ):
         if not is_nonnegative_int(value) or not min_value <= value <= MAX_WORKERS_OR_TRIALS:
             raise CodeError(
                 f"{name} must be an integer from {min_value} to {MAX_WORKERS_OR_TRIALS:,}, not {value!r}"

@@ -335,7 +335,8 @@ class Mixture(Distribution):
             _check_distribution(component)
         if not all_components or probabilities.shape != (len(all_components),):
             raise CodeError(
-                f"a mixture needs one weight for each component, not {probabilities.size} for {len(all_components)}"
+                f"a mixture needs one weight for each component, not {probabilities.size} for "
+                f"{len(all_components)}"
             )
         if abs(probabilities.sum() - 1) > 1e-9:
             raise CodeError(f"the weights of a mixture sum to 1, not to {probabilities.sum():g}")

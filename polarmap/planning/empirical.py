@@ -53,7 +53,10 @@ class SharedCores(NamedTuple):
         explanation = "more workers than cores would wait for each other"
         if self.max_concurrent_tasks > self.n_cores:
             explanation = "their times include waiting, and more workers wait longer"
-        return f"up to {self.max_concurrent_tasks} tasks at once shared the {self.n_cores} cores here: {explanation}"
+        return (
+            f"up to {self.max_concurrent_tasks} tasks at once shared the {self.n_cores} cores "
+            f"here: {explanation}"
+        )
 
 
 class Empirical(Distribution):
@@ -200,7 +203,8 @@ class Empirical(Distribution):
 
         Examples
         --------
-        >>> Empirical([1.0, 2.0, 4.0, 4.0], completed=[True, True, True, False]).with_exponential_tail().mean()
+        >>> observed = Empirical([1.0, 2.0, 4.0, 4.0], completed=[True, True, True, False])
+        >>> observed.with_exponential_tail().mean()
         3.75
         """
         if not self.failure_probability:

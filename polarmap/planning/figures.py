@@ -255,5 +255,12 @@ def _highlight_candidate(
     if isfinite(value):
         marker_size = 15 if marker == "*" else 8
         axes.plot(
-            [candidate.worker_seconds], [value], marker, color=color, ms=marker_size, mec="white", label=label, zorder=3
+            [candidate.worker_seconds],
+            [value],
+            marker,
+            color=color,
+            ms=marker_size,
+            mec="white",
+            label=label,
+            zorder=3,
         )

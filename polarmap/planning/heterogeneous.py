@@ -112,7 +112,8 @@ def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distri
     n_distributions = sum(isinstance(entry, Distribution) for entry in run_times)
     if 0 < n_distributions < len(run_times):
         raise CodeError(
-            f"{n_distributions} of {len(run_times)} entries of run_times are Distributions: give one for each worker, "
+            f"{n_distributions} of {len(run_times)} entries of run_times are Distributions: "
+            "give one for each worker, "
             "Empirical(seconds) where it has been observed"
         )
     return n_distributions > 0
@@ -138,7 +139,8 @@ def simulate_heterogeneous_workers(
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> times = [ShiftedExponential(1.0, 1e-9)] * 3 + [ShiftedExponential(2.0, 1e-9)] * 3
     >>> workers = HeterogeneousWorkers(times)
-    >>> [simulate_heterogeneous_workers(workers, k, "mds", None, 1, 0)[0].completion_times[0].round(6).item() for k in (3, 4)]
+    >>> jobs = [simulate_heterogeneous_workers(workers, k, "mds", None, 1, 0)[0] for k in (3, 4)]
+    >>> [job.completion_times[0].round(6).item() for job in jobs]
     [1.0, 2.0]
     """
     if scheme not in CODE_SCHEMES:

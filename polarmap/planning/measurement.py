@@ -60,7 +60,10 @@ class Measurement(NamedTuple):
 
     def _format_lines(self) -> Iterator[str]:
         n_tasks = len(self.warm)
-        yield f"{n_tasks} tasks of {self.task_seconds:g} s on {self.executor}, in a first map and in a second one"
+        yield (
+            f"{n_tasks} tasks of {self.task_seconds:g} s on {self.executor}, in a first map and "
+            "in a second one"
+        )
         columns = "".join(f"{name:>9}" for name in ("median", "90 %", "99 %", "slowest"))
         yield f"{'':6}{'lost':>6}{columns}   nearest law, as --distribution has it"
         for name, times in (("cold", self.cold), ("warm", self.warm)):
@@ -73,7 +76,8 @@ class Measurement(NamedTuple):
                 if completed_times
                 else ""
             )
-            yield f"{name:6}{len(times) - len(completed_times):6}{quantile_text:36}   {_format_as_option(closest)}".rstrip()
+            n_lost = len(times) - len(completed_times)
+            yield f"{name:6}{n_lost:6}{quantile_text:36}   {_format_as_option(closest)}".rstrip()
         if self.shared_cores is not None:
             yield str(self.shared_cores)
 

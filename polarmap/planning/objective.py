@@ -56,13 +56,17 @@ class Objective:
 
     def filter_feasible(self, candidates: Sequence[Completion]) -> list[Completion]:
         """The options within all limits; an error that names the limit that leaves none."""
-        error_prefix = f"no plan for k = {candidates[0].k} on at most {max(candidate.n for candidate in candidates)} workers: "
+        error_prefix = (
+            f"no plan for k = {candidates[0].k} on at most "
+            f"{max(candidate.n for candidate in candidates)} workers: "
+        )
         min_failure_probability = min(candidate.failure_probability for candidate in candidates)
         max_failure_probability = self.max_failure_probability
         reliable = _filter_or_raise(
             lambda candidate: candidate.failure_probability <= max_failure_probability,
             candidates,
-            f"{error_prefix}the job never completes with a probability of at least {min_failure_probability:.3g}, "
+            f"{error_prefix}the job never completes with a probability of at least "
+            f"{min_failure_probability:.3g}, "
             f"above max_failure_probability = {max_failure_probability:g}, because too many tasks never end",
         )
         finite = _filter_or_raise(
@@ -79,7 +83,8 @@ class Objective:
         return _filter_or_raise(
             lambda candidate: candidate.worker_seconds <= self.budget,
             timely,
-            f"{error_prefix}at least {min(candidate.worker_seconds for candidate in timely):.4g} worker-seconds are needed, "
+            f"{error_prefix}at least "
+            f"{min(candidate.worker_seconds for candidate in timely):.4g} worker-seconds are needed, "
             f"the budget is {self.budget:g}",
         )
 

@@ -164,6 +164,7 @@ def _check_run_times(
         )
     if not 0 <= n_upfront_parity <= parity_times.shape[1]:
         raise CodeError(
-            f"n_upfront_parity={n_upfront_parity} of {parity_times.shape[1]} parity tasks cannot be started at once"
+            f"n_upfront_parity={n_upfront_parity} of {parity_times.shape[1]} parity tasks "
+            "cannot be started at once"
         )
     return data_times, parity_times

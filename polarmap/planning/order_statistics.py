@@ -54,7 +54,8 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
         E paid = E[(m - 1) (mean quantile below p) + (n - m + 1) quantile at p].
 
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> compute_order_statistic_means(ShiftedExponential(0.0, 1.0), 3, np.array([1, 3])).times.round(6).tolist()
+    >>> distribution = ShiftedExponential(0.0, 1.0)
+    >>> compute_order_statistic_means(distribution, 3, np.array([1, 3])).times.round(6).tolist()
     [0.333333, 1.833333]
     """
     cdf, survival = grid = make_order_statistic_nodes(n, ranks, run_times.failure_probability)
@@ -101,7 +102,8 @@ def compute_completion_quantiles(
 
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # the earliest of four
-    >>> compute_completion_quantiles(ShiftedExponential(0.0, 1.0), 4, first, np.array([0.5])).round(6).tolist()
+    >>> distribution = ShiftedExponential(0.0, 1.0)
+    >>> compute_completion_quantiles(distribution, 4, first, np.array([0.5])).round(6).tolist()
     [0.173287]
     """
     max_arrival_probability = np.full(p.shape, 1 - run_times.failure_probability)  # shares of tasks back

@@ -42,7 +42,8 @@ def simulate_overdecomposition(
     Examples
     --------
     >>> slow = np.array([[1.0, 1.0, 1.0, 4.0, 4.0, 4.0]])
-    >>> [simulate_overdecomposition(slow, 4, pieces).completion_times[0].round(9).item() for pieces in (1, 4, 8)]
+    >>> jobs = [simulate_overdecomposition(slow, 4, tasks_per_worker) for tasks_per_worker in (1, 4, 8)]
+    >>> [job.completion_times[0].round(9).item() for job in jobs]
     [4.0, 1.25, 1.125]
     """
     worker_times = np.asarray(run_times, np.float64)

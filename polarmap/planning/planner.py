@@ -147,7 +147,8 @@ class Plan(PlannedSchedule):
         for name, given_value, planned_value in (("blocks", blocks, self.k), ("tasks", tasks, self.n)):
             if given_value is not None and not (is_integer(given_value) and given_value == planned_value):
                 raise CodeError(
-                    f"{name}={given_value}, but the plan is for {planned_value}: leave {name} out, or plan again"
+                    f"{name}={given_value}, but the plan is for {planned_value}: leave {name} "
+                    "out, or plan again"
                 )
         kernels = {"rotation": ("rotation",), "uncoded": ()}.get(self.code, ("arikan",))
         if not is_choice(code, ("auto", *kernels)):
@@ -189,7 +190,10 @@ class Plan(PlannedSchedule):
             getattr(self.expected, time_metric), getattr(best_candidate, time_metric), " s"
         )
         worker_seconds_change = _format_change(self.expected.worker_seconds, best_candidate.worker_seconds)
-        return f"{best_candidate.n} workers would change its {time_metric} {time_change}, its worker-seconds {worker_seconds_change}"
+        return (
+            f"{best_candidate.n} workers would change its {time_metric} {time_change}, its "
+            f"worker-seconds {worker_seconds_change}"
+        )
 
     def _select_table_rows(self, max_rows: int) -> list[Completion]:
         """The plan, unless it is the plain map, and a few others of the frontier, by n."""
@@ -205,7 +209,10 @@ class Plan(PlannedSchedule):
     def _describe_workers(self) -> str:
         if self.schedule == "on_demand":
             n_on_demand = self.n - self.k - self.n_upfront_parity
-            return f"start {self._format_worker_count(self.k + self.n_upfront_parity)} workers, and up to {n_on_demand} on demand,"
+            return (
+                f"start {self._format_worker_count(self.k + self.n_upfront_parity)} workers, and "
+                f"up to {n_on_demand} on demand,"
+            )
         if self.expected.tasks_per_worker > 1:
             count_text = self._format_worker_count(self.n_workers)
             return f"keep {count_text} workers, and give them {self.n} tasks one by one,"
@@ -538,7 +545,8 @@ def _check_overdecomposition_options(
         return
     if schedule != "upfront" or code != "rotation" or heterogeneous_workers:
         raise CodeError(
-            "task_overhead= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
+            "task_overhead= is for schedule='upfront', code='rotation' and workers that are "
+            "alike: leave it out"
         )
     check_task_overhead(task_overhead)
 

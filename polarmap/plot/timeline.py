@@ -267,19 +267,22 @@ def _svg_shapes(report: Any, bars: list[Bar], row_height: float, end_seconds: fl
     for bar in bars:
         yield (
             f'<rect x="{pixels_per_second * bar.start:.1f}" y="{row_height * bar.task_index:.1f}" '
-            f'width="{max(1.0, pixels_per_second * (bar.end - bar.start)):.1f}" height="{0.8 * row_height:.1f}" '
-            f'fill="{styles[bar.style_name].html_color}"><title>{escape(_summarize_task(tasks_by_index[bar.task_index]))}</title></rect>'
+            f'width="{max(1.0, pixels_per_second * (bar.end - bar.start)):.1f}" '
+            f'height="{0.8 * row_height:.1f}" fill="{styles[bar.style_name].html_color}">'
+            f"<title>{escape(_summarize_task(tasks_by_index[bar.task_index]))}</title></rect>"
         )
     for task in report.tasks:
         if task.state == "cancelled":
             yield (
-                f'<circle cx="{pixels_per_second * (task.launched or 0.0) + 3:.1f}" cy="{row_height * (task.index + 0.4):.1f}" '
+                f'<circle cx="{pixels_per_second * (task.launched or 0.0) + 3:.1f}" '
+                f'cy="{row_height * (task.index + 0.4):.1f}" '
                 f'r="{min(2.5, 0.4 * row_height):.1f}" fill="none" stroke="{figure_style.GREY}">'
                 f"<title>{escape(_summarize_task(task))}</title></circle>"
             )
     for index in report.recovered:
         yield (
-            f'<circle cx="{SVG_WIDTH + 10}" cy="{row_height * (index + 0.4):.1f}" r="{min(3.0, 0.4 * row_height):.1f}" '
+            f'<circle cx="{SVG_WIDTH + 10}" cy="{row_height * (index + 0.4):.1f}" '
+            f'r="{min(3.0, 0.4 * row_height):.1f}" '
             f'fill="{figure_style.GREEN}"><title>task {index}: decoded from others</title></circle>'
         )
     returned_x = pixels_per_second * report.seconds

@@ -39,9 +39,9 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (MATRIX, CodeOptions(6, 9, "arikan"), "PolarCode(9, 6, kernel='arikan', decoder='optimal')"),
         (MATRIX, CodeOptions(5, degree=2), "LagrangeCode(12, 5, degree=2, points='circle')"),
         (np.ones((60, 2)), CodeOptions(degree=2), "LagrangeCode(54, 20, degree=2, points='circle')"),
-        (MATRIX, CodeOptions(6, code=SecretSharing(2)), "MaskedCode(11, 6, 2, noise=100)"),
-        (MATRIX, CodeOptions(9, code=SecretSharing(2)), "MaskedCode(15, 9, 2, noise=100)"),
-        (MATRIX.astype(int), CodeOptions(6, code=SecretSharing()), "MaskedIntegerCode(10, 6, 1)"),
+        (MATRIX, CodeOptions(6, code=SecretSharing(2)), "SecretSharingCode(11, 6, 2, noise=100)"),
+        (MATRIX, CodeOptions(9, code=SecretSharing(2)), "SecretSharingCode(15, 9, 2, noise=100)"),
+        (MATRIX.astype(int), CodeOptions(6, code=SecretSharing()), "IntegerSecretSharingCode(10, 6, 1)"),
     ],
 )
 def test_the_code_follows_from_what_is_said(data: np.ndarray, options: CodeOptions, expected: str) -> None:

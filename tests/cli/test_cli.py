@@ -18,7 +18,7 @@ def leaves(group: Any = command_group, path: tuple[str, ...] = ()) -> list[tuple
     """Every command there is, as the words that name it."""
     found = []
     for name, command in group.commands.items():
-        found += leaves(command, (*path, name)) if hasattr(command, "command_group") else [(*path, name)]
+        found += leaves(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
     return found
 
 

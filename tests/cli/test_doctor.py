@@ -34,7 +34,7 @@ def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap:
     assert found["lithops"] == found["numpy"] == found["coded map"] == "ok"
     kept = ran.json["checks"][-1]
     assert kept["name"] == "persistent workers"
-    assert re.fullmatch(rf"processes here: {LATER}", kept["found"])
+    assert re.fullmatch(rf"processes here: {LATER}", kept["detail"])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_doctor_names_what_is_wrong_and_exits_with_1(
     assert not ran.json["ok"]
     bad = [one for one in ran.json["checks"] if one["state"] == "bad"]
     assert [one["name"] for one in bad] == [check]
-    assert message in bad[0]["found"]
+    assert message in bad[0]["detail"]
     intervals = [one["state"] for one in ran.json["checks"] if one["name"] == "monitoring_interval"]
     assert intervals == ["note"] * (check == "Lithops" and "storage: minio" in text)
 

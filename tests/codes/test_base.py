@@ -129,5 +129,5 @@ def test_too_few_results_say_how_many_more_it_takes_at_the_least(code: LinearCod
 
 @pytest.mark.parametrize("value", [None, "rotation", 3, PolarCode, np.zeros(3)])
 def test_other_things_are_no_codes(value: object) -> None:
-    with pytest.raises(CodeError, match="a Decoder takes a code and a number, not "):
+    with pytest.raises(CodeError, match="an ArrivalTracker takes a code and a number, not "):
         ArrivalTracker(value)  # type: ignore[arg-type]

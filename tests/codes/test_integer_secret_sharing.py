@@ -1,4 +1,4 @@
-"""MaskedIntegerCode: what any t workers get is uniform, and results are exact modulo 2^64."""
+"""IntegerSecretSharingCode: what any t workers get is uniform, and results are exact modulo 2^64."""
 
 from __future__ import annotations
 

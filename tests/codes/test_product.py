@@ -129,7 +129,7 @@ def test_large_grids_are_decoded_line_by_line(monkeypatch: pytest.MonkeyPatch) -
     for index in np.random.default_rng(3).permutation(code.n)[:1490].tolist():
         decoder.add(index)
     assert decoder.is_ready and len(decoder.missing_indices) > 50
-    assert decoder.decoder.steps
+    assert decoder.decoder.line_decodings
     rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
     found = decoder.decoder.decode(rows, data.dtype)
     assert np.abs(found - data[decoder.missing_indices]).max() < 1e-8 * np.abs(data).max()

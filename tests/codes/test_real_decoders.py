@@ -130,7 +130,7 @@ def test_what_is_too_inaccurate_is_not_followed() -> None:
     code, decoder = PolarCode(40, 30), ArrivalTracker(PolarCode(40, 30))
     for index in range(39, 9, -1):
         decoder.add(index)
-    decoder.decoder._solver[:] += 1e-3
+    decoder.decoder._pseudo_inverse[:] += 1e-3
     decoder.add(3)
     assert (
         decoder.decoder.weights == code.make_decoder(decoder.arrived_mask.copy(), modular=False).weights

@@ -1,4 +1,4 @@
-"""MaskedCode: every pattern decodes, and what colluding workers learn is bounded."""
+"""SecretSharingCode: every pattern decodes, and what colluding workers learn is bounded."""
 
 from __future__ import annotations
 

@@ -114,11 +114,14 @@ def test_weights_and_equations_are_those_of_the_steps_and_of_p(n: int, k: int, l
     for _ in range(20):
         arrived = stream.random(n) < 0.95
         recovery = code.make_decoder(arrived, modular=False)
-        combinations = stream.standard_normal((3, len(recovery.parity)))
-        known = code.encoding_matrix[np.ix_(recovery.parity, recovery.arrived_data_indices)]
-        np.testing.assert_allclose(recovery.through_known(combinations), combinations @ known, atol=1e-12)
+        combinations = stream.standard_normal((3, len(recovery.arrived_parity_indices)))
+        known = code.encoding_matrix[np.ix_(recovery.arrived_parity_indices, recovery.arrived_data_indices)]
+        np.testing.assert_allclose(
+            recovery.apply_to_arrived_data(combinations), combinations @ known, atol=1e-12
+        )
         assert (
-            recovery.system == code.encoding_matrix[np.ix_(recovery.parity, recovery.missing_indices)]
+            recovery.system_matrix
+            == code.encoding_matrix[np.ix_(recovery.arrived_parity_indices, recovery.missing_indices)]
         ).all()
         if recovery.rank_deficit:
             continue

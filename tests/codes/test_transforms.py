@@ -30,44 +30,46 @@ def test_arikan_wraps_and_unwraps() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (70, 35), (600, 300)])
 def test_butterfly_is_the_product_of_plain_rotations(n: int, k: int) -> None:
-    plan = make_rotation_network(n, k, seed=0)
-    for turns in (*plan.input_rotations, *plan.output_rotations):
-        matrix = transforms.apply_butterfly_stages(np.eye(plan.size), fuse_rotation_stages(turns[np.newaxis]))
+    network = make_rotation_network(n, k, seed=0)
+    for turns in (*network.input_rotations, *network.output_rotations):
+        matrix = transforms.apply_butterfly_stages(
+            np.eye(network.size), fuse_rotation_stages(turns[np.newaxis])
+        )
         np.testing.assert_allclose(matrix, oracles.dense_butterfly(turns), atol=1e-14)
-        np.testing.assert_allclose(matrix @ matrix.T, np.eye(plan.size), atol=1e-13)
+        np.testing.assert_allclose(matrix @ matrix.T, np.eye(network.size), atol=1e-13)
 
 
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
-def test_rotation_parity_is_what_rotations_describes(n: int, k: int) -> None:
-    plan = PolarCode(n, k).rotations
-    size, groups = plan.size, len(plan.input_rotations)
+def test_rotation_parity_is_what_its_network_describes(n: int, k: int) -> None:
+    network = PolarCode(n, k).network
+    size, groups = network.size, len(network.input_rotations)
     data = np.random.default_rng(0).standard_normal((k, 4))
     padded = np.concatenate([data, np.zeros((groups * size - k, 4))]).reshape(groups, size, 4)
     added = sum(
         oracles.dense_butterfly(turns) @ group
-        for turns, group in zip(plan.input_rotations, padded, strict=True)
+        for turns, group in zip(network.input_rotations, padded, strict=True)
     )
     stacked = np.concatenate(
         [
             oracles.dense_butterfly(turns) @ added[shuffle]
-            for turns, shuffle in zip(plan.output_rotations, plan.permutations, strict=True)
+            for turns, shuffle in zip(network.output_rotations, network.permutations, strict=True)
         ]
     )
-    expected = plan.scale[:, None] * stacked[plan.rows] + np.outer(plan.shift, data.sum(axis=0))
-    np.testing.assert_allclose(transforms.encode_rotation_parity(data, plan), expected, atol=1e-12)
+    expected = network.scale[:, None] * stacked[network.kept_rows] + np.outer(network.shift, data.sum(axis=0))
+    np.testing.assert_allclose(transforms.encode_rotation_parity(data, network), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
 def test_transposed_rotation_parity_is_that_of_p(n: int, k: int) -> None:
     code = PolarCode(n, k)
     parity = np.random.default_rng(0).standard_normal((n - k, 3))
-    found = transforms.apply_rotation_parity_adjoint(parity, code.rotations, k)
+    found = transforms.apply_rotation_parity_adjoint(parity, code.network, k)
     np.testing.assert_allclose(found, code.encoding_matrix.T @ parity, atol=1e-12)
 
 
 def test_columns_do_not_see_each_other() -> None:
     code, data = PolarCode(50, 30), np.random.default_rng(0).standard_normal((30, 9))
-    whole = transforms.encode_rotation_parity(data, code.rotations)
+    whole = transforms.encode_rotation_parity(data, code.network)
     for column in range(9):
-        alone = transforms.encode_rotation_parity(data[:, column : column + 1], code.rotations)
+        alone = transforms.encode_rotation_parity(data[:, column : column + 1], code.network)
         np.testing.assert_allclose(alone[:, 0], whole[:, column], atol=1e-13)

@@ -15,7 +15,7 @@ SIZES = [(40, 30), (100, 37), (64, 32), (200, 100), (97, 72), (300, 260)]
 
 def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
     out = np.full((code.n - code.k, data.shape[1]), np.nan)
-    tiling.encode_rotation_parity_tiled(code.rotations, data, out, transforms_numba)
+    tiling.encode_rotation_parity_tiled(code.network, data, out, transforms_numba)
     return out
 
 
@@ -24,7 +24,7 @@ def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
 def test_rotation_parity_is_numpys(n: int, k: int, width: int) -> None:
     code = PolarCode(n, k)
     data = np.random.default_rng(width).standard_normal((k, width))
-    expected = transforms.encode_rotation_parity(data, code.rotations)
+    expected = transforms.encode_rotation_parity(data, code.network)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-12)
 
 
@@ -44,7 +44,13 @@ def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = np.random.default_rng(0)
     data, weights = stream.standard_normal((24, 40)), stream.standard_normal((3, 24))
     expected, product = parity(code, data), np.empty((3, 40))
-    for name in ("_rotate", "_load", "rotation_parity", "_add_four", "combined"):
+    for name in (
+        "_apply_rotations",
+        "_load_tile",
+        "encode_rotation_parity",
+        "_accumulate_four_rows",
+        "combine_rows",
+    ):
         monkeypatch.setattr(transforms_numba, name, getattr(transforms_numba, name).py_func)
     monkeypatch.setattr(transforms_numba, "_row_view", piece)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-13)
@@ -54,6 +60,6 @@ def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def piece(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
-    """What kernels_numba._piece reads at an address, in plain Python."""
+    """What transforms_numba._row_view reads at an address, in plain Python."""
     doubles = ctypes.c_double * (right - left)
     return np.ctypeslib.as_array(doubles.from_address(int(addresses[row]) + 8 * left))

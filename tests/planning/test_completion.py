@@ -63,7 +63,7 @@ def test_sizes_that_do_not_fit_are_refused(n: int, k: int, scheme: str, says: st
 
 
 def test_other_bad_input() -> None:
-    with pytest.raises(CodeError, match="trials must be"):
+    with pytest.raises(CodeError, match="n_trials must be"):
         completion_time(8, 4, "sequential", EXPONENTIAL, n_trials=0)
     with pytest.raises(CodeError, match="no code"):
         arrivals_needed(8, 8, "backup-cubed")

@@ -167,13 +167,13 @@ def test_plain_maps_of_unequal_workers_are_planned() -> None:
     [
         (
             lambda: plan(3, [FAST, 1.0, SLOW]),
-            "2 of 3 entries of runtimes are Distributions: give one for each",
+            "2 of 3 entries of run_times are Distributions: give one for each",
         ),
-        (lambda: plan(4, [FAST, SLOW]), "k = 4 blocks need .* there are 2 in runtimes or max_workers"),
+        (lambda: plan(4, [FAST, SLOW]), "k = 4 blocks need .* there are 2 in run_times or max_workers"),
         (lambda: plan(2, [FAST, SLOW] * 2, schedule="auto"), "schedule='auto' is planned for .* alike"),
         (
             lambda: completion_time(4, 2, "mds", [FAST, SLOW]),
-            "runtimes has 2 distributions, .* n = 4 workers",
+            "run_times has 2 distributions, .* n = 4 workers",
         ),
         (lambda: completion_time(4, 4, "backup", [FAST, SLOW] * 2), "backup is simulated for .* alike only"),
     ],

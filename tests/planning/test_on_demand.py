@@ -24,9 +24,9 @@ K, N = 24, 32
 DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
-def event_by_event(data, parity, upfront, runtimes):
+def event_by_event(data, parity, upfront, run_times):
     """The same policy, asked at every event and at every moment a task becomes late, which it then stays."""
-    k, now, rule, late = len(data), 0.0, ParityRule(len(data), runtimes), set()
+    k, now, rule, late = len(data), 0.0, ParityRule(len(data), run_times), set()
     tasks = [(0.0, seconds) for seconds in [*data, *parity[:upfront]]]  # when each began, what it takes
     later, launched = list(parity[upfront:]), []
     while True:

@@ -86,9 +86,11 @@ def test_a_plan_says_when_a_plain_map_will_do() -> None:
     assert re.search(r"2 workers would change its p99 by -\d\S*%, its worker-seconds from inf to inf", heavy)
 
 
-@pytest.mark.parametrize("runtimes", [DISTRIBUTION, ShiftedExponential(1.0, 1e-3)])
-def test_a_plan_prints_ten_lines_at_most(runtimes: Distribution) -> None:
-    found = plan(24, runtimes, max_workers=36, worker_spec=WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769))
+@pytest.mark.parametrize("run_times", [DISTRIBUTION, ShiftedExponential(1.0, 1e-3)])
+def test_a_plan_prints_ten_lines_at_most(run_times: Distribution) -> None:
+    found = plan(
+        24, run_times, max_workers=36, worker_spec=WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
+    )
     assert len(str(found).splitlines()) <= 10
     assert repr(found) == str(found)
     assert "cost in the mean: $" in str(found)
@@ -149,7 +151,7 @@ def test_small_blocks_are_as_many_as_their_price_allows(objective: str) -> None:
     """The best of those that are tried on the workers that are planned without a price."""
     distribution = ShiftedExponential(1.0, 1.0)
     one = plan(24, distribution, objective)
-    quantity = "paid" if objective == "cost" else objective
+    quantity = "worker_seconds" if objective == "cost" else objective
     for price in (0.001, 0.02, 10.0):
         made = plan(24, distribution, objective, task_overhead=price)
         tried = [
@@ -193,23 +195,26 @@ def test_a_plan_for_workers_that_stay_says_so() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"task_price": -1.0}, "task_price must be a number of seconds of at least 0, not -1.0"),
-        ({"task_price": "1 ms"}, "task_price must be a number of seconds of at least 0, not '1 ms'"),
-        ({"task_price": 0.1, "schedule": "on_demand"}, "task_price= is for schedule='upfront'"),
-        ({"task_price": 0.1, "code": "optimal"}, "task_price= is for schedule='upfront', code='rotation'"),
+        ({"task_overhead": -1.0}, "task_overhead must be a number of seconds of at least 0, not -1.0"),
+        ({"task_overhead": "1 ms"}, "task_overhead must be a number of seconds of at least 0, not '1 ms'"),
+        ({"task_overhead": 0.1, "schedule": "on_demand"}, "task_overhead= is for schedule='upfront'"),
+        (
+            {"task_overhead": 0.1, "code": "optimal"},
+            "task_overhead= is for schedule='upfront', code='rotation'",
+        ),
         ({"max_workers": 20}, "k = 24 blocks need at least as many workers, max_workers is 20"),
         ({"code": "mds"}, "code must be one of rotation"),
         ({"deadline": 0.5}, r"at most 48 workers: p99 is 1\.\d+ s at best, the deadline 0\.5 s"),
         (
-            {"runtimes": FailureProne(DISTRIBUTION, 0.6)},
+            {"run_times": FailureProne(DISTRIBUTION, 0.6)},
             "never completes with a probability of at least 0.897",
         ),
-        ({"runtimes": [1.0, -1.0]}, "run time 1 is -1"),
+        ({"run_times": [1.0, -1.0]}, "run time 1 is -1"),
         ({"k": 0}, "k must be a positive integer, not 0"),
         ({"k": 2.5}, "k must be a positive integer, not 2.5"),
     ],
 )
 def test_what_cannot_be_planned_says_why(arguments: dict[str, object], says: str) -> None:
-    given_ = {"k": 24, "runtimes": DISTRIBUTION, "objective": "p99", **arguments}
+    given_ = {"k": 24, "run_times": DISTRIBUTION, "objective": "p99", **arguments}
     with pytest.raises(CodeError, match=says):
         plan(**given_)

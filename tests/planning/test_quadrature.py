@@ -39,13 +39,13 @@ def test_smooth_densities_are_integrated_to_many_digits(power: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("runtimes", "mean"),
+    ("run_times", "mean"),
     [(ShiftedExponential(1.0, 2.0), 3.0), (Pareto(1.0, 2.0), 2.0), (Pareto(1.0, 1.1), 11.0)],
 )
 def test_the_mean_quantile_over_all_workers_is_the_mean(
-    runtimes: ShiftedExponential | Pareto, mean: float
+    run_times: ShiftedExponential | Pareto, mean: float
 ) -> None:
     below, above = make_full_logit_grid()
     assert compute_expected_run_time(
-        runtimes, compute_cell_widths(below, above), below, above
+        run_times, compute_cell_widths(below, above), below, above
     ) == pytest.approx(mean, rel=1e-6)

@@ -24,7 +24,7 @@ def test_completions_are_those_of_the_planner(k: int, sizes: list[int]) -> None:
     times, below = _compute_step_function(sample, has_tail=False)
     for n, [found] in zip(sizes, compute_completions(times[None], below[None], sizes), strict=True):
         exact = completion_time(n, k, "uncoded" if n == k else "rotation", sample)
-        for name in ("mean", "p50", "p95", "p99", "paid", "failure_probability"):
+        for name in ("mean", "p50", "p95", "p99", "worker_seconds", "failure_probability"):
             assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=1e-4), (n, name)
 
 
@@ -71,7 +71,7 @@ def test_enough_times_give_a_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"schedule": "auto"}, {"task_price": 0.001}, {"code": "optimal", "trials": 20}]
+    "options", [{"schedule": "auto"}, {"task_overhead": 0.001}, {"code": "optimal", "n_trials": 20}]
 )
 def test_every_kind_of_plan_has_a_range_around_what_it_says(options: dict[str, object]) -> None:
     found = plan(6, LAW.sample(np.random.default_rng(2), 10), "cost", **options)  # type: ignore[arg-type]
