@@ -283,7 +283,9 @@ class Verifier:
         def image() -> Any:
             mirror, structure = flatten(copy_block(self._coded_data, index, use_data_block=True))
             noisy, _ = flatten(copy_block(self._coded_data, task))
-            return unflatten(structure, [2 * one - other for one, other in zip(mirror, noisy)])
+            return unflatten(
+                structure, [2 * mirrored - noisy_leaf for mirrored, noisy_leaf in zip(mirror, noisy)]
+            )
 
         return task, self._collector.evaluate_locally(image, task)
 
@@ -310,7 +312,7 @@ class Verifier:
         if run.leaves is None or index not in self.local_results or task not in self._collector.results:
             return []
         pairs = zip(results[index], self._collector.results[task].leaves)
-        implied = [2 * own - other for own, other in pairs]
+        implied = [2 * block_leaf - noisy_leaf for block_leaf, noisy_leaf in pairs]
         return [] if self._results_agree(run.leaves, implied, is_decoded=True) else [index]
 
     def _compute_local_distances(self, block_index: int) -> list[float]:
