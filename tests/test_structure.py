@@ -256,7 +256,8 @@ STEPS = [
     "import polarmap; dir(polarmap)",
     "import numpy; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)",
     "from polarmap.executors import executor_specs as c\n"
-    "[one(object()) for one in (c.is_localhost, c.is_config_path, c.is_dask_client, c.is_ray, c.is_lithops_executor)]",
+    "[one(object()) for one in "
+    "(c.is_localhost, c.is_config_path, c.is_dask_client, c.is_ray, c.is_lithops_executor)]",
     "import polarmap.glm",
     "import polarmap.convex, polarmap.convexnn",
 ]

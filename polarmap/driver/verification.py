@@ -283,9 +283,7 @@ class Verifier:
         def image() -> Any:
             mirror, structure = flatten(copy_block(self._coded_data, index, use_data_block=True))
             noisy, _ = flatten(copy_block(self._coded_data, task))
-            return unflatten(
-                structure, [2 * mirrored - noisy_leaf for mirrored, noisy_leaf in zip(mirror, noisy)]
-            )
+            return unflatten(structure, [2 * own - noise for own, noise in zip(mirror, noisy)])
 
         return task, self._collector.evaluate_locally(image, task)
 

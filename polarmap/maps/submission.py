@@ -60,7 +60,8 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
     Raises
     ------
     CodeError, ExecutorError
-        Arguments that the map function refuses before it begins; all else is raised by the future's `result()`.
+        Arguments that the map function refuses before it begins; all else is raised by the future's
+        `result()`.
 
     Examples
     --------
