@@ -49,10 +49,10 @@ class OnDemandParityPolicy(SchedulingPolicy):
         if not late_attempts and task_table.in_flight and self._is_mds and not task_table.failed:
             return ()
         on_time_tasks = task_table.in_flight.keys() - {task_index for task_index, _ in late_attempts}
-        ended = (
+        n_ended = (
             len(task_table) - len(task_table.in_flight) - len(task_table.failed) - len(task_table.held_back)
         )
-        n_returned = ended - (len(task_table.arrived) - len(collector.decodable_tasks))
+        n_returned = n_ended - (len(task_table.arrived) - len(collector.decodable_tasks))
         n_to_start = self._parity_rule.count_parity_to_start(
             n_returned, len(on_time_tasks), len(self._held_back_parity)
         )

@@ -28,7 +28,7 @@ class LazyReport:
         return self._build_report()
 
     def __getstate__(self) -> dict[str, Report]:
-        return {"made": self.report}
+        return {"report": self.report}
 
 
 def build_interim_report(report_fields: Mapping[str, Any], task_table: TaskTable) -> Report:

@@ -28,8 +28,8 @@ class JobTimer:
     """Seconds since it was made, on a clock that is passed in, and how many are left of so many.
 
     >>> hand = iter([10.0, 12.0, 12.5])
-    >>> watch = JobTimer(lambda: next(hand), 3.0)
-    >>> watch.elapsed_seconds, watch.remaining_seconds
+    >>> timer = JobTimer(lambda: next(hand), 3.0)
+    >>> timer.elapsed_seconds, timer.remaining_seconds
     (2.0, 0.5)
     """
 

@@ -1,1 +1,1 @@
-"""The verbs, a module each; their functions are in `polarmap`."""
+"""The map functions, a module each; their functions are in `polarmap`."""

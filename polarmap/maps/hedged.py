@@ -157,7 +157,10 @@ def hedged_map(
             return decoded  # type: ignore[no-any-return]
         if isinstance(decoded, BaseException):
             return [decoded] * len(item_range)
-        return [_get_item_result(one, item_index, len(items)) for item_index, one in zip(item_range, decoded)]
+        return [
+            _get_item_result(item_result, item_index, len(items))
+            for item_index, item_result in zip(item_range, decoded)
+        ]
 
     def execute(observers: Observers) -> CodedResult[T]:
         values = dict[int, T]()
@@ -165,8 +168,8 @@ def hedged_map(
         def store_results(results: Iterable[tuple[int, Any]]) -> None:
             for item_index, value in results:
                 values[item_index] = value
-                for one in observers:
-                    one.on_item_result(item_index, partial(values.__getitem__, item_index))
+                for observer in observers:
+                    observer.on_item_result(item_index, partial(values.__getitem__, item_index))
 
         def store_pickled_results(results: Sequence[tuple[int, bytes | Array]]) -> None:
             store_results(

@@ -33,7 +33,7 @@ DATA_PARAMETERS = {
     "scale",
     "args",
     "kwargs",
-}  # of all verbs
+}  # of all map functions
 
 
 def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwargs) -> CodedFuture[R]:
@@ -50,17 +50,18 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
         `coded_map`, `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`, `coded_gradient`, `encode` or
         `xr.apply`.
     *arguments, **options
-        Of the verb.
+        Of the map function.
 
     Returns
     -------
     CodedFuture
-        Whose result is what the verb returns.
+        Whose result is what the map function returns.
 
     Raises
     ------
     CodeError, ExecutorError
-        Arguments that the verb refuses before it begins; all else is raised by the future's `result()`.
+        Arguments that the map function refuses before it begins; all else is raised by the future's
+        `result()`.
 
     Examples
     --------

@@ -76,10 +76,10 @@ class Served:
         self.run = executor.open(JobSpec(make_call_task(f, unpickle_blocks=True), self.batches, self.faults))
         self.run.submit, self.run.cancel = self._submit, self.withdrawn.extend  # type: ignore[method-assign, assignment]
         count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in some)
-        self.need = BatchCollector(
+        self.collector = BatchCollector(
             self.batches, count, self._take, self._note, True, str, TaskTable(0), JobTimer(self.run.now)
         )
-        self._steps = schedule_tasks(self.run, self.batches, retries, self.need)
+        self._steps = schedule_tasks(self.run, self.batches, retries, self.collector)
         self.step()
 
     def _submit(self, attempts: list[AttemptId]) -> None:
@@ -96,11 +96,11 @@ class Served:
 
     def step(self) -> None:
         for outcome in next(self._steps):
-            self.need.add_outcome(outcome)
+            self.collector.add_outcome(outcome)
 
     def serve(self) -> dict[int, Any]:
         """What becomes of all."""
-        while not self.need.is_sufficient:
+        while not self.collector.is_sufficient:
             self.step()
         return self.found
 
@@ -129,7 +129,7 @@ def test_each_item_of_a_batch_has_its_own_end_and_those_that_fail_are_tried_agai
         == "TypeError: f returned a _thread.lock that cannot be pickled: cannot pickle '_thread.lock' object"
     )
     assert [found[number] for number in range(6, 100)] == [-number for number in range(6, 100)]
-    table = served.need.reported_tasks_factory()()
+    table = served.collector.reported_tasks_factory()()
     assert [task.n_attempts for task in table] == [2 if number in (3, 5) else 1 for number in range(100)]
     assert table.arrived.keys() == set(range(100)) - {3, 5}
     assert table[25].worker_seconds == pytest.approx(SECONDS / 20)
@@ -182,7 +182,7 @@ def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themsel
     alone = [batch for batch in served.handed[last:] if batch[0] in late]
     assert alone == [[number] for number in late]
     assert sorted(found) == list(range(40))
-    assert [task.n_attempts for task in served.need.reported_tasks_factory()()][6:] == [1] * 34
+    assert [task.n_attempts for task in served.collector.reported_tasks_factory()()][6:] == [1] * 34
 
 
 def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch
     first = len(served.handed)
     assert served.serve() == {number: number for number in range(40)}
     assert set(left) <= {number for batch in served.handed[first:] for number in batch}
-    assert [task.n_attempts for task in served.need.reported_tasks_factory()()] == [1] * 40
+    assert [task.n_attempts for task in served.collector.reported_tasks_factory()()] == [1] * 40
 
 
 def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_each() -> None:
@@ -200,7 +200,7 @@ def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_eac
     lost = list(served.first()[0])
     assert served.serve() == {number: number for number in range(40)}
     assert [batch for batch in served.handed if batch[0] in lost][1:] == [[number] for number in lost]
-    assert [task.n_attempts for task in served.need.reported_tasks_factory()()] == [
+    assert [task.n_attempts for task in served.collector.reported_tasks_factory()()] == [
         2 if n in lost else 1 for n in range(40)
     ]
 
@@ -217,7 +217,9 @@ def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int)
     [batch, *others] = [numbers for numbers in served.handed if {unlucky, doomed} & set(numbers)]
     assert {unlucky, doomed} < set(batch)
     assert sorted(others) == [[unlucky]] * (retries + 1) + [[doomed]] * (retries + 1)
-    attempts = {number: task.n_attempts for number, task in enumerate(served.need.reported_tasks_factory()())}
+    attempts = {
+        number: task.n_attempts for number, task in enumerate(served.collector.reported_tasks_factory()())
+    }
     assert attempts[unlucky] == attempts[doomed] == 2 + retries
 
 
@@ -243,7 +245,7 @@ def test_a_fault_strikes_the_batch_of_its_item_once() -> None:
     batch = next(batch for batch in served.first() if 15 in batch)
     assert len(batch) > 1
     assert served.serve() == {number: number for number in range(40)}
-    table = served.need.reported_tasks_factory()()
+    table = served.collector.reported_tasks_factory()()
     struck = [number for number, task in enumerate(table) if task.failures]
     assert struck == batch
     assert served.handed.count([15]) == 1

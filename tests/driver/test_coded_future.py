@@ -42,7 +42,7 @@ class ScriptedMap:
     def _run(self, observers: Observers) -> list[str]:
         [future], running = observers, self.running
         future.on_start(running)
-        running.session, running.collector = Run(self.woken), Results()  # type: ignore[assignment]
+        running.session, running.collector = BellSession(self.woken), Results()  # type: ignore[assignment]
         try:
             future.on_attempt_end(Outcome(1, 0, [], (), None, 0.5), 0.9)
             self.began.set()
@@ -56,7 +56,7 @@ class ScriptedMap:
             self.ended.set()
 
 
-class Run:
+class BellSession:
     """Only its bell."""
 
     def __init__(self, woken: threading.Event) -> None:

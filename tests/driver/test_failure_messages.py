@@ -73,30 +73,30 @@ def test_the_machines_of_failed_tasks_are_named_five_at_most() -> None:
 def test_what_f_raises_everywhere_is_raised_before_all_have_said_so(
     spare: int, returns: bool, raises: bool
 ) -> None:
-    need, error = needing(8 - spare, 8), KeyError("x")
+    collector, error = needing(8 - spare, 8), KeyError("x")
     if returns:
-        need.task_table.record_outcome(returned(7), 1.0)
+        collector.task_table.record_outcome(returned(7), 1.0)
     for index in range(3):
-        need.raise_if_f_always_fails()
-        need.task_table.record_outcome(
+        collector.raise_if_f_always_fails()
+        collector.task_table.record_outcome(
             lost(index)._replace(failure=Failure("raised", "KeyError", "x", error)), 1.0
         )
     with pytest.raises(KeyError) if raises else nullcontext() as raised:
-        need.raise_if_f_always_fails()
+        collector.raise_if_f_always_fails()
     assert raises == (raised is not None and raised.value is error)
 
 
 def test_lost_workers_do_not_hide_what_f_raises_everywhere() -> None:
-    need, error = needing(6, 8), KeyError("x")
+    collector, error = needing(6, 8), KeyError("x")
     for index in (0, 1):
-        need.task_table.record_outcome(lost(index), 1.0)
+        collector.task_table.record_outcome(lost(index), 1.0)
     for index in (2, 3, 4):
-        need.raise_if_f_always_fails()
-        need.task_table.record_outcome(
+        collector.raise_if_f_always_fails()
+        collector.task_table.record_outcome(
             lost(index)._replace(failure=Failure("raised", "KeyError", "x", error)), 1.0
         )
     with pytest.raises(KeyError) as raised:
-        need.raise_if_f_always_fails()
+        collector.raise_if_f_always_fails()
     assert raised.value.__notes__ == [
         "f fails everywhere: each of the first 3 of 8 tasks to end raised this",
         "other failures: 2 tasks: WorkerLost",

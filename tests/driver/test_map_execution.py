@@ -151,7 +151,7 @@ class Recorder(ReplayExecutor):
 
     def open(self, job_spec: JobSpec) -> ReplaySession:
         self.note("open")
-        self.run = RecordedRun(self._arrival_seconds, job_spec)
+        self.run = RecordedSession(self._arrival_seconds, job_spec)
         self.run.note = self.note
         return self.run
 
@@ -166,7 +166,7 @@ class Recorder(ReplayExecutor):
         return [list(call[1:]) for call in self.calls if call[0] == "submit"]
 
 
-class RecordedRun(ReplaySession):
+class RecordedSession(ReplaySession):
     note: Callable[..., None]
 
     def submit(self, attempts: Sequence[tuple[int, int]]) -> None:

@@ -23,9 +23,9 @@ def wanting(n: int) -> tuple[UncodedCollector, list[Outcome]]:
     return UncodedCollector(noted.append, False, "item {}".format, tasks, JobTimer(lambda: 0.0)), noted
 
 
-def take(need: UncodedCollector, outcome: Outcome) -> None:
-    need.task_table.record_outcome(outcome, 1.0)
-    need.add_outcome(outcome)
+def take(collector: UncodedCollector, outcome: Outcome) -> None:
+    collector.task_table.record_outcome(outcome, 1.0)
+    collector.add_outcome(outcome)
 
 
 def raising(task: int, error: Exception) -> Outcome:
@@ -33,25 +33,25 @@ def raising(task: int, error: Exception) -> Outcome:
 
 
 def test_the_first_result_of_a_task_counts_whatever_its_copies_do() -> None:
-    need, noted = wanting(2)
-    need.task_table.start_attempts([0], 0.5)
-    take(need, returned(0, 1))
-    take(need, returned(0, 0))
+    collector, noted = wanting(2)
+    collector.task_table.start_attempts([0], 0.5)
+    take(collector, returned(0, 1))
+    take(collector, returned(0, 0))
     assert [(one.task, one.attempt) for one in noted] == [(0, 1)]
-    assert not need.is_sufficient
-    take(need, returned(1))
-    assert need.is_sufficient
-    assert need.poll_interval() == 0.0
+    assert not collector.is_sufficient
+    take(collector, returned(1))
+    assert collector.is_sufficient
+    assert collector.poll_interval() == 0.0
 
 
 @pytest.mark.parametrize(("error", "expected"), [(KeyError("x"), KeyError), (None, NotDecodableError)])
 def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Exception]) -> None:
-    need, _ = wanting(2)
-    take(need, returned(0))
-    take(need, lost(1) if error is None else raising(1, error))
-    assert not need.can_suffice()
+    collector, _ = wanting(2)
+    take(collector, returned(0))
+    take(collector, lost(1) if error is None else raising(1, error))
+    assert not collector.can_suffice()
     with pytest.raises(expected) as caught:
-        need.on_exhausted()
+        collector.on_exhausted()
     told = str(caught.value) if error is None else caught.value.__notes__[-1]
     assert ("1 of 2 needed results arrived, and no more" if error is None else "item 1 raised") in told
 

@@ -116,10 +116,10 @@ class Table(ReplayExecutor):
         self._table = seconds
 
     def open(self, job_spec: JobSpec) -> ReplaySession:
-        return RunOfTable(self._table, job_spec)
+        return TableSession(self._table, job_spec)
 
 
-class RunOfTable(ReplaySession):
+class TableSession(ReplaySession):
     def __init__(self, table: np.ndarray, payload: JobSpec) -> None:
         super().__init__({}, payload)
         self._table = table
@@ -303,7 +303,7 @@ def test_of_nothing_the_result_is_empty(data: Any) -> None:
         result.concatenate()
 
 
-class Payloads(ReplayExecutor):
+class RecordingExecutor(ReplayExecutor):
     """Notes how blocks travel."""
 
     def open(self, job_spec: JobSpec) -> ReplaySession:
@@ -312,7 +312,7 @@ class Payloads(ReplayExecutor):
 
 
 def test_arrays_travel_as_they_are_and_other_values_as_bytes() -> None:
-    executor = Payloads()
+    executor = RecordingExecutor()
     for data in (DATA, [np.zeros(3), np.ones(4)], [np.zeros(3), np.ones(4, "i4")]):
         hedged_map(lambda item: None, data, executor=executor)
         assert [leaf.dtype for leaf in executor.blocks.block_leaves(0)] == [np.dtype("f8")]

@@ -26,7 +26,7 @@ def stored(tmp_path, A):
 
 def file_of(coded, index):
     """Where a block lies."""
-    return coded.store.root / coded.stored(index)[0].key
+    return coded.store.root / coded.block_segments(index)[0].key
 
 
 ONES = np.ones(7)
