@@ -108,12 +108,12 @@ class Pool:
         with trimmed_tracebacks:
             for argument_name, n in {
                 "workers": 1 if workers is None else workers,
-                "threads": threads_per_worker,
+                "threads_per_worker": threads_per_worker,
             }.items():
                 check_positive_int(argument_name, n)
             for argument_name, value in {
-                "idle": idle_timeout,
-                "memory": memory_limit,
+                "idle_timeout": idle_timeout,
+                "memory_limit": memory_limit,
                 "tcp_timeout": tcp_timeout,
             }.items():
                 if not is_positive_number(value):

@@ -375,7 +375,7 @@ class PoolSession:
         ]
         if not slow_workers:
             return []
-        slow_workers.sort(key=attrgetter("since"))
+        slow_workers.sort(key=attrgetter("state_since"))
         attempts = [
             attempt_key[1:]
             for item in slow_workers

@@ -244,7 +244,7 @@ class RayWorkerProvider(WorkerProvider):
                     actor = configured_class.remote()
                     self._actors[worker_id] = (
                         actor,
-                        actor.stay.remote(tuple(driver_address), worker_id, lifetime_seconds).future(),
+                        actor.serve.remote(tuple(driver_address), worker_id, lifetime_seconds).future(),
                     )
         except Exception as error:
             reason = self.unavailable_reason() or f"{type(error).__name__}: {error}"

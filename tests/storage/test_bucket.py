@@ -139,11 +139,11 @@ def test_storage_that_is_down(impatient, server, tmp_path):
 
 def test_storage_that_hangs(impatient, server, config):
     store = open_store(config)
-    server.pid.send_signal(signal.SIGSTOP)
+    server.process.send_signal(signal.SIGSTOP)
     try:
         refused(lambda: polarmap.open_coded("a", store), "does not answer")
     finally:
-        server.pid.send_signal(signal.SIGCONT)
+        server.process.send_signal(signal.SIGCONT)
     assert polarmap.arrays.list_coded(store) == []
 
 
@@ -167,7 +167,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
 
     def restart():
         server.kill()
-        server.launch_workers()
+        server.launch()
 
     coded = polarmap.encode(
         Interrupting(A, 20, restart), blocks=6, tasks=8, name="a", storage=config, memory=MIB
@@ -175,7 +175,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
     assert len(coded.block_segments(0)) > 4
     assert coded.check().ok
     server.kill()
-    thread = threading.Timer(0.5, server.launch_workers)
+    thread = threading.Timer(0.5, server.launch)
     thread.start()
     np.testing.assert_array_equal(coded[:], A)
     thread.join()
