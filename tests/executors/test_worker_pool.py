@@ -85,7 +85,7 @@ def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
     """A worker has been told of a task, and has told its end."""
     worker.assign_task(order, task)
     worker.channel.deliver_frames(encode_frame(Message(TASK_REPLY, order)))
-    worker.receive()
+    worker.receive_messages()
 
 
 @pytest.fixture
