@@ -78,7 +78,7 @@ class RayConnection:
         """Return the address of the machine of each node that is alive and has CPUs, by the node's id."""
         nodes = [
             node
-            for node in self.ray_module.make_logit_nodes()
+            for node in self.ray_module.nodes()
             if node["Alive"] and node["Resources"].get("CPU")
         ]
         return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
