@@ -174,7 +174,8 @@ class Pool:
         elif resources is None or not len(resources.worker_pool):
             state = "no workers running"
         else:
-            state = f"{len(resources.worker_pool)} workers running, {resources.worker_pool.count_busy_workers()} busy"
+            n_busy = resources.worker_pool.count_busy_workers()
+            state = f"{len(resources.worker_pool)} workers running, {n_busy} busy"
         limit = "" if self.workers is None else f", at most {self.workers}"
         return f"<Pool: {self.name}, {state}{limit}>"
 

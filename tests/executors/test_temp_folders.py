@@ -22,7 +22,10 @@ from polarmap.executors.temp_folders import (
 )
 from polarmap.worker.processes import ProcessIdentity
 
-MAKE = "import os; from polarmap.executors.temp_folders import make_temp_folder; print(make_temp_folder(), flush=True)"
+MAKE = (
+    "import os; from polarmap.executors.temp_folders import make_temp_folder; "
+    "print(make_temp_folder(), flush=True)"
+)
 
 
 def made_by_another_process(place: Path, end: str) -> Path:
