@@ -110,8 +110,9 @@ def resolve_executor(executor_spec: Any) -> MapExecutor:
         return LithopsExecutor(executor_spec)
     if not (hasattr(executor_spec, "submit") or is_ray(executor_spec)):
         raise ExecutorError(
-            f"executor={executor_spec!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
-            "YAML file, a lithops.FunctionExecutor, a Dask client, ray, or a concurrent.futures executor"
+            f"executor={executor_spec!r:.200} is not an executor: pass None or 'localhost', the path "
+            "of a Lithops YAML file, a lithops.FunctionExecutor, a Dask client, ray, or a "
+            "concurrent.futures executor"
         )
     from polarmap.executors.futures import FuturesExecutor
 

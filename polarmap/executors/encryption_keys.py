@@ -36,7 +36,8 @@ def check_key(key: Any) -> str | bytes:
     else:  # which may be a key: it is not shown
         raise CodeError(
             f"key must be 'env:NAME' or 'file:PATH', where workers find the {2 * KEY_BYTES} hexadecimal "
-            f"digits that this makes: {KEYGEN_COMMAND}; or {KEY_BYTES} bytes. This {type(key).__name__} is neither"
+            f"digits that this makes: {KEYGEN_COMMAND}; or {KEY_BYTES} bytes. "
+            f"This {type(key).__name__} is neither"
         )
     try:
         load_ciphers()
@@ -58,7 +59,8 @@ def make_encryption(
     """
     if max_plaintext_bytes > MAX_PLAINTEXT_BYTES:
         raise CodeError(
-            f"{plaintext_name} has {max_plaintext_bytes} bytes, and at most {MAX_PLAINTEXT_BYTES} are encrypted at once: {advice}"
+            f"{plaintext_name} has {max_plaintext_bytes} bytes, and at most {MAX_PLAINTEXT_BYTES} are "
+            f"encrypted at once: {advice}"
         )
     try:
         return Encryption.create(key)

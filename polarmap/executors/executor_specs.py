@@ -65,6 +65,6 @@ def check_config_path(config_path: str | bytes | os.PathLike[Any]) -> None:
         )
     pool_class_name = "ProcessPoolExecutor" if "proc" in path.lower() else "ThreadPoolExecutor"
     raise ExecutorError(
-        f"executor={path!r} is neither 'localhost' nor a file: pass a pool, as concurrent.futures.{pool_class_name}(8), "
-        "or the path of a Lithops YAML file"
+        f"executor={path!r} is neither 'localhost' nor a file: pass a pool, as "
+        f"concurrent.futures.{pool_class_name}(8), or the path of a Lithops YAML file"
     )

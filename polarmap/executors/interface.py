@@ -456,7 +456,10 @@ def check_location_reachable(
     if kind == "driver":
         problem, remedy = f"is in {location.root}, which workers cannot reach", "use a thread pool"
     elif kind == "folder" and remote_backend:
-        problem = f"{usage} folder {location.root!r} of this machine, which workers on {remote_backend} cannot reach"
+        problem = (
+            f"{usage} folder {location.root!r} of this machine, "
+            f"which workers on {remote_backend} cannot reach"
+        )
         remedy = "use storage= of that backend"
     elif kind == "bucket" and not reachable_storage:
         problem, remedy = f"is in {bucket}", "pass executor=, the Lithops configuration of that bucket"

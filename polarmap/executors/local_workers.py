@@ -211,7 +211,8 @@ def compute_n_extra_tasks(n_cores: int, n_busy: int, n_idle: int, n_queued: int)
 
     Where many tasks idle, more of those waiting will: their number grows by half each time.
 
-    >>> compute_n_extra_tasks(n_cores=2, n_busy=2, n_idle=5, n_queued=9), compute_n_extra_tasks(2, 0, 4, 9), compute_n_extra_tasks(2, 1, 8, 9)
+    >>> compute_n_extra_tasks(n_cores=2, n_busy=2, n_idle=5, n_queued=9), compute_n_extra_tasks(
+    ...     2, 0, 4, 9), compute_n_extra_tasks(2, 1, 8, 9)
     (0, 2, 4)
     >>> compute_n_extra_tasks(n_cores=4, n_busy=0, n_idle=20, n_queued=1), compute_n_extra_tasks(4, 1, 0, 50)
     (1, 3)

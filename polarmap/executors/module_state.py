@@ -415,8 +415,8 @@ def _check_same_object(module_name: str, path: str, value: Any) -> None:
         _first_seen_objects[module_name, path] = module_spec, first_object_ref
     elif first_object_ref() is not value:
         raise CodeError(
-            f"f reaches {module_name}.{path}, which is another {type(value).__name__} than before, and cannot be "
-            f"sent to workers. {MISMATCH_ADVICE.format(module_name)}"
+            f"f reaches {module_name}.{path}, which is another {type(value).__name__} than before, and "
+            f"cannot be sent to workers. {MISMATCH_ADVICE.format(module_name)}"
         )
 
 

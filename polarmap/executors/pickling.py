@@ -187,7 +187,9 @@ def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple
 def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -> set[str]:
     """The modules of this process, those below these roots, that a pickled function names.
 
-    >>> find_referenced_modules(cloudpickle.dumps([CodeType, pickle_function, make_buffer_collector]), ["polarmap"]) == {
+    >>> find_referenced_modules(
+    ...     cloudpickle.dumps([CodeType, pickle_function, make_buffer_collector]), ["polarmap"]
+    ... ) == {
     ...     "polarmap.executors.pickling", "polarmap.worker.pytree"}
     True
     """

@@ -108,12 +108,12 @@ class Pool:
         with trimmed_tracebacks:
             for argument_name, n in {
                 "workers": 1 if workers is None else workers,
-                "threads": threads_per_worker,
+                "threads_per_worker": threads_per_worker,
             }.items():
                 check_positive_int(argument_name, n)
             for argument_name, value in {
-                "idle": idle_timeout,
-                "memory": memory_limit,
+                "idle_timeout": idle_timeout,
+                "memory_limit": memory_limit,
                 "tcp_timeout": tcp_timeout,
             }.items():
                 if not is_positive_number(value):
@@ -174,7 +174,8 @@ class Pool:
         elif resources is None or not len(resources.worker_pool):
             state = "no workers running"
         else:
-            state = f"{len(resources.worker_pool)} workers running, {resources.worker_pool.count_busy_workers()} busy"
+            n_busy = resources.worker_pool.count_busy_workers()
+            state = f"{len(resources.worker_pool)} workers running, {n_busy} busy"
         limit = "" if self.workers is None else f", at most {self.workers}"
         return f"<Pool: {self.name}, {state}{limit}>"
 

@@ -76,11 +76,7 @@ class RayConnection:
 
     def list_node_addresses(self) -> dict[str, str]:
         """Return the address of the machine of each node that is alive and has CPUs, by the node's id."""
-        nodes = [
-            node
-            for node in self.ray_module.nodes()
-            if node["Alive"] and node["Resources"].get("CPU")
-        ]
+        nodes = [node for node in self.ray_module.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
     def has_placement_options(self) -> bool:
@@ -244,7 +240,7 @@ class RayWorkerProvider(WorkerProvider):
                     actor = configured_class.remote()
                     self._actors[worker_id] = (
                         actor,
-                        actor.stay.remote(tuple(driver_address), worker_id, lifetime_seconds).future(),
+                        actor.serve.remote(tuple(driver_address), worker_id, lifetime_seconds).future(),
                     )
         except Exception as error:
             reason = self.unavailable_reason() or f"{type(error).__name__}: {error}"

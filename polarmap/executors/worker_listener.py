@@ -137,8 +137,10 @@ def check_endpoint(address: str) -> Endpoint:
 def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[str]:
     """Return addresses with one of them first, unless that is empty or none by which others reach a machine.
 
-    >>> put_preferred_host_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"]), put_preferred_host_first("127.0.0.1", ["192.0.2.1"])
-    (['10.0.0.1', '192.0.2.1'], ['192.0.2.1'])
+    >>> put_preferred_host_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"])
+    ['10.0.0.1', '192.0.2.1']
+    >>> put_preferred_host_first("127.0.0.1", ["192.0.2.1"])
+    ['192.0.2.1']
     """
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(preferred_host)

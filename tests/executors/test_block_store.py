@@ -117,7 +117,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
 
 def check(place: Kind, stored: PublishedBlocks, coded: Any) -> None:
     for task in range(coded.n):
-        for found, right in zip(place.load(stored, coded, task), coded.leaves(task), strict=True):
+        for found, right in zip(place.load(stored, coded, task), coded.block_leaves(task), strict=True):
             np.testing.assert_array_equal(found, right)
 
 

@@ -241,7 +241,7 @@ def test_of_polarmap_nothing_travels_to_workers_that_have_it(
     with polarmap.CodedOperator(A, blocks=6, tasks=8, executor=pool) as operator:
         np.testing.assert_allclose(operator @ X, A @ X)
     assert sent
-    assert max(one.size for one in sent) < 500
+    assert max(one.n_bytes for one in sent) < 500
 
 
 def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_closed(tmp_path: Path) -> None:

@@ -96,14 +96,14 @@ def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
     x = np.ones(5)
     with Pool(workers=2) as pool:
         workers: Any = pool._open_resources().worker_pool
-        lease = workers.open(lambda: None)
-        workers.take(lease, 1)
+        lease = workers.open_allocation(lambda: None)
+        workers.acquire_worker(lease, 1)
         first = workers._starter._process
         first.kill()
         first.wait(30.0)
-        workers.take(lease, 1)
+        workers.acquire_worker(lease, 1)
         assert workers._starter._process.pid != first.pid
         workers.close()
-        workers.leave(lease)
+        workers.close_allocation(lease)
         [found] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
     assert found == 5.0

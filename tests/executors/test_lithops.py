@@ -215,7 +215,7 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
         processes = set[int]()
         for worker in taken:
             assert worker is not None
-            assert until(lambda one=worker: bool(one.receive()) and one.pid is not None)
+            assert until(lambda one=worker: bool(one.receive_messages()) and one.pid is not None)
             processes.add(worker.pid or 0)
         assert len(processes) == 2
     workers.close_allocation(lease)

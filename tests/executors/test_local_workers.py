@@ -99,10 +99,10 @@ def test_a_map_takes_workers_that_are_free_in_a_moment_rather_than_new_ones(
     with Pool() as pool:
         with closing(pool.open(JobSpec(np.negative, blocks, {0: Fault("sleep", 0.3)}))) as run:
             run.submit([(0, 0)])
-            known = list(run._workers._workers)
+            known = list(run._worker_pool._workers)
         with closing(pool.open(JobSpec(np.negative, blocks))) as run:
             run.submit([(0, 0)])
-            assert list(run._workers._workers) == known
+            assert list(run._worker_pool._workers) == known
             assert first_ends(run, 1, 60.0)[0].failure is None
 
 

@@ -153,10 +153,10 @@ def test_nothing_is_described_again_where_nothing_can_have_changed(
 
 
 def test_another_object_that_cannot_be_sent_is_refused(module: Any) -> None:
-    collect_module_state([module.n_reads])
+    collect_module_state([module.reads])
     module.opened = (item for item in ())
     with pytest.raises(CodeError, match=rf"{NAME}\.opened, which is another generator than before"):
-        collect_module_state([module.n_reads])
+        collect_module_state([module.reads])
 
 
 def test_names_that_a_function_assigns_are_told() -> None:

@@ -113,7 +113,7 @@ def test_lines_in_tracebacks_of_the_worker_are_those_of_its_files() -> None:
     sent: Any = pickle.loads(pickle_function(retry_request, "a cloud", by_value=True))
     assert sent is not retry_request
     file = Path(sys.modules[retry_request.__module__].__file__ or "")
-    of_file = code_within(compile(file.read_text(), str(file), "exec"))["retry_call"]
+    of_file = code_within(compile(file.read_text(), str(file), "exec"))["retry_request"]
     assert list(sent.__code__.co_lines()) == list(of_file.co_lines())
     assert sent.__code__.co_filename == str(file)
     assert sent.__doc__ is None

@@ -103,10 +103,10 @@ def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn
         with closing(pool.open(payload)) as run:
             run.submit([(0, 0)])
             first_ends(run, 1, PATIENCE)  # its worker has f now
-            [worker] = run._workers._workers.values()
+            [worker] = run._worker_pool._workers.values()
             worker.last_task_seconds = seconds
             run.submit([(task, 0) for task in range(1, 9)])
-            assert [order[1:] for order, _ in worker.orders] == [(task, 0) for task in range(1, 2 + ahead)]
+            assert [order[1:] for order, _ in worker.assigned] == [(task, 0) for task in range(1, 2 + ahead)]
             run.cancel([(1, 0), (3, 0), (6, 0)])
             outcomes = {one.task: one.failure for one in first_ends(run, 8, PATIENCE)}
             assert run.wait(0.0) == []
@@ -121,10 +121,10 @@ def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> Non
         with closing(pool.open(payload)) as run:
             run.submit([(task, 0) for task in range(4)])
             first_ends(run, 4, PATIENCE)  # both have f now
-            for worker in run._workers._workers.values():
+            for worker in run._worker_pool._workers.values():
                 worker.last_task_seconds = 1e-6
             run.submit([(task, 0) for task in range(4, 20)])
-            assert max(len(worker.orders) for worker in run._lease.workers.values()) > 2
+            assert max(len(worker.assigned) for worker in run._allocation.workers.values()) > 2
             outcomes = first_ends(run, 15, PATIENCE)
     assert {one.task for one in outcomes} == set(range(5, 20))
     assert all(one.failure is None for one in outcomes)
@@ -135,15 +135,15 @@ def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_en
     with Pool(workers=1) as pool, closing(pool.open(JobSpec(np.negative, blocks))) as run:
         run.submit([(0, 0)])
         first_ends(run, 1, PATIENCE)  # its worker has f now
-        table: Any = run._workers
-        take = table.take
+        table: Any = run._worker_pool
+        take = table.acquire_worker
 
         def take_and_end(*given: Any) -> Any:
             worker = take(*given)
             table.close()
             return worker
 
-        table.take = take_and_end
+        table.acquire_worker = take_and_end
         with pytest.raises(ExecutorError, match="ended while a map ran"):
             run.submit([(task, 0) for task in range(1, 9)])
 
@@ -298,7 +298,7 @@ def slowed_pool(site: ThreadSite, n_workers: int, **options: Any) -> Iterator[tu
         with closing(pool.open(JobSpec(np.negative, blocks))) as run:
             run.submit([(task, 0) for task in range(n_workers)])
             first_ends(run, n_workers, PATIENCE)
-            table = run._workers
+            table = run._worker_pool
         assert until(lambda: len(table) == n_workers)
         yield pool, links
         links.restore()
@@ -314,7 +314,7 @@ def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> N
             run.submit([(task, 0) for task in range(4)])
             outcomes = first_ends(run, 2, PATIENCE)
             assert [one.failure for one in outcomes] == [None, None]
-            assert run.count_receiving() == 2  # type: ignore[attr-defined]
+            assert run.count_receiving_workers() == 2  # type: ignore[attr-defined]
         for link in links.first(2):  # fast enough for what was on its way, and for the cancellation
             link.rate = 50 * SLOW
         with closing(pool.open(JobSpec(np.negative, UncodedBlocks([[np.ones(3)]] * 4, ("array",))))) as run:
@@ -337,7 +337,7 @@ def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map
             assert [one.failure for one in first_ends(run, 2, PATIENCE)] == [None, None]
         assert 2 * max(link.bytes_to_caller - before[link.index] for link in links.first(2)) < BLOCK_BYTES
         links.restore()
-        table = run._workers  # type: ignore[attr-defined]
+        table = run._worker_pool  # type: ignore[attr-defined]
         assert until(lambda: not table.count_busy_workers())  # what was on its way to them has been written
         with closing(pool.open(payload)) as run:
             run.submit([(task, 0) for task in range(4)])
@@ -364,7 +364,7 @@ def test_a_driver_notices_a_silent_connection_on_which_a_block_is_on_its_way() -
             link.rate = SLOW
         with closing(pool.open(JobSpec(lambda block: float(block[0]), large_blocks(2)))) as run:
             run.submit([(0, 0), (1, 0)])
-            while run.count_receiving() < 2:  # type: ignore[attr-defined]
+            while run.count_receiving_workers() < 2:  # type: ignore[attr-defined]
                 run.wait(0.01)
             for link in links.first(2):
                 link.cut()

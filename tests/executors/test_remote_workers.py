@@ -164,7 +164,7 @@ def test_a_site_where_nothing_ever_starts_is_one_clear_error(
 ) -> None:
     monkeypatch.setattr(remote_workers, "CONNECT_TIMEOUT", 0.05)
     site.default = lambda *arguments: None
-    site.collect_exited_workers = lambda may_ask=True: {}
+    site.collect_exited_workers = lambda may_query=True: {}
     lease = Allocation(lambda: None)
     workers.request_workers(1)
     time.sleep(0.03)
@@ -212,9 +212,8 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     assert first is not None
     assert first.n_started == 2
     assert 0.1 <= first.worker_seconds <= 2 * (time.monotonic() - began)
-    assert (
-        first.worker_seconds / 2 - 1e-3 <= first.n_writes * site.look_seconds <= first.worker_seconds + 1e-3
-    )
+    written_seconds = first.n_writes * site.listing_interval
+    assert first.worker_seconds / 2 - 1e-3 <= written_seconds <= first.worker_seconds + 1e-3
     workers.remove_worker(taken(workers, opened(workers)))
     workers.take_billed_usage()
     time.sleep(0.05)
@@ -396,7 +395,7 @@ def test_a_timeout_is_kept_while_the_storage_hangs(
 
 def test_a_map_to_which_no_worker_connects_says_so(site: ThreadSite) -> None:
     site.default = lambda *arguments: None
-    site.collect_exited_workers = lambda may_ask=True: {}  # type: ignore[method-assign]
+    site.collect_exited_workers = lambda may_query=True: {}  # type: ignore[method-assign]
     hosts = r"[\d.]+:\d+ or 127\.0\.0\.1:\d+"
     said = rf"8 tasks are queued: no worker of threads has connected to this process yet, at {hosts}\. .*"
     with (

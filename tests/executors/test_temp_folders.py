@@ -22,7 +22,10 @@ from polarmap.executors.temp_folders import (
 )
 from polarmap.worker.processes import ProcessIdentity
 
-MAKE = "import os; from polarmap.executors.temp_folders import make_temp_folder; print(make_temp_folder(), flush=True)"
+MAKE = (
+    "import os; from polarmap.executors.temp_folders import make_temp_folder; "
+    "print(make_temp_folder(), flush=True)"
+)
 
 
 def made_by_another_process(place: Path, end: str) -> Path:
@@ -53,7 +56,7 @@ def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
     assert all(one.exists() for one in foreign)  # they do not say whose they are
 
 
-@pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("process", 1 << 30)])
+@pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("pid", 1 << 30)])
 def test_what_another_container_uses_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, object]
 ) -> None:

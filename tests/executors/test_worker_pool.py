@@ -83,9 +83,9 @@ def table_of(is_here: bool, most: int) -> WorkerPool:
 
 def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
     """A worker has been told of a task, and has told its end."""
-    worker.note(order, task)
-    worker.link.deliver_frames(encode_frame(Message(TASK_REPLY, order)))
-    worker.receive()
+    worker.assign_task(order, task)
+    worker.channel.deliver_frames(encode_frame(Message(TASK_REPLY, order)))
+    worker.receive_messages()
 
 
 @pytest.fixture

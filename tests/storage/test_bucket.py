@@ -26,13 +26,13 @@ def test_s3_copies_a_single_object_and_no_other_storage_any(server, config):
     store.put("polarmap/x/1", b"abc")
     store.put("polarmap/x/2", b"de")
     is_s3 = server.storage == "minio"
-    assert store.join(["polarmap/x/1"], "polarmap/x/3") is is_s3
-    assert store.join(["polarmap/x/1", "polarmap/x/2"], "polarmap/x/4") is False
+    assert store.concatenate(["polarmap/x/1"], "polarmap/x/3") is is_s3
+    assert store.concatenate(["polarmap/x/1", "polarmap/x/2"], "polarmap/x/4") is False
     assert store.keys("polarmap/x/") == [f"polarmap/x/{number}" for number in range(1, 4 if is_s3 else 3)]
     if is_s3:
         assert store.get("polarmap/x/3") == b"abc"
         with pytest.raises(MissingObjectError, match="no object 'polarmap/x/9'"):
-            store.join(["polarmap/x/9"], "polarmap/x/5")
+            store.concatenate(["polarmap/x/9"], "polarmap/x/5")
 
 
 @pytest.mark.parametrize("store", ["s3", "redis"], indirect=True)
@@ -41,8 +41,8 @@ def test_more_objects_than_one_request_lists_or_deletes(store):
     for key in keys:
         store.put(key, b"1")
     assert store.keys("polarmap/x/") == keys
-    assert store.sizes("polarmap/x/") == dict.fromkeys(keys, 1)
-    assert store.sizes("polarmap/y/") == {}
+    assert store.list_sizes("polarmap/x/") == dict.fromkeys(keys, 1)
+    assert store.list_sizes("polarmap/y/") == {}
     store.delete(keys)
     assert store.keys("polarmap/x/") == []
 
@@ -139,11 +139,11 @@ def test_storage_that_is_down(impatient, server, tmp_path):
 
 def test_storage_that_hangs(impatient, server, config):
     store = open_store(config)
-    server.pid.send_signal(signal.SIGSTOP)
+    server.process.send_signal(signal.SIGSTOP)
     try:
         refused(lambda: polarmap.open_coded("a", store), "does not answer")
     finally:
-        server.pid.send_signal(signal.SIGCONT)
+        server.process.send_signal(signal.SIGCONT)
     assert polarmap.arrays.list_coded(store) == []
 
 
@@ -167,7 +167,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
 
     def restart():
         server.kill()
-        server.launch_workers()
+        server.launch()
 
     coded = polarmap.encode(
         Interrupting(A, 20, restart), blocks=6, tasks=8, name="a", storage=config, memory=MIB
@@ -175,7 +175,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
     assert len(coded.block_segments(0)) > 4
     assert coded.check().ok
     server.kill()
-    thread = threading.Timer(0.5, server.launch_workers)
+    thread = threading.Timer(0.5, server.launch)
     thread.start()
     np.testing.assert_array_equal(coded[:], A)
     thread.join()

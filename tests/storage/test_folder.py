@@ -95,7 +95,7 @@ def test_unfinished_files_of_the_dead_are_swept(store):
     old = time.time() - 2 * 86_400
     os.utime(folder / "elsewhere+1+1+2", (old, old))
     os.utime(folder / f"{ProcessIdentity.current()}+1", (old, old))
-    store.sweep()
+    store.remove_stale_files()
     assert {path.name for path in folder.iterdir()} == {name for name, stays in names.items() if stays}
     assert store.keys("") == ["a"]
 
@@ -110,13 +110,13 @@ def test_files_are_joined_whole_or_not_at_all(store, monkeypatch, has_links):
         monkeypatch.setattr(os, "link", refuse)
     store.put("a", b"abc")
     store.put("b/c", b"de")
-    assert store.join(["a"], "copy")
-    assert store.join(["a"], "copy")  # a rename of a link to another of the same file does nothing
-    assert store.join(["a", "b/c"], "d/joined")
+    assert store.concatenate(["a"], "copy")
+    assert store.concatenate(["a"], "copy")  # a rename of a link to another of the same file does nothing
+    assert store.concatenate(["a", "b/c"], "d/joined")
     store.put("a", b"new")
     assert (store.get("copy"), store.get("d/joined")) == (b"abc", b"abcde")
     for keys in (["missing"], ["a", "missing"]):
         with pytest.raises(MissingObjectError):
-            store.join(keys, "e")
+            store.concatenate(keys, "e")
     assert store.keys("") == ["a", "b/c", "copy", "d/joined"]
     assert list((store.root / ".unfinished").iterdir()) == []
