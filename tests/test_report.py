@@ -122,7 +122,7 @@ def test_a_report_is_json_with_the_fields_that_it_has() -> None:
         "attempts": 2,
         "failures": ["OSError: disk", "WorkerLost: it was killed"],
         "launched": 0.0,
-        "began": None,
+        "started": None,
         "host": None,
     }
     assert (found["n"], found["recovered"], found["errors"]) == (6, [1], [0.0, None])
