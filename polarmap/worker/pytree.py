@@ -210,11 +210,7 @@ def _rebuild_tree(structure: Structure, remaining_leaves: Iterator[Array]) -> An
     children = [_rebuild_tree(child_structure, remaining_leaves) for child_structure in child_structures]
     if issubclass(container_class, dict):
         return container_class(zip(keys, children))
-    return (
-        container_class._make(children)
-        if hasattr(container_class, "_make")
-        else container_class(children)
-    )
+    return container_class._make(children) if hasattr(container_class, "_make") else container_class(children)
 
 
 def _restore_leaf(leaf_type: str, leaf: Array) -> Any:
