@@ -348,6 +348,6 @@ def _describe_undecodable(manifest: Manifest, undecodable_positions: Indices) ->
     first_index = [int(coordinate) for coordinate in np.unravel_index(undecodable_positions.min(), shape)]
     return (
         f"{entries_text} of blocks {blocks} of the coded array {manifest.name!r} cannot be decoded, the "
-        f"first at {first_index}: parts of these blocks are damaged, and the good ones hold NaN or inf in the same "
-        "places. Nothing was changed; slices without such entries can be read"
+        f"first at {first_index}: parts of these blocks are damaged, and the good ones hold NaN or inf in "
+        "the same places. Nothing was changed; slices without such entries can be read"
     )

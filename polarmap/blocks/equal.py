@@ -220,7 +220,8 @@ def check_no_empty_blocks(n_rows: int, n_blocks: int) -> None:
     rows_per_block, larger_n_blocks = -(-n_rows // n_blocks), min_nonempty_blocks(n_rows, n_blocks)
     raise CodeError(
         f"blocks={n_blocks} does not fit {n_rows} rows: blocks of {rows_per_block} rows each would "
-        f"leave {n_blocks - smaller_n_blocks} of them empty. Use blocks={smaller_n_blocks} or blocks={larger_n_blocks}"
+        f"leave {n_blocks - smaller_n_blocks} of them empty. Use "
+        f"blocks={smaller_n_blocks} or blocks={larger_n_blocks}"
     )
 
 
