@@ -9,7 +9,7 @@ import sys
 SPEED_BENCHMARKS = ["steps", "memory"]
 OTHER_BENCHMARKS = [
     *["accuracy", "many_tasks", "terabyte", "encryption", "beyond", "estimates"],
-    *["sparse", "kept_workers", "blackbox"],
+    *["sparse", "persistent_workers", "blackbox"],
 ]
 
 

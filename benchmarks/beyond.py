@@ -74,7 +74,7 @@ def count_arrivals(code: Any, seed: int, max_amplification: float = np.inf) -> t
     arrived_mask = np.zeros(code.n, bool)
     for index in np.random.default_rng(seed).permutation(code.n):
         arrived_mask[index] = True
-        decoder = code.recovery(arrived_mask, modular=False)
+        decoder = code.make_decoder(arrived_mask, modular=False)
         if not decoder.rank_deficit and decoder.amplification <= max_amplification:
             break
     return int(arrived_mask.sum()), decoder
@@ -128,8 +128,9 @@ def measure_digits_lost(code: SecretSharingCode, block_rows: int) -> float:
     rng = np.random.default_rng(0)
     A, w = rng.standard_normal((code.k * block_rows, 20)), rng.standard_normal(20)
     arrival_times = dict.fromkeys(range(code.recovery_threshold + 1, code.n), 9.0)
+    code_option = SecretSharing(code.n_colluders, code.noise)
     result = coded_map(
-        lambda block: block @ w, A, blocks=code.k, tasks=code.n, code=SecretSharing(code.n_colluders, code.noise),
+        lambda block: block @ w, A, blocks=code.k, tasks=code.n, code=code_option,
         executor=ReplayExecutor(arrival_times), verify=False, rtol=1e-6,
     )  # fmt: skip
     error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()

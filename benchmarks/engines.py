@@ -3,7 +3,7 @@
 python -m benchmarks.engines [--quick]
 
 Dask holds blocks as futures, Ray in actors, and both wait for all of their tasks; polarmap on the same
-cluster has workers that stay (`Pool(client)`, `Pool(ray)`) and needs 24 of 32. In every step nobody sleeps,
+cluster has persistent workers (`Pool(client)`, `Pool(ray)`) and needs 24 of 32. In every step nobody sleeps,
 two tasks do, or one is killed with its process, drawn at random and the same for all. One row after the
 other, each on a cluster of its own; medians, and what nine in ten steps do not exceed. Quiet machines only:
 Ray has a process for each block.
@@ -87,7 +87,7 @@ def engine_step(open_engine: Any, iteration: Iteration, fault_sampler: FaultSamp
 
 @contextmanager
 def coded_step(open_cluster: Any, iteration: Iteration, fault_sampler: FaultSampler) -> Iterator[Step]:
-    """By products of an operator, on workers that stay on the cluster."""
+    """By products of an operator, on persistent workers on the cluster."""
     faults: dict[int, Fault] = {}
 
     def step(x: Array) -> Array:

@@ -86,7 +86,7 @@ class SleepSampler:
 
 @contextmanager
 def polarmap_step(iteration: Iteration, sleep_sampler: SleepSampler) -> Iterator[Step]:
-    """By products of an operator, on workers that stay."""
+    """By products of an operator, on persistent workers."""
     faults: dict[int, Fault] = {}
 
     def step(x: Array) -> Array:

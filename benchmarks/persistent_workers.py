@@ -1,6 +1,6 @@
-"""A step of an iteration on workers that stay, beside numpy, joblib, Dask and Ray on the same data.
+"""A step of an iteration on persistent workers, beside numpy, joblib, Dask and Ray on the same data.
 
-python -m benchmarks.kept_workers
+python -m benchmarks.persistent_workers
 
 Every row does the same job: 24 blocks times a vector of 1,000 numbers. polarmap sends 32 and takes the
 first results that determine the rest; the others need all of theirs. "2 asleep": two tasks of every step

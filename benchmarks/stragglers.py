@@ -214,10 +214,10 @@ def make_page_parts(
 ) -> dict[str, str]:
     """What stands on docs/real-jobs.md."""
     start_delays = np.concatenate([schemes["Lithops"][:, 2] for schemes in times_by_distribution.values()])
-    tables = [
-        f"## {name}\n\n{markdown_table(HEADER, [format_row(scheme, job_times, schemes[PLAIN]) for scheme, job_times in schemes.items()])}"
-        for name, schemes in times_by_distribution.items()
-    ]
+    tables = []
+    for name, schemes in times_by_distribution.items():
+        rows = [format_row(scheme, job_times, schemes[PLAIN]) for scheme, job_times in schemes.items()]
+        tables.append(f"## {name}\n\n{markdown_table(HEADER, rows)}")
     return {
         "jobs": str(len(start_delays) // len(times_by_distribution)),
         "unit": f"{unit_seconds:g}",

@@ -14,7 +14,7 @@ ENTRY = re.compile(r"^(\*{0,2}\w+)(?:, \*{0,2}\w+)* : (.+)$", re.MULTILINE)
 class Values(griffe.Extension):
     """`memory: int = 256 << 20` for `memory: int = MEMORY`, `-> CodedSum` for what a verb prepares.
 
-    Also `array-like (M, CollectorT)` for `array - like(M, CollectorT)`, and one entry for names that have one
+    Also `array-like (M, N)` for `array - like(M, N)`, and one entry for names that have one
     description.
     """
 

@@ -28,11 +28,8 @@ def main() -> None:
     parts = [{"x": rows, "y": np.sin(rows.sum(axis=1))} for rows in np.split(x, 12)]
     weights = [rng.standard_normal((6, 16)) / 3, rng.standard_normal(16) / 4]
     for step in range(6):  # all on the same workers, which stay
-        unlucky_tasks = rng.permutation(12)[:2]
-        faults = {
-            int(unlucky_tasks[0]): Fault("sleep", seconds=30),
-            int(unlucky_tasks[1]): Fault("raise", attempts=9),
-        }
+        sleeping_task, failing_task = rng.permutation(12)[:2].tolist()
+        faults = {sleeping_task: Fault("sleep", seconds=30), failing_task: Fault("raise", attempts=9)}
         total = polarmap.coded_sum(
             make_loss_and_gradient(weights), parts, tolerate=2, executor=FaultyExecutor(None, faults)
         )

@@ -31,24 +31,18 @@ def main() -> None:
         polarmap.coded_map(np.negative, fields, blocks=12, executor=pool)  # workers are there now
         executor = FaultyExecutor(pool, {task: Fault("sleep", seconds=60) for task in (3, 8)})
         started_at = time.perf_counter()
-        uploads_afterwards = [
-            *map(upload_block, polarmap.coded_map(smooth, fields, blocks=12, executor=executor))
-        ]
+        late_uploads = [*map(upload_block, polarmap.coded_map(smooth, fields, blocks=12, executor=executor))]
         seconds = time.perf_counter() - started_at
 
         started_at = time.perf_counter()
         future = polarmap.submit(polarmap.coded_map, smooth, fields, blocks=12, executor=executor)
-        block_indices = {block: block_index for block_index, block in enumerate(future.blocks)}
-        early_uploads = {
-            block_indices[block]: upload_block(block.result()) for block in as_completed(future.blocks)
-        }
-        seconds_gained = seconds - (time.perf_counter() - started_at)
+        indices = {block: index for index, block in enumerate(future.blocks)}
+        uploads = {indices[block]: upload_block(block.result()) for block in as_completed(future.blocks)}
+        gain = seconds - (time.perf_counter() - started_at)
 
-    assert np.allclose([early_uploads[block_index] for block_index in range(12)], uploads_afterwards)
+    assert np.allclose([uploads[index] for index in range(12)], late_uploads)
     print(f"two of 16 workers asleep; decoded: {future.report.recovered}")
-    print(
-        f"all blocks, then the work on them: {seconds:.2f} s; on each as it comes: {seconds_gained:.2f} s less"
-    )
+    print(f"all blocks, then the work on them: {seconds:.2f} s; on each as it comes: {gain:.2f} s less")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,8 @@ def main() -> None:
         Path(folder, "key").write_text(secrets.token_hex(32))
         store = Path(folder, "store")
         coded_array = polarmap.encode(salaries, blocks=12, tasks=16, name="salaries", storage=store, key=key)
-        stored_bytes = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
-        print(
-            f"{len(stored_bytes):,} bytes stored; a salary is among them: {salaries[0, 0].tobytes() in stored_bytes}"
-        )
+        data = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+        print(f"{len(data):,} bytes stored; a salary is among them: {salaries[0, 0].tobytes() in data}")
 
         first_path, second_path = (store / coded_array.block_segments(block)[0].key for block in (3, 7))
         first_bytes, second_bytes = first_path.read_bytes(), second_path.read_bytes()

@@ -27,9 +27,8 @@ print(f"{n_iterations} iterations, {operator.n_products} products; the last one:
 print(operator.report)
 
 numpy_solution = np.linalg.lstsq(A, b)[0]
-print(
-    f"off numpy's solution by {np.linalg.norm(x - numpy_solution) / np.linalg.norm(numpy_solution):.0e} (relative)"
-)
+error = np.linalg.norm(x - numpy_solution) / np.linalg.norm(numpy_solution)
+print(f"off numpy's solution by {error:.0e} (relative)")
 assert np.allclose(x, numpy_solution)
 
 # %% [markdown]

@@ -14,53 +14,35 @@ from polarmap.testing import Fault, FaultyExecutor
 def overlap_fractions(source_edges, target_edges):
     """What part of each target interval lies in each source interval, both given by their edges."""
     lower_edges = np.maximum(target_edges[:-1, None], source_edges[None, :-1])
-    return (
-        np.maximum(np.minimum(target_edges[1:, None], source_edges[None, 1:]) - lower_edges, 0)
-        / np.diff(target_edges)[:, None]
-    )
+    lengths = np.maximum(np.minimum(target_edges[1:, None], source_edges[None, 1:]) - lower_edges, 0)
+    return lengths / np.diff(target_edges)[:, None]
 
 
 def main(n_days: int = 120) -> None:
     south, west = np.linspace(-90, 90, 91), np.linspace(0, 360, 145)  # edges of the source cells
-    target_south, target_west = np.linspace(-90, 90, 61), np.linspace(0, 360, 91)
-    sine_edges = [
-        np.sin(np.radians(edges)) for edges in (south, target_south)
-    ]  # areas are proportional to these
-    by_lat, by_lon = overlap_fractions(*sine_edges), overlap_fractions(west, target_west)
+    new_south, new_west = np.linspace(-90, 90, 61), np.linspace(0, 360, 91)
+    sine_edges = [np.sin(np.radians(edges)) for edges in (south, new_south)]  # areas in proportion
+    by_lat, by_lon = overlap_fractions(*sine_edges), overlap_fractions(west, new_west)
     lat, lon = (south[1:] + south[:-1]) / 2, (west[1:] + west[:-1]) / 2
-    target_centers = {
-        "lat": (target_south[1:] + target_south[:-1]) / 2,
-        "lon": (target_west[1:] + target_west[:-1]) / 2,
-    }
 
     wave = np.cos(np.radians(lon + 9 * np.arange(n_days)[:, None, None])) * np.cos(np.radians(lat))[:, None]
     rain = xr.DataArray(3 + 2 * wave, {"day": range(n_days), "lat": lat, "lon": lon}, attrs={"units": "mm"})
-    faulty_executor = FaultyExecutor(None, {2: Fault("kill"), 7: Fault("kill")})
-    options = {
-        "dim": ("lat", "lon"),
-        "output_dims": target_centers,
-        "executor": faulty_executor,
-        "retries": 0,
-    }
+    executor = FaultyExecutor(None, {2: Fault("kill"), 7: Fault("kill")})
+    new_centers = {"lat": (new_south[1:] + new_south[:-1]) / 2, "lon": (new_west[1:] + new_west[:-1]) / 2}
+    options = {"dim": ("lat", "lon"), "output_dims": new_centers, "executor": executor, "retries": 0}
 
     def regrid(fields):
         return by_lat @ fields @ by_lon.T
 
     coarse, report = polarmap.xr.apply(regrid, rain, return_report=True, **options)
     print(f"{dict(coarse.sizes)} in {coarse.units}\n{report}")
-    areas, target_areas = np.diff(sine_edges[0]), np.diff(sine_edges[1])
-    mean_before, mean_after = (
-        (areas @ rain.mean("lon").values.T) / 2,
-        (target_areas @ coarse.mean("lon").values.T) / 2,
-    )
-    max_difference = abs(coarse.values - regrid(rain.values)).max()
-    print(
-        f"off numpy's product by {max_difference:.1e}, global means by {abs(mean_after / mean_before - 1).max():.1e}"
-    )
-    assert max_difference < 1e-12 and np.allclose(mean_before, mean_after, rtol=1e-12, atol=0)
-    ocean = rain.where(lat[:, None] < 60)  # no data north of 60 degrees
-    masked_result = polarmap.xr.apply(regrid, ocean, skipna=True, **options)
-    assert (masked_result.isnull() == (coarse.lat > 60)).all()
+    areas, new_areas = map(np.diff, sine_edges)
+    before, after = (areas @ rain.mean("lon").values.T) / 2, (new_areas @ coarse.mean("lon").values.T) / 2
+    error = abs(coarse.values - regrid(rain.values)).max()
+    print(f"off numpy's product by {error:.1e}, global means by {abs(after / before - 1).max():.1e}")
+    assert error < 1e-12 and np.allclose(before, after, rtol=1e-12, atol=0)
+    masked = polarmap.xr.apply(regrid, rain.where(lat[:, None] < 60), skipna=True, **options)  # no data north
+    assert (masked.isnull() == (coarse.lat > 60)).all()
 
 
 if __name__ == "__main__":

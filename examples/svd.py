@@ -31,9 +31,8 @@ with CodedOperator(A, blocks=12, tasks=16, executor=FaultyExecutor(None, faults)
 
 # %%
 exact_values = np.linalg.svd(A, compute_uv=False)
-print(
-    f"largest difference: {np.abs(singular_values - exact_values[:5]).max() / exact_values[0]:.0e} of the largest value"
-)
+error = np.abs(singular_values - exact_values[:5]).max() / exact_values[0]
+print(f"largest difference: {error:.0e} of the largest value")
 assert np.allclose(singular_values, exact_values[:5])
 
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")

@@ -101,8 +101,9 @@ def put_rows(store, A, rows=1, head=b""):
 def copied(coded):
     """Data parts that lie below the array's own folder."""
     own = array_prefix(coded.name)
-    segments = [segment for index in range(coded.k) for segment in coded.block_segments(index)]
-    return [segment for segment in segments if segment.key.startswith(own)]
+    return [
+        part for index in range(coded.k) for part in coded.block_segments(index) if part.key.startswith(own)
+    ]
 
 
 def zarr_data(coded):

@@ -117,7 +117,7 @@ def arrivals(code: PolarCode, count: int, stream: np.random.Generator, exact: bo
 
 def states(report: Any) -> Mapping[str, list[int]]:
     """The tasks in every state that occurs."""
-    found = {state: report.indices(state) for state in STATES}
+    found = {state: report.tasks_in_state(state) for state in STATES}
     return {state: indices for state, indices in found.items() if indices}
 
 

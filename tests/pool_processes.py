@@ -1,4 +1,4 @@
-"""Maps on workers that stay, and the processes and files of their driver as the machine sees them."""
+"""Maps on persistent workers, and the processes and files of their driver as the machine sees them."""
 
 from __future__ import annotations
 

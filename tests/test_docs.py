@@ -164,7 +164,7 @@ def test_blocks_that_start_a_cluster_run(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, f"{page.name} (same line numbers): {done.stderr}"
     assert wrong_outputs(page, done.stdout) == []
-    assert done.stdout.count("kept workers on") == 1
+    assert done.stdout.count("persistent workers on") == 1
 
 
 @pytest.mark.parametrize(

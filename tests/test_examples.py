@@ -54,8 +54,8 @@ def cnn() -> Iterator[dict[str, ModuleType]]:
 @pytest.fixture(scope="module")
 def trained(cnn: dict[str, ModuleType]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Kernels after a short training, and images that they have not seen with what these show."""
-    images, labels = cnn["images"].draw(1000, seed=1)
-    return cnn["training"].trained(images[:900], labels[:900]), images[900:], labels[900:]
+    images, labels = cnn["images"].draw_images(1000, seed=1)
+    return cnn["training"].train_network(images[:900], labels[:900]), images[900:], labels[900:]
 
 
 def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image: np.ndarray, x: Any) -> Any:
@@ -65,7 +65,7 @@ def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image
     weights = np.zeros((2, 1, 1, 5))
     weights[1, ..., [second, first]] = [[[1.0]], [[-1.0]]]
     _, slope = cnn["backpropagation"].backward(kernels, found, weights)
-    return cnn["backpropagation"].by_input(kernels[0], slope[1:], (1, *x.shape))[0]
+    return cnn["backpropagation"].input_gradient(kernels[0], slope[1:], (1, *x.shape))[0]
 
 
 def test_the_closest_point_of_a_linear_margin_is_that_of_a_solver(cnn: dict[str, ModuleType]) -> None:
@@ -76,7 +76,7 @@ def test_the_closest_point_of_a_linear_margin_is_that_of_a_solver(cnn: dict[str,
         value = float(slope @ (x - inside))
         if value + slope @ (image - x) > 0:
             slope, value = -slope, -value
-        found = cnn["least_change"].closest(image, x, value, slope)
+        found = cnn["minimal_change"].project_on_margin(image, x, value, slope)
         plane = {"type": "eq", "fun": lambda z, x=x, value=value, slope=slope: value + slope @ (z - x)}
         options = {"bounds": [(0, 1)] * 7, "constraints": plane, "method": "SLSQP", "tol": 1e-12}
         solver = minimize(lambda z, image=image: np.sum((z - image) ** 2), image, **options)
@@ -89,20 +89,20 @@ def test_the_attack_changes_the_class_and_little_else(
     kernels, images, labels = trained
     assert cnn["training"].accuracy(kernels, images, labels) > 0.6
     late = FaultyExecutor(ReplayExecutor({2: math.inf, 11: 3600.0}), {7: Fault("kill", attempts=9)})
-    least_change = cnn["least_change"].least_change
+    find_minimal_change = cnn["minimal_change"].find_minimal_change
     image = images[0]
-    margin = cnn["margin"].margin_of(kernels, image)
+    margin = cnn["margin"].make_margin(kernels, image)
     gradient = CodedGradient(margin, scheme="forward", blocks=24, tasks=32, executor=late)
-    changed = least_change(margin, gradient, image)
+    changed = find_minimal_change(margin, gradient, image)
     before, after = (cnn["network"].forward(kernels, x[None])[-1].argmax() for x in (image, changed))
     assert before != after
     assert changed.min() >= 0
     assert changed.max() <= 1
-    exact = least_change(margin, lambda x: margin_gradient(cnn, kernels, image, x), image)
+    exact = find_minimal_change(margin, lambda x: margin_gradient(cnn, kernels, image, x), image)
     np.testing.assert_allclose(changed, exact, atol=1e-5)
     assert np.linalg.norm(changed - image) < 0.1 * np.linalg.norm(image)
 
 
 def test_an_image_whose_margin_does_not_move_is_given_up(cnn: dict[str, ModuleType]) -> None:
     image = np.full((4, 4), 0.5)
-    assert cnn["least_change"].least_change(lambda x: np.float64(-1), np.ones_like, image) is None
+    assert cnn["minimal_change"].find_minimal_change(lambda x: np.float64(-1), np.ones_like, image) is None

@@ -10,7 +10,7 @@ import pytest
 
 from polarmap.optional import check_requirement, format_install_command, list_requirements, require_extra
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_requirements_are_those_of_the_package() -> None:

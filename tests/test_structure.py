@@ -1,4 +1,4 @@
-"""The house: which module may import which, and where the test of a module lies."""
+"""The architecture: which module may import which, what names may be, and where a module's tests are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import ast
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -17,9 +18,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# From the top down. A room is a folder of the package, or a file at its top; a module may import what
-# stands in its own room or on a floor below. Imports inside functions and for type checkers count.
-FLOORS = [
+# From the top down. A component is a subpackage of polarmap or a module at its top. A module may import from
+# its own component and from the layers below. Imports inside functions and for type checkers count.
+LAYERS = [
     ["__main__"],
     ["cli"],
     ["__init__"],
@@ -44,7 +45,7 @@ SHARED = {"dtypes", "errors", "lazy_names", "optional", "validation", "worker"}
 # Modules that import nothing else of the package: they travel, or are read on their own.
 OF_WORKERS = ("finite_differences", "segments", "processes", "environment", "blas_threads")
 STAND_ALONE = ["polarmap.errors", *[f"polarmap.worker.{name}" for name in OF_WORKERS]]
-# Rooms and modules in which nothing but the standard library is imported besides the package.
+# Components and modules that import only the standard library besides the package.
 WITHOUT_NUMPY = [
     *["polarmap.__main__", "polarmap.clouds.limits", "polarmap.clouds.prices", "polarmap.errors"],
     *[
@@ -55,7 +56,7 @@ WITHOUT_NUMPY = [
     ],
 ]
 CLI = ["polarmap.cli", *[f"polarmap.cli.{one.stem}" for one in (ROOT / "polarmap" / "cli").glob("[!_]*.py")]]
-# Import -> the only modules that may have it. Every library but numpy stands here.
+# Import -> the only modules that may contain it. Every library except numpy is listed here.
 ONLY_FROM = {
     "lithops": ["polarmap.executors.lithops_internals", "polarmap.cli.deploy"],
     "click": CLI,
@@ -164,8 +165,9 @@ def targets(node: ast.AST) -> Iterable[str]:
     return []
 
 
-def within(name: str, rooms: Iterable[str]) -> bool:
-    return any(name == room or name.startswith(room + ".") for room in rooms)
+def is_within(name: str, packages: Iterable[str]) -> bool:
+    """Return whether a module is one of these, or is inside one of these packages."""
+    return any(name == package or name.startswith(package + ".") for package in packages)
 
 
 def libraries(module: str) -> set[str]:
@@ -174,27 +176,32 @@ def libraries(module: str) -> set[str]:
     return {name for name in names if name != "polarmap" and name not in sys.stdlib_module_names}
 
 
-def room_of(module: str) -> str:
-    """The folder or the top file that a module belongs to."""
+def component_of(module: str) -> str:
+    """Return the subpackage, or the module at the top of the package, that a module belongs to."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def arrows() -> list[tuple[str, str]]:
-    """Importer and imported, of modules in different rooms."""
+def cross_imports() -> list[tuple[str, str]]:
+    """Return importer and imported module of each import between different components."""
     pairs = [(module, name) for module in modules() for name in sorted(imports(module) & modules().keys())]
-    return [(module, name) for module, name in pairs if room_of(module) != room_of(name)]
+    return [(module, name) for module, name in pairs if component_of(module) != component_of(name)]
 
 
-def test_every_room_stands_on_one_floor() -> None:
-    rooms = [room for floor in FLOORS for room in floor]
-    assert sorted(rooms) == sorted({room_of(module) for module in modules()})
+def test_every_component_is_in_one_layer() -> None:
+    components = [component for layer in LAYERS for component in layer]
+    assert sorted(components) == sorted({component_of(module) for module in modules()})
 
 
-def test_no_arrow_runs_back_up() -> None:
-    """Nor, then, is there a circle of rooms."""
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    assert [arrow for arrow in arrows() if floor[room_of(arrow[0])] >= floor[room_of(arrow[1])]] == []
+def test_no_layer_imports_from_one_above() -> None:
+    """Then there is no cycle of components, either."""
+    layer = {component: index for index, components in enumerate(LAYERS) for component in components}
+    upward = [
+        (importer, imported)
+        for importer, imported in cross_imports()
+        if layer[component_of(importer)] >= layer[component_of(imported)]
+    ]
+    assert upward == []
 
 
 def test_no_import_cycle() -> None:
@@ -207,29 +214,29 @@ def test_some_modules_stand_alone(module: str) -> None:
     assert imports(module) & modules().keys() == set()
 
 
-@pytest.mark.parametrize("room", WITHOUT_NUMPY)
-def test_some_rooms_need_python_only(room: str) -> None:
-    found = {module: libraries(module) for module in modules() if within(module, [room])}
+@pytest.mark.parametrize("package", WITHOUT_NUMPY)
+def test_some_packages_need_python_only(package: str) -> None:
+    found = {module: libraries(module) for module in modules() if is_within(module, [package])}
     assert found and not any(found.values())
 
 
-def test_every_library_has_its_homes() -> None:
+def test_every_library_has_its_importers_listed() -> None:
     assert {name for module in modules() for name in libraries(module)} - {"numpy"} <= ONLY_FROM.keys()
 
 
-def test_the_homes_are_there() -> None:
-    names = {name for homes in ONLY_FROM.values() for name in homes} | {*STAND_ALONE, *WITHOUT_NUMPY}
-    ours = {name for name in ONLY_FROM if within(name, ["polarmap"])}
-    assert {name for name in names | ours if name not in modules()} == set()
+def test_listed_modules_exist() -> None:
+    names = {name for importers in ONLY_FROM.values() for name in importers} | {*STAND_ALONE, *WITHOUT_NUMPY}
+    internal = {name for name in ONLY_FROM if is_within(name, ["polarmap"])}
+    assert {name for name in names | internal if name not in modules()} == set()
 
 
 @pytest.mark.parametrize("name", ONLY_FROM)
-def test_some_imports_have_few_homes(name: str) -> None:
-    importers = {module for module in modules() if any(within(one, [name]) for one in imports(module))}
+def test_some_modules_are_imported_by_few(name: str) -> None:
+    importers = {module for module in modules() if any(is_within(one, [name]) for one in imports(module))}
     assert importers <= set(ONLY_FROM[name])
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if within(name, ["polarmap.codes"])])
+@pytest.mark.parametrize("module", [name for name in modules() if is_within(name, ["polarmap.codes"])])
 def test_mathematics_has_no_clock_thread_or_io(module: str) -> None:
     used = {name.split(".")[0] for name in imports(module)} & CLOCKS_AND_IO
     assert used <= SPREADS_OVER_CORES.get(module, set())
@@ -240,11 +247,11 @@ def test_only_mathematics_runs_on_threads_that_a_program_waits_for_at_its_end(mo
     """A thread that waits for a storage or a socket, which may hang, must be a daemon."""
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    made = {"Thread": list[ast.Call](), "ThreadPoolExecutor": list[ast.Call]()}
+    created = {"Thread": list[ast.Call](), "ThreadPoolExecutor": list[ast.Call]()}
     for call in calls:
-        made.get(ast.unparse(call.func).rpartition(".")[2], []).append(call)
-    assert not made["ThreadPoolExecutor"] or module in SPREADS_OVER_CORES
-    for call in made["Thread"]:
+        created.get(ast.unparse(call.func).rpartition(".")[2], []).append(call)
+    assert not created["ThreadPoolExecutor"] or module in SPREADS_OVER_CORES
+    for call in created["Thread"]:
         assert "daemon=True" in {ast.unparse(one) for one in call.keywords}, ast.unparse(call)
 
 
@@ -256,7 +263,8 @@ STEPS = [
     "import polarmap; dir(polarmap)",
     "import numpy; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)",
     "from polarmap.executors import executor_specs as c\n"
-    "[one(object()) for one in (c.is_localhost, c.is_config_path, c.is_dask_client, c.is_ray, c.is_lithops_executor)]",
+    "checks = c.is_localhost, c.is_config_path, c.is_dask_client, c.is_ray, c.is_lithops_executor\n"
+    "[check(object()) for check in checks]",
     "import polarmap.glm",
     "import polarmap.convex, polarmap.convexnn",
 ]
@@ -265,23 +273,26 @@ STEPS = [
 @pytest.fixture(scope="module")
 def loaded() -> list[set[str]]:
     """The modules that a process of Python has loaded after each step."""
-    told = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))\n"
-    command = [sys.executable, "-c", told.join([*STEPS, ""])]
+    print_modules = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))\n"
+    command = [sys.executable, "-c", print_modules.join([*STEPS, ""])]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return [set(json.loads(line)) for line in run.stdout.splitlines()]
 
 
 def test_importing_polarmap_imports_nothing_else(loaded: list[set[str]]) -> None:
-    assert {name for name in loaded[0] if within(name, ["polarmap"])} == {"polarmap", "polarmap.lazy_names"}
+    assert {name for name in loaded[0] if is_within(name, ["polarmap"])} == {
+        "polarmap",
+        "polarmap.lazy_names",
+    }
     assert {"numpy", *HEAVY} & loaded[0] == set()
 
 
 def test_a_plain_map_imports_what_it_runs_on(loaded: list[set[str]]) -> None:
     assert HEAVY & loaded[1] == set()
-    ours = {name for name in loaded[1] if within(name, ["polarmap"])}
+    internal = {name for name in loaded[1] if is_within(name, ["polarmap"])}
     above = {"__init__", "blocks", "clouds", "codes", "executors", "maps", "report", "driver"}
-    assert {room_of(name) for name in ours} == {*above, *SHARED}
-    assert len(ours) <= 100
+    assert {component_of(name) for name in internal} == {*above, *SHARED}
+    assert len(internal) <= 100
 
 
 def test_asking_what_an_executor_is_imports_nothing(loaded: list[set[str]]) -> None:
@@ -356,7 +367,8 @@ def test_no_assert_has_a_side_effect() -> None:
 
 
 @pytest.mark.parametrize(
-    "condition", ["self.seed >= 0", "x.pop()", "(y := x)", "x[0]", "f(x)", "len(x.target_matrix)", "all(x)", "x + 1"]
+    "condition",
+    ["self.seed >= 0", "x.pop()", "(y := x)", "x[0]", "f(x)", "len(x.target_matrix)", "all(x)", "x + 1"],
 )
 def test_an_assert_with_a_call_or_a_property_is_found(condition: str) -> None:
     assert impure_asserts(f"assert {condition}") == [ast.unparse(ast.parse(condition).body[0].value)]  # type: ignore[attr-defined]
@@ -364,11 +376,100 @@ def test_an_assert_with_a_call_or_a_property_is_found(condition: str) -> None:
     assert impure_asserts(f"assert {pure}, {condition}") == []
 
 
+# --- names --------------------------------------------------------------------------------------
+
+# Words that only this project would use in names, and the usual words for them:
+PRIVATE_WORDS = {
+    "afresh": "again or new",
+    "alike": "equal, or same_x",
+    "anew": "again or new",
+    "beside": "parallel or alongside",
+    "door": "entry_point",
+    "fewest": "min_x",
+    "floor": "layer; of a number, min_x",
+    "gone": "lost, closed or unavailable",
+    "home": "driver",
+    "house": "package",
+    "kin": "related",
+    "least": "min_x",
+    "lies": "location or stored",
+    "lot": "batch",
+    "made": "created or built",
+    "meanwhile": "current or concurrent",
+    "most": "max_x",
+    "odd": "unexpected or inconsistent",
+    "ours": "own or internal",
+    "room": "package or capacity",
+    "said": "message or state",
+    "stay": "persistent or is_stored",
+    "stays": "persistent or is_stored",
+    "tell": "notify, report or describe",
+    "theirs": "other or external",
+    "those": "the plural of what they are",
+    "told": "notified, reported or described",
+    "unlike": "different",
+    "who": "source, caller or owner",
+    "whom": "target or receiver",
+    "withdraw": "cancel",
+}
+
+
+def words_of(name: str) -> list[str]:
+    """Split an identifier at underscores and before capitals.
+
+    "Least squares" is a term of the field.
+    """
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", re.sub(r"[Ll]east_?[Ss]quares", "", name))
+    return [part.lower() for part in parts]
+
+
+def defined_names(module: str) -> Iterator[tuple[int, str]]:
+    """Yield line and name of all classes, functions, parameters, variables and attributes of a module."""
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+
+
+@pytest.mark.parametrize("module", modules())
+def test_names_use_the_words_of_the_field(module: str) -> None:
+    found = [
+        f"line {line}: {name} contains {word!r}; say {PRIVATE_WORDS[word]}"
+        for line, name in defined_names(module)
+        for word in words_of(name)
+        if word in PRIVATE_WORDS
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_predicates_begin_with_is_has_or_can(module: str) -> None:
+    found = [f"line {line}: {name}" for line, name in defined_names(module) if words_of(name)[:1] == ["are"]]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("told_tasks", ["told", "tasks"]),
+        ("HTTPServer2", ["http", "server", "2"]),
+        ("NonNegativeLeastSquares", ["non", "negative"]),
+    ],
+)
+def test_names_are_split_into_words(name: str, words: list[str]) -> None:
+    assert words_of(name) == words
+
+
 # --- tests mirror the package ------------------------------------------------------------------
 
 
 def own_tests(module: str) -> Path:
-    """Where the tests of a module lie, below tests/; those of an __init__ are called like its folder."""
+    """Return the path of a module's tests below tests/; those of an __init__ are named after its folder."""
     *folders, name = modules()[module].relative_to(ROOT).with_suffix("").parts
     return Path(*folders[1:], f"test_{folders[-1] if name == '__init__' else name}.py")
 

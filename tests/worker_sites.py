@@ -1,4 +1,4 @@
-"""A place for workers that stay: threads of this process, which do what a test says."""
+"""A place for persistent workers: threads of this process, which do what a test says."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "heavy tail, Pareto(2.5)": Pareto(1.0, 2.5),
     "real trace of a training job": load_training_trace(),
 }
-OVERDECOMPOSITION_FACTORS = (4, 16)  # times as many blocks on workers that stay
+OVERDECOMPOSITION_FACTORS = (4, 16)  # times as many blocks on persistent workers
 TASK_OVERHEAD = 0.001  # seconds, of each of their tasks
 SLOWDOWNS = (1.0, 1.05, 1.1, 1.15, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the time of half, from which a task is late
 

@@ -72,7 +72,8 @@ def make_fastest_table(measurements: dict[Size, list[CodeMeasurement]], jobs: Jo
                     for of_polarmap in (False, True)
                 )
                 row.append(
-                    f"{shorten_scheme(fastest_rival[1])} {format_number(fastest_rival[0])}<br>**{shorten_scheme(fastest_polarmap[1])}** {format_number(fastest_polarmap[0])}"
+                    f"{shorten_scheme(fastest_rival[1])} {format_number(fastest_rival[0])}<br>"
+                    f"**{shorten_scheme(fastest_polarmap[1])}** {format_number(fastest_polarmap[0])}"
                 )
             rows.append(row)
     return markdown_table(["blocks", *distributions], rows)
@@ -159,7 +160,7 @@ def make_total_rows(
     """Encode, transfer and decode under the first distribution, the mean of all under each."""
     by_name, rows = {code.name: code for code in measurements}, []
     for schemes in zip(*(jobs.values() for jobs in tables)):
-        if schemes[0].pieces > 1:
+        if schemes[0].tasks_per_worker > 1:
             continue
         coding_seconds = [estimate_coding_seconds(job, by_name, block_bytes) for job in schemes]
         means = [

@@ -60,7 +60,7 @@ class PolarmapPlan:
     def __init__(self, code: Any, arrived_indices: Array, modular: bool) -> None:
         arrived_mask = np.zeros(code.n, bool)
         arrived_mask[arrived_indices] = True
-        self._decoder = decoder = code.recovery(arrived_mask, modular)
+        self._decoder = decoder = code.make_decoder(arrived_mask, modular)
         self._k = code.k
         if isinstance(decoder, InactivationDecoder):
             self.operations = float(
@@ -76,15 +76,15 @@ class PolarmapPlan:
                 decoder.arrived_parity_indices
             )
         else:
-            self.operations = 2.0 * len(decoder.missing) * len(decoder.arrived)
+            self.operations = 2.0 * len(decoder.missing_indices) * len(decoder.arrived_indices)
             if not decoder.modular:
                 _ = decoder.weights
 
     def decode(self, blocks: Array) -> Array:
         decoder = self._decoder
         data = blocks[: self._k].copy()
-        received = {index: blocks[index] for index in decoder.arrived.tolist()}
-        data[decoder.missing] = decoder.decode(received, blocks.dtype)
+        received = {index: blocks[index] for index in decoder.arrived_indices.tolist()}
+        data[decoder.missing_indices] = decoder.decode(received, blocks.dtype)
         return data
 
 

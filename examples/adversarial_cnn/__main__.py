@@ -7,19 +7,19 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from images import SHAPES, draw
-from least_change import least_change
-from margin import margin_of
+from images import SHAPES, draw_images
+from margin import make_margin
+from minimal_change import find_minimal_change
 from network import forward
-from training import accuracy, trained
+from training import accuracy, train_network
 
 from polarmap import CodedGradient
 from polarmap.testing import Fault, FaultyExecutor
 
 
 def main(n_images: int = 4, figure_path: str = "") -> None:
-    images, labels = draw(2200, seed=0)
-    kernels = trained(images[:2000], labels[:2000])
+    images, labels = draw_images(2200, seed=0)
+    kernels = train_network(images[:2000], labels[:2000])
     test_accuracy = accuracy(kernels, images[2000:], labels[2000:])
     print(f"a convolutional network that is right on {test_accuracy:.0%} of the images it has not seen")
     # Of 32 workers, 24 would do. In every gradient task 2 sleeps, the worker of task 7 dies, task 11 fails.
@@ -27,24 +27,22 @@ def main(n_images: int = 4, figure_path: str = "") -> None:
     unlucky_executor = FaultyExecutor(None, faults)
     changes = []
     for image in images[2000 : 2000 + n_images]:
-        margin = margin_of(kernels, image)
+        margin = make_margin(kernels, image)
         gradient = CodedGradient(margin, scheme="forward", blocks=24, tasks=32, executor=unlucky_executor)
-        changed_image = least_change(margin, gradient, image)
+        changed_image = find_minimal_change(margin, gradient, image)
         if changed_image is None:
             print("an image that keeps its class")
             continue
-        class_before, class_after = (
-            forward(kernels, np.array([image, changed_image]))[-1].reshape(2, -1).argmax(axis=1)
-        )
-        changes.append((image, changed_image, f"{SHAPES[class_before]} → {SHAPES[class_after]}"))
+        before, after = forward(kernels, np.array([image, changed_image]))[-1].reshape(2, -1).argmax(axis=1)
+        changes.append((image, changed_image, f"{SHAPES[before]} → {SHAPES[after]}"))
         relative_change = np.linalg.norm(changed_image - image) / np.linalg.norm(image)
         print(f"{changes[-1][2]}: changed by {relative_change:.1%},", end=" ")
         print(f"{gradient.calls} gradients, {gradient.evaluations_started:,} evaluations started,", end=" ")
         print(f"{len(gradient.report.recovered)} blocks decoded in the last")
     if figure_path:
-        from picture import save
+        from picture import save_figure
 
-        save(changes, figure_path)
+        save_figure(changes, figure_path)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from network import Arrays, entering, windows
+from network import Arrays, layer_input, strided_windows
 
 
 def backward(
@@ -12,13 +12,12 @@ def backward(
     """The gradients by kernels, and by what the first layer makes, of what has these slopes by the scores."""
     gradients: Arrays = []
     for layer in reversed(range(len(kernels))):
-        layer_input = entering(layer_outputs[: layer + 1])
-        gradients.insert(0, np.tensordot(windows(layer_input), output_gradient, (range(3), range(3))))
+        features = layer_input(layer_outputs[: layer + 1])
+        gradients.insert(0, np.tensordot(strided_windows(features), output_gradient, (range(3), range(3))))
         if layer:
             sigmoid = 1 / (1 + np.exp(-layer_outputs[layer]))
-            output_gradient = input_gradient(kernels[layer], output_gradient, layer_input.shape) * (
-                sigmoid + layer_input * (1 - sigmoid)
-            )
+            output_gradient = input_gradient(kernels[layer], output_gradient, features.shape)
+            output_gradient *= sigmoid + features * (1 - sigmoid)
     return gradients, output_gradient
 
 
@@ -26,10 +25,8 @@ def input_gradient(
     kernel: np.ndarray, output_gradient: np.ndarray, input_shape: tuple[int, ...]
 ) -> np.ndarray:
     """The slope by what enters a layer, of this shape, from that by what it makes."""
-    spread, gradient = (
-        np.tensordot(output_gradient, kernel, (3, 3)),
-        np.zeros(input_shape, output_gradient.dtype),
-    )
+    spread = np.tensordot(output_gradient, kernel, (3, 3))
+    gradient = np.zeros(input_shape, output_gradient.dtype)
     for i, j in np.ndindex(5, 5):
         strided_view = gradient[:, i:, j:][:, ::2, ::2][
             :, : output_gradient.shape[1], : output_gradient.shape[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from backpropagation import backward
-from network import Arrays, forward, shapes
+from network import Arrays, forward, kernel_shapes
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
@@ -16,7 +16,7 @@ def train_network(images: np.ndarray, labels: np.ndarray, n_epochs: int = 8, see
     images, targets = images.astype("f"), np.eye(labels.max() + 1)[labels]
     kernels = [
         rng.standard_normal(shape, "f") * np.float32((2 / np.prod(shape[:3])) ** 0.5)
-        for shape in shapes(targets.shape[1])
+        for shape in kernel_shapes(targets.shape[1])
     ]
     means, mean_squares = [0 * kernel for kernel in kernels], [0 * kernel for kernel in kernels]
     order = np.concatenate([rng.permutation(len(images)) for _ in range(n_epochs)])

@@ -79,8 +79,8 @@ class CodeOptions(NamedTuple):
                 raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
         elif not (isinstance(code, SecretSharing) or is_choice(code, CODE_NAMES)):
             raise CodeError(
-                "code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), "
-                f"not {code!r}"
+                "code must be 'auto', 'rotation', 'arikan', SecretSharing() or a code such as "
+                f"PolarCode(n, k), not {code!r}"
             )
         elif degree > 1 and code != "auto":
             code_text = f"the {code} kernel" if isinstance(code, str) else repr(code)

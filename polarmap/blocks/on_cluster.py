@@ -131,7 +131,7 @@ class ClusterCodedBlocks(CodedData):
         return self.data_blocks.cluster.fetch_values([self.cluster_reference(task)])
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """What workers that stay ask the engine for."""
+        """What persistent workers ask the engine for."""
         is_data, layout = task < self._n_data_blocks, self.block_layout(task)
         self.cluster_reference(task)  # so that it is there
         with self._lock:

@@ -1,5 +1,4 @@
-"""The command line: `polarmap doctor`, `demo`, `plan_command` and the others. The only package that imports
-click.
+"""The command line: `polarmap doctor`, `demo`, `plan` and the others. The only package that imports click.
 
 Exit codes: 0 done; 1 a problem was found, polarmap refused, or whoever read the output has gone; 2 the
 command line is wrong; 130 interrupted (Ctrl-C).

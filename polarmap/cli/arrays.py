@@ -1,6 +1,4 @@
-"""`polarmap encode`, `list`, `check_command`, `repair_command` and `delete_command`: coded arrays in
-storage.
-"""
+"""`polarmap encode`, `list`, `check`, `repair` and `delete`: coded arrays in storage."""
 
 from __future__ import annotations
 

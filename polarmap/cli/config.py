@@ -1,4 +1,4 @@
-"""`polarmap config_group`: the configuration and worker runtime of each backend, as shipped with the
+"""`polarmap config`: the configuration and worker runtime of each backend, as shipped with the
 package.
 """
 

@@ -1,4 +1,4 @@
-"""`polarmap demo_command`: a matrix times a vector on workers of which some sleep and one dies."""
+"""`polarmap demo`: a matrix times a vector on workers of which some sleep and one dies."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def deploy_command(name: str, config: Path | None) -> CommandResult:
     """Build the worker runtime of backend NAME, and deploy it.
 
     With the versions that are installed here. CONFIG is your copy of
-    `polarmap config show_command TELEMETRY_NAME`, filled in. Deploy again after each update of numpy or
+    `polarmap config show NAME`, filled in. Deploy again after each update of numpy or
     polarmap, and for each runtime_memory.
     """
     config_path = _resolve_config_path(name, config)

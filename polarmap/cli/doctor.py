@@ -1,4 +1,4 @@
-"""`polarmap doctor_command`: what is installed, configured and reachable, and coded maps to prove it."""
+"""`polarmap doctor`: what is installed, configured and reachable, and coded maps to prove it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Check(NamedTuple):
 def doctor_command(config: Path | None, timeout: float) -> CommandResult:
     """Check the installation, a configuration, and small coded maps.
 
-    The last check says how long a map takes on workers that stay.
+    The last check says how long a map takes on persistent workers.
     """
     checks = [
         *_check_installation(),
@@ -196,7 +196,7 @@ def _run_live_checks(config: Path | None, timeout: float) -> Iterator[Check]:
             return
     for check_name, run_check in (
         ("coded map", _check_coded_map),
-        ("kept workers", _check_persistent_workers),
+        ("persistent workers", _check_persistent_workers),
     ):
         try:
             check = run_check(config, timeout)
@@ -216,7 +216,7 @@ def _check_storage(config: Path) -> Check:
         function_executor = open_function_executor(config)
     except ExecutorError as error:
         return Check("Lithops", "bad", format_error_message(error), "are you logged in there?")
-    key, data = f"polarmap/{uuid.uuid4().hex}/compute_probe", os.urandom(1024)
+    key, data = f"polarmap/{uuid.uuid4().hex}/probe", os.urandom(1024)
     try:
         store = ObjectStore(open_lithops_storage(function_executor))
         started_at = time.monotonic()
@@ -249,7 +249,7 @@ def _check_coded_map(executor: Any, timeout: float) -> Check:
 
 
 def _check_persistent_workers(config: Path | None, timeout: float) -> Check:
-    """Check how long maps take on workers that stay: the first one, and those after it."""
+    """Check how long maps take on persistent workers: the first one, and those after it."""
     durations = []
     with Pool(config) as pool:
         for _ in range(1 + N_LATER_MAPS):
@@ -277,11 +277,11 @@ def _judge_latency(pool_name: str, is_local: bool, first_seconds: float, later_s
     """Judge the seconds of a first map, which starts the workers, and of later ones, which find them.
 
     >>> print(_judge_latency("processes here", True, 0.4, 0.002))
-    ok    kept workers: processes here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
+    ok    persistent workers: processes here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
     """
     detail = f"{pool_name}: the first map, which starts them, takes {first_seconds:.2f} s, later ones {1e3 * later_seconds:.1f} ms"
     if later_seconds <= SLOW_LATER_MAP_SECONDS and (first_seconds <= SLOW_FIRST_MAP_SECONDS or not is_local):
-        return Check("kept workers", "ok", detail)
+        return Check("persistent workers", "ok", detail)
     load_average, n_cores = os.getloadavg()[0], count_available_cores()
     if load_average > n_cores:
         advice = f"{load_average:.1f} processes want the {n_cores} cores of this machine: try again when it is free"
@@ -291,4 +291,4 @@ def _judge_latency(pool_name: str, is_local: bool, first_seconds: float, later_s
         advice = "try executor=ThreadPoolExecutor(...), which starts no process, and please report this"
     else:
         advice = "their start is mostly imports, from a slow disk it seems: let them stay, Pool(idle=600)"
-    return Check("kept workers", "note", detail, advice)
+    return Check("persistent workers", "note", detail, advice)

@@ -1,4 +1,4 @@
-"""`polarmap plan_command` and `polarmap simulate_command`: how many workers, and what to expect of them."""
+"""`polarmap plan` and `polarmap simulate`: how many workers, and what to expect of them."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ RUN_TIME_OPTIONS = (
     ),
     click.option(
         "--distribution",
-        "named",
+        "distribution_spec",
         metavar="NAME:A,B",
         help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
     ),
     click.option(
         "--stragglers",
-        "slow",
+        "straggler_parameters",
         type=(PROBABILITY, float),
         metavar="SHARE FACTOR",
         help="Some tasks take longer.",
     ),
     click.option(
         "--cold-starts",
-        "cold",
+        "cold_start_parameters",
         type=(PROBABILITY, float),
         metavar="SHARE SECONDS",
         help="Some tasks wait first.",
@@ -94,7 +94,7 @@ def add_run_time_options(command_function: Callable[..., CommandResult]) -> Call
         if cold_start_parameters is not None:
             run_times = with_cold_starts(run_times, *cold_start_parameters)
         return command_function(
-            runtimes=run_times if failing is None else FailureProne(run_times, failing), **other_options
+            run_times=run_times if failing is None else FailureProne(run_times, failing), **other_options
         )
 
     for option in reversed(RUN_TIME_OPTIONS):
@@ -190,7 +190,7 @@ def _parse_floats(tokens: list[str]) -> list[float] | None:
 )
 @click.option(
     "--plot",
-    "picture",
+    "figure_path",
     metavar="FILE",
     type=OUTPUT_FILE,
     help="Draw the frontier, what waiting less costs, to FILE (.png, .svg, .pdf).",
@@ -203,13 +203,13 @@ def _parse_floats(tokens: list[str]) -> list[float] | None:
 def plan_command(config: Path | None, figure_path: Path | None, **options: Any) -> CommandResult:
     """Recommend how many workers to start for k blocks."""
     worker_spec = None if config is None else _read_worker_spec(config)
-    k, run_times, objective = (options.pop(name) for name in ("k", "runtimes", "objective"))
+    k, run_times, objective = (options.pop(name) for name in ("k", "run_times", "objective"))
     chosen_plan = plan_workers(k, run_times, objective, worker_spec=worker_spec, **options)
     if figure_path is not None:
         chosen_plan.plot(figure_path)
     plan_fields = {
         **to_json_value(replace(chosen_plan, run_times=None)),
-        "runtimes": repr(chosen_plan.run_times),
+        "run_times": repr(chosen_plan.run_times),
     }
     data = {"plan": plan_fields, "cost": chosen_plan.cost, "uncoded_cost": chosen_plan.uncoded_cost}
     return CommandResult(data, str(chosen_plan))

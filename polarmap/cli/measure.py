@@ -1,5 +1,5 @@
-"""`polarmap measure_command`: how long tasks take on an executor, for `polarmap plan` and
-`polarmap simulate_command`.
+"""`polarmap measure`: how long tasks take on an executor, for `polarmap plan` and
+`polarmap simulate`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from polarmap.planning.measurement import measure as measure_run_times
 )
 @click.option(
     "--plot",
-    "picture",
+    "figure_path",
     metavar="FILE",
     type=OUTPUT_FILE,
     help="Draw how the times of the second map spread to FILE (.png, .svg, .pdf).",

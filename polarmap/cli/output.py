@@ -39,7 +39,7 @@ class CommandResult(NamedTuple):
 
 
 def result_command(command_name: str) -> Callable[[Callable[..., CommandResult]], click.Command]:
-    """Make a click command of a function that gives an Answer; adds --json.
+    """Make a click command of a function that gives a CommandResult; adds --json.
 
     What the function raises on purpose becomes one line on standard error, and with --json also
     {"error": ...}. Whatever else it prints goes to standard error.

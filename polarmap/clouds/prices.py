@@ -165,7 +165,7 @@ def estimate_map_cost(
 
 
 class PersistentUsage(NamedTuple):
-    """What workers that stay have been paid for since the map before, idle or not.
+    """What persistent workers have been paid for since the map before, idle or not.
 
     worker_seconds : that all of them have run.
     n_started : of them since then.
@@ -179,7 +179,7 @@ class PersistentUsage(NamedTuple):
 
 
 def estimate_persistent_cost(worker_spec: WorkerSpec, usage: PersistentUsage) -> Cost | None:
-    """What workers that stay cost from one map to the end of the next; None if no price is known.
+    """What persistent workers cost from one map to the end of the next; None if no price is known.
 
     >>> lambda_ = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
     >>> print(estimate_persistent_cost(lambda_, PersistentUsage(worker_seconds=32 * 60.0, n_started=0)))  # a minute of 32 that wait

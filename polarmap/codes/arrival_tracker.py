@@ -41,7 +41,7 @@ class ArrivalTracker:
 
     def __init__(self, code: LinearCode, *, modular: bool = False, max_amplification: float = inf) -> None:
         if not is_real_number(max_amplification) or not isinstance(code, LinearCode):
-            raise CodeError(f"a Decoder takes a code and a number, not {code!r} and {max_amplification!r}")
+            raise CodeError(f"an ArrivalTracker takes a code and a number, not {code!r} and {max_amplification!r}")
         self.code, self.modular, self.max_amplification = code, modular, max_amplification
         self.arrived_mask = np.zeros(code.n, dtype=bool)
         self.n_arrived = 0

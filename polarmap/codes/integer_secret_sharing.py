@@ -1,4 +1,4 @@
-"""MaskedIntegerCode: integers under uniform noise modulo 2^64, of which few workers learn nothing at all.
+"""IntegerSecretSharingCode: integers under uniform noise modulo 2^64, of which few workers learn nothing at all.
 
     G = [D, N] for the unknowns u of (data, noise),   T = [I, 0],   coded blocks = G u  modulo 2^64
 
@@ -69,7 +69,7 @@ class IntegerSecretSharingCode(LinearCode):
         n, k, n_colluders = (
             check_positive_int("n", n),
             check_positive_int("k", k),
-            check_positive_int("t", n_colluders),
+            check_positive_int("n_colluders", n_colluders),
         )
         if n > MAX_N:
             raise CodeError(f"a code of masked integers has at most {MAX_N} workers, not n = {n}")
@@ -83,7 +83,7 @@ class IntegerSecretSharingCode(LinearCode):
         self.name = f"masked against {self.n_colluders}, uniform noise"
 
     def __repr__(self) -> str:
-        return f"MaskedIntegerCode({self.n}, {self.k}, {self.n_colluders})"
+        return f"IntegerSecretSharingCode({self.n}, {self.k}, {self.n_colluders})"
 
     @property
     def n_noise_blocks(self) -> int:
@@ -124,7 +124,7 @@ class IntegerSecretSharingCode(LinearCode):
         """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""
         data_dtype = check_dtype(dtype, "the data")
         if not is_integer_dtype(data_dtype):
-            raise CodeError(f"{data_dtype} blocks cannot be masked modulo 2^64: use MaskedCode(n, k, t)")
+            raise CodeError(f"{data_dtype} blocks cannot be masked modulo 2^64: use SecretSharingCode(n, k, t)")
         return data_dtype if data_dtype.itemsize == 8 else np.dtype(np.int64)
 
     def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:

@@ -19,7 +19,7 @@ from polarmap.errors import CodeError
 
 FLOAT_RESULT_ERROR = (
     "integers are masked modulo 2^64, which results of floats do not undo: let f return integers, or mask "
-    "data.astype(float), of which colluders learn a little (see Masked)"
+    "data.astype(float), of which colluders learn a little (see SecretSharing)"
 )
 MAX_EXACT_FLOAT64 = 1 << 53  # up to here float64 holds every integer
 _LIMB_BITS = 16  # bits; products of limbs summed over up to 2^20 terms stay exact in float64

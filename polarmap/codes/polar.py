@@ -282,7 +282,7 @@ class PolarCode(SystematicCode):
         """
         checked_mask = _to_block_array(arrived_mask)
         if checked_mask.shape != (self.n,) or checked_mask.dtype != bool:
-            raise CodeError(f"arrived must be a boolean mask of length {self.n}")
+            raise CodeError(f"arrived_mask must be a boolean mask of length {self.n}")
         tracker = ArrivalTracker(self, modular=self.supports_integers if modular is None else modular)
         for block_index in np.flatnonzero(checked_mask):
             tracker.add(int(block_index))

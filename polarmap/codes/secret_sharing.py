@@ -1,4 +1,4 @@
-"""MaskedCode: coded blocks that are all mixtures with noise, so that few workers learn little.
+"""SecretSharingCode: coded blocks that are all mixtures with noise, so that few workers learn little.
 
     G = [D, N] for the unknowns f of (data, noise),   T = [I, 0],   coded blocks = G (data, noise)
 
@@ -68,7 +68,7 @@ class SecretSharing:
     def __post_init__(self) -> None:
         if not is_integer(self.n_colluders) or self.n_colluders < 1:
             raise CodeError(
-                "colluders must be 1 or more, the number of workers that may put together what they got, "
+                "n_colluders must be 1 or more, the number of workers that may put together what they got, "
                 f"not {self.n_colluders!r}"
             )
         if not is_positive_number(self.noise):
@@ -109,14 +109,14 @@ class SecretSharingCode(LinearCode):
 
     requirement = "linear or affine in its block"
     integer_error_template = (
-        "{dtype} blocks cannot be masked by real noise: use MaskedIntegerCode(n, k, t), or .astype(float)"
+        "{dtype} blocks cannot be masked by real noise: use IntegerSecretSharingCode(n, k, t), or .astype(float)"
     )
 
     def __init__(self, n: int, k: int, n_colluders: int, noise: float = 100.0) -> None:
         n, k, n_colluders = (
             check_positive_int("n", n),
             check_positive_int("k", k),
-            check_positive_int("t", n_colluders),
+            check_positive_int("n_colluders", n_colluders),
         )
         if n > MAX_N:
             raise CodeError(f"a masked code has at most {MAX_N} workers, not n = {n}")
@@ -133,7 +133,7 @@ class SecretSharingCode(LinearCode):
         self.name = f"masked against {self.n_colluders}, noise {self.noise:g}"
 
     def __repr__(self) -> str:
-        return f"MaskedCode({self.n}, {self.k}, {self.n_colluders}, noise={self.noise:g})"
+        return f"SecretSharingCode({self.n}, {self.k}, {self.n_colluders}, noise={self.noise:g})"
 
     @property
     def recovery_threshold(self) -> int:

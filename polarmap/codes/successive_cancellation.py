@@ -176,7 +176,7 @@ class InactivationDecoder(ImplicitSystematicDecoder):
             len(self._zero_input_indices) * N_RANDOM_CHECKS
         )
         check_coefficients[self._zero_input_indices] = uniforms.reshape(-1, N_RANDOM_CHECKS) < 0.5
-        combinations = self._apply_transform(check_coefficients, inverse=True, transposed=True)
+        combinations = self._apply_transform(check_coefficients, inverse=True, transpose=True)
         checks = np.ascontiguousarray(self._apply_adjoint(self.operation_batches, combinations).T)
         return checks[find_independent_rows(checks)[:MAX_MODULAR_CHECKS]].view(np.uint64)
 

@@ -29,7 +29,7 @@ class Uncoded(SystematicCode):
         self.name = "no code, backup tasks" if self.max_backups else "no code"
 
     def __repr__(self) -> str:
-        return f"Uncoded({self.k}, backups={self.max_backups})" if self.max_backups else f"Uncoded({self.k})"
+        return f"Uncoded({self.k}, max_backups={self.max_backups})" if self.max_backups else f"Uncoded({self.k})"
 
     @property
     def encoding_matrix(self) -> Array:

@@ -76,8 +76,8 @@ class AcceptancePolicy(Verifier):
             else f"had not ended after {collector.seconds_since_ready:.3g} s"
         )
         warn(
-            f"f could not be verified: no result beyond the {collector.n_needed} needed arrived, and on the driver "
-            f"it {local_outcome}"
+            f"f could not be verified: no result beyond the {collector.n_needed} needed arrived, and on the "
+            f"driver it {local_outcome}"
         )
         return "no"
 

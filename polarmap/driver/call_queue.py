@@ -336,7 +336,7 @@ class CallQueue(BatchPolicy, Collector):
             self.task_table.attempts_to_cancel.clear()
             if error is None:
                 return
-            claimed = self._remove_queued(lambda calls, item_indices: calls.begun(item_indices))
+            claimed = self._remove_queued(lambda calls, item_indices: calls.select_claimed(item_indices))
             failed = claimed or self._remove_queued(lambda calls, item_indices: item_indices)
         for calls, item_indices in failed:
             for item_index in calls.claim(item_indices):
@@ -409,7 +409,10 @@ class CallQueue(BatchPolicy, Collector):
             if record.n_counted_attempts > self._max_retries and record.last_failure is not None:
                 calls: Any
                 calls, [item_index] = self.batches[task_index]
-                message = f"a call was lost {record.n_attempts} times, with its worker: {record.last_failure.message}"
+                message = (
+                    f"a call was lost {record.n_attempts} times, with its worker: "
+                    f"{record.last_failure.message}"
+                )
                 self.discard_task(self.task_table, task_index)
                 self._mark_finished(calls, 1)
                 self._set_exception(calls, item_index, WorkerLostError(message))
@@ -433,8 +436,10 @@ class CallQueue(BatchPolicy, Collector):
 def get_function_key(f: Callable[..., Any]) -> Hashable:
     """What is the same for calls of one function: the code of what is written in Python.
 
-    >>> get_function_key(min) == get_function_key(max), get_function_key("a".join) == get_function_key("b".join)
-    (False, True)
+    >>> get_function_key(min) == get_function_key(max)
+    False
+    >>> get_function_key("a".join) == get_function_key("b".join)
+    True
     """
     unwrapped: Any = getattr(f, "func", f)  # of a partial
     code = getattr(getattr(unwrapped, "__func__", unwrapped), "__code__", None)
@@ -447,8 +452,10 @@ def get_function_key(f: Callable[..., Any]) -> Hashable:
 def _get_function_name(function_key: Hashable) -> str:
     """Return the name of a function of which `get_function_key` told.
 
-    >>> _get_function_name(get_function_key(_get_function_name)), _get_function_name(get_function_key(str.upper))
-    ('_name_of_function', 'str.upper')
+    >>> _get_function_name(get_function_key(_get_function_name))
+    '_get_function_name'
+    >>> _get_function_name(get_function_key(str.upper))
+    'str.upper'
     """
     name = (
         function_key[1]

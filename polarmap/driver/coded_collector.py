@@ -50,7 +50,7 @@ class CodedCollector(DecodingCollector):
 
     Attributes
     ----------
-    decoding_error : NotFiniteError, NotLinearError, CodeError or None
+    decoding_error : NonFiniteResultError, NotLinearError, CodeError or None
         Why nothing can be decoded from these results, so that every data task has to report.
     """
 
@@ -98,7 +98,8 @@ class CodedCollector(DecodingCollector):
         if self.is_ill_conditioned:
             warn(
                 "what arrived determines the other results, but no more accurately than to "
-                f"{self.acceptance.compute_error_bound():.2g} (relative), which is more than rtol: no further result came"
+                f"{self.acceptance.compute_error_bound():.2g} (relative), which is more than rtol: "
+                "no further result came"
             )
 
     def _verify_results(self) -> str | None:
@@ -152,7 +153,7 @@ class CodedCollector(DecodingCollector):
         """
         if self.decoding_error is not None:
             self.n_needed = self.tracker.n_arrived
-        must_check_parity = self.must_verify or ("checks" in vars(self) and self.acceptance.is_violated)
+        must_check_parity = self.must_verify or ("acceptance" in vars(self) and self.acceptance.is_violated)
         if must_check_parity and not isinstance(self.decoding_error, NonFiniteResultError):
             try:
                 if not self.acceptance.check_decodability():
@@ -414,7 +415,7 @@ class CodedCollector(DecodingCollector):
             "encode_seconds": self.coded_data.encode_seconds - self._earlier_encode_seconds,
             "decode_seconds": self.decode_seconds,
             "redundancy_wait_seconds": wait_seconds,
-            "residual": self.acceptance.max_residual if "checks" in vars(self) else None,
+            "residual": self.acceptance.max_residual if "acceptance" in vars(self) else None,
             "verified": str(self.verification),
             "unchecked": self._find_unchecked_results() if is_checked else (),
             "last_block": self._describe_padded_block_source(),
@@ -509,7 +510,10 @@ class CodedCollector(DecodingCollector):
         """Raise CodedTimeoutError, which tells what was missing."""
         reason = ""
         if self.awaited_task is not None and self.padding_analyzer is not None:
-            reason = f"; task {self.padding_analyzer.task_index} has to return, as {self.padding_analyzer.description}"
+            reason = (
+                f"; task {self.padding_analyzer.task_index} has to return, "
+                f"as {self.padding_analyzer.description}"
+            )
         elif not self.can_use_parity:
             reason = f"; results contain {NONFINITE_TEXT}"
         elif self.ready_at is not None:

@@ -95,7 +95,7 @@ class CodedFuture(MapFuture[R]):
 
     Attributes
     ----------
-    n_blocks : tuple of Future
+    blocks : tuple of Future
         Of the k results; each is done as soon as its own worker has returned it or it is decoded. What
         comes before the others is as its worker returned it, no check has seen it, and it is read-only:
         the others may still be decoded from it. Empty where results are not of blocks, or stay in storage.
@@ -384,8 +384,8 @@ class BackgroundMap(Observer, Generic[R]):
         )
         if rejected_blocks:
             warn(
-                f"what future.blocks told of blocks {sorted(rejected_blocks)} before the others turned out to be "
-                "garbage: the results of the future itself are decoded from others"
+                f"what future.blocks told of blocks {sorted(rejected_blocks)} before the others turned out "
+                "to be garbage: the results of the future itself are decoded from others"
             )
 
     @classmethod

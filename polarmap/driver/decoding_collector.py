@@ -69,7 +69,7 @@ class DecodingCollector(Collector):
     ----------
     results : dict from task to Outcome
         Of the most common structure and shape; others are failures of their tasks.
-    tracker : Decoder
+    tracker : ArrivalTracker
         From the first result on, which tells the dtypes.
     decodable_at, ready_at : float or None
         When the results first determined the rest, and as accurately as is asked for, in seconds after
@@ -80,7 +80,7 @@ class DecodingCollector(Collector):
         Whether they are taken although more would have to come for the accuracy asked for.
     verification : str or None
         How the results were verified, once they are accepted: they stay as they are then.
-    unpadded_result : Result or None
+    unpadded_result : TaskResult or None
         That of the block which rows of zeros fill up, evaluated without these, once its task returned it.
     decoded_results : list of lists of arrays
         The results of the k data tasks, flat; of the last time they were decoded, empty before.
@@ -293,7 +293,7 @@ class DecodingCollector(Collector):
         return max([dtype, *inexact_dtypes], key=machine_epsilon)
 
     def decode_results(self) -> list[list[Array]]:
-        """The results of all data tasks; NotFiniteError if NaN or inf got in the way.
+        """The results of all data tasks; NonFiniteResultError if NaN or inf got in the way.
 
         CodeError for Python integers that parity does not determine.
         """
@@ -375,8 +375,9 @@ class DecodingCollector(Collector):
                 self.coded_data.block_layout(block_index)[0][0] for block_index in (0, self._code.n - 1)
             )
             message += (
-                f": f of {np.dtype(parity_dtype)} blocks, which parity of {np.dtype(data_dtype)} is, has another kind of "
-                "result; convert the data, or what f combines it with, so that both have one"
+                f": f of {np.dtype(parity_dtype)} blocks, which parity of {np.dtype(data_dtype)} is, "
+                "has another kind of result; convert the data, or what f combines it with, so that both have "
+                "one"
             )
         self._reject_for_shape(task_index, message)
 
@@ -387,7 +388,7 @@ class DecodingCollector(Collector):
     def _rebuild_tracker(self) -> None:
         self.ready_at = self.decodable_at = None
         self.is_ill_conditioned = False
-        self.__dict__.pop("why_not_protected", None)
+        self.__dict__.pop("undecodable_reason", None)
         dtypes = self._any_result.leaf_dtypes
         for dtype in dtypes:
             _check_result_dtype(dtype)
@@ -421,7 +422,7 @@ class DecodingCollector(Collector):
             self.ready_at, self.n_needed = self.timer.elapsed_seconds, len(self.task_table.arrived)
 
     @property
-    def counted(self) -> Collection[int]:
+    def decodable_tasks(self) -> Collection[int]:
         """The tasks whose results can be decoded from.
 
         Not among them is a task of the short block that has returned the result of its own rows, but none of

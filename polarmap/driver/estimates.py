@@ -208,8 +208,8 @@ class EstimatingCollector(CodedCollector):
         estimate = _with_padded_block_error(self, estimate)
         if self.padding_analyzer is not None and isinf(estimate.errors[self.padding_analyzer.task_index]):
             warn(
-                f"{self.padding_analyzer.description}; its task has not returned in time, and rows of zeros change the "
-                f"result of f, so its estimate may be far off. {self.padding_analyzer.advice}"
+                f"{self.padding_analyzer.description}; its task has not returned in time, and rows of zeros "
+                f"change the result of f, so its estimate may be far off. {self.padding_analyzer.advice}"
             )
         if self.decoding_error is not None or self.acceptance.has_contradiction():
             missing_blocks = set(self.tracker.missing_indices.tolist())
@@ -219,8 +219,8 @@ class EstimatingCollector(CodedCollector):
             )
             estimate = estimate._replace(errors=errors, error_p90=max(errors))
             problem = self.decoding_error or (
-                f"the parity equations are off by {self.acceptance.max_residual:.2g} (relative): f is not linear, "
-                "or a worker returned garbage"
+                f"the parity equations are off by {self.acceptance.max_residual:.2g} (relative): f is not "
+                "linear, or a worker returned garbage"
             )
             warn(f"{problem}; what is decoded or estimated may be far off")
         self.decoded_results, self._accepted_estimate = estimate.block_leaves, estimate

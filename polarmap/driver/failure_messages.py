@@ -27,14 +27,21 @@ def timeout_message(
     """
     receiving_text = ""
     if n_receiving_workers:
-        receiving_text = f" ({n_receiving_workers} worker{'s were' if n_receiving_workers > 1 else ' was'} still receiving a block)"
+        workers_text = f"worker{'s were' if n_receiving_workers > 1 else ' was'}"
+        receiving_text = f" ({n_receiving_workers} {workers_text} still receiving a block)"
     pending_text = f"{_pending_text(task_table)}{receiving_text}"
-    return f"{_arrived_text(task_table, n_needed)} within {timeout_seconds:g} s, {pending_text}{reason}{_failures_text(task_table)}"
+    return (
+        f"{_arrived_text(task_table, n_needed)} within {timeout_seconds:g} s, "
+        f"{pending_text}{reason}{_failures_text(task_table)}"
+    )
 
 
 def nonfinite_message(task_table: TaskTable, n_needed: int, n_data_results: int) -> str:
     """NaN or inf keep what arrived from being decoded; results of so many data blocks did."""
-    return f"results contain {NONFINITE_TEXT}, and not all data tasks reported: {n_data_results} of {n_needed}{_failures_text(task_table)}"
+    return (
+        f"results contain {NONFINITE_TEXT}, and not all data tasks reported: "
+        f"{n_data_results} of {n_needed}{_failures_text(task_table)}"
+    )
 
 
 def too_few_message(task_table: TaskTable, n_needed: int) -> str:
@@ -42,9 +49,15 @@ def too_few_message(task_table: TaskTable, n_needed: int) -> str:
     n_arrived, n_pending = len(task_table.arrived), len(task_table.pending)
     if n_arrived + n_pending >= n_needed:
         pending_text = f", {_pending_text(task_table)}" if n_pending else ""
-        message = f"{_arrived_text(task_table, n_needed)}{pending_text}; they do not determine the rest, and no more can come"
+        message = (
+            f"{_arrived_text(task_table, n_needed)}{pending_text}; they do not determine the rest, "
+            "and no more can come"
+        )
     elif n_pending:
-        message = f"only {n_arrived + n_pending} of {n_needed} needed results can arrive: {n_arrived} did, {_pending_text(task_table)}"
+        message = (
+            f"only {n_arrived + n_pending} of {n_needed} needed results can arrive: "
+            f"{n_arrived} did, {_pending_text(task_table)}"
+        )
     else:
         message = f"{_arrived_text(task_table, n_needed)}, and no more can come"
     return message + _failures_text(task_table)

@@ -83,8 +83,8 @@ class LatenessRule:
         Examples
         --------
         >>> rule = LatenessRule(24)
-        >>> rule.late_after_seconds([1.0] * 12), rule.late_after_seconds([1.0] * 6), rule.late_after_seconds([])
-        (1.1, 6.0, 60.0)
+        >>> [rule.late_after_seconds([1.0] * n_returned) for n_returned in (12, 6, 0)]
+        [1.1, 6.0, 60.0]
         >>> round(rule.late_after_seconds([1.0] * 6 + [1.1] * 6), 4)  # 1.1 + 0.1 log2(6)
         1.3585
         """
@@ -138,8 +138,8 @@ class ParityRule:
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> rule = ParityRule(24, ShiftedExponential(1.0, 0.1))
-    >>> rule.count_parity_to_start(22, n_on_time=2, n_held_back=8), rule.count_parity_to_start(22, n_on_time=0, n_held_back=8)
-    (0, 2)
+    >>> [rule.count_parity_to_start(22, n_on_time=n_on_time, n_held_back=8) for n_on_time in (2, 0)]
+    [0, 2]
     """
 
     recovery_threshold: int

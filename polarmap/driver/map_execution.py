@@ -48,9 +48,9 @@ class MapExecution:
 
     Attributes
     ----------
-    session : Run or None
+    session : Session or None
         While it is open. When it is over nothing of it is kept, exceptions of its tasks neither.
-    collector : Need or None
+    collector : Collector or None
         What is known of its results then.
     """
 

@@ -117,8 +117,8 @@ class PaddingAnalyzer:
         """Raise CodeError for a stored array with blocks that hold no row of it."""
         if self.n_rows <= 0:
             raise CodeError(
-                f"the {self._data_blocks.k} blocks of the coded array hold {self._n_data_rows} rows in blocks of "
-                f"{self._data_blocks.rows_per_block}, so that some are empty: encode it again"
+                f"the {self._data_blocks.k} blocks of the coded array hold {self._n_data_rows} rows in "
+                f"blocks of {self._data_blocks.rows_per_block}, so that some are empty: encode it again"
             )
 
     @property
@@ -299,8 +299,8 @@ class PaddingAnalyzer:
     def description(self) -> str:
         """What the last block consists of, for messages."""
         return (
-            f"{self._n_data_rows} rows do not divide into {self._data_blocks.k} blocks, so the last one has {self.n_rows} "
-            f"of {self._data_blocks.rows_per_block} rows and is filled up with rows of zeros"
+            f"{self._n_data_rows} rows do not divide into {self._data_blocks.k} blocks, so the last one has "
+            f"{self.n_rows} of {self._data_blocks.rows_per_block} rows and is filled up with rows of zeros"
         )
 
     @property

@@ -133,7 +133,7 @@ def _find_no_estimates_reason(coded_data: CodedData) -> str:
     """Why blocks of a map are not estimated, "" if they are."""
     if isinstance(coded_data.code, PolarCode):
         return ""
-    return f"estimates blocks of linear f: not with degree=, Masked or the code {coded_data.code!r}"
+    return f"estimates blocks of linear f: not with degree=, SecretSharing or the code {coded_data.code!r}"
 
 
 def prepare_coded_execution(

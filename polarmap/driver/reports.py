@@ -45,7 +45,7 @@ def build_final_report(
     """That of a map which is over.
 
     make_task_table : makes that of its tasks.
-    worker_spec, usage : what tasks were given, and what workers that stay have cost, if that is known.
+    worker_spec, usage : what tasks were given, and what persistent workers have cost, if that is known.
     """
     task_reports = _build_task_reports(make_task_table())
     cost_estimate = (
@@ -94,7 +94,7 @@ def _log_warning_once(message: str) -> None:
 def estimate_cost(
     worker_spec: WorkerSpec, task_reports: Sequence[TaskReport], seconds: float, usage: PersistentUsage | None
 ) -> Cost | None:
-    """Workers that stay are paid whatever they do; else every attempt is, of a map of so many seconds.
+    """Persistent workers are paid whatever they do; else every attempt is, of a map of so many seconds.
 
     One that never reported is paid until its worker sees that nobody waits.
     """

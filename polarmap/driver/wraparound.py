@@ -24,8 +24,8 @@ def find_wraparound_reason(coded_data: CodedData, result_dtypes: Sequence[DType]
         return ""
     integer_names = [str(dtype) for dtype in coded_data.data_blocks.dtypes if is_integer_dtype(dtype)]
     return (
-        f"f turns {integer_names[0]} blocks into {float_names[0]}, and parity blocks of such 64-bit integers, or sums "
-        "over one, wrap modulo 2^64, which floats do not undo: use data.astype(float)"
+        f"f turns {integer_names[0]} blocks into {float_names[0]}, and parity blocks of such 64-bit "
+        "integers, or sums over one, wrap modulo 2^64, which floats do not undo: use data.astype(float)"
         + (", or data.astype(numpy.int64) for numbers below 2^63" if integer_names[0] == "uint64" else "")
     )
 

@@ -155,7 +155,7 @@ def collect_injected_faults(executor: MapExecutor) -> Mapping[int, Fault]:
 
 
 def with_persistent_workers(executor_spec: Any) -> tuple[Any, Callable[[], None]]:
-    """The same for many maps, and what ends it: a Lithops configuration gets workers that stay."""
+    """The same for many maps, and what ends it: a Lithops configuration gets persistent workers."""
     inner_spec = unwrap_faulty_executor(executor_spec)
     if is_config_path(inner_spec):
         pool = Pool(inner_spec)

@@ -36,7 +36,7 @@ class DataCluster(Protocol):
         ...
 
     def name_references(self, references: Sequence[Any]) -> list[Any]:
-        """By which workers that stay find these."""
+        """By which persistent workers find these."""
         ...
 
 
@@ -144,7 +144,7 @@ class RayDataCluster:
         return values
 
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """A list of references, or the rows of a `ray_module.data.Dataset`."""
+        """A list of references, or the rows of a `ray.data.Dataset`."""
         if isinstance(data, list):
             all_ray_references = all(hasattr(chunk, "future") and hasattr(chunk, "hex") for chunk in data)
             return PartitionedData(self, [[chunk] for chunk in data], None) if all_ray_references else None

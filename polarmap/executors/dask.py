@@ -1,4 +1,4 @@
-"""Dask, for single calls and as a place for workers that stay."""
+"""Dask, for single calls and as a place for persistent workers."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def check_key_is_portable(job_spec: JobSpec, executor_name: str) -> None:
 
 def check_not_encrypted(data: Any, argument_name: str, advice: str = "") -> None:
     """CodeError for a coded array that is encrypted, where its numbers would be stored as they are."""
-    if hasattr(data, "coded_blocks") and data.coded_blocks().key is not None:
+    if hasattr(data, "coded_blocks") and data.coded_blocks().encryption_key is not None:
         advice = advice or f"pass {argument_name}[:] if it may, coded_map and CodedOperator keep it so"
         raise CodeError(
             f"{argument_name} is an encrypted coded array, and would be stored as it is here: {advice}"

@@ -31,7 +31,7 @@ def is_dask_client(executor_spec: Any) -> bool:
 
 
 def is_ray(executor_spec: Any) -> bool:
-    """Whether it is the module `ray`, what `ray_module.make_remote(num_cpus=..., memory=...)` gives, or
+    """Whether it is the module `ray`, what `ray.remote(num_cpus=..., memory=...)` gives, or
     "ray://...".
     """
     if isinstance(executor_spec, str):

@@ -300,7 +300,7 @@ class Session(Protocol):
     def close(self) -> PersistentUsage | None:
         """Abandon all that runs and remove all that was stored. Safe at any time, and twice.
 
-        Returns what is to be paid for workers that stay from map to map, the first time; None where each
+        Returns what is to be paid for persistent workers, the first time; None where each
         attempt is paid by itself, or nothing is.
         """
         ...

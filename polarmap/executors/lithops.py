@@ -1,4 +1,4 @@
-"""Lithops: the tasks of a map as functions, or workers that stay; here, by a configuration or an executor."""
+"""Lithops: the tasks of a map as functions, or persistent workers; here, by a configuration or an executor."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ class LithopsSession:
 
 
 class LithopsWorkerProvider(WorkerProvider):
-    """Workers that stay: functions, on FunctionExecutors of our own, that return when their time is over.
+    """Persistent workers: functions, on FunctionExecutors of our own, that return when their time is over.
 
     Parameters
     ----------

@@ -93,18 +93,20 @@ def analyze_code(code: types.CodeType) -> CodeNames:
     """Return the digest and the names of code, and of what is inside."""
     inner_codes = [analyze_code(item) for item in code.co_consts if isinstance(item, types.CodeType)]
     names_by_kind: dict[str, set[str]] = {
-        "names": set(),
-        "attributes": set(),
-        "imports": set(),
-        "assigned": set(),
+        "global_names": set(),
+        "attribute_names": set(),
+        "imported_names": set(),
+        "assigned_globals": set(),
     }
     for item in dis.get_instructions(code):
         if item.opcode in dis.hasname:
             is_global = "GLOBAL" in item.opname or item.opname.endswith("_NAME")
-            kind = "imports" if item.opname == "IMPORT_NAME" else "names" if is_global else "attributes"
+            kind = "global_names" if is_global else "attribute_names"
+            if item.opname == "IMPORT_NAME":
+                kind = "imported_names"
             names_by_kind[kind].add(item.argval)
             if item.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-                names_by_kind["assigned"].add(item.argval)
+                names_by_kind["assigned_globals"].add(item.argval)
     frozen_names = {
         kind: frozenset(own_names.union(*(getattr(item, kind) for item in inner_codes)))
         for kind, own_names in names_by_kind.items()

@@ -1,4 +1,4 @@
-"""Workers that stay from map to map: pools of one's own, and the one that is the default."""
+"""Persistent workers: pools of one's own, and the one that is the default."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DEFAULT_BLOCK_CACHE_BYTES = 2**30  # that blocks in memory may take by default
 
 
 class Pool:
-    """Workers that stay from map to map: an executor for every verb.
+    """Persistent workers: an executor for every verb.
 
     The first map starts them; later maps find them, and the blocks of data that they share. Maps without
     `executor` share one pool: make your own for other places and options.
@@ -45,7 +45,7 @@ class Pool:
     executor : None, "localhost", path, lithops.FunctionExecutor, Dask client or ray
         None: processes of this machine. "localhost", a Lithops configuration or executor: functions of
         Lithops, which are paid as long as they stay. A Dask client, or its `get_executor()` with options:
-        threads of its cluster. `ray`, `ray_module.make_remote(...)` with options, or "ray://host:port":
+        threads of its cluster. `ray`, `ray.remote(...)` with options, or "ray://host:port":
         actors.
     workers : int, optional
         Tasks at a time. By default here as many as keep the cores busy, elsewhere as many as a map has
@@ -341,7 +341,7 @@ def _make_task_executor(executor_spec: Any) -> MapExecutor:
 def _resolve_provider(
     executor_spec: Any,
 ) -> tuple[str, WorkerSpec | None, Callable[[], WorkerProvider] | None]:
-    """The name of a place for workers that stay, what each is given, and what makes the place.
+    """The name of a place for persistent workers, what each is given, and what makes the place.
 
     ExecutorError if none stay there.
     """
@@ -352,24 +352,24 @@ def _resolve_provider(
 
         executor = LithopsExecutor(executor_spec)
         return (
-            f"kept workers on {executor.name}",
+            f"persistent workers on {executor.name}",
             executor.worker_spec,
             partial(LithopsWorkerProvider, executor_spec),
         )
     if is_dask_client(executor_spec):
         from polarmap.executors.dask import DaskWorkerProvider
 
-        return f"kept workers on {DaskWorkerProvider.name}", None, partial(DaskWorkerProvider, executor_spec)
+        return f"persistent workers on {DaskWorkerProvider.name}", None, partial(DaskWorkerProvider, executor_spec)
     if is_ray(executor_spec):
         from polarmap.executors.ray import RayWorkerProvider
 
-        return f"kept workers on {RayWorkerProvider.name}", None, partial(RayWorkerProvider, executor_spec)
+        return f"persistent workers on {RayWorkerProvider.name}", None, partial(RayWorkerProvider, executor_spec)
     advice = (
         f"for so many of them, Pool(workers={executor_spec})"
         if is_integer(executor_spec)
         else "pass it as executor= of the map"
     )
-    raise ExecutorError(f"a Pool has no workers that stay on {executor_spec!r:.200}: {advice}")
+    raise ExecutorError(f"a Pool has no persistent workers on {executor_spec!r:.200}: {advice}")
 
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -1,4 +1,4 @@
-"""The tasks of one map on workers that stay."""
+"""The tasks of one map on persistent workers."""
 
 from __future__ import annotations
 
@@ -109,10 +109,10 @@ class PoolSession:
         self._owner_pid = os.getpid()
         # No worker has a block that travels. What is stored is to come from one worker; a worker at a task
         # reads no block that is longer than the buffer of its socket.
-        are_inline = job_spec.blocks.location == INLINE
+        is_inline = job_spec.blocks.location == INLINE
         self._locality_window, self._prefetches = (
-            1 if are_inline else LOCALITY_WINDOW,
-            not (job_spec.output_spec or are_inline),
+            1 if is_inline else LOCALITY_WINDOW,
+            not (job_spec.output_spec or is_inline),
         )
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
         environment = worker_pool.get_pickled_environment(pickled_function.pickle_bytes)
@@ -375,7 +375,7 @@ class PoolSession:
         ]
         if not slow_workers:
             return []
-        slow_workers.sort(key=attrgetter("since"))
+        slow_workers.sort(key=attrgetter("state_since"))
         attempts = [
             attempt_key[1:]
             for item in slow_workers

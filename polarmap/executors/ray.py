@@ -1,4 +1,4 @@
-"""Ray, for single calls and as a place for workers that stay."""
+"""Ray, for single calls and as a place for persistent workers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RayConnection:
 
     Parameters
     ----------
-    ray_spec : the module, initialized, what `ray_module.make_remote(num_cpus=..., memory=...)` gives, or
+    ray_spec : the module, initialized, what `ray.remote(num_cpus=..., memory=...)` gives, or
         "ray://host:port"
     """
 
@@ -78,13 +78,13 @@ class RayConnection:
         """Return the address of the machine of each node that is alive and has CPUs, by the node's id."""
         nodes = [
             node
-            for node in self.ray_module.make_logit_nodes()
+            for node in self.ray_module.nodes()
             if node["Alive"] and node["Resources"].get("CPU")
         ]
         return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
     def has_placement_options(self) -> bool:
-        """Return whether the options of `ray_module.make_remote` say more of where tasks may run than CPUs
+        """Return whether the options of `ray.remote` say more of where tasks may run than CPUs
         and memory.
         """
         options = getattr(self.make_remote, "keywords", {}).get("options", {})
@@ -188,7 +188,7 @@ class RayWorkerProvider(WorkerProvider):
 
     Parameters
     ----------
-    ray_spec : the module, initialized, or what `ray_module.make_remote(num_cpus=..., memory=...)` gives
+    ray_spec : the module, initialized, or what `ray.remote(num_cpus=..., memory=...)` gives
     """
 
     name, imports_polarmap = RaySubmitter.name, True

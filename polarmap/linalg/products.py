@@ -189,7 +189,10 @@ def multiply_row_blocks(
 ) -> tuple[Array, LazyReport]:
     """What is coded by rows @ operand."""
     is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
-    block_rows = coded_blocks.blocks.rows if is_sparse else coded_blocks.layout(0)[0][1][0]
+    if is_sparse:
+        block_rows = coded_blocks.data_blocks.rows_per_block
+    else:
+        block_rows = coded_blocks.block_layout(0)[0][1][0]
     block_function = partial(multiply_block, operand, dtype.newbyteorder("="), is_sparse)
     result, report = run_product(block_function, coded_blocks, (block_rows, *operand.shape[1:]))
     return np.concatenate(list(result)), report

@@ -94,7 +94,7 @@ def coded_map(
         k. By default near 24, or the length of a sequence. No block may be empty.
     tasks : int, optional
         n. By default a third more than the results needed, and enough that any one of them may be lost.
-    code : {"auto", "rotation", "arikan"}, Masked or a code
+    code : {"auto", "rotation", "arikan"}, SecretSharing or a code
         "auto": arikan for integers, rotation for floats.
     degree : int
         The degree of f as a polynomial in its block. Any degree * k results suffice.

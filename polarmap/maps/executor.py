@@ -53,9 +53,9 @@ class Executor(DelegatingExecutor, futures.Executor):
     ----------
     executor : optional
         Where calls run, as for `coded_map`: by default on workers of this machine that stay. A Lithops
-        configuration or executor, a Dask client or `ray` gets workers that stay until `shutdown`.
+        configuration or executor, a Dask client or `ray` gets persistent workers until `shutdown`.
     workers : int, optional
-        Calls at a time, on workers that stay of its own. By default on this machine as many as keep the
+        Calls at a time, on persistent workers of its own. By default on this machine as many as keep the
         cores busy; elsewhere as many as there are calls, or threads.
     backups : int
         How many a call may get. With 0 no call is begun twice unless its worker is lost.

@@ -283,8 +283,8 @@ def _check_directions(directions: Any, x: Floats) -> Floats:
     base_directions = _check_real_array(directions, "directions")
     if base_directions.ndim == 0 or base_directions.shape[1:] != x.shape or len(base_directions) == 0:
         raise CodeError(
-            f"directions of shape {base_directions.shape} do not fit x of shape {x.shape}: pass (r, ...), one or more "
-            "rows of the shape of x"
+            f"directions of shape {base_directions.shape} do not fit x of shape {x.shape}: pass (r, ...), "
+            "one or more rows of the shape of x"
         )
     zero_indices = np.flatnonzero(~base_directions.reshape(len(base_directions), -1).any(axis=1))
     if len(zero_indices):

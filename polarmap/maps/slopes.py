@@ -62,12 +62,12 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
     These are not meant to be decoded. The most extreme worker is left out, which may have returned garbage.
     """
     columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
-    min_value, max_value = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
-    rounding = _second_largest(columns["eps"]) * max(abs(min_value), abs(max_value))
+    min_value, max_value = -_second_largest(-columns["min_value"]), _second_largest(columns["max_value"])
+    rounding = _second_largest(columns["result_eps"]) * max(abs(min_value), abs(max_value))
     truncation = h * max(0.0, max_value - min_value)
     if scheme == "forward":
-        truncation = _second_largest(columns["curvature"])
-    error = _second_largest(columns["longest"]) * (rounding + truncation) / h
+        truncation = _second_largest(columns["second_difference"])
+    error = _second_largest(columns["max_direction_norm"]) * (rounding + truncation) / h
     return [ERROR_SAFETY_FACTOR * error, np.inf]
 
 

@@ -73,10 +73,11 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
     [(2,), (2,), (2,), (2,)]
     """
     with trimmed_tracebacks:
-        prepare: Callable[..., PreparedMap[R]] | None = getattr(map_function, "publish_in_parallel", None)
+        prepare: Callable[..., PreparedMap[R]] | None = getattr(map_function, "prepare", None)
         if prepare is None:
             raise CodeError(
-                f"submit begins a map: pass it first, as submit(coded_map, f, data); {map_function!r:.100} is none"
+                "submit begins a map: pass it first, as submit(coded_map, f, data); "
+                f"{map_function!r:.100} is none"
             )
         pickle_f = _pickles_f(options.get("executor"))
         map_options = {name: _snapshot_argument(name, item, pickle_f) for name, item in options.items()}

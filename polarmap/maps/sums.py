@@ -81,7 +81,7 @@ def coded_sum(
     Returns
     -------
     CodedSum
-        With `value` and `lazy_report`. When s + 1 divides n, workers return plain sums: integers stay
+        With `value` and `report`. When s + 1 divides n, workers return plain sums: integers stay
         integers and are exact. Otherwise sums of integers come back as floats.
 
     Raises

@@ -207,7 +207,7 @@ class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Floats:
         """Targets as the fitted coefficients predict them: (samples,) or (samples, targets)."""
-        return np.asarray(self._linear(X))
+        return np.asarray(self._predict_outputs(X))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -250,7 +250,7 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
 
     def decision_function(self, X: Any) -> Floats:
         """Scores of the classes: (samples,) for two of them, (samples, classes) for more."""
-        scores = self._linear(X)
+        scores = self._predict_outputs(X)
         return np.asarray(scores[:, 0] if scores.shape[1] == 1 else scores)
 
     def predict(self, X: Any) -> Array:

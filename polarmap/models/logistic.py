@@ -22,7 +22,7 @@ class LogisticMixin(ProbabilisticClassifierMixin):
     class_weight: Any = None
 
     def _check_parameters(self) -> None:
-        super()._check_options()
+        super()._check_parameters()
         self._check_lower_bounds(C=np.finfo(np.float64).tiny)
 
     def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
@@ -30,7 +30,7 @@ class LogisticMixin(ProbabilisticClassifierMixin):
             sample_weight * self._compute_class_weights(class_indices, sample_weight)[class_indices]
         )
         loss = WeightedLoss(self._loss_family(), indicators, sample_weight / sample_weight.sum())
-        self.coef_, self.intercept_ = self._coefficients(X, loss, 1.0 / (self.C * sample_weight.sum()))
+        self.coef_, self.intercept_ = self._fit_coefficients(X, loss, 1.0 / (self.C * sample_weight.sum()))
 
 
 @dataclass(eq=False, repr=False)

@@ -100,7 +100,7 @@ def run_solver(
     solver: Any, tol: float, max_iter: int, callback: Callable[[float, float], None] | None
 ) -> Solution:
     """What a method finds in `max_iter` steps, or as few as it takes; the callback is told of each."""
-    while solver.count < max_iter:
+    while solver.n_iter < max_iter:
         solver.step()
         if callback is not None:
             callback(solver.objective, solver.optimality)

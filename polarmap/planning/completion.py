@@ -115,7 +115,7 @@ def completion_time(
         arrivals of that kernel decode. "sequential", "optimal", "integers": the arikan kernel
         with the papers' decoder, the best there is, or the best for integers modulo 2^64.
         "on_demand": rotation, but parity tasks start when data tasks are late (`ParityRule`).
-        "small_blocks": rotation, of `tasks_per_worker` times as many blocks and tasks on n workers that stay,
+        "small_blocks": rotation, of `tasks_per_worker` times as many blocks and tasks on n persistent workers,
         each of which takes the next task when it is done.
         "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
         by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.
@@ -361,7 +361,7 @@ def _check_one_distribution_per_worker(n: int, workers: heterogeneous.Heterogene
     n_distributions = len(workers.distributions)
     if n_distributions != n:
         raise CodeError(
-            f"runtimes has {n_distributions} distributions, and there are n = {n} workers: give one for each"
+            f"run_times has {n_distributions} distributions, and there are n = {n} workers: give one for each"
         )
 
 
@@ -370,7 +370,7 @@ def _check_options(
 ) -> None:
     if not is_nonnegative_int(seed):
         raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
-    for name, value, min_value in (("upfront", n_upfront_parity, 0), ("pieces", tasks_per_worker, 1)):
+    for name, value, min_value in (("n_upfront_parity", n_upfront_parity, 0), ("tasks_per_worker", tasks_per_worker, 1)):
         if not is_nonnegative_int(value) or not min_value <= value <= MAX_WORKERS_OR_TRIALS:
             raise CodeError(
                 f"{name} must be an integer from {min_value} to {MAX_WORKERS_OR_TRIALS:,}, not {value!r}"
@@ -383,12 +383,12 @@ def _check_options(
 def _check_scheme(n: int, k: int, scheme: str, n_trials: int) -> None:
     if not is_choice(scheme, SCHEMES):
         raise CodeError(f"scheme must be one of {', '.join(SCHEMES)}, not {scheme!r}")
-    for name, value in (("n", n), ("k", k), ("trials", n_trials)):
+    for name, value in (("n", n), ("k", k), ("n_trials", n_trials)):
         if not is_integer(value):
             raise CodeError(f"{name} must be an integer, not {value!r}")
     if not n <= MAX_WORKERS_OR_TRIALS >= n_trials:
         raise CodeError(
-            f"n and trials go up to {MAX_WORKERS_OR_TRIALS:,}, not to n = {n} and trials = {n_trials}"
+            f"n and n_trials go up to {MAX_WORKERS_OR_TRIALS:,}, not to n = {n} and n_trials = {n_trials}"
         )
     if not 1 <= k <= n:
         raise CodeError(f"the results of k = {k} blocks need at least k workers, not n = {n}")
@@ -397,4 +397,4 @@ def _check_scheme(n: int, k: int, scheme: str, n_trials: int) -> None:
     if n % k and scheme == "replication":
         raise CodeError(f"replication starts a multiple of k = {k} workers, not {n}")
     if n_trials < 1:
-        raise CodeError(f"trials must be at least 1, not {n_trials}")
+        raise CodeError(f"n_trials must be at least 1, not {n_trials}")

@@ -356,7 +356,7 @@ class Mixture(Distribution):
             "components": tuple(component for component, _ in used_components),
             "weights": tuple(probability for _, probability in used_components),
             "failure_probability": failure_probability,
-            "_shares": tuple((completion_weights / completion_weights.sum()).tolist()),
+            "_conditional_weights": tuple((completion_weights / completion_weights.sum()).tolist()),
         }.items():
             object.__setattr__(self, name, value)
 
@@ -506,7 +506,7 @@ def _check_number(name: str, value: float, is_positive: bool = False) -> None:
 
 def _check_distribution(distribution: Distribution) -> None:
     if not isinstance(distribution, Distribution):
-        raise CodeError(f"runtimes must be a Distribution, not {type(distribution).__name__}: see Empirical")
+        raise CodeError(f"run_times must be a Distribution, not {type(distribution).__name__}: see Empirical")
 
 
 def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_name: str) -> float:
@@ -514,7 +514,7 @@ def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_n
     total_excess = float(np.maximum(times - times[completed_mask].min(), 0.0).sum())
     if total_excess == inf:
         raise CodeError(
-            f"{parameter_name} cannot be fitted to tasks that never end: leave them out and use Failing"
+            f"{parameter_name} cannot be fitted to tasks that never end: leave them out and use FailureProne"
         )
     if not total_excess > 0:
         raise CodeError(f"{parameter_name} cannot be fitted: all run times are the same")

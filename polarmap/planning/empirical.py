@@ -342,6 +342,7 @@ def load_training_trace() -> Empirical:
 def _check_iterable(run_times: object) -> Iterable[object]:
     if not isinstance(run_times, Iterable):
         raise CodeError(
-            f"runtimes must be a Distribution, seconds of past tasks or reports, not {type(run_times).__name__}"
+            "run_times must be a Distribution, seconds of past tasks or reports, "
+            f"not {type(run_times).__name__}"
         )
     return run_times

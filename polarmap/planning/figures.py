@@ -193,7 +193,7 @@ def draw_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Fig
     times = [
         getattr(candidate, time_metric) for candidate in candidates
     ]  # of none, where fewer jobs than that ever complete
-    worker_seconds = [candidate.paid for candidate in candidates]
+    worker_seconds = [candidate.worker_seconds for candidate in candidates]
     axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
     _annotate_sizes(axes, candidates, plan, time_metric)
     _highlight_candidate(
@@ -220,14 +220,14 @@ def draw_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Fig
 def _annotate_sizes(axes: Axes, candidates: list[Any], plan: Any, time_metric: str) -> None:
     """Write the number of workers beside those points that are far enough from each other."""
     max_time = max([getattr(candidate, time_metric) for candidate in candidates], default=1.0)
-    worker_seconds = [candidate.paid for candidate in candidates] or [0.0]
+    worker_seconds = [candidate.worker_seconds for candidate in candidates] or [0.0]
     min_worker_seconds, worker_seconds_range = (
         worker_seconds[0],
         (worker_seconds[-1] - worker_seconds[0]) or 1.0,
     )
 
     def relative_position(candidate: Any) -> tuple[float, float]:
-        return (candidate.paid - min_worker_seconds) / worker_seconds_range, getattr(
+        return (candidate.worker_seconds - min_worker_seconds) / worker_seconds_range, getattr(
             candidate, time_metric
         ) / max_time
 
@@ -237,7 +237,7 @@ def _annotate_sizes(axes: Axes, candidates: list[Any], plan: Any, time_metric: s
         if any(abs(relative_x - x) < 0.075 and abs(relative_y - y) < 0.07 for x, y in labelled_positions):
             continue
         labelled_positions.append((relative_x, relative_y))
-        point = (candidate.paid, getattr(candidate, time_metric))
+        point = (candidate.worker_seconds, getattr(candidate, time_metric))
         axes.annotate(
             f"n = {candidate.n}",
             point,
@@ -255,5 +255,5 @@ def _highlight_candidate(
     if isfinite(value):
         marker_size = 15 if marker == "*" else 8
         axes.plot(
-            [candidate.paid], [value], marker, color=color, ms=marker_size, mec="white", label=label, zorder=3
+            [candidate.worker_seconds], [value], marker, color=color, ms=marker_size, mec="white", label=label, zorder=3
         )

@@ -112,7 +112,7 @@ def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distri
     n_distributions = sum(isinstance(entry, Distribution) for entry in run_times)
     if 0 < n_distributions < len(run_times):
         raise CodeError(
-            f"{n_distributions} of {len(run_times)} entries of runtimes are Distributions: give one for each worker, "
+            f"{n_distributions} of {len(run_times)} entries of run_times are Distributions: give one for each worker, "
             "Empirical(seconds) where it has been observed"
         )
     return n_distributions > 0

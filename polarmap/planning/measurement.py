@@ -131,7 +131,7 @@ def measure(
     """
     n_tasks, options = check_positive_int("tasks", tasks), check_options(False, None, timeout, 0)
     if not (is_real_number(task_seconds) and task_seconds > 0):
-        raise CodeError(f"seconds must be a positive number, not {task_seconds!r}")
+        raise CodeError(f"task_seconds must be a positive number, not {task_seconds!r}")
     sort_task = partial(sort_repeatedly, max(1, round(task_seconds * _measure_sorts_per_second())))
     blocks = UncodedBlocks([[np.zeros(1)]] * n_tasks, ("array",))
     reports = []

@@ -48,7 +48,7 @@ class Objective:
 
     def value(self, candidate: Completion) -> float:
         """What an option is judged by: seconds, or worker-seconds."""
-        return float(getattr(candidate, "paid" if self.metric == "cost" else self.metric))
+        return float(getattr(candidate, "worker_seconds" if self.metric == "cost" else self.metric))
 
     def completion_time(self, candidate: Completion) -> float:
         """The completion time of an option that the deadline is for."""
@@ -103,7 +103,7 @@ class Objective:
             map(self.value, candidates)
         )
         near_optimal = [candidate for candidate in candidates if self.value(candidate) <= max_value]
-        secondary_metric = "p99" if self.metric == "cost" else "paid"
+        secondary_metric = "p99" if self.metric == "cost" else "worker_seconds"
         return min(near_optimal, key=lambda candidate: (getattr(candidate, secondary_metric), candidate.n))
 
 

@@ -159,11 +159,11 @@ def _check_run_times(
         or not data_times.shape[1]
     ):
         raise CodeError(
-            f"run times of shapes (trials, k) and (trials, n - k) are needed, "
+            f"run times of shapes (n_trials, k) and (n_trials, n - k) are needed, "
             f"not {data_times.shape} and {parity_times.shape}"
         )
     if not 0 <= n_upfront_parity <= parity_times.shape[1]:
         raise CodeError(
-            f"upfront={n_upfront_parity} of {parity_times.shape[1]} parity tasks cannot be started at once"
+            f"n_upfront_parity={n_upfront_parity} of {parity_times.shape[1]} parity tasks cannot be started at once"
         )
     return data_times, parity_times

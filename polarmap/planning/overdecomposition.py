@@ -1,4 +1,4 @@
-"""Several times as many blocks as workers that stay: each takes the next when it is done.
+"""Several times as many blocks as persistent workers: each takes the next when it is done.
 
 It is known as over-decomposition, or tiny tasks. One codeword over all blocks makes every result count,
 whichever worker it comes from: a fast worker does more of them, a slow one fewer. A job may so be complete
@@ -21,7 +21,7 @@ BISECTION_STEPS = 40  # of the interval in which a moment lies: twelve digits
 def simulate_overdecomposition(
     run_times: npt.ArrayLike, k: int, tasks_per_worker: int, task_overhead: float = 0.0
 ) -> SimulatedJobs:
-    """Simulate jobs of n workers that stay and take n * pieces tasks one by one; any k * pieces results do.
+    """Simulate jobs of n persistent workers and take n * pieces tasks one by one; any k * pieces results do.
 
     Parameters
     ----------
@@ -48,11 +48,11 @@ def simulate_overdecomposition(
     worker_times = np.asarray(run_times, np.float64)
     if worker_times.ndim != 2 or not 1 <= k <= worker_times.shape[1]:
         raise CodeError(
-            f"run times of shape (trials, n) with n >= k = {k} are needed, not {worker_times.shape}"
+            f"run times of shape (n_trials, n) with n >= k = {k} are needed, not {worker_times.shape}"
         )
     check_task_overhead(task_overhead)
     if tasks_per_worker < 1:
-        raise CodeError(f"pieces must be at least 1, not {tasks_per_worker}")
+        raise CodeError(f"tasks_per_worker must be at least 1, not {tasks_per_worker}")
     n_trials, n = worker_times.shape
     n_results, task_seconds = k * tasks_per_worker, worker_times / tasks_per_worker + task_overhead
     n_queued = n * (tasks_per_worker - 1)  # a task begins whenever one ends, until so many have
@@ -80,7 +80,7 @@ def simulate_overdecomposition(
 def check_task_overhead(task_overhead: object) -> None:
     """CodeError for what no task can take beside its computation."""
     if not is_real_number(task_overhead) or not 0 <= task_overhead < np.inf:
-        raise CodeError(f"task_price must be a number of seconds of at least 0, not {task_overhead!r}")
+        raise CodeError(f"task_overhead must be a number of seconds of at least 0, not {task_overhead!r}")
 
 
 def _compute_completion_times(task_seconds: Floats, n_completions: int) -> Floats:

@@ -276,7 +276,7 @@ def plan(
         For the rotation code; simulated.
     task_overhead : float, optional
         Seconds that a task takes beside its computation: about 0.001 here, some hundredths through a bucket.
-        Then up to 32 times as many blocks are tried on workers that stay. For the rotation code and schedule
+        Then up to 32 times as many blocks are tried on persistent workers. For the rotation code and schedule
         "upfront"; simulated. By default every worker takes one task.
 
     Returns
@@ -405,7 +405,7 @@ def _compute_max_workers(
         worker_limit = min(_check_size("max_workers", max_workers), worker_limit if workers else MAX_N)
     if worker_spec is not None and not isinstance(worker_spec, WorkerSpec):
         raise CodeError(
-            f"worker must be a polarmap.clouds.limits.WorkerSpec, not {type(worker_spec).__name__}"
+            f"worker_spec must be a polarmap.clouds.limits.WorkerSpec, not {type(worker_spec).__name__}"
         )
     if worker_spec is not None:
         limits.check_task_duration(worker_spec, float(run_times.quantile(0.5)))
@@ -414,7 +414,7 @@ def _compute_max_workers(
         limit_text = (
             f"max_workers is {worker_limit}"
             if workers is None
-            else f"there are {worker_limit} in runtimes or max_workers"
+            else f"there are {worker_limit} in run_times or max_workers"
         )
         raise CodeError(f"k = {k} blocks need at least as many workers, {limit_text}")
     return worker_limit
@@ -423,7 +423,7 @@ def _compute_max_workers(
 def _estimate_cost(candidate: Completion, worker_spec: WorkerSpec) -> Cost | None:
     n_calls = (
         round(candidate.n_tasks_started) if candidate.tasks_per_worker == 1 else candidate.n
-    )  # workers that stay are called once
+    )  # persistent workers are called once
     return estimate_map_cost(worker_spec, [candidate.worker_seconds / n_calls] * n_calls, candidate.mean)
 
 
@@ -538,7 +538,7 @@ def _check_overdecomposition_options(
         return
     if schedule != "upfront" or code != "rotation" or heterogeneous_workers:
         raise CodeError(
-            "task_price= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
+            "task_overhead= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
         )
     check_task_overhead(task_overhead)
 

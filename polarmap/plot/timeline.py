@@ -78,7 +78,7 @@ def _make_bar(task: Any, report: Any, end_seconds: float) -> Bar:
     """The bar of the last attempt: from when the worker began, where that is known, until it arrived."""
     bar_end = end_seconds if task.arrived is None else task.arrived
     launched_at = task.launched or 0.0
-    bar_start = launched_at if task.began is None else max(launched_at, task.began)
+    bar_start = launched_at if task.started is None else max(launched_at, task.started)
     if task.arrived is not None and task.seconds is not None:
         bar_start = max(launched_at, bar_end - task.seconds)
     is_parity = task.state == "arrived" and task.index >= report.k
@@ -293,7 +293,7 @@ def _html_legend_entries(bars: list[Bar], report: Any) -> Iterator[str]:
     """A coloured square and a name for each state that occurs, and for what was decoded."""
     for style in _select_styles(bars).values():
         yield f'<span style="color:{style.html_color}">&#9632;</span> {escape(style.label)}'
-    if report.indices("cancelled"):
+    if report.tasks_in_state("cancelled"):
         yield f'<span style="color:{figure_style.GREY}">&#9675;</span> {CANCELLED_LABEL}'
     if report.recovered:
         yield f'<span style="color:{figure_style.GREEN}">&#9679;</span> decoded'

@@ -1,4 +1,4 @@
-"""`polarmap demo_command`: both products, and that an interrupt leaves nothing running."""
+"""`polarmap demo`: both products, and that an interrupt leaves nothing running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`polarmap doctor_command`: what it finds in order, what it names, and that nothing is left running."""
+"""`polarmap doctor`: what it finds in order, what it names, and that nothing is left running."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap:
     found = states(ran)
     assert found["lithops"] == found["numpy"] == found["coded map"] == "ok"
     kept = ran.json["checks"][-1]
-    assert kept["name"] == "kept workers"
+    assert kept["name"] == "persistent workers"
     assert re.fullmatch(rf"processes here: {LATER}", kept["found"])
 
 
@@ -79,7 +79,7 @@ def test_doctor_examines_a_configuration(polarmap: Run) -> None:
     assert ran.out.endswith("\npolarmap works here\n")
     assert "\nok    storage: put, get and delete of 1 KiB" in ran.out
     assert "\nok    coded map: 4 blocks in 6 tasks (lithops/localhost), right" in ran.out
-    assert re.search(rf"kept workers: kept workers on lithops/localhost \(TCP\): {LATER}\n", ran.out)
+    assert re.search(rf"persistent workers: persistent workers on lithops/localhost \(TCP\): {LATER}\n", ran.out)
 
 
 def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPatch) -> None:

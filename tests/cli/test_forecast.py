@@ -1,4 +1,4 @@
-"""`polarmap plan` and `polarmap simulate_command`: what the library says, of run times from files and
+"""`polarmap plan` and `polarmap simulate`: what the library says, of run times from files and
 names.
 """
 
@@ -27,7 +27,7 @@ def test_a_plan_is_drawn_where_it_is_told(polarmap: Run, tmp_path: Path) -> None
     file = tmp_path / "frontier.png"
     ran = polarmap("plan", "--k", 4, *DISTRIBUTION, "--plot", file, "--json")
     assert file.read_bytes().startswith(b"\x89PNG")
-    assert ran.json["plan"]["runtimes"].startswith("Mixture(")
+    assert ran.json["plan"]["run_times"].startswith("Mixture(")
     other = polarmap("plan", "--k", 4, *DISTRIBUTION, "--plot", tmp_path / "frontier.xyz")
     assert (other.code, "frontier.xyz" in other.err) == (1, True)
 

@@ -161,7 +161,7 @@ def test_a_machine_runs_several_tasks_at_a_time() -> None:
     }
     worker = limits.parse_worker_spec(config)
     assert worker is not None and (worker.max_workers, worker.instance_type) == (32, "t3.large")
-    assert worker.timeout_seconds == 3600  # workers that stay are renewed before the machine ends
+    assert worker.timeout_seconds == 3600  # persistent workers are renewed before the machine ends
     own |= {"worker_processes": "AUTO", "request_spot_instances": True}  # as many as it has processors
     worker = limits.parse_worker_spec(config)
     assert worker is not None and (worker.max_workers, worker.instance_type) == (None, "spot t3.large")

@@ -20,9 +20,9 @@ LAMBDA = WorkerSpec(
 
 
 def test_figures_say_when_and_where_they_were_read() -> None:
-    for one in (*BACKENDS.values(), *prices.PRICE_LISTS.values()):
-        assert date.fromisoformat(one.checked) <= date(2100, 1, 1)
-        assert one.source
+    for record in (*BACKENDS.values(), *prices.PRICE_LISTS.values()):
+        assert date.fromisoformat(record.as_of) <= date(2100, 1, 1)
+        assert record.source
     assert set(prices.PRICE_LISTS) <= set(BACKENDS)
 
 

@@ -75,7 +75,7 @@ class Served:
         executor = ReplayExecutor(dict.fromkeys(range(1000), SECONDS) | (script or {}))
         self.run = executor.open(JobSpec(make_call_task(f, unpickle_blocks=True), self.batches, self.faults))
         self.run.submit, self.run.cancel = self._submit, self.withdrawn.extend  # type: ignore[method-assign, assignment]
-        count = sum(len(items.blocks) - len(getattr(items, "attempts_to_cancel", ())) for items in some)
+        count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in some)
         self.need = BatchCollector(
             self.batches, count, self._take, self._note, True, str, TaskTable(0), JobTimer(self.run.now)
         )

@@ -315,11 +315,11 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     ),
     "attribute of an instance": (
         Holder,
-        lambda one: (lambda b: b**one.select_user_objects, setter(one, "own")),
+        lambda one: (lambda b: b**one.own, setter(one, "own")),
     ),
     "array in an instance, in place": (
         lambda: Holder(np.ones(5)),
-        lambda one: (one, lambda p: one.select_user_objects.fill(p)),
+        lambda one: (one, lambda p: one.own.fill(p)),
     ),
     "property": (Holder, lambda one: (lambda b: b**one.read, setter(one, "own"))),
     "__call__ replaced": (
@@ -462,7 +462,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     "weak reference": (
         Holder,
         lambda one: (
-            functools.partial(lambda seen, b: b ** seen().select_user_objects, weakref.ref(one)),
+            functools.partial(lambda seen, b: b ** seen().own, weakref.ref(one)),
             setter(one, "own"),
         ),
     ),

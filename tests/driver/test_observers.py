@@ -163,7 +163,7 @@ def test_a_map_is_one_span_with_the_numbers_of_its_report(memory: Memory) -> Non
     report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor).report
     [span] = memory.spans
     assert span.name == "polarmap.map"
-    assert dict(span.attribute_names) == {
+    assert dict(span.attributes) == {
         "polarmap.n": 8,
         "polarmap.k": 6,
         "polarmap.code": "rotation code",
@@ -211,7 +211,7 @@ def test_a_map_that_raises_is_a_span_that_says_so(memory: Memory) -> None:
         coded_map(np.negative, DATA, blocks=3, tasks=4, executor=never, timeout=2.0)
     [span] = memory.spans
     assert not span.status.is_ok
-    assert span.events[0].attribute_names["exception.type"].endswith("CodedTimeoutError")
+    assert span.events[0].attributes["exception.type"].endswith("CodedTimeoutError")
 
 
 def test_maps_are_children_of_the_span_around_them_on_other_threads_too(memory: Memory) -> None:

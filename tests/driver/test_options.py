@@ -59,7 +59,7 @@ def test_a_name_that_is_gone_is_python_s_own_error(name: str) -> None:
         ({"schedule": polarmap.planning.Plan}, "schedule must be"),
         ({"out": "name"}, "out must be None or Stored(name, storage), not 'name': use Stored('name')"),
         ({"out": Stored}, "out must be None or Stored(name, storage)"),
-        ({"code": SecretSharing}, "Masked() or a code such as PolarCode(n, k)"),
+        ({"code": SecretSharing}, "SecretSharing() or a code such as PolarCode(n, k)"),
         ({"on_timeout": "give up"}, "on_timeout must be 'raise' or 'estimate', not 'give up'"),
         ({"on_timeout": "estimate"}, "on_timeout='estimate' needs timeout="),
     ],

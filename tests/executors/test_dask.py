@@ -1,4 +1,4 @@
-"""Dask: calls that all end, and workers that stay on real clusters, where some are killed."""
+"""Dask: calls that all end, and persistent workers on real clusters, where some are killed."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_noth
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-# --- workers that stay -------------------------------------------------------------------------
+# --- persistent workers -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile_and_a
     for schedule in ("upfront", "on_demand"):
         with Pool(client.get_executor()) as pool:
             found = check(pool, schedule=schedule)
-            assert found.report.executor == "kept workers on Dask (TCP)"
+            assert found.report.executor == "persistent workers on Dask (TCP)"
             assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
             assert workers_of(pool) <= set(client.run(os.getpid).values())
         assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5

@@ -191,7 +191,7 @@ def test_nothing_is_left_even_if_nothing_was_started() -> None:
     assert files() == before
 
 
-# --- workers that stay ---------------------------------------------------------------
+# --- persistent workers ---------------------------------------------------------------
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 NOWHERE = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)

@@ -1,4 +1,4 @@
-"""Workers that stay from map to map, with real processes."""
+"""Persistent workers, with real processes."""
 
 from __future__ import annotations
 

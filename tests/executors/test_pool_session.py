@@ -1,4 +1,4 @@
-"""The run of a map on workers that stay: what it tells; what it does is tested with the pool."""
+"""The run of a map on persistent workers: what it tells; what it does is tested with the pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray: single calls and workers that stay, on a cluster of this machine, where some sleep or are killed."""
+"""Ray: single calls and persistent workers, on a cluster of this machine, where some sleep or are killed."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_nobody_waits_for_those_asleep_and_killed_whose_slots_are_free_again(
 def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(cluster: Any) -> None:
     with Pool(cluster, workers=4) as pool:
         found = check(pool)
-        assert found.report.executor == "kept workers on Ray (TCP)"
+        assert found.report.executor == "persistent workers on Ray (TCP)"
         assert workers_of(pool).isdisjoint({os.getpid()})
         with polarmap.CodedOperator(A, blocks=3, tasks=4, executor=pool) as operator:
             np.testing.assert_allclose(operator @ X, A @ X)

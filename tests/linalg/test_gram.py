@@ -72,7 +72,7 @@ def test_garbage_is_found_and_left_out() -> None:
     faults = {1: DEAD, 2: Fault("garbage", attempts=9)}
     array, report = gram(TALL, WEIGHTS, faults, {0: 2.0}, verify=True)
     assert_close(array, TALL.T @ (WEIGHTS[:, None] * TALL), 1e-9)
-    assert report.indices("failed") == [1, 2] and "contradicts" in report.tasks[2].failures[0]
+    assert report.tasks_in_state("failed") == [1, 2] and "contradicts" in report.tasks[2].failures[0]
 
 
 def test_stragglers_and_dead_processes() -> None:

@@ -331,7 +331,7 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
                 assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
                 assert_close(coded @ np.ones((13, 2)), TALL @ np.ones((13, 2)), 1e-10)
             assert coded.report is not None
-            assert coded.report.executor == "kept workers on lithops/localhost (TCP)"
+            assert coded.report.executor == "persistent workers on lithops/localhost (TCP)"
         assert N <= len(started) <= N + killed  # one for each task, and for each lost one
         assert len(made) - others <= 2 + killed  # one that is asked, and one for each job of workers
     storage = made[0].storage

@@ -144,7 +144,7 @@ def test_garbage_is_found_and_left_out(dtype: str) -> None:
     seconds = {0: 2.0}  # late, so that there is something to decode when the surplus has arrived
     array, report = matmul(left, right, faults, seconds, blocks=(3, 3), tasks=(5, 5), verify=True)
     assert_close(array, left @ right, 1e-9)
-    assert report.indices("failed") == [1, 2]
+    assert report.tasks_in_state("failed") == [1, 2]
     assert "contradicts" in report.tasks[1].failures[0]
 
 

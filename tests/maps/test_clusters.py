@@ -1,4 +1,4 @@
-"""Every verb on Dask and on Ray, by workers that stay and by tasks of theirs, some asleep, one killed."""
+"""Every verb on Dask and on Ray, by persistent workers and by tasks of theirs, some asleep, one killed."""
 
 from __future__ import annotations
 

@@ -159,8 +159,8 @@ def test_nan_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"degree": 2}, "not with degree=, Masked"),
-        ({"code": SecretSharing()}, "not with degree=, Masked"),
+        ({"degree": 2}, "not with degree=, SecretSharing"),
+        ({"code": SecretSharing()}, "not with degree=, SecretSharing"),
         ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "not with degree"),
         ({"out": Stored("y")}, "on_timeout='estimate' does not go with out="),
     ],

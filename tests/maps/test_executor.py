@@ -307,7 +307,7 @@ def test_no_backups_means_none(tmp_path: Path) -> None:
 
 def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_path: Path) -> None:
     name = executor._call_queue._executor.name
-    if name.startswith(("ThreadPool", "ProcessPool", "replay", "kept workers on Dask")):
+    if name.startswith(("ThreadPool", "ProcessPool", "replay", "persistent workers on Dask")):
         pytest.skip("its workers are this process, or all are lost with one")
 
     def die_once(path: Path) -> int:

@@ -115,11 +115,14 @@ def faulty(executor: Any, faults: Any) -> None:
 
 
 def pool_of_ones_own(
-    executor: Any = None, workers: Any = 2, idle: Any = 60.0, memory: Any = 10**6, threads: Any = 1
+    executor: Any = None,
+    workers: Any = 2,
+    idle_timeout: Any = 60.0,
+    memory_limit: Any = 10**6,
+    threads_per_worker: Any = 1,
 ) -> None:
-    polarmap.Pool(
-        executor, workers, idle_timeout=idle, memory_limit=memory, threads_per_worker=threads
-    ).close()
+    options = {"memory_limit": memory_limit, "threads_per_worker": threads_per_worker}
+    polarmap.Pool(executor, workers, idle_timeout=idle_timeout, **options).close()
 
 
 def executor_of_calls(executor: Any = None, workers: Any = 2, backups: Any = 2, retries: Any = 1) -> None:
@@ -145,16 +148,16 @@ def evaluation(n: Any = 9, k: Any = 3, degree: Any = 2, points: Any = "auto") ->
     LagrangeCode(n, k, degree, points).encode_parity(np.ones((3, 2)))
 
 
-def private(n: Any = 7, k: Any = 4, t: Any = 1, noise: Any = 100.0) -> None:
-    SecretSharingCode(n, k, t, noise).encode_parity(np.ones((5, 2)))
+def secret(n: Any = 7, k: Any = 4, n_colluders: Any = 1, noise: Any = 100.0) -> None:
+    SecretSharingCode(n, k, n_colluders, noise).encode_parity(np.ones((5, 2)))
 
 
-def private_integers(n: Any = 8, k: Any = 3, t: Any = 1) -> None:
-    IntegerSecretSharingCode(n, k, t).encode_parity(np.ones((4, 2), int))
+def secret_integers(n: Any = 8, k: Any = 3, n_colluders: Any = 1) -> None:
+    IntegerSecretSharingCode(n, k, n_colluders).encode_parity(np.ones((4, 2), int))
 
 
-def masked(colluders: Any = 1, noise: Any = 100.0) -> None:
-    code = polarmap.codes.SecretSharing(colluders, noise)
+def shared_secretly(n_colluders: Any = 1, noise: Any = 100.0) -> None:
+    code = polarmap.codes.SecretSharing(n_colluders, noise)
     polarmap.coded_map(total, ROWS, code=code, executor=ReplayExecutor())
 
 
@@ -162,8 +165,8 @@ def submitted(f: Any, data: Any, **options: Any) -> None:
     polarmap.submit(polarmap.coded_map, f, data, **options).result(50)
 
 
-def submitted_verb(verb: Any) -> None:
-    polarmap.submit(verb, total, ROWS, executor=ReplayExecutor()).result(50)
+def submitted_map_function(map_function: Any) -> None:
+    polarmap.submit(map_function, total, ROWS, executor=ReplayExecutor()).result(50)
 
 
 def stored(name: Any, storage: Any = None) -> None:
@@ -190,8 +193,8 @@ def zarr_objects(prefix: Any) -> None:
     polarmap.encode(ZarrObjects(prefix), name="z", storage="zarrs", overwrite=True)
 
 
-def decoder(code: Any, exact: Any, max_amplification: Any, index: Any) -> None:
-    ArrivalTracker(code, modular=exact, max_amplification=max_amplification).add(index)
+def tracker(code: Any, modular: Any, max_amplification: Any, index: Any) -> None:
+    ArrivalTracker(code, modular=modular, max_amplification=max_amplification).add(index)
 
 
 def drained(estimates: Callable[..., Any]) -> Callable[..., Any]:
@@ -208,7 +211,7 @@ CALLS: dict[str, Call] = {
     ),
     "coded_map, stored": Call(polarmap.coded_map, {"f": total, "data": ROWS, "out": Stored("s")} | REPLAY),
     "submit": Call(submitted, {"f": total, "data": ROWS, "blocks": 4, "tasks": 6} | REPLAY, ("progress",)),
-    "submit, a verb": Call(submitted_verb, {"verb": polarmap.hedged_map}),
+    "submit, a map function": Call(submitted_map_function, {"map_function": polarmap.hedged_map}),
     "hedged_map": Call(polarmap.hedged_map, {"f": total, "data": ROWS} | REPLAY),
     "coded_sum": Call(polarmap.coded_sum, {"f": total, "parts": ROWS, "tasks": 4} | REPLAY),
     "coded_matmul": Call(polarmap.coded_matmul, {"A": ROWS, "B": ROWS.T} | REPLAY),
@@ -227,25 +230,27 @@ CALLS: dict[str, Call] = {
     "CodedArray.repair": Call(repaired, REPLAY),
     "open_coded": Call(polarmap.open_coded, {"name": "e", "storage": "folder"}),
     "list_coded": Call(polarmap.arrays.list_coded, {"storage": "folder"}),
-    "plan": Call(polarmap.plan, {"k": 4, "runtimes": SEEN, "max_workers": 6, "trials": 10}),
+    "plan": Call(polarmap.plan, {"k": 4, "run_times": SEEN, "max_workers": 6, "n_trials": 10}),
     "plan, on demand": Call(
         polarmap.plan,
-        {"k": 4, "runtimes": DISTRIBUTION, "max_workers": 6, "schedule": "auto", "trials": 10},
+        {"k": 4, "run_times": DISTRIBUTION, "max_workers": 6, "schedule": "auto", "n_trials": 10},
     ),
     "PolarCode": Call(polar, {}),
     "PolarCode, integers": Call(polar, {"kernel": "arikan"}),
     "PolarCode.decode": Call(decode, {"blocks": {i: np.ones(2) for i in range(4)}}),
     "PolarCode.decode, a block": Call(decode_at, {"index": 5, "block": np.ones(2)}),
     "PolarCode.encode": Call(PolarCode(6, 4).encode, {"blocks": np.ones((4, 2))}),
-    "PolarCode.decodable": Call(PolarCode(6, 4).is_decodable, {"arrived": np.ones(6, bool)}),
+    "PolarCode.is_decodable": Call(PolarCode(6, 4).is_decodable, {"arrived_mask": np.ones(6, bool)}),
     "LagrangeCode": Call(evaluation, {}),
-    "LagrangeCode.amplification": Call(LagrangeCode(9, 3, 2).summarize_amplification, {"losses": 1}),
-    "MaskedCode": Call(private, {}),
-    "MaskedIntegerCode": Call(private_integers, {}),
-    "Masked": Call(masked, {}),
+    "LagrangeCode.summarize_amplification": Call(
+        LagrangeCode(9, 3, 2).summarize_amplification, {"n_erasures": 1}
+    ),
+    "SecretSharingCode": Call(secret, {}),
+    "IntegerSecretSharingCode": Call(secret_integers, {}),
+    "SecretSharing": Call(shared_secretly, {}),
     "Stored": Call(stored, {"name": "s"}),
-    "Decoder": Call(
-        decoder, {"code": PolarCode(6, 4), "exact": False, "max_amplification": math.inf, "index": 0}
+    "ArrivalTracker": Call(
+        tracker, {"code": PolarCode(6, 4), "modular": False, "max_amplification": math.inf, "index": 0}
     ),
     "Fault": Call(struck, {}),
     "Pool": Call(pool_of_ones_own, {}),
@@ -258,29 +263,33 @@ CALLS: dict[str, Call] = {
     "ZarrObjects": Call(zarr_objects, {"prefix": "z"}),
     "completion_time": Call(
         planning.completion_time,
-        {"n": 6, "k": 4, "scheme": "rotation", "runtimes": DISTRIBUTION, "trials": 10},
+        {"n": 6, "k": 4, "scheme": "rotation", "run_times": DISTRIBUTION, "n_trials": 10},
     ),
     "completion_time, on demand": Call(
         planning.completion_time,
-        {"n": 6, "k": 4, "scheme": "on_demand", "runtimes": DISTRIBUTION, "trials": 10},
+        {"n": 6, "k": 4, "scheme": "on_demand", "run_times": DISTRIBUTION, "n_trials": 10},
     ),
     "completion_time, small blocks": Call(
         planning.completion_time,
-        {"n": 6, "k": 4, "scheme": "small_blocks", "runtimes": DISTRIBUTION, "trials": 10},
+        {"n": 6, "k": 4, "scheme": "small_blocks", "run_times": DISTRIBUTION, "n_trials": 10},
     ),
     "completion_time, sequential": Call(
         planning.completion_time,
-        {"n": 6, "k": 4, "scheme": "sequential", "runtimes": DISTRIBUTION, "trials": 10},
+        {"n": 6, "k": 4, "scheme": "sequential", "run_times": DISTRIBUTION, "n_trials": 10},
     ),
     "ShiftedExponential": Call(planning.ShiftedExponential, {"shift": 1.0, "scale": 1.0}),
     "ShiftedExponential.fit": Call(planning.ShiftedExponential.fit, {"times": SEEN}),
     "Pareto": Call(planning.Pareto, {"scale": 1.0, "shape": 2.0}),
     "Pareto.fit": Call(planning.Pareto.fit, {"times": SEEN}),
-    "Scaled": Call(planning.Scaled, {"runtimes": DISTRIBUTION}),
-    "Failing": Call(planning.FailureProne, {"runtimes": DISTRIBUTION, "probability": 0.1}),
+    "Scaled": Call(planning.Scaled, {"run_times": DISTRIBUTION}),
+    "FailureProne": Call(planning.FailureProne, {"run_times": DISTRIBUTION, "probability": 0.1}),
     "Mixture": Call(planning.Mixture, {"components": [DISTRIBUTION, DISTRIBUTION], "weights": [0.5, 0.5]}),
-    "stragglers": Call(planning.with_stragglers, {"runtimes": DISTRIBUTION, "share": 0.1, "factor": 5.0}),
-    "cold_starts": Call(planning.with_cold_starts, {"runtimes": DISTRIBUTION, "share": 0.1, "delay": 5.0}),
+    "with_stragglers": Call(
+        planning.with_stragglers, {"run_times": DISTRIBUTION, "fraction": 0.1, "factor": 5.0}
+    ),
+    "with_cold_starts": Call(
+        planning.with_cold_starts, {"run_times": DISTRIBUTION, "fraction": 0.1, "delay": 5.0}
+    ),
     "Empirical": Call(planning.Empirical, {"times": SEEN}),
 }
 RESULTS = {

@@ -236,9 +236,9 @@ for kind, executor in {"pool": polarmap.Pool(workers=2), "executor": polarmap.Ex
     futures = []
     for scale in (1.0, 2.0, 3.0, 4.0) * 5:
         edited.SCALE = scale
-        futures.append(polarmap.submit(polarmap.coded_map, edited.f, SAMPLE_MATRIX, blocks=4, tasks=5, executor=executor))
+        futures.append(polarmap.submit(polarmap.coded_map, edited.f, A, blocks=4, tasks=5, executor=executor))
     edited.SCALE = 7.0
-    found = [np.unique((future.result(60).concatenate() / SAMPLE_MATRIX).round(9)).tolist() for future in futures]
+    found = [np.unique((future.result(60).concatenate() / A).round(9)).tolist() for future in futures]
     told[kind] = found == [[scale] for scale in (1.0, 2.0, 3.0, 4.0)] * 5 or found
 with polarmap.Executor(workers=2) as executor:
     calls = []

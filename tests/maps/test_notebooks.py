@@ -32,8 +32,8 @@ CELLS = {
     "plan": "plan",
     "result": "y",
     "no pyplot": "'matplotlib.pyplot' in sys.modules",
-    "bar": "polarmap.coded_map(np.negative, SAMPLE_MATRIX, blocks=6, tasks=8, executor=ReplayExecutor());",
-    "no bar": "polarmap.coded_map(np.negative, SAMPLE_MATRIX, executor=ReplayExecutor(), progress=False);",
+    "bar": "polarmap.coded_map(np.negative, A, blocks=6, tasks=8, executor=ReplayExecutor());",
+    "no bar": "polarmap.coded_map(np.negative, A, executor=ReplayExecutor(), progress=False);",
     "pyplot": "import matplotlib.pyplot\ny.report.plot()",
 }
 

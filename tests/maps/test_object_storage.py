@@ -58,7 +58,7 @@ def test_a_map_may_begin_while_its_storage_restarts(server, config, monkeypatch)
 
     def launch_at_first(seconds):
         if not pauses:
-            server.launch_workers()
+            server.launch()
         pauses.append(seconds)
         time.sleep(seconds)
 
@@ -68,7 +68,7 @@ def test_a_map_may_begin_while_its_storage_restarts(server, config, monkeypatch)
         y = polarmap.coded_map(np.sum, A, **options)
     finally:
         if not pauses:
-            server.launch_workers()
+            server.launch()
         server.wait()
     assert pauses
     assert sum(y) == pytest.approx(A.sum())

@@ -68,7 +68,7 @@ def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:
     made = plan(8, DISTRIBUTION, "p99", max_workers=12)
     sizes = {"blocks": made.k, "tasks": made.n}
     report = coded_map(np.copy, DATA, **sizes, schedule="on_demand", executor=ReplayExecutor()).report
-    assert len(report.indices("held back")) == made.n - 8
+    assert len(report.tasks_in_state("held back")) == made.n - 8
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ def nap(block):
     return block @ x
 
 # Tasks that sleep let others start, as long as there are descriptors for more workers.
-y = polarmap.hedged_map(nap, [SAMPLE_MATRIX] * 64, timeout={PATIENCE})
-assert all(np.allclose(one, SAMPLE_MATRIX @ x) for one in y)
+y = polarmap.hedged_map(nap, [A] * 64, timeout={PATIENCE})
+assert all(np.allclose(one, A @ x) for one in y)
 polarmap.shutdown()
 held = []
 try:
@@ -125,15 +125,15 @@ try:
 except OSError:
     pass
 try:
-    polarmap.coded_map(combine_rows, SAMPLE_MATRIX, blocks=6, tasks=8)
+    polarmap.coded_map(product, A, blocks=6, tasks=8)
 except ExecutorError as error:
     assert "Too many open files" in str(error)
 else:
     raise AssertionError
 for one in held:
     os.close(one)
-y = polarmap.coded_map(combine_rows, SAMPLE_MATRIX, blocks=6, tasks=8, timeout={PATIENCE})
-assert np.allclose(y.concatenate(), SAMPLE_MATRIX @ x)
+y = polarmap.coded_map(product, A, blocks=6, tasks=8, timeout={PATIENCE})
+assert np.allclose(y.concatenate(), A @ x)
 """
 
 

@@ -1,4 +1,4 @@
-"""Workers that stay on Lithops, over each channel, with real processes and servers."""
+"""Persistent workers on Lithops, over each channel, with real processes and servers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def is_of_lithops(process: int) -> bool:
 def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool: Pool) -> None:
     report = check(pool).report
     name = "localhost" if place.server is None else "lithops/localhost"
-    assert report.executor == f"kept workers on {name} ({CHANNELS[place.channel]})" == pool.name
+    assert report.executor == f"persistent workers on {name} ({CHANNELS[place.channel]})" == pool.name
     first = workers_of(pool)
     assert os.getpid() not in first
     assert until(lambda: bool(workers_of(pool) & first))  # some may be at what nobody waits for any more
@@ -152,7 +152,7 @@ import numpy as np, os, sys, tempfile, threading, time, polarmap
 from polarmap.executors import storage_channels as drivers_side
 from polarmap.worker import storage_channel
 for side in (storage_channel, drivers_side):
-    side.BEAT_SECONDS, side.AWAY_SECONDS = 1.0, 8.0
+    side.HEARTBEAT_SECONDS, side.OUTAGE_SECONDS = 1.0, 8.0
 yaml, listen = sys.argv[1], sys.argv[2] == "True"
 A, x = np.random.default_rng(0).standard_normal((48, 5)), np.arange(5.0)
 pool = polarmap.Pool(yaml, workers=4, listen=listen)

@@ -59,15 +59,15 @@ SCENES = {
         find = lambda: set(polarmap.hedged_map(lambda block: float(os.getpid()), [x] * 4))
         mine = find()
         pool = polarmap.Pool()
-        mapped(combine_rows, executor=pool)
+        mapped(product, executor=pool)
         if not (child := os.fork()):
-            mapped(combine_rows)
-            mapped(combine_rows, executor=pool)
+            mapped(product)
+            mapped(product, executor=pool)
             assert not find() & mine
             sys.exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         assert find() & mine
-        mapped(combine_rows, executor=pool)
+        mapped(product, executor=pool)
         pool.close()
     """,
     "while another thread maps": """
@@ -91,7 +91,7 @@ SCENES = {
             at_work(fork)
         except polarmap.errors.ExecutorError as error:
             assert not child and "forked while a map ran" in str(error), (child, error)
-            mapped(combine_rows)
+            mapped(product)
             sys.exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     """,
@@ -100,7 +100,7 @@ SCENES = {
 
 @pytest.mark.parametrize("name", SCENES)
 def test_both_processes_map(name: str) -> None:
-    scene = f"{MAPS}{textwrap.dedent(SCENES[name])}\nmapped(combine_rows)"
+    scene = f"{MAPS}{textwrap.dedent(SCENES[name])}\nmapped(product)"
     with program(f"{scene}\nprint('right', flush=True)\ntime.sleep(600)\n") as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "right\n"

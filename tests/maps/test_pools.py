@@ -302,7 +302,7 @@ class CountingThreads(ThreadPoolExecutor):
 
 def shut_down(pool: Any, folder: Path, gate: Path) -> None:
     """Once all tasks are there and three have begun; these may end then."""
-    while pool.input_rows < N or len(list(folder.glob("*.begun"))) < 3:
+    while pool.given < N or len(list(folder.glob("*.begun"))) < 3:
         time.sleep(0.01)
     pool.shutdown(wait=False, cancel_futures=True)
     gate.touch()

@@ -215,7 +215,7 @@ def test_integers_with_real_vectors() -> None:
     ("call", "message"),
     [
         (lambda: coded_map(abs, A, degree=2), r"sparse csr_array, .*with degree=2 use data\.toarray\(\)"),
-        (lambda: coded_map(abs, A, code=SecretSharing()), r"with code=Masked.*use data\.toarray\(\)"),
+        (lambda: coded_map(abs, A, code=SecretSharing()), r"with code=SecretSharing.*use data\.toarray\(\)"),
         (lambda: coded_map(abs, A, code="fountain"), r"with code='fountain' use"),
         (lambda: coded_map(abs, A, blocks=5, code=PolarCode(6, 4)), "does not fit 5 blocks"),
         (lambda: coded_map(abs, A, blocks=51), "blocks=51 is more than the 50 rows"),

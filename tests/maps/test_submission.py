@@ -303,10 +303,10 @@ def test_a_forked_process_does_not_wait_for_a_map_of_its_parent(threads: ThreadP
 
 
 ENDING = """
-kept = polarmap.submit(polarmap.coded_map, slow, SAMPLE_MATRIX, blocks=4)
-quick = polarmap.submit(polarmap.coded_map, np.negative, SAMPLE_MATRIX, blocks=4)
+kept = polarmap.submit(polarmap.coded_map, slow, A, blocks=4)
+quick = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4)
 quick.add_done_callback(lambda done: print(done.result()))
-polarmap.submit(polarmap.coded_map, np.negative, SAMPLE_MATRIX, blocks=4, out=polarmap.arrays.Stored('y', sys.argv[1]))
+polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, out=polarmap.arrays.Stored('y', sys.argv[1]))
 """
 PROGRAM = """
 import sys, time
@@ -333,7 +333,7 @@ def check(wait, kept):
         found = kept.result()
     except BaseException as error:
         found = error
-    is_right = found is kept.result() and np.allclose(found.concatenate(), -SAMPLE_MATRIX)
+    is_right = found is kept.result() and np.allclose(found.concatenate(), -A)
     print(f"{is_right}\\n", end="")  # in one piece, as another thread prints, too
 
 def negative(block):
@@ -341,7 +341,7 @@ def negative(block):
     return -block
 
 for wait in (in_wait, when_the_main_thread_has_ended):
-    kept = polarmap.submit(polarmap.coded_map, negative, SAMPLE_MATRIX, blocks=4)
+    kept = polarmap.submit(polarmap.coded_map, negative, A, blocks=4)
     threading.Thread(target=check, args=[wait, kept]).start()
 """
 

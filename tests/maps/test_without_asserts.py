@@ -55,10 +55,11 @@ PROGRAM = textwrap.dedent("""
     for blocks in (3, 4):
         compare(np.square, REAL, blocks, [0, 1], degree=2)
         compare(np.square, REAL, blocks, [0, 1], code=LagrangeCode(12, blocks, 2, "chebyshev"))
-    masked = polarmap.coded_map(linear, REAL, blocks=4, code=SecretSharing(n_colluders=1), executor=losing(0))
-    np.testing.assert_allclose(list(masked), np.split(linear(REAL), 4), rtol=1e-6, atol=1e-6)
-    masked = polarmap.coded_map(linear, WHOLE, blocks=4, code=SecretSharing(n_colluders=1), executor=losing(0))
-    np.testing.assert_array_equal(list(masked), np.split(linear(WHOLE), 4))
+    sharing = SecretSharing(n_colluders=1)
+    secret = polarmap.coded_map(linear, REAL, blocks=4, code=sharing, executor=losing(0))
+    np.testing.assert_allclose(list(secret), np.split(linear(REAL), 4), rtol=1e-6, atol=1e-6)
+    secret = polarmap.coded_map(linear, WHOLE, blocks=4, code=sharing, executor=losing(0))
+    np.testing.assert_array_equal(list(secret), np.split(linear(WHOLE), 4))
 
     for data in (REAL, WHOLE):
         grid = {"method": "grid", "blocks": (2, 2), "tasks": (3, 3)}

@@ -89,7 +89,7 @@ def test_two_products_an_iteration_and_one_for_a_gap() -> None:
     found, products, told = solved(1e-5, 3000)
     assert found.converged and found.dual_gap <= 1e-5 * found.objective
     assert products == 2 * found.n_iter + -(-found.n_iter // 10) == 2 * len(told) + len(told) // 10
-    assert told[-1] == (found.objective, found.gradient_map)
+    assert told[-1] == (found.objective, found.optimality)
     assert (np.hstack([2.0 * SAMPLED.patterns - 1] * 2) * (WHITE @ found.x)).min() >= -1e-12
 
 

@@ -151,8 +151,8 @@ class RunInSlots(ReplaySession):
 def test_tasks_that_wait_for_a_core_are_no_stragglers() -> None:
     options: dict[str, Any] = {"blocks": 24, "tasks": 32, "verify": False, "executor": TwoSlots()}
     y = polarmap.coded_map(np.negative, np.ones((24, 2)), **options)
-    assert len(y.report.indices("cancelled")) == 6
-    assert [task.began for task in y.report.tasks[:5]] == [0.0, 0.0, 1.0, 1.0, 2.0]
+    assert len(y.report.tasks_in_state("cancelled")) == 6
+    assert [task.started for task in y.report.tasks[:5]] == [0.0, 0.0, 1.0, 1.0, 2.0]
     assert Empirical.from_reports(y.report).quantile(1.0) == 1.0
     found = polarmap.plan(24, [y.report])
     assert (found.n, found.code) == (24, "uncoded")

@@ -85,7 +85,7 @@ def test_another_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> N
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"tasks": 0}, "tasks must be"), ({"seconds": -1}, "seconds must be a positive number")],
+    [({"tasks": 0}, "tasks must be"), ({"task_seconds": -1}, "task_seconds must be a positive number")],
 )
 def test_wrong_numbers_are_refused(options: dict[str, float], said: str) -> None:
     with pytest.raises(CodeError, match=said):

@@ -80,7 +80,7 @@ def test_the_limit_that_leaves_nothing_is_named(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"quantity": "p42"}, "objective must be one of mean, p50, p95, p99, cost, not 'p42'"),
+        ({"metric": "p42"}, "objective must be one of mean, p50, p95, p99, cost, not 'p42'"),
         ({"slack": -0.1}, "slack must be at least 0, not -0.1"),
         ({"deadline": "soon"}, "deadline must be at least 0, not 'soon'"),
         ({"budget": nan}, "budget must be at least 0, not nan"),

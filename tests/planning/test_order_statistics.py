@@ -38,7 +38,7 @@ def test_order_statistics_of_exponentials(n: int, share: float) -> None:
 def test_order_statistics_of_pareto(n: int, k: int) -> None:
     shape = 2.5
     oracle = stats.beta(k, n - k + 1)
-    expected = oracle.set_code(lambda u: (1 - u) ** (-1 / shape))
+    expected = oracle.expect(lambda u: (1 - u) ** (-1 / shape))
     if k == n - 1:  # closed form, where the quadrature of scipy gives up
         expected = np.exp(
             np.sum(np.log(np.arange(n - k + 1, n + 1)) - np.log(np.arange(n - k + 1, n + 1) - 1 / shape))
@@ -67,7 +67,7 @@ def test_cdf_is_the_incomplete_beta_function() -> None:
 def test_a_mean_may_exist_though_no_worker_has_one() -> None:
     distribution = Pareto(1.0, 0.8)  # the k-th of n has a mean if shape (n - k + 1) > 1
     assert completion_time(8, 8, "uncoded", distribution).mean == np.inf
-    expected = stats.beta(7, 2).set_code(lambda u: (1 - u) ** (-1 / 0.8))
+    expected = stats.beta(7, 2).expect(lambda u: (1 - u) ** (-1 / 0.8))
     assert completion_time(8, 7, "mds", distribution).mean == pytest.approx(expected, rel=1e-3)
     # The first of four has shape 4 x 0.3, whose mean exists though areas under the tail overflow.
     assert completion_time(4, 1, "mds", Pareto(1.0, 0.3)).mean == pytest.approx(1.2 / 0.2, rel=1e-4)

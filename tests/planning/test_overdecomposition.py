@@ -1,4 +1,4 @@
-"""Small blocks on workers that stay: against a simulation event by event, and the order statistic."""
+"""Small blocks on persistent workers: against a simulation event by event, and the order statistic."""
 
 from __future__ import annotations
 

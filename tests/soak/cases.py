@@ -20,7 +20,7 @@ from soak.unruly import draw_forks, draw_many, draw_nested
 
 KINDS = {"map": 70, "array": 8, "product": 10, "sum": 6, "hedged": 6}
 KINDS_OF_REPLAY = KINDS | {"rows": 2}  # on a virtual clock, as one case is several hundred maps
-# On workers that stay, on this machine.
+# On persistent workers, on this machine.
 KINDS_OF_POOL = {
     "map": 30,
     "fork": 20,

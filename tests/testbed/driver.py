@@ -189,7 +189,7 @@ class RayMaps(Maps):
         super().__init__(ray)
 
     def worker_names(self) -> dict[str, Any]:
-        return {"names": [node["NodeName"] for node in self.engine.make_logit_nodes() if node["Alive"]]}
+        return {"names": [node["NodeName"] for node in self.engine.nodes() if node["Alive"]]}
 
     def keep_on_cluster(self, data: Any, rows: int) -> Any:
         references = [self.engine.put(part) for part in np.split(data, len(data) // rows)]
