@@ -162,7 +162,7 @@ class RayDataCluster:
             holder_class = self._remote_function(PolarmapBlocks).options(name=self._holder_name, num_cpus=0)
             self._holder_actor = holder_class.remote()
         first_index, self._n_held = self._n_held, self._n_held + len(references)
-        self._ray.get(self._holder_actor.add.remote(list(references)))
+        self._ray.get(self._holder_actor.add_references.remote(list(references)))
         return [(self._holder_name, reference_index) for reference_index in range(first_index, self._n_held)]
 
 
