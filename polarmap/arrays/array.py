@@ -281,8 +281,8 @@ def _resolve_row_index(row_selection: Any, n_rows: int) -> tuple[int, int, Any]:
         raise IndexError(f"row {row_selection} is out of range: the coded array has {n_rows} rows") from None
     except (TypeError, ValueError):
         raise CodeError(
-            f"rows of a coded array are read by number or slice, not {row_selection!r}: read the rows from the "
-            "first to the last, coded[i:j], and index these"
+            f"rows of a coded array are read by number or slice, not {row_selection!r}: read the rows from "
+            "the first to the last, coded[i:j], and index these"
         ) from None
     if isinstance(selected, int):
         return selected, selected + 1, 0

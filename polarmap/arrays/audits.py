@@ -99,8 +99,8 @@ class Audit:
         )
         conclusion, prefix = ("all parts are good now", "was ") if self.is_repaired else (conclusion, "")
         lines = [
-            f"block {listed_damage.block}, part {listed_damage.stripe}: {prefix}{listed_damage.kind} ({listed_damage.key})"
-            for listed_damage in self.damaged
+            f"block {damage.block}, part {damage.stripe}: {prefix}{damage.kind} ({damage.key})"
+            for damage in self.damaged
         ]
         lines += [f"{prefix}{kind} ({key})" for key, kind in self.zarr_damages]
         if len(lines) > MAX_LISTED_DAMAGES:

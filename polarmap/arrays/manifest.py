@@ -260,8 +260,8 @@ class Manifest:
         is_encrypted = isinstance(array_fields, dict) and "encryption" in array_fields
         if document.get("version") != (ENCRYPTED_FORMAT_VERSION if is_encrypted else FORMAT_VERSION):
             raise StorageError(
-                f"{description} has format version {document.get('version')!r}; this polarmap reads {FORMAT_VERSION}, and "
-                f"{ENCRYPTED_FORMAT_VERSION} of encrypted arrays"
+                f"{description} has format version {document.get('version')!r}; this polarmap reads "
+                f"{FORMAT_VERSION}, and {ENCRYPTED_FORMAT_VERSION} of encrypted arrays"
             )
         if document.get("crc32") != zlib.crc32(_to_canonical_json(array_fields)):
             raise StorageError(f"{description} is damaged: its checksum does not fit")

@@ -347,7 +347,7 @@ def _describe_undecodable(manifest: Manifest, undecodable_positions: Indices) ->
     shape = (manifest.code.k * manifest.rows_per_block, *manifest.shape[1:])
     first_index = [int(coordinate) for coordinate in np.unravel_index(undecodable_positions.min(), shape)]
     return (
-        f"{entries_text} of blocks {blocks} of the coded array {manifest.name!r} cannot be decoded, the first at "
-        f"{first_index}: parts of these blocks are damaged, and the good ones hold NaN or inf in the same places. "
-        "Nothing was changed; slices without such entries can be read"
+        f"{entries_text} of blocks {blocks} of the coded array {manifest.name!r} cannot be decoded, the "
+        f"first at {first_index}: parts of these blocks are damaged, and the good ones hold NaN or inf in "
+        "the same places. Nothing was changed; slices without such entries can be read"
     )

@@ -206,6 +206,6 @@ def _check_integers_unchanged(
     """Raise unless integers came back bit for bit: then more is wrong than the damaged parts."""
     if manifest.segments[block_index][stripe_index].crc32 not in (None, segment.crc32):
         raise StorageError(
-            f"block {block_index}, part {stripe_index} of {manifest.name!r} decodes to other numbers than were stored: "
-            "the parts do not belong together; encode again with overwrite=True"
+            f"block {block_index}, part {stripe_index} of {manifest.name!r} decodes to other numbers than "
+            "were stored: the parts do not belong together; encode again with overwrite=True"
         )

@@ -104,8 +104,10 @@ def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) ->
 
     One chunk for each slab, or one for each block where slabs do not divide the rows of a block.
 
-    >>> choose_chunk_shape((12, 5), (4, 5)), choose_chunk_shape((13, 5), (4, 5)), choose_chunk_shape((2, 7), (1, 4))
-    ((4, 5), (13, 5), (1, 4))
+    >>> choose_chunk_shape((12, 5), (4, 5)), choose_chunk_shape((13, 5), (4, 5))
+    ((4, 5), (13, 5))
+    >>> choose_chunk_shape((2, 7), (1, 4))
+    (1, 4)
     """
     is_divisible = slab_shape and block_shape[0] % max(1, slab_shape[0]) == 0
     return tuple(max(1, length) for length in (slab_shape if is_divisible else block_shape))
@@ -121,8 +123,10 @@ def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: in
 
     >>> _choose_slab_shape((2, 5), 3), _choose_slab_shape((7, 5), 15), _choose_slab_shape((7, 5), 15, 2)
     ((1, 3), (3, 5), (2, 5))
-    >>> _choose_slab_shape((12, 7), 35, 1), _choose_slab_shape((1009, 7), 6300, 1), _choose_slab_shape((3, 8), 6, 1)
-    ((4, 7), (900, 7), (1, 4))
+    >>> _choose_slab_shape((12, 7), 35, 1), _choose_slab_shape((1009, 7), 6300, 1)
+    ((4, 7), (900, 7))
+    >>> _choose_slab_shape((3, 8), 6, 1)
+    (1, 4)
     """
     axis = next(axis for axis in range(len(shape)) if prod(shape[axis + 1 :]) <= max_elements)
     length, step = shape[axis], max_elements // max(1, prod(shape[axis + 1 :]))

@@ -48,7 +48,8 @@ def as_array_like(data: Any, argument_name: str = "data") -> Any:
             return to_numeric_array(data, argument_name)
     elif hasattr(data, "collect_schema"):
         raise CodeError(
-            f"{argument_name} is {describe_type(data)}, which is not computed yet: use {argument_name}.collect()"
+            f"{argument_name} is {describe_type(data)}, which is not computed yet: "
+            f"use {argument_name}.collect()"
         )
     return data
 

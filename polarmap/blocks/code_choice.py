@@ -79,8 +79,8 @@ class CodeOptions(NamedTuple):
                 raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
         elif not (isinstance(code, SecretSharing) or is_choice(code, CODE_NAMES)):
             raise CodeError(
-                "code must be 'auto', 'rotation', 'arikan', SecretSharing() or a code such as PolarCode(n, k), "
-                f"not {code!r}"
+                "code must be 'auto', 'rotation', 'arikan', SecretSharing() or a code such as "
+                f"PolarCode(n, k), not {code!r}"
             )
         elif degree > 1 and code != "auto":
             code_text = f"the {code} kernel" if isinstance(code, str) else repr(code)
@@ -233,13 +233,13 @@ def _check_reliability(
             else "raise rtol"
         )
         raise CodeError(
-            f"with {n_erased} of {code.n} results missing, decoding f of degree {code.degree} on {code.k} blocks "
-            f"would multiply errors by {code.summarize_amplification(n_erased).p90:.2g}, and rtol permits {max_amplification:.2g}: "
-            + advice
+            f"with {n_erased} of {code.n} results missing, decoding f of degree {code.degree} on {code.k} "
+            f"blocks would multiply errors by {code.summarize_amplification(n_erased).p90:.2g}, "
+            f"and rtol permits {max_amplification:.2g}: " + advice
         )
     raise CodeError(
-        f"with {n_erased} of {code.n} results missing, noise of {code.noise:g} times the data would drown more "
-        "digits than rtol permits: lower noise, raise rtol, or use more tasks"
+        f"with {n_erased} of {code.n} results missing, noise of {code.noise:g} times the data would drown "
+        "more digits than rtol permits: lower noise, raise rtol, or use more tasks"
     )
 
 
@@ -303,8 +303,8 @@ def encode_sparse(
     if degree != 1 or not (isinstance(code, (PolarCode, Uncoded)) or code in CODE_NAMES):
         option_text = f"degree={degree}" if degree != 1 else f"code={code!r}"
         raise CodeError(
-            f"{argument_name} is a sparse {type(data).__name__}, which code='rotation', 'arikan' or a PolarCode "
-            f"carries: with {option_text} use {argument_name}.toarray()"
+            f"{argument_name} is a sparse {type(data).__name__}, which code='rotation', 'arikan' or a "
+            f"PolarCode carries: with {option_text} use {argument_name}.toarray()"
         )
     matrix = to_canonical_csr(data, argument_name)
     if isinstance(code, Uncoded):

@@ -147,5 +147,6 @@ def format_nonfinite_warning(dtype: np.dtype[Any], n_nonfinite: int, first_posit
     """What is said of data with so many NaN and inf, or of finite data whose sums are not."""
     problem = f"sums of the data overflow {dtype}"
     if n_nonfinite:
-        problem = f"the data is NaN or inf at {n_nonfinite} place{'s' * (n_nonfinite > 1)}, the first of them in {first_position}"
+        places = f"{n_nonfinite} place{'s' * (n_nonfinite > 1)}"
+        problem = f"the data is NaN or inf at {places}, the first of them in {first_position}"
     return f"{problem}: parity is of no use there, so a result that is missing may not be decodable"

@@ -107,8 +107,8 @@ def tensor_to_array(data: Any, argument_name: str) -> Array:
         raise CodeError(f"{argument_name} is {describe_type(data)} on device {device_text}: {advice}")
     if getattr(data, "requires_grad", False):
         raise CodeError(
-            f"{argument_name} is {describe_type(data)} that records gradients, and these end where workers begin: "
-            f"use {argument_name}.detach()"
+            f"{argument_name} is {describe_type(data)} that records gradients, and these end where workers "
+            f"begin: use {argument_name}.detach()"
         )
     try:
         return np.from_dlpack(data)
@@ -140,15 +140,18 @@ def _not_numeric_message(data: Any, dtype: Any, argument_name: str) -> str:
         advice = (
             f"an array of numbers in the memory of the host, as numpy.asarray({argument_name}, dtype=float)"
         )
-    return f"{argument_name} is {describe_type(data)}{dtype_text}{device_text}, which is no array of numbers that numpy knows: use {advice}"
+    return (
+        f"{argument_name} is {describe_type(data)}{dtype_text}{device_text}, which is no array of numbers "
+        f"that numpy knows: use {advice}"
+    )
 
 
 def memory_map_npy(path: Path, argument_name: str) -> Array:
     """A .npy file, mapped rather than read; never unpickled."""
     if not path.is_file():
         raise CodeError(
-            f"{argument_name} is the path {str(path)!r}, and there is no file of that name; of a Zarr or HDF5 store "
-            "open the array and pass it"
+            f"{argument_name} is the path {str(path)!r}, and there is no file of that name; of a Zarr or "
+            "HDF5 store open the array and pass it"
         )
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -219,8 +219,9 @@ def check_no_empty_blocks(n_rows: int, n_blocks: int) -> None:
         return
     rows_per_block, larger_n_blocks = -(-n_rows // n_blocks), min_nonempty_blocks(n_rows, n_blocks)
     raise CodeError(
-        f"blocks={n_blocks} does not fit {n_rows} rows: blocks of {rows_per_block} rows each would leave {n_blocks - smaller_n_blocks} "
-        f"of them empty. Use blocks={smaller_n_blocks} or blocks={larger_n_blocks}"
+        f"blocks={n_blocks} does not fit {n_rows} rows: blocks of {rows_per_block} rows each would "
+        f"leave {n_blocks - smaller_n_blocks} of them empty. Use "
+        f"blocks={smaller_n_blocks} or blocks={larger_n_blocks}"
     )
 
 
@@ -256,7 +257,8 @@ def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str
     """CodeError for what parity blocks cannot be; `sparse_advice`: what to use of a sparse matrix."""
     if is_masked_array(data):
         raise CodeError(
-            f"{argument_name} is a masked array, and parity blocks have no mask: use {argument_name}.filled(0)"
+            f"{argument_name} is a masked array, and parity blocks have no mask: "
+            f"use {argument_name}.filled(0)"
         )
     if hasattr(data, "toarray"):
         accepted_by = ", which only coded_map with linear f, hedged_map, CodedOperator, polarmap.glm and "
@@ -270,12 +272,13 @@ def check_class_and_dtype(data: Any, argument_name: str = "data") -> None:
     array_class = type(data)
     if is_array_like(data) and get_numpy_dtype(data) is None:
         raise CodeError(
-            f"{argument_name} is a {array_class.__module__}.{array_class.__name__} of dtype {data.dtype}, which numpy does not "
-            f"know: use numpy.asarray({argument_name})"
+            f"{argument_name} is a {array_class.__module__}.{array_class.__name__} of dtype {data.dtype}, "
+            f"which numpy does not know: use numpy.asarray({argument_name})"
         )
     if isinstance(data, np.ndarray) and array_class not in (np.ndarray, np.memmap, np.matrix):
         raise CodeError(
-            f"{argument_name} is a {array_class.__name__}, and f would see arrays: use numpy.asarray({argument_name})"
+            f"{argument_name} is a {array_class.__name__}, and f would see arrays: "
+            f"use numpy.asarray({argument_name})"
         )
 
 

@@ -66,7 +66,8 @@ class ClusterDataBlocks(DataBlocks):
         for block_index, summary in enumerate(self.summaries):
             if summary[:2] != first_summary[:2]:
                 raise CodeError(
-                    f"block {block_index} differs from block 0 in shape or dtype: {summary} against {first_summary}"
+                    f"block {block_index} differs from block 0 in shape or dtype: {summary} "
+                    f"against {first_summary}"
                 )
         self._layout = ((check_dtype(first_summary.dtype, "the data").str, first_summary.shape),)
         super().__init__(

@@ -88,7 +88,8 @@ def cut_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]:
     for item_index, item in enumerate(items):
         if star and not isinstance(item, Iterable):
             raise CodeError(
-                f"star=True takes tuples of arguments, and item {item_index} is {describe_type(item)}: use (item,)"
+                f"star=True takes tuples of arguments, and item {item_index} is {describe_type(item)}: "
+                "use (item,)"
             )
     return items
 
@@ -128,8 +129,9 @@ def items_to_arrays(
             )
         except Exception as error:
             raise CodeError(
-                f"{item_label} {item_index} of data, {describe_type(item)}, cannot be sent: {type(error).__name__}: {error}; "
-                "use what can be pickled, such as a path in place of an open file"
+                f"{item_label} {item_index} of data, {describe_type(item)}, cannot be sent: "
+                f"{type(error).__name__}: {error}; use what can be pickled, such as a path in "
+                "place of an open file"
             ) from error
     return item_arrays, True
 

@@ -123,8 +123,8 @@ def read_key(key_spec: str | bytes) -> bytes:
         key_bytes = b""
     if len(key_bytes) != KEY_BYTES:
         raise KeyUnavailableError(
-            f"key='{key_spec}' holds {len(digits)} characters, not the {2 * KEY_BYTES} hexadecimal digits of a "
-            f"key, as this makes them: {KEYGEN_COMMAND}"
+            f"key='{key_spec}' holds {len(digits)} characters, not the {2 * KEY_BYTES} hexadecimal digits of "
+            f"a key, as this makes them: {KEYGEN_COMMAND}"
         )
     return key_bytes
 

@@ -178,8 +178,10 @@ def seed_numpy() -> None:
 def is_resource_exhaustion(error: BaseException) -> bool:
     """Whether an error tells that the process has no memory, descriptors or threads left.
 
-    >>> is_resource_exhaustion(OSError(errno.EMFILE, "Too many open files")), is_resource_exhaustion(FileNotFoundError(2, "x"))
-    (True, False)
+    >>> is_resource_exhaustion(OSError(errno.EMFILE, "Too many open files"))
+    True
+    >>> is_resource_exhaustion(FileNotFoundError(2, "x"))
+    False
     """
     if isinstance(error, OSError):
         return error.errno in EXHAUSTION_ERRNOS

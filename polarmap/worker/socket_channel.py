@@ -204,7 +204,8 @@ class FrameDecoder:
         partial_message.data.extend(next_frame.data)
         if len(partial_message.header) > MAX_HEADER_BYTES or len(partial_message.data) > MAX_DATA_BYTES:
             raise FrameError(
-                f"a message {next_frame.kind!r} of {len(partial_message.header)} and {len(partial_message.data)} bytes"
+                f"a message {next_frame.kind!r} of {len(partial_message.header)} "
+                f"and {len(partial_message.data)} bytes"
             )
         return partial_message
 

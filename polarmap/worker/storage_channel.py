@@ -30,8 +30,10 @@ def next_poll_interval(previous_interval: float, poll_seconds: float) -> float:
 
     previous_interval : that pause; 0.0 when something has come.
 
-    >>> next_poll_interval(0.0, 0.0), next_poll_interval(0.0, 0.1), next_poll_interval(0.5, 0.1), next_poll_interval(1.0, 0.1)
-    (0.002, 0.01, 0.6, 1.0)
+    >>> next_poll_interval(0.0, 0.0), next_poll_interval(0.0, 0.1)
+    (0.002, 0.01)
+    >>> next_poll_interval(0.5, 0.1), next_poll_interval(1.0, 0.1)
+    (0.6, 1.0)
     """
     return min(
         MAX_POLL_INTERVAL,

@@ -180,4 +180,6 @@ def parity(coded, values):
     """The parity blocks of an array, from the code alone."""
     whole = np.zeros((coded.k * coded.rows_per_block, *values.shape[1:]), values.dtype)
     whole[: len(values)] = values
-    return coded.code.encode_parity(whole.reshape(coded.k, -1)).reshape(coded.n - coded.k, coded.rows_per_block, -1)
+    return coded.code.encode_parity(whole.reshape(coded.k, -1)).reshape(
+        coded.n - coded.k, coded.rows_per_block, -1
+    )

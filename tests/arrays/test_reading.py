@@ -259,7 +259,9 @@ def test_who_opened_an_array_before_it_was_repaired_reads_it_still(results):
     before = [ours.block_segments(block) for block in range(4)]
     theirs.repair()
     np.testing.assert_allclose(ours[3:40, 7], 2 * A[3:40, 7], rtol=1e-10, atol=1e-10)
-    assert [ours.block_segments(block) for block in range(4)] == [theirs.block_segments(block) for block in range(4)]
+    assert [ours.block_segments(block) for block in range(4)] == [
+        theirs.block_segments(block) for block in range(4)
+    ]
     assert not {part.key for parts in before for part in parts} & set(theirs.store.keys(""))
 
 

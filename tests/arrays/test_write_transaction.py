@@ -30,7 +30,7 @@ SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
 def crash(store, source, at, when="put"):
     """Whether an encode that is killed before the call number `at` of this method was."""
     context = multiprocessing.get_context("forkserver")
-    verb = {"put": "put", "move": "_move", "delete": "delete"}[when]
+    verb = {"put": "put", "move": "_rename_into_place", "delete": "delete"}[when]
     process = context.Process(target=encode_until_killed, args=(store.root, source, at, verb))
     process.start()
     process.join(60)

@@ -76,15 +76,15 @@ SCENES = {
     "a library that a task loads": """
         with thread_limiter.limit_process(1):
             import scipy.linalg
-            threadpoolctl.ThreadpoolController().select(user_api="blas").timeout(limits=2)
+            threadpoolctl.ThreadpoolController().select(user_api="blas").limit(limits=2)
             with thread_limiter.limit_process(1):
                 assert now() == {1}, now()
     """,
     "a library that comes with a function": """
         class Ticket:
-            block, attempt = None, 0
+            block_ref, attempt = None, 0
         with thread_limiter.limit_process(1):
-            FutureTaskIO(b"cscipy.linalg\\nnorm\\n.", None, None).load(Ticket())
+            FutureTaskIO(b"cscipy.linalg\\nnorm\\n.", None, None).load_inputs(Ticket())
             assert now() == {1}, now()
     """,
     "a forked process, which has no tasks": """

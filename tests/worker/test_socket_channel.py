@@ -560,7 +560,7 @@ def test_both_sides_prove_it_and_agree_on_their_seals(ends: Any, background: Any
     number, seals = authenticate_worker(ends[0], KEY)
     assert number == 123
     theirs = found.result()
-    for sent, heard in ((seals.outgoing, theirs.heard), (theirs.sent, seals.incoming)):
+    for sent, heard in ((seals.outgoing, theirs.incoming), (theirs.outgoing, seals.incoming)):
         for message in ((b"one",), (b"o", b"ne"), (b"",)):
             assert heard.compute_tag(message) == sent.compute_tag(message)
 

@@ -64,7 +64,7 @@ class MemoryIO(TaskIO):
 
     @property
     def objects(self) -> dict[str, bytes]:
-        return {key: data for (_, key), data in self.storage.object_keys.items()}
+        return {key: data for (_, key), data in self.storage.objects.items()}
 
 
 TICKET = TaskRequest(3, 1, None, None, None)

@@ -325,7 +325,7 @@ def test_without_cloudpickle_importable_values_still_travel(monkeypatch: pytest.
     anew = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(anew)
     assert anew.dumps is pickle.dumps
-    assert_same(unpickle_array(anew.to_block({Path("a"): None})), {Path("a"): None})
+    assert_same(unpickle_array(anew.pickle_to_array({Path("a"): None})), {Path("a"): None})
 
 
 # --- sums and sparse rows ---------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from polarmap.worker.task_records import (
 
 class Key(NamedTuple):
     first: int
-    addend_rows: int
+    second: int
 
 
 BLOCK = np.arange(6.0).reshape(2, 3)
