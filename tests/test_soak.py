@@ -117,4 +117,10 @@ def test_every_kind_is_drawn() -> None:
 
 def test_every_code_is_drawn() -> None:
     codes = {type(draw_map(Draw(seed), "replay").code).__name__ for seed in range(200)}
-    assert codes == {"RotationCode", "ArikanCode", "LagrangeCode", "SecretSharingCode", "IntegerSecretSharingCode"}
+    assert codes == {
+        "RotationCode",
+        "ArikanCode",
+        "LagrangeCode",
+        "SecretSharingCode",
+        "IntegerSecretSharingCode",
+    }
