@@ -389,8 +389,8 @@ def _check_result_shapes(
             raise CodeError(f"f must return one array, not {type(array_result).__name__}")
         if array_result.shape[:1] != rows.shape[:1]:
             raise CodeError(
-                f"f of shape {rows.shape} gave shape {array_result.shape}: a result has as many rows (axis 0) "
-                f"as its block, and dim={list(core_dims)} stands for axes {list(range(1, rows.ndim))}"
+                f"f of shape {rows.shape} gave shape {array_result.shape}: a result has as many rows (axis "
+                f"0) as its block, and dim={list(core_dims)} stands for axes {list(range(1, rows.ndim))}"
             )
 
 
@@ -471,8 +471,8 @@ def _resolve_output_dims(
     if output_coords is None:
         if len(shape) not in (0, len(core_dims)):
             raise CodeError(
-                f"f gave results of shape {shape} for each row, and dim={list(core_dims)} names {len(core_dims)} "
-                f"axes: name the {len(shape)} axes of a result, as in output_dims={['new'] * len(shape)}"
+                f"f gave results of shape {shape} for each row, and dim={list(core_dims)} names "
+                f"{len(core_dims)} axes: name the {len(shape)} axes of a result, as in output_dims={['new'] * len(shape)}"
             )
         return dict.fromkeys(core_dims if shape else ())
     if len(output_coords) != len(shape):

@@ -73,7 +73,8 @@ def test_an_exit_is_replaced_whatever_its_words_do() -> None:
         ({"verify": 2}, "verify must be 'auto', True or False, not 2"),
         (
             {"code": "x"},
-            "code must be 'auto', 'rotation', 'arikan', SecretSharing() or a code such as PolarCode(n, k), not 'x'",
+            "code must be 'auto', 'rotation', 'arikan', SecretSharing() or a code such as PolarCode(n, k), "
+            "not 'x'",
         ),
         ({"blocks": 0}, "blocks must be a positive integer, not 0"),
         ({"tasks": 2.5, "blocks": 2}, "tasks must be a positive integer, not 2.5"),
