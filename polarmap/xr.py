@@ -472,7 +472,8 @@ def _resolve_output_dims(
         if len(shape) not in (0, len(core_dims)):
             raise CodeError(
                 f"f gave results of shape {shape} for each row, and dim={list(core_dims)} names "
-                f"{len(core_dims)} axes: name the {len(shape)} axes of a result, as in output_dims={['new'] * len(shape)}"
+                f"{len(core_dims)} axes: name the {len(shape)} axes of a result, as in "
+                f"output_dims={['new'] * len(shape)}"
             )
         return dict.fromkeys(core_dims if shape else ())
     if len(output_coords) != len(shape):
