@@ -101,11 +101,13 @@ def put_rows(store, A, rows=1, head=b""):
 def copied(coded):
     """Data parts that lie below the array's own folder."""
     own = array_prefix(coded.name)
-    return [part for index in range(coded.k) for part in coded.stored(index) if part.key.startswith(own)]
+    return [
+        part for index in range(coded.k) for part in coded.block_segments(index) if part.key.startswith(own)
+    ]
 
 
 def zarr_data(coded):
     """The data as zarr reads them."""
     import zarr
 
-    return zarr.open_array(f"{coded.zarr}/data", mode="r")
+    return zarr.open_array(f"{coded.zarr_path}/data", mode="r")

@@ -2,9 +2,9 @@
 
 `array` is what callers hold, `encoding` makes one. `manifest` and `zarr_view` are the format; `stripes` and
 `sources` cut and read the data, `stripe_encoder` has them stored, `zarr_chunks` puts them where Zarr looks
-for them, `reading`, `audits` and `repairing` are what they say; `make_weighted_sum_function` are blocks made
-of others. `array_jobs` has all that done by workers or by this process; `write_transaction` are what each run
-of them writes.
+for them, `reading`, `audits` and `repairing` are what they say; `weighted_sums` are blocks made of others.
+`array_jobs` has all that done by workers or by this process; `write_transaction` are what each run of them
+writes.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
 
 def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
     """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
-    listed_sizes = store.sizes(array_prefix(manifest.name)) if hasattr(store, "sizes") else {}
+    listed_sizes = store.list_sizes(array_prefix(manifest.name)) if hasattr(store, "list_sizes") else {}
     unlisted_keys = [key for key in keys if key not in listed_sizes]
     return {**listed_sizes, **dict(zip(unlisted_keys, map_in_parallel(store.size, unlisted_keys)))}
 

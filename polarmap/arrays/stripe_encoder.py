@@ -57,8 +57,8 @@ class StripeEncoder:
         previous_manifest = check_replaceable(
             store, array_name, "" if overwrite else ", or pass overwrite=True"
         )
-        if hasattr(store, "sweep"):
-            store.sweep()
+        if hasattr(store, "remove_stale_files"):
+            store.remove_stale_files()
         with WriteTransaction(self._runner.segment_store, array_name, _build_resume_key(plan)) as transaction:
             reused_stripes = self._find_reusable_stripes(transaction.find_resumable_stripes())
             stripes = range(len(plan.hyperslabs))

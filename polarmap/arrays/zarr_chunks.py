@@ -218,7 +218,7 @@ def _concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) ->
     """Have the storage make a chunk of the objects that its parts are, if it can."""
     segments = _get_chunk_segments(manifest, chunk)
     keys = list(dict.fromkeys(segment.key for segment in segments))
-    if not hasattr(store, "join") or not manifest.object_extents.keys() >= {*keys}:
+    if not hasattr(store, "concatenate") or not manifest.object_extents.keys() >= {*keys}:
         return False
     *object_starts, total_bytes = accumulate((manifest.object_extents[key][1] for key in keys), initial=0)
     start_by_key = dict(zip(keys, object_starts))
@@ -230,7 +230,7 @@ def _concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) ->
     if not is_contiguous or total_bytes != manifest.zarr_chunk_bytes:
         return False
     try:
-        return bool(store.join(keys, chunk.key))
+        return bool(store.concatenate(keys, chunk.key))
     except StorageError:  # one that is down says so when the manifest is written
         return False
 

@@ -173,7 +173,7 @@ class SystematicDecoder(RealDecoder):
         cached_values.pop("weights", None)  # the most memory of a map, and computed again if anybody asks
         if not isinstance(previous, SystematicDecoder):
             return
-        if not np.isfinite(cached_values.get("_solver", np.inf)).all():
+        if not np.isfinite(cached_values.get("_pseudo_inverse", np.inf)).all():
             return
         known_mask, previous_parity_mask = (
             np.zeros(self.code.k, bool),

@@ -422,7 +422,7 @@ class DecodingCollector(Collector):
             self.ready_at, self.n_needed = self.timer.elapsed_seconds, len(self.task_table.arrived)
 
     @property
-    def counted(self) -> Collection[int]:
+    def decodable_tasks(self) -> Collection[int]:
         """The tasks whose results can be decoded from.
 
         Not among them is a task of the short block that has returned the result of its own rows, but none of

@@ -52,12 +52,12 @@ class OnDemandParityPolicy(SchedulingPolicy):
         ended = (
             len(task_table) - len(task_table.in_flight) - len(task_table.failed) - len(task_table.held_back)
         )
-        n_returned = ended - (len(task_table.arrived) - len(collector.counted))
+        n_returned = ended - (len(task_table.arrived) - len(collector.decodable_tasks))
         n_to_start = self._parity_rule.count_parity_to_start(
             n_returned, len(on_time_tasks), len(self._held_back_parity)
         )
         if not (self._is_mds and on_time_tasks):  # sparse codes, poor conditioning
-            expected_tasks = on_time_tasks.union(collector.counted)
+            expected_tasks = on_time_tasks.union(collector.decodable_tasks)
             reaches_threshold = len(expected_tasks) + n_to_start >= self._parity_rule.recovery_threshold
             while reaches_threshold and n_to_start < len(self._held_back_parity):
                 if collector.would_suffice(expected_tasks.union(self._held_back_parity[:n_to_start])):

@@ -84,7 +84,7 @@ class Collector(ABC):
         return len(self.task_table.arrived)
 
     @property
-    def counted(self) -> Collection[int]:
+    def decodable_tasks(self) -> Collection[int]:
         """The tasks whose results count towards what is needed."""
         return self.task_table.arrived.keys()
 

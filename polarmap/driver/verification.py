@@ -46,7 +46,7 @@ class Verifier:
     def __init__(self, collector: DecodingCollector) -> None:
         self._collector, self._coded_data = collector, collector.coded_data
         self._local_evaluation: LocalEvaluation | None = None
-        self._reflected: tuple[int, LocalEvaluation] | None = (
+        self._reflected_evaluation: tuple[int, LocalEvaluation] | None = (
             None  # a task, and f of its block's mirror image
         )
         self._checked_decoder: ErasureDecoder | None = (
@@ -254,8 +254,10 @@ class Verifier:
             block_index = self._find_informative_block()
             build_block = partial(copy_block, self._coded_data, block_index, use_data_block=True)
             evaluation = self._local_evaluation = self._collector.evaluate_locally(build_block, block_index)
-            self._reflected = self._reflect(block_index)
-        needs_another = not evaluation.is_running and not (self._reflected and self._reflected[1].is_running)
+            self._reflected_evaluation = self._evaluate_reflection(block_index)
+        needs_another = not evaluation.is_running and not (
+            self._reflected_evaluation and self._reflected_evaluation[1].is_running
+        )
         if needs_another and evaluation.leaves is not None:
             expected_structure = self._collector.result_structure
             has_same_structure = expected_structure[0] == "sample" or repr(evaluation.structure) == repr(
@@ -266,7 +268,7 @@ class Verifier:
             )  # agrees with nothing
         return evaluation
 
-    def _reflect(self, index: int) -> tuple[int, LocalEvaluation] | None:
+    def _evaluate_reflection(self, block_index: int) -> tuple[int, LocalEvaluation] | None:
         """Start f on the mirror image of a coded block behind a data block, if all coded blocks have noise.
 
         With much noise all coded blocks may lie on the same side of a kink, as of |x|, on which f is linear.
@@ -280,12 +282,13 @@ class Verifier:
             return None
         task = min(self._collector.results)
 
-        def image() -> Any:
-            mirror, structure = flatten(copy_block(self._coded_data, index, use_data_block=True))
+        def make_reflection() -> Any:
+            mirror, structure = flatten(copy_block(self._coded_data, block_index, use_data_block=True))
             noisy, _ = flatten(copy_block(self._coded_data, task))
-            return unflatten(structure, [2 * one - other for one, other in zip(mirror, noisy)])
+            with np.errstate(invalid="ignore", over="ignore"):
+                return unflatten(structure, [2 * leaf - other for leaf, other in zip(mirror, noisy)])
 
-        return task, self._collector.evaluate_locally(image, task)
+        return task, self._collector.evaluate_locally(make_reflection, task)
 
     def find_differing_blocks(self) -> list[int]:
         """The decoded blocks that are not what f gave of them here."""
@@ -300,18 +303,21 @@ class Verifier:
             for block_index, local_leaves in local_results
             if not self._results_agree(local_leaves, results[block_index], is_decoded=True)
         ]
-        return differing or self._differing_image(results)
+        return differing or self._find_differing_reflection(results)
 
-    def _differing_image(self, results: list[list[Array]]) -> list[int]:
+    def _find_differing_reflection(self, results: list[list[Array]]) -> list[int]:
         """Return the block evaluated last if f of the image behind it is not what its result implies."""
-        if self._local_evaluation is None or self._reflected is None:
+        if self._local_evaluation is None or self._reflected_evaluation is None:
             return []
-        (task, run), index = self._reflected, self._local_evaluation.block_index
-        if run.leaves is None or index not in self.local_results or task not in self._collector.results:
+        (task, reflection), block_index = self._reflected_evaluation, self._local_evaluation.block_index
+        if reflection.leaves is None or block_index not in self.local_results:
             return []
-        pairs = zip(results[index], self._collector.results[task].leaves)
-        implied = [2 * own - other for own, other in pairs]
-        return [] if self._results_agree(run.leaves, implied, is_decoded=True) else [index]
+        if task not in self._collector.results:
+            return []
+        pairs = zip(results[block_index], self._collector.results[task].leaves)
+        with np.errstate(invalid="ignore", over="ignore"):
+            implied = [2 * decoded - received for decoded, received in pairs]
+        return [] if self._results_agree(reflection.leaves, implied, is_decoded=True) else [block_index]
 
     def _compute_local_distances(self, block_index: int) -> list[float]:
         """How far a decoded block is from what f gave here, by leaf, as a share of the largest number."""

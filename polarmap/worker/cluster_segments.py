@@ -37,5 +37,5 @@ def _fetch_from_ray(actor_name: str, reference_index: int) -> Any:
     import ray
 
     module: Any = ray
-    [reference] = module.get(module.get_actor(actor_name).reference.remote(reference_index))
+    [reference] = module.get(module.get_actor(actor_name).get_reference.remote(reference_index))
     return module.get(reference)

@@ -178,6 +178,6 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
 
 def parity(coded, values):
     """The parity blocks of an array, from the code alone."""
-    whole = np.zeros((coded.k * coded.rows, *values.shape[1:]), values.dtype)
+    whole = np.zeros((coded.k * coded.rows_per_block, *values.shape[1:]), values.dtype)
     whole[: len(values)] = values
-    return coded.code.parity(whole.reshape(coded.k, -1)).reshape(coded.n - coded.k, coded.rows, -1)
+    return coded.code.encode_parity(whole.reshape(coded.k, -1)).reshape(coded.n - coded.k, coded.rows_per_block, -1)

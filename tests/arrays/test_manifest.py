@@ -181,7 +181,7 @@ def test_codes_are_described_whole(store, code):
     assert repr(coded.code) == repr(code)
     assert np.array_equal(coded.code.erasure, code.erasure)
     if code.kernel == "arikan":
-        assert coded.code.codeword_positions.tolist() == code.order.tolist()
+        assert coded.code.codeword_positions.tolist() == code.codeword_positions.tolist()
     np.testing.assert_allclose(coded[:], A, rtol=1e-12, atol=1e-12 * (A.dtype.kind == "f"))
 
 

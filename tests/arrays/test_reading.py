@@ -51,7 +51,7 @@ def test_what_is_finite_is_decoded_and_the_rest_refused_by_name(
     assert len(said) == bool(places)
     lost = data.draw(st.lists(st.integers(0, k + extra - 1), min_size=1, max_size=extra, unique=True), "lost")
     for block in lost:
-        damage(store, coded.stored(block)[0], "missing")
+        damage(store, coded.block_segments(block)[0], "missing")
     before, unknown = objects(store), undetermined(A, k, lost)
 
     for row in range(total):
@@ -88,7 +88,7 @@ def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
     A = spoilt((20, 3), "f8", places, np.arange(len(places)) % 3)
     coded, _ = encode_with_warnings(A, code=PolarCode(9, 5, "arikan", decoder), storage=store)
     for block in data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=2, unique=True)):
-        damage(store, coded.stored(block)[0], "corrupt")
+        damage(store, coded.block_segments(block)[0], "corrupt")
     before = objects(store)
     try:
         coded.repair()
@@ -105,8 +105,8 @@ def test_damaged_parity_comes_back_with_its_nan(store):
     assert np.isnan(stored[4].reshape(-1)[7])
     assert np.isfinite(stored[4].reshape(-1)[[8, 9, 299]]).all()
     for block in (4, 5):
-        damage(store, coded.stored(block)[0], "truncated")
-    assert coded.repair().blocks == [4, 5]
+        damage(store, coded.block_segments(block)[0], "truncated")
+    assert coded.repair().damaged_blocks == [4, 5]
     for block in range(6):
         np.testing.assert_array_equal(coded.coded_blocks().component_leaves(block)[0], stored[block])
 
@@ -116,7 +116,7 @@ def test_filler_is_no_entry_that_could_be_lost(store):
     A = random_array((11, 3))
     A[2, 1] = np.nan  # row 11 of four blocks of 3 rows is padding
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
-    damage(store, coded.stored(3)[0], "missing")
+    damage(store, coded.block_segments(3)[0], "missing")
     coded.repair()
     np.testing.assert_allclose(coded[:], A, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(coded.coded_blocks().component_leaves(3)[0][2], 0, atol=1e-9)
@@ -140,9 +140,9 @@ def test_parity_that_overflows_is_an_erasure_there(store):
         "at 1 place of the blocks the parity overflows float32: a lost part cannot be decoded where it, or "
         "another block in the same place, holds such an entry"
     ]
-    damage(store, coded.stored(2)[0], "missing")
+    damage(store, coded.block_segments(2)[0], "missing")
     np.testing.assert_allclose(coded[:], A, rtol=1e-4)  # by the other parity block
-    damage(store, coded.stored(3)[0], "missing")
+    damage(store, coded.block_segments(3)[0], "missing")
     with pytest.raises(NotDecodableError, match=r"2 entries of blocks \[2, 3\] .* the first at \[2, 0\]"):
         coded.repair()
     np.testing.assert_allclose(coded[:2], A[:2])
@@ -152,10 +152,10 @@ def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
     A = random_array((8, 50_000))
     A[1, 40_000] = np.nan
     coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
-    assert len(coded.stored(0)) > 3
+    assert len(coded.block_segments(0)) > 3
     assert len(said) == 1
     assert said[0].startswith("1 entry is NaN or inf, the first at [1, 40000]:")
-    for part in coded.stored(2):
+    for part in coded.block_segments(2):
         damage(store, part, "missing")
     np.testing.assert_allclose(coded[4], A[4], rtol=1e-9, atol=1e-9)
     with pytest.raises(NotDecodableError, match=r"1 entry of blocks \[2\] .* the first at \[5, 40000\]"):
@@ -199,11 +199,11 @@ def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
     A = random_array((8, 50_000))
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
     blocks = coded.coded_blocks()
-    assert len(coded.stored(1)) > 3
-    damage(store, coded.stored(1)[2], "truncated")
-    with pytest.raises(DamagedError, match=f"{coded.stored(1)[2].key} has .* bytes"):
+    assert len(coded.block_segments(1)) > 3
+    damage(store, coded.block_segments(1)[2], "truncated")
+    with pytest.raises(DamagedError, match=f"{coded.block_segments(1)[2].key} has .* bytes"):
         blocks.component_leaves(1)
-    np.testing.assert_allclose(blocks.leaves(1)[0], A[2:4], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(blocks.block_leaves(1)[0], A[2:4], rtol=1e-9, atol=1e-9)
     [block] = blocks.component_leaves(2)
     np.testing.assert_array_equal(block, A[4:6])
     assert block.flags.writeable
@@ -215,7 +215,7 @@ def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     y = polarmap.coded_map(lambda block: 2 * block, coded, executor=ReplayExecutor())
     np.testing.assert_array_equal(y.concatenate(), 2 * A)
-    damage(store, coded.stored(1)[0], "missing")
+    damage(store, coded.block_segments(1)[0], "missing")
     with ThreadPoolExecutor(4) as pool, pytest.raises(NotDecodableError, match="NaN or inf"):
         polarmap.coded_map(lambda block: 2 * block, coded, executor=pool, timeout=60, verify=False)
 
@@ -256,10 +256,10 @@ def results(tmp_path):
 def test_who_opened_an_array_before_it_was_repaired_reads_it_still(results):
     """Results become a Zarr array then: all parts move, good ones too."""
     ours, theirs, A = results
-    before = [ours.stored(block) for block in range(4)]
+    before = [ours.block_segments(block) for block in range(4)]
     theirs.repair()
     np.testing.assert_allclose(ours[3:40, 7], 2 * A[3:40, 7], rtol=1e-10, atol=1e-10)
-    assert [ours.stored(block) for block in range(4)] == [theirs.stored(block) for block in range(4)]
+    assert [ours.block_segments(block) for block in range(4)] == [theirs.block_segments(block) for block in range(4)]
     assert not {part.key for parts in before for part in parts} & set(theirs.store.keys(""))
 
 

@@ -78,7 +78,7 @@ def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, stor
         coded, said = encode_with_warnings(path, executor=pool, **options)
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
-    generations = [part.key.split("/")[3] for part in coded.stored(5)]
+    generations = [part.key.split("/")[3] for part in coded.block_segments(5)]
     assert len(set(generations)) == 2
     assert generations[0] == generations[2] != generations[1]
     assert len(said) == 1

@@ -182,7 +182,7 @@ def test_results_are_a_zarr_array_as_soon_as_none_is_missing(tmp_path, shape):
     np.testing.assert_array_equal(zarr_data(y.array)[:], -A)
     late = {**options, "executor": ReplayExecutor({1: 9.0})}
     y = polarmap.coded_map(np.negative, A, out=Stored("late", tmp_path), **late)
-    assert y.array.zarr is None
+    assert y.array.zarr_path is None
     y.array.repair()
     np.testing.assert_allclose(zarr_data(y.array)[:], -A, rtol=1e-10)
     assert y.array.check().ok
@@ -248,8 +248,8 @@ def not_joined(tmp_path):
 def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
     """Through the driver: nothing does that while a map runs."""
     array, A = not_joined
-    assert array.check().blocks == [5]  # parity, which nobody waited for
-    assert array.zarr is None
+    assert array.check().damaged_blocks == [5]  # parity, which nobody waited for
+    assert array.zarr_path is None
     array.repair()
     np.testing.assert_array_equal(zarr_data(array)[:], -A)
     assert array.check().ok
@@ -258,7 +258,7 @@ def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
 @pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt"])
 def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(not_joined, monkeypatch, kind):
     array, A = not_joined
-    part, repair_zarr = array.stored(2)[0], repairing.repair_zarr_array
+    part, repair_zarr = array.block_segments(2)[0], repairing.repair_zarr_array
 
     def damage_and_repair(*arguments):
         damage(array.store, part, kind)
@@ -268,7 +268,7 @@ def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(not_joined, monk
         patch.setattr(repairing, "repair_zarr_array", damage_and_repair)
         with pytest.raises(NotDecodableError, match=f"{part.key} (is|has) .*, since it was looked at"):
             array.repair()
-    assert array.repair().blocks == [2, 5]  # and the next call rebuilds it
+    assert array.repair().damaged_blocks == [2, 5]  # and the next call rebuilds it
     np.testing.assert_allclose(zarr_data(array)[:], -A, rtol=1e-12, atol=1e-12)
 
 
@@ -285,9 +285,9 @@ def results(tmp_path, monkeypatch):
 
 
 def check_repaired(coded, A, audit):
-    assert audit.blocks == [1, 4]
+    assert audit.damaged_blocks == [1, 4]
     assert coded.check().ok
-    assert coded.zarr is not None
+    assert coded.zarr_path is not None
     np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)
 
 
@@ -295,8 +295,8 @@ def test_results_that_stayed_become_whole_where_they_lie(results, threads):
     """Each is a chunk of the Zarr array: a worker joins its parts."""
     coded, A = results
     check_repaired(coded, A, coded.repair(executor=threads))
-    assert len({part.key for part in coded.stored(1)}) == 1
-    damage(coded.store, coded.stored(2)[1], "corrupt")  # its object has good parts, too, which move
+    assert len({part.key for part in coded.block_segments(1)}) == 1
+    damage(coded.store, coded.block_segments(2)[1], "corrupt")  # its object has good parts, too, which move
     assert len(coded.repair(executor=threads).damaged) == 1
     assert coded.check().ok
     np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)

@@ -106,9 +106,9 @@ def test_a_map_that_raises_has_finished_for_all() -> None:
 
 def test_nobody_looks_on_at_a_plain_map(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "polarmap")
-    assert [type(one).__name__ for one in make_observers(False)][-1:] == ["MapLog"]
+    assert [type(one).__name__ for one in make_observers(False)][-1:] == ["LogObserver"]
     caplog.set_level("WARNING", "polarmap")
-    assert "MapLog" not in [type(one).__name__ for one in make_observers(False)]
+    assert "LogObserver" not in [type(one).__name__ for one in make_observers(False)]
 
 
 def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:

@@ -41,7 +41,7 @@ def test_the_first_result_of_a_task_counts_whatever_its_copies_do() -> None:
     assert not need.is_sufficient
     take(need, returned(1))
     assert need.is_sufficient
-    assert need.look_seconds() == 0.0
+    assert need.poll_interval() == 0.0
 
 
 @pytest.mark.parametrize(("error", "expected"), [(KeyError("x"), KeyError), (None, NotDecodableError)])

@@ -217,7 +217,7 @@ def test_an_array_cannot_be_passed_off_as_another(store):
 
 def swapped(store, coded):
     """Two blocks change places: each is a good part, but of the other."""
-    one, other = coded.stored(0)[0].key, coded.stored(3)[0].key
+    one, other = coded.block_segments(0)[0].key, coded.block_segments(3)[0].key
     first, second = store.get(one), store.get(other)
     store.put(one, second)
     store.put(other, first)
@@ -226,7 +226,7 @@ def swapped(store, coded):
 
 def replayed(store, coded):
     """What lay there before the array was encoded again comes back."""
-    before = [store.get(coded.stored(index)[0].key) for index in (0, 5)]
+    before = [store.get(coded.block_segments(index)[0].key) for index in (0, 5)]
     newer = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
     for index, data in zip((0, 5), before):
         store.put(newer.block_segments(index)[0].key, data)
@@ -234,7 +234,7 @@ def replayed(store, coded):
 
 
 def forged(store, coded):
-    forge(store, coded.stored(2)[0])
+    forge(store, coded.block_segments(2)[0])
     return [2]
 
 

@@ -152,7 +152,7 @@ import numpy as np, os, sys, tempfile, threading, time, polarmap
 from polarmap.executors import storage_channels as drivers_side
 from polarmap.worker import storage_channel
 for side in (storage_channel, drivers_side):
-    side.BEAT_SECONDS, side.AWAY_SECONDS = 1.0, 8.0
+    side.HEARTBEAT_SECONDS, side.OUTAGE_SECONDS = 1.0, 8.0
 yaml, listen = sys.argv[1], sys.argv[2] == "True"
 A, x = np.random.default_rng(0).standard_normal((48, 5)), np.arange(5.0)
 pool = polarmap.Pool(yaml, workers=4, listen=listen)

@@ -1,4 +1,4 @@
-"""SecretSharingCode and code=SecretSharing(n_colluders=t): exact enough for us, noise for any t of the workers."""
+"""SecretSharingCode and code=SecretSharing(n_colluders=t): exact enough for us, noise for any t workers."""
 
 from __future__ import annotations
 
@@ -176,6 +176,20 @@ def test_a_kink_that_no_masked_block_crosses_is_found() -> None:
             coded_map(lambda block: np.abs(block), data, **options, executor=executor, timeout=1000.0)
         result = coded_map(lambda block: 3 * block + 1, data, **options, executor=executor, timeout=1000.0)
         assert_same(result, [np.array([[4.0]]), np.array([[-2.6]]), np.array([[1.6]])], 1e-6)
+
+
+def test_numpy_does_not_warn_of_masked_data_that_is_not_finite() -> None:
+    with pytest.warns(RuntimeWarning) as caught:
+        result = coded_map(
+            lambda block: 7.0,
+            [np.inf, 1.0],
+            blocks=2,
+            tasks=7,
+            code=SecretSharing(),
+            executor=ReplayExecutor(),
+        )
+    assert list(result) == pytest.approx([7.0, 7.0])
+    assert [str(one.message) for one in caught if "encountered in" in str(one.message)] == []
 
 
 @pytest.mark.filterwarnings("ignore:the data is NaN")
