@@ -226,7 +226,8 @@ def _resolve_output_coords(
         if coord_values is not None:
             if np.ndim(coord_values) != 1:
                 raise CodeError(
-                    f"output_dims[{name!r}] has {np.ndim(coord_values)} axes: a coordinate of a dimension has one"
+                    f"output_dims[{name!r}] has {np.ndim(coord_values)} axes: a coordinate of a dimension "
+                    "has one"
                 )
             coords[name] = xr.Variable(
                 (name,), np.asarray(coord_values), getattr(coord_values, "attrs", None)
@@ -244,8 +245,8 @@ def _check_names_unused(
     for name in names:
         if name in reserved_names:
             raise CodeError(
-                f"output_dims names {name!r}, which obj has beside dim={list(core_dims)}: use another name, or "
-                "rename that of obj"
+                f"output_dims names {name!r}, which obj has beside dim={list(core_dims)}: use another name, "
+                "or rename that of obj"
             )
 
 
@@ -388,8 +389,8 @@ def _check_result_shapes(
             raise CodeError(f"f must return one array, not {type(array_result).__name__}")
         if array_result.shape[:1] != rows.shape[:1]:
             raise CodeError(
-                f"f of shape {rows.shape} gave shape {array_result.shape}: a result has as many rows (axis 0) as "
-                f"its block, and dim={list(core_dims)} stands for axes {list(range(1, rows.ndim))}"
+                f"f of shape {rows.shape} gave shape {array_result.shape}: a result has as many rows (axis "
+                f"0) as its block, and dim={list(core_dims)} stands for axes {list(range(1, rows.ndim))}"
             )
 
 
@@ -414,8 +415,8 @@ def _check_rowwise(
         separate_result, result_array
     ):
         raise CodeError(
-            f"f of {n_rows} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in dim "
-            "all dimensions that it works along"
+            f"f of {n_rows} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in "
+            "dim all dimensions that it works along"
         )
     FunctionProperty(f, ROWWISE_PROPERTY, dtypes).record()  # as it is now: what it holds may change by calls
 
@@ -470,14 +471,15 @@ def _resolve_output_dims(
     if output_coords is None:
         if len(shape) not in (0, len(core_dims)):
             raise CodeError(
-                f"f gave results of shape {shape} for each row, and dim={list(core_dims)} names {len(core_dims)} axes: "
-                f"name the {len(shape)} axes of a result, as in output_dims={['new'] * len(shape)}"
+                f"f gave results of shape {shape} for each row, and dim={list(core_dims)} names "
+                f"{len(core_dims)} axes: name the {len(shape)} axes of a result, as in "
+                f"output_dims={['new'] * len(shape)}"
             )
         return dict.fromkeys(core_dims if shape else ())
     if len(output_coords) != len(shape):
         raise CodeError(
-            f"f gave results of shape {shape} for each row, and output_dims names {len(output_coords)} axes: name "
-            f"all {len(shape)}"
+            f"f gave results of shape {shape} for each row, and output_dims names {len(output_coords)} axes: "
+            f"name all {len(shape)}"
         )
     for (name, coordinate), size in zip(output_coords.items(), shape):
         if coordinate is not None and coordinate.size != size:

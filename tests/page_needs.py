@@ -84,7 +84,7 @@ def needed_by_code(text: str) -> set[str]:
 def needed_by_module(path: str) -> set[str]:
     """Return the modules of the extra that a module of polarmap asks for when it is imported."""
     text = (ROOT / "polarmap" / path).read_text(encoding="utf-8")
-    found = re.search(r'^with needed_by\(f?"[^"]*", "([^"]*)", "[\w-]+"\)', text, re.MULTILINE)
+    found = re.search(r'^with require_extra\(f?"[^"]*", "([^"]*)", "[\w-]+"\)', text, re.MULTILINE)
     assert found is not None, f"{path} does not say what it needs"
     names = found[1].split(" and ")
     return {MODULES.get(name, name) for name in names}

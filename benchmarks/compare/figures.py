@@ -73,8 +73,8 @@ def draw_figures(
 def sample_example_run_times() -> Floats:
     """Return the run times of docs/how-many-workers.md, with the lines that the page shows."""
     rng = np.random.default_rng(0)
-    run_times = np.concatenate([rng.gamma(40, 0.05, 385), 5 * rng.gamma(40, 0.05, 15)])
-    return run_times
+    seconds = np.concatenate([rng.gamma(40, 0.05, 385), 5 * rng.gamma(40, 0.05, 15)])
+    return seconds
 
 
 def draw_example_plan(folder: Path) -> None:

@@ -101,8 +101,8 @@ def check_finite(array: Array, label: str) -> None:
     n_nonfinite = array.size - int(np.isfinite(array).sum()) if array.dtype.kind in "fc" else 0
     if n_nonfinite:
         raise CodeError(
-            f"{label} holds NaN or inf ({n_nonfinite} in a block of shape {array.shape}), which spread to all they "
-            "are mixed with: replace them first"
+            f"{label} holds NaN or inf ({n_nonfinite} in a block of shape {array.shape}), which spread to "
+            "all they are mixed with: replace them first"
         )
 
 

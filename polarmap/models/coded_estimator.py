@@ -98,10 +98,11 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     def _make_operator(self, A: Any) -> CodedOperator:
         if isinstance(self.executor, MissingExecutor):
             raise ModelError(
-                f"the executor of this model, a {self.executor.executor_name}, stayed behind when the model was "
-                "pickled or copied, as n_jobs=2 does: it can predict, but not fit. Use n_jobs=1 (the maps of "
-                "a fit are parallel already), or an executor that travels (None, 'localhost', the path of a "
-                "Lithops YAML file, a Pool of one of these), or give it one with set_params(executor=...)"
+                f"the executor of this model, a {self.executor.executor_name}, stayed behind when the model "
+                "was pickled or copied, as n_jobs=2 does: it can predict, but not fit. Use n_jobs=1 (the "
+                "maps of a fit are parallel already), or an executor that travels (None, 'localhost', the "
+                "path of a Lithops YAML file, a Pool of one of these), or give it one with "
+                "set_params(executor=...)"
             )
         operator_options = {
             name: getattr(self, name) for name in ("blocks", "tasks", "code", "executor", "timeout")

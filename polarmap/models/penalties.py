@@ -65,7 +65,8 @@ class LinearBoxPenalty:
 
     Examples
     --------
-    >>> LinearBoxPenalty(np.zeros(2), np.ones(2), np.array([1.0, -1.0])).prox(np.array([0.5, 0.5]), 1.0).tolist()
+    >>> penalty = LinearBoxPenalty(np.zeros(2), np.ones(2), np.array([1.0, -1.0]))
+    >>> penalty.prox(np.array([0.5, 0.5]), 1.0).tolist()
     [0.0, 1.0]
     """
 

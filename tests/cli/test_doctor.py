@@ -44,7 +44,7 @@ def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap:
         (True, 0.5, 0.5, 99.0, "99.0 processes want the"),
         (True, 9.0, 0.005, 99.0, "99.0 processes want the"),
         (True, 0.5, 0.5, 0.1, "executor=ThreadPoolExecutor"),
-        (True, 9.0, 0.005, 0.1, "Pool(idle=600)"),
+        (True, 9.0, 0.005, 0.1, "Pool(idle_timeout=600)"),
         (False, 90.0, 0.005, 0.1, ""),  # clouds deploy first
         (False, 9.0, 0.5, 0.1, "by TCP are fastest"),
     ],

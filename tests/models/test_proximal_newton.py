@@ -150,7 +150,9 @@ MODELS = [
 )
 def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[PlainOperator] = []
-    monkeypatch.setattr(type(model), "_make_operator", lambda self, A: made.append(PlainOperator(A)) or made[-1])
+    monkeypatch.setattr(
+        type(model), "_make_operator", lambda self, A: made.append(PlainOperator(A)) or made[-1]
+    )
     clone(model).fit(CANCER, LABELS)
     assert made[0].n_products <= most
 
