@@ -297,5 +297,7 @@ def _judge_latency(pool_name: str, is_local: bool, first_seconds: float, later_s
     elif later_seconds > SLOW_LATER_MAP_SECONDS:
         advice = "try executor=ThreadPoolExecutor(...), which starts no process, and please report this"
     else:
-        advice = "their start is mostly imports, from a slow disk it seems: let them stay, Pool(idle_timeout=600)"
+        advice = (
+            "their start is mostly imports, from a slow disk it seems: let them stay, Pool(idle_timeout=600)"
+        )
     return Check("persistent workers", "note", detail, advice)

@@ -360,11 +360,19 @@ def _resolve_provider(
     if is_dask_client(executor_spec):
         from polarmap.executors.dask import DaskWorkerProvider
 
-        return f"persistent workers on {DaskWorkerProvider.name}", None, partial(DaskWorkerProvider, executor_spec)
+        return (
+            f"persistent workers on {DaskWorkerProvider.name}",
+            None,
+            partial(DaskWorkerProvider, executor_spec),
+        )
     if is_ray(executor_spec):
         from polarmap.executors.ray import RayWorkerProvider
 
-        return f"persistent workers on {RayWorkerProvider.name}", None, partial(RayWorkerProvider, executor_spec)
+        return (
+            f"persistent workers on {RayWorkerProvider.name}",
+            None,
+            partial(RayWorkerProvider, executor_spec),
+        )
     advice = (
         f"for so many of them, Pool(workers={executor_spec})"
         if is_integer(executor_spec)

@@ -79,7 +79,9 @@ def test_doctor_examines_a_configuration(polarmap: Run) -> None:
     assert ran.out.endswith("\npolarmap works here\n")
     assert "\nok    storage: put, get and delete of 1 KiB" in ran.out
     assert "\nok    coded map: 4 blocks in 6 tasks (lithops/localhost), right" in ran.out
-    assert re.search(rf"persistent workers: persistent workers on lithops/localhost \(TCP\): {LATER}\n", ran.out)
+    assert re.search(
+        rf"persistent workers: persistent workers on lithops/localhost \(TCP\): {LATER}\n", ran.out
+    )
 
 
 def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
