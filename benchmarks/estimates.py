@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import parse_quick_flag, print_table
 from polarmap.codes import PolarCode
-from polarmap.codes.block_prediction import make_block_predictor
+from polarmap.codes.block_prediction import make_missing_block_predictor
 from polarmap.errors import NotDecodableError
 from polarmap.linalg import sketched_gram, sketched_lstsq
 from polarmap.linalg.sketch import SketchEstimate
@@ -63,7 +63,7 @@ def sample_error_ratios(
     coded_results, ratios = code.encode(data), []
     for _ in range(N_ORDERS):
         arrived_mask = np.isin(np.arange(code.n), rng.permutation(code.n)[:n_arrivals])
-        predictor = make_block_predictor(code, arrived_mask, float(np.finfo(float).eps))
+        predictor = make_missing_block_predictor(code, arrived_mask, float(np.finfo(float).eps))
         received = coded_results[arrived_mask]
         error = np.linalg.norm(predictor.weights @ received - data[predictor.missing_indices]) / np.sqrt(
             data.shape[1]
@@ -71,7 +71,7 @@ def sample_error_ratios(
         claimed_error = (
             predictor.compute_block_std(received)
             * np.linalg.norm(predictor.error_stds)
-            * predictor.compute_error_ratio_p90(received)
+            * predictor.estimate_error_to_std_ratio_p90(received)
         )
         ratios.append(float(claimed_error / error))
     return ratios

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import measure_cpu_seconds, parse_quick_flag, print_table
-from polarmap.arrays.stripe_encoder import make_encode_task
+from polarmap.arrays.stripe_encoder import make_stripe_encode_function
 from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.clouds.prices import CALL_OVERHEAD_SECONDS, USD_PER_WRITE_AND_READ, estimate_map_cost
@@ -146,7 +146,7 @@ def measure_coding_speeds(n: int, k: int, width: int) -> tuple[float, float]:
     code, dtype = PolarCode(n, k), np.dtype(np.float32)
     rng = np.random.default_rng(0)
     data = rng.standard_normal((k, width)).astype(dtype)
-    encode_data = make_encode_task(
+    encode_data = make_stripe_encode_function(
         make_weighted_sum_function(compute_recovery_weights(code, dtype, range(k, n)), [dtype] * (n - k)),
         False,
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 import polarmap
 from polarmap.arrays import RawObjects
-from polarmap.arrays.manifest import array_prefix, manifest_key
+from polarmap.arrays.manifest import get_array_key_prefix, get_manifest_key
 
 DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")
 
@@ -62,11 +62,11 @@ def objects(store):
 
 def write_manifest(store, change, name="a"):
     """Let `change` alter a manifest, and give it a checksum that fits."""
-    document = json.loads(store.get(manifest_key(name)))
+    document = json.loads(store.get(get_manifest_key(name)))
     change(document["array"])
     text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
     document["crc32"] = zlib.crc32(text.encode())
-    store.put(manifest_key(name), json.dumps(document).encode())
+    store.put(get_manifest_key(name), json.dumps(document).encode())
 
 
 def files(folder):
@@ -100,7 +100,7 @@ def put_rows(store, A, rows=1, head=b""):
 
 def copied(coded):
     """Data parts that lie below the array's own folder."""
-    own = array_prefix(coded.name)
+    own = get_array_key_prefix(coded.name)
     return [
         part for index in range(coded.k) for part in coded.block_segments(index) if part.key.startswith(own)
     ]

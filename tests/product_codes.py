@@ -41,7 +41,7 @@ def blocks_of(code: ProductCode, dtype: str, width: int = 3) -> np.ndarray:
 
 def rank(rows: np.ndarray, exact: bool) -> int:
     return (
-        len(modular_decoders.find_independent_rows(rows))
+        len(modular_decoders.find_independent_rows_gf2(rows))
         if exact
         else int(np.linalg.matrix_rank(rows, tol=1e-9))
     )

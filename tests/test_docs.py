@@ -441,8 +441,10 @@ def test_deviations_in_reliability_are_those_that_the_check_lets_pass() -> None:
     found = re.search(r"about (\S+) of the largest value that .*?, plus (\S+) of the largest number", page)
     assert found is not None
     double = np.dtype(np.float64)
-    assert float(found[1]) == pytest.approx(error_detection.violation_tolerance(double), rel=0.05)
-    assert float(found[2]) == pytest.approx(error_detection.rounding_level(double), rel=0.05)
+    assert float(found[1]) == pytest.approx(error_detection.compute_parity_check_tolerance(double), rel=0.05)
+    assert float(found[2]) == pytest.approx(
+        error_detection.estimate_relative_rounding_error(double), rel=0.05
+    )
 
 
 def words_of(name: str) -> str:

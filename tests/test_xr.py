@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap.blocks.equal import max_nonempty_blocks
+from polarmap.blocks.equal import compute_max_nonempty_blocks
 from polarmap.codes import SecretSharing
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -223,7 +223,7 @@ def test_gaps_that_are_the_same_everywhere_cost_one_row() -> None:
 def test_any_gaps(sizes: tuple[int, int, int], dim: Any, share: float, seed: int) -> None:
     obj = gappy(field(*sizes, seed=seed), share, seed)
     rows = math.prod(size for name, size in obj.sizes.items() if name not in dim)
-    k = max_nonempty_blocks(rows, min(rows, 3))
+    k = compute_max_nonempty_blocks(rows, min(rows, 3))
     lost = np.random.default_rng(seed).permutation(k + 3)[:2].tolist()
     executor = ReplayExecutor(dict.fromkeys(lost, math.inf))
     found = apply(mean, obj, dim, skipna=True, blocks=k, tasks=k + 3, executor=executor)

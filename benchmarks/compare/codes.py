@@ -24,7 +24,7 @@ from benchmarks.rivals import (
     staircase,
 )
 from polarmap.codes import PolarCode
-from polarmap.codes.polar_construction import next_power_of_two
+from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.planning import ArrivalsNeeded
 
 N_NOISE_COLUMNS = 128  # columns of unit noise from which amplifications are estimated
@@ -196,7 +196,7 @@ def measure_partly_polarized(size: Size) -> Iterator[CodeMeasurement]:
 
     None of small codes, whose butterflies would hardly be more than a parity check.
     """
-    max_levels = next_power_of_two(size.n).bit_length() - 1
+    max_levels = round_up_to_power_of_two(size.n).bit_length() - 1
     for levels in (max_levels - 2, max_levels // 2) if max_levels >= MIN_LEVELS else ():
         for decoder, n_orders in (("sequential", size.n_orders), ("optimal", size.n_slow_orders)):
             code = PolarCode(size.n, size.k, "arikan", decoder, levels=levels)

@@ -25,7 +25,7 @@ from polarmap.planning import (
     with_stragglers,
 )
 from polarmap.planning.backups import CUBED_RULE
-from polarmap.planning.completion import summarize_jobs
+from polarmap.planning.completion import summarize_simulated_jobs
 
 DISTRIBUTIONS: dict[str, Distribution] = {
     "2 % stragglers at 5x": with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0),
@@ -84,7 +84,7 @@ def complete_with_backups(slowdown: float, size: Size, run_times: Distribution, 
         lambda late_mask: run_times.sample(rng, late_mask.sum()),
         CUBED_RULE._replace(slowdown=slowdown),
     )
-    return summarize_jobs(f"backup tasks (tuned: {slowdown:g} x)", k, k, jobs)
+    return summarize_simulated_jobs(f"backup tasks (tuned: {slowdown:g} x)", k, k, jobs)
 
 
 # --- coding and transfer -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.rivals import Array, RivalCode, compile_if_possible
-from polarmap.codes.polar_construction import next_power_of_two
+from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
 PRIME = 65537
@@ -26,7 +26,7 @@ class FermatCode(RivalCode):
     name = "Fermat transform"
 
     def __init__(self, n: int, k: int) -> None:
-        self.n, self.k, self.transform_size = n, k, next_power_of_two(n)
+        self.n, self.k, self.transform_size = n, k, round_up_to_power_of_two(n)
         self.points = modular_powers(
             pow(PRIMITIVE_ROOT, (PRIME - 1) // self.transform_size, PRIME), self.transform_size
         )[:n]

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.rivals import Array, RivalCode
 from polarmap.codes import ArrivalTracker, PolarCode
-from polarmap.codes.polar_construction import next_power_of_two
+from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.rotation_code import MAX_DENSE_ROWS, SyndromeDecoder
 from polarmap.codes.successive_cancellation import InactivationDecoder
 from polarmap.planning.decodability import count_arrivals_needed, sequential_decoding_times
@@ -91,16 +91,18 @@ class PolarmapPlan:
 def _format_levels(code: PolarCode) -> str:
     n_butterflies = code.transform_shape[1]
     return (
-        f", {code.levels} of {next_power_of_two(code.n).bit_length() - 1} levels" if n_butterflies > 1 else ""
+        f", {code.levels} of {round_up_to_power_of_two(code.n).bit_length() - 1} levels"
+        if n_butterflies > 1
+        else ""
     )
 
 
 def _count_encode_operations(code: PolarCode) -> float:
     k, r = code.k, code.n - code.k
     if code.kernel == "arikan":  # two butterflies of additions
-        return float(code.mother_length * code.levels)
+        return float(code.mother_code_length * code.levels)
     if min(k, r) <= MAX_DENSE_ROWS:
         return 2.0 * k * r
-    size = max(16, next_power_of_two(min(k, r)))
+    size = max(16, round_up_to_power_of_two(min(k, r)))
     groups = -(-k // size) + -(-r // size)
     return groups * 3.0 * size * (size.bit_length() - 1) + k + 2 * r  # four products, two sums a pair

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.rivals import Array, RivalCode, compile_if_possible, sample_arrival_orders
-from polarmap.codes.real_decoders import left_inverse
+from polarmap.codes.real_decoders import compute_left_inverse
 from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
 MAX_EXACT_NORMS = 1024
@@ -160,7 +160,7 @@ class GraphPlan:
         symbols = np.zeros((graph.n_blocks + len(unused_equations), len(inactivated)))
         symbols[inactivated] = np.eye(len(inactivated))
         _execute_steps(*first_steps, *graph[:3], symbols)
-        self._pseudo_inverse = left_inverse(symbols[self._unused_rows])
+        self._pseudo_inverse = compute_left_inverse(symbols[self._unused_rows])
         self.is_decodable = bool(np.isfinite(self._pseudo_inverse).all())
         changed_mask = symbols[targets[needed_mask]].any(axis=1)
         self._first_steps, self._second_steps = (

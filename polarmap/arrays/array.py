@@ -11,7 +11,7 @@ import numpy as np
 
 from polarmap.arrays import audits, repairing, write_transaction
 from polarmap.arrays.audits import Audit
-from polarmap.arrays.manifest import Manifest, check_array_name, manifest_key
+from polarmap.arrays.manifest import Manifest, check_array_name, get_manifest_key
 from polarmap.arrays.reading import StoredCodedBlocks
 from polarmap.arrays.stores import open_store
 from polarmap.dtypes import Array
@@ -204,7 +204,7 @@ class CodedArray:
     def delete(self) -> None:
         """Remove the array from storage, but not what already lay there when it was encoded."""
         with trimmed_tracebacks:
-            self.store.delete([manifest_key(self.name)])
+            self.store.delete([get_manifest_key(self.name)])
             write_transaction.collect_garbage(self.store, self.name)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.reading import damage_as_decoding_error
+from polarmap.arrays.reading import convert_damage_to_decoding_error
 from polarmap.arrays.stores import SegmentStore
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.driver.map_execution import MapExecution, Observers, stripe_progress
@@ -49,7 +49,7 @@ class ArrayJobRunner:
         self._executor = None if executor is None else resolve_executor(executor)
         self._observers = observers
 
-    def execute(
+    def run_tasks(
         self,
         f: Function,
         task_blocks: TaskBlocks,
@@ -64,14 +64,14 @@ class ArrayJobRunner:
         store_array : stores them from here, where that is to be elsewhere.
         """
 
-        def store_as_workers_do(task: int, array_index: int, array: Array) -> Segment:
+        def store_task_array(task: int, array_index: int, array: Array) -> Segment:
             assert output is not None
             return self.segment_store.put(output.object_key(task, 0, array_index), array)
 
         if not task_blocks.n:
             return
         if self.is_local:
-            self._run_locally(f, task_blocks, on_task_done, store_array or store_as_workers_do)
+            self._run_locally(f, task_blocks, on_task_done, store_array or store_task_array)
         else:
             self._run_on_workers(f, task_blocks, on_task_done, output)
 
@@ -80,29 +80,29 @@ class ArrayJobRunner:
     ) -> None:
         pending_stores: list[tuple[int, ParallelTransfers[Any, Segment], Array]] = []  # of the task before
 
-        def finish_stores() -> None:
+        def finish_pending_stores() -> None:
             task, transfers, summary = pending_stores[0]
             on_task_done(task, transfers.wait_for_results(), summary)
             pending_stores.clear()
             show_progress(task + 1)
 
-        def stop_stores() -> None:
+        def stop_pending_stores() -> None:
             for _, transfers, _ in pending_stores:
                 transfers.stop()
 
         with contextlib.ExitStack() as stack:
-            stack.callback(stop_stores)
+            stack.callback(stop_pending_stores)
             show_progress = stack.enter_context(stripe_progress(self._observers, task_blocks.n))
             for task in range(task_blocks.n):
-                with damage_as_decoding_error():
+                with convert_damage_to_decoding_error():
                     *arrays, summary = f(build_block(task_blocks, task))
                 if pending_stores:
-                    finish_stores()
+                    finish_pending_stores()
                 store_calls = [
                     partial(store_array, task, array_index, array) for array_index, array in enumerate(arrays)
                 ]
                 pending_stores.append((task, ParallelTransfers(operator.call, store_calls), summary))
-            finish_stores()
+            finish_pending_stores()
 
     def _run_on_workers(
         self, f: Function, task_blocks: TaskBlocks, on_task_done: OnTaskDone, output: OutputSpec | None
@@ -113,7 +113,7 @@ class ArrayJobRunner:
                 outcome.leaves[-1],
             )
             if output is not None:
-                summary = self._load_full_summary(summary, segments.pop())
+                summary = self._load_task_summary(summary, segments.pop())
             on_task_done(outcome.task, segments, summary)
 
         if output is not None and output.location.kind == "driver":
@@ -135,15 +135,15 @@ class ArrayJobRunner:
             output=output_with_summary,
         )
 
-    def _load_full_summary(self, sample: Array, segment: Segment) -> Array:
+    def _load_task_summary(self, returned_summary: Array, summary_segment: Segment) -> Array:
         """The whole note of a task, read from storage where only a sample of it came with the reply."""
-        if sample.nbytes == segment.size:
-            return sample
-        with damage_as_decoding_error():
-            return np.frombuffer(self.segment_store.get(segment), sample.dtype)
+        if returned_summary.nbytes == summary_segment.size:
+            return returned_summary
+        with convert_damage_to_decoding_error():
+            return np.frombuffer(self.segment_store.get(summary_segment), returned_summary.dtype)
 
 
-class SegmentTasks(TaskBlocks):
+class SegmentTaskBlocks(TaskBlocks):
     """For each task as many parts as for any other, each of which becomes one array."""
 
     def __init__(

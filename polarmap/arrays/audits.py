@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTasks
-from polarmap.arrays.manifest import Manifest, array_prefix
+from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTaskBlocks
+from polarmap.arrays.manifest import Manifest, get_array_key_prefix
 from polarmap.arrays.reading import StoredCodedBlocks, make_arrival_tracker
 from polarmap.arrays.stores import SegmentStore
-from polarmap.arrays.zarr_chunks import find_foreign_keys, list_copies_and_metadata
+from polarmap.arrays.zarr_chunks import find_foreign_keys, list_chunk_copy_and_metadata_segments
 from polarmap.driver.prepared_map import make_observers
 from polarmap.dtypes import Array
 from polarmap.executors.transfers import map_in_parallel
@@ -118,7 +118,7 @@ def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
         for block_index in range(manifest.code.n)
     ]
     segments = [manifest.segments[block_index][stripe_index] for block_index, stripe_index in positions]
-    other_segments = list_copies_and_metadata(manifest)
+    other_segments = list_chunk_copy_and_metadata_segments(manifest)
     damage_kinds = _find_damage_kinds(coded_blocks, [*segments, *other_segments], executor)
     damages = (
         Damage(*position, damage_kind, segment.key)
@@ -158,21 +158,23 @@ def _find_damage_kinds(
     )
     damage_kinds, segments_to_read = list[str](), dict[int, Segment]()
     for index, segment in enumerate(segments):
-        size, (read_end, is_last) = size_by_key.get(segment.key), _find_read_end(manifest, segment)
+        size, (read_end, is_last) = size_by_key.get(segment.key), _find_segment_read_end(manifest, segment)
         if segment.crc32 is None or size is None:
             damage_kinds.append("missing")
         elif size < read_end:
             damage_kinds.append("truncated")
         else:
             damage_kinds.append("appended" if is_last and size > read_end else "")
-            n_zeros = read_end - segment.offset - manifest.stored_size(segment)  # which fill its object up
+            n_zeros = (
+                read_end - segment.offset - manifest.get_stored_segment_size(segment)
+            )  # which fill its object up
             segments_to_read[index] = segment._replace(
                 size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)
             )
     if executor is None or not segment_store.has_plaintext_checksums:
         kinds_read = map_in_parallel(partial(_get_damage_kind, segment_store), segments_to_read.values())
     else:
-        kinds_read = _checksum_on_workers(
+        kinds_read = _find_damage_kinds_on_workers(
             segment_store, manifest.code.n, list(segments_to_read.values()), executor
         )
     for index, damage_kind in zip(segments_to_read, kinds_read):
@@ -191,19 +193,21 @@ def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
 
 def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
     """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
-    listed_sizes = store.list_sizes(array_prefix(manifest.name)) if hasattr(store, "list_sizes") else {}
+    listed_sizes = (
+        store.list_sizes(get_array_key_prefix(manifest.name)) if hasattr(store, "list_sizes") else {}
+    )
     unlisted_keys = [key for key in keys if key not in listed_sizes]
     return {**listed_sizes, **dict(zip(unlisted_keys, map_in_parallel(store.size, unlisted_keys)))}
 
 
-def _find_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:
+def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:
     """Where the bytes to read of a part end (the last of an object: with it); whether it is the last."""
-    segment_end = segment.offset + manifest.stored_size(segment)
+    segment_end = segment.offset + manifest.get_stored_segment_size(segment)
     last_segment_end, object_end = manifest.object_extents.get(segment.key, (0, segment_end))
     return (object_end, True) if segment_end == last_segment_end else (segment_end, False)
 
 
-def _checksum_on_workers(
+def _find_damage_kinds_on_workers(
     segment_store: SegmentStore, n_per_task: int, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
     """The kind of damage of each part, read by workers, `n_per_task` by each task."""
@@ -214,15 +218,15 @@ def _checksum_on_workers(
     def on_task_done(task: int, stored: list[Segment], checksums: Array) -> None:
         checksums_by_task[task] = checksums.tolist()
 
-    task_blocks = SegmentTasks(segment_store, segments_by_task, [np.dtype(np.uint8)] * n_per_task)
-    ArrayJobRunner(segment_store, executor, make_observers(None)).execute(
-        make_checksum_task(), task_blocks, on_task_done
+    task_blocks = SegmentTaskBlocks(segment_store, segments_by_task, [np.dtype(np.uint8)] * n_per_task)
+    ArrayJobRunner(segment_store, executor, make_observers(None)).run_tasks(
+        make_checksum_function(), task_blocks, on_task_done
     )
     checksums = chain.from_iterable(checksums_by_task[task] for task in range(len(segments_by_task)))
     return ["" if segment.crc32 == checksum else "corrupt" for segment, checksum in zip(segments, checksums)]
 
 
-def make_checksum_task() -> Callable[[Sequence[Array]], list[Array]]:
+def make_checksum_function() -> Callable[[Sequence[Array]], list[Array]]:
     """On a worker, which has numpy only: the CRC-32 of each part."""
     return lambda segments: [np.array([zlib.crc32(segment.data) for segment in segments], np.int64)]
 
@@ -230,7 +234,7 @@ def make_checksum_task() -> Callable[[Sequence[Array]], list[Array]]:
 def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> tuple[int, ...]:
     """The stripes that have lost so many blocks that they cannot be decoded."""
     all_blocks = set(range(manifest.code.n))
-    erased_by_stripe = find_erased_blocks(damages).items()
+    erased_by_stripe = find_erased_blocks_by_stripe(damages).items()
     return tuple(
         stripe
         for stripe, erased_blocks in sorted(erased_by_stripe)
@@ -238,7 +242,7 @@ def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> 
     )
 
 
-def find_erased_blocks(damages: Iterable[Damage]) -> dict[int, set[int]]:
+def find_erased_blocks_by_stripe(damages: Iterable[Damage]) -> dict[int, set[int]]:
     """By stripe the blocks of which it has lost parts; those with something behind them are whole."""
     erased_by_stripe: dict[int, set[int]] = {}
     for damage in damages:

@@ -130,6 +130,8 @@ def encode(
         )
         segment_store = SegmentStore.create(store, None if key is None else check_key(key), max_segment_bytes)
         runner = ArrayJobRunner(segment_store, executor, observers)
-        return CodedArray(store, StripeEncoder(runner, source, stripe_plan).encode_and_store(name, overwrite))
+        return CodedArray(
+            store, StripeEncoder(runner, source, stripe_plan).encode_and_store_array(name, overwrite)
+        )
 
     return PreparedMap(execute, is_stored=True)

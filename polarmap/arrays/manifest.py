@@ -50,12 +50,12 @@ digits, '.', '_' or '-', a letter or digit first
     )
 
 
-def manifest_key(array_name: str) -> str:
+def get_manifest_key(array_name: str) -> str:
     """Where the manifest of a coded array lies."""
     return f"{MANIFEST_PREFIX}{array_name}.json"
 
 
-def array_prefix(array_name: str) -> str:
+def get_array_key_prefix(array_name: str) -> str:
     """The prefix of everything else that a coded array owns."""
     return f"{SEGMENT_PREFIX}{array_name}/"
 
@@ -114,11 +114,11 @@ class Manifest:
             for size in accumulate((segment.size for segment in self.segments[0]), initial=0)
         ]
 
-    def stored_size(self, segment: Segment) -> int:
+    def get_stored_segment_size(self, segment: Segment) -> int:
         """Bytes of a part in storage."""
         return segment.size if self.encryption is None else encrypted_size(segment.size)
 
-    def block_dtype(self, block_index: int) -> np.dtype[Any]:
+    def get_block_dtype(self, block_index: int) -> np.dtype[Any]:
         """Dtype of block `block_index`."""
         return self.dtype if block_index < self.code.k else self.parity_dtype
 
@@ -130,7 +130,7 @@ class Manifest:
         ]
         return bool(self.transaction_id) and descriptions[0] == descriptions[1]
 
-    def with_segments(self, changed_segments: Mapping[tuple[int, int], Segment]) -> Manifest:
+    def with_replaced_segments(self, changed_segments: Mapping[tuple[int, int], Segment]) -> Manifest:
         """A copy in which some parts, by (block, stripe), lie elsewhere."""
         segments_by_block = [
             tuple(
@@ -153,7 +153,7 @@ class Manifest:
     @property
     def zarr_chunk_bytes(self) -> int:
         """Bytes of the object of every chunk; 0 where there is no Zarr array."""
-        return 0 if self.zarr_view is None else self.zarr_view.chunk_bytes(self.dtype)
+        return 0 if self.zarr_view is None else self.zarr_view.compute_chunk_bytes(self.dtype)
 
     @property
     def zarr_metadata(self) -> tuple[Segment, ...]:
@@ -178,11 +178,13 @@ class Manifest:
     @cached_property
     def object_extents(self) -> dict[str, tuple[int, int]]:
         """Where the last part ends, and how long the object is, of objects that exist for this array."""
-        prefix = array_prefix(self.name)
+        prefix = get_array_key_prefix(self.name)
         extents: dict[str, tuple[int, int]] = {}
         for segment in itertools.chain.from_iterable(self.segments):
             if segment.key.startswith(prefix):
-                end = max(segment.offset + self.stored_size(segment), *extents.get(segment.key, (0, 0)))
+                end = max(
+                    segment.offset + self.get_stored_segment_size(segment), *extents.get(segment.key, (0, 0))
+                )
                 extents[segment.key] = end, end
         for chunk in self.zarr_chunks:
             if self.has_zarr_array or chunk.key in extents:
@@ -205,11 +207,14 @@ class Manifest:
                 f"the coded array {self.name!r} holds its key, which is not pickled: open it with "
                 "key='env:NAME' or key='file:PATH'"
             )
-        return _from_text, (_to_canonical_json(self._to_json_fields(get_code_parameters(self.code))), key)
+        return _restore_pickled_manifest, (
+            _to_canonical_json(self._to_json_fields(get_code_parameters(self.code))),
+            key,
+        )
 
     def to_bytes(self) -> bytes:
         """The bytes of the object that is stored."""
-        array, version, tag = self._to_json_fields(describe_code(self.code)), FORMAT_VERSION, {}
+        array, version, tag = self._to_json_fields(serialize_code(self.code)), FORMAT_VERSION, {}
         if self.encryption is not None:
             version, tag = (
                 ENCRYPTED_FORMAT_VERSION,
@@ -267,20 +272,20 @@ class Manifest:
             raise StorageError(f"{description} is damaged: its checksum does not fit")
         if key is not None and not is_encrypted:
             raise StorageError(f"{description} is that of an array that is not encrypted: leave key out")
-        with parse_errors_as_storage_errors(description):
+        with convert_parse_errors_to_storage_errors(description):
             encryption = _parse_encryption(array_fields, key)
         if encryption is not None and key is not None:
-            _verify_tag(document, encryption, description)
-        with parse_errors_as_storage_errors(description):
+            _verify_authentication_tag(document, encryption, description)
+        with convert_parse_errors_to_storage_errors(description):
             for field in ("dtype", "parity_dtype"):
                 if not _DTYPE_PATTERN.fullmatch(array_fields[field]):
                     raise ValueError(f"{field} {array_fields[field]!r} is not one of numbers")
-            manifest = cls._from_fields(array_fields, rebuild_code(array_fields["code"]), encryption)
+            manifest = cls._from_json_fields(array_fields, deserialize_code(array_fields["code"]), encryption)
             manifest._check_consistency(array_fields["rows_per_block"], array_fields["parity_dtype"])
         return manifest
 
     @classmethod
-    def _from_fields(
+    def _from_json_fields(
         cls, array_fields: Mapping[str, Any], code: PolarCode, encryption: Encryption | None
     ) -> Manifest:
         return cls(
@@ -314,18 +319,20 @@ class Manifest:
             raise ValueError(f"a block holds {self.stripe_bounds[-1]} of {prod(self.block_shape)} numbers")
         stripe_sizes = np.diff(self.stripe_bounds).tolist()
         for block_index, segments in enumerate(self.segments):
-            itemsize = self.block_dtype(block_index).itemsize
+            itemsize = self.get_block_dtype(block_index).itemsize
             if [segment.size for segment in segments] != [itemsize * length for length in stripe_sizes]:
                 raise ValueError(f"block {block_index} is not cut as block 0 is")
         if self.zarr_view is not None:
             check_object_key(self.zarr_view.path)
-            self.zarr_view.check(array_prefix(self.name), self.shape, rows_per_block, self.stripe_bounds)
+            self.zarr_view.check(
+                get_array_key_prefix(self.name), self.shape, rows_per_block, self.stripe_bounds
+            )
         if self.encryption is not None and self.zarr_view is not None:
             raise ValueError("encrypted chunks make no Zarr array")
 
 
 @contextmanager
-def parse_errors_as_storage_errors(description: str) -> Iterator[None]:
+def convert_parse_errors_to_storage_errors(description: str) -> Iterator[None]:
     """What `description` says that makes no sense is a StorageError."""
     try:
         yield
@@ -355,7 +362,7 @@ def _parse_encryption(array_fields: Mapping[str, Any], key: str | bytes | None) 
     return Encryption(key or "", bytes.fromhex(fields["salt"]), bytes.fromhex(fields["check"]))
 
 
-def _verify_tag(document: Mapping[str, Any], encryption: Encryption, description: str) -> None:
+def _verify_authentication_tag(document: Mapping[str, Any], encryption: Encryption, description: str) -> None:
     """StorageError for a manifest that was not written with this key."""
     try:
         if document.get("tag") != encryption.compute_tag(_to_canonical_json(document["array"])).hex():
@@ -366,10 +373,10 @@ def _verify_tag(document: Mapping[str, Any], encryption: Encryption, description
         raise StorageError(f"{description} cannot be verified: {error}") from error
 
 
-def _from_text(json_bytes: bytes, key: str | None) -> Manifest:
+def _restore_pickled_manifest(json_bytes: bytes, key: str | None) -> Manifest:
     """What was pickled."""
     array_fields = json.loads(json_bytes)
-    return Manifest._from_fields(
+    return Manifest._from_json_fields(
         array_fields, PolarCode(**array_fields["code"]), _parse_encryption(array_fields, key)
     )
 
@@ -383,22 +390,22 @@ def get_code_parameters(code: PolarCode) -> dict[str, Any]:
     return {**parameters, "erasure": erasure_probabilities, "seed": int(code.seed)}
 
 
-def describe_code(code: PolarCode) -> dict[str, Any]:
+def serialize_code(code: PolarCode) -> dict[str, Any]:
     """What rebuilds a code, and a probe by which one sees that it was rebuilt right."""
-    return {**get_code_parameters(code), "probe": compute_probe(code)}
+    return {**get_code_parameters(code), "probe": compute_code_fingerprint(code)}
 
 
-def rebuild_code(fields: Mapping[str, Any]) -> PolarCode:
-    """The code that `describe_code` described; CodeError if this version of polarmap makes another one."""
+def deserialize_code(fields: Mapping[str, Any]) -> PolarCode:
+    """The code that `serialize_code` described; CodeError if this version of polarmap makes another one."""
     parameters = {**fields}
     expected_probe = parameters.pop("probe")
     code = PolarCode(**parameters)
-    if not np.allclose(compute_probe(code), expected_probe, rtol=1e-9, atol=1e-9):
+    if not np.allclose(compute_code_fingerprint(code), expected_probe, rtol=1e-9, atol=1e-9):
         raise CodeError("this version of polarmap builds other parity blocks from these parameters")
     return code
 
 
-def compute_probe(code: PolarCode) -> list[float]:
+def compute_code_fingerprint(code: PolarCode) -> list[float]:
     """The first four and the last four parity values of the data x_j = j mod 7."""
     values = (np.arange(code.k) % 7).astype(np.float64)[:, None]
     parity: list[float] = code.encode_parity(values)[:, 0].tolist()

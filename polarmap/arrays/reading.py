@@ -17,7 +17,7 @@ from polarmap.arrays.write_transaction import parse_manifest, read_manifest_byte
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.arrival_tracker import ArrivalTracker
-from polarmap.codes.tiling import ignore_nonfinite
+from polarmap.codes.tiling import ignore_nonfinite_warnings
 from polarmap.dtypes import Array, Indices, default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.executors.transfers import MAX_PARALLEL_TRANSFERS, map_in_parallel
@@ -68,14 +68,16 @@ class StoredCodedBlocks(CodedData):
 
     def component_leaves(self, component: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure, told by DamagedError."""
-        return [self._read_with_refresh(self._read_block, component)]
+        return [self._read_with_manifest_refresh(self._read_block, component)]
 
     def _read_block(self, block_index: int) -> Array:
         manifest = self.manifest
         block_bytes = bytearray().join(
             map_in_parallel(self.segment_store.get, manifest.segments[block_index])
         )
-        return _to_native_order(block_bytes, manifest.block_dtype(block_index)).reshape(manifest.block_shape)
+        return _to_native_byte_order(block_bytes, manifest.get_block_dtype(block_index)).reshape(
+            manifest.block_shape
+        )
 
     def refresh_manifest(self, stale_manifest: Manifest) -> bool:
         """Whether another thread knows by now, or storage tells, where else parts lie than was known."""
@@ -95,9 +97,9 @@ class StoredCodedBlocks(CodedData):
 
     def read_rows(self, start: int, stop: int) -> Array:
         """Rows start..stop of the array; no more is held than these and two stripes of each block."""
-        return self._read_with_refresh(self._read_rows, start, stop)
+        return self._read_with_manifest_refresh(self._read_rows, start, stop)
 
-    def _read_with_refresh(self, read: Callable[..., Array], *arguments: int) -> Array:
+    def _read_with_manifest_refresh(self, read: Callable[..., Array], *arguments: int) -> Array:
         """Read anew as often as somebody has repaired the array since the manifest was looked at."""
         while True:
             manifest = self.manifest
@@ -136,7 +138,7 @@ class StoredCodedBlocks(CodedData):
                         )
                     )
 
-        def read_piece(piece: tuple[Array, int, int, slice]) -> bool:
+        def read_block_piece(piece: tuple[Array, int, int, slice]) -> bool:
             target, stripe_index, block_index, columns = piece
             segment_values = self._read_if_intact(stripe_index, block_index)
             if segment_values is not None:
@@ -149,7 +151,7 @@ class StoredCodedBlocks(CodedData):
         bounded_map = partial(map_in_parallel, max_threads=min(MAX_PARALLEL_TRANSFERS, self.n))
         map_function = map if is_file or len(pieces) == 1 else bounded_map
         for (target, stripe_index, block_index, columns), is_intact in zip(
-            pieces, map_function(read_piece, pieces)
+            pieces, map_function(read_block_piece, pieces)
         ):
             if not is_intact:
                 target[:] = self._decode_columns(stripe_index, block_index, columns)
@@ -158,14 +160,14 @@ class StoredCodedBlocks(CodedData):
     def _decode_columns(self, stripe_index: int, block_index: int, columns: slice) -> Array:
         """Some columns of one damaged part of a data block, from parts of other blocks."""
         manifest, k, intact_columns = self.manifest, self.code.k, dict[int, Array]()
-        tracker = make_arrival_tracker(manifest, strict=True)
+        tracker = make_arrival_tracker(manifest, requires_well_conditioned=True)
         other_blocks = [other_block for other_block in range(self.n) if other_block != block_index]
         while other_blocks and not (tracker.is_ready and all_finite(intact_columns.values())):
             batch, other_blocks = other_blocks[:k], other_blocks[k:]
             for intact_block, segment_values in self.read_intact_segments(stripe_index, batch).items():
                 intact_columns[intact_block] = segment_values[columns]
                 tracker.add(intact_block)
-        return decode_blocks(manifest, stripe_index, [block_index], intact_columns, columns.start)[
+        return decode_stripe_blocks(manifest, stripe_index, [block_index], intact_columns, columns.start)[
             block_index
         ]
 
@@ -184,7 +186,7 @@ class StoredCodedBlocks(CodedData):
             segment_bytes = self.segment_store.get(self.manifest.segments[block_index][stripe_index])
         except DamagedError:
             return None
-        return _to_native_order(segment_bytes, self.manifest.block_dtype(block_index))
+        return _to_native_byte_order(segment_bytes, self.manifest.get_block_dtype(block_index))
 
 
 class _StoredDataBlocks(DataBlocks):
@@ -208,13 +210,13 @@ class _StoredDataBlocks(DataBlocks):
         return self._coded_blocks.block_leaves(block_index)
 
 
-def _to_native_order(data: bytes | bytearray, dtype: np.dtype[Any]) -> Array:
+def _to_native_byte_order(data: bytes | bytearray, dtype: np.dtype[Any]) -> Array:
     """Stored numbers in the byte order of this machine."""
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
 
 
 @contextmanager
-def damage_as_decoding_error() -> Iterator[None]:
+def convert_damage_to_decoding_error() -> Iterator[None]:
     """Damage of parts that were whole when they were looked at is an error of the call that finds it."""
     try:
         yield
@@ -223,12 +225,18 @@ def damage_as_decoding_error() -> Iterator[None]:
 
 
 def make_arrival_tracker(
-    manifest: Manifest, block_indices: Iterable[int] = (), strict: bool = False
+    manifest: Manifest, block_indices: Iterable[int] = (), requires_well_conditioned: bool = False
 ) -> ArrivalTracker:
-    """A decoder of a stripe with `block_indices`; if `strict`, it asks for more rather than lose digits."""
+    """A decoder of a stripe with `block_indices`; if `requires_well_conditioned`, it asks for more rather
+    than lose digits.
+    """
     dtype = manifest.dtype
     is_integer = is_integer_dtype(dtype)
-    max_amplification = default_rtol(dtype) / machine_epsilon(dtype) if strict and not is_integer else np.inf
+    max_amplification = (
+        default_rtol(dtype) / machine_epsilon(dtype)
+        if requires_well_conditioned and not is_integer
+        else np.inf
+    )
     tracker = ArrivalTracker(manifest.code, modular=is_integer, max_amplification=max_amplification)
     for block_index in block_indices:
         tracker.add(block_index)
@@ -240,7 +248,7 @@ def all_finite(arrays: Iterable[Array]) -> bool:
     return all(is_integer_dtype(array.dtype) or bool(np.isfinite(array).all()) for array in arrays)
 
 
-def decode_blocks(
+def decode_stripe_blocks(
     manifest: Manifest,
     stripe_index: int,
     block_indices: Sequence[int],
@@ -261,7 +269,7 @@ def decode_blocks(
             f"{code.n} parts are good and do not determine the {code.k} data blocks"
         )
     target_indices = np.array(block_indices, np.intp)
-    with ignore_nonfinite():
+    with ignore_nonfinite_warnings():
         decoded_rows = _decode_rows(tracker, manifest, intact_rows, target_indices)
         if not all_finite([*intact_rows.values(), decoded_rows]):
             first_positions = (
@@ -273,7 +281,7 @@ def decode_blocks(
                 manifest, intact_rows, target_indices, decoded_rows, first_positions
             )
             if undecodable.size:
-                raise NotDecodableError(_describe_undecodable(manifest, undecodable))
+                raise NotDecodableError(_format_undecodable_message(manifest, undecodable))
     return dict(zip(target_indices.tolist(), decoded_rows))
 
 
@@ -340,7 +348,7 @@ def _group_columns_by_finite_blocks(
         )
 
 
-def _describe_undecodable(manifest: Manifest, undecodable_positions: Indices) -> str:
+def _format_undecodable_message(manifest: Manifest, undecodable_positions: Indices) -> str:
     """The message about entries that cannot be decoded."""
     entries_text = "1 entry" if undecodable_positions.size == 1 else f"{undecodable_positions.size} entries"
     blocks = np.unique(undecodable_positions // prod(manifest.block_shape)).tolist()

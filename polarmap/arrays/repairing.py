@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTasks
-from polarmap.arrays.audits import Audit, audit_array, find_erased_blocks
+from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTaskBlocks
+from polarmap.arrays.audits import Audit, audit_array, find_erased_blocks_by_stripe
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.reading import StoredCodedBlocks, decode_blocks
+from polarmap.arrays.reading import StoredCodedBlocks, decode_stripe_blocks
 from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
 from polarmap.arrays.write_transaction import WriteTransaction
 from polarmap.arrays.zarr_chunks import repair_zarr_array
@@ -38,7 +38,7 @@ def repair_array(
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {audit!r}")
     runner = ArrayJobRunner(coded_blocks.segment_store, executor, make_observers(None))
     with WriteTransaction(coded_blocks.segment_store, manifest.name) as transaction:
-        repaired_manifest = _ArrayRepair(runner, transaction, coded_blocks).rebuild_segments(audit)
+        repaired_manifest = _ArrayRepair(runner, transaction, coded_blocks).rebuild_damaged_segments(audit)
         return transaction.commit(repaired_manifest, manifest_bytes), replace(audit, is_repaired=True)
 
 
@@ -51,7 +51,7 @@ class _ArrayRepair:
         self._runner, self._transaction, self._coded_blocks = runner, transaction, coded_blocks
         self._manifest = coded_blocks.manifest
 
-    def rebuild_segments(self, audit: Audit) -> Manifest:
+    def rebuild_damaged_segments(self, audit: Audit) -> Manifest:
         """The manifest of the array, once what was found damaged is rebuilt and stored."""
         runner, transaction, manifest = self._runner, self._transaction, self._manifest
         rebuilt_segments: dict[tuple[int, int], Segment] = {}
@@ -79,27 +79,33 @@ class _ArrayRepair:
                 _check_integers_unchanged(manifest, *position, segment)
         damaged_keys = {key for key, _ in audit.zarr_damages}
         return repair_zarr_array(
-            runner, transaction, manifest, manifest.with_segments(rebuilt_segments), damaged_keys
+            runner, transaction, manifest, manifest.with_replaced_segments(rebuilt_segments), damaged_keys
         )
 
     def _rebuild_stripes(
-        self, prefix: str, erased: Sequence[int], rewritten: Sequence[int], stripes: Sequence[int]
+        self,
+        key_prefix: str,
+        erased_blocks: Sequence[int],
+        rewritten_blocks: Sequence[int],
+        stripe_indices: Sequence[int],
     ) -> dict[int, dict[int, Segment]]:
         """By stripe and block the new parts: weights times good parts, each stripe by one task.
 
         Left out are stripes in which NaN or inf stand: these are decoded entry by entry, which takes more
         than numpy.
         """
-        manifest, runner, dtype_of = self._manifest, self._runner, self._manifest.block_dtype
-        available = np.setdiff1d(np.arange(manifest.code.n), erased)
-        weights = compute_recovery_weights(manifest.code, manifest.dtype, erased)
-        is_read_mask = weights.any(axis=0) | np.isin(available, rewritten)
+        manifest, runner, dtype_of = self._manifest, self._runner, self._manifest.get_block_dtype
+        available = np.setdiff1d(np.arange(manifest.code.n), erased_blocks)
+        weights = compute_recovery_weights(manifest.code, manifest.dtype, erased_blocks)
+        is_read_mask = weights.any(axis=0) | np.isin(available, rewritten_blocks)
         read_blocks = available[is_read_mask].tolist()
         rebuilt_by_stripe: dict[int, dict[int, Segment]] = {}
 
         def on_task_done(task: int, segments: list[Segment], all_finite: Array) -> None:
             if all_finite.all():
-                rebuilt_by_stripe[stripes[task]] = dict(zip([*rewritten, *erased], segments))
+                rebuilt_by_stripe[stripe_indices[task]] = dict(
+                    zip([*rewritten_blocks, *erased_blocks], segments)
+                )
             self._transaction.write_heartbeat()
 
         multiply = (
@@ -108,41 +114,46 @@ class _ArrayRepair:
             else np.matmul
         )
         compute_sums = make_weighted_sum_function(
-            weights[:, is_read_mask], list(map(dtype_of, erased)), multiply
+            weights[:, is_read_mask], list(map(dtype_of, erased_blocks)), multiply
         )
-        rebuild_task = make_rebuild_task(compute_sums, list(map(read_blocks.index, rewritten)))
+        rebuild_task = make_rebuild_function(compute_sums, list(map(read_blocks.index, rewritten_blocks)))
         segments = [
             [manifest.segments[block_index][stripe_index] for block_index in read_blocks]
-            for stripe_index in stripes
+            for stripe_index in stripe_indices
         ]
         max_stripe_size = max(
             manifest.stripe_bounds[stripe_index + 1] - manifest.stripe_bounds[stripe_index]
-            for stripe_index in stripes
+            for stripe_index in stripe_indices
         )
         output = OutputSpec(
-            runner.segment_store.location, prefix, max_stripe_size, len(rewritten) + len(erased)
+            runner.segment_store.location,
+            key_prefix,
+            max_stripe_size,
+            len(rewritten_blocks) + len(erased_blocks),
         )
-        runner.execute(
+        runner.run_tasks(
             rebuild_task,
-            SegmentTasks(runner.segment_store, segments, list(map(dtype_of, read_blocks))),
+            SegmentTaskBlocks(runner.segment_store, segments, list(map(dtype_of, read_blocks))),
             on_task_done,
             output,
         )
         return rebuilt_by_stripe
 
-    def _decode_stripe(self, stripe_index: int, rewritten: Collection[int]) -> dict[int, Array]:
+    def _decode_stripe(self, stripe_index: int, rewritten_blocks: Collection[int]) -> dict[int, Array]:
         """By block the damaged parts of a stripe, decoded entry by entry, and good ones of blocks
-        `rewritten`.
+        `rewritten_blocks`.
         """
         manifest, code = self._manifest, self._manifest.code
         intact_rows = self._coded_blocks.read_intact_segments(stripe_index, range(code.n))
         damaged_blocks = [block_index for block_index in range(code.n) if block_index not in intact_rows]
         rebuilt = {
-            block_index: intact_rows[block_index] for block_index in rewritten if block_index in intact_rows
+            block_index: intact_rows[block_index]
+            for block_index in rewritten_blocks
+            if block_index in intact_rows
         }
         erased_data_blocks = [block_index for block_index in damaged_blocks if block_index < code.k]
         rebuilt |= (
-            decode_blocks(manifest, stripe_index, erased_data_blocks, intact_rows)
+            decode_stripe_blocks(manifest, stripe_index, erased_data_blocks, intact_rows)
             if erased_data_blocks
             else {}
         )
@@ -159,7 +170,7 @@ class _ArrayRepair:
                 if block_index >= code.k
             }
         return {
-            block_index: values.astype(manifest.block_dtype(block_index), copy=False)
+            block_index: values.astype(manifest.get_block_dtype(block_index), copy=False)
             for block_index, values in rebuilt.items()
         }
 
@@ -171,7 +182,7 @@ def _group_stripes_by_erasures(
 
     The parts of both are stored anew.
     """
-    erased_by_stripe = find_erased_blocks(audit.damaged)
+    erased_by_stripe = find_erased_blocks_by_stripe(audit.damaged)
     damaged_keys = {damage.key for damage in audit.damaged} & manifest.object_extents.keys()
     stripes_by_erasures: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for stripe_index in range(audit.n_stripes):
@@ -187,17 +198,19 @@ def _group_stripes_by_erasures(
     return stripes_by_erasures
 
 
-def make_rebuild_task(
-    compute_sums: Callable[[Sequence[Array]], list[Array]], rewritten: Sequence[int]
+def make_rebuild_function(
+    compute_sums: Callable[[Sequence[Array]], list[Array]], rewritten_rows: Sequence[int]
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """On a worker, which has numpy only: rows `rewritten`, sums of all rows, and whether all are finite."""
+    """On a worker, which has numpy only: rows `rewritten_rows`, sums of all rows, and whether all are
+    finite.
+    """
 
-    def rebuild(rows: Sequence[Array]) -> list[Array]:
+    def rebuild_rows(rows: Sequence[Array]) -> list[Array]:
         rebuilt_rows = compute_sums(rows)
         all_finite = all(row.dtype.kind in "iu" or np.isfinite(row).all() for row in [*rows, *rebuilt_rows])
-        return [*(rows[row_index] for row_index in rewritten), *rebuilt_rows, np.array([all_finite])]
+        return [*(rows[row_index] for row_index in rewritten_rows), *rebuilt_rows, np.array([all_finite])]
 
-    return rebuild
+    return rebuild_rows
 
 
 def _check_integers_unchanged(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.stores import get_location
+from polarmap.arrays.stores import get_store_location
 from polarmap.arrays.stripes import Hyperslab, get_flat_range
 from polarmap.blocks.array_like import load_array_like
 from polarmap.blocks.equal import check_encodable_array
@@ -185,7 +185,7 @@ class StoredObjectsSource:
         fill_value: Any = 0,
     ) -> None:
         self._store, self._key_by_object, self._stored_dtype = store, key_by_object, dtype
-        self._offset, self._fill_value, self.location = offset, fill_value, get_location(store)
+        self._offset, self._fill_value, self.location = offset, fill_value, get_store_location(store)
         self.shape, self.dtype = tuple(shape), check_dtype(dtype, "the data")
         self.rows_per_chunk, self.rows_per_object = 1, rows_per_object
         self._row_size = prod(self.shape[1:])

@@ -13,8 +13,8 @@ from polarmap.arrays.array import CodedArray
 from polarmap.arrays.manifest import Manifest, check_array_name
 from polarmap.arrays.stores import SegmentStore, open_store
 from polarmap.arrays.stripes import choose_chunk_shape
-from polarmap.arrays.write_transaction import WriteTransaction, check_replaceable
-from polarmap.arrays.zarr_chunks import publish_as_zarr
+from polarmap.arrays.write_transaction import WriteTransaction, check_manifest_replaceable
+from polarmap.arrays.zarr_chunks import publish_as_zarr_array
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate_results
@@ -156,7 +156,7 @@ def prepare_stored_map(
             )
         key = coded_data.encryption_key if options.key is None else options.key
         segment_store = SegmentStore.create(open_store(storage), key, max_items * np.dtype(complex).itemsize)
-        check_replaceable(segment_store.store, name, " for Stored(...), or delete it first")
+        check_manifest_replaceable(segment_store.store, name, " for Stored(...), or delete it first")
         with WriteTransaction(segment_store, name) as transaction:
             output = OutputSpec(segment_store.location, f"{transaction.prefix}result", max_items)
             collector, report = execute_coded(
@@ -167,10 +167,10 @@ def prepare_stored_map(
                 if PaddingEffect.ROWWISE in collector.padding_effects
                 else 0
             )
-            manifest = _build_manifest(name, code, collector, n_padding_rows, output)
+            manifest = _build_result_manifest(name, code, collector, n_padding_rows, output)
             if key is None:
                 block_shape = (manifest.rows_per_block, *manifest.shape[1:])
-                manifest = publish_as_zarr(
+                manifest = publish_as_zarr_array(
                     transaction, manifest, choose_chunk_shape(block_shape, block_shape)
                 )
             manifest = transaction.commit(manifest, None)
@@ -188,7 +188,7 @@ def _check_output(out: Any, options: MapOptions) -> None:
         raise CodeError("on_timeout='estimate' does not go with out=Stored(...): leave one out")
 
 
-def _build_manifest(
+def _build_result_manifest(
     name: str, code: PolarCode, collector: CodedCollector, n_padding_rows: int, output: OutputSpec
 ) -> Manifest:
     """The results as an array; those that never came are missing in it until they are repaired.
@@ -196,7 +196,7 @@ def _build_manifest(
     n_padding_rows : last rows of the results, which come from no data.
     """
     result_refs, dtype = collector.result_refs, collector.decoded_results[0][0].dtype
-    _check_dtypes(code, dtype, result_refs)
+    _check_result_dtypes(code, dtype, result_refs)
     [(_, shape)] = result_refs[min(result_refs)].layout
     (rows, *inner_shape), n_items = shape or (1,), prod(shape)
     segment_sizes = [
@@ -204,7 +204,7 @@ def _build_manifest(
         for start in range(0, n_items, output.max_segment_items)
     ]
 
-    def absent_segments(block_index: int) -> tuple[Segment, ...]:
+    def make_missing_segments(block_index: int) -> tuple[Segment, ...]:
         itemsize = (dtype if block_index < code.k else code.parity_dtype(dtype)).itemsize
         keys = [
             f"{output.prefix}/{block_index}-absent/{segment_index}"
@@ -213,7 +213,9 @@ def _build_manifest(
         return tuple(Segment(key, segment_size * itemsize) for key, segment_size in zip(keys, segment_sizes))
 
     segments = tuple(
-        result_refs[block_index].segments if block_index in result_refs else absent_segments(block_index)
+        result_refs[block_index].segments
+        if block_index in result_refs
+        else make_missing_segments(block_index)
         for block_index in range(code.n)
     )
     return Manifest(
@@ -226,7 +228,7 @@ def _build_manifest(
     )
 
 
-def _check_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Mapping[int, ResultRef]) -> None:
+def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Mapping[int, ResultRef]) -> None:
     """Raise CodeError unless results have the dtype of data blocks' results, or that of their parity."""
     dtypes = [dtype] * code.k + [code.parity_dtype(dtype)] * (code.n - code.k)
     for block_index, result_ref in result_refs.items():

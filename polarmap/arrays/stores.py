@@ -42,7 +42,7 @@ def open_store(storage_spec: Any) -> Store:
     )
 
 
-def get_location(store: Store) -> Location:
+def get_store_location(store: Store) -> Location:
     """What workers need to read an array in a store themselves; of kind "driver" if only this process can."""
     if isinstance(store, FolderStore):
         return Location("folder", str(store.root))
@@ -62,7 +62,7 @@ class SegmentStore:
     """
 
     def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
-        self.store, self.location = store, get_location(store)._replace(encryption=encryption)
+        self.store, self.location = store, get_store_location(store)._replace(encryption=encryption)
 
     @property
     def encryption_key(self) -> str | bytes | None:
@@ -85,26 +85,26 @@ class SegmentStore:
 
     def get(self, segment: Segment) -> bytes:
         """The bytes of a part; DamagedError if they are not what was stored."""
-        with self._key_errors_as_storage_errors():
-            data: bytes = read_segment(self.location, segment, self._read_raw)
+        with self._convert_key_errors_to_storage_errors():
+            data: bytes = read_segment(self.location, segment, self._read_raw_segment)
         return data
 
     def put(self, object_key: str, array: Array) -> Segment:
         """Store an array, which is not empty, as an object of one part."""
         data = np.ascontiguousarray(array).data.cast("B")
-        with self._key_errors_as_storage_errors():
+        with self._convert_key_errors_to_storage_errors():
             [segment] = write_segments(self.location, object_key, data, len(data), self.store.put)
         return segment
 
     @contextmanager
-    def _key_errors_as_storage_errors(self) -> Iterator[None]:
+    def _convert_key_errors_to_storage_errors(self) -> Iterator[None]:
         """A key that is gone since it was told, or another one by now, as an error of ours."""
         try:
             yield
         except KeyUnavailableError as error:
             raise StorageError(f"what is encrypted in {self.store.name} is out of reach: {error}") from error
 
-    def _read_raw(self, segment: Segment) -> bytes:
+    def _read_raw_segment(self, segment: Segment) -> bytes:
         try:
             return self.store.get(segment.key, segment.offset, segment.offset + segment.size)
         except MissingObjectError:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from polarmap.arrays.array_jobs import ArrayJobRunner
-from polarmap.arrays.manifest import Manifest, array_prefix, describe_code
+from polarmap.arrays.manifest import Manifest, get_array_key_prefix, serialize_code
 from polarmap.arrays.sources import DataSource
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
-from polarmap.arrays.write_transaction import WriteTransaction, check_replaceable
-from polarmap.arrays.zarr_chunks import publish_as_zarr, store_stripe_as_chunk
+from polarmap.arrays.write_transaction import WriteTransaction, check_manifest_replaceable
+from polarmap.arrays.zarr_chunks import publish_as_zarr_array, store_stripe_as_chunk
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.interface import TaskBlocks
@@ -43,7 +43,7 @@ class StripeEncoder:
         self._summaries: dict[int, Array] = {}  # of stripes
         positions = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
         if not runner.is_local and not all(
-            source.find_segments(plan.data_slab(*position)) for position in positions
+            source.find_segments(plan.get_data_slab(*position)) for position in positions
         ):
             raise CodeError(
                 "with executor=, the data has to lie where workers can read it themselves: a .npy file "
@@ -51,10 +51,10 @@ class StripeEncoder:
                 "number, without padding rows; leave executor out to send it through the driver"
             )
 
-    def encode_and_store(self, array_name: str, overwrite: bool) -> Manifest:
+    def encode_and_store_array(self, array_name: str, overwrite: bool) -> Manifest:
         """Have the n blocks stored and, last of all, their manifest; warns of NaN and inf among them."""
         plan, store = self._plan, self._runner.segment_store.store
-        previous_manifest = check_replaceable(
+        previous_manifest = check_manifest_replaceable(
             store, array_name, "" if overwrite else ", or pass overwrite=True"
         )
         if hasattr(store, "remove_stale_files"):
@@ -71,7 +71,7 @@ class StripeEncoder:
             )
             manifest = Manifest(array_name, plan.shape, plan.dtype, plan.code, segments)
             if plan.chunk_shape is not None:
-                manifest = publish_as_zarr(transaction, manifest, plan.chunk_shape)
+                manifest = publish_as_zarr_array(transaction, manifest, plan.chunk_shape)
                 if (
                     not manifest.has_zarr_array and not plan.has_chunk_per_stripe
                 ):  # a block is too large to be held
@@ -105,8 +105,10 @@ class StripeEncoder:
                     earlier_segments[stripe_index],
                 )
 
-        task_blocks = StripeTasks(plan, self._source, stripes)
-        self._runner.execute(make_encode_task(None, include_data=False), task_blocks, compare_checksums)
+        task_blocks = StripeTaskBlocks(plan, self._source, stripes)
+        self._runner.run_tasks(
+            make_stripe_encode_function(None, include_data=False), task_blocks, compare_checksums
+        )
         return reused_stripes
 
     def _encode_stripes(
@@ -114,7 +116,7 @@ class StripeEncoder:
     ) -> dict[int, list[Segment]]:
         """The parts of stripes, each noted in the generation as soon as it is stored, but for the last."""
         plan, code, segments_by_stripe = self._plan, self._plan.code, dict[int, list[Segment]]()
-        task_blocks = StripeTasks(plan, self._source, stripes)
+        task_blocks = StripeTaskBlocks(plan, self._source, stripes)
         include_data = self._runner.is_local or not self._source.rows_per_object
 
         def store_row(task: int, block_index: int, row: Array) -> Segment:
@@ -128,7 +130,7 @@ class StripeEncoder:
                 segments = [segment._replace(crc32=crc32) for segment, crc32 in data] + segments
             segments_by_stripe[stripe_index] = segments
             if len(segments_by_stripe) < len(stripes):  # else the manifest comes next
-                transaction.record_stripe(stripe_index, segments)
+                transaction.record_finished_stripe(stripe_index, segments)
 
         n_arrays, max_items = (
             code.n if include_data else code.n - code.k,
@@ -141,8 +143,12 @@ class StripeEncoder:
         if not self._runner.is_local:
             weights = compute_recovery_weights(code, plan.dtype, range(code.k, code.n))
             encode_parity = make_weighted_sum_function(weights, [plan.parity_dtype] * len(weights))
-        self._runner.execute(
-            make_encode_task(encode_parity, include_data), task_blocks, on_task_done, output, store_row
+        self._runner.run_tasks(
+            make_stripe_encode_function(encode_parity, include_data),
+            task_blocks,
+            on_task_done,
+            output,
+            store_row,
         )
         return segments_by_stripe
 
@@ -153,7 +159,7 @@ class StripeEncoder:
         plan = self._plan
         if block_index < plan.code.k:
             if self._source.rows_per_object:
-                for segment in self._source.find_segments(plan.data_slab(block_index, stripe_index)):
+                for segment in self._source.find_segments(plan.get_data_slab(block_index, stripe_index)):
                     return segment._replace(crc32=zlib.crc32(row.data))
             chunk_segment = store_stripe_as_chunk(transaction, plan, block_index, stripe_index, row)
             if chunk_segment is not None:
@@ -166,7 +172,7 @@ def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
     return {
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,
-        "code": describe_code(plan.code),
+        "code": serialize_code(plan.code),
         "stripes": [len(plan.hyperslabs), plan.max_stripe_size],
         "chunk": plan.chunk_shape and list(plan.chunk_shape),
     }
@@ -174,7 +180,7 @@ def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
 
 def _check_objects_exist(store: Store, manifest: Manifest) -> None:
     """Parts kept from earlier runs may have been swept by another process."""
-    prefix = array_prefix(manifest.name)
+    prefix = get_array_key_prefix(manifest.name)
     missing_keys = {key for key in manifest.object_keys if key.startswith(prefix)} - set(store.keys(prefix))
     if missing_keys:
         raise StorageError(
@@ -183,7 +189,7 @@ def _check_objects_exist(store: Store, manifest: Manifest) -> None:
         )
 
 
-class StripeTasks(TaskBlocks):
+class StripeTaskBlocks(TaskBlocks):
     """What each task is about: a stripe of all k data blocks, which workers read where they lie."""
 
     def __init__(self, plan: StripePlan, data_source: DataSource, stripes: Sequence[int]) -> None:
@@ -194,12 +200,14 @@ class StripeTasks(TaskBlocks):
     def block_segments(self, task: int) -> tuple[Segment, ...]:
         """The parts of all data blocks in stripe `task`, in order."""
         plan, stripe_index = self._plan, self._stripes[task]
-        slabs = (plan.data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k))
+        slabs = (
+            plan.get_data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k)
+        )
         return tuple(segment for slab in slabs for segment in self._data_source.find_segments(slab))
 
     def block_layout(self, task: int) -> Layout:
         """Data blocks as rows."""
-        stripe_size = self._plan.stripe_size(self._stripes[task])
+        stripe_size = self._plan.count_stripe_elements(self._stripes[task])
         return ((self._plan.dtype.str, (self._plan.code.k, stripe_size)),)
 
     def component_leaves(self, component: int) -> list[Array]:
@@ -207,7 +215,9 @@ class StripeTasks(TaskBlocks):
         [(_, shape)] = self.block_layout(component)
         rows = np.empty(shape, self._plan.dtype)
         for data_block_index, row in enumerate(rows):
-            self._data_source.read_slab(self._plan.data_slab(data_block_index, self._stripes[component]), row)
+            self._data_source.read_slab(
+                self._plan.get_data_slab(data_block_index, self._stripes[component]), row
+            )
         return [rows]
 
 
@@ -221,9 +231,11 @@ def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) 
     )
     text = []
     if n_nonfinite:
-        stripe_starts = list(accumulate(map(plan.stripe_size, range(len(plan.hyperslabs))), initial=0))
+        stripe_starts = list(
+            accumulate(map(plan.count_stripe_elements, range(len(plan.hyperslabs))), initial=0)
+        )
         nonfinite_positions = [
-            (stripe_index, *divmod(first_index, plan.stripe_size(stripe_index)))
+            (stripe_index, *divmod(first_index, plan.count_stripe_elements(stripe_index)))
             for stripe_index, (n_in_stripe, first_index, _) in counts_by_stripe
             if n_in_stripe
         ]
@@ -247,7 +259,7 @@ def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) 
 # --- what travels to workers, which have numpy only ----------------------------------------------
 
 
-def make_encode_task(
+def make_stripe_encode_function(
     encode_parity: Callable[[Any], Any] | None, include_data: bool
 ) -> Callable[[Array], list[Array]]:
     """The rows of a stripe and a note of what was found of NaN and inf.

@@ -40,14 +40,14 @@ class StripePlan(NamedTuple):
         """Dtype of the parity blocks."""
         return self.code.parity_dtype(self.dtype)
 
-    def data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
+    def get_data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
         """What of the array a stripe of a data block is; its rows may lie beyond the last."""
         rows, *inner_slices = self.hyperslabs[stripe_index]
         return slice(
             block_index * self.rows_per_block + rows.start, block_index * self.rows_per_block + rows.stop
         ), *inner_slices
 
-    def stripe_size(self, stripe_index: int) -> int:
+    def count_stripe_elements(self, stripe_index: int) -> int:
         """Elements of a stripe of one block."""
         return count_elements(self.hyperslabs[stripe_index])
 
@@ -60,7 +60,9 @@ class StripePlan(NamedTuple):
 
     def is_padded_chunk(self, stripe_index: int) -> bool:
         """Whether a stripe of a data block is less than the chunk that it is: zeros are stored behind it."""
-        return self.has_chunk_per_stripe and self.stripe_size(stripe_index) < prod(self.chunk_shape or ())
+        return self.has_chunk_per_stripe and self.count_stripe_elements(stripe_index) < prod(
+            self.chunk_shape or ()
+        )
 
     @property
     def max_stripe_size(self) -> int:
@@ -134,11 +136,11 @@ def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: in
         step -= step % row_multiple
     step = min(length, step)
     if row_multiple:
-        step = -(-length // -(-length // step)) if axis else _choose_even_step(length, step, row_multiple)
+        step = -(-length // -(-length // step)) if axis else _choose_even_row_step(length, step, row_multiple)
     return (*[1] * axis, step, *shape[axis + 1 :])
 
 
-def _choose_even_step(n_rows: int, max_step: int, row_multiple: int) -> int:
+def _choose_even_row_step(n_rows: int, max_step: int, row_multiple: int) -> int:
     """The largest divisor of `n_rows` up to `max_step` that is not much smaller; `max_step` if there is none.
 
     Data in chunks of `row_multiple` rows are read in whole chunks where these begin when blocks do.

@@ -15,17 +15,17 @@ from polarmap.dtypes import Array, is_integer_dtype
 TILE_ELEMENTS = 1 << 17  # numbers of all rows together that are multiplied at a time
 
 
-def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased: Sequence[int]) -> Array:
+def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_blocks: Sequence[int]) -> Array:
     """Lost blocks = weights @ the others, (lost, n - lost): float64, or uint64 for integers modulo 2^64.
 
     dtype : of the data.
     """
-    is_integer, available = is_integer_dtype(dtype), np.setdiff1d(np.arange(code.n), erased)
+    is_integer, available = is_integer_dtype(dtype), np.setdiff1d(np.arange(code.n), erased_blocks)
     data, parity = (
-        np.array([index for index in erased if (index < code.k) == is_data], np.intp)
+        np.array([index for index in erased_blocks if (index < code.k) == is_data], np.intp)
         for is_data in (True, False)
     )
-    weights = np.zeros((len(erased), len(available)), np.uint64 if is_integer else np.float64)
+    weights = np.zeros((len(erased_blocks), len(available)), np.uint64 if is_integer else np.float64)
     if len(data):
         tracker = ArrivalTracker(code, modular=is_integer)
         for block_index in available.tolist():

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from polarmap.arrays.manifest import MANIFEST_PREFIX, Manifest, array_prefix, manifest_key
+from polarmap.arrays.manifest import MANIFEST_PREFIX, Manifest, get_array_key_prefix, get_manifest_key
 from polarmap.arrays.stores import SegmentStore
 from polarmap.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
@@ -45,7 +45,7 @@ class WriteTransaction:
         self.store, self._segment_store, self._array_name = segment_store.store, segment_store, array_name
         self._resume_key = resume_key if segment_store.has_plaintext_checksums else None
         self.transaction_id = uuid.uuid4().hex[:12]
-        self.prefix = f"{array_prefix(array_name)}{self.transaction_id}/"
+        self.prefix = f"{get_array_key_prefix(array_name)}{self.transaction_id}/"
         self._last_heartbeat_at = -HEARTBEAT_INTERVAL
 
     def __enter__(self) -> WriteTransaction:
@@ -81,7 +81,7 @@ class WriteTransaction:
         """Store a part from here."""
         return self._segment_store.put(f"{self.prefix}{stripe_index:06d}/{block_index:05d}", values)
 
-    def record_stripe(self, stripe_index: int, segments: Sequence[Segment]) -> None:
+    def record_finished_stripe(self, stripe_index: int, segments: Sequence[Segment]) -> None:
         """Note that all parts of a stripe are stored, for the run that may go on from here."""
         if self._resume_key is not None:
             stripe_record = json.dumps([tuple(segment) for segment in segments])
@@ -94,11 +94,11 @@ class WriteTransaction:
         if self._resume_key is None:
             return segments_by_stripe
         resume_key = json.loads(json.dumps(self._resume_key))
-        keys = self.store.keys(array_prefix(self._array_name))
+        keys = self.store.keys(get_array_key_prefix(self._array_name))
         stored_keys = set(keys)
         for prefix, owned_keys in _group_keys_by_transaction(self._array_name, keys).items():
             lock_record = _read_lock_record(self.store, prefix)
-            if lock_record.get("purpose") != resume_key or _is_active(prefix, lock_record):
+            if lock_record.get("purpose") != resume_key or _is_transaction_active(prefix, lock_record):
                 continue
             for key in owned_keys:
                 stripe_text = key[len(prefix) :].removesuffix(".json")
@@ -123,7 +123,7 @@ class WriteTransaction:
         )
         current_bytes = read_manifest_bytes(store, array_name)
         if current_bytes == expected_manifest_bytes:
-            store.put(manifest_key(array_name), manifest_bytes)
+            store.put(get_manifest_key(array_name), manifest_bytes)
         store.delete([self.prefix + LOCK_FILE])
         if current_bytes != expected_manifest_bytes:
             self._resume_key = None
@@ -152,7 +152,7 @@ def load_manifest(store: Store, array_name: str, key: str | bytes | None = None)
 
 def parse_manifest(store: Store, array_name: str, manifest_bytes: bytes, key: str | bytes | None) -> Manifest:
     """What was read as the manifest of that name; StorageError if it is none."""
-    description = f"the manifest {manifest_key(array_name)!r} in {store.name}"
+    description = f"the manifest {get_manifest_key(array_name)!r} in {store.name}"
     manifest = Manifest.from_bytes(manifest_bytes, description, key)
     if manifest.name != array_name:
         raise StorageError(f"{description} is that of {manifest.name!r}")
@@ -162,12 +162,12 @@ def parse_manifest(store: Store, array_name: str, manifest_bytes: bytes, key: st
 def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
     """The manifest of that name as it is stored; None if there is none."""
     try:
-        return store.get(manifest_key(array_name))
+        return store.get(get_manifest_key(array_name))
     except MissingObjectError:
         return None
 
 
-def check_replaceable(store: Store, array_name: str, advice: str) -> bytes | None:
+def check_manifest_replaceable(store: Store, array_name: str, advice: str) -> bytes | None:
     """The manifest that is there now, if it may be replaced: then there is no advice what else to do."""
     manifest_bytes = read_manifest_bytes(store, array_name)
     if manifest_bytes is not None and advice:
@@ -187,10 +187,10 @@ def collect_garbage(store: Store, array_name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
     inactive_keys = []
     for prefix, owned_keys in _group_keys_by_transaction(
-        array_name, store.keys(array_prefix(array_name))
+        array_name, store.keys(get_array_key_prefix(array_name))
     ).items():
         lock_record = _read_lock_record(store, prefix) if f"{prefix}{LOCK_FILE}" in owned_keys else {}
-        if not _may_be_active(prefix, lock_record):
+        if not _may_transaction_be_active(prefix, lock_record):
             inactive_keys += owned_keys
     try:  # after the notes were read: a run that had taken its own away by then is in this manifest
         live_keys = load_manifest(store, array_name)[0].object_keys
@@ -203,8 +203,8 @@ def _group_keys_by_transaction(array_name: str, keys: Sequence[str]) -> dict[str
     """Keys of an array by the prefix of their generation."""
     keys_by_prefix: dict[str, list[str]] = {}
     for key in keys:
-        transaction_id = key[len(array_prefix(array_name)) :].partition("/")[0]
-        keys_by_prefix.setdefault(f"{array_prefix(array_name)}{transaction_id}/", []).append(key)
+        transaction_id = key[len(get_array_key_prefix(array_name)) :].partition("/")[0]
+        keys_by_prefix.setdefault(f"{get_array_key_prefix(array_name)}{transaction_id}/", []).append(key)
     return keys_by_prefix
 
 
@@ -232,7 +232,7 @@ def _read_json(store: Store, key: str) -> Any:
         return None
 
 
-def _is_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
+def _is_transaction_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
     """Whether the run is known to be under way."""
     owner = ProcessIdentity.parse(str(lock_record.get("owner")))
     if owner == ProcessIdentity.current():
@@ -240,9 +240,9 @@ def _is_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
     return owner.is_on_this_machine() and not owner.is_dead()
 
 
-def _may_be_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
+def _may_transaction_be_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
     """Whether the run may be under way, as far as can be seen from here."""
     if ProcessIdentity.parse(str(lock_record.get("owner"))).is_on_this_machine():
-        return _is_active(prefix, lock_record)
+        return _is_transaction_active(prefix, lock_record)
     heartbeat_at = lock_record.get("time")
     return is_real_number(heartbeat_at) and time.time() - heartbeat_at < STALE_WRITER_SECONDS

@@ -9,9 +9,9 @@ from itertools import accumulate, chain
 
 import numpy as np
 
-from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTasks
-from polarmap.arrays.manifest import Manifest, manifest_key
-from polarmap.arrays.reading import damage_as_decoding_error
+from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTaskBlocks
+from polarmap.arrays.manifest import Manifest, get_manifest_key
+from polarmap.arrays.reading import convert_damage_to_decoding_error
 from polarmap.arrays.stores import SegmentStore
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.write_transaction import WriteTransaction
@@ -28,16 +28,16 @@ def store_stripe_as_chunk(
     transaction: WriteTransaction, plan: StripePlan, block_index: int, stripe_index: int, row: Array
 ) -> Segment | None:
     """Store a stripe of a data block as a chunk of the Zarr array; None if it is none, as padding is."""
-    slab = plan.data_slab(block_index, stripe_index)
+    slab = plan.get_data_slab(block_index, stripe_index)
     if plan.chunk_shape is None or not plan.has_chunk_per_stripe or slab[0].start >= plan.shape[0]:
         return None
     view = ZarrView(f"{transaction.prefix}{GROUP_NAME}", plan.chunk_shape)
-    key = view.chunk_key(slab)
-    transaction.store.put(key, _pad_with_zeros(row.data.cast("B"), view.chunk_bytes(plan.dtype)))
+    key = view.get_chunk_key(slab)
+    transaction.store.put(key, _pad_with_zeros(row.data.cast("B"), view.compute_chunk_bytes(plan.dtype)))
     return Segment(key, row.nbytes, zlib.crc32(row.data))
 
 
-def publish_as_zarr(
+def publish_as_zarr_array(
     transaction: WriteTransaction, manifest: Manifest, chunk_shape: tuple[int, ...]
 ) -> Manifest:
     """An array whose data blocks are to be a Zarr array; they are if the storage can do it."""
@@ -55,9 +55,9 @@ def _store_chunks_and_metadata(store: Store, manifest: Manifest, through_driver:
     if any(segment.crc32 is None for segment in data_segments):
         return manifest
     copied_chunks = [chunk for chunk in manifest.zarr_chunks if _is_chunk_copied(manifest, chunk)]
-    if not _store_chunks(store, manifest, copied_chunks, through_driver):
+    if not _try_store_chunks(store, manifest, copied_chunks, through_driver):
         return manifest
-    return _store_metadata(store, _relocate_to_chunks(manifest, copied_chunks))
+    return _store_zarr_metadata(store, _point_segments_to_chunks(manifest, copied_chunks))
 
 
 def repair_zarr_array(
@@ -83,29 +83,29 @@ def repair_zarr_array(
         )
         return _store_chunks_and_metadata(
             store,
-            _concatenate_on_workers(runner, transaction, new_manifest, new_manifest.zarr_chunks),
+            _concatenate_chunks_on_workers(runner, transaction, new_manifest, new_manifest.zarr_chunks),
             through_driver=True,
         )
     moved_keys = {
         chunk.key
         for chunk in new_manifest.zarr_chunks
-        if _get_chunk_segments(new_manifest, chunk) != _get_chunk_segments(old_manifest, chunk)
+        if _get_source_segments(new_manifest, chunk) != _get_source_segments(old_manifest, chunk)
     }
     chunks = [
         chunk for chunk in new_manifest.zarr_chunks if chunk.key in moved_keys or chunk.key in damaged_keys
     ]
-    new_manifest = _concatenate_on_workers(runner, transaction, new_manifest, chunks)
-    _store_chunks(
+    new_manifest = _concatenate_chunks_on_workers(runner, transaction, new_manifest, chunks)
+    _try_store_chunks(
         store,
         new_manifest,
         [chunk for chunk in chunks if _is_chunk_copied(new_manifest, chunk)],
         through_driver=True,
     )
     has_valid_metadata = not any(segment.key in damaged_keys for segment in new_manifest.zarr_metadata)
-    return new_manifest if has_valid_metadata else _store_metadata(store, new_manifest)
+    return new_manifest if has_valid_metadata else _store_zarr_metadata(store, new_manifest)
 
 
-def _concatenate_on_workers(
+def _concatenate_chunks_on_workers(
     runner: ArrayJobRunner, transaction: WriteTransaction, manifest: Manifest, chunks: Sequence[ZarrChunk]
 ) -> Manifest:
     """A manifest in which workers have joined the parts of each chunk to one object, as storages copy it.
@@ -115,12 +115,12 @@ def _concatenate_on_workers(
     split_chunks = [
         chunk
         for chunk in chunks
-        if len({segment.key for segment in _get_chunk_segments(manifest, chunk)}) > 1
+        if len({segment.key for segment in _get_source_segments(manifest, chunk)}) > 1
     ]
     if runner.is_local or not split_chunks:
         return manifest
     segments_by_chunk, concatenated_chunks = (
-        [_get_chunk_segments(manifest, chunk) for chunk in split_chunks],
+        [_get_source_segments(manifest, chunk) for chunk in split_chunks],
         list[ZarrChunk](),
     )
 
@@ -131,43 +131,43 @@ def _concatenate_on_workers(
     byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])  # each is a block, cut like the others
     chunk_size = sum(segment.size for segment in segments_by_chunk[0])
     output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
-    runner.execute(
-        make_concatenate_task(),
-        SegmentTasks(runner.segment_store, segments_by_chunk, byte_dtypes),
+    runner.run_tasks(
+        make_concatenate_function(),
+        SegmentTaskBlocks(runner.segment_store, segments_by_chunk, byte_dtypes),
         on_task_done,
         output,
     )
-    return _relocate_to_chunks(manifest, concatenated_chunks)
+    return _point_segments_to_chunks(manifest, concatenated_chunks)
 
 
-def make_concatenate_task() -> Callable[[Sequence[Array]], list[Array]]:
+def make_concatenate_function() -> Callable[[Sequence[Array]], list[Array]]:
     """On a worker, which has numpy only: all parts in a row, and a note that says nothing."""
     return lambda arrays: [np.concatenate(arrays), np.zeros(1)]
 
 
-def _get_chunk_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
+def _get_source_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
     """The parts of a chunk where they lie."""
     return [manifest.segments[chunk.block_index][stripe_index] for stripe_index in chunk.stripe_range]
 
 
-def _relocate_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
+def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
     """A manifest in which the parts of these chunks lie in the chunks."""
-    return manifest.with_segments(
+    return manifest.with_replaced_segments(
         {
             (chunk.block_index, stripe_index): segment
             for chunk in chunks
-            for stripe_index, segment in zip(chunk.stripe_range, _segments_in_chunk(manifest, chunk))
+            for stripe_index, segment in zip(chunk.stripe_range, _make_segments_within_chunk(manifest, chunk))
         }
     )
 
 
-def list_copies_and_metadata(manifest: Manifest) -> list[Segment]:
+def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
     """What the Zarr array consists of beside the parts of the data blocks: copies of these, and metadata."""
     if not manifest.has_zarr_array:
         return []
     copied_chunks = [chunk for chunk in manifest.zarr_chunks if _is_chunk_copied(manifest, chunk)]
     return [
-        *(segment for chunk in copied_chunks for segment in _segments_in_chunk(manifest, chunk)),
+        *(segment for chunk in copied_chunks for segment in _make_segments_within_chunk(manifest, chunk)),
         *manifest.zarr_metadata,
     ]
 
@@ -179,31 +179,31 @@ def find_foreign_keys(store: Store, manifest: Manifest) -> list[str]:
     return [key for key in store.keys(f"{manifest.zarr_view.path}/") if key not in manifest.object_keys]
 
 
-def _segments_in_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
+def _make_segments_within_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
     """The parts of a chunk as they lie in it."""
-    segments = _get_chunk_segments(manifest, chunk)
+    segments = _get_source_segments(manifest, chunk)
     starts = accumulate((segment.size for segment in segments), initial=0)
     return [segment._replace(key=chunk.key, offset=start) for segment, start in zip(segments, starts)]
 
 
 def _is_chunk_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
     """Whether the parts of a chunk lie in other objects, of which the chunk is a copy."""
-    return _get_chunk_segments(manifest, chunk) != _segments_in_chunk(manifest, chunk)
+    return _get_source_segments(manifest, chunk) != _make_segments_within_chunk(manifest, chunk)
 
 
-def _store_chunks(
+def _try_store_chunks(
     store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_driver: bool
 ) -> bool:
     """Store chunks whose parts lie elsewhere; False if only this process could, and may not."""
     segment_store = SegmentStore(store)
 
     def store_chunk(chunk: ZarrChunk) -> bool:
-        if _concatenate_in_store(store, manifest, chunk):
+        if _try_concatenate_in_store(store, manifest, chunk):
             return True
         if through_driver:
             data = bytearray()
-            with damage_as_decoding_error():
-                for segment in _get_chunk_segments(manifest, chunk):
+            with convert_damage_to_decoding_error():
+                for segment in _get_source_segments(manifest, chunk):
                     data += segment_store.get(segment)
             store.put(chunk.key, _pad_with_zeros(data, manifest.zarr_chunk_bytes))
         return through_driver
@@ -214,9 +214,9 @@ def _store_chunks(
     return all(map_function(store_chunk, chunks[1:]))
 
 
-def _concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
+def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
     """Have the storage make a chunk of the objects that its parts are, if it can."""
-    segments = _get_chunk_segments(manifest, chunk)
+    segments = _get_source_segments(manifest, chunk)
     keys = list(dict.fromkeys(segment.key for segment in segments))
     if not hasattr(store, "concatenate") or not manifest.object_extents.keys() >= {*keys}:
         return False
@@ -235,16 +235,18 @@ def _concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) ->
         return False
 
 
-def _pad_with_zeros(data: bytes | bytearray | memoryview, n_bytes: int) -> bytes | bytearray | memoryview:
+def _pad_with_zeros(
+    data: bytes | bytearray | memoryview, padded_bytes: int
+) -> bytes | bytearray | memoryview:
     """`data` with zeros behind it if it is smaller than that."""
-    return data if len(data) == n_bytes else b"".join([data, bytes(n_bytes - len(data))])
+    return data if len(data) == padded_bytes else b"".join([data, bytes(padded_bytes - len(data))])
 
 
-def _store_metadata(store: Store, manifest: Manifest) -> Manifest:
+def _store_zarr_metadata(store: Store, manifest: Manifest) -> Manifest:
     """Stored last of all: then the Zarr array is there."""
     zarr_view = manifest.zarr_view
     assert zarr_view is not None
-    documents = zarr_view.build_metadata(manifest.shape, manifest.dtype, manifest_key(manifest.name))
+    documents = zarr_view.build_metadata(manifest.shape, manifest.dtype, get_manifest_key(manifest.name))
     for key, text in documents.items():
         store.put(key, text)
     metadata_segments = tuple(Segment(key, len(text), zlib.crc32(text)) for key, text in documents.items())

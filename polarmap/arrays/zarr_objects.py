@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.arrays.manifest import parse_errors_as_storage_errors
+from polarmap.arrays.manifest import convert_parse_errors_to_storage_errors
 from polarmap.arrays.sources import StoredObjectsSource
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, MissingObjectError
@@ -39,16 +39,19 @@ class ZarrObjects:
         prefix = check_object_key(
             prefix_argument.rstrip("/") if isinstance(prefix_argument, str) else prefix_argument
         )
-        for file_name, parse_metadata in ((".zarray", _parse_v2), ("zarr.json", _parse_v3)):
+        for file_name, parse_metadata in (
+            (".zarray", _parse_zarr_v2_metadata),
+            ("zarr.json", _parse_zarr_v3_metadata),
+        ):
             try:
                 data = store.get(f"{prefix}/{file_name}")
             except MissingObjectError:
                 continue
-            with parse_errors_as_storage_errors(f"{prefix}/{file_name} in {store.name}"):
+            with convert_parse_errors_to_storage_errors(f"{prefix}/{file_name} in {store.name}"):
                 metadata = parse_metadata(json.loads(data))
                 if metadata is not None:
                     metadata.check()
-            return _open_chunks(store, prefix, metadata)
+            return _open_zarr_chunks(store, prefix, metadata)
         raise MissingObjectError(f"there is no Zarr array {prefix!r} in {store.name}")
 
 
@@ -75,7 +78,7 @@ class _ZarrMetadata(NamedTuple):
             raise ValueError(f"no keys are made with {self.separator!r}, or the fill value is not a number")
 
 
-def _open_chunks(store: Store, prefix: str, metadata: _ZarrMetadata | None) -> StoredObjectsSource:
+def _open_zarr_chunks(store: Store, prefix: str, metadata: _ZarrMetadata | None) -> StoredObjectsSource:
     """The rows of the chunks that are there; CodeError unless chunks are raw rows."""
     if metadata is None:
         raise CodeError(
@@ -99,22 +102,22 @@ def _open_chunks(store: Store, prefix: str, metadata: _ZarrMetadata | None) -> S
     )
 
 
-def _parse_v2(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
+def _parse_zarr_v2_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
     """What `.zarray` says; None of chunks that are not raw rows."""
     if fields.get("compressor") or fields.get("filters") or fields["order"] != "C":
         return None
-    dtype, separator = _parse_dtype(fields["dtype"]), fields.get("dimension_separator", ".")
+    dtype, separator = _parse_zarr_dtype(fields["dtype"]), fields.get("dimension_separator", ".")
     fill_value = _parse_fill_value(dtype, fields.get("fill_value"))
     return _ZarrMetadata(fields["shape"], fields["chunks"], dtype, "", separator, fill_value)
 
 
-def _parse_v3(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
+def _parse_zarr_v3_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
     """The same of `zarr.json`."""
     grid, encoding, codecs = fields["chunk_grid"], fields["chunk_key_encoding"], fields["codecs"]
     if [codec["name"] for codec in codecs] != ["bytes"] or grid["name"] != "regular":
         return None
     byte_order = {"big": ">", "little": "<"}[codecs[0].get("configuration", {}).get("endian", "little")]
-    dtype = np.dtype(byte_order + _parse_dtype(fields["data_type"]).str[1:])
+    dtype = np.dtype(byte_order + _parse_zarr_dtype(fields["data_type"]).str[1:])
     key_prefix, default_separator = {"default": ("c", "/"), "v2": ("", ".")}[encoding["name"]]
     separator = encoding.get("configuration", {}).get("separator", default_separator)
     fill_value, chunk_shape = (
@@ -124,7 +127,7 @@ def _parse_v3(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
     return _ZarrMetadata(fields["shape"], chunk_shape, dtype, key_prefix, separator, fill_value)
 
 
-def _parse_dtype(name: Any) -> np.dtype[Any]:
+def _parse_zarr_dtype(name: Any) -> np.dtype[Any]:
     """That of numbers of this name; numpy takes much else for a dtype, also nothing."""
     dtype = np.dtype(name if isinstance(name, str) else "")
     if dtype.kind not in "biufc":

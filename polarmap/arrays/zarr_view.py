@@ -43,10 +43,10 @@ class ZarrView(NamedTuple):
         """Where the metadata of group and array go."""
         return f"{self.path}/{METADATA_FILE}", f"{self.path}/{ARRAY_NAME}/{METADATA_FILE}"
 
-    def chunk_key(self, hyperslab: Hyperslab) -> str:
+    def get_chunk_key(self, hyperslab: Hyperslab) -> str:
         """Where the chunk goes that is this slab of the array.
 
-        >>> ZarrView("a", (2, 5)).chunk_key((slice(10, 12), slice(5, 8)))
+        >>> ZarrView("a", (2, 5)).get_chunk_key((slice(10, 12), slice(5, 8)))
         'a/data/c/5/1'
         """
         chunk_coordinates = (
@@ -59,7 +59,7 @@ class ZarrView(NamedTuple):
         slabs = iterate_hyperslabs((rows_per_block, *shape[1:]), self.chunk_shape)
         return accumulate(map(count_elements, slabs), initial=0)
 
-    def chunk_bytes(self, dtype: np.dtype[Any]) -> int:
+    def compute_chunk_bytes(self, dtype: np.dtype[Any]) -> int:
         """Bytes of the object of every chunk: those at the end of an axis are filled up."""
         return prod(self.chunk_shape) * dtype.itemsize
 
@@ -75,7 +75,7 @@ class ZarrView(NamedTuple):
             shape, self.chunk_shape
         )  # block by block, each cut alike but for its padding
         return [
-            ZarrChunk(self.chunk_key(slab), slab[0].start // rows_per_block, range(*stripe_limits))
+            ZarrChunk(self.get_chunk_key(slab), slab[0].start // rows_per_block, range(*stripe_limits))
             for slab, stripe_limits in zip(slabs, stripes)
         ]
 

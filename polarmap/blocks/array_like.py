@@ -11,7 +11,7 @@ import numpy as np
 
 from polarmap.blocks.conversions import (
     is_table,
-    memory_map_npy,
+    memory_map_npy_file,
     table_to_array,
     tensor_to_array,
     to_numeric_array,
@@ -57,7 +57,7 @@ def as_array_like(data: Any, argument_name: str = "data") -> Any:
 def load_array_like(data: Any, argument_name: str = "data") -> Any:
     """`as_array_like`, of the path of a .npy file too."""
     if isinstance(data, (str, os.PathLike)):
-        return memory_map_npy(Path(data), argument_name)
+        return memory_map_npy_file(Path(data), argument_name)
     return as_array_like(data, argument_name)
 
 

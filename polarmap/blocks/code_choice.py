@@ -16,9 +16,9 @@ from polarmap.blocks.equal import (
     DataBlocks,
     check_encodable_array,
     check_no_empty_blocks,
-    cut_array,
-    cut_sequence,
-    default_n_blocks,
+    choose_default_n_blocks,
+    cut_array_into_blocks,
+    cut_sequence_into_blocks,
 )
 from polarmap.blocks.secret_sharing import SecretSharingBlocks
 from polarmap.blocks.sparse import (
@@ -90,19 +90,19 @@ class CodeOptions(NamedTuple):
         return CodeOptions(blocks, tasks, code, degree)
 
 
-def cut_and_choose_code(
+def cut_blocks_and_choose_code(
     data: Any, options: CodeOptions, rtol: float | None = None
 ) -> tuple[DataBlocks, LinearCode]:
     """The blocks of the data and the code that carries them."""
     data, options = load_array_like(data), options.check()
     if is_array_like(data):
         check_encodable_array(data)
-        data_blocks = cut_array(data, choose_n_blocks(int(data.shape[0]), options, [data.dtype]))
+        data_blocks = cut_array_into_blocks(data, choose_n_blocks(int(data.shape[0]), options, [data.dtype]))
     else:
-        data_blocks = cut_sequence(data, options.requested_k)
+        data_blocks = cut_sequence_into_blocks(data, options.requested_k)
     chosen_code = _make_code(data_blocks.k, data_blocks.dtypes, options)
     if isinstance(chosen_code, (LagrangeCode, SecretSharingCode)) and chosen_code is not options.code:
-        _check_reliability(chosen_code, data_blocks, rtol)
+        _check_decoding_reliability(chosen_code, data_blocks, rtol)
     return data_blocks, chosen_code
 
 
@@ -125,10 +125,12 @@ def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype
     n_blocks = options.requested_k
     if n_blocks is None and n_tasks is None:
         is_plain_linear = degree == 1 and not isinstance(code, SecretSharing)  # others lose digits as k grows
-        n_blocks = default_n_blocks(n_rows, DEFAULT_N_BLOCKS, None if is_plain_linear else DEFAULT_N_BLOCKS)
+        n_blocks = choose_default_n_blocks(
+            n_rows, DEFAULT_N_BLOCKS, None if is_plain_linear else DEFAULT_N_BLOCKS
+        )
     elif n_blocks is None:
         max_blocks = _get_max_blocks(cast(int, n_tasks), code, degree, dtypes)
-        n_blocks = default_n_blocks(n_rows, max_blocks, max_blocks)
+        n_blocks = choose_default_n_blocks(n_rows, max_blocks, max_blocks)
     if n_blocks > n_rows:
         raise CodeError(
             f"blocks={n_blocks} is more than the {n_rows} rows of the data; use blocks <= {n_rows}"
@@ -158,7 +160,7 @@ def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) ->
         chosen_code = _make_secret_sharing_code(k, dtypes, n_tasks, code)
     elif degree > 1:
         n_needed = compute_recovery_threshold(k, degree, "circle")
-        chosen_code = LagrangeCode(n_tasks or default_n_tasks(n_needed), k, degree)
+        chosen_code = LagrangeCode(n_tasks or get_default_n_tasks(n_needed), k, degree)
     else:
         chosen_code = _make_polar_code(k, dtypes, n_tasks, code)
     for dtype in dtypes:
@@ -166,18 +168,18 @@ def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) ->
     return chosen_code
 
 
-def default_n_tasks(n_needed_results: int) -> int:
+def get_default_n_tasks(n_needed_results: int) -> int:
     """How many coded blocks there are by default for so many that are needed."""
     return n_needed_results + math.ceil(n_needed_results / 3)
 
 
-def default_tasks(k: int, kernel: str) -> int:
+def get_default_polar_n_tasks(k: int, kernel: str) -> int:
     """Return the default number of coded blocks for k data blocks; any one of these may be lost.
 
-    >>> default_tasks(24, "arikan"), default_tasks(5, "arikan"), default_tasks(5, "rotation")
+    >>> get_default_polar_n_tasks(24, "arikan"), get_default_polar_n_tasks(5, "arikan"), get_default_polar_n_tasks(5, "rotation")
     (32, 8, 7)
     """
-    return default_n_tasks(k) + (kernel == "arikan" and k in UNCHECKED_BLOCK_COUNTS)
+    return get_default_n_tasks(k) + (kernel == "arikan" and k in UNCHECKED_BLOCK_COUNTS)
 
 
 def _make_secret_sharing_code(
@@ -187,7 +189,7 @@ def _make_secret_sharing_code(
     n_colluders = int(code.n_colluders)
     is_integer = [is_integer_dtype(dtype) for dtype in dtypes]
     if not any(is_integer):
-        return SecretSharingCode(n_tasks or default_n_tasks(k + n_colluders), k, n_colluders, code.noise)
+        return SecretSharingCode(n_tasks or get_default_n_tasks(k + n_colluders), k, n_colluders, code.noise)
     if not all(is_integer):
         dtypes_text = " and ".join(sorted({str(dtype) for dtype in dtypes}))
         raise CodeError(
@@ -200,7 +202,7 @@ def _make_secret_sharing_code(
 def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, kernel: str) -> PolarCode:
     if kernel == "auto":
         kernel = "arikan" if any(is_integer_dtype(dtype) for dtype in dtypes) else "rotation"
-    n = tasks or default_tasks(k, kernel)
+    n = tasks or get_default_polar_n_tasks(k, kernel)
     if n <= k:
         raise CodeError(f"tasks={n} leaves no parity for {k} blocks: use tasks > {k}")
     return _get_cached_polar_code(n, k, kernel) if n <= MAX_CACHED_N else PolarCode(n, k, kernel=kernel)
@@ -212,7 +214,7 @@ def _get_cached_polar_code(n: int, k: int, kernel: str) -> PolarCode:
     return PolarCode(n, k, kernel=kernel)
 
 
-def _check_reliability(
+def _check_decoding_reliability(
     code: LagrangeCode | SecretSharingCode, data_blocks: DataBlocks, rtol: float | None
 ) -> None:
     """CodeError, before anything starts, for a code that would seldom decode within rtol."""
@@ -253,7 +255,7 @@ def encode_blocks(
     if is_scipy_sparse(data):
         return encode_sparse(data, options, parity_required_by=parity_required_by)
     if not hasattr(data, "coded_blocks"):
-        blocks, code = cut_and_choose_code(data, options, rtol)
+        blocks, code = cut_blocks_and_choose_code(data, options, rtol)
         if isinstance(code, (SecretSharingCode, IntegerSecretSharingCode)):
             return SecretSharingBlocks(blocks, code)
         return CodedBlocks(blocks, code)
@@ -283,7 +285,7 @@ def encode_on_cluster(
     if isinstance(code, (SecretSharingCode, IntegerSecretSharingCode)):
         raise CodeError(f"{options.code!r} keeps data from workers, and these lie there: leave code out")
     if isinstance(code, LagrangeCode) and code is not options.code:
-        _check_reliability(code, data_blocks, rtol)
+        _check_decoding_reliability(code, data_blocks, rtol)
     return ClusterCodedBlocks(data_blocks, code)
 
 
@@ -324,7 +326,9 @@ def encode_for_reuse(
     data: Any, n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> CodedBlocks:
     """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
-    return CodedBlocks(*cut_and_choose_code(data, CodeOptions(n_blocks, n_tasks, code)), keep_parity=True)
+    return CodedBlocks(
+        *cut_blocks_and_choose_code(data, CodeOptions(n_blocks, n_tasks, code)), keep_parity=True
+    )
 
 
 def check_not_secret_sharing(code: object) -> None:

@@ -51,7 +51,7 @@ class CodedData(TaskBlocks):
         """As `coded_map` asks for data that is encoded already."""
         return self
 
-    def adapt_function(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def wrap_function_for_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """f as it is called with blocks as they travel."""
         return f
 
@@ -88,7 +88,7 @@ class CodedBlocks(CodedData):
 
     def prepare_encoding(self) -> None:
         """Choose the numbers of the code."""
-        self.code.prepare()
+        self.code.precompute_encoding()
 
     def release_memory(self) -> None:
         """Let go of the parity blocks; asked for again, they are computed again."""
@@ -109,13 +109,13 @@ class CodedBlocks(CodedData):
 
     def _encode_leaf(self, leaf_index: int) -> Array:
         """The coded blocks that are no data blocks, flat."""
-        return self.code.encode_parity(self.data_blocks.stack_as_rows(leaf_index))
+        return self.code.encode_parity(self.data_blocks.stack_leaf_as_rows(leaf_index))
 
     def _describe_nonfinite_parity(self, parity: Sequence[Array]) -> str:
         """What is said of NaN and inf in the mixtures, which are of no use there; nothing without any."""
         for leaf_index, rows in enumerate(parity):
             if rows.dtype.kind in "fc" and not is_all_finite(rows.view(real_dtype(rows.dtype))):
-                return _locate_nonfinite(self.data_blocks, leaf_index)
+                return _describe_nonfinite_location(self.data_blocks, leaf_index)
         return ""
 
 
@@ -124,7 +124,7 @@ def is_all_finite(array: Array) -> bool:
     return not array.size or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
-def _locate_nonfinite(data_blocks: DataBlocks, leaf_index: int) -> str:
+def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> str:
     """Where the data is NaN or inf, or its sums are, and what that means for a map."""
     n_nonfinite, first_position = 0, ""
     for block_index in range(data_blocks.k):

@@ -33,7 +33,7 @@ def is_dataframe(data: Any) -> bool:
     return is_table(data) and hasattr(data, "columns") and len(data.shape) == 2
 
 
-def describe_missing_labels(data: Any) -> str:
+def describe_missing_table_labels(data: Any) -> str:
     """What to add to an error of an f that looks for the labels of a table; empty if there are none."""
     if not is_dataframe(data) or not len(data.columns):
         return ""
@@ -122,13 +122,13 @@ def to_numeric_array(data: Any, argument_name: str) -> Array:
     try:
         array = np.asarray(data)
     except Exception as error:
-        raise CodeError(_not_numeric_message(data, dtype, argument_name)) from error
+        raise CodeError(_format_not_numeric_message(data, dtype, argument_name)) from error
     if array.dtype.kind not in NUMERIC_KINDS:
-        raise CodeError(_not_numeric_message(data, dtype or array.dtype, argument_name))
+        raise CodeError(_format_not_numeric_message(data, dtype or array.dtype, argument_name))
     return array
 
 
-def _not_numeric_message(data: Any, dtype: Any, argument_name: str) -> str:
+def _format_not_numeric_message(data: Any, dtype: Any, argument_name: str) -> str:
     device = getattr(data, "device", None)
     device_text = "" if device is None else f" on device {device}"
     dtype_text = "" if dtype is None else f" of dtype {dtype}"
@@ -146,7 +146,7 @@ def _not_numeric_message(data: Any, dtype: Any, argument_name: str) -> str:
     )
 
 
-def memory_map_npy(path: Path, argument_name: str) -> Array:
+def memory_map_npy_file(path: Path, argument_name: str) -> Array:
     """A .npy file, mapped rather than read; never unpickled."""
     if not path.is_file():
         raise CodeError(

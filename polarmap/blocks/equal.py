@@ -69,7 +69,7 @@ class DataBlocks:
         """The arrays of block `block_index`, shaped as f sees them."""
         return list(self._leaves_by_block[block_index])
 
-    def max_abs(self, leaf_index: int) -> int:
+    def compute_max_abs(self, leaf_index: int) -> int:
         """The largest absolute value of leaf number `leaf_index`, of integers, in any block."""
         maximum = 0
         for block_index in range(self.k):
@@ -90,13 +90,13 @@ class DataBlocks:
             for leaf in leaves
         ]
 
-    def stack_as_rows(self, leaf_index: int) -> Array | list[Array]:
+    def stack_leaf_as_rows(self, leaf_index: int) -> Array | list[Array]:
         """Leaf number `leaf_index` of all blocks as k flat rows: one array if memory allows a view."""
         rows = [np.ascontiguousarray(block[leaf_index]).reshape(-1) for block in self._leaves_by_block]
         return _as_single_array(rows) if rows[0].nbytes else rows
 
 
-def cut_array(data: Any, k: int) -> DataBlocks:
+def cut_array_into_blocks(data: Any, k: int) -> DataBlocks:
     """An array that `check_encodable_array` has found good, cut along its first axis."""
     n_rows = int(data.shape[0])
     rows_per_block = -(-n_rows // k)
@@ -120,7 +120,7 @@ def copy_block_rows(data: Any, rows_per_block: int, block_index: int) -> Array:
     return padded_block
 
 
-def cut_sequence(data: Any, n_blocks: int | None) -> DataBlocks:
+def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
     """A sequence of blocks, which are as many as it is long."""
     is_sequence = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if isinstance(data, (str, bytes, dict)) or not is_sequence:
@@ -189,35 +189,35 @@ def find_divisors_near(n_rows: int, target: int) -> list[int]:
     return smaller[-1:] + larger[:1]
 
 
-def max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
+def compute_max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
     """Return the largest number of blocks, at most `max_blocks`, of which none is empty.
 
     Blocks have ceil(total / blocks) rows each, but for the last one.
 
-    >>> max_nonempty_blocks(25, 24), max_nonempty_blocks(25, 25), max_nonempty_blocks(10, 6)
+    >>> compute_max_nonempty_blocks(25, 24), compute_max_nonempty_blocks(25, 25), compute_max_nonempty_blocks(10, 6)
     (13, 25, 5)
     """
     rows_per_block = -(-n_rows // max_blocks)
     return -(-n_rows // rows_per_block)
 
 
-def min_nonempty_blocks(n_rows: int, min_blocks: int) -> int:
+def compute_min_nonempty_blocks(n_rows: int, min_blocks: int) -> int:
     """Return the smallest number of blocks, at least `min_blocks`, of which none is empty.
 
-    >>> min_nonempty_blocks(25, 24), min_nonempty_blocks(25, 10), min_nonempty_blocks(10, 6)
+    >>> compute_min_nonempty_blocks(25, 24), compute_min_nonempty_blocks(25, 10), compute_min_nonempty_blocks(10, 6)
     (25, 13, 10)
     """
-    while max_nonempty_blocks(n_rows, min_blocks) < min_blocks:
+    while compute_max_nonempty_blocks(n_rows, min_blocks) < min_blocks:
         min_blocks += 1
     return min_blocks
 
 
 def check_no_empty_blocks(n_rows: int, n_blocks: int) -> None:
     """Raise CodeError if blocks of ceil(total / blocks) rows would leave some of them empty."""
-    smaller_n_blocks = max_nonempty_blocks(n_rows, n_blocks)
+    smaller_n_blocks = compute_max_nonempty_blocks(n_rows, n_blocks)
     if smaller_n_blocks == n_blocks:
         return
-    rows_per_block, larger_n_blocks = -(-n_rows // n_blocks), min_nonempty_blocks(n_rows, n_blocks)
+    rows_per_block, larger_n_blocks = -(-n_rows // n_blocks), compute_min_nonempty_blocks(n_rows, n_blocks)
     raise CodeError(
         f"blocks={n_blocks} does not fit {n_rows} rows: blocks of {rows_per_block} rows each would "
         f"leave {n_blocks - smaller_n_blocks} of them empty. Use "
@@ -225,29 +225,29 @@ def check_no_empty_blocks(n_rows: int, n_blocks: int) -> None:
     )
 
 
-def default_n_blocks(n_rows: int, target: int, max_blocks: int | None = None) -> int:
+def choose_default_n_blocks(n_rows: int, target: int, max_blocks: int | None = None) -> int:
     """Return how many blocks to cut `n_rows` rows into, none of which is empty.
 
     A number that divides the rows, if there is one within a quarter of `target`, else the nearest one.
 
-    >>> [default_n_blocks(total, 24) for total in (2000, 1200, 2003, 10, 31)]
+    >>> [choose_default_n_blocks(total, 24) for total in (2000, 1200, 2003, 10, 31)]
     [25, 24, 24, 10, 31]
-    >>> default_n_blocks(2000, 24, max_blocks=24), default_n_blocks(31, 24, max_blocks=24)
+    >>> choose_default_n_blocks(2000, 24, max_blocks=24), choose_default_n_blocks(31, 24, max_blocks=24)
     (20, 16)
     """
     target = min(target, n_rows)
     limit = target + target // 4 if max_blocks is None else max_blocks
     candidates = [count for count in range(-(-3 * target // 4), limit + 1) if n_rows % count == 0]
     if not candidates:
-        candidates = [max_nonempty_blocks(n_rows, target)]
-        candidates += [min_nonempty_blocks(n_rows, target)] if max_blocks is None else []
+        candidates = [compute_max_nonempty_blocks(n_rows, target)]
+        candidates += [compute_min_nonempty_blocks(n_rows, target)] if max_blocks is None else []
     return min(candidates, key=lambda count: (abs(count - target), -count))
 
 
 def check_encodable_array(data: Any, argument_name: str = "data") -> None:
     """Refuse an array that cannot be cut into blocks and coded."""
     check_not_masked_or_sparse(data, argument_name)
-    check_class_and_dtype(data, argument_name)
+    check_array_class_and_dtype(data, argument_name)
     if not data.shape or data.shape[0] == 0:  # an empty HDF5 dataset has none
         raise CodeError(f"data of shape {tuple(data.shape or ())} has no rows to cut into blocks")
     check_dtype(data.dtype, "the data")
@@ -267,7 +267,7 @@ def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str
         raise CodeError(f"{argument_name} is a sparse {type(data).__name__}{accepted_by}: use {advice}")
 
 
-def check_class_and_dtype(data: Any, argument_name: str = "data") -> None:
+def check_array_class_and_dtype(data: Any, argument_name: str = "data") -> None:
     """Refuse arrays of a dtype that numpy does not know, or of a class of their own."""
     array_class = type(data)
     if is_array_like(data) and get_numpy_dtype(data) is None:

@@ -86,7 +86,7 @@ class ClusterDataBlocks(DataBlocks):
         """Block `block_index`, fetched."""
         return self.cluster.fetch_values(self.references[block_index : block_index + 1])
 
-    def max_abs(self, leaf_index: int) -> int:
+    def compute_max_abs(self, leaf_index: int) -> int:
         """The largest absolute value of a block, of integers."""
         return max(summary.max_abs for summary in self.summaries)
 
@@ -149,7 +149,7 @@ class ClusterCodedBlocks(CodedData):
         )
         n_stripes = max(1, min(prod(shape), max(min_stripes, min(n_parity, DEFAULT_N_STRIPES))))
         stripe_references = [
-            cluster.submit_call(split_stripes, block_reference, n_stripes, n_outputs=n_stripes)
+            cluster.submit_call(split_block_into_stripes, block_reference, n_stripes, n_outputs=n_stripes)
             for block_reference in self.data_blocks.references
         ]
         parity_references = [
@@ -157,7 +157,7 @@ class ClusterCodedBlocks(CodedData):
             for stripe_columns in zip(*stripe_references)
         ]
         return [
-            cluster.submit_call(join_stripes, shape, *block_stripes)[0]
+            cluster.submit_call(join_stripes_into_block, shape, *block_stripes)[0]
             for block_stripes in zip(*parity_references)
         ]
 
@@ -194,21 +194,21 @@ def _chunk_to_array(chunk: Any) -> Array:
     return np.asarray(as_array_like(chunk, "a block"))
 
 
-def split_stripes(block: Array, n_stripes: int) -> Any:
+def split_block_into_stripes(block: Array, n_stripes: int) -> Any:
     """So many runs of the numbers of a block, of nearly equal length."""
-    return _single_or_list(np.array_split(block.reshape(-1), n_stripes))
+    return _unwrap_single_output(np.array_split(block.reshape(-1), n_stripes))
 
 
 def encode_parity_stripe(code: LinearCode, *stripes: Array) -> Any:
     """The same stripe of each of the blocks that are no data blocks."""
-    return _single_or_list(list(code.encode_parity(stripes)))
+    return _unwrap_single_output(list(code.encode_parity(stripes)))
 
 
-def join_stripes(shape: tuple[int, ...], *stripes: Array) -> Array:
+def join_stripes_into_block(shape: tuple[int, ...], *stripes: Array) -> Array:
     """A block of its stripes."""
     return np.concatenate(stripes).reshape(shape)
 
 
-def _single_or_list(outputs: Sequence[Array]) -> Any:
+def _unwrap_single_output(outputs: Sequence[Array]) -> Any:
     """As engines take several outputs, or one."""
     return outputs if len(outputs) > 1 else outputs[0]

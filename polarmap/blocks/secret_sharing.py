@@ -26,7 +26,7 @@ class SecretSharingBlocks(CodedBlocks):
         super().__init__(data_blocks, code, keep_parity=True)
 
     def _encode_leaf(self, leaf_index: int) -> Array:
-        rows = list(self.data_blocks.stack_as_rows(leaf_index))
+        rows = list(self.data_blocks.stack_leaf_as_rows(leaf_index))
         if isinstance(self.code, IntegerSecretSharingCode):
             dtype = self.code.parity_dtype(rows[0].dtype)
             rows = [row.astype(dtype, copy=False) for row in rows]

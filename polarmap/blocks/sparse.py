@@ -61,7 +61,7 @@ class SparseDataBlocks(DataBlocks):
         csr_arrays = matrix.data, matrix.indices, indptr
         self.matrix = type(matrix)(csr_arrays, shape=(rows_per_block * k, n_columns))
         leaves_by_block = [
-            _slice_rows(self.matrix, block_index * rows_per_block, (block_index + 1) * rows_per_block)
+            _slice_csr_rows(self.matrix, block_index * rows_per_block, (block_index + 1) * rows_per_block)
             for block_index in range(k)
         ]
         super().__init__(
@@ -112,7 +112,7 @@ class SparseCodedBlocks(CodedBlocks):
         self._encoding_matrix, self.code_reason = code.encoding_matrix, code_reason
         self._parity_layouts: list[Layout] = []  # of parity blocks, once these were made
 
-    def adapt_function(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def wrap_function_for_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """f of sparse rows, as it is called with the arrays of a block."""
         return make_csr_task(f, type(self.data_blocks.matrix), self.data_blocks.matrix.shape[1])
 
@@ -150,7 +150,7 @@ class SparseCodedBlocks(CodedBlocks):
             is_all_finite(parity_matrix.data.view(real_dtype(dtype))) for parity_matrix in parity[0]
         ):
             return ""
-        return _locate_nonfinite(self.data_blocks)
+        return _describe_nonfinite_location(self.data_blocks)
 
 
 def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype: np.dtype[Any]) -> Any:
@@ -161,20 +161,20 @@ def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype
     matrix = data_blocks.matrix
     if is_integer_dtype(dtype):
         combined = _combine_row_blocks(
-            _replace_data(matrix, _as_uint64(matrix.data)), _as_uint64(coefficients)
+            _replace_csr_values(matrix, _convert_to_uint64(matrix.data)), _convert_to_uint64(coefficients)
         )
-        return _replace_data(combined, combined.data.view(np.int64).astype(dtype))
+        return _replace_csr_values(combined, combined.data.view(np.int64).astype(dtype))
     sum_dtype = np.result_type(accumulator_dtype(real_dtype(dtype)), dtype)
     combined = _combine_row_blocks(
-        _replace_data(matrix, matrix.data.astype(sum_dtype, copy=False)), coefficients.astype(sum_dtype)
+        _replace_csr_values(matrix, matrix.data.astype(sum_dtype, copy=False)), coefficients.astype(sum_dtype)
     )
-    return _replace_data(combined, combined.data.astype(dtype, copy=False))
+    return _replace_csr_values(combined, combined.data.astype(dtype, copy=False))
 
 
 def count_parity_nonzeros(data_blocks: SparseDataBlocks, encoding_matrix: Array) -> list[int]:
     """How many entries each parity block will have: those of the union of the blocks that it is made of."""
     supports, support_indices = np.unique(encoding_matrix != 0, axis=0, return_inverse=True)
-    pattern = _replace_data(data_blocks.matrix, np.ones(data_blocks.matrix.nnz, np.int32))
+    pattern = _replace_csr_values(data_blocks.matrix, np.ones(data_blocks.matrix.nnz, np.int32))
     counts = [int(_combine_row_blocks(pattern, support.astype(np.int32)).nnz) for support in supports]
     return [counts[support_index] for support_index in support_indices.reshape(-1).tolist()]
 
@@ -218,19 +218,19 @@ def choose_code_or_backups(data_blocks: SparseDataBlocks, code: PolarCode) -> tu
     ), f"copies of late tasks: {reason}, more than {MAX_RELATIVE_WORK:g}"
 
 
-def _slice_rows(matrix: Any, start: int, stop: int) -> list[Array]:
+def _slice_csr_rows(matrix: Any, start: int, stop: int) -> list[Array]:
     """The arrays of some rows of a matrix in CSR form: views, but for the smallest."""
     indptr = matrix.indptr[start : stop + 1]
     entries = slice(int(indptr[0]), int(indptr[-1]))
     return [matrix.data[entries], matrix.indices[entries], indptr - indptr[0]]
 
 
-def _replace_data(matrix: Any, data: Array) -> Any:
+def _replace_csr_values(matrix: Any, new_values: Array) -> Any:
     """A matrix with the pattern of another, and other values."""
-    return type(matrix)((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+    return type(matrix)((new_values, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def _as_uint64(integers: Array) -> Array:
+def _convert_to_uint64(integers: Array) -> Array:
     """Integers modulo 2^64, without a sign: what overflows in C is defined."""
     return integers.astype(np.uint64 if integers.dtype.kind == "u" else np.int64).view(np.uint64)
 
@@ -257,7 +257,7 @@ def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
     return combined
 
 
-def _locate_nonfinite(data_blocks: SparseDataBlocks) -> str:
+def _describe_nonfinite_location(data_blocks: SparseDataBlocks) -> str:
     """Where the data is NaN or inf, or its sums are, and what that means for a map."""
     matrix = data_blocks.matrix
     positions = np.flatnonzero(~np.isfinite(matrix.data))

@@ -11,7 +11,7 @@ import numpy as np
 from polarmap.blocks.array_like import as_array_like, is_array_like, load_block_array
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.conversions import is_dataframe, slice_dataframe
-from polarmap.blocks.equal import DEFAULT_N_BLOCKS, DataBlocks, check_class_and_dtype
+from polarmap.blocks.equal import DEFAULT_N_BLOCKS, DataBlocks, check_array_class_and_dtype
 from polarmap.codes.gradient_coding import GradientCode
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError
@@ -20,13 +20,13 @@ from polarmap.executors.pickling import pickle_item_to_block, pickle_small_value
 from polarmap.worker.pytree import Layout, Structure, describe_type, flatten, get_layout
 
 
-def cut_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array]], Structure]:
+def cut_data_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array]], Structure]:
     """The flat parts of data and their structure.
 
     An array is cut along its first axis into `n_parts` nearly equal parts; a sequence holds the parts.
     """
     data = as_array_like(data)
-    check_class_and_dtype(data)
+    check_array_class_and_dtype(data)
     if is_array_like(data):
         data = _cut_array_evenly(data, n_parts)
     if isinstance(data, (str, bytes, dict)) or not isinstance(data, Sequence) or not len(data):
@@ -44,7 +44,7 @@ def cut_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array]], S
     return [leaves for leaves, _ in flattened], structure
 
 
-def cut_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]:
+def cut_data_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]:
     """The values that f is called with: an array's nearly equal parts, or what a sequence or iterator gives.
 
     `star`: each is to be the arguments of a call.
@@ -55,7 +55,7 @@ def cut_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]:
         rows = "data.itertuples(index=False)" if hasattr(data, "iloc") else "data.iter_rows()"
         raise CodeError(f"star=True passes each item as several arguments, and data is a table: use {rows}")
     data = as_array_like(data)
-    check_class_and_dtype(data)
+    check_array_class_and_dtype(data)
     if isinstance(data, (str, bytes, bytearray)):
         raise CodeError(
             f"data is {describe_type(data)}, one value: use [data], or list(data) for one task a character"
@@ -94,17 +94,20 @@ def cut_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]:
     return items
 
 
-def group_consecutive(items: Sequence[Any], n_groups: int) -> list[list[Any]]:
+def group_consecutive_items(items: Sequence[Any], n_groups: int) -> list[list[Any]]:
     """Items in so many nearly equal lists.
 
-    >>> group_consecutive("abcde", 2)
+    >>> group_consecutive_items("abcde", 2)
     [['a', 'b'], ['c', 'd', 'e']]
     """
-    return [list(items[start:stop]) for start, stop in _split_range(len(items), n_groups)]
+    return [list(items[start:stop]) for start, stop in _split_range_evenly(len(items), n_groups)]
 
 
 def items_to_arrays(
-    items: Sequence[Any], referenced_objects: list[Any], item_label: str = "item", batch_small: bool = False
+    items: Sequence[Any],
+    referenced_objects: list[Any],
+    item_label: str = "item",
+    batch_small_items: bool = False,
 ) -> tuple[Sequence[Any], bool]:
     """What stands for each of these values: an array, and whether `pickle_to_array` made it.
 
@@ -112,14 +115,14 @@ def items_to_arrays(
 
     referenced_objects : gets the classes and functions of the caller's modules that the values are made of. f
         is to bring them along.
-    batch_small : whether what is small may travel with others, and is a pickle.
+    batch_small_items : whether what is small may travel with others, and is a pickle.
     """
     items = [np.asarray(item) if type(item) is np.memmap else item for item in items]
     if all(type(item) is np.ndarray and not item.dtype.hasobject for item in items):
         return items, False
     item_arrays = list[Array | bytes]()
     for item_index, (item, small_pickle) in enumerate(
-        zip(items, pickle_small_values(items) if batch_small else itertools.repeat(None))
+        zip(items, pickle_small_values(items) if batch_small_items else itertools.repeat(None))
     ):
         try:
             if isinstance(small_pickle, Exception):
@@ -141,14 +144,14 @@ def _cut_array_evenly(data: Any, n_parts: int | None) -> list[Any]:
     n_parts = min(DEFAULT_N_BLOCKS, n_rows) if n_parts is None else n_parts
     if n_parts > n_rows or n_rows == 0:
         raise CodeError(f"an array of shape {tuple(data.shape)} cannot be cut into {max(n_parts, 1)} parts")
-    row_ranges = _split_range(n_rows, n_parts)
+    row_ranges = _split_range_evenly(n_rows, n_parts)
     return [
         slice_dataframe(data, start, stop) if is_dataframe(data) else data[start:stop]
         for start, stop in row_ranges
     ]
 
 
-def _split_range(length: int, n_parts: int) -> Iterator[tuple[int, int]]:
+def _split_range_evenly(length: int, n_parts: int) -> Iterator[tuple[int, int]]:
     """The bounds of `n_parts` nearly equal parts."""
     return itertools.pairwise(length * i // n_parts for i in range(n_parts + 1))
 

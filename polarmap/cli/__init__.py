@@ -32,11 +32,11 @@ def command_group() -> None:
 
 
 array_commands = (
-    arrays.encode_command,
-    arrays.list_command,
-    arrays.check_command,
-    arrays.repair_command,
-    arrays.delete_command,
+    arrays.encode_array_command,
+    arrays.list_arrays_command,
+    arrays.check_array_command,
+    arrays.repair_array_command,
+    arrays.delete_array_command,
 )
 for command in (
     doctor.doctor_command,

@@ -46,21 +46,21 @@ name_argument = click.argument("name")
 @click.option("--memory", type=click.IntRange(1), default=256, show_default=True, help="MiB to encode in.")
 @click.option("--overwrite", is_flag=True, help="Replace an array of that name.")
 @key_option
-def encode_command(source: str, name: str, memory: int, **options: Any) -> CommandResult:
+def encode_array_command(source: str, name: str, memory: int, **options: Any) -> CommandResult:
     """Encode the array in SOURCE once and keep it under NAME.
 
     SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, as in file.h5::dataset.
     """
     with _open_source(source) as source_data:
         coded_array = encode(source_data, name=name, memory=memory * MIB, **options)
-    return CommandResult({"array": _array_summary(coded_array)}, repr(coded_array))
+    return CommandResult({"array": _summarize_array(coded_array)}, repr(coded_array))
 
 
 @result_command("list")
 @storage_option
-def list_command(storage: str | None) -> CommandResult:
+def list_arrays_command(storage: str | None) -> CommandResult:
     """List the coded arrays in a storage."""
-    summaries = [_array_summary_or_error(name, storage) for name in list_coded(storage)]
+    summaries = [_summarize_array_or_error(name, storage) for name in list_coded(storage)]
     text = "\n".join(line for _, line in summaries) or "no coded arrays"
     return CommandResult(
         {"arrays": [summary for summary, _ in summaries]},
@@ -74,7 +74,9 @@ def list_command(storage: str | None) -> CommandResult:
 @storage_option
 @key_option
 @executor_option
-def check_command(name: str, storage: str | None, key: str | None, executor: str | None) -> CommandResult:
+def check_array_command(
+    name: str, storage: str | None, key: str | None, executor: str | None
+) -> CommandResult:
     """Compare every part of a coded array with its checksum."""
     audit = open_coded(name, storage, key=key).check(executor=executor)
     return CommandResult({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
@@ -85,7 +87,9 @@ def check_command(name: str, storage: str | None, key: str | None, executor: str
 @storage_option
 @key_option
 @executor_option
-def repair_command(name: str, storage: str | None, key: str | None, executor: str | None) -> CommandResult:
+def repair_array_command(
+    name: str, storage: str | None, key: str | None, executor: str | None
+) -> CommandResult:
     """Rebuild the damaged parts of a coded array from the good ones."""
     audit = open_coded(name, storage, key=key).repair(executor=executor)
     if audit.ok:
@@ -99,7 +103,7 @@ def repair_command(name: str, storage: str | None, key: str | None, executor: st
 @name_argument
 @storage_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def delete_command(name: str, storage: str | None, yes: bool) -> CommandResult:
+def delete_array_command(name: str, storage: str | None, yes: bool) -> CommandResult:
     """Remove a coded array.
 
     What already lay in storage when it was encoded stays.
@@ -138,7 +142,7 @@ def _open_source(source: str) -> Iterator[Any]:
         raise CodeError(f"there is no file {source!r}")
 
 
-def _array_summary(coded_array: CodedArray) -> dict[str, Any]:
+def _summarize_array(coded_array: CodedArray) -> dict[str, Any]:
     return {
         "name": coded_array.name,
         "shape": list(coded_array.shape),
@@ -151,7 +155,7 @@ def _array_summary(coded_array: CodedArray) -> dict[str, Any]:
     }
 
 
-def _array_summary_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
+def _summarize_array_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
     """The facts of an array and a line that says them, or both of why it cannot be opened."""
     try:
         coded_array = open_without_key(name, storage)
@@ -160,4 +164,4 @@ def _array_summary_or_error(name: str, storage: str | None) -> tuple[dict[str, A
             "name": name,
             "error": format_error_message(error),
         }, f"{name} cannot be opened: {format_error_message(error)}"
-    return _array_summary(coded_array), repr(coded_array)
+    return _summarize_array(coded_array), repr(coded_array)

@@ -47,9 +47,9 @@ def config_group() -> None:
 
 
 @result_command("list")
-def list_command() -> CommandResult:
+def list_backends_command() -> CommandResult:
     """List the backends there is a configuration for."""
-    purposes = [(name, _read_purpose(name)) for name in list_backends()]
+    purposes = [(name, _read_config_template_summary(name)) for name in list_backends()]
     configurations = [
         {
             "name": name,
@@ -66,7 +66,7 @@ def list_command() -> CommandResult:
 
 @result_command("show")
 @click.argument("name")
-def show_command(name: str) -> CommandResult:
+def show_config_command(name: str) -> CommandResult:
     """Print the configuration of a backend: polarmap config show aws_lambda > my_lambda.yaml"""
     template_path = find_config_template(name)
     text = template_path.read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def show_command(name: str) -> CommandResult:
 @result_command("copy")
 @click.argument("name")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=".")
-def copy_command(name: str, folder: Path) -> CommandResult:
+def copy_config_command(name: str, folder: Path) -> CommandResult:
     """Copy configuration and worker runtime of a backend to FOLDER/config and FOLDER/backends."""
     copies = [
         (find_config_template(name), folder / "config" / f"{name}.yaml"),
@@ -95,11 +95,11 @@ def copy_command(name: str, folder: Path) -> CommandResult:
     return CommandResult({"name": name, "copied": targets}, "\n".join(map(str, targets)))
 
 
-for command in (list_command, show_command, copy_command):
+for command in (list_backends_command, show_config_command, copy_config_command):
     config_group.add_command(command)
 
 
-def _read_purpose(backend: str) -> str:
+def _read_config_template_summary(backend: str) -> str:
     """The first sentence of the comment that a configuration begins with."""
     lines = find_config_template(backend).read_text(encoding="utf-8").splitlines()
     paragraph = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.strip("# "), lines))

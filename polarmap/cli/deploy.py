@@ -119,10 +119,10 @@ def read_requirements(backend: str) -> list[str]:
     )
 
 
-def pin_installed(requirements: Sequence[str], installed_versions: Mapping[str, str]) -> list[str]:
+def pin_requirements(requirements: Sequence[str], installed_versions: Mapping[str, str]) -> list[str]:
     """Requirements pinned to what is installed here, where it is.
 
-    >>> pin_installed(["numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
+    >>> pin_requirements(["numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
     ['numpy==2.2.6', 'azure-functions']
     """
     names = [re.split(r"[<>=!~\[ ;]", line, maxsplit=1)[0] for line in requirements]
@@ -137,8 +137,8 @@ def build_runtime(config_path: Path, backend: str) -> str:
     from lithops.version import __version__
 
     runtime_image = RUNTIME_IMAGES[backend]
-    requirements = pin_installed(
-        read_requirements(backend), check_deployable(lithops_config.read_config(config_path))
+    requirements = pin_requirements(
+        read_requirements(backend), check_deployable_config(lithops_config.read_config(config_path))
     )
     with (
         _open_lithops_executor(config_path, f"{backend} was not deployed") as function_executor,
@@ -195,7 +195,7 @@ def _format_runtime(runtime_name: str, memory_mb: int | None, timeout_seconds: i
     return f"{runtime_name} ({', '.join(parts)})" if parts else runtime_name
 
 
-def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
+def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
     """Versions that a runtime is made of; ExecutorError for what this client cannot deploy there."""
     versions = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
     python_version, numpy_version = sys.version_info[:2], versions["numpy"]

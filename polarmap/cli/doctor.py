@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from polarmap import Pool, __version__, coded_map
-from polarmap.cli.deploy import check_deployable
+from polarmap.cli.deploy import check_deployable_config
 from polarmap.cli.output import EXISTING_FILE, CommandResult, format_error_message, result_command
 from polarmap.clouds import lithops_config
 from polarmap.errors import ExecutorError, PolarmapError, StorageError
@@ -50,7 +50,7 @@ OPTIONAL_PACKAGES = {
 LITHOPS_CONFIG_VARIABLES = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 
 
-class Check(NamedTuple):
+class CheckResult(NamedTuple):
     """What was found of one thing, and how good: "ok", "note" (works, could be better) or "bad"."""
 
     name: str
@@ -99,36 +99,36 @@ def doctor_command(config: Path | None, timeout: float) -> CommandResult:
 # --- what is installed -----------------------------------------------------------------------------
 
 
-def _check_installation() -> Iterator[Check]:
+def _check_installation() -> Iterator[CheckResult]:
     python_version = sys.version_info[:2]
     is_tested = TESTED_PYTHONS[0] <= python_version <= TESTED_PYTHONS[1]
-    yield Check(
+    yield CheckResult(
         "Python",
         "ok" if is_tested else "note",
         f"{platform.python_version()} at {sys.executable}",
         "" if is_tested else "polarmap is tested on Python 3.11 to 3.14",
     )
-    yield Check("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
+    yield CheckResult("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
     for requirement in list_requirements():
         name, installed_version, is_satisfied = check_requirement(requirement)
         yield (
-            Check(name, "ok", installed_version)
+            CheckResult(name, "ok", installed_version)
             if is_satisfied
-            else Check(name, "bad", installed_version, format_pip_install(requirement))
+            else CheckResult(name, "bad", installed_version, format_pip_install(requirement))
         )
     for name, (extra, consequence) in OPTIONAL_PACKAGES.items():
         if importlib.util.find_spec(name) is None:
-            yield Check(name, "note", f"not installed: {consequence}", format_install_command(extra))
+            yield CheckResult(name, "note", f"not installed: {consequence}", format_install_command(extra))
 
 
 # --- what is configured ----------------------------------------------------------------------------
 
 
-def _check_this_machine() -> Iterator[Check]:
+def _check_this_machine() -> Iterator[CheckResult]:
     """Checks of what executor=None uses: this machine, whatever Lithops' own configuration says."""
-    yield Check("configuration", "ok", "none given: workers on this machine")
+    yield CheckResult("configuration", "ok", "none given: workers on this machine")
     for config_path in _find_lithops_configs():
-        yield Check(
+        yield CheckResult(
             "Lithops",
             "note",
             f"{config_path} is not used by executor=None",
@@ -141,13 +141,13 @@ def _check_this_machine() -> Iterator[Check]:
         yield _check_free_space("shared memory", SHARED_MEMORY_ROOT, DEFAULT_BLOCK_CACHE_BYTES, advice)
 
 
-def _check_free_space(check_name: str, folder: str, min_bytes: int, advice: str) -> Check:
+def _check_free_space(check_name: str, folder: str, min_bytes: int, advice: str) -> CheckResult:
     """Check the room in a folder that blocks lie in."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes >= min_bytes:
-        return Check(check_name, "ok", f"{folder}, {free_bytes / 1e9:.1f} GB free")
+        return CheckResult(check_name, "ok", f"{folder}, {free_bytes / 1e9:.1f} GB free")
     detail = f"{folder}, {free_bytes / 1e9:.1f} GB free of {min_bytes / 1e9:.1f} that blocks may take"
-    return Check(check_name, "note", detail, advice)
+    return CheckResult(check_name, "note", detail, advice)
 
 
 def _find_lithops_configs() -> list[Path]:
@@ -158,11 +158,11 @@ def _find_lithops_configs() -> list[Path]:
     return [candidate for candidate in candidates if candidate.is_file()]
 
 
-def _check_configuration(config_path: Path) -> Iterator[Check]:
+def _check_configuration(config_path: Path) -> Iterator[CheckResult]:
     try:
         config = lithops_config.read_config(config_path)
     except ExecutorError as error:
-        yield Check(
+        yield CheckResult(
             "configuration", "bad", format_error_message(error), "polarmap config show NAME prints a template"
         )
         return
@@ -171,7 +171,7 @@ def _check_configuration(config_path: Path) -> Iterator[Check]:
         "backend" in lithops_section,
         lithops_section.get("storage", "that of Lithops' choice"),
     )
-    yield Check(
+    yield CheckResult(
         "configuration",
         "ok" if names_backend else "note",
         f"{config_path}: {lithops_config.get_backend_name(config)}, storage {storage}",
@@ -179,17 +179,21 @@ def _check_configuration(config_path: Path) -> Iterator[Check]:
     )
     if storage != "localhost" and "monitoring_interval" not in lithops_section:
         detail = "not set: Lithops looks for results every 2 s"
-        yield Check("monitoring_interval", "note", detail, "say monitoring_interval: 0.3 below lithops:")
+        yield CheckResult(
+            "monitoring_interval", "note", detail, "say monitoring_interval: 0.3 below lithops:"
+        )
     try:
-        check_deployable(config)
+        check_deployable_config(config)
     except ExecutorError as error:
-        yield Check("worker runtime", "bad", format_error_message(error), "polarmap deploy refuses it, too")
+        yield CheckResult(
+            "worker runtime", "bad", format_error_message(error), "polarmap deploy refuses it, too"
+        )
 
 
 # --- what runs -------------------------------------------------------------------------------------
 
 
-def _run_live_checks(config: Path | None, timeout: float) -> Iterator[Check]:
+def _run_live_checks(config: Path | None, timeout: float) -> Iterator[CheckResult]:
     """Checks of what runs: storage, then coded maps, if nothing before them is bad."""
     if config is not None:
         yield (check := _check_storage(config))
@@ -202,13 +206,13 @@ def _run_live_checks(config: Path | None, timeout: float) -> Iterator[Check]:
         try:
             check = run_check(config, timeout)
         except PolarmapError as error:
-            check = Check(check_name, "bad", f"{type(error).__name__}: {format_error_message(error)}")
+            check = CheckResult(check_name, "bad", f"{type(error).__name__}: {format_error_message(error)}")
         yield check
         if check.state != "ok":
             return
 
 
-def _check_storage(config: Path) -> Check:
+def _check_storage(config: Path) -> CheckResult:
     """Check the storage that a configuration names."""
     from polarmap.executors.lithops_internals import close_function_executor
     from polarmap.executors.lithops_invocations import open_function_executor, open_lithops_storage
@@ -216,7 +220,7 @@ def _check_storage(config: Path) -> Check:
     try:
         function_executor = open_function_executor(config)
     except ExecutorError as error:
-        return Check("Lithops", "bad", format_error_message(error), "are you logged in there?")
+        return CheckResult("Lithops", "bad", format_error_message(error), "are you logged in there?")
     key, data = f"polarmap/{uuid.uuid4().hex}/probe", os.urandom(1024)
     try:
         store = ObjectStore(open_lithops_storage(function_executor))
@@ -227,21 +231,23 @@ def _check_storage(config: Path) -> Check:
         store.delete([key])
         seconds = time.monotonic() - started_at
     except StorageError as error:
-        return Check("storage", "bad", format_error_message(error), "check endpoint, bucket and credentials")
+        return CheckResult(
+            "storage", "bad", format_error_message(error), "check endpoint, bucket and credentials"
+        )
     finally:
         close_function_executor(function_executor)
-    return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
+    return CheckResult("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
 
 
-def _check_coded_map(executor: Any, timeout: float) -> Check:
+def _check_coded_map(executor: Any, timeout: float) -> CheckResult:
     """Check a coded map whose right result is known."""
     started_at = time.perf_counter()
     result = _run_sample_map(executor, timeout)
     seconds = time.perf_counter() - started_at
     if not np.array_equal(result.concatenate(), SAMPLE_MATRIX @ SAMPLE_VECTOR):
-        return Check("coded map", "bad", "the result is wrong", "please report this")
+        return CheckResult("coded map", "bad", "the result is wrong", "please report this")
     failed_tasks = [task for task in result.report.tasks if task.failures]
-    return Check(
+    return CheckResult(
         "coded map",
         "note" if failed_tasks else "ok",
         f"{N_BLOCKS} blocks in {N_TASKS} tasks ({result.report.executor}), right, in {seconds:.2f} s",
@@ -249,7 +255,7 @@ def _check_coded_map(executor: Any, timeout: float) -> Check:
     )
 
 
-def _check_persistent_workers(config: Path | None, timeout: float) -> Check:
+def _check_persistent_workers(config: Path | None, timeout: float) -> CheckResult:
     """Check how long maps take on persistent workers: the first one, and those after it."""
     durations = []
     with Pool(config) as pool:
@@ -257,7 +263,7 @@ def _check_persistent_workers(config: Path | None, timeout: float) -> Check:
             started_at = time.perf_counter()
             _run_sample_map(pool, timeout)
             durations.append(time.perf_counter() - started_at)
-        return _judge_latency(pool.name, config is None, durations[0], median(durations[1:]))
+        return _check_latency(pool.name, config is None, durations[0], median(durations[1:]))
 
 
 def _run_sample_map(executor: Any, timeout: float) -> CodedResult[Any]:
@@ -274,18 +280,19 @@ def _run_sample_map(executor: Any, timeout: float) -> CodedResult[Any]:
     return result
 
 
-def _judge_latency(pool_name: str, is_local: bool, first_seconds: float, later_seconds: float) -> Check:
+def _check_latency(pool_name: str, is_local: bool, first_seconds: float, later_seconds: float) -> CheckResult:
     """Judge the seconds of a first map, which starts the workers, and of later ones, which find them.
 
-    >>> print(_judge_latency("processes here", True, 0.4, 0.002))
-    ok    persistent workers: processes here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
+    >>> print(_check_latency("processes here", True, 0.4, 0.002))
+    ok    persistent workers: processes here: the first map, which starts them, takes 0.40 s, later ones 2.0
+    ms
     """
     detail = (
         f"{pool_name}: the first map, which starts them, takes {first_seconds:.2f} s, later ones "
         f"{1e3 * later_seconds:.1f} ms"
     )
     if later_seconds <= SLOW_LATER_MAP_SECONDS and (first_seconds <= SLOW_FIRST_MAP_SECONDS or not is_local):
-        return Check("persistent workers", "ok", detail)
+        return CheckResult("persistent workers", "ok", detail)
     load_average, n_cores = os.getloadavg()[0], count_available_cores()
     if load_average > n_cores:
         advice = (
@@ -300,4 +307,4 @@ def _judge_latency(pool_name: str, is_local: bool, first_seconds: float, later_s
         advice = (
             "their start is mostly imports, from a slow disk it seems: let them stay, Pool(idle_timeout=600)"
         )
-    return Check("persistent workers", "note", detail, advice)
+    return CheckResult("persistent workers", "note", detail, advice)

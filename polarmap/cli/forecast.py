@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from polarmap.blocks.code_choice import default_n_tasks
+from polarmap.blocks.code_choice import get_default_n_tasks
 from polarmap.cli.output import EXISTING_FILE, OUTPUT_FILE, CommandResult, result_command
 from polarmap.clouds import lithops_config
 from polarmap.clouds.limits import WorkerSpec, parse_worker_spec
@@ -75,7 +75,7 @@ def add_run_time_options(command_function: Callable[..., CommandResult]) -> Call
     """Add the options that say how long tasks take; the function gets `run_times`, one distribution."""
 
     @functools.wraps(command_function)
-    def with_distribution(
+    def call_with_distribution(
         times: Path | None,
         column: str | None,
         distribution_spec: str | None,
@@ -98,8 +98,8 @@ def add_run_time_options(command_function: Callable[..., CommandResult]) -> Call
         )
 
     for option in reversed(RUN_TIME_OPTIONS):
-        option(with_distribution)
-    return with_distribution
+        option(call_with_distribution)
+    return call_with_distribution
 
 
 def parse_distribution(spec: str) -> Distribution:
@@ -244,15 +244,17 @@ def simulate_command(
     k: int, n: int | None, run_times: Any, schemes: tuple[str, ...], trials: int, seed: int
 ) -> CommandResult:
     """Compare plain maps, copies, backup tasks and codes."""
-    n_coded = default_n_tasks(k) if n is None else n
+    n_coded = get_default_n_tasks(k) if n is None else n
     completions = [
-        completion_time(_count_workers(scheme, n_coded, k), k, scheme, run_times, n_trials=trials, seed=seed)
+        completion_time(
+            _count_workers_of_scheme(scheme, n_coded, k), k, scheme, run_times, n_trials=trials, seed=seed
+        )
         for scheme in schemes
     ]
     return CommandResult({"k": k, "n": n_coded, "completions": completions}, "\n".join(map(str, completions)))
 
 
-def _count_workers(scheme: str, n: int, k: int) -> int:
+def _count_workers_of_scheme(scheme: str, n: int, k: int) -> int:
     """How many workers a scheme starts: copies double the map, backups start only when needed."""
     if scheme == "replication":
         return max(2, n // k) * k

@@ -15,11 +15,11 @@ from polarmap.codes import modular_decoders, row_program, tiling, transforms
 from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.polar_construction import SplitMix64, choose_frozen_set, compute_transform_shape
-from polarmap.codes.row_program import RowOperationBatch, RowProgram
+from polarmap.codes.row_program import RowOperationBatch, RowOperationProgram
 from polarmap.codes.successive_cancellation import (
     CancellationTracker,
     InactivationDecoder,
-    RankTracker,
+    ModularDecodabilityTracker,
     SuccessiveCancellationDecoder,
 )
 from polarmap.dtypes import (
@@ -53,42 +53,44 @@ class ArikanCode(PolarCode):
         return compute_transform_shape(self.n, self.levels)
 
     @property
-    def mother_length(self) -> int:
+    def mother_code_length(self) -> int:
         """Leaves of all butterflies, of which the first length - n are not sent."""
         size, n_transforms = self.transform_shape
         return size * n_transforms
 
     @cached_property
     def frozen_set(self) -> Indices:
-        """Inputs of the butterflies, of `mother_length` in all, that are frozen: n - k of them, ascending."""
-        return choose_frozen_set(self.n, self.k, self._position_erasure, self.levels)
+        """Inputs of the butterflies, of `mother_code_length` in all, that are frozen: n - k of them,
+        ascending.
+        """
+        return choose_frozen_set(self.n, self.k, self._position_erasure_probabilities, self.levels)
 
     @property
     def zero_input_mask(self) -> Mask:
         """Which inputs of the butterflies are frozen or punctured, (size, butterflies)."""
         mask = np.zeros(self.transform_shape, bool)
         mask.flat[self.frozen_set] = True
-        mask.flat[: self.mother_length - self.n] = True
+        mask.flat[: self.mother_code_length - self.n] = True
         return mask
 
     @cached_property
     def codeword_positions(self) -> Indices:
         """The leaf of the butterflies on which each coded block sits, data blocks first."""
-        parity_mask = np.zeros(self.mother_length, bool)
+        parity_mask = np.zeros(self.mother_code_length, bool)
         parity_mask[self.frozen_set] = True
-        sent_positions = np.arange(self.mother_length - self.n, self.mother_length)
+        sent_positions = np.arange(self.mother_code_length - self.n, self.mother_code_length)
         return np.concatenate([sent_positions[~parity_mask[sent_positions]], self.frozen_set])
 
     @cached_property
     def encoding_matrix(self) -> Array:
         """P, shape (n - k, k): small numbers, int64; row by row where it has fewer rows than columns."""
         if self.n - self.k < self.k:
-            return self.left_multiply(np.eye(self.n - self.k)).astype(
+            return self.left_multiply_encoding_matrix(np.eye(self.n - self.k)).astype(
                 np.int64, order="C"
             )  # exact: sums of few
-        return self.encoding_columns(np.arange(self.k))
+        return self.compute_encoding_matrix_columns(np.arange(self.k))
 
-    def encoding_columns(self, block_indices: Indices) -> Array:
+    def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
         """The columns of P of some data blocks, by the butterflies."""
         unit_vectors = np.zeros((self.k, len(block_indices)), np.int64)
         unit_vectors[block_indices, np.arange(len(block_indices))] = 1
@@ -96,14 +98,14 @@ class ArikanCode(PolarCode):
         self._encode_by_transform(unit_vectors, columns)
         return columns
 
-    def left_multiply(self, weights: Floats) -> Floats:
+    def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
         """Combinations (rows) of the parity blocks as they are made of data blocks, by the butterflies."""
-        table = np.zeros((self.mother_length, len(weights)))
+        table = np.zeros((self.mother_code_length, len(weights)))
         table[self.codeword_positions[self.k :]] = weights.T
         stacked_table = table.reshape(self.transform_shape[0], -1)
-        transforms.arikan_transform(stacked_table, transpose=True)
+        transforms.apply_arikan_transform(stacked_table, transpose=True)
         table[self.zero_input_mask.reshape(-1)] = 0
-        transforms.arikan_transform(stacked_table, inverse=True, transpose=True)
+        transforms.apply_arikan_transform(stacked_table, inverse=True, transpose=True)
         return table[self.codeword_positions[: self.k]].T
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
@@ -115,10 +117,12 @@ class ArikanCode(PolarCode):
     @cached_property
     def norm_inf(self) -> int:
         """The largest sum of absolute coefficients of a parity block."""
-        data_indicator = np.zeros(self.mother_length)
+        data_indicator = np.zeros(self.mother_code_length)
         data_indicator[self.codeword_positions[: self.k]] = 1
         column_weights = data_indicator.reshape(self.transform_shape)
-        row_sums = transforms.arikan_abs_row_sums(np.where(self.zero_input_mask, 0.0, 1.0), column_weights)
+        row_sums = transforms.compute_arikan_abs_row_sums(
+            np.where(self.zero_input_mask, 0.0, 1.0), column_weights
+        )
         return int(row_sums.reshape(-1)[self.codeword_positions[self.k :]].max())
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
@@ -140,16 +144,20 @@ class ArikanCode(PolarCode):
         """What is told of every arrival, and says when they determine all blocks; None of floats by rank."""
         if self.decoder == "sequential":
             tracker, positions = CancellationTracker(self.zero_input_mask), self.codeword_positions
-            return lambda block_index: tracker.add(int(positions[block_index]))
-        return RankTracker(self.n, self.k, self._make_inactivation_decoder).add if modular else None
+            return lambda block_index: tracker.add_known_position(int(positions[block_index]))
+        return (
+            ModularDecodabilityTracker(self.n, self.k, self._make_inactivation_decoder).add
+            if modular
+            else None
+        )
 
-    def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        if self._prefers_blas(blocks[0].dtype):
+    def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+        if self._is_blas_faster(blocks[0].dtype):
             tiling.dense_matmul(self.encoding_matrix.astype(np.float64), blocks, out)
         elif out.shape[1] < row_program.MIN_WIDE_COLUMNS:
             self._encode_by_transform(blocks, out)
         else:
-            self._encoding_program.run(blocks, out)
+            self._encoding_program.compute_output_rows(blocks, out)
 
     def _encode_by_transform(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """out = P rows by inverse(T), freeze, T (Arikan 2011, systematic), in the working dtype."""
@@ -159,31 +167,32 @@ class ArikanCode(PolarCode):
         )
 
         def encode_tile(columns: slice) -> None:
-            table = np.zeros((self.mother_length, columns.stop - columns.start), sum_dtype)
+            table = np.zeros((self.mother_code_length, columns.stop - columns.start), sum_dtype)
             table[data_positions] = tiling.gather_columns(blocks, columns, sum_dtype)
             stacked_table = table.reshape(self.transform_shape[0], -1)
-            transforms.arikan_transform(stacked_table, inverse=True)
+            transforms.apply_arikan_transform(stacked_table, inverse=True)
             table[self.frozen_set] = 0
-            table[: self.mother_length - self.n] = 0
-            transforms.arikan_transform(stacked_table)
+            table[: self.mother_code_length - self.n] = 0
+            transforms.apply_arikan_transform(stacked_table)
             out[:, columns] = table[parity_positions]
 
         tiling.parallel_for(
-            encode_tile, list(tiling.iter_column_tiles(out.shape[1], self.mother_length, sum_dtype.itemsize))
+            encode_tile,
+            list(tiling.iter_column_tiles(out.shape[1], self.mother_code_length, sum_dtype.itemsize)),
         )
 
     @cached_property
-    def _encoding_program(self) -> RowProgram:
+    def _encoding_program(self) -> RowOperationProgram:
         """The additions of rows that make the parity; listing them takes a third of a narrow encode."""
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
-        return RowProgram(
+        return RowOperationProgram(
             build_encoding_operations(self.zero_input_mask, data_positions),
-            self.mother_length + 1,
+            self.mother_code_length + 1,
             data_positions,
             parity_positions,
         )
 
-    def _prefers_blas(self, dtype: DType) -> bool:
+    def _is_blas_faster(self, dtype: DType) -> bool:
         """Whether a BLAS product is quicker than sums of 64-bit integers, and float64 holds its sums."""
         if (
             not is_integer_dtype(dtype)
@@ -194,7 +203,7 @@ class ArikanCode(PolarCode):
         return self.norm_inf << 32 < modular_decoders.MAX_EXACT_FLOAT64
 
     @cached_property
-    def _position_erasure(self) -> float | Floats:
+    def _position_erasure_probabilities(self) -> float | Floats:
         """The erasure probability of the leaves that are sent, of which N / 2 are paired with the others."""
         if isinstance(self.erasure, float):
             return self.erasure
@@ -205,8 +214,8 @@ class ArikanCode(PolarCode):
 
     @property
     def _block_erasure_probabilities(self) -> Floats:
-        position_erasure = np.broadcast_to(self._position_erasure, self.n)
-        return np.asarray(position_erasure[self.codeword_positions - (self.mother_length - self.n)])
+        position_erasure = np.broadcast_to(self._position_erasure_probabilities, self.n)
+        return np.asarray(position_erasure[self.codeword_positions - (self.mother_code_length - self.n)])
 
     def _check_levels(self, levels: object) -> int:
         max_levels = super()._check_levels(None)

@@ -110,7 +110,7 @@ class ArrivalTracker:
         if self._decoder is None:
             self._decoder = self.code.make_decoder(self.arrived_mask.copy(), self.modular)
             if self._previous_decoder is not None:
-                self._decoder.update_from(self._previous_decoder)
+                self._decoder.reuse_computations_of(self._previous_decoder)
                 self._previous_decoder = None
         return self._decoder
 

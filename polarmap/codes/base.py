@@ -56,11 +56,11 @@ class CodeMatrices(ABC):
         """The fewest results that can determine those wanted: one for each unknown."""
         return int(self.generator_matrix.shape[1])
 
-    def encoding_columns(self, block_indices: Indices) -> Array:
+    def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
         """The columns of E of some blocks."""
         return self.encoding_matrix[:, block_indices]
 
-    def left_multiply(self, weights: Floats) -> Floats:
+    def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
         """Combinations (rows) of the coded blocks as they are made of blocks: combinations @ E."""
         return np.asarray(weights @ self.encoding_matrix)
 
@@ -75,17 +75,18 @@ class CodeMatrices(ABC):
         """The coded blocks that are data blocks untouched."""
 
 
-class WeightSupport(NamedTuple):
+class WeightMasks(NamedTuple):
     """What missing results are made of.
 
-    used_mask : which of the results that arrived any of them is made of, (arrived,).
-    combination_mask : which are no copy of a result, (missing,).
-    unit_mask : which of those that arrived show in each whatever they deviate by, (missing, arrived).
+    used_arrivals_mask : which of the results that arrived any of them is made of, (arrived,).
+    recombined_results_mask : which are no copy of a result, (missing,).
+    invertible_weights_mask : which of those that arrived show in each whatever they deviate by, (missing,
+        arrived).
     """
 
-    used_mask: Mask
-    combination_mask: Mask
-    unit_mask: Mask
+    used_arrivals_mask: Mask
+    recombined_results_mask: Mask
+    invertible_weights_mask: Mask
 
 
 def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
@@ -94,7 +95,7 @@ def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
     return np.asarray((coefficients > min_magnitude) | (coefficients < -min_magnitude))
 
 
-def compute_unit_mask(coefficients: Floats | UInt64Array) -> Mask:
+def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
     """Which multiply no deviation to zero: modulo 2^64 the odd ones, an even one wraps some to nothing."""
     return (
         np.asarray(coefficients % 2 == 1)
@@ -123,7 +124,7 @@ class ErasureDecoder(ABC):
         self.arrived_data_indices: Indices = np.flatnonzero(arrived_mask[:n_systematic])
         self.missing_indices: Indices = np.flatnonzero(missing_mask)
 
-    def update_from(self, previous: ErasureDecoder) -> None:
+    def reuse_computations_of(self, previous: ErasureDecoder) -> None:
         """Take over what `previous` has computed, of the same code when fewer results had arrived."""
         return  # nothing, but of recoveries that say what
 
@@ -143,7 +144,7 @@ class ErasureDecoder(ABC):
         """Recovered = weights @ received, (missing, arrived)."""
 
     @abstractmethod
-    def compute_parity_checks(self, max_checks: int) -> Floats:
+    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
         """Up to `max_checks` equations on the arrived results, (s, arrived)."""
 
     @abstractmethod
@@ -168,44 +169,44 @@ class ErasureDecoder(ABC):
         norms = np.sqrt(np.einsum("ij,ij->i", self.weights, self.weights))
         return float(norms.max()) if np.isfinite(norms).all() else np.inf
 
-    def get_weight_support(self, dtype: DType) -> WeightSupport:
+    def get_weight_masks(self, dtype: DType) -> WeightMasks:
         """What the missing results of `dtype` are made of."""
-        if is_integer_dtype(dtype) not in self._weight_supports:
-            self._weight_supports[is_integer_dtype(dtype)] = self._compute_weight_support(dtype)
-        return self._weight_supports[is_integer_dtype(dtype)]
+        if is_integer_dtype(dtype) not in self._weight_masks_by_is_integer:
+            self._weight_masks_by_is_integer[is_integer_dtype(dtype)] = self._compute_weight_masks(dtype)
+        return self._weight_masks_by_is_integer[is_integer_dtype(dtype)]
 
     @cached_property
-    def _weight_supports(self) -> dict[bool, WeightSupport]:
+    def _weight_masks_by_is_integer(self) -> dict[bool, WeightMasks]:
         """Of integers and of floats: they are asked for again and again, and the weights are large."""
         return {}
 
-    def _compute_weight_support(self, dtype: DType) -> WeightSupport:
+    def _compute_weight_masks(self, dtype: DType) -> WeightMasks:
         weights: Floats | UInt64Array = np.empty((0, len(self.arrived_indices)))
         if len(self.missing_indices):
             modular_weights = self.compute_modular_weights() if is_integer_dtype(dtype) else None
             weights = self.weights if modular_weights is None else modular_weights
         nonzero_mask = compute_nonzero_mask(weights)
-        unit_mask = compute_unit_mask(weights) if is_integer_dtype(weights.dtype) else nonzero_mask
-        return WeightSupport(np.asarray(nonzero_mask.any(axis=0)), nonzero_mask.sum(axis=1) > 1, unit_mask)
+        unit_mask = compute_invertible_mask(weights) if is_integer_dtype(weights.dtype) else nonzero_mask
+        return WeightMasks(np.asarray(nonzero_mask.any(axis=0)), nonzero_mask.sum(axis=1) > 1, unit_mask)
 
     @cached_property
-    def sampled_checks(self) -> Floats:
+    def verification_checks(self) -> Floats:
         """The equations that are evaluated to verify results."""
-        return self.compute_parity_checks(MAX_CHECKS)
+        return self.compute_parity_check_matrix(MAX_CHECKS)
 
     def compute_modular_weights(self) -> UInt64Array | None:
         """The weights of integers modulo 2^64; None unless `modular`."""
         return None
 
-    def compute_modular_checks(self) -> UInt64Array | None:
+    def compute_modular_check_matrix(self) -> UInt64Array | None:
         """Independent equations of integers modulo 2^64, at most INTEGER_CHECKS; None unless `modular`."""
         return None
 
-    def checks_for(self, dtype: DType) -> Floats | UInt64Array:
+    def get_parity_check_matrix(self, dtype: DType) -> Floats | UInt64Array:
         """The equations that results of `dtype` are to satisfy."""
-        modular_checks = self.compute_modular_checks() if is_integer_dtype(dtype) else None
-        return self.sampled_checks if modular_checks is None else modular_checks
+        modular_checks = self.compute_modular_check_matrix() if is_integer_dtype(dtype) else None
+        return self.verification_checks if modular_checks is None else modular_checks
 
-    def compute_check_operands(self, received: ReceivedBlocks) -> ReceivedBlocks:
+    def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
         """What satisfies the equations, made of the results that arrived: these themselves."""
         return received

@@ -23,7 +23,7 @@ DETERMINED_TOL = (
 )
 
 
-class BlockPredictor(NamedTuple):
+class MissingBlockPredictor(NamedTuple):
     """How to estimate the missing data blocks of one arrival pattern.
 
     missing_indices, arrived_indices : positions, ascending.
@@ -51,7 +51,7 @@ class BlockPredictor(NamedTuple):
             return float(np.sqrt(np.mean(received**2))) if received.size else 0.0
         return float(np.sqrt(self._compute_mean_square_deviations(received).mean()))
 
-    def compute_error_ratio_p90(self, received: Floats) -> float:
+    def estimate_error_to_std_ratio_p90(self, received: Floats) -> float:
         """The ratio of the true error of all blocks together to `error_stds` that nine in ten orders stay
         below.
 
@@ -67,7 +67,9 @@ class BlockPredictor(NamedTuple):
         relative_variance = float(mean_squares.var(ddof=1)) / mean**2 if mean > 0 else 0.0
         degrees_of_freedom = max(0.5, 1 / (relative_variance / 2 + 1 / n_others))
         return sqrt(
-            f_quantile_p90(degrees_of_freedom * max(1.0, self.n_unobserved), degrees_of_freedom * n_others)
+            compute_f_distribution_p90(
+                degrees_of_freedom * max(1.0, self.n_unobserved), degrees_of_freedom * n_others
+            )
         )
 
     def _compute_mean_square_deviations(self, received: Floats) -> Floats:
@@ -76,12 +78,12 @@ class BlockPredictor(NamedTuple):
         return np.asarray((deviations**2).mean(axis=1))
 
 
-def f_quantile_p90(dfn: float, dfd: float) -> float:
+def compute_f_distribution_p90(dfn: float, dfd: float) -> float:
     """The 90 % quantile of the F distribution, within 10 %; inf for less than about one degree below.
 
     Paulson (1942): the cube root of F is nearly a ratio of two normal variables.
 
-    >>> [round(f_quantile_p90(*freedom), 2) for freedom in ((1, 10), (10, 10), (40, 4))]  # 3.29, 2.32, 3.80
+    >>> [round(compute_f_distribution_p90(*freedom), 2) for freedom in ((1, 10), (10, 10), (40, 4))]  # 3.29, 2.32, 3.80
     [3.22, 2.32, 3.82]
     """
     variances = 2 / (9 * dfn), 2 / (9 * dfd)
@@ -94,9 +96,9 @@ def f_quantile_p90(dfn: float, dfd: float) -> float:
     return float(((product + sqrt(discriminant)) / leading_coefficient) ** 3)
 
 
-def make_block_predictor(
+def make_missing_block_predictor(
     code: PolarCode, arrived_mask: npt.NDArray[np.bool_], rounding_error: float
-) -> BlockPredictor:
+) -> MissingBlockPredictor:
     """The estimator for the mask `arrived_mask`, which must not be empty.
 
     `rounding_error`: relative rounding of the results; directions that parity shows more weakly than its
@@ -105,10 +107,10 @@ def make_block_predictor(
     Examples
     --------
     >>> code = PolarCode(4, 3)
-    >>> two = make_block_predictor(code, np.array([True, True, False, False]), 1e-16)
+    >>> two = make_missing_block_predictor(code, np.array([True, True, False, False]), 1e-16)
     >>> two.weights.tolist(), two.error_stds.round(3).tolist()
     ([[0.5, 0.5]], [1.225])
-    >>> make_block_predictor(code, np.array([True, True, False, True]), 1e-16).error_stds.tolist()
+    >>> make_missing_block_predictor(code, np.array([True, True, False, True]), 1e-16).error_stds.tolist()
     [0.0]
     """
     encoding_matrix = code.encoding_matrix.astype(np.float64)
@@ -144,7 +146,7 @@ def make_block_predictor(
         np.linalg.norm(centring_matrix @ arrived_generator, axis=1) if n_arrived > 1 else np.ones(n_arrived)
     )
     deviation_norms[deviation_norms == 0] = 1.0
-    return BlockPredictor(
+    return MissingBlockPredictor(
         missing_indices,
         arrived_indices,
         weights,

@@ -16,8 +16,8 @@ from polarmap.codes.base import (
     COEFFICIENT_TOL,
     ErasureDecoder,
     ReceivedBlocks,
+    compute_invertible_mask,
     compute_nonzero_mask,
-    compute_unit_mask,
 )
 from polarmap.dtypes import (
     Array,
@@ -35,7 +35,7 @@ ROUNDING_UNITS = 1024  # roundings of the largest number of a leaf that any of i
 MAX_LOCATION_ENTRIES = 64  # entries looked at to find a culprit
 
 
-class CheckResidual(NamedTuple):
+class ParityCheckResidual(NamedTuple):
     """What the left-over equations say of one leaf.
 
     max_relative : largest residual. Where equations are broken, as a share of the largest value of
@@ -49,7 +49,7 @@ class CheckResidual(NamedTuple):
     is_finite: bool
 
 
-def violation_tolerance(dtype: DType) -> float:
+def compute_parity_check_tolerance(dtype: DType) -> float:
     """The relative residual above which an equation is broken: the square root of eps.
 
     Below it lies the rounding of any sensible f; what it lets pass is in the reported bound.
@@ -57,15 +57,15 @@ def violation_tolerance(dtype: DType) -> float:
     return float(np.sqrt(machine_epsilon(dtype)))
 
 
-def rounding_level(dtype: DType) -> float:
+def estimate_relative_rounding_error(dtype: DType) -> float:
     """The share of the largest number of a leaf that may be rounding in any of its entries."""
-    return min(ROUNDING_UNITS * machine_epsilon(dtype), violation_tolerance(dtype))
+    return min(ROUNDING_UNITS * machine_epsilon(dtype), compute_parity_check_tolerance(dtype))
 
 
-def max_magnitude(arrays: Sequence[Array]) -> float:
+def compute_max_abs(arrays: Sequence[Array]) -> float:
     """The largest absolute value in any of them; 0 where all are empty.
 
-    >>> max_magnitude([np.zeros(2), np.array(-3)]), max_magnitude([np.empty(0)])
+    >>> compute_max_abs([np.zeros(2), np.array(-3)]), compute_max_abs([np.empty(0)])
     (3.0, 0.0)
     """
     if sum([array.nbytes for array in arrays]) <= tiling.TILE_BYTES:
@@ -74,18 +74,21 @@ def max_magnitude(arrays: Sequence[Array]) -> float:
     return max(float(np.abs(array).max(initial=0)) for array in arrays)
 
 
-def compute_covered_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
+def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` show in a left-over equation whatever they deviate by, (arrived,)."""
-    return np.asarray(compute_unit_mask(decoder.checks_for(dtype)).any(axis=0))
+    return np.asarray(compute_invertible_mask(decoder.get_parity_check_matrix(dtype)).any(axis=0))
 
 
-def max_check_weight(decoder: ErasureDecoder, dtype: DType) -> int:
+def compute_max_blocks_per_parity_check(decoder: ErasureDecoder, dtype: DType) -> int:
     """The most blocks of `dtype` that stand in one left-over equation: two that are equal hold for any f."""
-    return int(compute_nonzero_mask(decoder.checks_for(dtype)).sum(axis=1).max(initial=0))
+    return int(compute_nonzero_mask(decoder.get_parity_check_matrix(dtype)).sum(axis=1).max(initial=0))
 
 
 def bound_undetected_error(
-    decoder: ErasureDecoder, max_residual: float | None, local_errors: Mapping[int, float], n_systematic: int
+    decoder: ErasureDecoder,
+    max_residual: float | None,
+    error_by_data_block: Mapping[int, float],
+    n_systematic: int,
 ) -> float:
     """The largest error that one deviating block can have caused unseen, in the unit of the residuals.
 
@@ -96,7 +99,7 @@ def bound_undetected_error(
     ----------
     max_residual : float, optional
         The largest residual of the left-over equations; None if they were not looked at.
-    local_errors : mapping from data block to float
+    error_by_data_block : mapping from data block to float
         By how much recovered blocks missed what they should be.
     n_systematic : int
         The first so many blocks are handed out themselves.
@@ -108,9 +111,9 @@ def bound_undetected_error(
         np.maximum(weights.max(axis=0), -weights.min(axis=0)), decoder.arrived_indices < n_systematic
     )
     deviation_bounds = np.full(len(decoder.arrived_indices), np.inf)
-    if max_residual is not None and len(decoder.sampled_checks):
-        deviation_bounds = _divide_or_inf(max_residual, np.abs(decoder.sampled_checks).max(axis=0))
-    for block_index, local_error in local_errors.items():
+    if max_residual is not None and len(decoder.verification_checks):
+        deviation_bounds = _divide_or_inf(max_residual, np.abs(decoder.verification_checks).max(axis=0))
+    for block_index, local_error in error_by_data_block.items():
         deviation_bounds = np.minimum(
             deviation_bounds,
             _divide_or_inf(
@@ -132,15 +135,16 @@ def evaluate_parity_checks(
     received: ReceivedBlocks,
     dtype: DType,
     rtol: float | None = None,
-    coarsest_dtype: DType | None = None,
-    absolute_error: float = 0.0,
-    uncancelled_scale: float = 0.0,
-) -> CheckResidual:
+    lowest_precision_dtype: DType | None = None,
+    absolute_tolerance: float = 0.0,
+    magnitude_before_cancellation: float = 0.0,
+) -> ParityCheckResidual:
     """Evaluate the left-over equations on the arrived flat blocks of one leaf.
 
-    `coarsest_dtype` is a coarser dtype in which the blocks were rounded on the way, if there is one,
-    `absolute_error` what each entry may be off by anyway, and `uncancelled_scale` how large entries are where
-    the terms do not cancel whose sums they are, if that is known: rounding is a share of that, too.
+    `lowest_precision_dtype` is a coarser dtype in which the blocks were rounded on the way, if there is one,
+    `absolute_tolerance` what each entry may be off by anyway, and `magnitude_before_cancellation` how large
+    entries are where the terms do not cancel whose sums they are, if that is known: rounding is a share of
+    that, too.
     """
     if dtype.kind == "c":
         real_part_dtype = real_dtype(dtype)
@@ -149,62 +153,74 @@ def evaluate_parity_checks(
             for block_index, block in received.items()
         }
         real_residual = evaluate_parity_checks(
-            decoder, real_blocks, real_part_dtype, rtol, coarsest_dtype, absolute_error, uncancelled_scale
+            decoder,
+            real_blocks,
+            real_part_dtype,
+            rtol,
+            lowest_precision_dtype,
+            absolute_tolerance,
+            magnitude_before_cancellation,
         )
         return real_residual._replace(violations=np.unique(real_residual.violations // 2))
     arrived_blocks = [received[int(block_index)] for block_index in decoder.arrived_indices]
-    checks = decoder.checks_for(dtype)
+    checks = decoder.get_parity_check_matrix(dtype)
     if is_integer_dtype(checks.dtype):
         return _evaluate_modular_checks(checks, arrived_blocks, dtype)
-    rounding_dtype = _rounding_dtype(dtype, coarsest_dtype)
-    max_value = max(max_magnitude(arrived_blocks), uncancelled_scale)
-    absolute_tol = max(rounding_level(rounding_dtype) * max_value, absolute_error)
+    rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
+    max_value = max(compute_max_abs(arrived_blocks), magnitude_before_cancellation)
+    absolute_tol = max(estimate_relative_rounding_error(rounding_dtype) * max_value, absolute_tolerance)
     return _evaluate_real_checks(
-        checks, arrived_blocks, max(violation_tolerance(rounding_dtype), rtol or 0.0), absolute_tol, max_value
+        checks,
+        arrived_blocks,
+        max(compute_parity_check_tolerance(rounding_dtype), rtol or 0.0),
+        absolute_tol,
+        max_value,
     )
 
 
 def _evaluate_real_checks(
     checks: Floats | UInt64Array,
     blocks: list[Array],
-    relative_limit: float,
+    relative_tol: float,
     absolute_tol: float,
     max_value: float,
-) -> CheckResidual:
-    """An entry breaks an equation by more than `relative_limit` of its largest value in any block, and
+) -> ParityCheckResidual:
+    """An entry breaks an equation by more than `relative_tol` of its largest value in any block, and
     `absolute_tol`.
     """
     max_rounding, max_violation, violations, is_finite = 0.0, 0.0, [], True
     for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
         tile = tiling.gather_columns(blocks, columns, np.float64)
-        with tiling.ignore_nonfinite():
+        with tiling.ignore_nonfinite_warnings():
             deviation = np.abs(tiling.matmul(checks, tile)).max(axis=0, initial=0)
             scale = np.abs(tile).max(axis=0)
             is_finite &= bool(np.isfinite(deviation).all())
-            violation_mask = deviation > relative_limit * scale + absolute_tol
+            violation_mask = deviation > relative_tol * scale + absolute_tol
             relative_deviation = np.maximum(deviation - absolute_tol, 0) / np.where(scale > 0, scale, 1)
         max_violation = max(max_violation, float(relative_deviation.max(initial=0)))
         max_rounding = max(max_rounding, float(deviation.max(initial=0)) / (max_value or 1.0))
         violations.append(columns.start + np.flatnonzero(violation_mask))
     violated_entries = np.concatenate(violations) if violations else np.empty(0, np.intp)
-    return CheckResidual(
+    return ParityCheckResidual(
         max_violation if len(violated_entries) else max_rounding, violated_entries, is_finite
     )
 
 
-def locate_errors(
+def locate_erroneous_blocks(
     decoder: ErasureDecoder,
     received: ReceivedBlocks,
-    violations: Indices,
+    violated_entries: Indices,
     dtype: DType,
-    coarsest_dtype: DType | None = None,
+    lowest_precision_dtype: DType | None = None,
 ) -> list[int]:
     """The blocks of which one alone can explain the broken entries; needs two equations or more."""
-    entries = violations[
-        np.linspace(0, len(violations) - 1, min(len(violations), MAX_LOCATION_ENTRIES)).astype(int)
+    entries = violated_entries[
+        np.linspace(0, len(violated_entries) - 1, min(len(violated_entries), MAX_LOCATION_ENTRIES)).astype(
+            int
+        )
     ]
     values = np.stack([received[int(block_index)][entries] for block_index in decoder.arrived_indices])
-    checks = decoder.checks_for(dtype)
+    checks = decoder.get_parity_check_matrix(dtype)
     if len(checks) < 2:
         return []
     if is_integer_dtype(checks.dtype):
@@ -216,7 +232,7 @@ def locate_errors(
     deviation = checks @ values.astype(np.float64)
     deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)  # its squares must not overflow
     max_residual_norm = max(
-        1e-6, 8 * violation_tolerance(_rounding_dtype(dtype, coarsest_dtype))
+        1e-6, 8 * compute_parity_check_tolerance(_choose_tolerance_dtype(dtype, lowest_precision_dtype))
     ) * np.linalg.norm(deviation)
     check_norms = np.linalg.norm(checks, axis=0)
     checked_indices = np.flatnonzero(check_norms > COEFFICIENT_TOL)  # the others stand in no equation
@@ -231,14 +247,14 @@ def locate_errors(
     ]
 
 
-def _rounding_dtype(dtype: DType, coarsest_dtype: DType | None) -> DType:
+def _choose_tolerance_dtype(dtype: DType, lowest_precision_dtype: DType | None) -> DType:
     """The floating dtype by whose rounding results of `dtype` may be off: float64 for integers."""
-    return np.dtype(np.float64) if is_integer_dtype(dtype) else coarsest_dtype or dtype
+    return np.dtype(np.float64) if is_integer_dtype(dtype) else lowest_precision_dtype or dtype
 
 
 def _evaluate_modular_checks(
     checks: Floats | UInt64Array, blocks: list[Array], dtype: DType
-) -> CheckResidual:
+) -> ParityCheckResidual:
     bit_mask = np.uint64((1 << 8 * dtype.itemsize) - 1)
     violations = []
     for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
@@ -247,7 +263,7 @@ def _evaluate_modular_checks(
         )
         violations.append(columns.start + np.flatnonzero(deviation.any(axis=0)))
     violated_entries = np.concatenate(violations) if violations else np.empty(0, np.intp)
-    return CheckResidual(float(len(violated_entries) > 0), violated_entries, True)
+    return ParityCheckResidual(float(len(violated_entries) > 0), violated_entries, True)
 
 
 def _locate_modular_errors(checks: UInt64Array, deviation: UInt64Array, dtype: DType) -> Indices:

@@ -98,9 +98,9 @@ class GradientCode(LinearCode):
     def generator_matrix(self) -> Floats:
         """B, shape (n, n): worker i returns the combination B_i of all values, s + 1 of them not zero."""
         matrix = np.zeros((self.n, self.n))
-        for first_worker, size in self.groups:
+        for first_worker, size in self.group_starts_and_sizes:
             matrix[first_worker : first_worker + size, first_worker : first_worker + size] = (
-                make_group_matrix(size, self.max_stragglers)
+                make_group_generator_matrix(size, self.max_stragglers)
             )
         return matrix
 
@@ -113,7 +113,7 @@ class GradientCode(LinearCode):
         return GradientDecoder(self, arrived_mask)
 
     @property
-    def groups(self) -> list[tuple[int, int]]:
+    def group_starts_and_sizes(self) -> list[tuple[int, int]]:
         """First worker and size of each group."""
         first_workers = np.cumsum((0, *self.group_sizes[:-1])).tolist()
         return list(zip(first_workers, self.group_sizes, strict=True))
@@ -135,13 +135,13 @@ class GradientDecoder(RealDecoder):
     def weights(self) -> Floats:
         """The sum = weights @ received, (1, arrived); inf if it is not determined."""
         weights = np.zeros((1, len(self.arrived_indices)))
-        if not self._is_covered():
+        if not self._is_every_value_covered():
             return np.full_like(weights, np.inf)
-        for first_worker, size in self.code.groups:
+        for first_worker, size in self.code.group_starts_and_sizes:
             arrived_positions = np.flatnonzero(
                 (self.arrived_indices >= first_worker) & (self.arrived_indices < first_worker + size)
             )
-            group_weights = _compute_group_weights(
+            group_weights = _compute_group_sum_weights(
                 size, self.code.max_stragglers, self.arrived_indices[arrived_positions] - first_worker
             )
             if group_weights is None:
@@ -149,7 +149,7 @@ class GradientDecoder(RealDecoder):
             weights[0, arrived_positions] = group_weights
         return weights
 
-    def _is_covered(self) -> bool:
+    def _is_every_value_covered(self) -> bool:
         """Whether enough of every group arrived for each of its values to be in one of them."""
         sizes = np.array(self.code.group_sizes)
         group_indices = np.searchsorted(np.cumsum(sizes), self.arrived_indices, side="right")
@@ -167,7 +167,7 @@ class GradientDecoder(RealDecoder):
         """Equations that the results must satisfy among themselves."""
         return int(self._left_null_space.shape[1])
 
-    def compute_parity_checks(self, max_checks: int) -> Floats:
+    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
         """Up to `max_checks` of these equations, orthonormal."""
         return self._left_null_space[:, :max_checks].T
 
@@ -200,20 +200,20 @@ def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def make_group_matrix(size: int, max_stragglers: int) -> Floats:
+def make_group_generator_matrix(group_size: int, max_stragglers: int) -> Floats:
     """B of one group, (size, size): all ones, or cyclic with s + 1 coefficients of mean square 1.
 
     Results of a cyclic one lie in the null space of an H (s, size) with H 1 = 0: the highest s
     frequencies where they are real (cyclic MDS codes of Raviv et al. 2018, arXiv 1707.03858), else
     the best of some pseudo-random ones.
     """
-    if size == max_stragglers + 1:
-        return np.ones((size, size))
-    if (size - max_stragglers) % 2:
-        return _make_cyclic_matrix(_make_highest_frequency_checks(size, max_stragglers))
-    erasure_patterns = sample_subsets(size, max_stragglers, MAX_PATTERNS)
+    if group_size == max_stragglers + 1:
+        return np.ones((group_size, group_size))
+    if (group_size - max_stragglers) % 2:
+        return _make_cyclic_generator_matrix(_make_highest_frequency_check_matrix(group_size, max_stragglers))
+    erasure_patterns = sample_subsets(group_size, max_stragglers, MAX_PATTERNS)
 
-    def max_weight_norm(matrix: Floats) -> float:
+    def compute_max_weight_norm(matrix: Floats) -> float:
         pattern_weights = [
             _solve_for_sum_weights(np.delete(matrix, erased, axis=0)) for erased in erasure_patterns
         ]
@@ -222,12 +222,15 @@ def make_group_matrix(size: int, max_stragglers: int) -> Floats:
         )
 
     return min(
-        (_make_cyclic_matrix(_make_random_checks(size, max_stragglers, seed)) for seed in range(N_SEEDS)),
-        key=max_weight_norm,
+        (
+            _make_cyclic_generator_matrix(_make_random_check_matrix(group_size, max_stragglers, seed))
+            for seed in range(N_SEEDS)
+        ),
+        key=compute_max_weight_norm,
     )
 
 
-def _make_highest_frequency_checks(size: int, n_checks: int) -> Floats:
+def _make_highest_frequency_check_matrix(size: int, n_checks: int) -> Floats:
     phases = np.outer(np.arange((size - n_checks + 1) // 2, size // 2 + 1), np.arange(size)) * (
         2 * np.pi / size
     )
@@ -235,26 +238,30 @@ def _make_highest_frequency_checks(size: int, n_checks: int) -> Floats:
     return np.asarray(waves[np.linalg.norm(waves, axis=1) > 1e-6])  # the sine of the highest of all is zero
 
 
-def _make_random_checks(size: int, n_checks: int, seed: int) -> Floats:
+def _make_random_check_matrix(size: int, n_checks: int, seed: int) -> Floats:
     normal = SplitMix64(size, n_checks, seed).standard_normal(n_checks, size)
     return np.asarray(normal - normal.mean(axis=1, keepdims=True))
 
 
-def _make_cyclic_matrix(checks: Floats) -> Floats:
-    """Row i lives on columns i..i+s and is orthogonal to all `checks` (s, size)."""
-    n_checks, size = checks.shape
+def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
+    """Row i lives on columns i..i+s and is orthogonal to all `check_matrix` (s, size)."""
+    n_checks, size = check_matrix.shape
     matrix = np.zeros((size, size))
     for row in range(size):
         columns = (row + np.arange(n_checks + 1)) % size
-        null_vector = np.linalg.svd(checks[:, columns])[2][-1]
+        null_vector = np.linalg.svd(check_matrix[:, columns])[2][-1]
         matrix[row, columns] = null_vector * (np.copysign(1, null_vector.sum()) * np.sqrt(n_checks + 1))
     return matrix
 
 
-def _compute_group_weights(size: int, max_stragglers: int, arrived_indices: Indices) -> Floats | None:
+def _compute_group_sum_weights(
+    group_size: int, max_stragglers: int, arrived_indices: Indices
+) -> Floats | None:
     """How to combine what arrived of one group into its sum; None if that is not determined."""
-    if size > max_stragglers + 1:
-        return _solve_for_sum_weights(make_group_matrix(size, max_stragglers)[arrived_indices])
+    if group_size > max_stragglers + 1:
+        return _solve_for_sum_weights(
+            make_group_generator_matrix(group_size, max_stragglers)[arrived_indices]
+        )
     return np.eye(1, len(arrived_indices))[0] if len(arrived_indices) else None  # the first is as good as any
 
 

@@ -20,7 +20,7 @@ from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.modular_decoders import FLOAT_RESULT_ERROR, ModularLinearDecoder
 from polarmap.codes.polar import OPTIMAL_DESIGN_FRACTION
-from polarmap.codes.polar_construction import compute_input_erasure_probabilities, next_power_of_two
+from polarmap.codes.polar_construction import compute_input_erasure_probabilities, round_up_to_power_of_two
 from polarmap.dtypes import Array, DType, Indices, Mask, check_dtype, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int
@@ -94,13 +94,13 @@ class IntegerSecretSharingCode(LinearCode):
     @property
     def n_input_blocks(self) -> int:
         """How many blocks the coded blocks are mixed of: data and noise."""
-        return len(self.active_inputs)
+        return len(self.data_and_noise_input_indices)
 
     @cached_property
-    def active_inputs(self) -> Indices:
+    def data_and_noise_input_indices(self) -> Indices:
         """Inputs of the butterfly that carry the data blocks, then those that carry noise."""
-        noise_inputs = choose_noise_inputs(self.n, self.n_colluders)
-        mother_length = next_power_of_two(self.n)
+        noise_inputs = choose_noise_input_indices(self.n, self.n_colluders)
+        mother_length = round_up_to_power_of_two(self.n)
         position_probabilities = np.full(
             mother_length, OPTIMAL_DESIGN_FRACTION * (self.n - self.k - len(noise_inputs)) / self.n
         )
@@ -116,10 +116,10 @@ class IntegerSecretSharingCode(LinearCode):
     @cached_property
     def encoding_matrix(self) -> Array:
         """G = [D, N], shape (n, k + noise blocks), of zeros and ones."""
-        mother_length = next_power_of_two(self.n)
-        columns = np.zeros((mother_length, len(self.active_inputs)), np.int64)
-        columns[self.active_inputs, np.arange(len(self.active_inputs))] = 1
-        return transforms.arikan_transform(columns)[mother_length - self.n :]
+        mother_length = round_up_to_power_of_two(self.n)
+        columns = np.zeros((mother_length, len(self.data_and_noise_input_indices)), np.int64)
+        columns[self.data_and_noise_input_indices, np.arange(len(self.data_and_noise_input_indices))] = 1
+        return transforms.apply_arikan_transform(columns)[mother_length - self.n :]
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""
@@ -130,13 +130,13 @@ class IntegerSecretSharingCode(LinearCode):
             )
         return data_dtype if data_dtype.itemsize == 8 else np.dtype(np.int64)
 
-    def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        mother_length = next_power_of_two(self.n)
+    def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+        mother_length = round_up_to_power_of_two(self.n)
 
         def encode_tile(columns: slice) -> None:
             tile = np.zeros((mother_length, columns.stop - columns.start), out.dtype)
-            tile[self.active_inputs] = tiling.gather_columns(blocks, columns, out.dtype)
-            out[:, columns] = transforms.arikan_transform(tile)[mother_length - self.n :]
+            tile[self.data_and_noise_input_indices] = tiling.gather_columns(blocks, columns, out.dtype)
+            out[:, columns] = transforms.apply_arikan_transform(tile)[mother_length - self.n :]
 
         tiling.parallel_for(encode_tile, list(tiling.iter_column_tiles(out.shape[1], mother_length, 8)))
 
@@ -148,15 +148,15 @@ class IntegerSecretSharingCode(LinearCode):
 
 
 @lru_cache(maxsize=64)
-def choose_noise_inputs(n: int, n_colluders: int) -> Indices:
+def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
     """Inputs of the butterfly that carry noise, so that any t of n outputs are independent and uniform.
 
     Those of RM(r, m), whose columns have weight 2^(m-r) or more, as far as outputs that are sent see them.
 
-    >>> [choose_noise_inputs(n, t).tolist() for n, t in ((8, 1), (8, 3), (6, 3))]
+    >>> [choose_noise_input_indices(n, t).tolist() for n, t in ((8, 1), (8, 3), (6, 3))]
     [[7], [3, 5, 6, 7], [3, 5, 6, 7]]
     """
-    mother_length = next_power_of_two(n)
+    mother_length = round_up_to_power_of_two(n)
     reed_muller_order = (
         (n_colluders + 1).bit_length() - 1 + ((n_colluders + 1) & n_colluders != 0) - 1
     )  # the least r with 2^(r+1) > t
@@ -172,7 +172,7 @@ def count_noise_blocks(n: int, n_colluders: int) -> int:
     >>> [count_noise_blocks(64, t) for t in (1, 2, 3, 7)]
     [1, 7, 7, 22]
     """
-    return len(choose_noise_inputs(n, n_colluders))
+    return len(choose_noise_input_indices(n, n_colluders))
 
 
 def compute_min_tasks(k: int, n_colluders: int) -> int:

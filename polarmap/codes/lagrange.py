@@ -160,7 +160,7 @@ class LagrangeCode(LinearCode):
         ]
         burst_amplifications = [
             compute_erasure_amplification(self.generator_matrix, erased_indices, self.k)
-            for erased_indices in self._list_burst_patterns(n_erasures)
+            for erased_indices in self._list_burst_erasure_patterns(n_erasures)
         ]
         median, p90 = np.quantile(sampled_amplifications, [0.5, RELIABLE_QUANTILE], method="inverted_cdf")
         return AmplificationSummary(
@@ -173,7 +173,7 @@ class LagrangeCode(LinearCode):
             self.summarize_amplification((self.n - self.recovery_threshold + 1) // 2).p90 <= max_amplification
         )
 
-    def _list_burst_patterns(self, n_erasures: int) -> list[Indices]:
+    def _list_burst_erasure_patterns(self, n_erasures: int) -> list[Indices]:
         blocks_by_node = np.argsort(self.node_indices)
         n_start_nodes = self.n if self.points == "circle" else self.n - n_erasures + 1
         start_nodes = np.unique(np.linspace(0, n_start_nodes - 1, MAX_PATTERNS).astype(int))
@@ -184,7 +184,7 @@ class LagrangeCode(LinearCode):
         if self.points == "chebyshev":
             angles = (2 * self.node_indices + 1) * (np.pi / (2 * self.n))
             return np.asarray(np.cos(np.outer(angles, np.arange(degree * (self.k - 1) + 1))))
-        return trigonometric_basis(self._node_angles, self.k, degree, self._top_frequency_phase)
+        return evaluate_trigonometric_basis(self._node_angles, self.k, degree, self._top_frequency_phase)
 
     @property
     def _node_angles(self) -> Floats:
@@ -233,12 +233,12 @@ class LagrangeDecoder(PseudoInverseDecoder):
         )
 
 
-def trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
+def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
     """Trigonometric polynomials that products of `degree` of those for k blocks are made of.
 
     For odd k all of order (k - 1) / 2; for even k, of order k / 2, the top frequency has one phase only.
 
-    >>> trigonometric_basis(np.zeros(1), 4, 2, 0.0).shape
+    >>> evaluate_trigonometric_basis(np.zeros(1), 4, 2, 0.0).shape
     (1, 8)
     """
     n_full_frequencies = degree * (k - 1) // 2 if k % 2 else degree * k // 2 - 1

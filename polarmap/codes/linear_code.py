@@ -91,7 +91,7 @@ class LinearCode(CodeMatrices):
         -------
         array (n - len(systematic), b), of `parity_dtype`.
         """
-        tiling.check_blocks(blocks, self.n_input_blocks, self)
+        tiling.check_flat_blocks(blocks, self.n_input_blocks, self)
         dtype, parity_shape = (
             self.parity_dtype(blocks[0].dtype),
             (self.n - len(self.systematic_indices), blocks[0].size),
@@ -101,15 +101,15 @@ class LinearCode(CodeMatrices):
         if out.shape != parity_shape or out.dtype != dtype or not out.flags.c_contiguous:
             raise CodeError(f"out must be a contiguous {dtype} array of shape {parity_shape}")
         if dtype.kind == "c":
-            self._encode_into(tiling.view_as_real(blocks, dtype), out.view(real_dtype(dtype)))
+            self._encode_parity_into(tiling.view_as_real(blocks, dtype), out.view(real_dtype(dtype)))
         else:
-            self._encode_into(blocks, out)
+            self._encode_parity_into(blocks, out)
         return out
 
-    def prepare(self) -> None:
+    def precompute_encoding(self) -> None:
         """Choose what the parity is made by, where that takes time."""
 
-    def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+    def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """Put the parity of flat real blocks into `out`, summed in its working dtype."""
         tiling.dense_matmul(
             self.encoding_matrix.astype(accumulator_dtype(out.dtype), copy=False), blocks, out

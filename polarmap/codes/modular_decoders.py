@@ -31,41 +31,41 @@ class ModularDecoder(ErasureDecoder):
     modular = True
     system_matrix: Array  # the coefficients of the unknowns in the results that determine them
 
-    def _expand_to_arrived(self, system_checks: UInt64Array) -> UInt64Array:
+    def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
         """Equations on the results of `system_matrix`, rewritten as equations on all that arrived."""
         return system_checks
 
     @cached_property
-    def pivot_rows(self) -> Indices:
+    def pivot_row_indices(self) -> Indices:
         """Rows of `system_matrix` that determine the unknowns; fewer than those if too few do."""
-        return np.array(find_independent_rows(self.system_matrix), dtype=np.intp)
+        return np.array(find_independent_rows_gf2(self.system_matrix), dtype=np.intp)
 
     @cached_property
     def rank_deficit(self) -> int:
         """How many more results it takes at the least; 0 when the unknowns are determined."""
         n_unknowns = int(self.system_matrix.shape[1])
-        return n_unknowns - len(self.pivot_rows) if n_unknowns else 0
+        return n_unknowns - len(self.pivot_row_indices) if n_unknowns else 0
 
     @property
     def n_redundant_checks(self) -> int:
         """Equations left over; below 0 while results are too few."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
-    def compute_modular_checks(self) -> UInt64Array:
+    def compute_modular_check_matrix(self) -> UInt64Array:
         """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived): mixtures of rows that are no pivots."""
-        other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_rows)
-        combinations = make_check_combinations(len(other_rows))
+        other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_row_indices)
+        combinations = make_check_combination_matrix(len(other_rows))
         system_checks = np.zeros((len(combinations), len(self.system_matrix)), np.uint64)
         system_checks[:, other_rows] = combinations
         if self.system_matrix.shape[1]:
-            system_checks[:, self.pivot_rows] -= matmul_mod64(
+            system_checks[:, self.pivot_row_indices] -= matmul_mod64(
                 matmul_mod64(combinations, self.system_matrix[other_rows]), self._pivot_inverse
             )
-        return self._expand_to_arrived(system_checks)
+        return self._expand_checks_to_arrived_blocks(system_checks)
 
     @cached_property
     def _pivot_inverse(self) -> UInt64Array:
-        return invert_mod64(self.system_matrix[self.pivot_rows])
+        return invert_mod64(self.system_matrix[self.pivot_row_indices])
 
 
 class ModularSystematicDecoder(ModularDecoder, SystematicDecoder):
@@ -79,16 +79,16 @@ class ModularSystematicDecoder(ModularDecoder, SystematicDecoder):
         """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
         pivot_inverse = self._pivot_inverse
         known_matrix = self.code.encoding_matrix[
-            np.ix_(self.arrived_parity_indices[self.pivot_rows], self.arrived_data_indices)
+            np.ix_(self.arrived_parity_indices[self.pivot_row_indices], self.arrived_data_indices)
         ]
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
         weights[:, : len(self.arrived_data_indices)] = np.uint64(0) - matmul_mod64(
             pivot_inverse, known_matrix
         )
-        weights[:, len(self.arrived_data_indices) + self.pivot_rows] = pivot_inverse
+        weights[:, len(self.arrived_data_indices) + self.pivot_row_indices] = pivot_inverse
         return weights
 
-    def _expand_to_arrived(self, system_checks: UInt64Array) -> UInt64Array:
+    def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
         data_checks = np.uint64(0) - matmul_mod64(
             system_checks,
             self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.arrived_data_indices)],
@@ -100,7 +100,7 @@ class ModularSystematicDecoder(ModularDecoder, SystematicDecoder):
         if not is_integer_dtype(out.dtype):
             super().decode_into(received, out)
             return
-        pivot_parity = self.arrived_parity_indices[self.pivot_rows]
+        pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
         known_blocks = [received[int(block_index)] for block_index in self.arrived_data_indices]
         parity_blocks = [received[int(block_index) + self.code.k] for block_index in pivot_parity]
@@ -123,37 +123,37 @@ class ModularLinearDecoder(ModularDecoder):
         """The weights modulo 2^64, as numbers nearest to zero."""
         return self.compute_modular_weights().view(np.int64).astype(np.float64)
 
-    def compute_parity_checks(self, max_checks: int) -> Floats:
+    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
         """Up to `max_checks` equations modulo 2^64, (s, arrived), as numbers nearest to zero."""
-        return self.compute_modular_checks()[:max_checks].view(np.int64).astype(np.float64)
+        return self.compute_modular_check_matrix()[:max_checks].view(np.int64).astype(np.float64)
 
     def compute_modular_weights(self) -> UInt64Array:
         """Recovered = weights @ received modulo 2^64, (wanted, arrived)."""
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
-        weights[:, self.pivot_rows] = self._pivot_weights
+        weights[:, self.pivot_row_indices] = self._weights_of_pivot_rows
         return weights
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
         """The wanted results (wanted, b) modulo 2^bits; CodeError for floats, which cannot be."""
         if not is_integer_dtype(dtype):
             raise CodeError(FLOAT_RESULT_ERROR)
-        pivot_blocks = [received[int(self.arrived_indices[pivot])] for pivot in self.pivot_rows]
+        pivot_blocks = [received[int(self.arrived_indices[pivot])] for pivot in self.pivot_row_indices]
         out = np.empty((len(self.missing_indices), pivot_blocks[0].size), dtype)
         for columns in tiling.iter_column_tiles(out.shape[1], len(pivot_blocks), 8):
             tile = tiling.gather_columns(pivot_blocks, columns, np.int64)
-            out[:, columns] = matmul_mod64(self._pivot_weights, tile).astype(dtype)
+            out[:, columns] = matmul_mod64(self._weights_of_pivot_rows, tile).astype(dtype)
         return out
 
     @cached_property
-    def _pivot_weights(self) -> UInt64Array:
+    def _weights_of_pivot_rows(self) -> UInt64Array:
         """Wanted = solver @ results of the pivots."""
         return matmul_mod64(self.code.target_matrix, self._pivot_inverse)
 
 
-def make_check_combinations(n_checks: int) -> UInt64Array:
+def make_check_combination_matrix(n_checks: int) -> UInt64Array:
     """Sums of `n_checks` equations, at most INTEGER_CHECKS of them, that involve each.
 
-    >>> make_check_combinations(2).tolist(), make_check_combinations(100).shape
+    >>> make_check_combination_matrix(2).tolist(), make_check_combination_matrix(100).shape
     ([[1, 0], [0, 1]], (16, 100))
     """
     if n_checks <= MAX_MODULAR_CHECKS:
@@ -166,50 +166,50 @@ def make_check_combinations(n_checks: int) -> UInt64Array:
     return combinations
 
 
-def find_independent_rows(matrix: Array) -> list[int]:
+def find_independent_rows_gf2(matrix: Array) -> list[int]:
     """Indices of a maximal set of rows independent modulo 2, earliest rows first.
 
-    >>> find_independent_rows(np.array([[1, 0], [1, 2], [0, 3]]))
+    >>> find_independent_rows_gf2(np.array([[1, 0], [1, 2], [0, 3]]))
     [0, 2]
     """
     basis: dict[int, int] = {}
     independent_indices: list[int] = []
-    for row_index, row in enumerate(pack_rows(matrix)):
+    for row_index, row in enumerate(pack_rows_gf2(matrix)):
         if len(independent_indices) == matrix.shape[1]:
             break
-        if remainder := reduce_row(row, basis):
+        if remainder := reduce_row_gf2(row, basis):
             basis[remainder.bit_length()] = remainder
             independent_indices.append(row_index)
     return independent_indices
 
 
-def reduce_row(row: int, basis: dict[int, int]) -> int:
+def reduce_row_gf2(packed_row: int, basis_by_leading_bit: dict[int, int]) -> int:
     """What of a packed row is no sum of those of a basis, each under its leading bit; 0 if it is one.
 
-    >>> reduce_row(0b101, {3: 0b110, 2: 0b11}), reduce_row(0b101, {3: 0b110})
+    >>> reduce_row_gf2(0b101, {3: 0b110, 2: 0b11}), reduce_row_gf2(0b101, {3: 0b110})
     (0, 3)
     """
-    while (leading_bit := row.bit_length()) in basis:
-        row ^= basis[leading_bit]
-    return row
+    while (leading_bit := packed_row.bit_length()) in basis_by_leading_bit:
+        packed_row ^= basis_by_leading_bit[leading_bit]
+    return packed_row
 
 
-def null_space_gf2(matrix: Array) -> Mask:
+def compute_null_space_gf2(matrix: Array) -> Mask:
     """Independent vectors z (rows) with matrix @ z = 0 modulo 2, as many as there are.
 
-    >>> null_space_gf2(np.array([[1, 1, 0], [2, 0, 1]])).astype(int).tolist()
+    >>> compute_null_space_gf2(np.array([[1, 1, 0], [2, 0, 1]])).astype(int).tolist()
     [[1, 1, 0]]
     """
     width = matrix.shape[1]
     basis: dict[int, int] = {}  # columns above the sums of columns that they are
     null_vectors = []
-    for column_index, column in enumerate(pack_rows(matrix.T)):
-        remainder = reduce_row(column << width | 1 << column_index, basis)
+    for column_index, column in enumerate(pack_rows_gf2(matrix.T)):
+        remainder = reduce_row_gf2(column << width | 1 << column_index, basis)
         if remainder >> width:
             basis[remainder.bit_length()] = remainder
         else:
             null_vectors.append(remainder)
-    return _unpack_rows(null_vectors, width).astype(bool)
+    return _unpack_rows_gf2(null_vectors, width).astype(bool)
 
 
 def invert_mod64(matrix: Array) -> UInt64Array:
@@ -220,7 +220,7 @@ def invert_mod64(matrix: Array) -> UInt64Array:
     """
     size = len(matrix)
     identity = np.eye(size, dtype=matrix.dtype)
-    inverse = null_space_gf2(np.concatenate([matrix, identity], axis=1))[:, :size].T.astype(
+    inverse = compute_null_space_gf2(np.concatenate([matrix, identity], axis=1))[:, :size].T.astype(
         np.uint64
     )  # modulo 2
     unsigned_matrix = matrix.astype(np.int64).view(np.uint64)
@@ -238,17 +238,17 @@ def invert_mod64(matrix: Array) -> UInt64Array:
     return inverse
 
 
-def find_determined_unknowns(matrix: Array) -> tuple[list[int], list[int], UInt64Array]:
+def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int], UInt64Array]:
     """Which unknowns x of matrix @ x = s are determined modulo 2^64, though others may not be.
 
     Returns rows, columns and W with x[columns] = W @ s[rows].
 
-    >>> rows, columns, W = find_determined_unknowns(np.array([[1, 0, 0], [0, 1, 1]]))
+    >>> rows, columns, W = find_determined_unknowns_mod64(np.array([[1, 0, 0], [0, 1, 1]]))
     >>> rows, columns, W.tolist()
     ([0, 1], [0], [[1, 0]])
     """
-    pivot_rows = find_independent_rows(matrix)
-    pivot_columns = find_independent_rows(matrix[pivot_rows].T)
+    pivot_rows = find_independent_rows_gf2(matrix)
+    pivot_columns = find_independent_rows_gf2(matrix[pivot_rows].T)
     pivot_inverse = invert_mod64(matrix[pivot_rows][:, pivot_columns])
     other_columns = np.setdiff1d(np.arange(matrix.shape[1]), pivot_columns)
     determined_indices = np.flatnonzero(
@@ -267,12 +267,12 @@ def matmul_mod64(left: Array, right: Array) -> UInt64Array:
     >>> matmul_mod64(np.array([[-1, 2]]), np.array([[2**63], [5]], np.uint64)) == 2**63 + 10
     array([[ True]])
     """
-    left, right = _view_signed(left), _view_signed(right)
-    if _max_magnitude(left) * _max_magnitude(right) * right.shape[0] < MAX_EXACT_FLOAT64:
+    left, right = _view_as_int64(left), _view_as_int64(right)
+    if _compute_max_abs(left) * _compute_max_abs(right) * right.shape[0] < MAX_EXACT_FLOAT64:
         return (left.astype(np.float64) @ right).astype(np.int64).view(np.uint64)
     result = np.zeros((len(left), right.shape[1]), np.uint64)
-    right_limbs = _split_limbs(right)
-    for shift_left, limb_left in _split_limbs(left):
+    right_limbs = _split_into_16_bit_limbs(right)
+    for shift_left, limb_left in _split_into_16_bit_limbs(left):
         for shift_right, limb_right in right_limbs:
             if shift_left + shift_right < 64:
                 product = (limb_left @ limb_right).astype(np.int64).view(np.uint64)
@@ -280,15 +280,15 @@ def matmul_mod64(left: Array, right: Array) -> UInt64Array:
     return result
 
 
-def _view_signed(matrix: Array) -> npt.NDArray[np.int64]:
+def _view_as_int64(matrix: Array) -> npt.NDArray[np.int64]:
     return matrix.view(np.int64) if matrix.dtype == np.uint64 else matrix.astype(np.int64, copy=False)
 
 
-def _max_magnitude(matrix: npt.NDArray[np.int64]) -> int:
+def _compute_max_abs(matrix: npt.NDArray[np.int64]) -> int:
     return max(int(matrix.max()), -int(matrix.min())) if matrix.size else 0
 
 
-def _split_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.float64]]]:
+def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.float64]]]:
     """(shift, limb) pairs with matrix = sum of limb << shift; small entries need one limb only."""
     remaining = matrix
     limbs = []
@@ -301,14 +301,16 @@ def _split_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[n
     return limbs
 
 
-def pack_rows(matrix: Array) -> list[int]:
+def pack_rows_gf2(matrix: Array) -> list[int]:
     """Each row modulo 2 as a Python integer, column 0 in the lowest bit."""
     packed_bits = np.packbits((matrix & 1).astype(np.uint8), axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in packed_bits]
 
 
-def _unpack_rows(rows: list[int], width: int) -> Array:
+def _unpack_rows_gf2(packed_rows: list[int], n_columns: int) -> Array:
     """The reverse: numbers 0 and 1, (rows, width)."""
-    n_bytes = -(-width // 8)
-    packed_bits = np.frombuffer(b"".join(row.to_bytes(n_bytes, "little") for row in rows), np.uint8)
-    return np.unpackbits(packed_bits.reshape(len(rows), n_bytes), axis=1, bitorder="little")[:, :width]
+    n_bytes = -(-n_columns // 8)
+    packed_bits = np.frombuffer(b"".join(row.to_bytes(n_bytes, "little") for row in packed_rows), np.uint8)
+    return np.unpackbits(packed_bits.reshape(len(packed_rows), n_bytes), axis=1, bitorder="little")[
+        :, :n_columns
+    ]

@@ -34,9 +34,9 @@ MAX_N = 1 << 16
 OPTIMAL_DESIGN_FRACTION = 0.25
 
 
-def get_design_erasure_fraction(decoder: str) -> float:
+def get_design_erasure_fraction(decoder_name: str) -> float:
     """The share of the n - k losses that can be made up for at which a decoder's code is designed."""
-    return 1.0 if decoder == "sequential" else OPTIMAL_DESIGN_FRACTION
+    return 1.0 if decoder_name == "sequential" else OPTIMAL_DESIGN_FRACTION
 
 
 class PolarCode(SystematicCode):
@@ -126,7 +126,7 @@ class PolarCode(SystematicCode):
         self.erasure = (
             get_design_erasure_fraction(decoder) * (n - k) / n
             if erasure is None
-            else _check_erasure(erasure, self.n)
+            else _check_erasure_probabilities(erasure, self.n)
         )
         self.levels = self._check_levels(levels)
         self._seed, self._erasure_option = seed, erasure
@@ -259,7 +259,7 @@ class PolarCode(SystematicCode):
             The data blocks, then the parity blocks. Integers come back in a dtype wide enough
             for the parity blocks.
         """
-        data_blocks = _to_block_array(blocks)
+        data_blocks = _to_numeric_array(blocks)
         if data_blocks.ndim == 0 or len(data_blocks) != self.k:
             raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data_blocks.shape}")
         flat_blocks = data_blocks.reshape(self.k, -1).astype(
@@ -280,7 +280,7 @@ class PolarCode(SystematicCode):
             Over integers modulo 2^64 (rank over GF(2)) instead of the reals; by default for the
             arikan kernel.
         """
-        checked_mask = _to_block_array(arrived_mask)
+        checked_mask = _to_numeric_array(arrived_mask)
         if checked_mask.shape != (self.n,) or checked_mask.dtype != bool:
             raise CodeError(f"arrived_mask must be a boolean mask of length {self.n}")
         tracker = ArrivalTracker(self, modular=self.supports_integers if modular is None else modular)
@@ -315,7 +315,7 @@ class PolarCode(SystematicCode):
         [[2, 3], [5, 7]]
         """
         with trimmed_tracebacks:
-            block_arrays = _check_blocks(self, blocks)
+            block_arrays = _check_received_blocks(self, blocks)
             first_block = next(iter(block_arrays.values()))
             dtype = check_dtype(first_block.dtype, "a block")
             tracker = ArrivalTracker(self, modular=is_integer_dtype(dtype) and self.supports_integers)
@@ -345,7 +345,7 @@ def _check_code_size(n: int, k: int) -> None:
         raise CodeError(f"a code needs 1 <= k < n <= {MAX_N}, not n = {n}, k = {k}")
 
 
-def _check_erasure(erasure: object, n: int) -> float | Floats:
+def _check_erasure_probabilities(erasure: object, n: int) -> float | Floats:
     """One probability for all workers, or one for each, (n,)."""
     if is_real_number(erasure):
         if not 0 < erasure < 1:
@@ -374,14 +374,14 @@ def _check_erasure(erasure: object, n: int) -> float | Floats:
     return values
 
 
-def _check_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
+def _check_received_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
     """The blocks as arrays by position, ascending; CodeError if they do not fit each other."""
     if not isinstance(blocks, Mapping):
         raise CodeError(f"blocks must be a mapping from position to block, not {type(blocks).__name__}")
     for block_index in blocks:
         if not is_integer(block_index) or not 0 <= block_index < code.n:
             raise CodeError(f"positions run from 0 to {code.n - 1}, not {block_index!r}")
-    block_arrays = {block_index: _to_block_array(block) for block_index, block in sorted(blocks.items())}
+    block_arrays = {block_index: _to_numeric_array(block) for block_index, block in sorted(blocks.items())}
     if not block_arrays:
         raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
     first_index, first_block = next(iter(block_arrays.items()))
@@ -402,7 +402,7 @@ def _check_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[
     return block_arrays
 
 
-def _to_block_array(block: npt.ArrayLike) -> Array:
+def _to_numeric_array(block: npt.ArrayLike) -> Array:
     """An argument of a caller's as a contiguous array of numbers."""
     try:
         return np.asarray(block, order="C")

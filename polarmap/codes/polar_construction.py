@@ -22,10 +22,10 @@ MIN_TRANSFORM_SIZE = 16
 STAGES_PER_MATRIX = 4  # of a butterfly, by matrices of 16 rows
 
 
-def next_power_of_two(size: int) -> int:
+def round_up_to_power_of_two(size: int) -> int:
     """The smallest power of two >= size.
 
-    >>> [next_power_of_two(n) for n in (1, 2, 3, 1000)]
+    >>> [round_up_to_power_of_two(n) for n in (1, 2, 3, 1000)]
     [1, 2, 4, 1024]
     """
     return 1 << max(0, size - 1).bit_length()
@@ -40,11 +40,11 @@ def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int
     >>> compute_transform_shape(1000), compute_transform_shape(1000, 5), compute_transform_shape(10_000, 10)
     ((1024, 1), (32, 32), (1024, 10))
     """
-    size = next_power_of_two(n) if levels is None else 1 << levels
+    size = round_up_to_power_of_two(n) if levels is None else 1 << levels
     return size, -(-n // size)
 
 
-def compute_input_erasure_probabilities(position_probabilities: npt.ArrayLike) -> Floats:
+def compute_input_erasure_probabilities(position_erasure_probabilities: npt.ArrayLike) -> Floats:
     """Erasure probability of every input, given the erasure probability of every worker.
 
     Along the first axis; butterflies side by side lie along the second.
@@ -55,7 +55,7 @@ def compute_input_erasure_probabilities(position_probabilities: npt.ArrayLike) -
     >>> compute_input_erasure_probabilities([0.5, 0.5]).tolist()
     [0.75, 0.25]
     """
-    z = np.array(position_probabilities, dtype=np.float64)
+    z = np.array(position_erasure_probabilities, dtype=np.float64)
     half = len(z) // 2
     while half:
         pairs = z.reshape(-1, 2, half, *z.shape[1:])
@@ -66,11 +66,14 @@ def compute_input_erasure_probabilities(position_probabilities: npt.ArrayLike) -
     return z
 
 
-def choose_frozen_set(n: int, k: int, erasure: float | Floats, levels: int | None = None) -> Indices:
+def choose_frozen_set(
+    n: int, k: int, erasure_probabilities: float | Floats, levels: int | None = None
+) -> Indices:
     """The n - k inputs to freeze, ascending, on a butterfly of the next power of two.
 
-    `erasure`: of every leaf that is sent, or of each of the n by itself. `levels`: of butterflies side by
-    side (`compute_transform_shape`), in each of which an input is frozen and another is not.
+    `erasure_probabilities`: of every leaf that is sent, or of each of the n by itself. `levels`: of
+    butterflies side by side (`compute_transform_shape`), in each of which an input is frozen and another is
+    not.
 
     The first N - n positions are punctured (never sent), so the code keeps the all-ones word and
     a constant survives decoding exactly. The set is closed downwards (an input below a frozen one
@@ -82,7 +85,7 @@ def choose_frozen_set(n: int, k: int, erasure: float | Floats, levels: int | Non
     transform_size, n_transforms = compute_transform_shape(n, levels)
     n_punctured = transform_size * n_transforms - n
     position_probabilities = np.ones(transform_size * n_transforms)
-    position_probabilities[n_punctured:] = erasure
+    position_probabilities[n_punctured:] = erasure_probabilities
     z = compute_input_erasure_probabilities(position_probabilities.reshape(transform_size, n_transforms))
     envelope = z.copy()  # z'_j = min of z_i over all i whose bits are a subset of j's
     half = transform_size // 2
@@ -100,7 +103,7 @@ def choose_frozen_set(n: int, k: int, erasure: float | Floats, levels: int | Non
 
 
 @dataclass(frozen=True)
-class RotationNetwork:
+class RotationButterflyNetwork:
     """Orthogonal butterflies that give r parity blocks of k data blocks, in groups of `size`.
 
     Group g is transformed with `input_rotations[g]`, the groups are added and shuffled with
@@ -118,22 +121,22 @@ class RotationNetwork:
     shift: Floats  # (r,)
 
     @cached_property
-    def input_matrices(self) -> list[Floats]:
+    def input_stage_matrices(self) -> list[Floats]:
         """Those of all groups of data, of which the last ones add the groups up."""
         *matrices, last_matrix = fuse_rotation_stages(self.input_rotations)
         half, n_rows = last_matrix.shape[1:3]
         return [*matrices, last_matrix.transpose(1, 2, 0, 3).reshape(1, half, n_rows, -1)]
 
     @cached_property
-    def output_matrices(self) -> list[Floats]:
+    def output_stage_matrices(self) -> list[Floats]:
         """Those of all groups of parity."""
         return fuse_rotation_stages(self.output_rotations)
 
 
-def make_rotation_network(n: int, k: int, seed: int) -> RotationNetwork:
+def generate_rotation_butterfly_network(n: int, k: int, seed: int) -> RotationButterflyNetwork:
     """The angles and shuffles of the (n, k) rotation code, scale and shift left at 1 and 0."""
     n_parity = n - k
-    size = max(next_power_of_two(min(k, n_parity)), MIN_TRANSFORM_SIZE)
+    size = max(round_up_to_power_of_two(min(k, n_parity)), MIN_TRANSFORM_SIZE)
     n_stages = size.bit_length() - 1
     n_input_groups, n_output_groups = -(-k // size), -(-n_parity // size)
     random_stream = SplitMix64(seed, n, k)
@@ -150,7 +153,7 @@ def make_rotation_network(n: int, k: int, seed: int) -> RotationNetwork:
         group_index * size + random_stream.permutation(size)[: min(size, n_parity - group_index * size)]
         for group_index in range(n_output_groups)
     ]
-    return RotationNetwork(
+    return RotationButterflyNetwork(
         size,
         input_rotations,
         output_rotations,
@@ -188,10 +191,10 @@ class SplitMix64:
     def __init__(self, *seeds: int) -> None:
         self._state = np.uint64(0)
         for seed in seeds:
-            self._state = self._mix(np.array([self._state + np.uint64(seed + 1)], np.uint64))[0]
+            self._state = self._mix_bits(np.array([self._state + np.uint64(seed + 1)], np.uint64))[0]
 
     @staticmethod
-    def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def _mix_bits(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         state = state * np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -201,7 +204,7 @@ class SplitMix64:
         """The next `size` numbers."""
         counters = self._state + np.arange(1, size + 1, dtype=np.uint64)
         self._state = counters[-1]
-        return (self._mix(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return (self._mix_bits(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def integers(self, size: int) -> npt.NDArray[np.int64]:
         """The same as integers below 2^53."""

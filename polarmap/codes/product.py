@@ -151,19 +151,19 @@ class ProductDecoder(RealDecoder):
         n_lacking = self.code.k - len(self.arrived_indices)
         if n_lacking > 0:
             return n_lacking
-        if self._may_decode_iteratively and self.iterative.is_complete:
+        if self._can_decode_iteratively and self.iterative_decoder.is_complete:
             return 0
-        return self.joint.rank_deficit if self._is_joint_tractable else 1
+        return self.joint.rank_deficit if self._is_joint_decoding_tractable else 1
 
     @cached_property
-    def iterative(self) -> IterativeDecoder:
+    def iterative_decoder(self) -> IterativeDecoder:
         """The decoder that recovers rows and columns of the grid in turns, told of what arrived."""
         iterative_decoder = IterativeDecoder(self.code, self.modular)
-        iterative_decoder.add(self.arrived_indices)
+        iterative_decoder.add_arrivals(self.arrived_indices)
         return iterative_decoder
 
     @cached_property
-    def _counting_closure(self) -> Mask:
+    def _mask_recoverable_by_counting(self) -> Mask:
         """Cells that follow line by line if any k known blocks of a line determine it."""
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
@@ -176,17 +176,19 @@ class ProductDecoder(RealDecoder):
         return known_mask
 
     @property
-    def _may_decode_iteratively(self) -> bool:
-        return bool(self._counting_closure[: self.code.column_code.k, : self.code.row_code.k].all())
+    def _can_decode_iteratively(self) -> bool:
+        return bool(
+            self._mask_recoverable_by_counting[: self.code.column_code.k, : self.code.row_code.k].all()
+        )
 
     @cached_property
-    def _is_joint_tractable(self) -> bool:
+    def _is_joint_decoding_tractable(self) -> bool:
         """Whether the joint equations could have one solution, and are few enough.
 
         The codewords that vanish outside a rows and b columns have (a - r_A)(b - r_B) dimensions;
         every known cell among these takes away one at most.
         """
-        unknown_mask, product_code = ~self._counting_closure, self.code
+        unknown_mask, product_code = ~self._mask_recoverable_by_counting, self.code
         n_rows, n_columns = int(unknown_mask.any(axis=1).sum()), int(unknown_mask.any(axis=0).sum())
         n_free_dimensions = max(0, n_rows - product_code.column_code.n + product_code.column_code.k) * max(
             0, n_columns - product_code.row_code.n + product_code.row_code.k
@@ -200,9 +202,11 @@ class ProductDecoder(RealDecoder):
         """The lines to decode one after another; None to solve all equations at once."""
         if not self.modular and len(self.missing_indices) * len(self.arrived_indices) <= MAX_JOINT_WEIGHTS:
             return None
-        if not (self._may_decode_iteratively and self.iterative.is_complete):
+        if not (self._can_decode_iteratively and self.iterative_decoder.is_complete):
             return None
-        return select_required_decodings(self.iterative.line_decodings, set(self.missing_indices.tolist()))
+        return select_required_line_decodings(
+            self.iterative_decoder.line_decodings, set(self.missing_indices.tolist())
+        )
 
     @cached_property
     def weights(self) -> Floats:
@@ -222,17 +226,17 @@ class ProductDecoder(RealDecoder):
         """Equations left over."""
         return self.joint.n_redundant_checks
 
-    def compute_parity_checks(self, max_checks: int) -> Floats:
+    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
         """Up to `max_checks` equations on the arrived blocks, (s, arrived)."""
-        return self.joint.compute_parity_checks(max_checks)
+        return self.joint.compute_parity_check_matrix(max_checks)
 
     def compute_modular_weights(self) -> UInt64Array | None:
         """The weights of integers modulo 2^64, all equations taken at once."""
         return self.joint.compute_modular_weights()
 
-    def compute_modular_checks(self) -> UInt64Array | None:
+    def compute_modular_check_matrix(self) -> UInt64Array | None:
         """The equations of integers modulo 2^64."""
-        return self.joint.compute_modular_checks()
+        return self.joint.compute_modular_check_matrix()
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Put the missing blocks into `out`, line by line or by all equations at once."""
@@ -273,7 +277,7 @@ class LineDecoding(NamedTuple):
     decoder: ErasureDecoder
 
     @property
-    def newly_known(self) -> Indices:
+    def newly_known_indices(self) -> Indices:
         """The cells of the line that this makes known."""
         return np.setdiff1d(np.arange(len(self.block_indices)), self.decoder.arrived_indices)
 
@@ -299,7 +303,7 @@ class IterativeDecoder:
         """Whether all data cells are known."""
         return bool(self.known_mask[: self._code.column_code.k, : self._code.row_code.k].all())
 
-    def add(self, block_indices: Sequence[int] | Indices) -> None:
+    def add_arrivals(self, block_indices: Sequence[int] | Indices) -> None:
         """Note the arrival of blocks, and what follows from it: columns first, then rows, in turns."""
         rows, columns = self._code.grid_coordinates[block_indices].T
         self.known_mask[rows, columns] = True
@@ -324,16 +328,18 @@ class IterativeDecoder:
         decoding = LineDecoding(line_blocks, code, decoder)
         self.line_decodings.append(decoding)
         known_mask[:] = True
-        return [int(position) for position in decoding.newly_known]
+        return [int(position) for position in decoding.newly_known_indices]
 
 
-def select_required_decodings(
+def select_required_line_decodings(
     line_decodings: Sequence[LineDecoding], missing_indices: BlockIndices
 ) -> list[tuple[LineDecoding, BlockIndices]]:
     """The steps on the way to the `missing_indices` blocks, each with the blocks that are wanted of it."""
     required_blocks, selected = set(missing_indices), []
     for decoding in reversed(line_decodings):
-        recovered_blocks = required_blocks & set(decoding.block_indices[decoding.newly_known].tolist())
+        recovered_blocks = required_blocks & set(
+            decoding.block_indices[decoding.newly_known_indices].tolist()
+        )
         if recovered_blocks:
             selected.append((decoding, recovered_blocks))
             required_blocks |= set(decoding.block_indices[decoding.decoder.arrived_indices].tolist())
@@ -355,7 +361,7 @@ def decode_lines(
             zip(decoding.decoder.missing_indices.tolist(), decoding.decoder.decode(line_blocks, sum_dtype))
         )
         parity_positions = [
-            position for position in decoding.newly_known.tolist() if position >= decoding.code.k
+            position for position in decoding.newly_known_indices.tolist() if position >= decoding.code.k
         ]
         parity_positions = [
             position
@@ -369,7 +375,7 @@ def decode_lines(
         )
         known_blocks |= {
             int(decoding.block_indices[position]): line_blocks[position]
-            for position in decoding.newly_known.tolist()
+            for position in decoding.newly_known_indices.tolist()
             if position in line_blocks
         }
     return known_blocks

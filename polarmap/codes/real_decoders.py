@@ -72,7 +72,7 @@ class RealDecoder(ErasureDecoder):
     @cached_property
     def _pseudo_inverse(self) -> Floats:
         """The pseudo-inverse of `system_matrix`; all inf when it has none."""
-        return left_inverse(self.system_matrix.astype(np.float64, copy=False))
+        return compute_left_inverse(self.system_matrix.astype(np.float64, copy=False))
 
     def _compute_null_space_checks(self, max_checks: int) -> Floats:
         """Up to `max_checks` orthonormal equations on the results of `system_matrix`, once it determines the
@@ -109,7 +109,7 @@ class PseudoInverseDecoder(RealDecoder):
         """Equations left over."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
-    def compute_parity_checks(self, max_checks: int) -> Floats:
+    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
         """Up to `max_checks` orthonormal equations on the results that arrived, (s, arrived)."""
         return self._compute_null_space_checks(max_checks)
 
@@ -131,7 +131,7 @@ class SystematicDecoder(RealDecoder):
         """P restricted to arrived parity (rows) and missing data (columns)."""
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
-    def apply_to_arrived_data(self, weights: Floats) -> Floats:
+    def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
         """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
         return np.asarray(
             weights
@@ -151,19 +151,22 @@ class SystematicDecoder(RealDecoder):
         for start in range(0, len(weights), WEIGHT_BATCH):  # they may be the most memory of a map
             batch = slice(start, start + WEIGHT_BATCH)
             np.negative(
-                self.apply_to_arrived_data(self._pseudo_inverse[batch]), out=weights[batch, :n_arrived_data]
+                self.multiply_by_arrived_data_columns(self._pseudo_inverse[batch]),
+                out=weights[batch, :n_arrived_data],
             )
         weights[:, n_arrived_data:] = self._pseudo_inverse
         return weights
 
-    def compute_parity_checks(self, max_checks: int) -> Floats:
+    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
         """Up to `max_checks` equations on the arrived blocks, (s, arrived): orthonormal on the parity
         blocks.
         """
         null_space_checks = self._compute_null_space_checks(max_checks)
-        return np.concatenate([-self.apply_to_arrived_data(null_space_checks), null_space_checks], axis=1)
+        return np.concatenate(
+            [-self.multiply_by_arrived_data_columns(null_space_checks), null_space_checks], axis=1
+        )
 
-    def update_from(self, previous: ErasureDecoder) -> None:
+    def reuse_computations_of(self, previous: ErasureDecoder) -> None:
         """Take over the pseudo-inverse of `previous`, of fewer results, without a factorization.
 
         Columns that are no longer missing leave what is orthogonal to their rows of it; rows are added as
@@ -186,7 +189,7 @@ class SystematicDecoder(RealDecoder):
         )
         unit_vectors = np.zeros((int(new_parity_mask.sum()), self.code.n - self.code.k))
         unit_vectors[np.arange(len(unit_vectors)), self.arrived_parity_indices[new_parity_mask]] = 1
-        new_rows = self.code.left_multiply(unit_vectors)[:, self.missing_indices]
+        new_rows = self.code.left_multiply_encoding_matrix(unit_vectors)[:, self.missing_indices]
         self.system_matrix = np.empty(
             (len(self.arrived_parity_indices), len(self.missing_indices)), previous.system_matrix.dtype
         )
@@ -225,13 +228,13 @@ class ImplicitSystematicDecoder(SystematicDecoder):
     @cached_property
     def system_matrix(self) -> Array:
         """P restricted to arrived parity (rows) and missing data (columns)."""
-        return self.code.encoding_columns(self.missing_indices)[self.arrived_parity_indices]
+        return self.code.compute_encoding_matrix_columns(self.missing_indices)[self.arrived_parity_indices]
 
-    def apply_to_arrived_data(self, weights: Floats) -> Floats:
+    def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
         """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
         parity_weights = np.zeros((len(weights), self.code.n - self.code.k))
         parity_weights[:, self.arrived_parity_indices] = weights
-        return self.code.left_multiply(parity_weights)[:, self.arrived_data_indices]
+        return self.code.left_multiply_encoding_matrix(parity_weights)[:, self.arrived_data_indices]
 
 
 def has_dense_parity_matrix(n: int, k: int) -> bool:
@@ -243,15 +246,15 @@ def has_dense_parity_matrix(n: int, k: int) -> bool:
     return n < MAX_DENSE_N or min(k, n - k) < MAX_DENSE_SIDE
 
 
-def left_inverse(matrix: Floats) -> Floats:
+def compute_left_inverse(matrix: Floats) -> Floats:
     """The pseudo-inverse of a matrix with full column rank; all inf when it has not.
 
-    >>> left_inverse(np.array([[2.0], [0.0]])).round(3) + 0.0
+    >>> compute_left_inverse(np.array([[2.0], [0.0]])).round(3) + 0.0
     array([[0.5, 0. ]])
     """
     n_rows, n_columns = matrix.shape
     if n_rows == n_columns:  # beside busy workers QR of a thousand rows takes ten times as long
-        return inverse_or_inf(matrix)
+        return compute_inverse_or_inf(matrix)
     orthonormal_factor, triangular_factor = np.linalg.qr(matrix)
     diagonal = np.abs(np.diag(triangular_factor))
     if n_rows < n_columns or diagonal.min(initial=np.inf) <= RANK_TOL * diagonal.max(initial=0):
@@ -259,10 +262,10 @@ def left_inverse(matrix: Floats) -> Floats:
     return np.asarray(np.linalg.solve(triangular_factor, orthonormal_factor.T))
 
 
-def inverse_or_inf(matrix: Floats) -> Floats:
+def compute_inverse_or_inf(matrix: Floats) -> Floats:
     """The inverse of a square matrix; all inf when it has none.
 
-    >>> inverse_or_inf(np.array([[2.0, 0.0], [0.0, 0.5]])).tolist(), inverse_or_inf(np.ones((1, 1)) - 1)
+    >>> compute_inverse_or_inf(np.array([[2.0, 0.0], [0.0, 0.5]])).tolist(), compute_inverse_or_inf(np.ones((1, 1)) - 1)
     ([[0.5, 0.0], [0.0, 2.0]], array([[inf]]))
     """
     try:

@@ -22,7 +22,11 @@ from polarmap.codes import tiling, transforms
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
 from polarmap.codes.linear_code import SystematicCode
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.polar_construction import RotationNetwork, make_rotation_network, sample_subsets
+from polarmap.codes.polar_construction import (
+    RotationButterflyNetwork,
+    generate_rotation_butterfly_network,
+    sample_subsets,
+)
 from polarmap.codes.real_decoders import (
     ImplicitSystematicDecoder,
     compute_max_amplification,
@@ -58,29 +62,29 @@ class RotationCode(PolarCode):
         """The seed of the rotation angles in use."""
         if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
-        return select_seed(self.n, self.k)
+        return select_rotation_seed(self.n, self.k)
 
     @cached_property
     def encoding_matrix(self) -> Array:
         """P, shape (n - k, k), float64."""
-        return compute_rotation_parity_matrix(self.network, self.k)
+        return compute_rotation_parity_matrix(self.butterfly_network, self.k)
 
-    def encoding_columns(self, block_indices: Indices) -> Array:
+    def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
         """The columns of P of some data blocks, by the butterflies."""
-        return compute_rotation_parity_matrix(self.network, self.k, block_indices)
+        return compute_rotation_parity_matrix(self.butterfly_network, self.k, block_indices)
 
-    def left_multiply(self, weights: Floats) -> Floats:
+    def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
         """Combinations (rows) of the parity blocks as they are made of data blocks, by the butterflies."""
         products = np.empty((len(weights), self.k))
 
         def multiply_rows(row_slice: slice) -> None:
             parity_weights = np.ascontiguousarray(weights[row_slice].T)
             products[row_slice] = transforms.apply_rotation_parity_adjoint(
-                parity_weights, self.network, self.k
+                parity_weights, self.butterfly_network, self.k
             ).T
 
         tiling.parallel_for(
-            multiply_rows, list(tiling.iter_column_tiles(len(weights), 3 * self.network.size, 8))
+            multiply_rows, list(tiling.iter_column_tiles(len(weights), 3 * self.butterfly_network.size, 8))
         )
         return products
 
@@ -90,7 +94,7 @@ class RotationCode(PolarCode):
             return super().make_decoder(arrived_mask, modular)
         return SyndromeDecoder(self, arrived_mask)
 
-    def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+    def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         sum_dtype, compiled = accumulator_dtype(out.dtype), tiling.load_compiled_transforms(blocks, out.dtype)
         max_dense_rows = (
             MAX_DENSE_ROWS if tiling.is_contiguous_array(blocks, sum_dtype) else MAX_DENSE_ROWS_GATHERED
@@ -101,14 +105,14 @@ class RotationCode(PolarCode):
         ):
             tiling.dense_matmul(self.encoding_matrix.astype(sum_dtype, copy=False), blocks, out)
         else:
-            tiling.encode_rotation_parity_tiled(self.network, blocks, out, compiled)
+            tiling.encode_rotation_parity_tiled(self.butterfly_network, blocks, out, compiled)
 
     @cached_property
     def _has_dense_parity_matrix(self) -> bool:
         """Whether there is a P, and not only the butterflies."""
         return has_dense_parity_matrix(self.n, self.k)
 
-    def prepare(self) -> None:
+    def precompute_encoding(self) -> None:
         """Choose the angles, which takes a few hundredths of a second."""
         _ = self.seed  # Reading the property makes the choice.
 
@@ -117,9 +121,11 @@ class RotationCode(PolarCode):
         return np.sort(np.broadcast_to(self.erasure, self.n))
 
     @cached_property
-    def network(self) -> RotationNetwork:
+    def butterfly_network(self) -> RotationButterflyNetwork:
         """The butterflies that P is made of."""
-        return normalize_network(make_rotation_network(self.n, self.k, self.seed), self.k)
+        return normalize_parity_row_sums(
+            generate_rotation_butterfly_network(self.n, self.k, self.seed), self.k
+        )
 
 
 class SyndromeDecoder(ImplicitSystematicDecoder):
@@ -134,7 +140,7 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
         batch_width = max(64, SYNDROME_BYTES // ((self.code.n - self.code.k) * sum_dtype.itemsize))
         for start in range(0, out.shape[1], batch_width):
             columns = slice(start, min(out.shape[1], start + batch_width))
-            with tiling.ignore_nonfinite():
+            with tiling.ignore_nonfinite_warnings():
                 decoded = tiling.matmul(pseudo_inverse, self._compute_syndrome(received, columns, sum_dtype))
             out[:, columns] = np.rint(decoded) if is_integer_dtype(out.dtype) else decoded
 
@@ -154,7 +160,7 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
         return syndrome
 
 
-def normalize_network(network: RotationNetwork, k: int) -> RotationNetwork:
+def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> RotationButterflyNetwork:
     """`network` with scale and shift such that every row of P sums to one.
 
     The mean of each row is removed first; the rest is scaled to unit norm, so that all parity
@@ -183,7 +189,7 @@ def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
 
 
 def compute_rotation_parity_matrix(
-    network: RotationNetwork, k: int, block_indices: Indices | None = None
+    network: RotationButterflyNetwork, k: int, block_indices: Indices | None = None
 ) -> Floats:
     """P, or its columns of some `block_indices` blocks, by transforming the identity tile by tile."""
     column_indices = np.arange(k) if block_indices is None else block_indices
@@ -201,7 +207,7 @@ def compute_rotation_parity_matrix(
 
 
 @lru_cache(maxsize=256)
-def select_seed(n: int, k: int) -> int:
+def select_rotation_seed(n: int, k: int) -> int:
     """The seed with the smallest worst amplification over patterns of exactly k arrivals."""
     patterns_by_n_data: dict[int, list[Indices]] = {}  # patterns, by how many data blocks have arrived
     for arrived_indices in sample_subsets(n, k, MAX_PATTERNS):
@@ -209,7 +215,7 @@ def select_seed(n: int, k: int) -> int:
     patterns = [np.stack(patterns_by_n_data[n_data]) for n_data in sorted(patterns_by_n_data)]
     best_seed, min_amplification = 0, inf
     for seed in range(N_SEEDS):
-        unscaled_matrix = compute_rotation_parity_matrix(make_rotation_network(n, k, seed), k)
+        unscaled_matrix = compute_rotation_parity_matrix(generate_rotation_butterfly_network(n, k, seed), k)
         scale, shift = compute_row_normalization(unscaled_matrix)
         parity_matrix, max_amplification = scale[:, None] * unscaled_matrix + shift[:, None], 0.0
         for arrived_indices in patterns:

@@ -35,12 +35,12 @@ class RowOperationBatch(NamedTuple):
     factor: int | npt.NDArray[np.int64]
 
 
-class RowProgram:
+class RowOperationProgram:
     """Steps on a table of which some rows are given and some are wanted; others are zero at first.
 
     >>> step = RowOperationBatch(np.array([2]), np.array([0]), np.array([1]), -1)
-    >>> difference, out = RowProgram([step], 4, np.arange(2), np.array([2])), np.empty((1, 1), int)
-    >>> difference.run(np.array([[7], [5]]), out)
+    >>> difference, out = RowOperationProgram([step], 4, np.arange(2), np.array([2])), np.empty((1, 1), int)
+    >>> difference.compute_output_rows(np.array([[7], [5]]), out)
     >>> out.tolist(), difference.operation_table.tolist()
     ([[2]], [[2, 0, 1, -1]])
     """
@@ -58,12 +58,14 @@ class RowProgram:
     @property
     def operation_table(self) -> npt.NDArray[np.int64]:
         """Target, first, second and factor of each operation that is of use, (count, 4)."""
-        return self._compact_program[0]
+        return self._compact_operations_and_n_rows[0]
 
     @cached_property
-    def _compact_program(self) -> tuple[npt.NDArray[np.int64], int]:
+    def _compact_operations_and_n_rows(self) -> tuple[npt.NDArray[np.int64], int]:
         """The same on a table of the rows in use, the given ones first, the wanted ones last; its height."""
-        batch_tables = [np.stack(np.broadcast_arrays(*batch), axis=1) for batch in self.needed_batches]
+        batch_tables = [
+            np.stack(np.broadcast_arrays(*batch), axis=1) for batch in self.batches_needed_for_output
+        ]
         operations = np.concatenate([np.empty((0, 4), np.int64), *batch_tables], dtype=np.int64)
         intermediate_mask = np.zeros(self.n_rows, bool)
         intermediate_mask[operations[:, :3]] = True
@@ -75,7 +77,7 @@ class RowProgram:
         return operations, len(used_rows)
 
     @cached_property
-    def needed_batches(self) -> list[RowOperationBatch]:
+    def batches_needed_for_output(self) -> list[RowOperationBatch]:
         """What of the steps the wanted rows depend on."""
         used_mask = np.zeros(self.n_rows, bool)
         used_mask[self.output_rows] = True
@@ -96,30 +98,30 @@ class RowProgram:
             needed.append(RowOperationBatch(target_rows, source_rows, addend_rows, factor))
         return needed[::-1]
 
-    def run(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        """Put what is wanted of `blocks`, which are given, into `out`."""
+    def compute_output_rows(self, input_blocks: tiling.FlatBlocks, out: Array) -> None:
+        """Put what is wanted of `input_blocks`, which are given, into `out`."""
         if out.shape[1] < MIN_WIDE_COLUMNS:
-            self._run_batched(blocks, out)
+            self._compute_by_batches(input_blocks, out)
         else:
-            self._run_row_by_row(blocks, out)
+            self._compute_row_by_row(input_blocks, out)
 
-    def _run_batched(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        sum_dtype = row_sum_dtype(out.dtype)
+    def _compute_by_batches(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+        sum_dtype = choose_row_sum_dtype(out.dtype)
 
         def run_tile(columns: slice) -> None:
             table = np.zeros((self.n_rows, columns.stop - columns.start), sum_dtype)
             table[self.input_rows] = tiling.gather_columns(blocks, columns, sum_dtype)
-            execute_operation_batches(self.needed_batches, table)
+            execute_operation_batches(self.batches_needed_for_output, table)
             out[:, columns] = table[self.output_rows]
 
         tiling.parallel_for(
             run_tile, list(tiling.iter_column_tiles(out.shape[1], self.n_rows, sum_dtype.itemsize))
         )
 
-    def _run_row_by_row(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        sum_dtype, (operations, n_rows) = row_sum_dtype(out.dtype), self._compact_program
+    def _compute_row_by_row(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+        sum_dtype, (operations, n_rows) = choose_row_sum_dtype(out.dtype), self._compact_operations_and_n_rows
         tile_width = max(tiling.TILE_BYTES // n_rows, MIN_TILE_ROW_BYTES) // sum_dtype.itemsize // 64 * 64
-        compiled = tiling.load_compiled_transforms_above(MIN_COMPILED_BYTES, blocks)
+        compiled = tiling.load_compiled_transforms_if_large(MIN_COMPILED_BYTES, blocks)
         execute = compiled.execute_row_operations if compiled else execute_row_operations
 
         def run_tile(columns: slice) -> None:
@@ -131,13 +133,13 @@ class RowProgram:
                 execute(tile, operations)
                 np.copyto(out[:, tile_columns], tile[n_rows - len(out) :], casting="unsafe")
 
-        tiling.parallel_for(run_tile, tiling.split_columns(out, tile_width))
+        tiling.parallel_for(run_tile, tiling.split_columns_for_cores(out, tile_width))
 
 
-def row_sum_dtype(dtype: DType) -> DType:
+def choose_row_sum_dtype(dtype: DType) -> DType:
     """The dtype in which sums of `dtype` are added up: of integers the signed one, which wraps alike.
 
-    >>> row_sum_dtype(np.dtype("u2")), row_sum_dtype(np.dtype("f4"))
+    >>> choose_row_sum_dtype(np.dtype("u2")), choose_row_sum_dtype(np.dtype("f4"))
     (dtype('int16'), dtype('float64'))
     """
     return np.dtype(f"i{dtype.itemsize}") if is_integer_dtype(dtype) else accumulator_dtype(dtype)
@@ -156,7 +158,7 @@ def execute_operation_batches(batches: Sequence[RowOperationBatch], table: Array
             table[target_rows] = table[source_rows]
 
 
-def execute_operation_batches_adjoint(batches: Sequence[RowOperationBatch], table: Array) -> None:
+def execute_adjoint_operation_batches(batches: Sequence[RowOperationBatch], table: Array) -> None:
     """The transpose of `execute_operation_batches`, in place: what each wanted row is made of, the last step
     first.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar_construction import SplitMix64, sample_subsets
-from polarmap.codes.real_decoders import left_inverse
+from polarmap.codes.real_decoders import compute_left_inverse
 from polarmap.dtypes import Floats, Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_positive_number
@@ -228,7 +228,7 @@ def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
         return _make_random_generator_matrix(n, k, n_colluders, 0)
     arrival_patterns = sample_subsets(n, k + n_colluders, MAX_PATTERNS)
 
-    def max_amplification(generator_matrix: Floats) -> float:
+    def compute_max_amplification(generator_matrix: Floats) -> float:
         return max(
             _compute_amplification(generator_matrix, k, arrived_indices)
             for arrived_indices in arrival_patterns
@@ -236,7 +236,7 @@ def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
 
     return min(
         (_make_random_generator_matrix(n, k, n_colluders, seed) for seed in range(N_SEEDS)),
-        key=max_amplification,
+        key=compute_max_amplification,
     )
 
 
@@ -255,4 +255,4 @@ def _make_random_generator_matrix(n: int, k: int, n_colluders: int, seed: int) -
 
 
 def _compute_amplification(generator_matrix: Floats, k: int, arrived_indices: Indices) -> float:
-    return float(np.linalg.norm(left_inverse(generator_matrix[arrived_indices])[:k], axis=1).max())
+    return float(np.linalg.norm(compute_left_inverse(generator_matrix[arrived_indices])[:k], axis=1).max())

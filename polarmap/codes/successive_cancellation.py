@@ -18,21 +18,21 @@ from functools import cached_property
 import numpy as np
 
 from polarmap.codes import transforms
-from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ReceivedBlocks, WeightSupport
+from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ReceivedBlocks, WeightMasks
 from polarmap.codes.modular_decoders import (
-    find_independent_rows,
+    compute_null_space_gf2,
+    find_independent_rows_gf2,
     invert_mod64,
-    null_space_gf2,
-    pack_rows,
-    reduce_row,
+    pack_rows_gf2,
+    reduce_row_gf2,
 )
 from polarmap.codes.polar_construction import SplitMix64
 from polarmap.codes.real_decoders import ImplicitSystematicDecoder
 from polarmap.codes.row_program import (
     RowOperationBatch,
-    RowProgram,
+    RowOperationProgram,
+    execute_adjoint_operation_batches,
     execute_operation_batches,
-    execute_operation_batches_adjoint,
 )
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype
 
@@ -58,7 +58,7 @@ class CancellationTracker:
         self._known_mask = np.zeros((n_levels, *zero_input_mask.shape), dtype=bool)
         self._n_undetermined = int(zero_input_mask.size - zero_input_mask.sum())
 
-    def add(self, position: int) -> bool:
+    def add_known_position(self, position: int) -> bool:
         """Note that `position` is known; True when every unfrozen input is."""
         node, transform_index = divmod(position, self._zero_input_mask.shape[1])
         half = len(self._zero_input_mask) // 2
@@ -88,21 +88,23 @@ class CancellationProgram:
         self.operation_batches: list[RowOperationBatch] = []
         self.n_inactivated = 0
         self.zero_row = 2 * zero_input_mask.size
-        self._decode_node(0, zero_input_mask.size, zero_input_mask, known_mask)
+        self._append_node_operations(0, zero_input_mask.size, zero_input_mask, known_mask)
 
-    def _decode_node(self, first_row: int, scratch_row: int, zero_input_mask: Mask, known_mask: Mask) -> None:
+    def _append_node_operations(
+        self, first_row: int, first_scratch_row: int, zero_input_mask: Mask, known_mask: Mask
+    ) -> None:
         """Append the steps that complete the node stored in rows row..row+known.size, of all butterflies."""
         if known_mask.all():
             return
         node_rows = first_row + np.arange(known_mask.size).reshape(known_mask.shape)
         if len(known_mask) == 1 or zero_input_mask.all() or not zero_input_mask.any():
-            self._resolve_constituents(
+            self._assign_constituent_rows(
                 node_rows[~known_mask & zero_input_mask], node_rows[~known_mask & ~zero_input_mask]
             )
             return
         half = len(known_mask) // 2
         upper, lower = node_rows[:half], node_rows[half:]
-        minus_rows = scratch_row + node_rows[:half] - first_row
+        minus_rows = first_scratch_row + node_rows[:half] - first_row
         upper_known, lower_known = known_mask[:half], known_mask[half:]
 
         def append_batch(
@@ -115,21 +117,23 @@ class CancellationProgram:
 
         both_known = upper_known & lower_known
         append_batch(both_known, minus_rows, upper, lower, -1)
-        self._decode_node(scratch_row, scratch_row + minus_rows.size, zero_input_mask[:half], both_known)
+        self._append_node_operations(
+            first_scratch_row, first_scratch_row + minus_rows.size, zero_input_mask[:half], both_known
+        )
         append_batch(upper_known & ~lower_known, lower, upper, minus_rows, -1)
-        self._decode_node(
+        self._append_node_operations(
             first_row + lower.size,
-            scratch_row + minus_rows.size,
+            first_scratch_row + minus_rows.size,
             zero_input_mask[half:],
             upper_known | lower_known,
         )
         append_batch(~upper_known, upper, lower, minus_rows, +1)
 
-    def _resolve_constituents(self, zero_rows: Indices, free_rows: Indices) -> None:
+    def _assign_constituent_rows(self, frozen_rows: Indices, free_rows: Indices) -> None:
         """Rows of nodes with all inputs frozen become zero, with none variables: as good as their inputs."""
         inactivated_rows = self.zero_row + 1 + self.n_inactivated + np.arange(len(free_rows))
         for target_rows, source_rows in (
-            (zero_rows, np.full(len(zero_rows), self.zero_row)),
+            (frozen_rows, np.full(len(frozen_rows), self.zero_row)),
             (free_rows, inactivated_rows),
         ):
             if len(target_rows):
@@ -164,46 +168,51 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         """Recovered = weights @ received modulo 2^64, (missing, arrived); None unless `modular`."""
         return self._compute_weights(np.int64).view(np.uint64) if self.modular else None
 
-    def compute_modular_checks(self) -> UInt64Array | None:
+    def compute_modular_check_matrix(self) -> UInt64Array | None:
         """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived); None unless `modular`."""
-        return self._modular_checks if self.modular else None
+        return self._modular_check_matrix if self.modular else None
 
     @cached_property
-    def _modular_checks(self) -> UInt64Array:
+    def _modular_check_matrix(self) -> UInt64Array:
         """Of C x, for x as it is recovered."""
         check_coefficients = np.zeros((self._zero_input_mask.size, N_RANDOM_CHECKS), np.int64)
         uniforms = SplitMix64(self.code.n, self.code.k).random(
             len(self._zero_input_indices) * N_RANDOM_CHECKS
         )
         check_coefficients[self._zero_input_indices] = uniforms.reshape(-1, N_RANDOM_CHECKS) < 0.5
-        combinations = self._apply_transform(check_coefficients, inverse=True, transpose=True)
-        checks = np.ascontiguousarray(self._apply_adjoint(self.operation_batches, combinations).T)
-        return checks[find_independent_rows(checks)[:MAX_MODULAR_CHECKS]].view(np.uint64)
+        combinations = self._apply_arikan_transform(check_coefficients, inverse=True, transpose=True)
+        checks = np.ascontiguousarray(self._apply_adjoint_operations(self.operation_batches, combinations).T)
+        return checks[find_independent_rows_gf2(checks)[:MAX_MODULAR_CHECKS]].view(np.uint64)
 
-    def _compute_weight_support(self, dtype: DType) -> WeightSupport:
+    def _compute_weight_masks(self, dtype: DType) -> WeightMasks:
         """The same without the weights: numbers drawn at random tell what these would."""
         if not (self.modular and is_integer_dtype(dtype) and len(self.missing_indices)):
-            return super()._compute_weight_support(dtype)
+            return super()._compute_weight_masks(dtype)
         random_stream = SplitMix64(self.code.k, self.code.n)
         n_missing, n_words = len(self.missing_indices), -(-len(self.missing_indices) // 64)
         combinations = np.zeros((self._zero_input_mask.size, 1), np.int64)
         combinations[self._positions[self.missing_indices], 0] = random_stream.integers(n_missing)
-        used_mask = self._apply_adjoint(self._row_program.needed_batches, combinations)[:, 0] != 0
+        used_mask = (
+            self._apply_adjoint_operations(self._row_program.batches_needed_for_output, combinations)[:, 0]
+            != 0
+        )
         random_inputs, random_outputs = (
             random_stream.integers(len(self.arrived_indices)),
             np.empty((n_missing, 1), np.int64),
         )
-        self._row_program.run(random_inputs[:, np.newaxis], random_outputs)
+        self._row_program.compute_output_rows(random_inputs[:, np.newaxis], random_outputs)
         bit_table = np.zeros((self._zero_input_mask.size, 8 * n_words), np.uint8)
         bit_table[self._positions[self.missing_indices]] = np.packbits(
             np.eye(n_missing, 64 * n_words, dtype=bool), axis=1
         )
         weight_parities = np.unpackbits(
-            self._apply_adjoint(self._row_program.needed_batches, bit_table.view(np.uint64)).view(np.uint8),
+            self._apply_adjoint_operations(
+                self._row_program.batches_needed_for_output, bit_table.view(np.uint64)
+            ).view(np.uint8),
             axis=1,
             count=n_missing,
         )
-        return WeightSupport(
+        return WeightMasks(
             used_mask, ~np.isin(random_outputs[:, 0], random_inputs), weight_parities.T.astype(bool)
         )
 
@@ -212,11 +221,13 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         if not is_integer_dtype(out.dtype):
             super().decode_into(received, out)
             return
-        self._row_program.run([received[block_index] for block_index in self.arrived_indices.tolist()], out)
+        self._row_program.compute_output_rows(
+            [received[block_index] for block_index in self.arrived_indices.tolist()], out
+        )
 
     @cached_property
-    def _row_program(self) -> RowProgram:
-        return RowProgram(
+    def _row_program(self) -> RowOperationProgram:
+        return RowOperationProgram(
             self.operation_batches,
             self._n_rows,
             self._received_positions,
@@ -230,19 +241,21 @@ class InactivationDecoder(ImplicitSystematicDecoder):
             wanted_positions = self._positions[self.missing_indices[start : start + COLUMNS_PER_PASS]]
             combinations = np.zeros((self._zero_input_mask.size, len(wanted_positions)), dtype)
             combinations[wanted_positions, np.arange(len(wanted_positions))] = 1
-            weights[start : start + COLUMNS_PER_PASS] = self._apply_adjoint(
-                self._row_program.needed_batches, combinations
+            weights[start : start + COLUMNS_PER_PASS] = self._apply_adjoint_operations(
+                self._row_program.batches_needed_for_output, combinations
             ).T
         return weights
 
-    def _apply_adjoint(self, batches: list[RowOperationBatch], combinations: Array) -> Array:
+    def _apply_adjoint_operations(
+        self, batches: list[RowOperationBatch], combination_columns: Array
+    ) -> Array:
         """What combinations (columns) of all leaves are made of: of each result that arrived, how much.
 
-        Of `execute_operation_batches_adjoint`'s bits, whether it is odd.
+        Of `execute_adjoint_operation_batches`'s bits, whether it is odd.
         """
-        table = np.zeros((self._n_rows, combinations.shape[1]), combinations.dtype)
-        table[: len(combinations)] = combinations
-        execute_operation_batches_adjoint(batches, table)
+        table = np.zeros((self._n_rows, combination_columns.shape[1]), combination_columns.dtype)
+        table[: len(combination_columns)] = combination_columns
+        execute_adjoint_operation_batches(batches, table)
         return table[self._received_positions]
 
     @cached_property
@@ -274,7 +287,7 @@ class InactivationDecoder(ImplicitSystematicDecoder):
             half *= 2
         pivot_inputs = self._zero_input_indices[self._pivot_check_indices]
         solution_weights, syndrome_rows = (
-            -invert_mod64(self._compute_inactive_checks(np.int64, pivot_inputs)).view(np.int64),
+            -invert_mod64(self._compute_checks_on_inactivated_inputs(np.int64, pivot_inputs)).view(np.int64),
             scratch_rows[pivot_inputs],
         )
         for diagonal in range(n_inactivated):  # a diagonal at a time, of which no two read one row
@@ -289,9 +302,9 @@ class InactivationDecoder(ImplicitSystematicDecoder):
             )
         return result + batches
 
-    def find_codewords_on_erasures(self) -> Mask:
+    def find_codewords_supported_on_erasures(self) -> Mask:
         """Independent codewords modulo 2 that vanish on all that arrived, (deficit, n)."""
-        null_vectors = null_space_gf2(self._inactive_checks_gf2)
+        null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
         return np.asarray(
             self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))[self._positions].T & 1, bool
         )
@@ -299,20 +312,22 @@ class InactivationDecoder(ImplicitSystematicDecoder):
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
         """Which of the equations determine the variables."""
-        return find_independent_rows(self._inactive_checks_gf2)
+        return find_independent_rows_gf2(self._inactivated_input_checks_gf2)
 
     @cached_property
-    def _inactive_checks_gf2(self) -> Array:
+    def _inactivated_input_checks_gf2(self) -> Array:
         """C V modulo 2, (frozen inputs, variables)."""
-        return self._compute_inactive_checks(np.int8, self._zero_input_indices) & 1
+        return self._compute_checks_on_inactivated_inputs(np.int8, self._zero_input_indices) & 1
 
-    def _compute_inactive_checks(self, dtype: type[np.signedinteger], input_indices: Indices) -> Array:
+    def _compute_checks_on_inactivated_inputs(
+        self, dtype: type[np.signedinteger], input_indices: Indices
+    ) -> Array:
         """Rows of C V modulo 2^bits of `dtype`, (rows, variables)."""
         unit_vectors = np.eye(self._cancellation_program.n_inactivated, dtype=dtype)
         checks = np.empty((len(input_indices), len(unit_vectors)), dtype)
         for start in range(0, len(unit_vectors), COLUMNS_PER_PASS):
             columns = slice(start, start + COLUMNS_PER_PASS)
-            checks[:, columns] = self._apply_transform(
+            checks[:, columns] = self._apply_arikan_transform(
                 self._propagate_inactivated_inputs(unit_vectors[:, columns]), inverse=True
             )[input_indices]
         return checks
@@ -324,9 +339,9 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         execute_operation_batches(self._cancellation_program.operation_batches, table)
         return table[: self._zero_input_mask.size]
 
-    def _apply_transform(self, table: Array, **options: bool) -> Array:
+    def _apply_arikan_transform(self, table: Array, **options: bool) -> Array:
         """The butterflies, as kernels.arikan, of columns of leaves, in place."""
-        transforms.arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
+        transforms.apply_arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
         return table
 
     @cached_property
@@ -340,7 +355,7 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         return self._cancellation_program.zero_row + 1 + self._cancellation_program.n_inactivated
 
 
-class RankTracker:
+class ModularDecodabilityTracker:
     """Whether arrivals determine all n blocks modulo 2^64, looked at once: from the k-th on it is kept up.
 
     make_decoder : what it is of a mask of arrivals.
@@ -358,9 +373,11 @@ class RankTracker:
         if self._n_until_threshold > 0:
             return False
         if self._n_until_threshold == 0:
-            self._unresolved_codewords = self._make_decoder(self._arrived_mask).find_codewords_on_erasures()
-        elif reduced_column := reduce_row(
-            pack_rows(self._unresolved_codewords[:, [block_index]].T)[0], self._arrived_basis
+            self._unresolved_codewords = self._make_decoder(
+                self._arrived_mask
+            ).find_codewords_supported_on_erasures()
+        elif reduced_column := reduce_row_gf2(
+            pack_rows_gf2(self._unresolved_codewords[:, [block_index]].T)[0], self._arrived_basis
         ):
             self._arrived_basis[reduced_column.bit_length()] = reduced_column
         return len(self._arrived_basis) == len(self._unresolved_codewords)
@@ -386,4 +403,6 @@ class SuccessiveCancellationDecoder(InactivationDecoder):
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Replay the steps on the blocks."""
-        self._row_program.run([received[block_index] for block_index in self.arrived_indices.tolist()], out)
+        self._row_program.compute_output_rows(
+            [received[block_index] for block_index in self.arrived_indices.tolist()], out
+        )

@@ -70,7 +70,7 @@ class SymmetricProductCode(SystematicCode):
         return full_coordinates[full_coordinates[:, 0] <= full_coordinates[:, 1]]
 
     @cached_property
-    def grid_blocks(self) -> Indices:
+    def block_and_transpose_indices(self) -> Indices:
         """The numbers on the whole grid of a block and of its transpose, (n, 2)."""
         rows, columns = self.grid_coordinates.T
         return np.stack(
@@ -81,8 +81,8 @@ class SymmetricProductCode(SystematicCode):
     def encoding_matrix(self) -> Floats:
         """Parity from data, (n - k, k), of the symmetric parts x_ij + x_ji."""
         data_blocks, parity_rows = (
-            self.grid_blocks[: self.k],
-            self.grid_blocks[self.k :, 0] - self.full_grid.k,
+            self.block_and_transpose_indices[: self.k],
+            self.block_and_transpose_indices[self.k :, 0] - self.full_grid.k,
         )
         full_parity_matrix = self.full_grid.encoding_matrix[parity_rows]
         return np.asarray(
@@ -107,7 +107,7 @@ class SymmetricProductDecoder(SystematicDecoder):
     def __init__(self, code: SymmetricProductCode, arrived_mask: Mask) -> None:
         super().__init__(code, arrived_mask)
         grid_mask = np.zeros(code.full_grid.n, bool)
-        grid_mask[code.grid_blocks[arrived_mask]] = True
+        grid_mask[code.block_and_transpose_indices[arrived_mask]] = True
         self._grid_decoder = code.full_grid.make_decoder(grid_mask, modular=False)
 
     @cached_property
@@ -121,10 +121,10 @@ class SymmetricProductDecoder(SystematicDecoder):
 
         The entries of a block and of its transpose have errors of their own.
         """
-        squared_weights = self._grid_decoder.weights[self._grid_rows] ** 2
+        squared_weights = self._grid_decoder.weights[self._full_grid_row_indices] ** 2
         squared_by_block = np.zeros((len(squared_weights), self.code.full_grid.n))
         squared_by_block[:, self._grid_decoder.arrived_indices] = squared_weights
-        block_positions, transpose_positions = self.code.grid_blocks[self.arrived_indices].T
+        block_positions, transpose_positions = self.code.block_and_transpose_indices[self.arrived_indices].T
         return np.asarray(
             np.sqrt(
                 squared_by_block[:, block_positions]
@@ -133,11 +133,12 @@ class SymmetricProductDecoder(SystematicDecoder):
         )
 
     @property
-    def _grid_rows(self) -> Indices:
+    def _full_grid_row_indices(self) -> Indices:
         """The rows that recover our missing blocks among those of the whole grid."""
         return np.asarray(
             np.searchsorted(
-                self._grid_decoder.missing_indices, self.code.grid_blocks[self.missing_indices, 0]
+                self._grid_decoder.missing_indices,
+                self.code.block_and_transpose_indices[self.missing_indices, 0],
             )
         )
 
@@ -145,26 +146,26 @@ class SymmetricProductDecoder(SystematicDecoder):
         """The missing data blocks (len(missing), b) from the flat square blocks that arrived."""
         grid_blocks = {}
         for block_index in self.arrived_indices.tolist():
-            block_position, transpose_position = self.code.grid_blocks[block_index].tolist()
-            grid_blocks[transpose_position] = conjugate_transpose(
+            block_position, transpose_position = self.code.block_and_transpose_indices[block_index].tolist()
+            grid_blocks[transpose_position] = conjugate_transpose_flat_block(
                 received[block_index], self.code.n_block_rows
             )
             grid_blocks[block_position] = received[block_index]
-        return self._grid_decoder.decode(grid_blocks, dtype)[self._grid_rows]
+        return self._grid_decoder.decode(grid_blocks, dtype)[self._full_grid_row_indices]
 
-    def compute_check_operands(self, received: ReceivedBlocks) -> ReceivedBlocks:
+    def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
         """x + x' of each block x that arrived: twice its symmetric part."""
         return {
-            block_index: block + conjugate_transpose(block, self.code.n_block_rows)
+            block_index: block + conjugate_transpose_flat_block(block, self.code.n_block_rows)
             for block_index, block in received.items()
         }
 
 
-def conjugate_transpose(block: Array, n_block_rows: int | None = None) -> Array:
+def conjugate_transpose_flat_block(block: Array, n_block_rows: int | None = None) -> Array:
     """The conjugate transpose of a flat block of so many rows and columns; of one of numbers without
     `n_block_rows`.
 
-    >>> conjugate_transpose(np.array([1, 2j, 3, 4]))
+    >>> conjugate_transpose_flat_block(np.array([1, 2j, 3, 4]))
     array([1.-0.j, 3.-0.j, 0.-2.j, 4.-0.j])
     """
     n_block_rows = n_block_rows or isqrt(block.size)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.codes import transforms
-from polarmap.codes.polar_construction import RotationNetwork
+from polarmap.codes.polar_construction import RotationButterflyNetwork
 from polarmap.dtypes import Array, DType, Floats, accumulator_dtype, real_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.environment import count_available_cores
@@ -63,7 +63,7 @@ def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]
         yield slice(start, min(width, start + tile_width))
 
 
-def split_columns(out: Array, min_columns: int = 512) -> list[slice]:
+def split_columns_for_cores(out: Array, min_columns: int = 512) -> list[slice]:
     """Column slices of `out`, a few for each core, so that a busy core can leave some to another."""
     width = out.shape[1]
     slice_width = max(min_columns, -(-width // (4 * count_available_cores()) // 512) * 512)
@@ -88,7 +88,7 @@ def parallel_for(
     """
 
     def work_ignoring_nonfinite(columns: slice) -> None:
-        with ignore_nonfinite():
+        with ignore_nonfinite_warnings():
             work(columns)
 
     n_threads = min(count_available_cores(), len(slices) // min_slices_per_core)
@@ -101,7 +101,7 @@ def parallel_for(
             future.result()
 
 
-def ignore_nonfinite() -> np.errstate:
+def ignore_nonfinite_warnings() -> np.errstate:
     """No warnings for inf - inf: NaN and inf in blocks pass on into their sums, as they should."""
     return np.errstate(invalid="ignore", over="ignore")
 
@@ -109,7 +109,7 @@ def ignore_nonfinite() -> np.errstate:
 def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
     """out = matrix @ rows through BLAS: rows of one array as they lie, others gathered tile by tile."""
     if out.dtype == matrix.dtype and is_contiguous_array(rows, out.dtype):
-        with ignore_nonfinite():
+        with ignore_nonfinite_warnings():
             matmul(matrix, rows, out)
         return
 
@@ -165,7 +165,7 @@ def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
 
 
 def encode_rotation_parity_tiled(
-    network: RotationNetwork, rows: FlatBlocks, out: Array, compiled: ModuleType | None = None
+    network: RotationButterflyNetwork, rows: FlatBlocks, out: Array, compiled: ModuleType | None = None
 ) -> None:
     """out = the parity rows by two butterflies, those of `compiled` (polarmap.codes.transforms_numba) or
     numpy's.
@@ -179,7 +179,7 @@ def encode_rotation_parity_tiled(
             network.scale,
             network.shift,
         )
-        run_compiled(compiled.encode_rotation_parity, rows, out, *network_arrays)
+        run_compiled_loop(compiled.encode_rotation_parity, rows, out, *network_arrays)
         return
     sum_dtype = accumulator_dtype(out.dtype)
 
@@ -194,7 +194,7 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
     compiled = load_compiled_transforms(rows, out.dtype)
     if compiled is not None:
         n_outputs, n_inputs = weights.shape
-        run_compiled(
+        run_compiled_loop(
             compiled.combine_rows, rows, out, np.pad(weights, ((0, -n_outputs % 4), (0, -n_inputs % 4)))
         )
     else:
@@ -206,13 +206,13 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
     float64.
     """
     return (
-        load_compiled_transforms_above(MIN_COMPILED_BYTES, rows)
+        load_compiled_transforms_if_large(MIN_COMPILED_BYTES, rows)
         if accumulator_dtype(dtype) == np.float64
         else None
     )
 
 
-def load_compiled_transforms_above(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
+def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
     """polarmap.codes.transforms_numba, if numba is there and `rows` have `min_bytes` bytes."""
     if sum(row.nbytes for row in rows) < min_bytes or find_spec("numba") is None:
         return None
@@ -221,20 +221,23 @@ def load_compiled_transforms_above(min_bytes: int, rows: FlatBlocks) -> ModuleTy
     return transforms_numba
 
 
-def run_compiled(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, *operands: Array) -> None:
+def run_compiled_loop(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, *operands: Array) -> None:
     """`compiled_loop` over all columns of `out`, which read and write contiguous float64 only."""
     width = out.shape[1]
-    if out.dtype == np.float64 and all(_is_plain_float64(row) and row.size == width for row in rows):
-        row_addresses = _row_addresses(rows)
+    if out.dtype == np.float64 and all(_is_contiguous_float64(row) and row.size == width for row in rows):
+        row_addresses = _get_row_addresses(rows)
         parallel_for(
             lambda columns: compiled_loop(row_addresses, out, columns.start, columns.stop, *operands),
-            split_columns(out),
+            split_columns_for_cores(out),
         )
     else:
-        parallel_for(partial(_run_converted, compiled_loop, rows, out, operands), split_columns(out))
+        parallel_for(
+            partial(_run_loop_on_float64_copies, compiled_loop, rows, out, operands),
+            split_columns_for_cores(out),
+        )
 
 
-def _run_converted(
+def _run_loop_on_float64_copies(
     compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, operands: tuple[Array, ...], columns: slice
 ) -> None:
     chunk_width = max(128, CONVERSION_CHUNK_BYTES // (8 * len(rows)) // 128 * 128)
@@ -243,22 +246,22 @@ def _run_converted(
         chunk = slice(start, min(columns.stop, start + chunk_width))
         width = chunk.stop - chunk.start
         gather_columns(rows, chunk, np.float64, tile[:, :width])
-        compiled_loop(_row_addresses(tile), products, 0, width, *operands)
+        compiled_loop(_get_row_addresses(tile), products, 0, width, *operands)
         out[:, chunk] = products[:, :width]
 
 
-def _is_plain_float64(row: Array) -> bool:
+def _is_contiguous_float64(row: Array) -> bool:
     return row.dtype == np.float64 and row.flags.c_contiguous and row.flags.aligned
 
 
-def _row_addresses(rows: FlatBlocks) -> npt.NDArray[np.int64]:
+def _get_row_addresses(rows: FlatBlocks) -> npt.NDArray[np.int64]:
     """Where each row starts."""
     if isinstance(rows, np.ndarray):
         return rows.ctypes.data + rows.strides[0] * np.arange(len(rows))
     return np.array([row.ctypes.data for row in rows])
 
 
-def check_blocks(blocks: FlatBlocks, k: int, code: object) -> None:
+def check_flat_blocks(blocks: FlatBlocks, k: int, code: object) -> None:
     """CodeError unless `blocks` are k flat blocks of one size and dtype, as `code` wants them."""
     if len(blocks) != k:
         raise CodeError(f"{code!r} encodes {k} blocks, not {len(blocks)}")

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polarmap.codes.polar_construction import RotationNetwork
+from polarmap.codes.polar_construction import RotationButterflyNetwork
 from polarmap.dtypes import Array, Floats
 
 DENSE_BASE_SIZE = 64  # rows of a butterfly whose matrix is formed
 
 
-def arikan_transform(x: Array, *, inverse: bool = False, transpose: bool = False) -> Array:
+def apply_arikan_transform(x: Array, *, inverse: bool = False, transpose: bool = False) -> Array:
     """x <- T x in place, T the butterfly of [[1, 1], [0, 1]]; exact (and wrapping) for integers.
 
     `inverse`: that of T, the same butterfly with differences. `transpose`: T', or its inverse.
 
-    >>> sums = arikan_transform(np.array([[1], [2], [3], [4]]))
-    >>> sums.ravel().tolist(), arikan_transform(sums, inverse=True).ravel().tolist()
+    >>> sums = apply_arikan_transform(np.array([[1], [2], [3], [4]]))
+    >>> sums.ravel().tolist(), apply_arikan_transform(sums, inverse=True).ravel().tolist()
     ([10, 6, 7, 4], [1, 2, 3, 4])
     """
     half, target_index, combine = 1, int(transpose), np.subtract if inverse else np.add
@@ -33,19 +33,19 @@ def arikan_transform(x: Array, *, inverse: bool = False, transpose: bool = False
     return x
 
 
-def arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Floats:
+def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Floats:
     """Sums of absolute coefficients of T diag(inputs) inverse(T), row by row, of some columns.
 
     By halves it is [[M(d0), M(d1 - d0)], [0, M(d1)]], diagonal where d is all the same; of polarized inputs
     most halves are like others.
 
-    >>> arikan_abs_row_sums(np.array([[0.0], [1], [1], [2]]), np.ones((4, 1))).ravel().tolist()
+    >>> compute_arikan_abs_row_sums(np.array([[0.0], [1], [1], [2]]), np.ones((4, 1))).ravel().tolist()
     [2.0, 2.0, 2.0, 2.0]
     """
     size = min(len(diagonal), DENSE_BASE_SIZE)
     transform, inverse_transform = (
-        arikan_transform(np.eye(size)),
-        arikan_transform(np.eye(size), inverse=True),
+        apply_arikan_transform(np.eye(size)),
+        apply_arikan_transform(np.eye(size), inverse=True),
     )
     cache: dict[bytes, Floats] = {}
 
@@ -84,31 +84,31 @@ def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
     return x
 
 
-def encode_rotation_parity(data: Array, network: RotationNetwork) -> Array:
-    """The r parity rows of k data rows (any real floating dtype), as `RotationNetwork` describes."""
+def encode_rotation_parity(data: Array, network: RotationButterflyNetwork) -> Array:
+    """The r parity rows of k data rows (any real floating dtype), as `RotationButterflyNetwork` describes."""
     padded = np.zeros((len(network.input_rotations) * network.size, data.shape[1]), data.dtype)
     padded[: len(data)] = data
-    group_sum = apply_butterfly_stages(padded, network.input_matrices)
-    parity = apply_butterfly_stages(group_sum[network.permutations.reshape(-1)], network.output_matrices)[
-        network.kept_rows
-    ]
+    group_sum = apply_butterfly_stages(padded, network.input_stage_matrices)
+    parity = apply_butterfly_stages(
+        group_sum[network.permutations.reshape(-1)], network.output_stage_matrices
+    )[network.kept_rows]
     parity *= network.scale[:, None].astype(data.dtype)
     parity += network.shift[:, None].astype(data.dtype) * data.sum(axis=0)
     return parity
 
 
-def apply_rotation_parity_adjoint(parity: Array, network: RotationNetwork, k: int) -> Array:
+def apply_rotation_parity_adjoint(parity: Array, network: RotationButterflyNetwork, k: int) -> Array:
     """P' of r rows, (k, width): the steps of `encode_rotation_parity` transposed, the last first."""
     width = parity.shape[1]
     stacked = np.zeros((network.permutations.size, width), parity.dtype)
     stacked[network.kept_rows] = network.scale[:, None] * parity
-    groups = apply_butterfly_stages(stacked, _transpose_stages(network.output_matrices)).reshape(
+    groups = apply_butterfly_stages(stacked, _transpose_stages(network.output_stage_matrices)).reshape(
         -1, network.size, width
     )
     group_sum = np.zeros((network.size, width), parity.dtype)
     for group, permutation in zip(groups, network.permutations, strict=True):
         group_sum[permutation] += group
-    data = apply_butterfly_stages(group_sum, _transpose_stages(network.input_matrices))[:k]
+    data = apply_butterfly_stages(group_sum, _transpose_stages(network.input_stage_matrices))[:k]
     return np.asarray(data + network.shift @ parity)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from polarmap.blocks.coded import CodedData
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder
-from polarmap.codes.tiling import ignore_nonfinite
+from polarmap.codes.tiling import ignore_nonfinite_warnings
 from polarmap.driver.function_properties import FunctionProperty
 from polarmap.driver.local_evaluation import LocalEvaluation, copy_block
 from polarmap.driver.options import MapOptions
@@ -315,7 +315,7 @@ class DecodingCollector(Collector):
         leaf_types = get_leaf_types(self.result_structure)
         for leaf_index, dtype in enumerate(self.result_dtypes()):
             received = self.get_flat_results(leaf_index)
-            with ignore_nonfinite():
+            with ignore_nonfinite_warnings():
                 blocks = decoder.decode(received, dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.codes import modular_decoders
-from polarmap.codes.block_prediction import BlockPredictor, make_block_predictor
-from polarmap.codes.error_detection import rounding_level
+from polarmap.codes.block_prediction import MissingBlockPredictor, make_missing_block_predictor
+from polarmap.codes.error_detection import estimate_relative_rounding_error
 from polarmap.codes.polar import PolarCode
 from polarmap.driver.coded_collector import CodedCollector
 from polarmap.driver.decoding_collector import DecodingCollector, get_leaf_types
@@ -57,7 +57,7 @@ def estimate_results(collector: DecodingCollector) -> Estimate:
         )
         for result_dtype in dtypes
     )
-    predictor = make_block_predictor(code, arrived_mask, precision)
+    predictor = make_missing_block_predictor(code, arrived_mask, precision)
     if len(predictor.missing_indices) and collector.undecodable_reason:
         raise CodeError(f"a result is missing and cannot be estimated: {collector.undecodable_reason}")
     errors, error_p90 = np.zeros(code.k), 0.0
@@ -94,15 +94,17 @@ def estimate_results(collector: DecodingCollector) -> Estimate:
 
 
 def _compute_error_p90(
-    predictor: BlockPredictor, received: Array, expected_errors: list[float], k: int
+    predictor: MissingBlockPredictor, received: Array, expected_errors: list[float], k: int
 ) -> float:
     """The relative error of all k blocks together that nine in ten orders stay below."""
     joint_error = float(np.linalg.norm(expected_errors)) / float(np.sqrt(k))
-    return joint_error and joint_error * predictor.compute_error_ratio_p90(_to_normalized_reals(received))
+    return joint_error and joint_error * predictor.estimate_error_to_std_ratio_p90(
+        _to_normalized_reals(received)
+    )
 
 
 def _compute_expected_errors(
-    collector: DecodingCollector, predictor: BlockPredictor, received: Array, dtype: DType
+    collector: DecodingCollector, predictor: MissingBlockPredictor, received: Array, dtype: DType
 ) -> list[float]:
     """The relative error to expect of each missing block; 0.0 for what is determined within rtol."""
     rounding_errors = np.linalg.norm(predictor.weights, axis=1)
@@ -112,7 +114,7 @@ def _compute_expected_errors(
         rounding_errors *= machine_epsilon(collector.get_precision_dtype(dtype))
         rounding_errors[rounding_errors <= collector.rtol(dtype)] = 0.0
     relative_scatter = _compute_relative_scatter(predictor, received)
-    if relative_scatter <= rounding_level(collector.get_precision_dtype(dtype)):
+    if relative_scatter <= estimate_relative_rounding_error(collector.get_precision_dtype(dtype)):
         relative_scatter = np.inf  # rounding is not scatter: nothing tells
     expected_errors: list[float] = np.multiply(
         predictor.error_stds, relative_scatter, out=rounding_errors, where=predictor.error_stds > 0
@@ -120,7 +122,7 @@ def _compute_expected_errors(
     return expected_errors
 
 
-def _compute_relative_scatter(predictor: BlockPredictor, received: Array) -> float:
+def _compute_relative_scatter(predictor: MissingBlockPredictor, received: Array) -> float:
     """The scatter of blocks around their mean, as a share of their root mean square."""
     reals = _to_normalized_reals(received)
     root_mean_square = float(np.sqrt(np.mean(reals**2))) if reals.size else 0.0
@@ -145,7 +147,7 @@ def _round_to_dtype(values: Array, dtype: DType) -> Array:
 
 
 def _decode_modular(
-    code: PolarCode, predictor: BlockPredictor, received: dict[int, Array], dtype: DType
+    code: PolarCode, predictor: MissingBlockPredictor, received: dict[int, Array], dtype: DType
 ) -> dict[int, Array]:
     """The missing blocks, by their place among them, that are determined modulo 2^64."""
     parity_indices = predictor.arrived_indices[predictor.arrived_indices >= code.k] - code.k
@@ -153,7 +155,7 @@ def _decode_modular(
     parity_matrix = code.encoding_matrix[np.ix_(parity_indices, predictor.missing_indices)]
     if not parity_matrix.size:
         return {}
-    used_rows, solved_columns, solver = modular_decoders.find_determined_unknowns(parity_matrix)
+    used_rows, solved_columns, solver = modular_decoders.find_determined_unknowns_mod64(parity_matrix)
     if not solved_columns:
         return {}
     parity_indices = parity_indices[used_rows]

@@ -13,7 +13,7 @@ import numpy as np
 
 from polarmap.blocks.code_choice import CodeOptions, encode_blocks, encode_on_cluster
 from polarmap.blocks.coded import CodedData
-from polarmap.blocks.conversions import describe_missing_labels
+from polarmap.blocks.conversions import describe_missing_table_labels
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.uncoded import Uncoded
@@ -113,7 +113,7 @@ def prepare_coded_map(
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results come home."""
     execution, coded_data = prepare_coded_execution(data, code_options, executor, options)
-    labels_note = describe_missing_labels(data)
+    labels_note = describe_missing_table_labels(data)
 
     def execute(observers: Observers) -> CodedResult[T]:
         try:
@@ -179,7 +179,7 @@ def execute_coded(
     where results stay.
     """
     execution.check_limits(coded_data, coded_data.data_blocks.rows_per_block)
-    f, driver_f = coded_data.adapt_function(f), coded_data.adapt_function(driver_f or f)
+    f, driver_f = coded_data.wrap_function_for_blocks(f), coded_data.wrap_function_for_blocks(driver_f or f)
     parity_tasks = range(len(coded_data.code.systematic_indices) or coded_data.n, coded_data.n)
     padded_block, padding_analyzer = coded_data.data_blocks.padded_block, None
     if padded_block is not None:

@@ -83,10 +83,10 @@ class Verifier:
         unchecked_mask = np.zeros(len(decoder.arrived_indices), bool)
         evaluated_mask = self._evaluated_mask
         for dtype in set(self._collector.result_dtypes()):
-            used_mask, _, detectable = decoder.get_weight_support(dtype)
+            used_mask, _, detectable = decoder.get_weight_masks(dtype)
             checked_mask = detectable[evaluated_mask].any(axis=0)
             if self._leaf_residuals:
-                checked_mask |= error_detection.compute_covered_mask(decoder, dtype)
+                checked_mask |= error_detection.compute_checked_blocks_mask(decoder, dtype)
             unchecked_mask |= (used_mask | include_mask) & ~checked_mask
         return unchecked_mask
 
@@ -115,7 +115,9 @@ class Verifier:
         if self._combination_mask[self._evaluated_mask].any():
             return True
         dtypes = set(self._collector.result_dtypes()) if self._leaf_residuals else ()
-        return any(error_detection.max_check_weight(self._decoder, dtype) > 2 for dtype in dtypes)
+        return any(
+            error_detection.compute_max_blocks_per_parity_check(self._decoder, dtype) > 2 for dtype in dtypes
+        )
 
     @property
     def _evaluated_mask(self) -> Mask:
@@ -133,7 +135,7 @@ class Verifier:
         """Which of the blocks to decode are made of more than a copy."""
         combination_mask = np.zeros(len(self._decoder.missing_indices), bool)
         for dtype in set(self._collector.result_dtypes()):
-            combination_mask |= self._decoder.get_weight_support(dtype).combination_mask
+            combination_mask |= self._decoder.get_weight_masks(dtype).recombined_results_mask
         return combination_mask
 
     @cached_property
@@ -209,7 +211,7 @@ class Verifier:
         """The largest number in these arrays of a leaf, or where its terms do not cancel if that is known."""
         return max(
             [
-                error_detection.max_magnitude(arrays),
+                error_detection.compute_max_abs(arrays),
                 *self._uncancelled_magnitudes[leaf_index : leaf_index + 1],
             ]
         )
@@ -227,7 +229,7 @@ class Verifier:
             partial(self._build_block_with_random_signs, block_index), block_index
         )
         return [
-            error_detection.max_magnitude([leaf])
+            error_detection.compute_max_abs([leaf])
             for leaf in evaluation.wait_for_leaves(self._collector.local_evaluation_timeout) or []
         ]
 
@@ -376,7 +378,9 @@ class Verifier:
             tolerance = (
                 0.0
                 if is_integer_dtype(dtype)
-                else error_detection.violation_tolerance(self._collector.get_precision_dtype(dtype))
+                else error_detection.compute_parity_check_tolerance(
+                    self._collector.get_precision_dtype(dtype)
+                )
             )
             with np.errstate(invalid="ignore", over="ignore"):
                 if any(
@@ -394,7 +398,7 @@ class Verifier:
         """The block to decode that shows most results unchecked so far, whatever they deviate by."""
         decoder, unchecked_mask = self._decoder, self._unchecked_mask()
         scores = sum(
-            decoder.get_weight_support(dtype).unit_mask[:, unchecked_mask].sum(axis=1)
+            decoder.get_weight_masks(dtype).invertible_weights_mask[:, unchecked_mask].sum(axis=1)
             for dtype in self._collector.result_dtypes()
         )
         scores = (
@@ -426,7 +430,7 @@ class Verifier:
             if max_error == np.inf:
                 self._leaf_residuals.append(None)
                 continue
-            operands = decoder.compute_check_operands(received)
+            operands = decoder.transform_for_parity_checks(received)
             precision_dtype = self._collector.get_precision_dtype(dtype)
             compute_residual = partial(
                 error_detection.evaluate_parity_checks,
@@ -453,7 +457,7 @@ class Verifier:
                 is_violated = True
                 if decoder.n_redundant_checks > 1:
                     leaf_suspects = set(
-                        error_detection.locate_errors(
+                        error_detection.locate_erroneous_blocks(
                             decoder, operands, leaf_residual.violations, dtype, precision_dtype
                         )
                     )
@@ -538,7 +542,7 @@ def leaves_agree(
         return False
     if is_integer_dtype(other_leaf.dtype):
         return bool((local_leaf.astype(other_leaf.dtype) == other_leaf).all())
-    relative_tolerance = max(error_detection.violation_tolerance(precision_dtype), rtol or 0.0)
+    relative_tolerance = max(error_detection.compute_parity_check_tolerance(precision_dtype), rtol or 0.0)
     max_decoding_error = max(
         rtol or default_rtol(precision_dtype), amplification * machine_epsilon(precision_dtype)
     )
@@ -547,9 +551,9 @@ def leaves_agree(
     )
     magnitudes = np.maximum(np.abs(local_leaf), np.abs(other_leaf))
     with np.errstate(invalid="ignore"):
-        absolute_tolerance = max(error_detection.rounding_level(precision_dtype), decoding_error) * max(
-            max_magnitude, float(magnitudes.max(initial=0))
-        )
+        absolute_tolerance = max(
+            error_detection.estimate_relative_rounding_error(precision_dtype), decoding_error
+        ) * max(max_magnitude, float(magnitudes.max(initial=0)))
         close_mask = np.abs(local_leaf - other_leaf) <= relative_tolerance * magnitudes + max(
             absolute_tolerance, max_error
         )

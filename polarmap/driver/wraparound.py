@@ -85,7 +85,7 @@ def _may_exceed_int64(coded_data: CodedData, include_sums: bool) -> bool:
     blocks = coded_data.data_blocks
     sizes = [prod(shape) if include_sums else 1 for _, shape in coded_data.block_layout(0)]
     return any(
-        blocks.max_abs(leaf_index) * coded_data.code.norm_inf * sizes[leaf_index] >= 1 << 63
+        blocks.compute_max_abs(leaf_index) * coded_data.code.norm_inf * sizes[leaf_index] >= 1 << 63
         for leaf_index, dtype in enumerate(blocks.dtypes)
         if is_integer_dtype(dtype) and dtype.itemsize == 8
     )

@@ -1,4 +1,6 @@
-"""Lithops: the tasks of a map as functions, or persistent workers; here, by a configuration or an executor."""
+"""Lithops: the tasks of a map as functions, or persistent workers; here, by a configuration or an
+executor.
+"""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ class AdaptiveParitySchedule:
     """Learns from one product after the other what a task of the next may take, as `RunTimeQuantiles` tell
     it.
 
-    options : of all products, whose parity starts with the data.
+    map_options : of all products, whose parity starts with the data.
 
     Examples
     --------
-    >>> AdaptiveParitySchedule(MapOptions()).options.schedule  # nothing is known: with the data
+    >>> AdaptiveParitySchedule(MapOptions()).map_options.schedule  # nothing is known: with the data
     'upfront'
     """
 
@@ -40,7 +40,7 @@ class AdaptiveParitySchedule:
         self._backoff = MIN_BACKOFF
 
     @property
-    def options(self) -> MapOptions:
+    def map_options(self) -> MapOptions:
         """Those of the next product: where parity need not start with the data, it does on demand."""
         return (
             self._upfront_options
@@ -52,7 +52,7 @@ class AdaptiveParitySchedule:
         """The seconds that no task should take, of any share."""
         return np.full(cdf.shape, LATE_FACTOR * self._last_seconds)
 
-    def observe(self, seconds: float, needed_parity: bool) -> None:
+    def observe_product(self, product_seconds: float, needed_parity: bool) -> None:
         """Take in after how many seconds the last result of the latest product came that it used.
 
         One that needed parity which had been held back has waited for it: so many products do not, and
@@ -63,4 +63,4 @@ class AdaptiveParitySchedule:
         elif self._last_seconds:
             self._n_upfront_left = self._backoff if needed_parity else 0
             self._backoff = min(MAX_BACKOFF, 2 * self._backoff) if needed_parity else MIN_BACKOFF
-        self._last_seconds = seconds
+        self._last_seconds = product_seconds

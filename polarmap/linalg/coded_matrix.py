@@ -17,7 +17,7 @@ from polarmap.blocks.code_choice import (
     encode_sparse,
 )
 from polarmap.blocks.coded import CodedData
-from polarmap.blocks.equal import max_nonempty_blocks
+from polarmap.blocks.equal import compute_max_nonempty_blocks
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import is_integer_dtype
@@ -51,15 +51,15 @@ class CodedMatrix:
     def get_encoding(self, axis: str) -> EncodedMatrix:
         """The matrix coded by "rows", "columns" or "paired columns", encoded when it is asked for first."""
         if axis not in self.encodings:
-            self.encodings[axis] = self._encode(axis)
+            self.encodings[axis] = self._encode_axis(axis)
         return self.encodings[axis]
 
-    def get_real_encoding(self, axis: str) -> EncodedMatrix:
+    def get_encoding_for_real_operand(self, axis: str) -> EncodedMatrix:
         """A side for products with real numbers; CodeError if its parity may have wrapped."""
         encoding, dtype = self.get_encoding(axis), self._matrix.dtype
         if is_integer_dtype(dtype) and dtype.itemsize == 8:
             if axis not in self._max_integers:
-                self._max_integers[axis] = encoding.coded_blocks().data_blocks.max_abs(0)
+                self._max_integers[axis] = encoding.coded_blocks().data_blocks.compute_max_abs(0)
             operands.check_parity_fits_int64(dtype, self._max_integers[axis], encoding.code.norm_inf, "A")
         return encoding
 
@@ -74,19 +74,19 @@ class CodedMatrix:
             self._column_pairs = CodedPairs(column_blocks, column_blocks, upper_triangle=True)
         return self._column_pairs
 
-    def release(self) -> None:
+    def release_encodings(self) -> None:
         """Let go of memory, delete what was stored."""
         self.encodings.clear()
         self._column_pairs = None
         while self._owned_arrays:
             self._owned_arrays.pop().delete()
 
-    def _encode(self, axis: str) -> EncodedMatrix:
+    def _encode_axis(self, axis: str) -> EncodedMatrix:
         if self.is_sparse:
             matrix = self._matrix if axis == "rows" else self._matrix.T.tocsr()
             return encode_sparse(
                 matrix,
-                CodeOptions(*self._choose_counts_and_code(matrix.shape[0], False)),
+                CodeOptions(*self._choose_block_counts_and_code(matrix.shape[0], False)),
                 keep_parity=True,
                 argument_name="A",
             )
@@ -98,7 +98,7 @@ class CodedMatrix:
             check_not_encrypted(matrix, "A", remedy)
             matrix = matrix[:]
         data = operands.ValidatedMatrix(matrix if axis == "rows" else operands.TransposedView(matrix), "A")
-        k, n, code = self._choose_counts_and_code(data.shape[0], axis == "paired columns")
+        k, n, code = self._choose_block_counts_and_code(data.shape[0], axis == "paired columns")
         if self._storage is None:
             return encode_for_reuse(data, k, n, code)
         array_name, storage = f"{self._name_prefix}-{axis}", self._storage
@@ -114,7 +114,7 @@ class CodedMatrix:
         if not hasattr(self._matrix, "rechunk"):
             return None
         matrix = self._matrix if axis == "rows" else self._matrix.T
-        k, n, code = self._choose_counts_and_code(matrix.shape[0], axis == "paired columns")
+        k, n, code = self._choose_block_counts_and_code(matrix.shape[0], axis == "paired columns")
         cluster_data = partition_if_on_cluster(self._executor, matrix, k)
         if cluster_data is None:
             return None
@@ -123,10 +123,12 @@ class CodedMatrix:
             raise CodeError(f"A has no parity: {coded_data.parity_warning}")
         return coded_data
 
-    def _choose_counts_and_code(self, n_rows: int, is_paired: bool) -> tuple[int, int, CodeName | PolarCode]:
+    def _choose_block_counts_and_code(
+        self, n_rows: int, is_paired: bool
+    ) -> tuple[int, int, CodeName | PolarCode]:
         """k, n and the code of a side of so many rows, in blocks of which none is empty."""
         counts, code = (GRAM_COUNTS, "rotation") if is_paired else (self._block_counts, self._code)
-        k = max_nonempty_blocks(int(n_rows), min(counts.k, int(n_rows)))
+        k = compute_max_nonempty_blocks(int(n_rows), min(counts.k, int(n_rows)))
         n = k + math.ceil((counts.n - counts.k) * k / counts.k)
         return k, n, _resize_code(code, n, k)
 

@@ -16,7 +16,7 @@ from polarmap.driver.reports import LazyReport
 from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.linalg import operands
-from polarmap.linalg.layouts import GRAM_COUNTS, BlockCounts, check_axis_counts, default_gram_tasks
+from polarmap.linalg.layouts import GRAM_COUNTS, BlockCounts, check_axis_block_counts, get_default_gram_tasks
 from polarmap.linalg.products import CodedProduct, ProductRunner, make_product_runner, multiply_block_pairs
 from polarmap.validation import check_positive_int
 from polarmap.worker.block_products import compute_gram_block
@@ -87,7 +87,7 @@ def coded_gram(
         checked = None if weights is None else check_weights(weights, matrix.shape[0])
         dtype = np.dtype(matrix.dtype if checked is None else np.result_type(matrix.dtype, checked.dtype))
         k = min(GRAM_COUNTS.k, matrix.shape[1]) if blocks is None else check_positive_int("blocks", blocks)
-        n = default_gram_tasks(k) if tasks is None else check_positive_int("tasks", tasks)
+        n = get_default_gram_tasks(k) if tasks is None else check_positive_int("tasks", tasks)
         coded_pairs = _encode_column_pairs(matrix, dtype, k, n)
         run_product = make_product_runner(
             executor, check_options(verify, rtol, timeout, retries), lambda: observers
@@ -119,7 +119,7 @@ def compute_gram(
 
 def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
     """Pairs of coded blocks of columns; of integers all, as these are decoded exactly line by line."""
-    k, n = check_axis_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
+    k, n = check_axis_block_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
     data = operands.ValidatedMatrix(matrix, "A", operands.choose_encoding_dtype(matrix.dtype, dtype))
     encoded_columns = encode_for_reuse(operands.TransposedView(data), k, n, "auto")
     return CodedPairs(encoded_columns, encoded_columns, upper_triangle=not is_integer_dtype(dtype))

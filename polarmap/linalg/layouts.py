@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from polarmap.blocks.code_choice import default_tasks
-from polarmap.blocks.equal import max_nonempty_blocks
+from polarmap.blocks.code_choice import get_default_polar_n_tasks
+from polarmap.blocks.equal import compute_max_nonempty_blocks
 from polarmap.codes.polar import MAX_N
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_choice
@@ -14,7 +14,7 @@ from polarmap.validation import check_positive_int, is_choice
 DEFAULT_TASKS = 32
 BYTES_PER_SECOND = 5e7  # between a cloud function of one core and its storage
 MULTIPLY_ADDS_PER_SECOND = 1e10  # multiplications, each with an addition, on such a core
-CountsOption = int | tuple[int, int] | None
+BlockCountOption = int | tuple[int, int] | None
 ProductShape = tuple[int, int, int]  # M, L, N: A is (M, L), B is (L, N)
 
 
@@ -37,8 +37,8 @@ class ProductLayout(NamedTuple):
     column_counts: BlockCounts | None
 
 
-def choose_layout(
-    method: str, shape: ProductShape, blocks: CountsOption, tasks: CountsOption, itemsize: int
+def choose_product_layout(
+    method: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
     """The layout that `method` means, or the cheapest; CodeError where there is none."""
     if not is_choice(method, ("auto", "rows", "columns", "grid")):
@@ -66,44 +66,48 @@ def estimate_task_seconds(layout: ProductLayout, shape: ProductShape, itemsize: 
     )
 
 
-def resolve_counts(blocks: Any, tasks: Any, default_blocks: int, max_blocks: float = math.inf) -> BlockCounts:
+def resolve_block_counts(
+    blocks: Any, tasks: Any, default_blocks: int, max_blocks: float = math.inf
+) -> BlockCounts:
     """As asked for: three blocks for four workers or the usual number, at most so many; n a third more.
 
     Counts with one task more where integers need it, as the dtype is not known here.
 
-    >>> resolve_counts(None, None, 24), resolve_counts(None, 8, 24), resolve_counts(5, None, 24)
+    >>> resolve_block_counts(None, None, 24), resolve_block_counts(None, 8, 24), resolve_block_counts(5, None, 24)
     (BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=8))
     """
     n = None if tasks is None else check_positive_int("tasks", tasks)
     default_blocks = default_blocks if n is None else max(1, 3 * n // 4)
     k = int(min(default_blocks, max_blocks)) if blocks is None else check_positive_int("blocks", blocks)
-    return BlockCounts(k, default_tasks(k, "arikan") if n is None else n)
+    return BlockCounts(k, get_default_polar_n_tasks(k, "arikan") if n is None else n)
 
 
-def default_gram_tasks(n_blocks: int) -> int:
+def get_default_gram_tasks(n_blocks: int) -> int:
     """Coded blocks of a side whose blocks are multiplied in pairs: one of parity for each 7 of data."""
     return n_blocks + math.ceil(n_blocks / 7)
 
 
-def check_axis_counts(counts: BlockCounts, axis: str, length: int) -> BlockCounts:
+def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: int) -> BlockCounts:
     """Return counts of which no block is empty: fewer blocks, with more of parity for them, if need be.
 
     CodeError for more blocks than a side has rows or columns, and for no parity.
 
-    >>> check_axis_counts(BlockCounts(24, 32), "rows", 25), check_axis_counts(BlockCounts(5, 7), "rows", 10)
+    >>> check_axis_block_counts(BlockCounts(24, 32), "rows", 25), check_axis_block_counts(BlockCounts(5, 7), "rows", 10)
     (BlockCounts(k=13, n=32), BlockCounts(k=5, n=7))
     """
-    if counts.k > length:
-        raise CodeError(f"blocks={counts.k} is more than the {length} {axis}; use blocks <= {length}")
-    if counts.n <= counts.k:
+    if block_counts.k > axis_length:
         raise CodeError(
-            f"tasks={counts.n} leaves no parity for {counts.k} blocks of {axis}: use tasks > {counts.k}"
+            f"blocks={block_counts.k} is more than the {axis_length} {axis}; use blocks <= {axis_length}"
         )
-    return counts._replace(k=max_nonempty_blocks(length, counts.k))
+    if block_counts.n <= block_counts.k:
+        raise CodeError(
+            f"tasks={block_counts.n} leaves no parity for {block_counts.k} blocks of {axis}: use tasks > {block_counts.k}"
+        )
+    return block_counts._replace(k=compute_max_nonempty_blocks(axis_length, block_counts.k))
 
 
 def _make_one_factor_layout(
-    axis: str, shape: ProductShape, blocks: CountsOption, tasks: CountsOption
+    axis: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption
 ) -> ProductLayout:
     """A layout in which one factor is coded, and every worker gets the other one whole."""
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
@@ -112,23 +116,25 @@ def _make_one_factor_layout(
                 f"method={axis!r} codes one factor: {option} must be an integer, not {option_value!r}"
             )
     length = shape[0] if axis == "rows" else shape[2]
-    axis_counts = check_axis_counts(
-        resolve_counts(blocks, tasks, 3 * DEFAULT_TASKS // 4, length), axis, length
+    axis_counts = check_axis_block_counts(
+        resolve_block_counts(blocks, tasks, 3 * DEFAULT_TASKS // 4, length), axis, length
     )
     return ProductLayout(axis_counts, None) if axis == "rows" else ProductLayout(None, axis_counts)
 
 
 def _make_grid_layout(
-    shape: ProductShape, blocks: CountsOption, tasks: CountsOption, itemsize: int
+    shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
     """A layout in which both factors are coded, as asked for or the cheapest with so many tasks."""
     if blocks is not None or _is_pair(tasks):
-        row_counts = check_axis_counts(
-            _resolve_grid_axis_counts(blocks, tasks, 0, shape[0]), "rows", shape[0]
+        row_counts = check_axis_block_counts(
+            _resolve_grid_axis_block_counts(blocks, tasks, 0, shape[0]), "rows", shape[0]
         )
         return ProductLayout(
             row_counts,
-            check_axis_counts(_resolve_grid_axis_counts(blocks, tasks, 1, shape[2]), "columns", shape[2]),
+            check_axis_block_counts(
+                _resolve_grid_axis_block_counts(blocks, tasks, 1, shape[2]), "columns", shape[2]
+            ),
         )
     n_tasks = DEFAULT_TASKS if tasks is None else check_positive_int("tasks", tasks)
     if n_tasks > MAX_N:
@@ -137,23 +143,23 @@ def _make_grid_layout(
         raise CodeError(f"a grid has at least 2 x 2 tasks, not tasks={n_tasks}")
     layouts = [
         ProductLayout(
-            _choose_grid_axis_counts(n_row_tasks, shape[0]),
-            _choose_grid_axis_counts(n_tasks // n_row_tasks, shape[2]),
+            _choose_grid_axis_block_counts(n_row_tasks, shape[0]),
+            _choose_grid_axis_block_counts(n_tasks // n_row_tasks, shape[2]),
         )
         for n_row_tasks in range(2, n_tasks // 2 + 1)
     ]
     return min(layouts, key=lambda layout: estimate_task_seconds(layout, shape, itemsize))
 
 
-def _choose_grid_axis_counts(n_coded_blocks: int, length: int) -> BlockCounts:
+def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> BlockCounts:
     """A side of a grid: an eighth of it for parity, and no more blocks than rows."""
     n_parity = max(1, round(n_coded_blocks / 8))
-    k = max_nonempty_blocks(length, max(1, min(n_coded_blocks - n_parity, length)))
+    k = compute_max_nonempty_blocks(axis_length, max(1, min(n_coded_blocks - n_parity, axis_length)))
     return BlockCounts(k, min(n_coded_blocks, k + n_parity))
 
 
-def _resolve_grid_axis_counts(
-    blocks: CountsOption, tasks: CountsOption, factor_index: int, length: int
+def _resolve_grid_axis_block_counts(
+    blocks: BlockCountOption, tasks: BlockCountOption, factor_index: int, axis_length: int
 ) -> BlockCounts:
     """A side of a grid of which blocks, tasks or both were said."""
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
@@ -161,10 +167,10 @@ def _resolve_grid_axis_counts(
             raise CodeError(f"{option} of a grid must be a pair (for A, for B), not {option_value!r}")
     n = check_positive_int("tasks", tasks[factor_index]) if tasks else None  # type: ignore[index]
     if blocks is None:
-        return _choose_grid_axis_counts(n or 0, length)
+        return _choose_grid_axis_block_counts(n or 0, axis_length)
     k = check_positive_int("blocks", blocks[factor_index])  # type: ignore[index]
-    return BlockCounts(k, n or default_gram_tasks(k))
+    return BlockCounts(k, n or get_default_gram_tasks(k))
 
 
-def _is_pair(option_value: CountsOption) -> bool:
+def _is_pair(option_value: BlockCountOption) -> bool:
     return isinstance(option_value, (tuple, list))

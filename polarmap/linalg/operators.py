@@ -24,7 +24,7 @@ from polarmap.executors import suggest_n_blocks, with_persistent_workers
 from polarmap.linalg import operands
 from polarmap.linalg.coded_matrix import CodedMatrix
 from polarmap.linalg.gram import SPARSE_GRAM_ADVICE, check_weights, compute_gram
-from polarmap.linalg.layouts import BlockCounts, check_axis_counts, resolve_counts
+from polarmap.linalg.layouts import BlockCounts, check_axis_block_counts, resolve_block_counts
 from polarmap.linalg.products import make_product_runner, multiply_row_blocks
 from polarmap.optional import require_extra
 from polarmap.report import Report
@@ -118,7 +118,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 _resolve_block_counts(blocks, tasks, code, suggest_n_blocks(executor, DEFAULT_N_BLOCKS)),
                 code,
             )
-            self._finalizer = weakref.finalize(self, _release, self._coded_matrix, close_executor)
+            self._finalizer = weakref.finalize(
+                self, _release_coded_matrix, self._coded_matrix, close_executor
+            )
             if isinstance(A, CodedArray):
                 self._coded_matrix.encodings["rows"] = A
             if transpose is not None:
@@ -215,17 +217,17 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             encoding = (
                 self._coded_matrix.get_encoding(axis)
                 if is_integer_dtype(dtype)
-                else self._coded_matrix.get_real_encoding(axis)
+                else self._coded_matrix.get_encoding_for_real_operand(axis)
             )
             product, self._report = multiply_row_blocks(encoding, operand, dtype, self._run_product)
             self.n_products += 1
             return product
 
 
-def _release(coded_matrix: CodedMatrix, close_executor: Callable[[], None]) -> None:
+def _release_coded_matrix(coded_matrix: CodedMatrix, close_executor: Callable[[], None]) -> None:
     """Release what a closed or deleted operator holds; name what cannot be removed."""
     try:
-        coded_matrix.release()
+        coded_matrix.release_encodings()
     except PolarmapError as error:
         warn(f"blocks of a CodedOperator may be left in storage: {error}")
     finally:
@@ -255,5 +257,5 @@ def _resolve_block_counts(
                 "pass a code with these numbers."
             )
         blocks, tasks = code.k, code.n
-    counts = resolve_counts(blocks, tasks, default_blocks)
-    return check_axis_counts(counts, "A", counts.k)
+    counts = resolve_block_counts(blocks, tasks, default_blocks)
+    return check_axis_block_counts(counts, "A", counts.k)

@@ -120,24 +120,24 @@ def coded_matmul(
     def execute(observers: Observers) -> CodedProduct:
         check_not_secret_sharing(code)
         left_factor, right_factor, shape = _check_factors(A, B)
-        layout = layouts.choose_layout(
+        layout = layouts.choose_product_layout(
             method, (*left_factor.shape, right_factor.shape[1]), blocks, tasks, left_factor.dtype.itemsize
         )
         run_product = make_product_runner(
             executor, check_options(verify, rtol, timeout, retries), lambda: observers
         )
         if layout.row_counts and layout.column_counts:
-            product, report = _multiply_both_coded(
+            product, report = _multiply_with_two_coded_factors(
                 left_factor, right_factor, layout.row_counts, layout.column_counts, code, run_product
             )
         elif layout.row_counts:
-            product, report = _multiply_one_coded(
+            product, report = _multiply_with_one_coded_factor(
                 left_factor, right_factor, layout.row_counts, code, run_product
             )
         else:
             assert layout.column_counts is not None
             transposed_factors = operands.TransposedView(right_factor), operands.TransposedView(left_factor)
-            product, report = _multiply_one_coded(
+            product, report = _multiply_with_one_coded_factor(
                 *transposed_factors, layout.column_counts, code, run_product
             )
             product = product.T
@@ -171,7 +171,7 @@ def _check_factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     return left_factor, right_factor, (*A.shape[:-1], *B.shape[1:])
 
 
-def _multiply_one_coded(
+def _multiply_with_one_coded_factor(
     coded_factor: Any,
     full_factor: Any,
     counts: layouts.BlockCounts,
@@ -198,7 +198,7 @@ def multiply_row_blocks(
     return np.concatenate(list(result)), report
 
 
-def _multiply_both_coded(
+def _multiply_with_two_coded_factors(
     left_factor: Any,
     right_factor: Any,
     row_counts: layouts.BlockCounts,
@@ -260,12 +260,12 @@ def make_product_runner(
             parity_schedule = schedules[id(coded_blocks), result_shape] = AdaptiveParitySchedule(
                 replace(options, traits=traits)
             )
-        product_options = parity_schedule.options
+        product_options = parity_schedule.map_options
         execution, blocks = prepare_coded_execution(coded_blocks, CodeOptions(), executor, product_options)
         collector, report = execute_coded(execution, block_function, blocks, product_options, get_observers())
         if adapts_parity:
             used_tasks = collector.task_table.arrived.keys() - collector.surplus_tasks
-            parity_schedule.observe(
+            parity_schedule.observe_product(
                 max(map(collector.task_table.arrived.__getitem__, used_tasks)),
                 bool(len(collector.tracker.missing_indices)),
             )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
-from polarmap.codes.block_prediction import f_quantile_p90
+from polarmap.codes.block_prediction import compute_f_distribution_p90
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.linalg import operands
@@ -189,14 +189,14 @@ def _estimate_solutions(
                 )
                 residual_sum_of_squares = float(np.sum((sketch.R[:, -1] - sketch.R[:, :-1] @ x) ** 2))
                 error = (
-                    _solution_error_p90(sketch, int(rank), residual_sum_of_squares) / target_norm
+                    _estimate_solution_error_p90(sketch, int(rank), residual_sum_of_squares) / target_norm
                     if target_norm
                     else 0.0
                 )
                 yield SketchEstimate(x, error, sketch.n_arrived, sketch.n_tasks)
 
 
-def _solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squares: float) -> float:
+def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squares: float) -> float:
     """What |A (estimate - x)| stays below in nine of ten sketches; `residual_sum_of_squares`: squares of the
     residuals.
     """
@@ -212,7 +212,7 @@ def _solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squares: flo
             / degrees_of_freedom
             * rank
             * correction
-            * f_quantile_p90(rank, degrees_of_freedom)
+            * compute_f_distribution_p90(rank, degrees_of_freedom)
         )
         if rank
         else 0.0
@@ -224,10 +224,12 @@ def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[Sketch
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             gram = sketch.R.T @ sketch.R * (sketch.n_total_rows / sketch.n_rows)
-            yield SketchEstimate(gram, _gram_error_p90(gram, sketch), sketch.n_arrived, sketch.n_tasks)
+            yield SketchEstimate(
+                gram, _estimate_gram_error_p90(gram, sketch), sketch.n_arrived, sketch.n_tasks
+            )
 
 
-def _gram_error_p90(gram: Array, sketch: _Sketch) -> float:
+def _estimate_gram_error_p90(gram: Array, sketch: _Sketch) -> float:
     """What the relative error of a Gram matrix G stays below in nine of ten sketches."""
     trace, squared_norm = float(np.trace(gram)), float(np.sum(gram**2))
     if sketch.n_rows == sketch.n_total_rows or trace == 0:
@@ -245,7 +247,7 @@ def _gram_error_p90(gram: Array, sketch: _Sketch) -> float:
         relative_variance
         * (trace**2 + true_squared_norm)
         / true_squared_norm
-        * f_quantile_p90(degrees_of_freedom, sketch.n_rows)
+        * compute_f_distribution_p90(degrees_of_freedom, sketch.n_rows)
     )
 
 

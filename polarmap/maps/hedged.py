@@ -10,7 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from polarmap.blocks.uneven import UncodedBlocks, cut_into_items, group_consecutive, items_to_arrays
+from polarmap.blocks.uneven import (
+    UncodedBlocks,
+    cut_data_into_items,
+    group_consecutive_items,
+    items_to_arrays,
+)
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.driver.batches import MAX_BATCHES, BatchPolicy, ItemSequence, can_batch, unpickle_result
 from polarmap.driver.map_execution import MapExecution, Observers
@@ -120,14 +125,14 @@ def hedged_map(
     backups = int(backups)
     _check_arguments(star, args, kwargs, return_exceptions)
     execution = MapExecution(executor)
-    items = cut_into_items(data, None if blocks is None else check_positive_int("blocks", blocks), star)
+    items = cut_data_into_items(data, None if blocks is None else check_positive_int("blocks", blocks), star)
     n_tasks = len(items) if blocks is None else min(blocks, len(items))
     is_grouped = n_tasks < len(items)
     execution.set_code(Uncoded(n_tasks, max_backups=1))
     if not items:
         build_report = partial(replace, execution.current_report(), verified="not needed", is_final=True)
         return PreparedMap(lambda observers: CodedResult([], LazyReport(build_report)), execution)
-    grouped_items = group_consecutive(items, n_tasks) if is_grouped else items
+    grouped_items = group_consecutive_items(items, n_tasks) if is_grouped else items
     range_ends = list(itertools.accumulate(map(len, grouped_items) if is_grouped else [1] * n_tasks))
     item_ranges = [
         range(start, end) for start, end in zip([0, *range_ends], range_ends)

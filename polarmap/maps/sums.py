@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.blocks.uneven import GradientCodedBlocks, cut_into_parts
+from polarmap.blocks.uneven import GradientCodedBlocks, cut_data_into_parts
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import FunctionTraits, check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function
@@ -110,7 +110,7 @@ def coded_sum(
         options = replace(options, traits=FunctionTraits(meets_requirement=True))
         execution = MapExecution(executor)
         n_tasks = None if tasks is None else check_positive_int("tasks", tasks)
-        coded_data = GradientCodedBlocks(*cut_into_parts(parts, n_tasks), n_tasks, tolerate)
+        coded_data = GradientCodedBlocks(*cut_data_into_parts(parts, n_tasks), n_tasks, tolerate)
         task_function = make_weighted_sum_task(f)
         execution.set_code(coded_data.code)
         try:

@@ -108,7 +108,7 @@ class _MehrotraSolver:
     def has_converged(self, tol: float) -> bool:
         """By products with x itself: in those of its steps rounding adds up."""
         if self._is_optimal(tol):
-            self._move_to(self.x)
+            self._move_to_box_point(self.x)
         return self._is_optimal(tol)
 
     def _is_optimal(self, tol: float) -> bool:
@@ -118,23 +118,30 @@ class _MehrotraSolver:
 
     def step(self) -> None:
         """To where the products of distances and multipliers are smaller, and equal."""
-        weights = self._compute_weights()
+        weights = self._compute_newton_weights()
         active_mask = self._complementarity_sums >= INACTIVE_TOL * self._complementarity_sums.max()
-        systems = self._build_systems(weights, active_mask)
-        affine_direction = self._expand_direction(self._compute_affine_step(systems, weights), 0.0, 0.0)
-        mu = self._duality_measure_after(affine_direction, 0.0)
+        systems = self._build_newton_systems(weights, active_mask)
+        affine_direction = self._complete_direction(self._compute_affine_step(systems, weights), 0.0, 0.0)
+        mu = self._compute_duality_measure_after(affine_direction, 0.0)
         target_mu = (
             mu
-            * (self._duality_measure_after(affine_direction, self._max_step_length(affine_direction)) / mu)
+            * (
+                self._compute_duality_measure_after(
+                    affine_direction, self._compute_max_step_length(affine_direction)
+                )
+                / mu
+            )
             ** 3
         )
         target_lower = target_mu - affine_direction.x * affine_direction.multipliers_lower
         target_upper = target_mu + affine_direction.x * affine_direction.multipliers_upper
         rhs = target_lower / self._slack_lower - target_upper / self._slack_upper - self._gradient
         x, image, gram_product = self._solve_newton(systems, weights, rhs)
-        direction = self._expand_direction(x, target_lower, target_upper)
-        step_length = active_mask * np.minimum(1.0, FRACTION_TO_BOUNDARY * self._max_step_length(direction))
-        self._advance(direction, step_length)
+        direction = self._complete_direction(x, target_lower, target_upper)
+        step_length = active_mask * np.minimum(
+            1.0, FRACTION_TO_BOUNDARY * self._compute_max_step_length(direction)
+        )
+        self._take_step(direction, step_length)
         self._image, self._gradient = (
             self._image + step_length * image,
             self._gradient + step_length * gram_product,
@@ -166,32 +173,34 @@ class _MehrotraSolver:
         at_lower_mask = self._slack_lower * slope_scale <= self._multipliers_lower * width
         at_upper_mask = self._slack_upper * slope_scale <= self._multipliers_upper * width
         weights = np.where(
-            at_lower_mask | at_upper_mask, 0.0, np.minimum(MAX_WEIGHT, self._compute_weights())
+            at_lower_mask | at_upper_mask, 0.0, np.minimum(MAX_WEIGHT, self._compute_newton_weights())
         )
-        self._move_to(np.where(at_upper_mask, self._upper, np.where(at_lower_mask, self._lower, best_x)))
-        systems = self._build_systems(weights)
+        self._move_to_box_point(
+            np.where(at_upper_mask, self._upper, np.where(at_lower_mask, self._lower, best_x))
+        )
+        systems = self._build_newton_systems(weights)
         for _ in range(MAX_REFINEMENTS):
-            self._move_to(self.x + self._solve_newton(systems, weights, -self._gradient)[0])
+            self._move_to_box_point(self.x + self._solve_newton(systems, weights, -self._gradient)[0])
             if self._is_optimal(tol):
                 break
         if not self._is_optimal(tol) and not self.dual_gap < best_gap:
-            self._move_to(best_x)
+            self._move_to_box_point(best_x)
         return Solution(
             self.x, self.objective, self.dual_gap, self.optimality, self.n_iter, self._is_optimal(tol)
         )
 
-    def _move_to(self, x: Floats) -> None:
+    def _move_to_box_point(self, x: Floats) -> None:
         """Go to the point of the box that is next to x."""
         self.x = np.clip(x, self._lower, self._upper)
         self._image, gram_product = self._multiply_by_gram(self.x)
         self._gradient = gram_product + self._slope
 
-    def _compute_weights(self) -> Floats:
+    def _compute_newton_weights(self) -> Floats:
         return np.asarray(
             1.0 / (self._multipliers_lower / self._slack_lower + self._multipliers_upper / self._slack_upper)
         )
 
-    def _build_systems(self, weights: Floats, active_mask: Any = True) -> Floats:
+    def _build_newton_systems(self, weights: Floats, active_mask: Any = True) -> Floats:
         """1 + A' diag(weights) A for each column that is late, 1 for others; more where 1 is rounding."""
         identity = np.eye(self._operator.shape[1])
         systems = np.tile(identity, (self.x.shape[1], 1, 1))
@@ -221,7 +230,7 @@ class _MehrotraSolver:
         gram_product = np.asarray(self._operator.matmat(image))
         return weights * (rhs - gram_product), image, gram_product
 
-    def _expand_direction(self, x: Floats, target_lower: Any, target_upper: Any) -> _Direction:
+    def _complete_direction(self, x: Floats, target_lower: Any, target_upper: Any) -> _Direction:
         """To where distances times multipliers are `target_lower` and `target_upper`, but for second
         order.
         """
@@ -233,7 +242,7 @@ class _MehrotraSolver:
         ) / self._slack_upper - self._multipliers_upper
         return _Direction(x, multipliers_lower, multipliers_upper)
 
-    def _max_step_length(self, direction: _Direction) -> Floats:
+    def _compute_max_step_length(self, direction: _Direction) -> Floats:
         """How much of it keeps all distances and multipliers positive, for each column."""
         step_lengths = [np.ones(self.x.shape[1])]
         for value, change in (
@@ -247,7 +256,7 @@ class _MehrotraSolver:
             step_lengths.append(ratios.min(axis=0))
         return np.asarray(np.min(step_lengths, axis=0))
 
-    def _duality_measure_after(self, direction: _Direction, step_length: Any) -> Floats:
+    def _compute_duality_measure_after(self, direction: _Direction, step_length: Any) -> Floats:
         """Of distances and multipliers, after a share of a direction."""
         slack_lower, slack_upper = (
             self._slack_lower + step_length * direction.x,
@@ -259,7 +268,7 @@ class _MehrotraSolver:
             np.mean(slack_lower * multipliers_lower + slack_upper * multipliers_upper, axis=0) / 2
         )
 
-    def _advance(self, direction: _Direction, step_length: Floats) -> None:
+    def _take_step(self, direction: _Direction, step_length: Floats) -> None:
         self.x = self.x + step_length * direction.x
         self._slack_lower, self._slack_upper = (
             self._slack_lower + step_length * direction.x,

@@ -25,7 +25,11 @@ from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.iteration_log import IterationLog, warn_if_not_converged
 from polarmap.models.losses import BernoulliFamily, LossFamily, MultinomialFamily
-from polarmap.models.operators import AppendedInterceptOperator, StandardizedOperator, weighted_moments
+from polarmap.models.operators import (
+    AppendedInterceptOperator,
+    StandardizedOperator,
+    compute_weighted_mean_and_variance,
+)
 from polarmap.models.proximal_gradient import Solution
 from polarmap.validation import is_real_number
 
@@ -80,10 +84,12 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
             if not (is_real_number(value) or is_bool_verbose) or not value >= lower_bound:
                 raise ModelError(f"{parameter} must be a number, {lower_bound:g} or more, not {value!r}")
 
-    def _check_choice(self, parameter: str, allowed_values: Any) -> None:
-        value = getattr(self, parameter)
+    def _check_choice(self, parameter_name: str, allowed_values: Any) -> None:
+        value = getattr(self, parameter_name)
         if value not in allowed_values:
-            raise ModelError(f"{parameter} must be one of {', '.join(sorted(allowed_values))}, not {value!r}")
+            raise ModelError(
+                f"{parameter_name} must be one of {', '.join(sorted(allowed_values))}, not {value!r}"
+            )
 
     def _check_nonnegative_weights(self, sample_weight: Any, X: Any) -> Floats:
         """A weight for each sample; ModelError for negative ones."""
@@ -126,7 +132,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         sample_weight : of the samples in a mean; their sum is 1.
         intercept_scaling : a constant that A has in one column more.
         """
-        mean, variance = weighted_moments(X, sample_weight, self.fit_intercept)
+        mean, variance = compute_weighted_mean_and_variance(X, sample_weight, self.fit_intercept)
         hessian_diagonal = curvature * variance + ridge_penalty
         scale = 1.0 / np.sqrt(np.where(hessian_diagonal > 0, hessian_diagonal, 1.0))
         column_scale = np.where(variance > 0, scale, 0.0)
@@ -264,7 +270,7 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
 class ProbabilisticClassifierMixin(CodedClassifierMixin):
     """A classifier whose outputs are logits."""
 
-    def _loss_family(self) -> LossFamily:
+    def _get_loss_family(self) -> LossFamily:
         return BernoulliFamily() if len(self.classes_) == 2 else MultinomialFamily()
 
     def predict_proba(self, X: Any) -> Floats:

@@ -88,12 +88,12 @@ class _ConeInteriorPointSolver:
             np.zeros(0),
         )  # curvatures, and what follows of them
         self.dual_bound, self._best_iterate, self._n_stalled = -np.inf, (np.inf, self.x, self._image), 0
-        self._evaluate()
+        self._update_gradient_and_bound()
 
     @property
     def objective(self) -> float:
         """Where the iteration is."""
-        return self._objective_at(self.x, self._image)
+        return self._compute_objective_at(self.x, self._image)
 
     @property
     def dual_gap(self) -> float:
@@ -133,8 +133,8 @@ class _ConeInteriorPointSolver:
         multiplier_direction = np.where(self._constraint_mask, multiplier_direction, 0.0)
         growth = float((np.linalg.norm(direction, axis=0) / epigraphs).max())
         step_lengths = (
-            _max_step_length(self._slacks, slack_direction),
-            _max_step_length(self._multipliers, multiplier_direction),
+            _compute_max_step_length(self._slacks, slack_direction),
+            _compute_max_step_length(self._multipliers, multiplier_direction),
         )
         step_length = min(
             *step_lengths, 1.0 if is_balanced else MAX_COLUMN_GROWTH / max(MAX_COLUMN_GROWTH, growth)
@@ -145,7 +145,7 @@ class _ConeInteriorPointSolver:
         self._mu = float(np.mean((self._slacks * self._multipliers)[self._constraint_mask]))
         self.n_iter += 1
         gap_before = self.dual_gap
-        self._evaluate()
+        self._update_gradient_and_bound()
         self._n_stalled = 0 if self.dual_gap < gap_before else self._n_stalled + 1
         self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS
 
@@ -153,15 +153,15 @@ class _ConeInteriorPointSolver:
         """The best, without units that are of no use, and moved into the cones as far as rounding led out."""
         _, x, image = self._best_iterate
         used_mask = np.linalg.norm(x, axis=0) > ZERO_UNIT_FACTOR * len(image) * self._mu / self._alpha
-        if self._objective_at(used_mask * x, used_mask * image) <= self._best_iterate[0]:
+        if self._compute_objective_at(used_mask * x, used_mask * image) <= self._best_iterate[0]:
             x = used_mask * x
         x, image = self._cone_loss.make_feasible(x, np.asarray(self._operator.matmat(x)))
-        objective = self._objective_at(x, image)
+        objective = self._compute_objective_at(x, image)
         dual_gap = max(0.0, objective - self.dual_bound)
         has_converged = dual_gap <= max(tol * objective, self._rounding_error)
         return Solution(x, objective, dual_gap, self.optimality, self.n_iter, has_converged)
 
-    def _objective_at(self, x: Floats, image: Floats) -> float:
+    def _compute_objective_at(self, x: Floats, image: Floats) -> float:
         """The loss and the norms at W = x, A W = image."""
         return self._cone_loss.value(image) + self._group_penalty(x.reshape(-1))
 
@@ -173,10 +173,13 @@ class _ConeInteriorPointSolver:
         roots = np.hypot(self._mu, self._alpha * np.linalg.norm(self.x, axis=0))
         return roots, (self._mu + roots) / self._alpha
 
-    def _evaluate(self) -> None:
+    def _update_gradient_and_bound(self) -> None:
         """Slopes, by one product, and the bound that they and the multipliers give."""
-        outputs = self._cone_loss.network_outputs(self._image)
-        loss_gradient, self._curvatures = self._loss.gradient(outputs), self._loss.hessian_diagonal(outputs)
+        outputs = self._cone_loss.compute_network_outputs(self._image)
+        loss_gradient, self._curvatures = (
+            self._loss.gradient(outputs),
+            self._loss.compute_hessian_diagonal(outputs),
+        )
         inverse_slacks = np.where(self._constraint_mask, self._cone_signs / self._slacks, 0.0)
         gated_columns = [
             self._open_gates * np.tile(values, self._n_gates) for values in (loss_gradient, self._curvatures)
@@ -208,7 +211,7 @@ class _ConeInteriorPointSolver:
             return solve(rhs)
         shape, loss_hessian = (
             (rhs.size,) * 2,
-            self._loss.make_hessian_product(self._cone_loss.network_outputs(self._image)),
+            self._loss.make_hessian_product(self._cone_loss.compute_network_outputs(self._image)),
         )
         hessian = LinearOperator(
             shape, partial(self._multiply_by_hessian, column_hessians, loss_hessian), dtype=np.float64
@@ -290,13 +293,13 @@ class _ConeInteriorPointSolver:
         pairs = (gates[:, :, first_gates] * gates[:, :, second_gates]).swapaxes(1, 2)
         return (pairs * self._curvatures[:, None, None, :]).reshape(len(pairs), -1)
 
-    def _assemble_coupling_hessian(self, grams: Floats) -> Floats:
+    def _assemble_coupling_hessian(self, gram_matrices: Floats) -> Floats:
         """The second derivatives of the loss, by such Gram matrices; the intercept of each output follows."""
         n_members, n_features = self._n_coupled_gates, len(self.x)
         n_groups, n_outputs = self._n_gates // n_members, self._n_outputs
         first_gates, second_gates = np.triu_indices(n_members)
         hessian = np.empty((n_groups, n_outputs, n_members, n_features, n_members, n_features))
-        pairs = grams.reshape(len(first_gates), n_groups, n_outputs, n_features, n_features)
+        pairs = gram_matrices.reshape(len(first_gates), n_groups, n_outputs, n_features, n_features)
         hessian[:, :, first_gates, :, second_gates, :] = pairs
         hessian[:, :, second_gates, :, first_gates, :] = pairs.swapaxes(3, 4)
         if self._loss.fit_intercept:
@@ -307,7 +310,7 @@ class _ConeInteriorPointSolver:
         return hessian
 
 
-def _max_step_length(values: Floats, direction: Floats) -> float:
+def _compute_max_step_length(values: Floats, direction: Floats) -> float:
     """How much of the changes keeps positive values positive."""
     decreasing_mask = direction < 0
     return min(

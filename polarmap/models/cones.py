@@ -49,21 +49,21 @@ class ConeConstrainedLoss:
         """
         # E is B - sign nu, projected onto the cones, with one nu for each sample and output, where rho nu is
         # the bound's gradient: Newton's method, for all of them and the intercept at once.
-        split_point, curvature = self._split_columns(point), self.loss.family.max_curvature
+        split_point, curvature = self._split_by_sign_gate_and_output(point), self.loss.family.max_curvature
         network_outputs = self._eta + self._intercept
         working_targets = network_outputs - (self.loss.family.mean(network_outputs) - self.loss.y) / curvature
         for _ in range(MAX_NEWTON_STEPS):
             unit_inputs, n_active = self._project_on_cones(split_point)
             self._eta = (self._branch_signs * unit_inputs).sum(axis=(1, 2))
             residual = rho * self._nu - curvature * (self._eta + self._intercept - working_targets)
-            intercept_gradient = self._weighted_mean(self._nu)
+            intercept_gradient = self._compute_weighted_mean(self._nu)
             if max(np.abs(residual).max(), rho * np.abs(intercept_gradient).max()) <= self._residual_tol:
                 break
             slope = rho + curvature * n_active
             change = residual / slope
             if self.loss.fit_intercept:
-                intercept_change = (self._weighted_mean(change) - intercept_gradient) / (
-                    curvature * self._weighted_mean(1.0 / slope)
+                intercept_change = (self._compute_weighted_mean(change) - intercept_gradient) / (
+                    curvature * self._compute_weighted_mean(1.0 / slope)
                 )
                 self._intercept, change = (
                     self._intercept + intercept_change,
@@ -76,7 +76,7 @@ class ConeConstrainedLoss:
         """Multiply the dual of the next start, where rho is divided by `factor`."""
         self._nu = self._nu * factor
 
-    def dual_point(self, multipliers: Floats, rho: float) -> tuple[Floats, Floats]:
+    def compute_dual_point(self, multipliers: Floats, rho: float) -> tuple[Floats, Floats]:
         """A gradient u of the loss, and that of `rho` times multipliers U with it: U = sign nu - side mu.
 
         mu >= 0 is kept and nu replaced by that of u, so that -conjugate(u) is a bound whatever nu was.
@@ -89,7 +89,10 @@ class ConeConstrainedLoss:
 
     def make_feasible(self, weights: Floats, unit_inputs: Floats) -> tuple[Floats, Floats]:
         """W (features, columns) and E = A W, moved into the cones along their interior points."""
-        split_inputs, split_weights = self._split_columns(unit_inputs), self._split_columns(weights)
+        split_inputs, split_weights = (
+            self._split_by_sign_gate_and_output(unit_inputs),
+            self._split_by_sign_gate_and_output(weights),
+        )
         signed_slacks, violation_ratios = self._cone_signs * split_inputs, np.zeros_like(split_inputs)
         np.divide(
             -signed_slacks,
@@ -106,13 +109,15 @@ class ConeConstrainedLoss:
 
     def value(self, unit_inputs: Floats) -> float:
         """The loss at an E within the cones."""
-        return self.loss.value(self.network_outputs(unit_inputs))
+        return self.loss.value(self.compute_network_outputs(unit_inputs))
 
-    def network_outputs(self, unit_inputs: Floats) -> Floats:
+    def compute_network_outputs(self, unit_inputs: Floats) -> Floats:
         """Of the network before its intercept, (samples, outputs)."""
-        return np.asarray((self._branch_signs * self._split_columns(unit_inputs)).sum(axis=(1, 2)))
+        return np.asarray(
+            (self._branch_signs * self._split_by_sign_gate_and_output(unit_inputs)).sum(axis=(1, 2))
+        )
 
-    def _split_columns(self, columns: Floats) -> Floats:
+    def _split_by_sign_gate_and_output(self, columns: Floats) -> Floats:
         """(rows, signs, gates, outputs)."""
         return columns.reshape(len(columns), 2, -1, self._n_outputs)
 
@@ -124,7 +129,7 @@ class ConeConstrainedLoss:
         n_active = ((signed_slacks > 0) & (self._branch_signs != 0)).sum(axis=(1, 2))
         return self._cone_signs * np.maximum(signed_slacks, 0.0), n_active
 
-    def _weighted_mean(self, sample_values: Floats) -> Floats:
+    def _compute_weighted_mean(self, sample_values: Floats) -> Floats:
         """Weighted, of each output: for nu, 0 where the intercept fits best; 0 without one."""
         mean = np.sum(self.loss.weights * sample_values, axis=0)
         return np.asarray(mean if self.loss.fit_intercept else np.zeros_like(mean))
@@ -188,11 +193,11 @@ class _AdmmSolver:
         x = np.asarray(self._penalty.prox(gradient_point, 1.0 / self._rho)).reshape(self.x.shape)
         self.optimality = self._rho * float(np.linalg.norm(x - self.x))
         Ax = np.asarray(self._operator.matmat(x))
-        primal_residual = _relative_rms(sample_weight, Ax - E, E)
-        self._residuals = primal_residual, _relative_rms(sample_weight, Ax - self._Ax, self._U)
+        primal_residual = _compute_relative_rms_change(sample_weight, Ax - E, E)
+        self._residuals = primal_residual, _compute_relative_rms_change(sample_weight, Ax - self._Ax, self._U)
         self.x, self._Ax, self._dual_image, self.n_iter = x, Ax, dual_image, self.n_iter + 1
         if self.n_iter % GAP_INTERVAL == 0 or self.n_iter == self._max_iter:
-            self._evaluate_gap()
+            self._update_best_objective_and_bound()
 
     def make_solution(self, tol: float) -> Solution:
         """The best that was looked at."""
@@ -200,13 +205,13 @@ class _AdmmSolver:
             self.best_x, self.objective, self.dual_gap, self.optimality, self.n_iter, self.has_converged(tol)
         )
 
-    def _evaluate_gap(self) -> None:
+    def _update_best_objective_and_bound(self) -> None:
         """Objective and bound, by one product."""
         x, E = self._loss.make_feasible(self.x, self._Ax)
         objective = self._loss.value(E) + float(self._penalty(x.reshape(-1)))
         if objective < self.objective:
             self.objective, self.best_x = objective, x
-        loss_gradient, multipliers = self._loss.dual_point(self._U, self._rho)
+        loss_gradient, multipliers = self._loss.compute_dual_point(self._U, self._rho)
         product = self._operator.rmatmat(self._loss.loss.weights * multipliers)
         dual_scale = float(self._penalty.dual_scale(-product.reshape(-1)))
         self.dual_bound = max(self.dual_bound, -self._loss.loss.conjugate(dual_scale * loss_gradient))
@@ -228,7 +233,7 @@ class _AdmmSolver:
         self._loss.rescale_dual(1.0 / factor)
 
 
-def _relative_rms(sample_weight: Floats, change: Floats, reference: Floats) -> float:
+def _compute_relative_rms_change(sample_weight: Floats, change: Floats, reference: Floats) -> float:
     """Root mean square of a change, relative to that of what changes."""
     squared_reference = float(np.sum(sample_weight * reference**2))
     return (

@@ -23,7 +23,7 @@ from polarmap.models.losses import GaussianFamily, LossFamily, ProfiledLoss
 from polarmap.models.operators import AppendedInterceptOperator
 from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.proximal_gradient import fista
-from polarmap.models.whitening import fit_whitening
+from polarmap.models.whitening import fit_whitening_operator
 
 ACTIVATIONS = ("gated_relu", "relu")
 
@@ -63,7 +63,7 @@ class TwoLayerNetwork(NamedTuple):
         return np.asarray(hidden @ self.coefs[1] + self.intercepts[1])
 
 
-def extract_units(
+def extract_hidden_units(
     convex_weights: Floats, has_bias: bool
 ) -> tuple[list[Floats], Floats, npt.NDArray[np.intp]]:
     """Units of the network of convex weights W (features, signs, gates, outputs), those of 0 left out.
@@ -119,12 +119,12 @@ class ConvexNetwork(CodedEstimator):
         gates = sample_gates(X, normalized_weight, int(self.n_gates), bool(self.fit_intercept), random_state)
         loss = ProfiledLoss(family, y, normalized_weight, bool(self.fit_intercept))
         convex_weights = self._fit_convex_weights(X, loss, gates)
-        coefs, bias, unit_gates = extract_units(convex_weights, loss.fit_intercept)
+        coefs, bias, unit_gates = extract_hidden_units(convex_weights, loss.fit_intercept)
         network_gates = (
             (gates.directions, gates.offsets, unit_gates) if self.activation == "gated_relu" else None
         )
         network = TwoLayerNetwork(coefs, [bias, np.zeros(y.shape[1])], network_gates)
-        intercept = np.array(loss.optimal_intercept(network(X)))
+        intercept = np.array(loss.find_optimal_intercept(network(X)))
         self.network_ = network._replace(intercepts=[bias, intercept])
         self.coefs_, self.intercepts_ = self.network_.coefs, self.network_.intercepts
         self.gates_, self.gate_intercepts_ = gates.directions, gates.offsets
@@ -145,7 +145,7 @@ class ConvexNetwork(CodedEstimator):
         shape = (X.shape[1] + loss.fit_intercept, n_signs, len(gates.offsets), loss.shape[1])
         if n_signs == 2 and shape[0] * np.prod(shape) <= MAX_GRAM_ENTRIES:
             return self._fit_by_interior_point(X, loss, gates).reshape(shape)
-        whitening = fit_whitening(X, loss.weights[:, 0], loss.fit_intercept)
+        whitening = fit_whitening_operator(X, loss.weights[:, 0], loss.fit_intercept)
         # Of whitened coefficients z the norm of z / scale is penalized: that of the weights themselves.
         n_columns = int(np.prod(shape[1:]))
         penalty = GroupLassoPenalty(float(self.alpha), 1.0 / whitening.scale, n_columns)
@@ -160,7 +160,7 @@ class ConvexNetwork(CodedEstimator):
                     coded_operator, partial(fista, gated_operator, loss, penalty, start)
                 )
             else:
-                interior_points = whitening.whiten(_interior_points(gates, loss))
+                interior_points = whitening.whiten_coefficients(_make_cone_interior_points(gates, loss))
                 cone_loss = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior_points)
                 start = np.zeros((shape[0], n_columns))
                 solution = self._minimize(coded_operator, partial(admm, operator, cone_loss, penalty, start))
@@ -170,7 +170,9 @@ class ConvexNetwork(CodedEstimator):
         """The weights of a ReLU network."""
         X = X.toarray() if issparse(X) else X  # cones have far more numbers: two of a sample for each gate
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
-        cone_loss = ConeConstrainedLoss(loss, gates.patterns, gates.margins, _interior_points(gates, loss))
+        cone_loss = ConeConstrainedLoss(
+            loss, gates.patterns, gates.margins, _make_cone_interior_points(gates, loss)
+        )
         with self._make_operator(A) as coded_operator:
             return self._minimize(
                 coded_operator, partial(cone_interior_point, coded_operator, cone_loss, float(self.alpha))
@@ -191,12 +193,12 @@ class ConvexNetwork(CodedEstimator):
             raise ModelError(
                 "a network of gated ReLUs is no MLP of scikit-learn's: use network_, or activation='relu'"
             )
-        mlp = self._make_blank_mlp((self.coefs_[0].shape[1],))
+        mlp = self._make_unfitted_mlp((self.coefs_[0].shape[1],))
         mlp.coefs_ = [weights.copy() for weights in self.coefs_]
         mlp.intercepts_ = [biases.copy() for biases in self.intercepts_]
         return mlp
 
-    def _make_blank_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
+    def _make_unfitted_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
         """One of that many hidden units that knows features and targets."""
         raise NotImplementedError
 
@@ -205,7 +207,7 @@ class ConvexNetwork(CodedEstimator):
         return self.network_(X)
 
 
-def _interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
+def _make_cone_interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
     """The gates as coefficients: each is a point of its own cone."""
     rows = [gates.directions, gates.offsets[np.newaxis]] if loss.fit_intercept else [gates.directions]
     return np.vstack(rows)
@@ -276,7 +278,7 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
         self._has_single_target = y.ndim == 1
         self._fit_network(X, y.reshape(len(y), -1), sample_weight, GaussianFamily())
 
-    def _make_blank_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
+    def _make_unfitted_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
         X, y = np.zeros((1, self.n_features_in_)), np.zeros((1, len(self.intercepts_[1])))
         return MLPRegressor(hidden_layer_sizes=hidden_layer_sizes).partial_fit(
             X, y[:, 0] if self._has_single_target else y
@@ -312,8 +314,8 @@ class ConvexMLPClassifier(ProbabilisticClassifierMixin, ConvexNetwork):
     """
 
     def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
-        self._fit_network(X, indicators, sample_weight, self._loss_family())
+        self._fit_network(X, indicators, sample_weight, self._get_loss_family())
 
-    def _make_blank_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
+    def _make_unfitted_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
         mlp = MLPClassifier(hidden_layer_sizes=hidden_layer_sizes)
         return mlp.partial_fit(np.zeros((1, self.n_features_in_)), self.classes_[:1], classes=self.classes_)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.dtypes import Floats
-from polarmap.models.operators import RealMatrixOperator, weighted_moments
+from polarmap.models.operators import RealMatrixOperator, compute_weighted_mean_and_variance
 
 MAX_ROUNDS = 20  # of sampling, while patterns are wanted and new ones turn up
 MIN_DRAWS = 16  # of a round: that no gate lets a sample pass is less likely than 1e-90
@@ -31,7 +31,7 @@ def sample_gates(
 
     With an intercept, the first lets every sample pass. None lets no sample pass.
     """
-    mean, variance = weighted_moments(X, sample_weight, True)
+    mean, variance = compute_weighted_mean_and_variance(X, sample_weight, True)
     scale = np.where(variance > 0, np.sqrt(variance), 1.0)
     n_features = X.shape[1]
     directions, offsets = np.zeros((n_features, 0)), np.zeros(0)
@@ -45,7 +45,7 @@ def sample_gates(
         new_offsets = normals[n_features] - mean @ new_directions if fit_intercept else np.zeros(n_draws)
         directions, offsets = np.hstack([directions, new_directions]), np.append(offsets, new_offsets)
         pre_activations = np.asarray(X @ directions) + offsets
-        distinct_indices = _distinct_pattern_indices(pre_activations >= 0)[:n_gates]
+        distinct_indices = _find_distinct_pattern_indices(pre_activations >= 0)[:n_gates]
         directions, offsets, pre_activations = (
             directions[:, distinct_indices],
             offsets[distinct_indices],
@@ -56,7 +56,7 @@ def sample_gates(
     return ActivationGates(directions, offsets, pre_activations >= 0, np.abs(pre_activations))
 
 
-def _distinct_pattern_indices(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+def _find_distinct_pattern_indices(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     """Indices of the first column of each pattern that lets a sample pass, in order."""
     packed_patterns = np.packbits(patterns, axis=0)
     _, first_indices = np.unique(packed_patterns, axis=1, return_index=True)

@@ -41,11 +41,11 @@ class IterationLog:
         parts = [] if objective is None else [f"objective {objective:.6e}"]
         parts += [f"gradient {gradient_norm:.2e}", f"{finished_at - self._iteration_started_at:.3f} s"]
         if self._verbose > 1:
-            parts += self._product_counts()
+            parts += self._format_product_counts()
         print(f"[{self._label}] iteration {self._n_iter}: {', '.join(parts)}", flush=True)
         self._iteration_started_at, self._n_products_before = finished_at, self._operator.n_products
 
-    def _product_counts(self) -> list[str]:
+    def _format_product_counts(self) -> list[str]:
         """What a line says of the products since the line before."""
         report: Any = self._operator.report
         parts = [f"{self._operator.n_products - self._n_products_before} products"]

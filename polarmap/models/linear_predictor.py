@@ -20,7 +20,7 @@ class LinearPredictorEstimator(CodedEstimator):
 
     def _fit_coefficients(self, X: Any, loss: WeightedLoss, penalty_strength: float) -> tuple[Floats, Floats]:
         """Coefficients (outputs, features) and intercepts (outputs,) for a loss with weights of sum 1."""
-        curvature = loss.null_curvature()
+        curvature = loss.compute_null_curvature()
         ridge_penalty = penalty_strength if self._is_l2_penalty else 0.0
         intercept_scaling = 1.0 / np.sqrt(curvature)
         coded_operator, operator, mean, scale = self._make_standardized_operator(
@@ -34,7 +34,7 @@ class LinearPredictorEstimator(CodedEstimator):
         penalty_strengths = penalty_strength * (scale**2 if self._is_l2_penalty else scale)
         if self.fit_intercept:
             start, penalty_strengths = (
-                np.vstack([start, loss.null_predictor() / intercept_scaling]),
+                np.vstack([start, loss.fit_null_predictor() / intercept_scaling]),
                 np.append(penalty_strengths, 0.0),
             )
         with coded_operator:

@@ -91,7 +91,7 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
             solutions = [
                 solve_least_squares(self, system, target, IterationLog(label, coded_operator, self.verbose))
                 for label, target in zip(
-                    self._iteration_log_labels(targets.shape[1]),
+                    self._make_iteration_log_labels(targets.shape[1]),
                     ((targets - target_mean) * sqrt_weight[:, np.newaxis]).T,
                 )
             ]
@@ -106,7 +106,7 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         self.intercept_ = float(intercept[0]) if is_single_target else intercept
         self.n_iter_ = int(n_iter[0]) if is_single_target else n_iter
 
-    def _iteration_log_labels(self, n_targets: int) -> list[str]:
+    def _make_iteration_log_labels(self, n_targets: int) -> list[str]:
         """Names of the fits of each target, for lines of progress."""
         class_name = type(self).__name__
         return (

@@ -29,7 +29,7 @@ class LogisticMixin(ProbabilisticClassifierMixin):
         sample_weight = (
             sample_weight * self._compute_class_weights(class_indices, sample_weight)[class_indices]
         )
-        loss = WeightedLoss(self._loss_family(), indicators, sample_weight / sample_weight.sum())
+        loss = WeightedLoss(self._get_loss_family(), indicators, sample_weight / sample_weight.sum())
         self.coef_, self.intercept_ = self._fit_coefficients(X, loss, 1.0 / (self.C * sample_weight.sum()))
 
 

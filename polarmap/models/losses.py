@@ -156,13 +156,13 @@ class WeightedLoss:
         """max over eta of <u, eta> - value(eta), for a u between 0 and a gradient."""
         return float(np.sum(self.weights * self.family.conjugate(dual / self.weights, self.y)))
 
-    def null_predictor(self) -> Floats:
+    def fit_null_predictor(self) -> Floats:
         """The eta (outputs,) that fits best without any feature."""
         return self.family.link(np.average(self.y, axis=0, weights=self.weights.reshape(-1)))
 
-    def null_curvature(self) -> float:
+    def compute_null_curvature(self) -> float:
         """Mean curvature of a sample's loss in the model without features: by it coefficients are scaled."""
-        mean = self.family.mean(self.null_predictor()[np.newaxis])
+        mean = self.family.mean(self.fit_null_predictor()[np.newaxis])
         unit_vectors = np.eye(mean.shape[1])
         return float(
             np.mean(
@@ -246,23 +246,23 @@ class ProfiledLoss(WeightedLoss):
     Of bounded curvature; weights of sum 1; without `fit_intercept` c is 0.
 
     >>> loss = ProfiledLoss(GaussianFamily(), np.array([[1.0], [3.0]]), np.full(2, 0.5), True)
-    >>> loss.value(np.zeros((2, 1))), loss.optimal_intercept(np.zeros((2, 1))).tolist()
+    >>> loss.value(np.zeros((2, 1))), loss.find_optimal_intercept(np.zeros((2, 1))).tolist()
     (0.5, [2.0])
     """
 
     def __init__(self, family: LossFamily, y: Floats, weights: Floats, fit_intercept: bool) -> None:
         super().__init__(family, y, weights)
         self.fit_intercept = fit_intercept
-        self.null_intercept: Floats = self.null_predictor() if fit_intercept else np.zeros(y.shape[1])
+        self.null_intercept: Floats = self.fit_null_predictor() if fit_intercept else np.zeros(y.shape[1])
         self._cached_intercept: tuple[Floats | None, Floats] = None, self.null_intercept
 
     def value(self, eta: Floats) -> float:
         """At the outputs eta, before the intercept."""
-        return super().value(eta + self.optimal_intercept(eta))
+        return super().value(eta + self.find_optimal_intercept(eta))
 
     def gradient(self, eta: Floats) -> Floats:
         """With respect to eta; each column adds up to 0 with an intercept."""
-        return super().gradient(eta + self.optimal_intercept(eta))
+        return super().gradient(eta + self.find_optimal_intercept(eta))
 
     conjugate = WeightedLoss._conjugate
 
@@ -273,9 +273,9 @@ class ProfiledLoss(WeightedLoss):
 
     def make_hessian_product(self, eta: Floats) -> Callable[[Floats], Floats]:
         """Its product with a direction, which the intercept follows."""
-        mean = self.family.mean(eta + self.optimal_intercept(eta))
+        mean = self.family.mean(eta + self.find_optimal_intercept(eta))
         inverse_intercept_hessian = (
-            np.linalg.pinv(self._intercept_hessian(mean)) if self.fit_intercept else None
+            np.linalg.pinv(self._compute_intercept_hessian(mean)) if self.fit_intercept else None
         )
 
         def multiply(direction: Floats) -> Floats:
@@ -288,9 +288,9 @@ class ProfiledLoss(WeightedLoss):
 
         return multiply
 
-    def hessian_diagonal(self, eta: Floats) -> Floats:
+    def compute_hessian_diagonal(self, eta: Floats) -> Floats:
         """Of each sample and output alone, where the intercept stays: the diagonal of the Hessian."""
-        mean = self.family.mean(eta + self.optimal_intercept(eta))
+        mean = self.family.mean(eta + self.find_optimal_intercept(eta))
         unit_vectors = np.eye(mean.shape[1])
         diagonal = [
             self.family.hessian_product(mean, np.broadcast_to(unit_vector, mean.shape)) @ unit_vector
@@ -298,7 +298,7 @@ class ProfiledLoss(WeightedLoss):
         ]
         return np.asarray(self.weights * np.stack(diagonal, axis=1))
 
-    def _intercept_hessian(self, mean: Floats) -> Floats:
+    def _compute_intercept_hessian(self, mean: Floats) -> Floats:
         """Second derivatives by the intercept: (outputs, outputs)."""
         unit_vectors = [np.broadcast_to(unit_vector, mean.shape) for unit_vector in np.eye(mean.shape[1])]
         return np.stack(
@@ -308,7 +308,7 @@ class ProfiledLoss(WeightedLoss):
             ]
         )
 
-    def optimal_intercept(self, eta: Floats) -> Floats:
+    def find_optimal_intercept(self, eta: Floats) -> Floats:
         """The c (outputs,) that fits best, by Newton's method from the last one."""
         if not self.fit_intercept:
             return self.null_intercept
@@ -323,8 +323,8 @@ class ProfiledLoss(WeightedLoss):
             gradient = np.sum(self.weights * (mean - self.y), axis=0)
             if np.abs(gradient).max() <= GRADIENT_TOL:  # means are 1 at most
                 break
-            step = self._intercept_newton_step(mean, gradient, max_norm)
-            shortened = self._backtrack(eta, intercept, step, float(gradient @ step))
+            step = self._compute_intercept_newton_step(mean, gradient, max_norm)
+            shortened = self._backtrack_intercept_step(eta, intercept, step, float(gradient @ step))
             if shortened is None:
                 break
             intercept = (
@@ -333,16 +333,18 @@ class ProfiledLoss(WeightedLoss):
         self._cached_intercept = eta, intercept
         return intercept
 
-    def _intercept_newton_step(self, mean: Floats, gradient: Floats, max_norm: float) -> Floats:
+    def _compute_intercept_newton_step(self, mean: Floats, gradient: Floats, max_norm: float) -> Floats:
         """No longer than `max_norm`, by a ridge that vanishes with the slope: a softmax has a flat
         direction.
         """
         ridge = float(np.linalg.norm(gradient)) / max_norm
         return np.asarray(
-            -np.linalg.solve(self._intercept_hessian(mean) + ridge * np.eye(len(gradient)), gradient)
+            -np.linalg.solve(self._compute_intercept_hessian(mean) + ridge * np.eye(len(gradient)), gradient)
         )
 
-    def _backtrack(self, eta: Floats, intercept: Floats, step: Floats, slope: float) -> Floats | None:
+    def _backtrack_intercept_step(
+        self, eta: Floats, intercept: Floats, step: Floats, slope: float
+    ) -> Floats | None:
         """c after as much of a step as lessens the loss; None where no digit of it can be lessened."""
         loss_before = super().value(eta + intercept)
         for n_halvings in range(MAX_BACKTRACKS):

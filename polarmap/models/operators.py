@@ -11,16 +11,16 @@ from scipy.sparse.linalg import LinearOperator
 from polarmap.dtypes import FLOAT64_EPS, Floats
 
 
-def weighted_moments(X: Any, sample_weight: Floats, center: bool) -> tuple[Floats, Floats]:
+def compute_weighted_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> tuple[Floats, Floats]:
     """Mean of each feature of X, or zeros, and the mean square of its deviation, 0 where that is rounding.
 
     sample_weight : of the samples; their sum is 1.
     """
-    mean, variance = _compute_moments(X, sample_weight, center)
+    mean, variance = _compute_mean_and_variance(X, sample_weight, center)
     return mean, np.where(variance <= (10 * FLOAT64_EPS * mean) ** 2, 0.0, variance)
 
 
-def _compute_moments(X: Any, sample_weight: Floats, center: bool) -> tuple[Floats, Floats]:
+def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> tuple[Floats, Floats]:
     if not issparse(X):
         mean = sample_weight @ X if center else np.zeros(X.shape[1])
         return mean, sample_weight @ (X - mean) ** 2

@@ -84,7 +84,7 @@ def minimize_smooth(
 
 def _is_stationary(gradient_norm: float, objective: float, tol: float) -> bool:
     """Whether steps that gradients ask for are no more than tol asks for, or rounding."""
-    return gradient_norm <= 10 * max(tol, _gradient_rounding_error(objective))
+    return gradient_norm <= 10 * max(tol, _estimate_gradient_rounding_error(objective))
 
 
 class ScipyObjective:
@@ -108,15 +108,15 @@ class ScipyObjective:
 
     def value(self, theta: Floats) -> float:
         """Of the objective, by a product that its gradient there needs no more."""
-        return self._problem.objective(theta, self._cached_linear_predictor(theta))
+        return self._problem.objective(theta, self._get_linear_predictor(theta))
 
     def value_and_gradient(self, theta: Floats) -> tuple[float, Floats]:
         """Value and gradient of the objective; inf where it would be NaN, which trust regions reject."""
         if not np.isfinite(theta).all():
             return np.inf, np.zeros_like(theta)
         value = self.value(theta)
-        gradient = self._penalized_gradient(
-            self._problem.loss.gradient(self._cached_linear_predictor(theta)), theta
+        gradient = self._compute_penalized_gradient(
+            self._problem.loss.gradient(self._get_linear_predictor(theta)), theta
         )
         if self.callback is not None:
             self._evaluations[theta.tobytes()] = value, float(np.linalg.norm(gradient))
@@ -134,11 +134,11 @@ class ScipyObjective:
         if not (np.isfinite(theta).all() and np.isfinite(direction).all()):
             return np.full_like(direction, np.nan)
         loss_hessian_product = self._problem.loss.hessian_product(
-            self._cached_linear_predictor(theta), self._compute_linear_predictor(direction)
+            self._get_linear_predictor(theta), self._compute_linear_predictor(direction)
         )
-        return self._penalized_gradient(loss_hessian_product, direction)
+        return self._compute_penalized_gradient(loss_hessian_product, direction)
 
-    def _cached_linear_predictor(self, theta: Floats) -> Floats:
+    def _get_linear_predictor(self, theta: Floats) -> Floats:
         key = theta.tobytes()
         if key not in self._cached_predictors:
             if len(self._cached_predictors) > 2:
@@ -149,7 +149,7 @@ class ScipyObjective:
     def _compute_linear_predictor(self, theta: Floats) -> Floats:
         return self._problem.matmul(theta.reshape(-1, self._problem.loss.shape[1]))
 
-    def _penalized_gradient(self, residual: Floats, theta: Floats) -> Floats:
+    def _compute_penalized_gradient(self, residual: Floats, theta: Floats) -> Floats:
         """A' residual + squares * theta."""
         return self._problem.rmatmul(residual).reshape(-1) + self._l2_weights * theta
 
@@ -159,7 +159,7 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
     if solver == "lbfgs":
         options |= {"ftol": 4 * FLOAT64_EPS, "maxls": 50, "maxfun": 50 * max_iter}
     else:  # closer, trust regions compare values that differ by rounding, and trlib meets NaN
-        options["gtol"] = max(tol, _gradient_rounding_error(objective.value(initial_theta)))
+        options["gtol"] = max(tol, _estimate_gradient_rounding_error(objective.value(initial_theta)))
     with np.errstate(invalid="ignore"):  # of trlib
         return minimize(
             objective.value_and_gradient,
@@ -172,7 +172,7 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
         )
 
 
-def _gradient_rounding_error(objective: float) -> float:
+def _estimate_gradient_rounding_error(objective: float) -> float:
     """The gradient g at which a step lowers the value, by about g^2 / 2, no more than 16 roundings do.
 
     That is where the Hessian has about 1 on its diagonal.

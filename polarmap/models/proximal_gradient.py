@@ -93,7 +93,7 @@ def fista(
     """
     _check_fista_arguments(penalty, loss, tol, max_iter)
     problem = CompositeProblem(operator, loss, penalty)
-    return run_solver(FistaSolver(problem, problem.check_start(start)), tol, max_iter, callback)
+    return run_solver(FistaSolver(problem, problem.check_starting_point(start)), tol, max_iter, callback)
 
 
 def run_solver(
@@ -117,7 +117,7 @@ class CompositeProblem:
         self.operator, self.loss, self.penalty = operator, loss, penalty
         self.has_dual_gap = hasattr(loss, "conjugate") and hasattr(penalty, "conjugate")
 
-    def check_start(self, start: Any) -> Floats:
+    def check_starting_point(self, start: Any) -> Floats:
         """A copy of the start as floats, or zeros."""
         n_columns = int(self.operator.shape[1])
         x = np.zeros(n_columns) if start is None else np.array(start, dtype=np.float64)
@@ -191,7 +191,7 @@ class ProximalSolver:
         """Loss plus penalty where the iteration is."""
         return self.problem.objective(self.x, self.eta)
 
-    def gradients(self) -> tuple[Floats, Floats]:
+    def compute_gradients(self) -> tuple[Floats, Floats]:
         """Gradients of the loss at x with respect to eta and to x, by one product."""
         if self._cached_gradients is None or self._cached_gradients[0] != self.n_iter:
             loss_gradient = self.problem.loss.gradient(self.eta)
@@ -200,20 +200,24 @@ class ProximalSolver:
 
     def compute_optimality(self) -> float:
         """Its norm at x."""
-        prox_point = self.problem.prox(self.x - self.gradients()[1] / self.curvature, 1.0 / self.curvature)
+        prox_point = self.problem.prox(
+            self.x - self.compute_gradients()[1] / self.curvature, 1.0 / self.curvature
+        )
         return self.curvature * float(np.linalg.norm(self.x - prox_point))
 
     def dual_gap(self) -> float:
         """At x; infinite where it is not known."""
         return (
-            self.problem.dual_gap(self.x, self.eta, *self.gradients())
+            self.problem.dual_gap(self.x, self.eta, *self.compute_gradients())
             if self.problem.has_dual_gap
             else math.inf
         )
 
     def has_converged(self, tol: float) -> bool:
         """By the gap where there is one; it is looked at where it may be small."""
-        is_stationary = self.optimality <= max(tol * self.max_optimality, self._optimality_rounding())
+        is_stationary = self.optimality <= max(
+            tol * self.max_optimality, self._estimate_optimality_rounding_error()
+        )
         if not self.problem.has_dual_gap or (self.n_iter % self.gap_interval and not is_stationary):
             return is_stationary
         dual_gap, objective = self.dual_gap(), abs(self.objective)
@@ -226,7 +230,7 @@ class ProximalSolver:
             else dual_gap <= rounding and is_stationary
         )
 
-    def _optimality_rounding(self) -> float:
+    def _estimate_optimality_rounding_error(self) -> float:
         """What is left of the gradient map where it should be 0."""
         return 4 * FLOAT64_EPS * self.curvature * float(np.linalg.norm(self.x))
 
@@ -250,7 +254,7 @@ class FistaSolver(ProximalSolver):
     def __init__(self, problem: CompositeProblem, x: Floats) -> None:
         super().__init__(problem, x)
         self._extrapolated, self._extrapolated_eta, self._momentum = self.x, self.eta, 1.0
-        self.curvature = self._estimate_curvature(*self.gradients())
+        self.curvature = self._estimate_curvature(*self.compute_gradients())
 
     def _estimate_curvature(self, loss_gradient: Floats, gradient: Floats) -> float:
         """L as it is along the gradient."""
@@ -266,7 +270,7 @@ class FistaSolver(ProximalSolver):
     def step(self) -> None:
         """From the extrapolated point y to the next x, and where momentum leads from there."""
         loss_gradient = self.problem.loss.gradient(self._extrapolated_eta)
-        x, eta = self._backtracking_step(loss_gradient, self.problem.rmatmul(loss_gradient))
+        x, eta = self._take_backtracking_step(loss_gradient, self.problem.rmatmul(loss_gradient))
         is_uphill = float(np.sum((self._extrapolated - x) * (x - self.x))) > 0
         previous_momentum = 1.0 if is_uphill else self._momentum
         self._momentum = (1.0 + math.sqrt(1.0 + 4.0 * previous_momentum**2)) / 2.0
@@ -278,14 +282,16 @@ class FistaSolver(ProximalSolver):
         )
         self.x, self.eta, self.n_iter = x, eta, self.n_iter + 1
 
-    def _backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
+    def _take_backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
         """The proximal gradient step from y, for an L that bounds the curvature along it."""
         while True:
             x = self.problem.prox(self._extrapolated - gradient / self.curvature, 1.0 / self.curvature)
             eta, displacement = self.problem.matmul(x), x - self._extrapolated
             squared_norm = float(np.sum(displacement**2))
             observed_curvature = (
-                2.0 * self._bregman_divergence(loss_gradient, eta) / squared_norm if squared_norm else 0.0
+                2.0 * self._compute_bregman_divergence(loss_gradient, eta) / squared_norm
+                if squared_norm
+                else 0.0
             )
             if observed_curvature <= self.curvature * (1.0 + 1e-6):
                 break
@@ -294,7 +300,7 @@ class FistaSolver(ProximalSolver):
         self.max_optimality = max(self.max_optimality, self.optimality)
         return x, eta
 
-    def _bregman_divergence(self, loss_gradient: Floats, eta: Floats) -> float:
+    def _compute_bregman_divergence(self, loss_gradient: Floats, eta: Floats) -> float:
         """The loss at eta less its tangent at y: by values, or by gradients where these have no digits."""
         loss, eta_change = self.problem.loss, eta - self._extrapolated_eta
         loss_value = float(loss.value(eta))

@@ -91,7 +91,7 @@ class ProximalNewtonSolver(ProximalSolver):
         self._update_hessian()
         optimality_before, objective_before = self.compute_optimality(), self.objective
         self.max_optimality = self._reference_optimality or max(self.max_optimality, optimality_before)
-        gradient, x = self.gradients()[1], self.x.reshape(-1)
+        gradient, x = self.compute_gradients()[1], self.x.reshape(-1)
         model = QuadraticModel(self._hessian, gradient.reshape(-1), self.problem.penalty, x, self.curvature)
         direction = model.minimize(min(MODEL_TOL * self.max_optimality, optimality_before / 1000)).reshape(
             self.x.shape
@@ -111,10 +111,10 @@ class ProximalNewtonSolver(ProximalSolver):
             and self.objective >= objective_before - 16 * FLOAT64_EPS * abs(objective_before)
         )
 
-    def _optimality_rounding(self) -> float:
+    def _estimate_optimality_rounding_error(self) -> float:
         """Also of a gradient that the penalty balances."""
-        return 4 * super()._optimality_rounding() + 16 * FLOAT64_EPS * float(
-            np.linalg.norm(self.gradients()[1])
+        return 4 * super()._estimate_optimality_rounding_error() + 16 * FLOAT64_EPS * float(
+            np.linalg.norm(self.compute_gradients()[1])
         )
 
     def _update_hessian(self) -> None:
@@ -190,7 +190,10 @@ class QuadraticModel:
         sigma_unit, d = 1.0 / (float(np.trace(self._H)) / len(self._x) or 1.0), np.zeros(len(self._x))
         sigma, best_optimality, n_failures = INITIAL_SIGMA * sigma_unit, self._compute_optimality(d), 0
         for _ in range(MAX_PROXIMAL_STEPS):
-            if best_optimality <= max(tol, self._optimality_rounding(d)) or n_failures == MAX_RETRIES:
+            if (
+                best_optimality <= max(tol, self._estimate_optimality_rounding_error(d))
+                or n_failures == MAX_RETRIES
+            ):
                 break
             proximal_point, is_exact = self._find_proximal_point(d, sigma, tol)
             optimality = self._compute_optimality(proximal_point)
@@ -210,7 +213,7 @@ class QuadraticModel:
         L = self._curvature
         return L * float(np.linalg.norm(d - self._prox(d - (self._H @ d + self._gradient) / L, 1.0 / L)))
 
-    def _optimality_rounding(self, d: Floats) -> float:
+    def _estimate_optimality_rounding_error(self, d: Floats) -> float:
         magnitude = self._curvature * float(np.linalg.norm(d)) + float(np.linalg.norm(self._gradient))
         return 16 * FLOAT64_EPS * magnitude
 

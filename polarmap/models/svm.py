@@ -89,7 +89,9 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         sample_norms[sample_norms == 0] = 1.0
         norm_column = sample_norms[:, np.newaxis]
         # The variable is y a |x|, between 0 and y C |x|: its Hessian has 1 on the diagonal.
-        signed_bound = label_signs * norm_column * self._box_bounds(class_indices, sample_weight, indicators)
+        signed_bound = (
+            label_signs * norm_column * self._compute_box_bounds(class_indices, sample_weight, indicators)
+        )
         penalty = LinearBoxPenalty(
             np.minimum(signed_bound, 0).reshape(-1),
             np.maximum(signed_bound, 0).reshape(-1),
@@ -110,7 +112,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         self.coef_ = augmented_coef[:, : X.shape[1]]
         self.intercept_ = augmented_coef[:, -1] if self.fit_intercept else np.zeros(len(augmented_coef))
 
-    def _box_bounds(self, class_indices: Array, sample_weight: Floats, indicators: Floats) -> Floats:
+    def _compute_box_bounds(self, class_indices: Array, sample_weight: Floats, indicators: Floats) -> Floats:
         """C of each sample and output."""
         class_weights = self._compute_class_weights(class_indices, sample_weight)
         sample_factors = class_weights[class_indices][:, np.newaxis]

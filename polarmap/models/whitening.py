@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from polarmap.dtypes import Floats
-from polarmap.models.operators import RealMatrixOperator, weighted_moments
+from polarmap.models.operators import RealMatrixOperator, compute_weighted_mean_and_variance
 
 MAX_ROTATED_FEATURES = 2000  # features: above, they are scaled but not rotated
 MIN_RELATIVE_SCALE = 1e-6  # of the largest: directions with less in them are stretched no further
@@ -31,19 +31,21 @@ class WhiteningOperator(RealMatrixOperator):
     def _rmatmat(self, R: Floats) -> Floats:
         return np.asarray((self.axes.T @ R) / self.scale[:, np.newaxis])
 
-    def whiten(self, coefficients: Floats) -> Floats:
+    def whiten_coefficients(self, coefficients: Floats) -> Floats:
         """The z (features, columns) of coefficients w."""
         return np.asarray(self.scale[:, np.newaxis] * (self.axes.T @ coefficients))
 
 
-def fit_whitening(X: Any, sample_weight: Floats, fit_intercept: bool) -> WhiteningOperator:
+def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -> WhiteningOperator:
     """The principal axes of X (samples, features), with an intercept also of a feature 1, by shares of sum 1.
 
     A' diag(shares) A is at most 1 for the whitened A, and 1 but for directions with nearly no data.
     """
     n_features = X.shape[1] + fit_intercept
     if n_features > MAX_ROTATED_FEATURES:
-        second_moments = np.append(weighted_moments(X, sample_weight, False)[1], [1.0] * fit_intercept)
+        second_moments = np.append(
+            compute_weighted_mean_and_variance(X, sample_weight, False)[1], [1.0] * fit_intercept
+        )
         # The largest eigenvalue is at most that many times the largest moment of one.
         return WhiteningOperator(
             sparse.eye_array(n_features), _clip_scale(np.sqrt(n_features * second_moments))

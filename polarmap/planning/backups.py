@@ -227,7 +227,7 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
     if k < rule.min_tasks:
         return start_times
     for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):  # the earliest moment comes last
-        late_after = rule.slowdown * _compute_reference_times(sorted_run_times, rule, n_completed)
+        late_after = rule.slowdown * _compute_typical_run_times(sorted_run_times, rule, n_completed)
         candidate_times = np.maximum(sorted_run_times[:, n_completed - 1], late_after)
         start_times = np.where(
             candidate_times < sorted_run_times[:, n_completed], candidate_times, start_times
@@ -235,7 +235,7 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
     return start_times
 
 
-def _compute_reference_times(sorted_run_times: Floats, rule: BackupRule, n_completed: int) -> Floats:
+def _compute_typical_run_times(sorted_run_times: Floats, rule: BackupRule, n_completed: int) -> Floats:
     """The usual time of each job when so many of its tasks have returned."""
     if rule.uses_all_tasks:
         return sorted_run_times[:, rule.min_completed(sorted_run_times.shape[1]) - 1]
@@ -261,13 +261,15 @@ class ReplicatedJob(NamedTuple):
         >>> ReplicatedJob(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
         [0.346574]
         """
-        return self.run_times.quantile_from_pair(*self._compute_copy_probabilities(p, 1 - p))
+        return self.run_times.quantile_from_cdf_and_survival(
+            *self._convert_job_to_copy_probabilities(p, 1 - p)
+        )
 
     def mean(self) -> float:
         """Expected seconds until all tasks have a result, of the jobs in which all of them do."""
         cdf, survival = make_full_logit_grid()
         failure_probability = self.failure_probability
-        copy_probabilities = self._compute_copy_probabilities(
+        copy_probabilities = self._convert_job_to_copy_probabilities(
             (1 - failure_probability) * cdf, failure_probability + (1 - failure_probability) * survival
         )
         return compute_expected_run_time(
@@ -276,11 +278,14 @@ class ReplicatedJob(NamedTuple):
             *self.run_times.condition_on_completion(*copy_probabilities),
         )
 
-    def _compute_copy_probabilities(self, cdf: Floats, survival: Floats) -> tuple[Floats, Floats]:
-        """Shares of the copies that have ended, and not, where `cdf` of the jobs have."""
+    def _convert_job_to_copy_probabilities(
+        self, job_cdf: Floats, job_survival: Floats
+    ) -> tuple[Floats, Floats]:
+        """Shares of the copies that have ended, and not, where `job_cdf` of the jobs have."""
         with np.errstate(divide="ignore"):
             log_task_cdf = (
-                np.where(cdf < 0.5, np.log(cdf), np.log1p(-np.minimum(survival, 0.5))) / self.n_tasks
+                np.where(job_cdf < 0.5, np.log(job_cdf), np.log1p(-np.minimum(job_survival, 0.5)))
+                / self.n_tasks
             )
             log_copy_survival = np.log(-np.expm1(log_task_cdf)) / self.n_copies
         return -np.expm1(log_copy_survival), np.exp(log_copy_survival)

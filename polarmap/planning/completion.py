@@ -115,8 +115,8 @@ def completion_time(
         arrivals of that kernel decode. "sequential", "optimal", "integers": the arikan kernel
         with the papers' decoder, the best there is, or the best for integers modulo 2^64.
         "on_demand": rotation, but parity tasks start when data tasks are late (`ParityRule`).
-        "small_blocks": rotation, of `tasks_per_worker` times as many blocks and tasks on n persistent workers,
-        each of which takes the next task when it is done.
+        "small_blocks": rotation, of `tasks_per_worker` times as many blocks and tasks on n persistent
+        workers, each of which takes the next task when it is done.
         "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
         by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.
     run_times : Distribution, run times in seconds, or reports of coded maps
@@ -152,14 +152,16 @@ def completion_time(
                 jobs, n_arrivals = heterogeneous.simulate_heterogeneous_workers(
                     workers, k, scheme, erasure, n_trials, seed
                 )
-                return summarize_jobs(scheme, n, k, jobs, n_arrivals)
-            run_times = workers.mixture
+                return summarize_simulated_jobs(scheme, n, k, jobs, n_arrivals)
+            run_times = workers.mixture_distribution
         distribution = as_distribution(run_times)
         if distribution.failure_probability == 1:
-            return _make_infinite_completion(scheme, n, k)
+            return _make_impossible_completion(scheme, n, k)
         rng = np.random.default_rng(seed)
         if scheme in BACKUP_SCHEMES:
-            return summarize_jobs(scheme, k, k, _simulate_backup_jobs(k, distribution, scheme, n_trials, rng))
+            return summarize_simulated_jobs(
+                scheme, k, k, _simulate_backup_jobs(k, distribution, scheme, n_trials, rng)
+            )
         if scheme == "on_demand":
             jobs = simulate_on_demand(
                 distribution.sample(rng, (n_trials, k)),
@@ -167,15 +169,15 @@ def completion_time(
                 n_upfront_parity,
                 distribution,
             )
-            return summarize_jobs(scheme, n, k, jobs)._replace(n_upfront_parity=n_upfront_parity)
+            return summarize_simulated_jobs(scheme, n, k, jobs)._replace(n_upfront_parity=n_upfront_parity)
         if scheme == "small_blocks":
             worker_times = distribution.sample(rng, (n_trials, n))
             jobs = simulate_overdecomposition(worker_times, k, tasks_per_worker, task_overhead)
-            return summarize_jobs(scheme, n, k, jobs)._replace(
+            return summarize_simulated_jobs(scheme, n, k, jobs)._replace(
                 n_results_awaited=float(k * tasks_per_worker), tasks_per_worker=tasks_per_worker
             )
         if scheme == "replication":
-            return _make_replication_completion(n, k, distribution)
+            return _compute_replication_completion(n, k, distribution)
         arrival_counts = arrivals_needed(n, k, scheme, erasure=erasure, n_trials=n_trials, seed=seed)
         return completion_from_arrivals(arrival_counts, n, k, distribution, scheme)
 
@@ -221,13 +223,13 @@ def completion_from_arrivals(
     """
     distribution = as_distribution(run_times)
     if distribution.failure_probability == 1:
-        return _make_infinite_completion(scheme, n, k)
+        return _make_impossible_completion(scheme, n, k)
     order_statistics = compute_order_statistic_means(distribution, n, arrival_counts.counts)
     # Jobs that complete are fewer at the ranks that seldom do.
     probabilities = arrival_counts.probabilities * (1 - order_statistics.failure_probability)
     completion_probability = probabilities.sum()
     if completion_probability < 1e-300:
-        return _make_infinite_completion(scheme, n, k)
+        return _make_impossible_completion(scheme, n, k)
     mean = float(probabilities @ order_statistics.times / completion_probability)
     variance = (
         arrival_counts.probabilities @ (order_statistics.times - mean) ** 2
@@ -307,7 +309,7 @@ def _simulate_backup_jobs(
     return backups.simulate_backups(first_run_times, sample_backups, backup_lateness_rule(k), DEFAULT_BACKUPS)
 
 
-def _make_replication_completion(n: int, k: int, run_times: Distribution) -> Completion:
+def _compute_replication_completion(n: int, k: int, run_times: Distribution) -> Completion:
     job, single_task_job = (backups.ReplicatedJob(n_tasks, n // k, run_times) for n_tasks in (k, 1))
     p50, p95, p99 = job.quantile(QUANTILES).tolist()
     worker_seconds, failure_probability = n * single_task_job.mean(), job.failure_probability
@@ -327,13 +329,13 @@ def _make_replication_completion(n: int, k: int, run_times: Distribution) -> Com
     )
 
 
-def summarize_jobs(
+def summarize_simulated_jobs(
     scheme: str, n: int, k: int, simulated_jobs: backups.SimulatedJobs, n_arrivals: Floats | None = None
 ) -> Completion:
     """What simulated jobs give; `n_arrivals`: results that each has awaited, k by default."""
     completed_mask = np.isfinite(simulated_jobs.completion_times)
     if not completed_mask.any():
-        return _make_infinite_completion(scheme, n, k)
+        return _make_impossible_completion(scheme, n, k)
     completion_times, n_completed = simulated_jobs.completion_times[completed_mask], int(completed_mask.sum())
     p50, p95, p99 = np.quantile(simulated_jobs.completion_times, QUANTILES, method="higher").tolist()
     return Completion(
@@ -352,7 +354,7 @@ def summarize_jobs(
     )
 
 
-def _make_infinite_completion(scheme: str, n: int, k: int) -> Completion:
+def _make_impossible_completion(scheme: str, n: int, k: int) -> Completion:
     inf = np.inf
     return Completion(scheme, n, k, inf, 0.0, inf, inf, inf, inf, float(k), float(n), 1.0)
 

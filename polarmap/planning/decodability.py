@@ -71,11 +71,13 @@ def simulate_arrivals_needed(
     code = PolarCode(n, k, "arikan", get_decoder_name(scheme), erasure)
     ordered_ranks = np.repeat(np.arange(1, n + 1, dtype=np.int32)[None], n_trials, axis=0)
     arrival_ranks = np.ascontiguousarray(np.random.default_rng(seed).permuted(ordered_ranks, axis=1).T)
-    arrival_counts, frequencies = np.unique(decoding_times(code, arrival_ranks, scheme), return_counts=True)
+    arrival_counts, frequencies = np.unique(
+        compute_decoding_times(code, arrival_ranks, scheme), return_counts=True
+    )
     return ArrivalsNeeded(arrival_counts.astype(float), frequencies / n_trials, n_trials)
 
 
-def decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -> Array:
+def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -> Array:
     """When blocks that arrive at such times, or in such turns, (n, trials), determine the data, (trials,)."""
     if scheme == "sequential":
         return sequential_decoding_times(code, arrival_times)
@@ -126,7 +128,7 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
     for start in range(0, n_trials, tile_width):
         batch_times = arrival_times[:, start : start + tile_width]
         tile = table[:, : batch_times.shape[1]]
-        tile[: mother_length - code.n] = _infinite_time(arrival_times.dtype)
+        tile[: mother_length - code.n] = _get_infinite_time(arrival_times.dtype)
         tile[code.codeword_positions] = batch_times
         _polarize_arrival_times(tile.reshape(*zero_input_mask.shape, -1))
         data_arrival_times = batch_times[: code.k].max(axis=0)
@@ -157,15 +159,20 @@ def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool)
     modular : for integers modulo 2^64.
     """
     if modular:
-        packed_columns = _pack_check_columns(code)
+        packed_columns = _pack_check_columns_gf2(code)
         return np.array(
-            [_count_gf2_arrivals(packed_columns, arrival_order.tolist()) for arrival_order in arrival_orders]
+            [
+                _count_arrivals_needed_gf2(packed_columns, arrival_order.tolist())
+                for arrival_order in arrival_orders
+            ]
         )
     check_matrix = code.parity_check_matrix.astype(float)
-    return np.array([_count_real_arrivals(check_matrix, arrival_order) for arrival_order in arrival_orders])
+    return np.array(
+        [_count_arrivals_needed_over_reals(check_matrix, arrival_order) for arrival_order in arrival_orders]
+    )
 
 
-def _count_real_arrivals(check_matrix: Floats, arrival_order: Array) -> int:
+def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array) -> int:
     """The arrivals needed in this order, for real numbers."""
     last_arrivals = arrival_order[::-1][: len(check_matrix)]
     triangular_factor: Array = np.asarray(np.linalg.qr(check_matrix[:, last_arrivals], mode="r"))
@@ -174,7 +181,7 @@ def _count_real_arrivals(check_matrix: Floats, arrival_order: Array) -> int:
     return len(arrival_order) - int(dependent_indices[0] if len(dependent_indices) else len(last_arrivals))
 
 
-def _count_gf2_arrivals(packed_columns: list[int], arrival_order: list[int]) -> int:
+def _count_arrivals_needed_gf2(packed_columns: list[int], arrival_order: list[int]) -> int:
     """The arrivals needed in this order, over GF(2), where rows are bits of Python integers."""
     basis: dict[int, int] = {}  # leading bit -> column
     for n_missing, block_index in enumerate(reversed(arrival_order)):
@@ -187,7 +194,7 @@ def _count_gf2_arrivals(packed_columns: list[int], arrival_order: list[int]) -> 
     raise AssertionError("n columns of n - k bits are dependent")
 
 
-def _pack_check_columns(code: PolarCode) -> list[int]:
+def _pack_check_columns_gf2(code: PolarCode) -> list[int]:
     """The columns of C = [P, -I] modulo 2, r bits each, as Python integers."""
     parity_bits = (code.parity_check_matrix.T & 1).astype(np.uint8)
     return [
@@ -195,5 +202,5 @@ def _pack_check_columns(code: PolarCode) -> list[int]:
     ]
 
 
-def _infinite_time(dtype: np.dtype[Any]) -> float | int:
+def _get_infinite_time(dtype: np.dtype[Any]) -> float | int:
     return np.inf if dtype.kind == "f" else int(np.iinfo(dtype).max)

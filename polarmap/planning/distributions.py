@@ -77,9 +77,9 @@ class Distribution(ABC):
         [1.0, 1.6931, inf]
         """
         probabilities = check_probabilities(p)
-        return self.quantile_from_pair(probabilities, 1 - probabilities)
+        return self.quantile_from_cdf_and_survival(probabilities, 1 - probabilities)
 
-    def quantile_from_pair(self, cdf: Floats, survival: Floats) -> Floats:
+    def quantile_from_cdf_and_survival(self, cdf: Floats, survival: Floats) -> Floats:
         """The time by which a share `cdf` = 1 - `survival` of all tasks has ended; inf if fewer ever do."""
         return np.where(
             cdf > 1 - self.failure_probability,
@@ -148,8 +148,8 @@ class ShiftedExponential(Distribution):
     scale: float
 
     def __post_init__(self) -> None:
-        _check_number("shift", self.shift)
-        _check_number("scale", self.scale, is_positive=True)
+        _check_distribution_parameter("shift", self.shift)
+        _check_distribution_parameter("scale", self.scale, is_positive=True)
 
     @classmethod
     def fit(cls, times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> ShiftedExponential:
@@ -171,7 +171,7 @@ class ShiftedExponential(Distribution):
         return -np.expm1(-standardized), np.exp(-standardized)
 
     def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
-        return self.shift + self.scale * _cumulative_hazard(cdf, survival)
+        return self.shift + self.scale * _compute_cumulative_hazard(cdf, survival)
 
     def integrated_quantile(self, survival: Floats) -> Floats:
         log_survival = np.log(survival, out=np.zeros_like(survival), where=survival > 0)
@@ -194,8 +194,8 @@ class Pareto(Distribution):
     shape: float
 
     def __post_init__(self) -> None:
-        _check_number("scale", self.scale, is_positive=True)
-        _check_number("shape", self.shape, is_positive=True)
+        _check_distribution_parameter("scale", self.scale, is_positive=True)
+        _check_distribution_parameter("shape", self.shape, is_positive=True)
 
     @classmethod
     def fit(cls, times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> Pareto:
@@ -222,7 +222,7 @@ class Pareto(Distribution):
 
     def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
         with np.errstate(over="ignore"):
-            return self.scale * np.exp(_cumulative_hazard(cdf, survival) / self.shape)
+            return self.scale * np.exp(_compute_cumulative_hazard(cdf, survival) / self.shape)
 
     def integrated_quantile(self, survival: Floats) -> Floats:
         power = 1 - 1 / self.shape
@@ -249,8 +249,8 @@ class Scaled(Distribution):
 
     def __post_init__(self) -> None:
         _check_distribution(self.run_times)
-        _check_number("factor", self.factor, is_positive=True)
-        _check_number("delay", self.delay)
+        _check_distribution_parameter("factor", self.factor, is_positive=True)
+        _check_distribution_parameter("delay", self.delay)
         object.__setattr__(self, "failure_probability", self.run_times.failure_probability)
 
     def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
@@ -425,7 +425,7 @@ def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> 
     4.0
     """
     with trimmed_tracebacks:
-        _check_number("share", fraction)
+        _check_distribution_parameter("share", fraction)
         return Mixture([run_times, Scaled(run_times, delay=delay)], [1 - fraction, fraction])
 
 
@@ -438,7 +438,7 @@ def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> 
     2.16
     """
     with trimmed_tracebacks:
-        _check_number("share", fraction)
+        _check_distribution_parameter("share", fraction)
         return Mixture([run_times, Scaled(run_times, factor=factor)], [1 - fraction, fraction])
 
 
@@ -497,7 +497,7 @@ def check_observations(times: npt.ArrayLike, completed: npt.ArrayLike | None = N
     return checked_times, completed_mask
 
 
-def _check_number(name: str, value: float, is_positive: bool = False) -> None:
+def _check_distribution_parameter(name: str, value: float, is_positive: bool = False) -> None:
     if not is_real_number(value) or not 0 <= float(value) <= MAX_SECONDS or (is_positive and value == 0):
         bound_text = "above" if is_positive else "of at least"
         raise CodeError(
@@ -522,7 +522,7 @@ def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_n
     return total_excess / int(completed_mask.sum())
 
 
-def _cumulative_hazard(cdf: Floats, survival: Floats) -> Floats:
+def _compute_cumulative_hazard(cdf: Floats, survival: Floats) -> Floats:
     """-log(above), accurate at both ends."""
     with np.errstate(divide="ignore"):
         return np.where(cdf < 0.5, -np.log1p(-np.minimum(cdf, 0.5)), -np.log(survival))

@@ -118,13 +118,13 @@ def _draw_survival(
 ) -> None:
     axes.semilogy(
         times,
-        _nan_unless_positive(distribution.survival(times)),
+        _replace_nonpositive_by_nan(distribution.survival(times)),
         color=figure_style.BLUE,
         lw=1.8,
         label="observed",
     )
     if fitted_distribution is not None:
-        fit = _nan_unless_positive(fitted_distribution.survival(times))
+        fit = _replace_nonpositive_by_nan(fitted_distribution.survival(times))
         axes.semilogy(
             times, fit, "--", color=figure_style.VERMILLION, lw=1.5, label=type(fitted_distribution).__name__
         )
@@ -150,18 +150,18 @@ def _draw_survival(
 def _add_legend(axes: Axes) -> None:
     """Add a legend that says which line is which, in the panel with the most of them."""
     for label, color_position in (("fastest virtual worker", 0.85), ("slowest virtual worker", 0.0)):
-        axes.plot([], [], color=_map_colors(np.array([color_position]))[0], lw=2, label=label)
+        axes.plot([], [], color=_pick_colormap_colors(np.array([color_position]))[0], lw=2, label=label)
     axes.legend(frameon=True, framealpha=0.9, edgecolor="white", fontsize=7.5, loc="lower right")
 
 
-def _map_colors(positions: Floats) -> Floats:
+def _pick_colormap_colors(positions: Floats) -> Floats:
     """Colours from dark (0) to light, told apart by everybody."""
     from matplotlib import colormaps
 
     return np.asarray(colormaps["cividis"](positions))
 
 
-def _nan_unless_positive(probabilities: Floats) -> Floats:
+def _replace_nonpositive_by_nan(probabilities: Floats) -> Floats:
     """What a logarithmic axis can show."""
     return np.where(probabilities > 0, probabilities, np.nan)
 
@@ -174,7 +174,7 @@ def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cd
 
     slowest_first = virtual_cdfs[np.argsort(virtual_cdfs.mean(axis=1), kind="stable")]
     n_virtual_workers = len(slowest_first)
-    colors = _map_colors(np.linspace(0.0, 0.85, n_virtual_workers))
+    colors = _pick_colormap_colors(np.linspace(0.0, 0.85, n_virtual_workers))
     lines = [np.column_stack([times, curve]) for curve in slowest_first]
     width = float(np.clip(2.2 - 0.22 * np.log2(n_virtual_workers), 0.5, 2.0))
     axes.add_collection(LineCollection(lines, colors=colors, linewidths=width))
@@ -185,7 +185,7 @@ def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cd
     figure_style.label_axes(axes, title, "seconds")
 
 
-def draw_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Figure:
+def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Figure:
     """What `Plan.plot` shows: completion time against worker-seconds, for each size worth choosing."""
     figure, ((axes,),) = figure_style.new_figure(7.5, 4.6)
     time_metric = plan.time_metric
@@ -195,7 +195,7 @@ def draw_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Fig
     ]  # of none, where fewer jobs than that ever complete
     worker_seconds = [candidate.worker_seconds for candidate in candidates]
     axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
-    _annotate_sizes(axes, candidates, plan, time_metric)
+    _annotate_worker_counts(axes, candidates, plan, time_metric)
     _highlight_candidate(
         axes, plan.uncoded, time_metric, "s", figure_style.GREY, f"plain map, {plan.uncoded.n} workers"
     )
@@ -217,7 +217,7 @@ def draw_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Fig
     return figure_style.save_figure(figure, path)
 
 
-def _annotate_sizes(axes: Axes, candidates: list[Any], plan: Any, time_metric: str) -> None:
+def _annotate_worker_counts(axes: Axes, candidates: list[Any], plan: Any, time_metric: str) -> None:
     """Write the number of workers beside those points that are far enough from each other."""
     max_time = max([getattr(candidate, time_metric) for candidate in candidates], default=1.0)
     worker_seconds = [candidate.worker_seconds for candidate in candidates] or [0.0]
@@ -226,14 +226,14 @@ def _annotate_sizes(axes: Axes, candidates: list[Any], plan: Any, time_metric: s
         (worker_seconds[-1] - worker_seconds[0]) or 1.0,
     )
 
-    def relative_position(candidate: Any) -> tuple[float, float]:
+    def compute_relative_position(candidate: Any) -> tuple[float, float]:
         return (candidate.worker_seconds - min_worker_seconds) / worker_seconds_range, getattr(
             candidate, time_metric
         ) / max_time
 
-    labelled_positions = [relative_position(plan.expected), relative_position(plan.uncoded)]
+    labelled_positions = [compute_relative_position(plan.expected), compute_relative_position(plan.uncoded)]
     for candidate in candidates:
-        relative_x, relative_y = relative_position(candidate)
+        relative_x, relative_y = compute_relative_position(candidate)
         if any(abs(relative_x - x) < 0.075 and abs(relative_y - y) < 0.07 for x, y in labelled_positions):
             continue
         labelled_positions.append((relative_x, relative_y))

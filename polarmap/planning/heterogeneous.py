@@ -17,7 +17,7 @@ from polarmap.codes.polar import PolarCode, get_design_erasure_fraction
 from polarmap.dtypes import Indices
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs
-from polarmap.planning.decodability import ARIKAN_SCHEMES, decoding_times, get_decoder_name
+from polarmap.planning.decodability import ARIKAN_SCHEMES, compute_decoding_times, get_decoder_name
 from polarmap.planning.distributions import MAX_SECONDS, Distribution, Floats, Mixture, bisect_predicate
 
 CODE_SCHEMES = ("uncoded", "mds", "rotation", *ARIKAN_SCHEMES)
@@ -58,7 +58,7 @@ class HeterogeneousWorkers:
         return len(self._distinct_distributions) == 1
 
     @property
-    def mixture(self) -> Distribution:
+    def mixture_distribution(self) -> Distribution:
         """The distribution of the run times of a worker that is drawn at random."""
         if self.is_homogeneous:
             return self._distinct_distributions[0]
@@ -66,14 +66,14 @@ class HeterogeneousWorkers:
             self._distinct_distributions, np.bincount(self._class_indices) / len(self._class_indices)
         )
 
-    def survival(self, time: float) -> Floats:
+    def survival_probabilities(self, time: float) -> Floats:
         """P(T > time) of each, (m,)."""
         class_survival = np.array(
             [float(distribution.survival(time)) for distribution in self._distinct_distributions]
         )
         return np.asarray(class_survival[self._class_indices])
 
-    def sample(self, rng: np.random.Generator, n_jobs: int) -> Floats:
+    def sample_run_times(self, rng: np.random.Generator, n_jobs: int) -> Floats:
         """Run times of all of them in so many jobs, (m, jobs); inf for a task that never ends."""
         times = np.empty((len(self._class_indices), n_jobs))
         for class_index, distribution in enumerate(self._distinct_distributions):
@@ -96,13 +96,13 @@ class HeterogeneousWorkers:
             np.array(low),
             np.array(high),
         )
-        worker_survival = self.survival(float(time))
+        worker_survival = self.survival_probabilities(float(time))
         worker_indices = np.sort(np.argsort(worker_survival, kind="stable")[:n])
         return WorkerSelection(worker_indices, worker_survival[worker_indices])
 
     def _compute_expected_completions(self, n: int, time: float) -> float:
         """How many of the best n are expected back at a time."""
-        return n - float(np.sort(self.survival(time))[:n].sum())
+        return n - float(np.sort(self.survival_probabilities(time))[:n].sum())
 
 
 def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distribution]]:
@@ -150,7 +150,7 @@ def simulate_heterogeneous_workers(
         )
     n = len(workers.distributions)
     n_jobs = n_trials if scheme in ("optimal", "integers") else max(n_trials, MIN_JOBS)
-    run_times = workers.sample(np.random.default_rng(seed), n_jobs)
+    run_times = workers.sample_run_times(np.random.default_rng(seed), n_jobs)
     if scheme in ARIKAN_SCHEMES and n > k:
         design_erasure = (
             select_workers_for_scheme(workers, n, k, scheme).erasure_probabilities
@@ -158,7 +158,7 @@ def simulate_heterogeneous_workers(
             else erasure
         )
         code = PolarCode(n, k, "arikan", get_decoder_name(scheme), design_erasure)
-        completion_times = decoding_times(code, run_times[code.worker_indices], scheme)
+        completion_times = compute_decoding_times(code, run_times[code.worker_indices], scheme)
     else:
         completion_times = np.partition(run_times, k - 1, axis=0)[k - 1]
     worker_seconds = np.minimum(run_times, completion_times).sum(axis=0)

@@ -77,7 +77,7 @@ class Measurement(NamedTuple):
                 else ""
             )
             n_lost = len(times) - len(completed_times)
-            yield f"{name:6}{n_lost:6}{quantile_text:36}   {_format_as_option(closest)}".rstrip()
+            yield f"{name:6}{n_lost:6}{quantile_text:36}   {_format_distribution_option(closest)}".rstrip()
         if self.shared_cores is not None:
             yield str(self.shared_cores)
 
@@ -174,7 +174,7 @@ def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None
         return None
     step_heights = np.arange(len(completed_times) + 1) / len(completed_times)
 
-    def distance(distribution: ShiftedExponential | Pareto) -> float:
+    def compute_cdf_distance(distribution: ShiftedExponential | Pareto) -> float:
         cdf = distribution.cdf(completed_times)
         return float(np.maximum(abs(cdf - step_heights[1:]), abs(cdf - step_heights[:-1])).max())
 
@@ -182,10 +182,10 @@ def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None
         ShiftedExponential.fit(completed_times),
         Pareto.fit(completed_times),
     ]
-    return min(candidates, key=distance)
+    return min(candidates, key=compute_cdf_distance)
 
 
-def _format_as_option(distribution: ShiftedExponential | Pareto | None) -> str:
+def _format_distribution_option(distribution: ShiftedExponential | Pareto | None) -> str:
     """As an argument of --distribution; empty without a law."""
     if distribution is None:
         return ""

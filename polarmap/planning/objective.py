@@ -46,15 +46,15 @@ class Objective:
         """The completion time that is compared: the quantity itself, or p99 beside the cost."""
         return "p99" if self.metric == "cost" else self.metric
 
-    def value(self, candidate: Completion) -> float:
+    def evaluate_candidate(self, candidate: Completion) -> float:
         """What an option is judged by: seconds, or worker-seconds."""
         return float(getattr(candidate, "worker_seconds" if self.metric == "cost" else self.metric))
 
-    def completion_time(self, candidate: Completion) -> float:
+    def get_completion_time(self, candidate: Completion) -> float:
         """The completion time of an option that the deadline is for."""
         return float(getattr(candidate, self.time_metric))
 
-    def filter_feasible(self, candidates: Sequence[Completion]) -> list[Completion]:
+    def filter_feasible_candidates(self, candidates: Sequence[Completion]) -> list[Completion]:
         """The options within all limits; an error that names the limit that leaves none."""
         error_prefix = (
             f"no plan for k = {candidates[0].k} on at most "
@@ -70,14 +70,14 @@ class Objective:
             f"above max_failure_probability = {max_failure_probability:g}, because too many tasks never end",
         )
         finite = _filter_or_raise(
-            lambda candidate: isfinite(self.value(candidate)),
+            lambda candidate: isfinite(self.evaluate_candidate(candidate)),
             reliable,
             f"{error_prefix}the {self.metric} of the completion time is infinite; plan for a lower quantile",
         )
         timely = _filter_or_raise(
-            lambda candidate: self.completion_time(candidate) <= self.deadline,
+            lambda candidate: self.get_completion_time(candidate) <= self.deadline,
             finite,
-            f"{error_prefix}{self.time_metric} is {min(map(self.completion_time, finite)):.4g} s at best, "
+            f"{error_prefix}{self.time_metric} is {min(map(self.get_completion_time, finite)):.4g} s at best, "
             f"the deadline {self.deadline:g} s",
         )
         return _filter_or_raise(
@@ -99,15 +99,17 @@ class Objective:
             return min(
                 candidates,
                 key=lambda candidate: (
-                    self.value(candidate) * candidate.worker_seconds,
+                    self.evaluate_candidate(candidate) * candidate.worker_seconds,
                     candidate.worker_seconds,
                     candidate.n,
                 ),
             )
         max_value = (1 + (WORKER_SECONDS_SLACK if self.slack is None else self.slack)) * min(
-            map(self.value, candidates)
+            map(self.evaluate_candidate, candidates)
         )
-        near_optimal = [candidate for candidate in candidates if self.value(candidate) <= max_value]
+        near_optimal = [
+            candidate for candidate in candidates if self.evaluate_candidate(candidate) <= max_value
+        ]
         secondary_metric = "p99" if self.metric == "cost" else "worker_seconds"
         return min(near_optimal, key=lambda candidate: (getattr(candidate, secondary_metric), candidate.n))
 

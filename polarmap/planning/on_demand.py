@@ -80,7 +80,7 @@ def _compute_parity_start_times(
     )
     start_times = np.full(parity_times.shape, inf)
     for job_index in np.flatnonzero(early_mask).tolist():
-        start_times[job_index] = _simulate_parity_starts(
+        start_times[job_index] = _simulate_parity_start_times(
             data_times[job_index], parity_times[job_index], n_upfront_parity
         )
     regular_mask = ~early_mask
@@ -91,21 +91,25 @@ def _compute_parity_start_times(
         first_late_at = np.maximum(
             late_after, sorted_upfront_times[regular_mask, min_results_to_extrapolate(k) - 1]
         )
-    start_times[regular_mask] = _compute_start_times_in_rounds(
+    start_times[regular_mask] = _compute_parity_start_times_in_rounds(
         data_times[regular_mask], parity_times[regular_mask], n_upfront_parity, first_late_at, late_after
     )
     return start_times
 
 
-def _compute_start_times_in_rounds(
-    data_times: Floats, parity_times: Floats, n_upfront_parity: int, first_late_at: Floats, late_after: Floats
+def _compute_parity_start_times_in_rounds(
+    data_times: Floats,
+    parity_times: Floats,
+    n_upfront_parity: int,
+    first_late_at: Floats,
+    late_after_seconds: Floats,
 ) -> Floats:
-    """Start times of parity tasks where `late_after`, from which a task is late, does not change."""
+    """Start times of parity tasks where `late_after_seconds`, from which a task is late, does not change."""
     k, parity_indices = data_times.shape[1], np.arange(parity_times.shape[1])
     start_times = np.full(parity_times.shape, inf)
     start_times[:, :n_upfront_parity] = 0.0
     for round_index in range(parity_times.shape[1] - n_upfront_parity):
-        round_times = (first_late_at + round_index * late_after)[:, None]
+        round_times = (first_late_at + round_index * late_after_seconds)[:, None]
         n_results = (data_times <= round_times).sum(axis=1) + (start_times + parity_times <= round_times).sum(
             axis=1
         )
@@ -119,7 +123,7 @@ def _compute_start_times_in_rounds(
     return start_times
 
 
-def _simulate_parity_starts(data_times: Floats, parity_times: Floats, n_upfront_parity: int) -> Floats:
+def _simulate_parity_start_times(data_times: Floats, parity_times: Floats, n_upfront_parity: int) -> Floats:
     """Start times of the parity tasks of one job, by the rule as a map asks it."""
     k, attempt_times, rule = (
         len(data_times),

@@ -18,9 +18,9 @@ from polarmap.planning.quadrature import (
     OVERFLOW_CAP,
     compute_cell_integrals,
     compute_cell_widths,
+    compute_logistic_and_complement,
     integrate_over_cells,
-    logistic,
-    make_logit_nodes,
+    make_logit_spaced_nodes,
 )
 
 N_BULK_NODES = 4001  # nodes where the density is
@@ -58,7 +58,7 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
     >>> compute_order_statistic_means(distribution, 3, np.array([1, 3])).times.round(6).tolist()
     [0.333333, 1.833333]
     """
-    cdf, survival = grid = make_order_statistic_nodes(n, ranks, run_times.failure_probability)
+    cdf, survival = grid = make_order_statistic_quadrature_nodes(n, ranks, run_times.failure_probability)
     widths = compute_cell_widths(cdf, survival)
     integrated_quantiles = run_times.integrated_quantile(survival)
     cell_integrals = compute_cell_integrals(integrated_quantiles)
@@ -71,7 +71,9 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
     batch_size = max(1, MAX_TABLE_SIZE // len(cdf))
     for start in range(0, len(ranks), batch_size):
         rank_batch = ranks[start : start + batch_size]
-        log_densities = order_statistic_log_density(n, rank_batch, grid, run_times.failure_probability)
+        log_densities = compute_order_statistic_log_density(
+            n, rank_batch, grid, run_times.failure_probability
+        )
         # However unlikely it is that so many end: if they do, then with this density.
         density = np.exp(log_densities - log_densities.max(axis=1, keepdims=True))
         total_density = integrate_over_cells(density, widths)
@@ -139,51 +141,56 @@ def compute_decoding_probability(
             log_successes = np.where(counts > 0, counts * np.log(batch), 0.0)
             log_failures = np.where(counts < n, (n - counts) * np.log1p(-batch), 0.0)
         result[start : start + batch_size] = (
-            np.exp(log_binomial_coefficients(n) + log_successes + log_failures) @ decodable_probabilities
+            np.exp(compute_log_binomial_coefficients(n) + log_successes + log_failures)
+            @ decodable_probabilities
         )
     return np.clip(result, 0.0, 1.0).reshape(arrival_probability.shape)
 
 
-def order_statistic_log_density(
-    n: int, ranks: Floats, nodes: tuple[Floats, Floats], failure_probability: float
+def compute_order_statistic_log_density(
+    n: int, ranks: Floats, cdf_and_survival_nodes: tuple[Floats, Floats], failure_probability: float
 ) -> Floats:
     """log of the density of the m-th of n at each node, (ranks, nodes), per unit of its cdf.
 
-    nodes : cdf and 1 - cdf among the tasks that end.
+    cdf_and_survival_nodes : cdf and 1 - cdf among the tasks that end.
     """
-    m, (cdf, survival) = ranks[:, None], nodes
+    m, (cdf, survival) = ranks[:, None], cdf_and_survival_nodes
     log_arrived = np.log(cdf) + np.log1p(-failure_probability)
     log_missing = np.log(failure_probability + (1 - failure_probability) * survival)
     constant = (
-        np.log(m) + log_binomial_coefficients(n)[ranks.astype(int)][:, None] + np.log1p(-failure_probability)
+        np.log(m)
+        + compute_log_binomial_coefficients(n)[ranks.astype(int)][:, None]
+        + np.log1p(-failure_probability)
     )
     return np.asarray(constant + (m - 1) * log_arrived + (n - m) * log_missing)
 
 
-def make_order_statistic_nodes(n: int, ranks: Floats, failure_probability: float) -> tuple[Floats, Floats]:
+def make_order_statistic_quadrature_nodes(
+    n: int, ranks: Floats, failure_probability: float
+) -> tuple[Floats, Floats]:
     """Nodes that are dense wherever one of the ranks may fall, and go on to the last tail.
 
     As cdf and 1 - cdf among the tasks that end.
     """
-    coarse_grid = cdf, survival = logistic(COARSE_LOGITS)
+    coarse_grid = cdf, survival = compute_logistic_and_complement(COARSE_LOGITS)
     log_jacobian = np.log(cdf) + np.log(survival)  # d below / d logit
     extreme_ranks = np.array([ranks.min(), ranks.max()], float)
     log_weights = (
-        order_statistic_log_density(n, extreme_ranks, coarse_grid, failure_probability) + log_jacobian
+        compute_order_statistic_log_density(n, extreme_ranks, coarse_grid, failure_probability) + log_jacobian
     )
     low, high = (
         np.flatnonzero(rank_log_weights > rank_log_weights.max() - margin)
         for rank_log_weights, margin in zip(log_weights, LOG_NEGLIGIBLE)
     )
     start, stop = COARSE_LOGITS[max(low[0] - 1, 0)], COARSE_LOGITS[min(high[-1] + 1, len(COARSE_LOGITS) - 1)]
-    return make_logit_nodes(float(start), float(stop), N_BULK_NODES)
+    return make_logit_spaced_nodes(float(start), float(stop), N_BULK_NODES)
 
 
 @lru_cache(maxsize=64)
-def log_binomial_coefficients(n: int) -> Floats:
+def compute_log_binomial_coefficients(n: int) -> Floats:
     """log of n over j, j = 0..n.
 
-    >>> np.exp(log_binomial_coefficients(4)).round(9).tolist()
+    >>> np.exp(compute_log_binomial_coefficients(4)).round(9).tolist()
     [1.0, 4.0, 6.0, 4.0, 1.0]
     """
     log_factorials = np.append(0.0, np.cumsum(np.log(np.arange(1, n + 1))))

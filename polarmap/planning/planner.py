@@ -22,7 +22,7 @@ from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.decodability import get_decoder_name
 from polarmap.planning.distributions import Distribution, Scaled
 from polarmap.planning.empirical import SharedCores, to_distribution_and_observations
-from polarmap.planning.figures import draw_frontier
+from polarmap.planning.figures import draw_time_cost_frontier
 from polarmap.planning.heterogeneous import (
     HeterogeneousWorkers,
     is_sequence_of_distributions,
@@ -30,7 +30,7 @@ from polarmap.planning.heterogeneous import (
 )
 from polarmap.planning.objective import Objective
 from polarmap.planning.overdecomposition import check_task_overhead
-from polarmap.planning.sampling_error import SMALL_SAMPLE_SIZE, SizeRange, bootstrap_size_range
+from polarmap.planning.sampling_error import SMALL_SAMPLE_SIZE, WorkerCountRange, bootstrap_worker_count_range
 from polarmap.validation import check_positive_int, is_choice
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Plan(PlannedSchedule):
     worker_indices: tuple[int, ...] = ()
     erasure: tuple[float, ...] = ()
     n_completed: int | None = None
-    size_range: SizeRange | None = None
+    size_range: WorkerCountRange | None = None
     shared_cores: SharedCores | None = None
 
     @property
@@ -124,7 +124,7 @@ class Plan(PlannedSchedule):
 
     def __str__(self) -> str:
         code_text = "no code" if self.n == self.k else f"{self.code} code"
-        footer = self._format_footer()
+        footer = self._format_footer_lines()
         table_lines = [
             f"{self._describe_workers()} for {self.k} blocks ({code_text}), chosen for {self.objective}",
             _format_row("", "n", "mean s", "p50 s", "p99 s", "worker-s"),
@@ -139,7 +139,7 @@ class Plan(PlannedSchedule):
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """The frontier as a matplotlib Figure, also written to `path` (.png, .svg)."""
-        return draw_frontier(self, path)
+        return draw_time_cost_frontier(self, path)
 
     def apply_to(self, code_options: CodeOptions) -> CodeOptions:
         """`code_options` of a map with the sizes and the code of the plan; CodeError for others in them."""
@@ -161,7 +161,7 @@ class Plan(PlannedSchedule):
         polar_code = PolarCode(self.n, self.k, "arikan", get_decoder_name(self.code), self.erasure or None)
         return sized_options._replace(code=polar_code)
 
-    def _format_footer(self) -> list[str]:
+    def _format_footer_lines(self) -> list[str]:
         """Lines below the table: that a plain map will do, what it costs."""
         lines = []
         if self.size_range is not None:
@@ -318,10 +318,12 @@ def plan(
     with trimmed_tracebacks:
         workers = HeterogeneousWorkers(run_times) if is_sequence_of_distributions(run_times) else None
         distribution, observations = (
-            to_distribution_and_observations(run_times) if workers is None else (workers.mixture, None)
+            to_distribution_and_observations(run_times)
+            if workers is None
+            else (workers.mixture_distribution, None)
         )
         worker_limit = _compute_max_workers(k, max_workers, worker_spec, distribution, workers)
-        _check_size("trials", n_trials)
+        _check_positive_size("trials", n_trials)
         goal = Objective(objective, slack, deadline, budget, max_failure_probability)
         heterogeneous_workers = None if workers is None or workers.is_homogeneous else workers
         _check_schedule(schedule, code, heterogeneous_workers)
@@ -329,23 +331,23 @@ def plan(
         candidates = _make_candidates(
             k, worker_limit, code, schedule, heterogeneous_workers or distribution, n_trials, seed
         )
-        feasible = goal.filter_feasible(candidates)
+        feasible = goal.filter_feasible_candidates(candidates)
         selected = goal.select_candidate(feasible)
         if task_overhead is not None:
-            overdecomposed = goal.filter_feasible(
+            overdecomposed = goal.filter_feasible_candidates(
                 [
                     selected,
                     *_make_overdecomposed_candidates(selected, distribution, task_overhead, n_trials, seed),
                 ]
             )
-            feasible, selected = feasible + overdecomposed, min(overdecomposed, key=goal.value)
-        worker_indices, erasure = _place_workers(workers, selected)
+            feasible, selected = feasible + overdecomposed, min(overdecomposed, key=goal.evaluate_candidate)
+        worker_indices, erasure = _assign_workers_to_tasks(workers, selected)
         tasks_per_worker, size_range = selected.tasks_per_worker, None
         if observations is not None and observations.n_completed < SMALL_SAMPLE_SIZE:
             has_tail = distribution is not observations
-            size_range = bootstrap_size_range(
+            size_range = bootstrap_worker_count_range(
                 observations,
-                _list_sizes(k, worker_limit),
+                _list_candidate_worker_counts(k, worker_limit),
                 goal,
                 _get_candidate_key(selected)[0],
                 seed,
@@ -405,11 +407,13 @@ def _compute_max_workers(
     workers: HeterogeneousWorkers | None,
 ) -> int:
     """How many workers there may be: as many as there are, as the caller allows, and as run at a time."""
-    worker_limit = 2 * _check_size("k", k)
+    worker_limit = 2 * _check_positive_size("k", k)
     if workers is not None:
         worker_limit = len(workers.distributions)
     if max_workers is not None:
-        worker_limit = min(_check_size("max_workers", max_workers), worker_limit if workers else MAX_N)
+        worker_limit = min(
+            _check_positive_size("max_workers", max_workers), worker_limit if workers else MAX_N
+        )
     if worker_spec is not None and not isinstance(worker_spec, WorkerSpec):
         raise CodeError(
             f"worker_spec must be a polarmap.clouds.limits.WorkerSpec, not {type(worker_spec).__name__}"
@@ -444,7 +448,7 @@ def _make_candidates(
     seed: int,
 ) -> list[Completion]:
     """The plain map first, then what there is to choose from."""
-    sizes, n_jobs = _list_sizes(k, max_workers), max(n_trials, 2000)
+    sizes, n_jobs = _list_candidate_worker_counts(k, max_workers), max(n_trials, 2000)
     candidates = [
         _make_candidate(n, k, code, run_times, n_trials, seed)
         for n in (sizes if schedule != "on_demand" else [k])
@@ -499,7 +503,7 @@ def _make_candidate(
     return completion_time(n, k, "uncoded" if n == k else code, distributions, n_trials=n_trials, seed=seed)
 
 
-def _place_workers(
+def _assign_workers_to_tasks(
     workers: HeterogeneousWorkers | None, candidate: Completion
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The workers of a plan in the order of their tasks, and for which erasure their code is designed."""
@@ -516,7 +520,7 @@ def _place_workers(
     return tuple(worker_indices[block_workers].tolist()), tuple(erasure[block_workers].tolist())
 
 
-def _list_sizes(k: int, max_workers: int) -> list[int]:
+def _list_candidate_worker_counts(k: int, max_workers: int) -> list[int]:
     """k, and numbers of parity blocks in geometric progression up to the most."""
     n_parity = np.arange(1, max_workers - k + 1)
     if len(n_parity) > MAX_SIZES:
@@ -551,7 +555,7 @@ def _check_overdecomposition_options(
     check_task_overhead(task_overhead)
 
 
-def _check_size(name: str, value: int) -> int:
+def _check_positive_size(name: str, value: int) -> int:
     size = check_positive_int(name, value)
     if size > MAX_N:
         raise CodeError(f"{name} = {size} is more than the {MAX_N} workers of the largest code")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from polarmap.codes.polar_construction import (
     choose_frozen_set,
     compute_input_erasure_probabilities,
-    next_power_of_two,
+    round_up_to_power_of_two,
 )
 from polarmap.dtypes import Indices
 from polarmap.errors import CodeError
@@ -77,7 +77,7 @@ def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: 
     np.float64(0.3466)
     """
     probabilities = check_probabilities(p)
-    return run_times.quantile_from_pair(
+    return run_times.quantile_from_cdf_and_survival(
         *_invert_polarization(depth, worker_index, probabilities, 1 - probabilities)
     )
 
@@ -140,7 +140,7 @@ def frozen_set_at_time(n: int, k: int, run_times: Distribution, time: float) -> 
     [0, 1, 2, 4]
     """
     _check_code_size(n, k)
-    return choose_frozen_set(n, k, _compute_erasure_at(run_times, time))
+    return choose_frozen_set(n, k, _compute_erasure_probability_at(run_times, time))
 
 
 def sequential_failure_bound(n: int, k: int, run_times: Distribution, time: float) -> float:
@@ -154,7 +154,10 @@ def sequential_failure_bound(n: int, k: int, run_times: Distribution, time: floa
     >>> round(sequential_failure_bound(8, 4, ShiftedExponential(1.0, 1.0), 3.0), 3)
     0.006
     """
-    frozen_inputs, punctured = frozen_set_at_time(n, k, run_times, time), np.arange(next_power_of_two(n) - n)
+    frozen_inputs, punctured = (
+        frozen_set_at_time(n, k, run_times, time),
+        np.arange(round_up_to_power_of_two(n) - n),
+    )
     survival = compute_input_erasure_probabilities(
         np.append(np.ones(len(punctured)), np.full(n, run_times.survival(time)))
     )
@@ -225,7 +228,7 @@ def _check_code_size(n: int, k: int) -> None:
         raise CodeError(f"a code needs 1 <= k < n, not n = {n}, k = {k}")
 
 
-def _compute_erasure_at(run_times: Distribution, time: float) -> float:
+def _compute_erasure_probability_at(run_times: Distribution, time: float) -> float:
     erasure = float(run_times.survival(time))
     if not 0 < erasure < 1:
         raise CodeError(

@@ -19,10 +19,10 @@ OVERFLOW_CAP = 1e300  # nearly overflows: a heavy tail whose mean exists has no 
 DIVERGENCE_TOL = 1e-5  # of an integral in the last cell that is shorter: one that converges has less there
 
 
-def logistic(logits: Floats) -> tuple[Floats, Floats]:
+def compute_logistic_and_complement(logits: Floats) -> tuple[Floats, Floats]:
     """The probabilities (p, 1 - p) with log(p / (1 - p)) = `logits`, both accurate.
 
-    >>> [f"{part:.3g}" for part in logistic(np.array(-700.0))]
+    >>> [f"{part:.3g}" for part in compute_logistic_and_complement(np.array(-700.0))]
     ['9.86e-305', '1']
     """
     small = np.exp(-np.abs(logits))
@@ -30,21 +30,23 @@ def logistic(logits: Floats) -> tuple[Floats, Floats]:
     return np.where(logits < 0, small, large), np.where(logits < 0, large, small)
 
 
-def make_logit_nodes(start: float, stop: float, n_nodes: int) -> tuple[Floats, Floats]:
+def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int) -> tuple[Floats, Floats]:
     """Probabilities (p, 1 - p): `n_nodes` nodes between two logits, then on to the last tail.
 
     Both pieces are uniform in the logit and have an even number of cells, so that the integrals
     below can take every second node for a comparison.
     """
-    tail_logits = np.arange(stop + TAIL_STEP, MAX_LOGIT, TAIL_STEP)
-    return logistic(
-        np.concatenate([np.linspace(start, stop, n_nodes), tail_logits[: len(tail_logits) // 2 * 2]])
+    tail_logits = np.arange(stop_logit + TAIL_STEP, MAX_LOGIT, TAIL_STEP)
+    return compute_logistic_and_complement(
+        np.concatenate(
+            [np.linspace(start_logit, stop_logit, n_nodes), tail_logits[: len(tail_logits) // 2 * 2]]
+        )
     )
 
 
 def make_full_logit_grid() -> tuple[Floats, Floats]:
     """Nodes (p, 1 - p) from one end of the probabilities to the other."""
-    return make_logit_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
+    return make_logit_spaced_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
 
 
 def compute_cell_widths(cdf: Floats, survival: Floats) -> Floats:
@@ -52,10 +54,10 @@ def compute_cell_widths(cdf: Floats, survival: Floats) -> Floats:
     return np.where(cdf[1:] < 0.5, np.diff(cdf), -np.diff(survival))
 
 
-def compute_cell_integrals(antiderivative: Floats) -> Floats:
+def compute_cell_integrals(antiderivative_at_nodes: Floats) -> Floats:
     """Areas of the cells between edges of an area that may overflow at the last of them."""
     with np.errstate(invalid="ignore"):
-        integrals = np.nan_to_num(-np.diff(antiderivative), nan=OVERFLOW_CAP, posinf=OVERFLOW_CAP)
+        integrals = np.nan_to_num(-np.diff(antiderivative_at_nodes), nan=OVERFLOW_CAP, posinf=OVERFLOW_CAP)
     return np.minimum(integrals, OVERFLOW_CAP)
 
 
@@ -67,7 +69,7 @@ def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
     """
     fine = (density[..., :-1] + density[..., 1:]) @ cell_measure
     coarse_density = density[..., ::2]
-    coarse = (coarse_density[..., :-1] + coarse_density[..., 1:]) @ _sum_pairs(cell_measure)
+    coarse = (coarse_density[..., :-1] + coarse_density[..., 1:]) @ _sum_adjacent_pairs(cell_measure)
     return np.asarray((4 * fine - coarse) / 6)
 
 
@@ -92,7 +94,9 @@ def compute_expected_run_time(
     fine, last_finite_cell = cell_means @ cell_weights, np.flatnonzero(cell_means < OVERFLOW_CAP)[-1]
     if cell_means[last_finite_cell] * cell_weights[last_finite_cell] > DIVERGENCE_TOL * fine:
         return np.inf
-    coarse = _divide_capped(_sum_pairs(integrals), _sum_pairs(widths)) @ _sum_pairs(cell_weights)
+    coarse = _divide_capped(
+        _sum_adjacent_pairs(integrals), _sum_adjacent_pairs(widths)
+    ) @ _sum_adjacent_pairs(cell_weights)
     return float((4 * fine - coarse) / 3)
 
 
@@ -102,5 +106,5 @@ def _divide_capped(integrals: Floats, widths: Floats) -> Floats:
     return np.minimum(quotients, OVERFLOW_CAP)
 
 
-def _sum_pairs(cell_values: Floats) -> Floats:
+def _sum_adjacent_pairs(cell_values: Floats) -> Floats:
     return cell_values[0::2] + cell_values[1::2]

@@ -27,7 +27,7 @@ TAIL_STEPS = 16  # times in place of a continuous tail beyond the last observati
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
-class SizeRange(NamedTuple):
+class WorkerCountRange(NamedTuple):
     """Between which numbers of workers a recommendation may lie.
 
     Attributes
@@ -58,30 +58,32 @@ class SizeRange(NamedTuple):
         )
 
 
-def bootstrap_size_range(
+def bootstrap_worker_count_range(
     observations: Empirical,
-    sizes: Sequence[int],
+    worker_counts: Sequence[int],
     objective: Objective,
-    chosen_size: int,
+    chosen_count: int,
     seed: int = 0,
     has_tail: bool = False,
-) -> SizeRange:
-    """Return the range of the number of workers that start, around the `chosen_size` one.
+) -> WorkerCountRange:
+    """Return the range of the number of workers that start, around the `chosen_count` one.
 
     Of another code or schedule than is resampled here, the choice is taken to be off by as many workers.
 
-    sizes : the numbers of workers to choose from, ascending; the first is that of a plain map.
+    worker_counts : the numbers of workers to choose from, ascending; the first is that of a plain map.
     has_tail : whether an exponential tail continues the observations, as in
         `Empirical.with_exponential_tail`.
 
-    >>> bootstrap_size_range(Empirical([1.0] * 10), range(8, 17), Objective(), 8)[:2]
+    >>> bootstrap_worker_count_range(Empirical([1.0] * 10), range(8, 17), Objective(), 8)[:2]
     (8, 8)
     """
     rng = np.random.default_rng(seed)
     samples = [sample for _ in range(N_RESAMPLES) if (sample := observations.resample(rng)) is not None]
-    reference_size, *resampled_sizes = _choose_sizes([observations, *samples], sizes, objective, has_tail)
+    reference_size, *resampled_sizes = _choose_worker_counts(
+        [observations, *samples], worker_counts, objective, has_tail
+    )
     feasible_sizes = [size for size in resampled_sizes if size is not None]
-    low = high = chosen_size
+    low = high = chosen_count
     if feasible_sizes:
         tail_probability = (1 - COVERAGE) / 2
         percentiles = (
@@ -89,17 +91,17 @@ def bootstrap_size_range(
             .astype(int)
             .tolist()
         )
-        offset = 0 if reference_size is None else chosen_size - reference_size
-        low = max(sizes[0], min(chosen_size, percentiles[0] + offset))
-        high = min(sizes[-1], max(chosen_size, percentiles[1] + offset))
-    return SizeRange(low, high, 1 - (1 - CONFIDENCE) ** (1 / observations.n_completed))
+        offset = 0 if reference_size is None else chosen_count - reference_size
+        low = max(worker_counts[0], min(chosen_count, percentiles[0] + offset))
+        high = min(worker_counts[-1], max(chosen_count, percentiles[1] + offset))
+    return WorkerCountRange(low, high, 1 - (1 - CONFIDENCE) ** (1 / observations.n_completed))
 
 
-def _choose_sizes(
-    samples: Sequence[Empirical], sizes: Sequence[int], objective: Objective, has_tail: bool
+def _choose_worker_counts(
+    samples: Sequence[Empirical], worker_counts: Sequence[int], objective: Objective, has_tail: bool
 ) -> Iterator[int | None]:
     """Yield the number of workers that is chosen for each sample, None where none meets the limits."""
-    step_functions = [_compute_step_function(sample, has_tail) for sample in samples]
+    step_functions = [_compute_empirical_cdf_steps(sample, has_tail) for sample in samples]
     max_steps = max(len(times) for times, _ in step_functions)
     times, cdf = (
         np.array(
@@ -110,33 +112,35 @@ def _choose_sizes(
         )
         for field in (0, 1)
     )
-    for candidates in zip(*compute_completions(times, cdf, sizes)):
+    for candidates in zip(*compute_completions_by_worker_count(times, cdf, worker_counts)):
         try:
-            yield objective.select_candidate(objective.filter_feasible(candidates)).n
+            yield objective.select_candidate(objective.filter_feasible_candidates(candidates)).n
         except CodeError:
             yield None
 
 
-def compute_completions(times: Floats, cdf: Floats, sizes: Sequence[int]) -> list[list[Completion]]:
+def compute_completions_by_worker_count(
+    times: Floats, cdf: Floats, worker_counts: Sequence[int]
+) -> list[list[Completion]]:
     """Return for each number of workers what to expect of a map that ends with the k-th result.
 
     With S(t) the probability that a task takes longer than t, and T the k-th arrival of n, the mean is the
     integral of P(T > t), and the worker-seconds are n times that of P(a task and T take longer than t).
 
     times, cdf : distributions, one in each row: ascending times, and the shares of tasks that end by each.
-    sizes : numbers of workers, ascending; the first is k.
+    worker_counts : numbers of workers, ascending; the first is k.
     """
-    k, completions = sizes[0], []
+    k, completions = worker_counts[0], []
     widths = np.diff(times, axis=1, prepend=0.0)
     survival = 1 - _compute_left_limits(cdf)
     with np.errstate(divide="ignore"):
         log_arrived, log_missing = np.log(cdf), np.log1p(-cdf)
     completed_cdf = np.zeros(cdf.shape)  # probability that k of the n tasks have ended, for growing n
     log_next = (k - 1) * log_arrived if k > 1 else np.zeros(cdf.shape)  # of exactly k - 1 of n - 1
-    for n in range(k, sizes[-1] + 1):
+    for n in range(k, worker_counts[-1] + 1):
         others_cdf, completed_cdf = completed_cdf, completed_cdf + cdf * np.exp(log_next)
         log_next = log_next + log_missing + np.log(n / (n - k + 1))
-        if n in sizes:
+        if n in worker_counts:
             mean = (widths * (1 - _compute_left_limits(completed_cdf))).sum(axis=1)
             worker_seconds = n * (widths * survival * (1 - _compute_left_limits(others_cdf))).sum(axis=1)
             quantiles = {
@@ -155,7 +159,7 @@ def compute_completions(times: Floats, cdf: Floats, sizes: Sequence[int]) -> lis
     return completions
 
 
-def _compute_step_function(sample: Empirical, has_tail: bool) -> tuple[Floats, Floats]:
+def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Floats, Floats]:
     """Return ascending times, and the share of tasks that end by each; all end if there is a tail."""
     failure_probability = sample.failure_probability
     times, cdf = sample.values, (1 - failure_probability) * np.minimum(np.cumsum(sample.probabilities), 1.0)

@@ -41,7 +41,7 @@ BAR_STYLES = {
 }
 
 
-class Bar(NamedTuple):
+class TaskBar(NamedTuple):
     """Where one task is drawn, in seconds of the map."""
 
     task_index: int
@@ -53,28 +53,28 @@ class Bar(NamedTuple):
 def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> Figure:
     """What `Report.plot` shows: a line per task, with the k-th arrival and the return of the results."""
     figure, ((axes,),) = figure_style.new_figure(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
-    end_seconds, bars = _make_bars(report)
+    end_seconds, bars = _compute_timeline_end_and_bars(report)
     _draw_bars(axes, bars)
-    _mark_unstarted(axes, report, end_seconds)
-    _mark_cancelled(axes, report)
+    _mark_unstarted_tasks(axes, report, end_seconds)
+    _mark_cancelled_tasks(axes, report)
     _mark_task_outcomes(axes, report, end_seconds)
-    _mark_events(axes, report, end_seconds)
+    _mark_completion_events(axes, report, end_seconds)
     _configure_axes(axes, report, end_seconds)
     _add_legend(figure, axes)
     return figure_style.save_figure(figure, path)
 
 
-def _make_bars(report: Any) -> tuple[float, list[Bar]]:
+def _compute_timeline_end_and_bars(report: Any) -> tuple[float, list[TaskBar]]:
     """Return the second at which a timeline ends, and a bar for each task that may have begun."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     end_seconds = max([report.seconds, *arrivals]) or 1.0
     started_tasks = [
         task for task in report.tasks if task.launched is not None and task.state not in UNSTARTED_STATES
     ]
-    return end_seconds, [_make_bar(task, report, end_seconds) for task in started_tasks]
+    return end_seconds, [_make_task_bar(task, report, end_seconds) for task in started_tasks]
 
 
-def _make_bar(task: Any, report: Any, end_seconds: float) -> Bar:
+def _make_task_bar(task: Any, report: Any, end_seconds: float) -> TaskBar:
     """The bar of the last attempt: from when the worker began, where that is known, until it arrived."""
     bar_end = end_seconds if task.arrived is None else task.arrived
     launched_at = task.launched or 0.0
@@ -82,11 +82,11 @@ def _make_bar(task: Any, report: Any, end_seconds: float) -> Bar:
     if task.arrived is not None and task.seconds is not None:
         bar_start = max(launched_at, bar_end - task.seconds)
     is_parity = task.state == "arrived" and task.index >= report.k
-    return Bar(task.index, "parity" if is_parity else task.state, bar_start, bar_end)
+    return TaskBar(task.index, "parity" if is_parity else task.state, bar_start, bar_end)
 
 
-def _draw_bars(axes: Axes, bars: list[Bar]) -> None:
-    for style_name, style in _select_styles(bars).items():
+def _draw_bars(axes: Axes, bars: list[TaskBar]) -> None:
+    for style_name, style in _select_bar_styles(bars).items():
         styled_bars = [bar for bar in bars if bar.style_name == style_name]
         delayed_bars = [bar for bar in styled_bars if bar.start > 0]
         axes.hlines(
@@ -109,7 +109,7 @@ def _draw_bars(axes: Axes, bars: list[Bar]) -> None:
         )
 
 
-def _select_styles(bars: list[Bar]) -> dict[str, BarStyle]:
+def _select_bar_styles(bars: list[TaskBar]) -> dict[str, BarStyle]:
     """The styles of the states that occur, in a fixed order; any other is drawn as surplus, in HTML grey."""
     used_names = {bar.style_name for bar in bars}
     known_styles = {style_name: style for style_name, style in BAR_STYLES.items() if style_name in used_names}
@@ -121,7 +121,7 @@ def _select_styles(bars: list[Bar]) -> dict[str, BarStyle]:
     return known_styles | other_styles
 
 
-def _mark_unstarted(axes: Axes, report: Any, end_seconds: float) -> None:
+def _mark_unstarted_tasks(axes: Axes, report: Any, end_seconds: float) -> None:
     """Draw a dotted line for tasks that were held back and not needed."""
     held_back_indices = [task.index for task in report.tasks if task.launched is None]
     if held_back_indices:
@@ -136,7 +136,7 @@ def _mark_unstarted(axes: Axes, report: Any, end_seconds: float) -> None:
         )
 
 
-def _mark_cancelled(axes: Axes, report: Any) -> None:
+def _mark_cancelled_tasks(axes: Axes, report: Any) -> None:
     """Draw a hollow mark for tasks that were submitted and that no worker had started."""
     cancelled_tasks = [task for task in report.tasks if task.state == "cancelled"]
     if cancelled_tasks:
@@ -180,7 +180,7 @@ def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
             )
 
 
-def _mark_events(axes: Axes, report: Any, end_seconds: float) -> None:
+def _mark_completion_events(axes: Axes, report: Any, end_seconds: float) -> None:
     """Mark the k-th arrival and the return of the results, named above the axes."""
     arrivals = sorted(task.arrived for task in report.tasks if task.arrived is not None)
     events = []
@@ -247,11 +247,11 @@ def render_timeline_html(report: Any, summary: str) -> str:
 
     In HTML without scripts and styles of others, readable on light and dark pages.
     """
-    end_seconds, bars = _make_bars(report)
+    end_seconds, bars = _compute_timeline_end_and_bars(report)
     row_height = min(MAX_ROW_HEIGHT, MAX_SVG_HEIGHT / max(1, report.n))
     height = row_height * report.n
-    shapes = "".join(_svg_shapes(report, bars, row_height, end_seconds))
-    legend = " ".join(_html_legend_entries(bars, report))
+    shapes = "".join(_generate_svg_shapes(report, bars, row_height, end_seconds))
+    legend = " ".join(_generate_html_legend_entries(bars, report))
     return (
         f'<div><pre style="white-space:pre-wrap">{escape(summary)}</pre>'
         f'<svg role="img" aria-label="timeline of {report.n} tasks" width="{SVG_WIDTH + 20}" '
@@ -260,9 +260,11 @@ def render_timeline_html(report: Any, summary: str) -> str:
     )
 
 
-def _svg_shapes(report: Any, bars: list[Bar], row_height: float, end_seconds: float) -> Iterator[str]:
+def _generate_svg_shapes(
+    report: Any, bars: list[TaskBar], row_height: float, end_seconds: float
+) -> Iterator[str]:
     """A rectangle for each bar, a mark behind what was decoded, a line where the results were returned."""
-    pixels_per_second, styles = SVG_WIDTH / end_seconds, _select_styles(bars)
+    pixels_per_second, styles = SVG_WIDTH / end_seconds, _select_bar_styles(bars)
     tasks_by_index = {task.index: task for task in report.tasks}
     for bar in bars:
         yield (
@@ -292,9 +294,9 @@ def _svg_shapes(report: Any, bars: list[Bar], row_height: float, end_seconds: fl
     )
 
 
-def _html_legend_entries(bars: list[Bar], report: Any) -> Iterator[str]:
+def _generate_html_legend_entries(bars: list[TaskBar], report: Any) -> Iterator[str]:
     """A coloured square and a name for each state that occurs, and for what was decoded."""
-    for style in _select_styles(bars).values():
+    for style in _select_bar_styles(bars).values():
         yield f'<span style="color:{style.html_color}">&#9632;</span> {escape(style.label)}'
     if report.tasks_in_state("cancelled"):
         yield f'<span style="color:{figure_style.GREY}">&#9675;</span> {CANCELLED_LABEL}'

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap.blocks.equal import max_nonempty_blocks
+from polarmap.blocks.equal import compute_max_nonempty_blocks
 from polarmap.errors import CodeError, MissingObjectError
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import ReplayExecutor
@@ -28,7 +28,7 @@ from polarmap.testing import ReplayExecutor
 @settings(max_examples=40)
 def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
     A = random_array((rows, *inner))
-    k = max_nonempty_blocks(rows, data.draw(st.integers(1, rows)))
+    k = compute_max_nonempty_blocks(rows, data.draw(st.integers(1, rows)))
     store = FolderStore(tmp_path_factory.mktemp("store"))
     coded = polarmap.encode(A, blocks=k, tasks=k + 2, name="a", storage=store)
     bound = st.none() | st.integers(-rows - 2, rows + 2)

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTasks
+from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTaskBlocks
 from polarmap.arrays.stores import SegmentStore
 from polarmap.driver.map_execution import Observer
 from polarmap.errors import NotDecodableError
@@ -64,9 +64,9 @@ def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
         where[task], notes[task] = stored, note.tolist()
 
     runner = ArrayJobRunner(SegmentStore(folder), executor, (observer,))
-    runner.execute(
+    runner.run_tasks(
         doubled_with_note,
-        SegmentTasks(SegmentStore(folder), parts(), FLOATS),
+        SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS),
         take,
         output(folder),
         put,
@@ -89,8 +89,8 @@ def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
         assert computed.wait(60)
         return Segment("out", array.nbytes)
 
-    tasks = SegmentTasks(SegmentStore(folder), parts(), FLOATS)
-    ArrayJobRunner(SegmentStore(folder), None, ()).execute(f, tasks, lambda *_: None, output(folder), put)
+    tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
+    ArrayJobRunner(SegmentStore(folder), None, ()).run_tasks(f, tasks, lambda *_: None, output(folder), put)
 
 
 def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(folder):
@@ -105,9 +105,9 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
             raise OSError("full")
         return Segment(f"out/{task}", array.nbytes)
 
-    tasks = SegmentTasks(SegmentStore(folder), parts(), FLOATS)
+    tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
     with pytest.raises(OSError, match="full"):
-        ArrayJobRunner(SegmentStore(folder), None, ()).execute(
+        ArrayJobRunner(SegmentStore(folder), None, ()).run_tasks(
             f, tasks, lambda task, *_: told.append(task), output(folder), put
         )
     assert (computed, told) == ([0, 1, 2], [0])
@@ -116,8 +116,8 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
 
 def test_a_part_that_is_gone_is_named(folder):
     folder.delete(["in/3"])
-    tasks = SegmentTasks(SegmentStore(folder), parts(), FLOATS)
+    tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
     with pytest.raises(NotDecodableError, match="in/3 is missing, since it was looked at"):
-        ArrayJobRunner(SegmentStore(folder), None, ()).execute(
+        ArrayJobRunner(SegmentStore(folder), None, ()).run_tasks(
             lambda blocks: [np.zeros(1)], tasks, lambda *_: None
         )

@@ -7,7 +7,7 @@ import pytest
 from array_data import DOCUMENTS, DTYPES, MIB, objects, random_array
 
 import polarmap
-from polarmap.arrays.manifest import manifest_key
+from polarmap.arrays.manifest import get_manifest_key
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError, StorageError
 
@@ -67,7 +67,7 @@ def test_overwrite_replaces_and_leaves_nothing_of_the_old(store):
 def test_only_data_and_parity_are_stored(store):
     coded = polarmap.encode(random_array((240, 100)), blocks=6, tasks=8, name="a", storage=store, memory=MIB)
     assert coded.stored_bytes == coded.nbytes * 8 // 6
-    documents = [key for key in objects(store) if key.endswith("zarr.json") or key == manifest_key("a")]
+    documents = [key for key in objects(store) if key.endswith("zarr.json") or key == get_manifest_key("a")]
     assert len(documents) == DOCUMENTS
     parts = {key: data for key, data in objects(store).items() if key not in documents}
     assert sum(map(len, parts.values())) == coded.stored_bytes

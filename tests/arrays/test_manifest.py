@@ -12,7 +12,7 @@ import pytest
 from array_data import MIB, random_array, write_manifest
 
 import polarmap
-from polarmap.arrays.manifest import check_array_name, manifest_key
+from polarmap.arrays.manifest import check_array_name, get_manifest_key
 from polarmap.codes import PolarCode
 from polarmap.errors import StorageError
 from polarmap.storage.folder import FolderStore
@@ -87,9 +87,9 @@ def test_no_object_holds_a_secret_or_a_pickle(tmp_path):
 )
 def test_damaged_manifests_are_refused(store, change, message):
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
-    document = json.loads(store.get(manifest_key("a")))
+    document = json.loads(store.get(get_manifest_key("a")))
     change(document)
-    store.put(manifest_key("a"), json.dumps(document).encode())
+    store.put(get_manifest_key("a"), json.dumps(document).encode())
     with pytest.raises(StorageError, match=message):
         polarmap.open_coded("a", store)
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap.arrays.manifest import manifest_key
-from polarmap.blocks.equal import max_nonempty_blocks
+from polarmap.arrays.manifest import get_manifest_key
+from polarmap.blocks.equal import compute_max_nonempty_blocks
 from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError, StorageError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -87,7 +87,7 @@ def check_repair(store, dtype, executor):
     assert again.check(executor=executor).ok
     np.testing.assert_allclose(again[:], A, rtol=tolerance, atol=tolerance)
     after, wrong = objects(store), {*keys.values(), *(key for key, _ in others)}
-    good = before.keys() - wrong - {manifest_key("a")}
+    good = before.keys() - wrong - {get_manifest_key("a")}
     assert all(after[key] == before[key] for key in good)
     assert len(good) == 9 * stripes - len(hurt)
     assert all(after[part.key] == encoded[part.key] for part in view.metadata)
@@ -182,7 +182,7 @@ def test_a_repair_cut_short_changes_nothing(store):
         late.repair()
     now = objects(store)
     assert {key: now[key] for key in before} == before
-    assert manifest_key("a") in now
+    assert get_manifest_key("a") in now
     coded.repair()
     assert coded.check().ok
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5 + 3  # rebuilt data lies in the Zarr array too
@@ -199,7 +199,7 @@ def test_a_repair_cut_short_changes_nothing(store):
 )  # fmt: skip
 def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtype, key, data):
     folder = tmp_path_factory.mktemp("store")
-    A, k = random_array((rows, 40 * columns), dtype), max_nonempty_blocks(rows, min(k, rows))
+    A, k = random_array((rows, 40 * columns), dtype), compute_max_nonempty_blocks(rows, min(k, rows))
     polarmap.encode(A, blocks=k, tasks=k + extra, name="a", storage=folder, key=key)
     coded = polarmap.open_coded("a", folder, key=key)
     np.testing.assert_array_equal(coded[:], A)
@@ -275,7 +275,7 @@ def test_numbers_that_do_not_belong_together_are_refused(store, threads):
     other = polarmap.encode(random_array((20, 10), "i4", 1), storage=store, **OPTIONS | {"name": "b"})
     made = coded.coded_blocks().manifest
     part = made.segments[5][0]._replace(crc32=other.block_segments(5)[0].crc32)
-    forged = made.with_segments({(5, 0): part, (0, 0): made.segments[0][0]._replace(crc32=7)})
+    forged = made.with_replaced_segments({(5, 0): part, (0, 0): made.segments[0][0]._replace(crc32=7)})
     store.put(part.key, store.get(other.block_segments(5)[0].key))
     store.put("polarmap/manifests/a.json", forged.to_bytes())
     before = objects(store)

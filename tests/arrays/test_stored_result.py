@@ -11,7 +11,7 @@ from plain import arriving, assert_same, cut
 
 import polarmap
 from polarmap.arrays import Stored
-from polarmap.blocks.equal import max_nonempty_blocks
+from polarmap.blocks.equal import compute_max_nonempty_blocks
 from polarmap.errors import CodeError, NotLinearError, StorageError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -49,7 +49,7 @@ def test_chained_maps_leave_everything_where_it_is(A, tmp_path, executor):
 )  # fmt: skip
 def test_any_shape_comes_back(tmp_path_factory, rows, k, extra, columns, dtype, data):
     folder = tmp_path_factory.mktemp("store")
-    k = max_nonempty_blocks(rows, min(k, rows))
+    k = compute_max_nonempty_blocks(rows, min(k, rows))
     n = k + extra
     A = np.arange(rows * columns).reshape(rows, columns).astype(dtype)
     seconds = {index: data.draw(st.floats(0.1, 2)) for index in range(n)}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap.arrays.stripe_encoder import make_encode_task
+from polarmap.arrays.stripe_encoder import make_stripe_encode_function
 from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -157,8 +157,8 @@ def test_to_look_for_nan_takes_hardly_more_memory_than_the_stripe(dtype):
     stripe[3, 5] = np.nan
     parity = np.full((8, 50_000), np.inf, dtype)
     for encode in (
-        make_encode_task(None, include_data=False),
-        make_encode_task(lambda _: parity, include_data=True),
+        make_stripe_encode_function(None, include_data=False),
+        make_stripe_encode_function(lambda _: parity, include_data=True),
     ):
         tracemalloc.start()
         note = encode(stripe)[-1]

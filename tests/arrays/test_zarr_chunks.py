@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap.arrays import Stored, repairing
 from polarmap.arrays.stores import open_store
-from polarmap.blocks.equal import max_nonempty_blocks
+from polarmap.blocks.equal import compute_max_nonempty_blocks
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -64,7 +64,7 @@ def test_it_opens_where_there_is_no_polarmap(tmp_path):
 )  # fmt: skip
 def test_any_shape_cut_in_any_way_is_read_by_zarr(tmp_path_factory, shape, k, memory, dtype, seed):
     shape[0] += k
-    k = max_nonempty_blocks(shape[0], k)
+    k = compute_max_nonempty_blocks(shape[0], k)
     A = random_array(shape, dtype, seed)
     with pytest.MonkeyPatch.context() as patch:
         small_memory(patch)

@@ -34,12 +34,12 @@ def test_chunks_cut_blocks_as_zarr_cuts_the_array(shape, k, memory, chunk_rows):
         grid, found = whole.reshape(-1, *shape[1:]), set()
         for block in range(k):
             for stripe, inside in enumerate(plan.hyperslabs):
-                slab = plan.data_slab(block, stripe)
+                slab = plan.get_data_slab(block, stripe)
                 assert np.array_equal(grid[slab], blocks[block][inside])
                 if slab[0].start < shape[0]:
                     steps = [one.start // step for one, step in zip(slab, plan.chunk_shape)]
                     key = f"a/data/c/{'/'.join(map(str, steps))}"
-                    assert chunks[key] == (view.chunk_key(slab), block, range(stripe, stripe + 1))
+                    assert chunks[key] == (view.get_chunk_key(slab), block, range(stripe, stripe + 1))
                     found.add(key)
         assert found == chunks.keys()
         assert len(found) == int(np.prod([-(-size // step) for size, step in zip(shape, plan.chunk_shape)]))

@@ -8,7 +8,7 @@ import scipy.sparse
 from blocks.test_sparse import dense, random_sparse
 
 from polarmap import encode
-from polarmap.blocks.code_choice import CodeOptions, cut_and_choose_code, encode_blocks, encode_sparse
+from polarmap.blocks.code_choice import CodeOptions, cut_blocks_and_choose_code, encode_blocks, encode_sparse
 from polarmap.blocks.secret_sharing import SecretSharingBlocks
 from polarmap.codes import PolarCode, SecretSharing
 from polarmap.errors import CodeError
@@ -27,7 +27,7 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (np.ones((30, 4)), CodeOptions(tasks=16, code=SecretSharing(2)), 10),
         (np.ones((2000, 1)), CodeOptions(code=PolarCode(9, 6)), 6),
     ]:
-        blocks, code = cut_and_choose_code(data, options)
+        blocks, code = cut_blocks_and_choose_code(data, options)
         assert blocks.k == code.k == k
 
 
@@ -45,13 +45,13 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
     ],
 )
 def test_the_code_follows_from_what_is_said(data: np.ndarray, options: CodeOptions, expected: str) -> None:
-    assert repr(cut_and_choose_code(data, options)[1]) == expected
+    assert repr(cut_blocks_and_choose_code(data, options)[1]) == expected
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])
 def test_any_one_block_may_be_lost_by_default(dtype: type) -> None:
     for k in [*range(1, 65), 200, 768]:
-        _, code = cut_and_choose_code(np.ones((k, 1), dtype), CodeOptions(blocks=k))
+        _, code = cut_blocks_and_choose_code(np.ones((k, 1), dtype), CodeOptions(blocks=k))
         checks = np.asarray(code.parity_check_matrix)[:, :k]
         has_unit = checks % 2 != 0 if code.supports_integers else checks != 0  # only odd ones have an inverse
         assert has_unit.any(axis=0).all(), (k, code)

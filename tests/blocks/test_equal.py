@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from plain import assert_same, cut, plain_map, printed
 
 from polarmap import coded_map
-from polarmap.blocks.equal import check_no_empty_blocks, default_n_blocks
+from polarmap.blocks.equal import check_no_empty_blocks, choose_default_n_blocks
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.testing import FaultyExecutor, ReplayExecutor
@@ -263,7 +263,7 @@ def test_no_block_is_empty() -> None:
     for total in range(1, 201):
         for wanted in (2, 3, 7, 24, 32):
             for most in (None, wanted):
-                k = default_n_blocks(total, wanted, most)
+                k = choose_default_n_blocks(total, wanted, most)
                 assert -(-total // -(-total // k)) == k
                 assert k <= (most or max(total, 2 * wanted))
         for k in range(1, total + 1):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap.blocks.equal import cut_array
+from polarmap.blocks.equal import cut_array_into_blocks
 from polarmap.blocks.secret_sharing import SecretSharingBlocks
 from polarmap.codes import IntegerSecretSharingCode, SecretSharingCode
 
 
 def what_workers_get(data: np.ndarray, code: SecretSharingCode | IntegerSecretSharingCode) -> np.ndarray:
-    coded = SecretSharingBlocks(cut_array(data, code.k), code)
+    coded = SecretSharingBlocks(cut_array_into_blocks(data, code.k), code)
     return np.stack([coded.block_leaves(index)[0].ravel() for index in range(code.n)])
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
-from polarmap.blocks.uneven import GradientCodedBlocks, UncodedBlocks, cut_into_parts
+from polarmap.blocks.uneven import GradientCodedBlocks, UncodedBlocks, cut_data_into_parts
 from polarmap.errors import CodeError
 
 
@@ -18,7 +18,7 @@ from polarmap.errors import CodeError
 def test_an_array_is_cut_into_nearly_equal_parts(rows: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, rows))
     A = np.arange(rows * 2).reshape(rows, 2)
-    parts, structure = cut_into_parts(A, count)
+    parts, structure = cut_data_into_parts(A, count)
     sizes = [len(part) for [part] in parts]
     assert structure == ("array",)
     assert len(sizes) == count
@@ -27,13 +27,13 @@ def test_an_array_is_cut_into_nearly_equal_parts(rows: int, data: st.DataObject)
 
 
 def test_by_default_an_array_is_cut_into_a_few_parts() -> None:
-    assert len(cut_into_parts(np.zeros(100), None)[0]) == DEFAULT_N_BLOCKS
-    assert len(cut_into_parts(np.zeros(5), None)[0]) == 5
+    assert len(cut_data_into_parts(np.zeros(100), None)[0]) == DEFAULT_N_BLOCKS
+    assert len(cut_data_into_parts(np.zeros(5), None)[0]) == 5
 
 
 def test_parts_of_a_sequence_are_as_they_are() -> None:
     data = [{"a": np.arange(3), "b": 1.0}, {"a": np.arange(5.0), "b": 2.0}]
-    parts, structure = cut_into_parts(data, None)
+    parts, structure = cut_data_into_parts(data, None)
     blocks = UncodedBlocks(parts, structure)
     assert blocks.n == 2
     assert [leaf.shape for leaf in blocks.block_leaves(1)] == [(5,), ()]
@@ -53,7 +53,7 @@ def test_parts_of_a_sequence_are_as_they_are() -> None:
 )
 def test_data_that_cannot_be_cut(data: Any, count: int | None, message: str) -> None:
     with pytest.raises(CodeError, match=message):
-        cut_into_parts(data, count)
+        cut_data_into_parts(data, count)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_any_workers_but_as_many_as_may_be_missing_have_every_part(
     parts: int, workers: int | None, tolerate: int
 ) -> None:
     shares = GradientCodedBlocks(
-        *cut_into_parts(list(np.arange(float(parts))[:, None]), None), workers, tolerate
+        *cut_data_into_parts(list(np.arange(float(parts))[:, None]), None), workers, tolerate
     )
     held = [
         {number for number in shares.block_components(index) if number < parts} for index in range(shares.n)
@@ -73,7 +73,7 @@ def test_any_workers_but_as_many_as_may_be_missing_have_every_part(
 
 
 def test_each_part_and_each_worker_s_coefficients_are_one_piece() -> None:
-    shares = GradientCodedBlocks(*cut_into_parts(list(np.arange(6.0)[:, None]), None), None, 1)
+    shares = GradientCodedBlocks(*cut_data_into_parts(list(np.arange(6.0)[:, None]), None), None, 1)
     coefficients, *parts = shares.block_leaves(2)
     assert coefficients.tolist() == [1, 1]
     assert coefficients.dtype == np.int64
@@ -82,4 +82,4 @@ def test_each_part_and_each_worker_s_coefficients_are_one_piece() -> None:
 
 def test_workers_that_do_not_divide_the_parts_are_refused() -> None:
     with pytest.raises(CodeError, match="tasks=4 does not divide the 6 parts"):
-        GradientCodedBlocks(*cut_into_parts(list(np.ones((6, 1))), None), 4, 1)
+        GradientCodedBlocks(*cut_data_into_parts(list(np.ones((6, 1))), None), 4, 1)

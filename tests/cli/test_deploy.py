@@ -23,7 +23,7 @@ from polarmap.errors import ExecutorError
 def test_workers_get_the_versions_installed_here() -> None:
     wanted = deploy.read_requirements("gcp_functions")
     installed = {"numpy": "2.2.6", "lithops": "3.8.0", "cloudpickle": "3.1.0", "threadpoolctl": "3.8.0"}
-    pinned = deploy.pin_installed(wanted, installed)
+    pinned = deploy.pin_requirements(wanted, installed)
     assert pinned[:4] == ["lithops==3.8.0", "numpy==2.2.6", "cloudpickle==3.1.0", "threadpoolctl==3.8.0"]
     assert pinned[4:] == ["google-cloud-storage", "google-cloud-pubsub"]
 
@@ -151,8 +151,8 @@ def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: py
     monkeypatch.setattr(sys, "version_info", (3, 11, 0, "final", 0))
     monkeypatch.setattr(deploy, "version", lambda name: "2.4.6")
     with pytest.raises(ExecutorError, match=r"numpy 2\.4\.6 has no wheel: run the client on Python 3\.12"):
-        deploy.check_deployable(config)
-    assert deploy.check_deployable({"lithops": {"backend": "k8s"}})["numpy"] == "2.4.6"
+        deploy.check_deployable_config(config)
+    assert deploy.check_deployable_config({"lithops": {"backend": "k8s"}})["numpy"] == "2.4.6"
 
 
 def test_machines_install_what_is_installed_here(handler: Handler, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from command_lines import ROOT, Ran, Run
 from pool_processes import until
 
 from polarmap.cli import deploy
-from polarmap.cli.doctor import _check_storage, _judge_latency
+from polarmap.cli.doctor import _check_latency, _check_storage
 
 LATER = r"the first map, which starts them, takes \d+\.\d\d s, later ones \d+\.\d ms"
 
@@ -53,7 +53,7 @@ def test_doctor_says_why_maps_are_slow(
     is_here: bool, first: float, later: float, busy: float, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (busy, 0.0, 0.0))
-    check = _judge_latency("somewhere", is_here, first, later)
+    check = _check_latency("somewhere", is_here, first, later)
     assert check.state == ("note" if advice else "ok")
     assert advice in check.advice
 

@@ -67,7 +67,7 @@ def function(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> I
     emulator = next(sam.rglob("samcli/local/rapid/aws-lambda-rie-x86_64"))
     wanted = deploy.read_requirements("aws_lambda")
     installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle")}
-    tools = tool_venv("lambda-layer", RUNTIME, "boto3", *deploy.pin_installed(wanted, installed))
+    tools = tool_venv("lambda-layer", RUNTIME, "boto3", *deploy.pin_requirements(wanted, installed))
     folder = tmp_path_factory.mktemp("rie")
     task = folder / "task"
     with pytest.MonkeyPatch.context() as patch:

@@ -165,7 +165,9 @@ def test_too_few_levels_are_refused_with_the_number_that_will_do() -> None:
 def test_p_is_made_by_its_rows_where_they_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 10,000 blocks with 100 of parity that takes a hundredth of the time."""
     code = PolarCode(100, 70, "arikan")
-    expected = code.encoding_columns(np.arange(70))
-    monkeypatch.setattr(type(code), "encoding_columns", lambda *_: pytest.fail("column by column"))
+    expected = code.compute_encoding_matrix_columns(np.arange(70))
+    monkeypatch.setattr(
+        type(code), "compute_encoding_matrix_columns", lambda *_: pytest.fail("column by column")
+    )
     assert code.encoding_matrix.dtype == np.int64 and code.encoding_matrix.flags.c_contiguous
     assert (code.encoding_matrix == expected).all()

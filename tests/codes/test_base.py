@@ -10,7 +10,7 @@ from polarmap.codes.base import MAX_MODULAR_CHECKS
 from polarmap.codes.gradient_coding import GradientCode
 from polarmap.codes.lagrange import LagrangeCode
 from polarmap.codes.linear_code import LinearCode
-from polarmap.codes.modular_decoders import find_independent_rows
+from polarmap.codes.modular_decoders import find_independent_rows_gf2
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.product import ProductCode
 from polarmap.codes.secret_sharing import SecretSharingCode
@@ -69,10 +69,12 @@ def test_what_is_made_without_the_coefficients_is_made_of_them(code: LinearCode)
     stream = np.random.default_rng(0)
     count, blocks = code.encoding_matrix.shape
     some = stream.permutation(blocks)[: max(1, blocks // 2)]
-    np.testing.assert_allclose(code.encoding_columns(some), code.encoding_matrix[:, some], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        code.compute_encoding_matrix_columns(some), code.encoding_matrix[:, some], rtol=0, atol=1e-12
+    )
     combinations = stream.standard_normal((3, count))
     np.testing.assert_allclose(
-        code.left_multiply(combinations), combinations @ code.encoding_matrix, atol=1e-10
+        code.left_multiply_encoding_matrix(combinations), combinations @ code.encoding_matrix, atol=1e-10
     )
 
 
@@ -88,7 +90,7 @@ def test_weights_make_targets_of_the_generator(code: LinearCode, seed: int) -> N
 @pytest.mark.parametrize("seed", range(8))
 def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
     recovery = determined(code, False, seed).decoder
-    equations = recovery.compute_parity_checks(8)
+    equations = recovery.compute_parity_check_matrix(8)
     assert len(equations) == min(max(recovery.n_redundant_checks, 0), 8)
     np.testing.assert_allclose(equations @ code.generator_matrix[recovery.arrived_indices], 0, atol=1e-9)
 
@@ -97,7 +99,7 @@ def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_the_same_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
     recovery = determined(code, True, seed).decoder
-    weights, checks = recovery.compute_modular_weights(), recovery.compute_modular_checks()
+    weights, checks = recovery.compute_modular_weights(), recovery.compute_modular_check_matrix()
     assert recovery.modular and recovery.amplification == 0 and weights is not None and checks is not None
     generator = code.generator_matrix.astype(np.int64).view(np.uint64)[recovery.arrived_indices]
     targets = code.target_matrix.astype(np.int64).view(np.uint64)
@@ -105,7 +107,7 @@ def test_the_same_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
     np.testing.assert_array_equal(checks @ generator, 0)
     assert (
         len(checks)
-        == len(find_independent_rows(checks))
+        == len(find_independent_rows_gf2(checks))
         == min(recovery.n_redundant_checks, MAX_MODULAR_CHECKS)
     )
 

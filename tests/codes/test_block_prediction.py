@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.estimates import ARRIVAL_COUNTS, RESULTS, sample_error_ratios
-from polarmap.codes.block_prediction import f_quantile_p90, make_block_predictor
+from polarmap.codes.block_prediction import compute_f_distribution_p90, make_missing_block_predictor
 from polarmap.codes.polar import PolarCode
 
 CODE = PolarCode(12, 8)
@@ -17,7 +17,7 @@ CODE = PolarCode(12, 8)
 def test_what_is_determined_has_no_error(seed: int) -> None:
     rng = np.random.default_rng(seed)
     arrived = np.isin(np.arange(12), rng.permutation(12)[:9])
-    how = make_block_predictor(CODE, arrived, 1e-16)
+    how = make_missing_block_predictor(CODE, arrived, 1e-16)
     data = rng.standard_normal((8, 3))
     assert not how.error_stds.any()
     np.testing.assert_allclose(
@@ -29,7 +29,7 @@ def test_what_is_determined_has_no_error(seed: int) -> None:
 def test_the_error_to_expect_is_the_one_that_comes(seed: int) -> None:
     rng = np.random.default_rng(seed)
     arrived = np.isin(np.arange(12), rng.permutation(12)[:6])
-    how = make_block_predictor(CODE, arrived, 1e-16)
+    how = make_missing_block_predictor(CODE, arrived, 1e-16)
     np.testing.assert_allclose(how.weights.sum(axis=1), 1)
     data = 5 + rng.standard_normal((8, 20000))
     missed = how.weights @ CODE.encode(data)[how.arrived_indices] - data[how.missing_indices]
@@ -39,9 +39,9 @@ def test_the_error_to_expect_is_the_one_that_comes(seed: int) -> None:
 
 def test_scatter_is_the_standard_deviation_of_a_block() -> None:
     data = 3 + 2 * np.random.default_rng(0).standard_normal((8, 20000))
-    how = make_block_predictor(CODE, np.arange(12) < 6, 1e-16)
+    how = make_missing_block_predictor(CODE, np.arange(12) < 6, 1e-16)
     assert how.compute_block_std(CODE.encode(data)[how.arrived_indices]) == pytest.approx(2, rel=0.02)
-    one = make_block_predictor(CODE, np.arange(12) == 0, 1e-16)
+    one = make_missing_block_predictor(CODE, np.arange(12) == 0, 1e-16)
     assert (
         one.compute_block_std(np.full((1, 4), 3.0)) == 3.0 and one.compute_block_std(np.empty((1, 0))) == 0.0
     )
@@ -50,7 +50,7 @@ def test_scatter_is_the_standard_deviation_of_a_block() -> None:
 @pytest.mark.parametrize("below", [2.0, 5.0, 30.0, 4000.0])
 @pytest.mark.parametrize("above", [1.0, 2.5, 20.0, 4000.0])
 def test_the_quantile_of_f_is_that_of_scipy(above: float, below: float) -> None:
-    assert f_quantile_p90(above, below) == pytest.approx(stats.f.ppf(0.9, above, below), rel=0.1)
+    assert compute_f_distribution_p90(above, below) == pytest.approx(stats.f.ppf(0.9, above, below), rel=0.1)
 
 
 ALIKE = list(RESULTS)[:5]  # whose blocks do not differ in size
@@ -65,5 +65,5 @@ def test_nine_in_ten_random_orders_are_within_the_error_that_is_said(kind: str, 
 
 
 def test_two_results_say_nothing_of_the_error_of_all() -> None:
-    how = make_block_predictor(CODE, np.arange(12) < 2, 1e-16)
-    assert how.compute_error_ratio_p90(np.array([[1.0], [2.0]])) == np.inf
+    how = make_missing_block_predictor(CODE, np.arange(12) < 2, 1e-16)
+    assert how.estimate_error_to_std_ratio_p90(np.array([[1.0], [2.0]])) == np.inf

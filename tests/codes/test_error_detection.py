@@ -24,7 +24,7 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
     rows[7] += 1
     broken = error_detection.evaluate_parity_checks(decoder.decoder, rows, data.dtype).violations
     assert broken.tolist() == [0, 1, 2]
-    assert error_detection.locate_errors(decoder.decoder, rows, broken, data.dtype) == [7]
+    assert error_detection.locate_erroneous_blocks(decoder.decoder, rows, broken, data.dtype) == [7]
 
 
 def test_what_sums_of_large_terms_are_off_by_breaks_an_equation_only_beyond_their_rounding() -> None:
@@ -37,7 +37,9 @@ def test_what_sums_of_large_terms_are_off_by_breaks_an_equation_only_beyond_thei
         rows = dict(enumerate(mixed.copy()))
         rows[2][1] += deviation
         assert len(error_detection.evaluate_parity_checks(recovery, rows, data.dtype).violations) == alone
-        found = error_detection.evaluate_parity_checks(recovery, rows, data.dtype, uncancelled_scale=terms)
+        found = error_detection.evaluate_parity_checks(
+            recovery, rows, data.dtype, magnitude_before_cancellation=terms
+        )
         assert len(found.violations) == known
         assert known or found.max_relative <= deviation / terms + 1e-24
 
@@ -61,7 +63,7 @@ def test_integers_name_whoever_alone_explains_them(code: LinearCode, dtype: str,
         broken = error_detection.evaluate_parity_checks(recovery, received, np.dtype(dtype)).violations
         if not len(broken):
             continue  # an even coefficient times an even deviation
-        named = error_detection.locate_errors(recovery, received, broken, np.dtype(dtype))
+        named = error_detection.locate_erroneous_blocks(recovery, received, broken, np.dtype(dtype))
         assert index in named
         for other in recovery.arrived_indices.tolist():
             without = code.make_decoder(arrived & (np.arange(code.n) != other), modular=True)

@@ -41,7 +41,7 @@ def test_determined_exactly_when_the_rows_span_the_all_ones_vector(n: int, toler
         assert (plan.rank_deficit == 0) == spans
         if len(rows):
             assert plan.n_redundant_checks == len(rows) - np.linalg.matrix_rank(rows, 1e-9)
-            assert np.allclose(plan.compute_parity_checks(99) @ rows, 0)
+            assert np.allclose(plan.compute_parity_check_matrix(99) @ rows, 0)
 
 
 @given(tolerate=st.integers(0, 20), more=st.integers(1, 60))

@@ -135,13 +135,13 @@ def test_left_over_equations_hold_and_name_who_lies(lost: int) -> None:
     blocks = np.random.default_rng(lost).integers(-(2**63), 2**63, (code.recovery_threshold, 4))
     mixed = code.encode_parity(blocks)
     recovery = code.make_decoder(np.arange(24) >= lost, modular=True)
-    checks = recovery.compute_modular_checks()
+    checks = recovery.compute_modular_check_matrix()
     assert checks is not None and len(checks) == min(MAX_MODULAR_CHECKS, recovery.n_redundant_checks)
     assert not (checks.view(np.int64) @ mixed[lost:]).any()
     mixed[7, 2] ^= -(2**63)
     assert (checks.view(np.int64) @ mixed[lost:]).any(axis=0).tolist() == [False, False, True, False]
     rows = {index: mixed[index] for index in range(lost, 24)}
-    assert 7 in error_detection.locate_errors(recovery, rows, np.array([2]), np.dtype(int))
+    assert 7 in error_detection.locate_erroneous_blocks(recovery, rows, np.array([2]), np.dtype(int))
 
 
 def test_few_results_beyond_the_unknowns_determine_all() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.blocks.code_choice import default_n_tasks
+from polarmap.blocks.code_choice import get_default_n_tasks
 from polarmap.codes import LagrangeCode
 from polarmap.codes.lagrange import compute_max_k, compute_recovery_threshold
 from polarmap.errors import CodeError
@@ -79,10 +79,10 @@ def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: in
 
 
 DEFAULT_SIZES = [
-    (default_n_tasks(compute_recovery_threshold(k, degree, "circle")), k, degree)
+    (get_default_n_tasks(compute_recovery_threshold(k, degree, "circle")), k, degree)
     for degree in range(2, 8)
     for k in range(2, 9)
-    if default_n_tasks(compute_recovery_threshold(k, degree, "circle")) <= 20
+    if get_default_n_tasks(compute_recovery_threshold(k, degree, "circle")) <= 20
 ]
 
 
@@ -136,7 +136,7 @@ def test_parity_sums_to_one_and_results_satisfy_the_equations(
     assert sorted(code.node_indices.tolist()) == list(range(n))
     assert code.norm_inf < 3.5 * np.log2(k + 2)
     results = polynomial(coded_blocks(code, rng.standard_normal((k, 3))), degree, rng)
-    equations = code.make_decoder(np.ones(n, bool), False).compute_parity_checks(8)
+    equations = code.make_decoder(np.ones(n, bool), False).compute_parity_check_matrix(8)
     assert len(equations) == min(n - code.recovery_threshold, 8)
     assert np.allclose(equations @ equations.T, np.eye(len(equations)))
     assert np.abs(equations @ results).max() <= 1e-11 * np.abs(results).max()

@@ -51,7 +51,7 @@ def test_inverse_undoes_its_matrix_modulo_every_power_of_two(seed: int, size: in
 @given(seeds, st.integers(1, 12), st.integers(1, 12))
 def test_independent_rows_are_a_basis_modulo_two(seed: int, rows: int, columns: int) -> None:
     matrix = np.random.default_rng(seed).integers(-3, 4, (rows, columns))
-    chosen = modular_decoders.find_independent_rows(matrix)
+    chosen = modular_decoders.find_independent_rows_gf2(matrix)
     assert chosen == sorted(chosen)
     everyone = np.zeros(len(chosen), bool)
     assert not chosen or oracles.gf2_decodable(matrix[chosen].T, everyone)
@@ -62,8 +62,8 @@ def test_independent_rows_are_a_basis_modulo_two(seed: int, rows: int, columns: 
 
 
 def test_independent_rows_of_an_empty_matrix() -> None:
-    assert modular_decoders.find_independent_rows(np.zeros((0, 3), int)) == []
-    assert modular_decoders.find_independent_rows(np.zeros((3, 0), int)) == []
+    assert modular_decoders.find_independent_rows_gf2(np.zeros((0, 3), int)) == []
+    assert modular_decoders.find_independent_rows_gf2(np.zeros((3, 0), int)) == []
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 64, 65])

@@ -36,7 +36,7 @@ def test_frozen_inputs_are_the_worst(depth: int, k: int) -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(5, 3), (100, 64), (64, 48), (1000, 10)])
 def test_frozen_inputs_are_closed_downwards(n: int, k: int) -> None:
-    unsent = polar_construction.next_power_of_two(n) - n
+    unsent = polar_construction.round_up_to_power_of_two(n) - n
     frozen = {*range(unsent), *polar_construction.choose_frozen_set(n, k, 0.3).tolist()}
     for index in frozen:
         bits = [bit for bit in range(index.bit_length()) if index >> bit & 1]

@@ -96,7 +96,7 @@ def test_joint_equations_decode_where_line_by_line_stalls(kernel: str) -> None:
         decoder = ArrivalTracker(code, modular=exact, max_amplification=inf)
         by_lines = IterativeDecoder(code, exact)
         for index in stream.permutation(code.n).tolist():
-            by_lines.add([index])
+            by_lines.add_arrivals([index])
             if decoder.add(index):
                 break
         assert rank(combinations[decoder.arrived_mask], exact) == code.k
@@ -142,7 +142,7 @@ def test_line_by_line_decoding_is_never_wrong_and_stalls_at_stopping_sets_only(k
     for pattern in range(0, 1 << code.n, 5):
         arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
         by_lines = IterativeDecoder(code, exact)
-        by_lines.add(np.flatnonzero(arrived))
+        by_lines.add_arrivals(np.flatnonzero(arrived))
         if by_lines.is_complete:
             assert rank(combinations[arrived], exact) == code.k
         if not exact:  # any k of a line decode it: what stays unknown has more than r in every line

@@ -8,7 +8,7 @@ from polar_codes import arikan, arrive, by_size, received, rotation
 from polarmap.codes import real_decoders
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.real_decoders import compute_max_amplification, left_inverse
+from polarmap.codes.real_decoders import compute_left_inverse, compute_max_amplification
 from polarmap.errors import NotDecodableError
 
 
@@ -64,8 +64,8 @@ def test_recover_takes_strided_rows() -> None:
 
 
 def test_left_inverse_is_infinite_when_the_rank_is_short() -> None:
-    assert np.isinf(left_inverse(np.ones((3, 2)))).all()
-    assert np.isinf(left_inverse(np.ones((1, 2)))).all()
+    assert np.isinf(compute_left_inverse(np.ones((3, 2)))).all()
+    assert np.isinf(compute_left_inverse(np.ones((1, 2)))).all()
 
 
 def test_worst_amplification_is_the_decoders() -> None:
@@ -116,10 +116,12 @@ def test_a_recovery_follows_one_of_fewer_results_as_accurately_as_anew(
                 decoder.add(index)
             count += more
             anew = code.make_decoder(decoder.arrived_mask.copy(), modular=False)
-            expected = anew.weights, anew.compute_parity_checks(8)
+            expected = anew.weights, anew.compute_parity_check_matrix(8)
             with monkeypatch.context() as patched:
-                patched.setattr(real_decoders, "left_inverse", lambda _: pytest.fail("factorized again"))
-                found = decoder.decoder.weights, decoder.decoder.compute_parity_checks(8)
+                patched.setattr(
+                    real_decoders, "compute_left_inverse", lambda _: pytest.fail("factorized again")
+                )
+                found = decoder.decoder.weights, decoder.decoder.compute_parity_check_matrix(8)
             np.testing.assert_allclose(found[0], expected[0], atol=1e-10)
             np.testing.assert_allclose(found[1] @ code.generator_matrix[anew.arrived_indices], 0, atol=1e-12)
             assert found[1].shape == expected[1].shape

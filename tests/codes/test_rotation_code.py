@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap.codes import ArrivalTracker, PolarCode
-from polarmap.codes.polar_construction import make_rotation_network, sample_subsets
+from polarmap.codes.polar_construction import generate_rotation_butterfly_network, sample_subsets
 from polarmap.codes.real_decoders import MAX_DENSE_N, SystematicDecoder, compute_max_amplification
 from polarmap.codes.rotation_code import (
     N_SEEDS,
     SyndromeDecoder,
     compute_rotation_parity_matrix,
-    normalize_network,
-    select_seed,
+    normalize_parity_row_sums,
+    select_rotation_seed,
 )
 from polarmap.errors import CodeError
 
@@ -38,7 +38,9 @@ def test_rotation_refuses_integers() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(4, 3), (12, 8), (40, 24), (100, 75)])
 def test_rows_sum_to_one_and_deviate_by_one(n: int, k: int) -> None:
-    rows = compute_rotation_parity_matrix(normalize_network(make_rotation_network(n, k, 0), k), k)
+    rows = compute_rotation_parity_matrix(
+        normalize_parity_row_sums(generate_rotation_butterfly_network(n, k, 0), k), k
+    )
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1)
 
@@ -50,9 +52,9 @@ def test_rows_of_large_codes_sum_to_one_and_deviate_by_about_one() -> None:
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1, rtol=0.1)
     some = np.array([3, 1, 1499])
-    np.testing.assert_allclose(code.encoding_columns(some), rows[:, some], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(code.compute_encoding_matrix_columns(some), rows[:, some], rtol=0, atol=1e-15)
     mixed = np.random.default_rng(0).standard_normal((5, n - k))
-    np.testing.assert_allclose(code.left_multiply(mixed), mixed @ rows, atol=1e-12)
+    np.testing.assert_allclose(code.left_multiply_encoding_matrix(mixed), mixed @ rows, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,8 @@ def test_no_seed_loses_fewer_digits_than_the_best() -> None:
         )
         for seed in range(N_SEEDS)
     ]
-    assert worst[select_seed(6, 4)] == min(worst)
-    assert PolarCode(6, 4).seed == select_seed(6, 4)
+    assert worst[select_rotation_seed(6, 4)] == min(worst)
+    assert PolarCode(6, 4).seed == select_rotation_seed(6, 4)
 
 
 def both(n: int, k: int, arrived: np.ndarray) -> tuple[SystematicDecoder, SyndromeDecoder]:
@@ -103,7 +105,7 @@ def test_weights_equations_and_deficit_are_those_with_p(data: st.DataObject) -> 
         np.testing.assert_allclose(without.weights, with_p.weights, atol=1e-6)
         np.testing.assert_allclose(without.amplification, with_p.amplification, rtol=1e-6, atol=1e-9)
     code = PolarCode(n, k)
-    equations = without.compute_parity_checks(8)
+    equations = without.compute_parity_check_matrix(8)
     assert len(equations) == max(0, min(8, with_p.n_redundant_checks))
     np.testing.assert_allclose(equations @ code.generator_matrix[without.arrived_indices], 0, atol=1e-9)
     assert np.linalg.matrix_rank(equations) == len(equations)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from polarmap.codes import row_program, tiling, transforms_numba
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.row_program import RowOperationBatch, RowProgram
+from polarmap.codes.row_program import RowOperationBatch, RowOperationProgram
 
 INTEGERS = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
 WIDTH = 1500  # more than WIDE, and no multiple of a tile
@@ -39,14 +39,14 @@ def test_butterflies_are_the_parity(n: int, draw: st.DataObject) -> None:
     code = PolarCode(n, k, "arikan")
     program = code._encoding_program
     assert (ran(program, np.eye(k, dtype=int), n - k) == code.encoding_matrix).all()
-    assert len(program.operation_table) <= code.mother_length * code.levels
+    assert len(program.operation_table) <= code.mother_code_length * code.levels
 
 
-def ran(program: RowProgram, given: Any, wanted: int) -> Any:
+def ran(program: RowOperationProgram, given: Any, wanted: int) -> Any:
     """What a program makes of the given rows, by its operations; all at once, the same."""
     one, other = (np.full((wanted, given.shape[1]), 7, given.dtype) for _ in range(2))
-    program._run_row_by_row(given, one)
-    program._run_batched(given, other)
+    program._compute_row_by_row(given, one)
+    program._compute_by_batches(given, other)
     assert (one == other).all()
     return one
 
@@ -61,7 +61,7 @@ def test_programs_do_what_their_steps_do(seed: int, count: int) -> None:
     table = np.zeros((12, 4), "i8")
     table[given] = rows = anything(seed, (3, 4), "i8")
     row_program.execute_operation_batches(steps, table)
-    program = RowProgram(steps, 12, given, wanted)
+    program = RowOperationProgram(steps, 12, given, wanted)
     assert (ran(program, rows, 2) == table[wanted]).all()
 
 
@@ -72,7 +72,7 @@ def test_transposed_steps_are_the_transpose(seed: int, count: int) -> None:
     steps = [some_step(stream) for _ in range(count)]
     forth, back = np.eye(12, dtype="i8"), np.eye(12, dtype="i8")
     row_program.execute_operation_batches(steps, forth)
-    row_program.execute_operation_batches_adjoint(steps, back)
+    row_program.execute_adjoint_operation_batches(steps, back)
     assert (back == forth.T).all()
 
 

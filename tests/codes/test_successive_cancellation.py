@@ -27,7 +27,7 @@ def test_progress_is_the_genies(n: int, k: int, fewer: int) -> None:
     code, stream = with_fewer_levels(n, k, fewer), np.random.default_rng(n)
     for _ in range(20):
         order, progress = stream.permutation(n), CancellationTracker(frozen_and_unsent(code))
-        ready = [progress.add(leaf) for leaf in code.codeword_positions[order].tolist()]
+        ready = [progress.add_known_position(leaf) for leaf in code.codeword_positions[order].tolist()]
         count = ready.index(True) + 1
         assert all(ready[count:])
         assert oracles.sequential_decodable(code, np.isin(np.arange(n), order[:count]))
@@ -158,12 +158,12 @@ def test_patterns_that_get_stuck_are_decided_and_decoded_as_by_dense_algebra(
         stuck += recovery._cancellation_program.n_inactivated > 0
         rows = {index: coded[index] for index in recovery.arrived_indices.tolist()}
         assert (recovery.decode(rows, np.dtype("i8")) == coded[recovery.missing_indices]).all()
-        weights, checks = recovery.compute_modular_weights(), recovery.compute_modular_checks()
+        weights, checks = recovery.compute_modular_weights(), recovery.compute_modular_check_matrix()
         assert weights is not None and checks is not None
         assert (weights.view("i8") @ coded[recovery.arrived_indices] == coded[recovery.missing_indices]).all()
         assert not (checks.view("i8") @ coded[recovery.arrived_indices]).any()
         assert len(checks) == min(recovery.n_redundant_checks, 16)
-        used, mixed, shown = recovery.get_weight_support(np.dtype("i8"))
+        used, mixed, shown = recovery.get_weight_masks(np.dtype("i8"))
         assert (used == weights.any(axis=0)).all() and (shown == weights % 2).all()
         assert (mixed == (np.count_nonzero(weights, axis=1) > 1)).all()
     assert stuck or n == 16
@@ -184,6 +184,6 @@ def test_ten_thousand_results_are_decided_and_decoded_by_steps(monkeypatch: pyte
     )
     rows = {index: coded[index] for index in recovery.arrived_indices.tolist()}
     assert (recovery.decode(rows, np.dtype("i8")) == data[recovery.missing_indices]).all()
-    checks = recovery.compute_modular_checks()
+    checks = recovery.compute_modular_check_matrix()
     assert checks is not None and len(checks) == 16
     assert not (checks.view("i8") @ coded[recovery.arrived_indices]).any()

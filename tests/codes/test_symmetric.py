@@ -112,15 +112,15 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
         plan = code.make_decoder(arrived, modular=False)
         assert not len(
             error_detection.evaluate_parity_checks(
-                plan, plan.compute_check_operands(rows), np.dtype(dtype)
+                plan, plan.transform_for_parity_checks(rows), np.dtype(dtype)
             ).violations
         )
         rows[5] = rows[5] + 1
         broken = error_detection.evaluate_parity_checks(
-            plan, plan.compute_check_operands(rows), np.dtype(dtype)
+            plan, plan.transform_for_parity_checks(rows), np.dtype(dtype)
         ).violations
-        assert error_detection.locate_errors(
-            plan, plan.compute_check_operands(rows), broken, np.dtype(dtype)
+        assert error_detection.locate_erroneous_blocks(
+            plan, plan.transform_for_parity_checks(rows), broken, np.dtype(dtype)
         ) == [5]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from polarmap.codes import transforms
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.polar_construction import fuse_rotation_stages, make_rotation_network
+from polarmap.codes.polar_construction import fuse_rotation_stages, generate_rotation_butterfly_network
 
 KERNEL = np.array([[1, 1], [0, 1]])
 
@@ -17,20 +17,24 @@ def test_arikan_is_the_kronecker_power_of_its_kernel(stages: int) -> None:
     for _ in range(stages):
         matrix = np.kron(matrix, KERNEL)
     identity = np.eye(2**stages, dtype=int)
-    assert (transforms.arikan_transform(identity.copy()) == matrix).all()
-    assert (transforms.arikan_transform(matrix.copy(), inverse=True) == identity).all()
-    assert (transforms.arikan_transform(identity.copy(), transpose=True) == matrix.T).all()
-    assert (transforms.arikan_transform(matrix.T.copy(), inverse=True, transpose=True) == identity).all()
+    assert (transforms.apply_arikan_transform(identity.copy()) == matrix).all()
+    assert (transforms.apply_arikan_transform(matrix.copy(), inverse=True) == identity).all()
+    assert (transforms.apply_arikan_transform(identity.copy(), transpose=True) == matrix.T).all()
+    assert (
+        transforms.apply_arikan_transform(matrix.T.copy(), inverse=True, transpose=True) == identity
+    ).all()
 
 
 def test_arikan_wraps_and_unwraps() -> None:
     x = np.random.default_rng(0).integers(0, 255, (16, 5), np.uint8)
-    assert (transforms.arikan_transform(transforms.arikan_transform(x.copy()), inverse=True) == x).all()
+    assert (
+        transforms.apply_arikan_transform(transforms.apply_arikan_transform(x.copy()), inverse=True) == x
+    ).all()
 
 
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (70, 35), (600, 300)])
 def test_butterfly_is_the_product_of_plain_rotations(n: int, k: int) -> None:
-    network = make_rotation_network(n, k, seed=0)
+    network = generate_rotation_butterfly_network(n, k, seed=0)
     for turns in (*network.input_rotations, *network.output_rotations):
         matrix = transforms.apply_butterfly_stages(
             np.eye(network.size), fuse_rotation_stages(turns[np.newaxis])

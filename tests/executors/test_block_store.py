@@ -20,7 +20,7 @@ from memory_storage import DictStorage
 
 from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.reading import StoredCodedBlocks
-from polarmap.blocks.code_choice import CodeOptions, cut_and_choose_code
+from polarmap.blocks.code_choice import CodeOptions, cut_blocks_and_choose_code
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import ExecutorError
@@ -57,7 +57,7 @@ class CountingStorage(DictStorage):
 
 
 def blocks(rows: int = K * ROWS) -> CodedBlocks:
-    return CodedBlocks(*cut_and_choose_code(DATA[:rows], CodeOptions(K, N)))
+    return CodedBlocks(*cut_blocks_and_choose_code(DATA[:rows], CodeOptions(K, N)))
 
 
 def told(coded: TaskBlocks, key: Encryption | None = None) -> JobSpec:

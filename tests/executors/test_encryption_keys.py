@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polarmap.blocks.coded import CodedBlocks
-from polarmap.blocks.equal import cut_array
+from polarmap.blocks.equal import cut_array_into_blocks
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors import encryption_keys
@@ -39,6 +39,6 @@ def test_the_package_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_blocks_that_no_cipher_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encryption_keys, "MAX_PLAINTEXT_BYTES", 31)
-    encrypt_job(JobSpec(len, CodedBlocks(cut_array(np.arange(6.0), 2), PolarCode(3, 2))), KEY)
+    encrypt_job(JobSpec(len, CodedBlocks(cut_array_into_blocks(np.arange(6.0), 2), PolarCode(3, 2))), KEY)
     with pytest.raises(CodeError, match=r"a block has 32 bytes, and at most 31 .* use more blocks"):
-        encrypt_job(JobSpec(len, CodedBlocks(cut_array(np.arange(8.0), 2), PolarCode(3, 2))), KEY)
+        encrypt_job(JobSpec(len, CodedBlocks(cut_array_into_blocks(np.arange(8.0), 2), PolarCode(3, 2))), KEY)

@@ -10,7 +10,7 @@ from polarmap.linalg.adaptive_parity import LATE_FACTOR, MAX_BACKOFF, MIN_BACKOF
 
 def seconds(start: AdaptiveParitySchedule) -> float:
     """After which a task of the next product is late; 0.0: parity starts with the data."""
-    options = start.options
+    options = start.map_options
     if options.run_times is None:
         assert options.schedule == "upfront"
         return 0.0
@@ -24,31 +24,31 @@ def test_a_task_is_late_that_takes_a_little_longer_than_the_product_before() -> 
     start = AdaptiveParitySchedule(MapOptions())
     assert seconds(start) == 0.0
     for took in (2.0, 0.5):
-        start.observe(took, needed_parity=False)
+        start.observe_product(took, needed_parity=False)
         assert seconds(start) == LATE_FACTOR * took
 
 
 def test_where_it_is_needed_it_starts_with_the_data_and_is_tried_less_and_less_often() -> None:
     start = AdaptiveParitySchedule(MapOptions())
-    start.observe(1.0, needed_parity=True)  # all started at once: that says nothing
+    start.observe_product(1.0, needed_parity=True)  # all started at once: that says nothing
     for pause in (MIN_BACKOFF, 2 * MIN_BACKOFF, 4 * MIN_BACKOFF):
         assert seconds(start) == LATE_FACTOR
-        start.observe(1.0, needed_parity=True)
+        start.observe_product(1.0, needed_parity=True)
         for _ in range(pause):
             assert seconds(start) == 0.0
-            start.observe(1.0, needed_parity=True)
+            start.observe_product(1.0, needed_parity=True)
     for _ in range(10_000):
-        start.observe(1.0, needed_parity=True)
+        start.observe_product(1.0, needed_parity=True)
     pauses = 0
     while seconds(start):
-        start.observe(1.0, needed_parity=True)
+        start.observe_product(1.0, needed_parity=True)
     while not seconds(start):
         pauses += 1
-        start.observe(1.0, needed_parity=False)
+        start.observe_product(1.0, needed_parity=False)
     assert pauses <= MAX_BACKOFF
-    start.observe(1.0, needed_parity=False)
-    start.observe(1.0, needed_parity=True)
+    start.observe_product(1.0, needed_parity=False)
+    start.observe_product(1.0, needed_parity=True)
     for _ in range(MIN_BACKOFF):
         assert seconds(start) == 0.0
-        start.observe(1.0, needed_parity=False)
+        start.observe_product(1.0, needed_parity=False)
     assert seconds(start) == LATE_FACTOR

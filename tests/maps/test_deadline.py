@@ -14,7 +14,7 @@ from plain import arriving
 from polarmap import coded_map
 from polarmap.arrays import Stored
 from polarmap.codes import LagrangeCode, PolarCode, SecretSharing
-from polarmap.codes.block_prediction import make_block_predictor
+from polarmap.codes.block_prediction import make_missing_block_predictor
 from polarmap.driver.local_evaluation import LocalEvaluation
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -43,7 +43,7 @@ def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, ker
     generator = np.concatenate([np.eye(k), code.encoding_matrix])
     for count in range(1, n):
         for arrived in combinations(range(n), count):
-            how = make_block_predictor(code, np.isin(np.arange(n), arrived), EPS)
+            how = make_missing_block_predictor(code, np.isin(np.arange(n), arrived), EPS)
             np.testing.assert_allclose(how.weights.sum(axis=1), 1, atol=1e-9)
             rows, cross = generator[list(arrived)], generator[how.missing_indices]
             gain = cross @ np.linalg.pinv(rows, rcond=1e-9)  # E[missing | received], mean zero

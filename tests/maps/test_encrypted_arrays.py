@@ -17,7 +17,7 @@ from plain import process_pool
 import polarmap
 from polarmap.arrays import RawObjects, Stored
 from polarmap.arrays.array import open_without_key
-from polarmap.arrays.manifest import manifest_key
+from polarmap.arrays.manifest import get_manifest_key
 from polarmap.convex import LinearSVC
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError, StorageError
 from polarmap.glm import LogisticRegression
@@ -178,7 +178,7 @@ def test_a_manifest_that_somebody_has_changed_is_refused(store, change, monkeypa
     """Before anything is made of what it says."""
     polarmap.encode(A, storage=store, **OPTIONS)
     write_manifest(store, change)
-    monkeypatch.setattr("polarmap.arrays.manifest.rebuild_code", pytest.fail)
+    monkeypatch.setattr("polarmap.arrays.manifest.deserialize_code", pytest.fail)
     with pytest.raises(StorageError, match="somebody has changed it"):
         polarmap.open_coded("a", store, key=KEY)
 
@@ -204,7 +204,7 @@ def test_a_manifest_without_a_tag_that_makes_no_sense_is_refused(store, change, 
 def test_an_array_cannot_be_passed_off_as_another(store):
     for name in ("a", "b"):
         polarmap.encode(A, storage=store, **{**OPTIONS, "name": name})
-    store.put(manifest_key("b"), store.get(manifest_key("a")))
+    store.put(get_manifest_key("b"), store.get(get_manifest_key("a")))
     with pytest.raises(StorageError, match="is that of 'a'"):
         polarmap.open_coded("b", store, key=KEY)
     write_manifest(store, lambda array: array.update(name="b"), "b")

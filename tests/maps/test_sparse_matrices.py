@@ -16,7 +16,7 @@ from scipy.sparse.linalg import lsqr, svds
 from polarmap import CodedOperator, Pool, coded_gradient, coded_gram, coded_map, coded_sum, encode, hedged_map
 from polarmap.arrays import Stored
 from polarmap.blocks import sparse
-from polarmap.blocks.equal import max_nonempty_blocks
+from polarmap.blocks.equal import compute_max_nonempty_blocks
 from polarmap.codes import PolarCode, SecretSharing
 from polarmap.errors import CodeError, NotLinearError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -82,7 +82,7 @@ def test_products_of_any_matrix(
     expected = (matrix.toarray().T if verb == "columns" else matrix.toarray()) @ x
     executor = lossy({task: Fault("raise", attempts=attempts) for task in lost})
     if verb == "map":
-        k = max_nonempty_blocks(rows, min(k, rows))
+        k = compute_max_nonempty_blocks(rows, min(k, rows))
         result = coded_map(lambda block: block @ x, matrix, blocks=k, tasks=k + 5, executor=executor)
         found = result.concatenate()
     else:

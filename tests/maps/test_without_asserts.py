@@ -43,7 +43,7 @@ PROGRAM = textwrap.dedent("""
 
 
     code = PolarCode(40, 30)
-    code.prepare()
+    code.precompute_encoding()
     if "seed" not in vars(code):
         raise SystemExit("get_ready has chosen no angles")
 

@@ -14,7 +14,7 @@ from straggling_models import options
 
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor, TwoLayerNetwork
 from polarmap.errors import ModelError
-from polarmap.models.convex_network import extract_units
+from polarmap.models.convex_network import extract_hidden_units
 from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)
@@ -30,7 +30,7 @@ ACTIVATIONS = pytest.mark.parametrize("activation", ["gated_relu", "relu"])
 def test_units_have_the_products_of_the_weights_and_the_least_squares() -> None:
     W = STREAM.standard_normal((4, 2, 3, 2))
     W[:, 1, 2, 0] = 0
-    (first, second), bias, gate = extract_units(W, True)
+    (first, second), bias, gate = extract_hidden_units(W, True)
     assert first.shape == (3, 11) and second.shape == (11, 2) and gate.shape == (11,)
     whole = np.vstack([first, bias])
     product = np.einsum("fu,uo->fo", whole, second)
@@ -40,7 +40,7 @@ def test_units_have_the_products_of_the_weights_and_the_least_squares() -> None:
 
 
 def test_nothing_is_one_unit_of_zeros() -> None:
-    (first, second), bias, gate = extract_units(np.zeros((3, 1, 4, 2)), False)
+    (first, second), bias, gate = extract_hidden_units(np.zeros((3, 1, 4, 2)), False)
     assert first.shape == (3, 1) and second.shape == (1, 2) and bias.shape == (1,) and gate.tolist() == [0]
     assert not first.any() and not second.any()
 

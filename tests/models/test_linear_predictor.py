@@ -44,7 +44,7 @@ def test_coefficients_and_intercepts_are_those_of_the_solvers_predictor(
     model = Guess(fit_intercept, STREAM.standard_normal((3 + fit_intercept, y.shape[1])))
     coef, intercept = model._fit_coefficients(data, loss, 0.5)
     np.testing.assert_allclose(X @ coef.T + intercept, model.predictor, atol=1e-12)
-    null = loss.null_predictor() if fit_intercept else np.zeros(y.shape[1])
+    null = loss.fit_null_predictor() if fit_intercept else np.zeros(y.shape[1])
     np.testing.assert_allclose(model.null, np.broadcast_to(null, y.shape), atol=1e-12)
     squares = 0.5 * (coef / model.V[:3].T) ** 2
     np.testing.assert_allclose(squares, np.broadcast_to(model.penalty[:3], squares.shape))

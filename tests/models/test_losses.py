@@ -48,8 +48,8 @@ def test_gradient_and_hessian_are_the_derivatives(family: LossFamily, y: np.ndar
 @families
 def test_the_null_predictor_fits_best(family: LossFamily, y: np.ndarray) -> None:
     loss = WeightedLoss(family, y, WEIGHTS)
-    np.testing.assert_allclose(family.mean(loss.null_predictor()[np.newaxis])[0], WEIGHTS @ y)
-    assert loss.null_curvature() > 0
+    np.testing.assert_allclose(family.mean(loss.fit_null_predictor()[np.newaxis])[0], WEIGHTS @ y)
+    assert loss.compute_null_curvature() > 0
 
 
 @families
@@ -126,7 +126,7 @@ def test_the_intercept_of_outputs_is_the_best_one(family: Any, y: np.ndarray, si
     assert loss.value(eta) <= best * (1 + 1e-12)
     assert loss.value(eta) == pytest.approx(best, rel=1e-8)
     np.testing.assert_allclose(loss.gradient(eta).sum(axis=0), 0, atol=1e-12 * np.abs(y).max())
-    assert not without.optimal_intercept(eta).any() and without.value(eta) >= loss.value(eta)
+    assert not without.find_optimal_intercept(eta).any() and without.value(eta) >= loss.value(eta)
 
 
 @bounded

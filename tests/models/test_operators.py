@@ -15,7 +15,11 @@ from benchmarks.numpy_estimators import with_numpy_products
 from polarmap import CodedOperator
 from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
-from polarmap.models.operators import AppendedInterceptOperator, StandardizedOperator, weighted_moments
+from polarmap.models.operators import (
+    AppendedInterceptOperator,
+    StandardizedOperator,
+    compute_weighted_mean_and_variance,
+)
 
 STREAM = np.random.default_rng(0)
 X = scipy.sparse.random_array((90, 8), density=0.3, format="csr", rng=1) * (1 + np.arange(8.0))
@@ -56,7 +60,7 @@ def test_products_beside_a_constant_are_those_of_the_whole_matrix() -> None:
 @pytest.mark.parametrize("is_centred", [True, False])
 def test_moments_are_those_of_the_dense_matrix(is_centred: bool) -> None:
     shares = WEIGHTS / WEIGHTS.sum()
-    mean, square = weighted_moments(X, shares, is_centred)
+    mean, square = compute_weighted_mean_and_variance(X, shares, is_centred)
     dense = X.toarray()
     expected = shares @ dense if is_centred else np.zeros(8)
     np.testing.assert_allclose(mean, expected)
@@ -65,7 +69,7 @@ def test_moments_are_those_of_the_dense_matrix(is_centred: bool) -> None:
 
 def test_a_constant_feature_deviates_by_rounding_only() -> None:
     constant = scipy.sparse.csr_array(np.full((90, 1), 1e8 / 3))
-    mean, square = weighted_moments(constant, np.full(90, 1 / 90), True)
+    mean, square = compute_weighted_mean_and_variance(constant, np.full(90, 1 / 90), True)
     assert square[0] <= (1e-14 * mean[0]) ** 2
 
 

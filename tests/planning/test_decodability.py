@@ -16,7 +16,7 @@ from polarmap.planning import (
     lower_bound,
     sequential_decoding_times,
 )
-from polarmap.planning.decodability import decoding_times, get_decoder_name
+from polarmap.planning.decodability import compute_decoding_times, get_decoder_name
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int, levels: int | 
         np.tile(np.arange(1, n + 1, dtype=np.int32), (orders, 1)), axis=1
     )
     counts = [fed(ArrivalTracker(code, modular=exact), order) for order in np.argsort(ranks, axis=1)]
-    assert decoding_times(code, np.ascontiguousarray(ranks.T), scheme).tolist() == counts
+    assert compute_decoding_times(code, np.ascontiguousarray(ranks.T), scheme).tolist() == counts
     if levels is None:
         ranks_found, weights = np.unique(counts, return_counts=True)
         found = arrivals_needed(n, k, scheme, n_trials=orders, seed=9)
@@ -91,4 +91,6 @@ def test_fewer_levels_need_more_results(levels: int, beyond: float) -> None:
     code = PolarCode(1024, 768, "arikan", "sequential", levels=levels)
     orders = np.random.default_rng(0).permuted(np.tile(np.arange(1, 1025, dtype=np.int32), (400, 1)), axis=1)
     assert sequential_decoding_times(code, orders.T).mean() - 768 == pytest.approx(beyond, abs=4)
-    assert code.mother_length * code.levels / 2 / 1024 == levels / 2  # additions per block of one transform
+    assert (
+        code.mother_code_length * code.levels / 2 / 1024 == levels / 2
+    )  # additions per block of one transform

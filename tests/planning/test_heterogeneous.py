@@ -73,7 +73,7 @@ def test_results_awaited_are_counted_and_paid_until_then(scheme: str) -> None:
     erasure = select_workers_for_scheme(workers, 24, 16, scheme).erasure_probabilities
     decoder = "sequential" if scheme == "sequential" else "optimal"
     code = PolarCode(24, 16, "arikan", decoder, erasure)
-    times = workers.sample(np.random.default_rng(4), len(jobs.completion_times))
+    times = workers.sample_run_times(np.random.default_rng(4), len(jobs.completion_times))
     for job in range(20):
         told = polarmap.codes.ArrivalTracker(code, modular=scheme == "integers")
         order = np.argsort(times[:, job])
@@ -131,7 +131,7 @@ def test_a_map_of_a_plan_is_complete_when_its_workers_say(code: str) -> None:
     """Every task is given to the worker that the plan says, on a clock of its own."""
     there = [SLOW, FAST] * 8
     found = plan(8, there, "mean", slack=0.0, max_workers=14, code=code)
-    times = HeterogeneousWorkers(there).sample(np.random.default_rng(1), 1)[:, 0]
+    times = HeterogeneousWorkers(there).sample_run_times(np.random.default_rng(1), 1)[:, 0]
     seconds = times[list(found.worker_indices)]
     data = np.arange(80).reshape(16, 5) if code == "integers" else np.linspace(0, 1, 80).reshape(16, 5)
     result = coded_map(

@@ -48,13 +48,13 @@ def test_the_knee_is_where_a_share_of_time_costs_as_large_a_share_of_money() -> 
 
 
 def test_options_beyond_a_limit_are_left_out() -> None:
-    assert [one.n for one in Objective(deadline=3.0).filter_feasible(OPTIONS)] == [5, 6, 8]
-    assert [one.n for one in Objective(budget=11.0).filter_feasible(OPTIONS)] == [4, 5]
-    assert [one.n for one in Objective("cost", deadline=3.0).filter_feasible(OPTIONS)] == [5, 6, 8]
+    assert [one.n for one in Objective(deadline=3.0).filter_feasible_candidates(OPTIONS)] == [5, 6, 8]
+    assert [one.n for one in Objective(budget=11.0).filter_feasible_candidates(OPTIONS)] == [4, 5]
+    assert [one.n for one in Objective("cost", deadline=3.0).filter_feasible_candidates(OPTIONS)] == [5, 6, 8]
     risky = [option(4, 1.0, 1.0, failing=0.01), *OPTIONS]
-    assert Objective().filter_feasible(risky) == OPTIONS
-    assert Objective(max_failure_probability=0.01).filter_feasible(risky) == risky
-    assert Objective().filter_feasible([option(4, inf, 1.0), *OPTIONS]) == OPTIONS
+    assert Objective().filter_feasible_candidates(risky) == OPTIONS
+    assert Objective(max_failure_probability=0.01).filter_feasible_candidates(risky) == risky
+    assert Objective().filter_feasible_candidates([option(4, inf, 1.0), *OPTIONS]) == OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_limit_that_leaves_nothing_is_named(
     objective: Objective, options: list[Completion], says: str
 ) -> None:
     with pytest.raises(CodeError, match=says):
-        objective.filter_feasible(options)
+        objective.filter_feasible_candidates(options)
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from polarmap.planning import Pareto, ShiftedExponential
 from polarmap.planning.quadrature import (
     compute_cell_widths,
     compute_expected_run_time,
+    compute_logistic_and_complement,
     integrate_over_cells,
-    logistic,
     make_full_logit_grid,
-    make_logit_nodes,
+    make_logit_spaced_nodes,
 )
 
 
 def test_probabilities_and_their_complements_both_keep_their_digits() -> None:
     logits = np.array([-700.0, -1.0, 0.0, 1.0, 700.0])
-    below, above = logistic(logits)
+    below, above = compute_logistic_and_complement(logits)
     np.testing.assert_array_equal(below, above[::-1])
     np.testing.assert_allclose(np.log(below) - np.log(above), logits, rtol=1e-14)
 
@@ -32,7 +32,7 @@ def test_cells_fill_the_probabilities_also_where_they_are_narrower_than_eps() ->
 
 @pytest.mark.parametrize("power", [0, 1, 2, 5])
 def test_smooth_densities_are_integrated_to_many_digits(power: int) -> None:
-    below, above = make_logit_nodes(-40.0, 40.0, 2001)
+    below, above = make_logit_spaced_nodes(-40.0, 40.0, 2001)
     assert integrate_over_cells(below**power, compute_cell_widths(below, above)) == pytest.approx(
         1 / (power + 1), rel=1e-6
     )

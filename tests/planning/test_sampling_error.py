@@ -9,10 +9,10 @@ from polarmap import plan
 from polarmap.planning import Empirical, ShiftedExponential, completion_time, with_stragglers
 from polarmap.planning.objective import Objective
 from polarmap.planning.sampling_error import (
-    _choose_sizes,
-    _compute_step_function,
-    bootstrap_size_range,
-    compute_completions,
+    _choose_worker_counts,
+    _compute_empirical_cdf_steps,
+    bootstrap_worker_count_range,
+    compute_completions_by_worker_count,
 )
 
 LAW = with_stragglers(ShiftedExponential(1.0, 0.1), 0.1, 5.0)
@@ -21,8 +21,10 @@ LAW = with_stragglers(ShiftedExponential(1.0, 0.1), 0.1, 5.0)
 @pytest.mark.parametrize(("k", "sizes"), [(1, [1, 2, 3]), (5, [5, 6, 9]), (24, [24, 25, 48])])
 def test_completions_are_those_of_the_planner(k: int, sizes: list[int]) -> None:
     sample = Empirical(LAW.sample(np.random.default_rng(k), 15))
-    times, below = _compute_step_function(sample, has_tail=False)
-    for n, [found] in zip(sizes, compute_completions(times[None], below[None], sizes), strict=True):
+    times, below = _compute_empirical_cdf_steps(sample, has_tail=False)
+    for n, [found] in zip(
+        sizes, compute_completions_by_worker_count(times[None], below[None], sizes), strict=True
+    ):
         exact = completion_time(n, k, "uncoded" if n == k else "rotation", sample)
         for name in ("mean", "p50", "p95", "p99", "worker_seconds", "failure_probability"):
             assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=1e-4), (n, name)
@@ -30,8 +32,8 @@ def test_completions_are_those_of_the_planner(k: int, sizes: list[int]) -> None:
 
 def test_a_tail_continues_what_was_censored() -> None:
     sample = Empirical([1.0, 2.0, 4.0, 4.0], completed=[True, True, True, False])
-    times, below = _compute_step_function(sample, has_tail=True)
-    [[found]] = compute_completions(times[None], below[None], [1])
+    times, below = _compute_empirical_cdf_steps(sample, has_tail=True)
+    [[found]] = compute_completions_by_worker_count(times[None], below[None], [1])
     assert found.mean == pytest.approx(sample.with_exponential_tail().mean(), rel=0.02)
     assert (found.failure_probability, below[-1]) == (0.0, 1.0)
 
@@ -40,8 +42,10 @@ def test_most_ranges_hold_what_is_right_for_the_law_of_the_sample() -> None:
     sizes, aim = range(12, 25), Objective()
     right = plan(12, LAW).n
     samples = [Empirical(LAW.sample(np.random.default_rng(seed), 19)) for seed in range(40)]
-    chosen = list(_choose_sizes(samples, sizes, aim, has_tail=False))
-    ranges = [bootstrap_size_range(sample, sizes, aim, one or 12) for sample, one in zip(samples, chosen)]
+    chosen = list(_choose_worker_counts(samples, sizes, aim, has_tail=False))
+    ranges = [
+        bootstrap_worker_count_range(sample, sizes, aim, one or 12) for sample, one in zip(samples, chosen)
+    ]
     assert sum(one.min_workers <= right <= one.max_workers for one in ranges) > 24
     assert any(one.min_workers < one.max_workers for one in ranges)
 

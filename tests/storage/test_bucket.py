@@ -14,7 +14,7 @@ from array_data import DOCUMENTS, MIB, random_array
 from servers import BUCKET, KEY, SECRET
 
 import polarmap
-from polarmap.arrays.manifest import manifest_key
+from polarmap.arrays.manifest import get_manifest_key
 from polarmap.arrays.stores import open_store
 from polarmap.errors import MissingObjectError, StorageError
 
@@ -58,7 +58,7 @@ def test_another_client_sees_the_same_bytes(s3_server, tmp_path):
     A = random_array((24, 100))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="a", storage=config)
     listed = {one.object_name for one in client.list_objects(BUCKET, "polarmap/", recursive=True)}
-    documents = {manifest_key("a"), f"{coded.zarr_path}/zarr.json", f"{coded.zarr_path}/data/zarr.json"}
+    documents = {get_manifest_key("a"), f"{coded.zarr_path}/zarr.json", f"{coded.zarr_path}/data/zarr.json"}
     assert listed == documents | {part.key for index in range(8) for part in coded.block_segments(index)}
     raw = b"".join(read(client, part.key) for index in range(6) for part in coded.block_segments(index))
     np.testing.assert_array_equal(np.frombuffer(raw).reshape(24, 100), A)

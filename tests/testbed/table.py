@@ -25,7 +25,7 @@ class Row:
 
     name : what is slow or cut.
     aim : the seconds that the map may take.
-    options : of the map: keywords of `testbed.driver.Maps.run`.
+    options : of the map: keywords of `testbed.driver.Maps.compute_output_rows`.
     rate : of the first machine's cable in bits per second; inf: it is not slow.
     n_cut : the number of machines that are cut before the map begins.
     is_cut_later : whether the first machine is cut while its blocks travel.
