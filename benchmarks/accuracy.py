@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import parse_quick_flag, print_table
 from polarmap.codes import PolarCode
-from polarmap.dtypes import default_rtol, machine_epsilon
+from polarmap.dtypes import get_default_rtol, machine_epsilon
 
 PATTERNS_BY_SIZE = {(8, 6): 4000, (16, 12): 20_000, (32, 24): 20_000, (64, 48): 20_000, (128, 96): 8000}
 FLOAT_DTYPES = ("float64", "float32", "float16")
@@ -32,7 +32,7 @@ def sample_amplifications(code: PolarCode, n_arrivals: int, n_patterns: int) -> 
 def measure_beyond_rtol(n: int, k: int, n_patterns: int) -> Iterator[list[object]]:
     """Per cent of patterns for each dtype, of k results and of one and two more."""
     code = PolarCode(n, k)
-    limits = [default_rtol(np.dtype(name)) / machine_epsilon(np.dtype(name)) for name in FLOAT_DTYPES]
+    limits = [get_default_rtol(np.dtype(name)) / machine_epsilon(np.dtype(name)) for name in FLOAT_DTYPES]
     for n_extra in range(3):
         factors = sample_amplifications(code, k + n_extra, n_patterns)
         percentages = [f"{100 * np.mean(factors > limit):.2f}" for limit in limits]

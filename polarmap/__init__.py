@@ -66,4 +66,4 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.maps.sums import coded_sum as coded_sum
     from polarmap.planning.planner import plan as plan
 else:  # which they do not read: a checker would take any name for a public one
-    __getattr__, __dir__, __all__ = lazy_names.lazy_exports(__name__, _NAMES_BY_MODULE, _SUBMODULES)
+    __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(__name__, _NAMES_BY_MODULE, _SUBMODULES)

@@ -24,16 +24,16 @@ _ACCUMULATOR_CODES = {"f2": "f4", "f4": "f8", "f8": "f8", "c8": "f8", "c16": "f8
 _DEFAULT_RTOL = {"f2": 1e-1, "f4": 1e-4, "f8": 1e-10}
 
 
-def check_dtype(dtype: npt.DTypeLike, array_name: str) -> DType:
+def check_supported_dtype(dtype: npt.DTypeLike, array_name: str) -> DType:
     """`dtype` if a code can carry it, in native byte order; `array_name` names the array in the error.
 
-    >>> check_dtype(bool, "the data")
+    >>> check_supported_dtype(bool, "the data")
     Traceback (most recent call last):
     polarmap.errors.CodeError: the data has dtype bool: linear codes carry float16/32/64, \
 complex64/128 and integers; convert it first, e.g. with .astype(float)
     """
     native_dtype = np.dtype(dtype)
-    if native_dtype.kind in "iu" or _dtype_code(native_dtype) in _ACCUMULATOR_CODES:
+    if native_dtype.kind in "iu" or _get_kind_and_itemsize(native_dtype) in _ACCUMULATOR_CODES:
         return native_dtype.newbyteorder("=")
     raise CodeError(
         f"{array_name} has dtype {native_dtype}: linear codes carry float16/32/64, complex64/128 and "
@@ -51,30 +51,30 @@ def is_integer_dtype(dtype: DType) -> bool:
     return dtype.kind in "iu"
 
 
-def real_dtype(dtype: DType) -> DType:
+def to_real_dtype(dtype: DType) -> DType:
     """The dtype of the real and imaginary parts; `dtype` itself when it is real."""
     return np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
 
 
-def accumulator_dtype(dtype: DType) -> DType:
+def choose_accumulator_dtype(dtype: DType) -> DType:
     """The real dtype in which blocks of `dtype` are added up; integers in their own."""
-    return dtype if is_integer_dtype(dtype) else np.dtype(_ACCUMULATOR_CODES[_dtype_code(dtype)])
+    return dtype if is_integer_dtype(dtype) else np.dtype(_ACCUMULATOR_CODES[_get_kind_and_itemsize(dtype)])
 
 
-def parity_dtype(dtype: DType, norm_inf: int) -> DType:
+def choose_parity_dtype(dtype: DType, max_abs_coefficient_sum: int) -> DType:
     """The dtype of parity blocks: the data's own, or for integers one that cannot overflow.
 
-    `norm_inf` is the largest sum of absolute parity coefficients. 64-bit integers have nothing wider:
-    their parity wraps modulo 2^64 in their own dtype, which integer results undo exactly.
+    `max_abs_coefficient_sum` is the largest sum of absolute parity coefficients. 64-bit integers have nothing
+    wider: their parity wraps modulo 2^64 in their own dtype, which integer results undo exactly.
 
-    >>> parity_dtype(np.dtype("u1"), 40), parity_dtype(np.dtype("u1"), 400), parity_dtype(np.dtype("u8"), 40)
-    (dtype('int16'), dtype('int32'), dtype('uint64'))
+    >>> [choose_parity_dtype(np.dtype(name), norm) for name, norm in (("u1", 40), ("u1", 400), ("u8", 40))]
+    [dtype('int16'), dtype('int32'), dtype('uint64')]
     """
     if not is_integer_dtype(dtype):
         return dtype
     n_bits = 8 * dtype.itemsize - (dtype.kind == "i")
     for n_bytes in (2, 4, 8):
-        if norm_inf << n_bits < 1 << (8 * n_bytes - 1):
+        if max_abs_coefficient_sum << n_bits < 1 << (8 * n_bytes - 1):
             return np.dtype(f"i{n_bytes}")
     return dtype if dtype.itemsize == 8 else np.dtype("i8")
 
@@ -84,10 +84,10 @@ def machine_epsilon(dtype: DType) -> float:
     return 0.0 if is_integer_dtype(dtype) else float(np.finfo(dtype).eps)
 
 
-def default_rtol(dtype: DType) -> float:
+def get_default_rtol(dtype: DType) -> float:
     """The relative error up to which a decode is accepted: 1e-10, 1e-4, 0.1 for float64/32/16."""
-    return 0.0 if is_integer_dtype(dtype) else _DEFAULT_RTOL[_dtype_code(real_dtype(dtype))]
+    return 0.0 if is_integer_dtype(dtype) else _DEFAULT_RTOL[_get_kind_and_itemsize(to_real_dtype(dtype))]
 
 
-def _dtype_code(dtype: DType) -> str:
+def _get_kind_and_itemsize(dtype: DType) -> str:
     return f"{dtype.kind}{dtype.itemsize}"

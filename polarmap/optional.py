@@ -19,24 +19,24 @@ def require_extra(feature: str, packages: str, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "polarmap").partition(".")[0] == "polarmap":
             raise
-        raise ImportError(f"{feature} needs {packages}: {format_install_command(extra)}") from error
+        raise ImportError(f"{feature} needs {packages}: {format_extras_install_command(extra)}") from error
 
 
-def format_install_command(*extras: str) -> str:
+def format_extras_install_command(*extras: str) -> str:
     """A command that installs what these extras need, for a message.
 
-    >>> format_install_command("linalg")
+    >>> format_extras_install_command("linalg")
     "pip install 'scipy>=1.11'"
     """
     required = sorted({text for extra in extras for text in list_requirements(extra)})
     if not required:  # run from a checkout, of which pip knows nothing
         return f"pip install '.[{','.join(extras)}]' in a checkout of polarmap"
-    return format_pip_install(*required)
+    return format_pip_install_command(*required)
 
 
-def format_pip_install(*required: str) -> str:
+def format_pip_install_command(*requirements: str) -> str:
     """The command that installs these requirements."""
-    return "pip install " + " ".join(f"'{text}'" for text in required)
+    return "pip install " + " ".join(f"'{text}'" for text in requirements)
 
 
 def list_requirements(extra: str = "") -> list[str]:
@@ -63,10 +63,10 @@ def list_requirements(extra: str = "") -> list[str]:
     return requirement_texts
 
 
-def check_requirement(requirement: str) -> tuple[str, str, bool]:
+def compare_installed_version(requirement: str) -> tuple[str, str, bool]:
     """The name in a requirement such as `lithops<3.9,>=3.8`, what there is of it, and whether that will do.
 
-    >>> check_requirement("no-such-package>=1")
+    >>> compare_installed_version("no-such-package>=1")
     ('no-such-package', 'not installed', False)
     """
     import importlib.metadata

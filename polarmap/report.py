@@ -210,7 +210,7 @@ class Report:
         """
         arrivals = sorted(task.arrived for task in self.tasks if task.arrived is not None)
         determined_at = arrivals[self.needed - 1] if 0 < self.needed <= len(arrivals) else inf
-        return tuple(task.index for task in self.tasks if _is_late(task, determined_at))
+        return tuple(task.index for task in self.tasks if _is_task_late(task, determined_at))
 
     @property
     def decoding_summary(self) -> str:
@@ -270,8 +270,8 @@ class Report:
                 [
                     f"{n_arrived} of {self.n} results have arrived, {self.needed} are needed, "
                     f"{self.seconds:.2f} s so far ({self.executor}, {self.code})",
-                    *self._estimate_lines(),
-                    *self._failure_lines(),
+                    *self._format_estimate_lines(),
+                    *self._format_failure_lines(),
                 ]
             )
         arrival_text = f"{self.needed} of {self.n} results were enough, {n_arrived} arrived"
@@ -281,8 +281,8 @@ class Report:
             f"done in {self.seconds:.2f} s: {arrival_text} ({self.executor}, {self.code})",
             f"decoded blocks: {self.decoding_summary}; checked: {self.verification_summary}",
         ]
-        lines += self._estimate_lines()
-        lines += self._machine_lines()
+        lines += self._format_estimate_lines()
+        lines += self._format_machine_lines()
         if self.code_reason:
             lines.append(self.code_reason)
         if self.last_block == "awaited":
@@ -306,9 +306,9 @@ class Report:
             lines.append(f"tasks cancelled before they started: {format_indices(cancelled)}")
         if failed := self.tasks_in_state("failed"):
             lines.append(f"failed tasks: {format_indices(failed)}")
-        return "\n".join(lines + self._failure_lines()[: MAX_LINES - len(lines)])
+        return "\n".join(lines + self._format_failure_lines()[: MAX_LINES - len(lines)])
 
-    def _estimate_lines(self) -> list[str]:
+    def _format_estimate_lines(self) -> list[str]:
         """Which blocks are estimates, and how good they are, if there are any."""
         if not self.estimated_blocks:
             return []
@@ -320,7 +320,7 @@ class Report:
             accuracy_text += f", of all blocks together {self.error_p90:.2g} at most in nine of ten cases"
         return [f"estimated blocks: {format_indices(self.estimated_blocks)}, {accuracy_text}"]
 
-    def _machine_lines(self) -> list[str]:
+    def _format_machine_lines(self) -> list[str]:
         """Return how many workers run on how many machines, and whether one machine has too many tasks."""
         n_workers_per_host = list(self.workers_by_host.values())
         verb = "runs" if sum(n_workers_per_host) == 1 else "run"
@@ -329,19 +329,19 @@ class Report:
             format_count(len(n_workers_per_host), "machine"),
         )
         distribution_text = f"{workers} {verb} on {machines}" if n_workers_per_host else ""
-        risk_text = machine_overload_message([task.host for task in self.tasks], self.n, self.k)
+        risk_text = format_machine_overload_message([task.host for task in self.tasks], self.n, self.k)
         return [line for line in (distribution_text, risk_text) if line]
 
-    def _failure_lines(self) -> list[str]:
+    def _format_failure_lines(self) -> list[str]:
         """A line for each of the first tasks that failed."""
         failed = [task for task in self.tasks if task.failures]
         return [
-            f"  task {task_report.index}{_on_host_text(task_report.host)}: {task_report.failures[-1]}"
+            f"  task {task_report.index}{_format_host_suffix(task_report.host)}: {task_report.failures[-1]}"
             for task_report in failed[:5]
         ]
 
 
-def _on_host_text(host: str | None) -> str:
+def _format_host_suffix(host: str | None) -> str:
     return f" on {host}" if host else ""
 
 
@@ -354,12 +354,12 @@ def format_count(n_items: int, noun: str) -> str:
     return f"{n_items} {noun}{'s' * (n_items != 1)}"
 
 
-def machine_overload_message(hosts: Sequence[str | None], n: int, k: int) -> str:
+def format_machine_overload_message(hosts: Sequence[str | None], n: int, k: int) -> str:
     """Return a sentence if one machine of several runs more tasks than may be missing, and "" otherwise.
 
     hosts : of the tasks.
 
-    >>> machine_overload_message(["a", "a", "b"], 3, 2)
+    >>> format_machine_overload_message(["a", "a", "b"], 3, 2)
     'one machine runs 2 of 3 tasks; only 1 may be missing (a)'
     """
     counts = Counter(host for host in hosts if host)
@@ -371,11 +371,11 @@ def machine_overload_message(hosts: Sequence[str | None], n: int, k: int) -> str
     return f"one machine runs {max_tasks} of {n} tasks; only {n - k} may be missing ({host})"
 
 
-def _is_late(task_report: TaskReport, determined_at: float) -> bool:
+def _is_task_late(task_report: TaskReport, decodable_at: float) -> bool:
     if task_report.state in ("abandoned", "running"):
         return True
     has_backup = task_report.attempts > 1 and not task_report.failures
-    return has_backup or (task_report.arrived is not None and task_report.arrived > determined_at)
+    return has_backup or (task_report.arrived is not None and task_report.arrived > decodable_at)
 
 
 def to_json_value(value: Any) -> Any:

@@ -17,7 +17,7 @@ if typing.TYPE_CHECKING:
     from polarmap.report import Report as Report
     from polarmap.report import TaskReport as TaskReport
 else:
-    __getattr__, __dir__, __all__ = lazy_names.lazy_exports(
+    __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(
         "polarmap",
         {
             "arrays.stored_result": ["StoredResult"],

@@ -24,7 +24,7 @@ from polarmap.driver.options import (
 )
 from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
 from polarmap.driver.results import CodedResult
-from polarmap.dtypes import Array, check_dtype, machine_epsilon
+from polarmap.dtypes import Array, check_supported_dtype, machine_epsilon
 from polarmap.errors import CodeError, NotDecodableError, warn
 from polarmap.maps.coded import SharedMapOptions
 from polarmap.optional import require_extra
@@ -152,7 +152,7 @@ def apply(
         check_function(f)
         options = check_options(verify, rtol, timeout, retries, on_timeout, schedule)
         code_options = apply_plan(CodeOptions(blocks, tasks, code, degree), schedule).check()
-        core_dims = _core_dims(obj, dim)
+        core_dims = _resolve_core_dims(obj, dim)
         output_coords = _resolve_output_coords(obj, core_dims, output_dims)
         variables = _load_variables(_select_variables(obj, core_dims))
         row_blocks = {
@@ -188,14 +188,14 @@ def apply(
 # --- labels in ---------------------------------------------------------------------------------
 
 
-def _core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
+def _resolve_core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
     """The names of the dimensions that f works along, all of which the object has."""
     if not isinstance(obj, (xr.DataArray, xr.Dataset)):
         raise CodeError(
             f"obj must be an xarray DataArray or Dataset, not {type(obj).__name__}: use "
             "polarmap.coded_map for arrays without labels"
         )
-    core_dims = _to_names(dim)
+    core_dims = _to_name_tuple(dim)
     if not core_dims:
         raise CodeError("dim names no dimension: name those that f works along, as in dim='time'")
     for name in core_dims:
@@ -205,11 +205,11 @@ def _core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
     return core_dims
 
 
-def _to_names(names: Any) -> tuple[Hashable, ...]:
+def _to_name_tuple(name_or_names: Any) -> tuple[Hashable, ...]:
     """One name or several, as xarray tells them apart."""
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        return (names,)
-    return tuple(dict.fromkeys(names))
+    if isinstance(name_or_names, str) or not isinstance(name_or_names, Iterable):
+        return (name_or_names,)
+    return tuple(dict.fromkeys(name_or_names))
 
 
 def _resolve_output_coords(
@@ -218,8 +218,8 @@ def _resolve_output_coords(
     """The dimensions of results, each with its new coordinate or None; None where nothing is said."""
     if output_dims is None:
         return None
-    pairs = output_dims if isinstance(output_dims, Mapping) else dict.fromkeys(_to_names(output_dims))
-    _check_names_unused(obj, core_dims, pairs)
+    pairs = output_dims if isinstance(output_dims, Mapping) else dict.fromkeys(_to_name_tuple(output_dims))
+    _check_output_names_unused(obj, core_dims, pairs)
     coords: dict[Hashable, Any] = {}
     for name, coord_values in pairs.items():
         coords[name] = None
@@ -235,14 +235,14 @@ def _resolve_output_coords(
     return coords
 
 
-def _check_names_unused(
-    obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], names: Iterable[Hashable]
+def _check_output_names_unused(
+    obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], output_names: Iterable[Hashable]
 ) -> None:
     """CodeError for names of results that something has which stays."""
     reserved_names = {name for name, coord in obj.coords.items() if not {*core_dims} & {*coord.dims}} | (
         {*obj.dims} - {*core_dims}
     )
-    for name in names:
+    for name in output_names:
         if name in reserved_names:
             raise CodeError(
                 f"output_dims names {name!r}, which obj has beside dim={list(core_dims)}: use another name, "
@@ -268,11 +268,13 @@ def _select_variables(
         if isinstance(obj, xr.Dataset):
             label = f"variable {name!r} of obj"
             advice = f"leave it out, as in obj.drop_vars({name!r}), or convert it first"
-        _check_variable(variable, core_dims, label, advice)
+        _check_variable_mappable(variable, core_dims, label, advice)
     return selected
 
 
-def _check_variable(variable: xr.Variable, core_dims: Sequence[Hashable], label: str, advice: str) -> None:
+def _check_variable_mappable(
+    variable: xr.Variable, core_dims: Sequence[Hashable], label: str, advice: str
+) -> None:
     """CodeError for one that f cannot be applied to."""
     repeated_dims = [name for name in variable.dims if variable.dims.count(name) > 1]
     if repeated_dims:
@@ -287,7 +289,7 @@ def _check_variable(variable: xr.Variable, core_dims: Sequence[Hashable], label:
         raise CodeError(f"{label} has dtype bool, and codes carry numbers: convert it with .astype(int)")
     if getattr(variable.dtype, "kind", "") not in "iufc" or not isinstance(variable.dtype, np.dtype):
         raise CodeError(f"{label} has dtype {variable.dtype}, and codes carry numbers: {advice}")
-    check_dtype(variable.dtype, label)
+    check_supported_dtype(variable.dtype, label)
 
 
 def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, xr.Variable]:
@@ -325,7 +327,7 @@ class _RowBlocks(NamedTuple):
         """The values of the variable that f's results for its arrays make, shaped as the others."""
         combined = results[0]
         if self.mask_indices is not None:
-            weights = _zero_decoding_noise(results[1], report)[self.mask_indices]
+            weights = _zero_negligible_weights(results[1], report)[self.mask_indices]
             with np.errstate(divide="ignore", invalid="ignore"):
                 combined = np.where(weights == 0, np.nan, combined / weights)
         return combined.reshape((*self.loop_dims.values(), *combined.shape[1:]))
@@ -348,7 +350,7 @@ def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipn
     return _RowBlocks(loop_dims, [np.where(valid_mask, rows, rows.dtype.type(0)), masks], mask_indices)
 
 
-def _zero_decoding_noise(weights: Array, report: Report) -> Array:
+def _zero_negligible_weights(weights: Array, report: Report) -> Array:
     """f of masks, with 0 where decoding has left nothing but its rounding."""
     block_rows = -(-len(weights) // report.k)
     decoded_mask = np.isin(np.arange(len(weights)) // block_rows, report.recovered)
@@ -411,23 +413,29 @@ def _check_rowwise(
     except Exception as error:
         warn(f"it could not be verified that f acts on each row by itself: here it raised {error!r}")
         return
-    if separate_result.shape != result_array[:n_rows].shape or not _agree_to_rounding(
+    if separate_result.shape != result_array[:n_rows].shape or not _has_same_first_rows(
         separate_result, result_array
     ):
         raise CodeError(
             f"f of {n_rows} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in "
             "dim all dimensions that it works along"
         )
-    FunctionProperty(f, ROWWISE_PROPERTY, dtypes).record()  # as it is now: what it holds may change by calls
+    FunctionProperty(
+        f, ROWWISE_PROPERTY, dtypes
+    ).remember_value()  # as it is now: what it holds may change by calls
 
 
-def _agree_to_rounding(separate_result: Array, result_array: Array) -> bool:
+def _has_same_first_rows(separate_result: Array, concatenated_result: Array) -> bool:
     """Whether the first rows are the same but for rounding, which is far below what mixing them makes."""
-    max_abs = float(np.abs(result_array[np.isfinite(result_array)]).max(initial=0))
-    tolerance = float(np.sqrt(max(machine_epsilon(result_array.dtype), 1e-15))) * max_abs
+    max_abs = float(np.abs(concatenated_result[np.isfinite(concatenated_result)]).max(initial=0))
+    tolerance = float(np.sqrt(max(machine_epsilon(concatenated_result.dtype), 1e-15))) * max_abs
     return bool(
         np.allclose(
-            separate_result, result_array[: len(separate_result)], rtol=0, atol=tolerance, equal_nan=True
+            separate_result,
+            concatenated_result[: len(separate_result)],
+            rtol=0,
+            atol=tolerance,
+            equal_nan=True,
         )
     )
 

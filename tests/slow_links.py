@@ -381,7 +381,7 @@ def slow_links(
     links = SlowLinks(on_connect=on_connect)
     with contextlib.closing(links), pytest.MonkeyPatch.context() as patched:
         if not is_near:
-            patched.setattr("polarmap.executors.dask.is_local", lambda hosts: False)
+            patched.setattr("polarmap.executors.dask.is_every_host_local", lambda hosts: False)
         listener_type = remote_workers.WorkerListener
         patched.setattr(remote_workers, "WorkerListener", partial(_listen_behind, links, listener_type))
         yield links

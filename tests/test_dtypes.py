@@ -12,37 +12,37 @@ EVERY = ["f2", "f4", "f8", "c8", "c16", "i1", "i2", "i4", "i8", "u1", "u2", "u4"
 @pytest.mark.parametrize("name", EVERY)
 def test_accepts_every_byte_order(name: str) -> None:
     swapped = np.dtype(name).newbyteorder()
-    assert dtypes.check_dtype(swapped, "x") == np.dtype(name)
+    assert dtypes.check_supported_dtype(swapped, "x") == np.dtype(name)
 
 
 @pytest.mark.parametrize("name", [bool, object, str, bytes, "M8[ns]", "m8[ns]", [("a", "f8")]])
 def test_refuses_the_rest_by_name(name: object) -> None:
     with pytest.raises(CodeError) as error:
-        dtypes.check_dtype(name, "block 3")
+        dtypes.check_supported_dtype(name, "block 3")
     assert str(error.value).startswith(f"block 3 has dtype {np.dtype(name)}: ")
 
 
 @pytest.mark.parametrize("name", EVERY[:5])
 def test_sums_are_taken_in_at_least_float32(name: str) -> None:
     dtype = np.dtype(name)
-    assert dtypes.accumulator_dtype(dtype).itemsize >= 4
-    real = dtypes.real_dtype(dtype)
-    assert dtypes.accumulator_dtype(dtype) == dtypes.accumulator_dtype(real)
+    assert dtypes.choose_accumulator_dtype(dtype).itemsize >= 4
+    real = dtypes.to_real_dtype(dtype)
+    assert dtypes.choose_accumulator_dtype(dtype) == dtypes.choose_accumulator_dtype(real)
     assert dtypes.machine_epsilon(dtype) == np.finfo(real).eps
 
 
 @pytest.mark.parametrize("name", EVERY[:5])
 def test_default_rtol_leaves_room_for_a_hundredfold_amplification(name: str) -> None:
     dtype = np.dtype(name)
-    assert dtypes.default_rtol(dtype) / dtypes.machine_epsilon(dtype) >= 100
+    assert dtypes.get_default_rtol(dtype) / dtypes.machine_epsilon(dtype) >= 100
 
 
 @pytest.mark.parametrize("name", EVERY[5:])
 @pytest.mark.parametrize("norm_inf", [1, 3, 127, 128, 129, 2**20])
 def test_parity_dtype_holds_every_sum(name: str, norm_inf: int) -> None:
-    limits, wide = np.iinfo(name), dtypes.parity_dtype(np.dtype(name), norm_inf)
+    limits, wide = np.iinfo(name), dtypes.choose_parity_dtype(np.dtype(name), norm_inf)
     assert wide.kind == ("u" if name == "u8" else "i")  # which wraps, as its sums do
     if wide.itemsize < 8:
         assert np.iinfo(wide).min <= norm_inf * limits.min
         assert norm_inf * max(limits.max, -limits.min) <= np.iinfo(wide).max
-    assert dtypes.machine_epsilon(np.dtype(name)) == dtypes.default_rtol(np.dtype(name)) == 0
+    assert dtypes.machine_epsilon(np.dtype(name)) == dtypes.get_default_rtol(np.dtype(name)) == 0

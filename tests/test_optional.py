@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from polarmap.optional import check_requirement, format_install_command, list_requirements, require_extra
+from polarmap.optional import (
+    compare_installed_version,
+    format_extras_install_command,
+    list_requirements,
+    require_extra,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +28,7 @@ def test_the_requirements_are_those_of_the_package() -> None:
 
 
 def test_the_command_names_each_once() -> None:
-    command = format_install_command("glm", "linalg")
+    command = format_extras_install_command("glm", "linalg")
     assert command.count("scipy") == 1
     assert "polarmap" not in command
 
@@ -33,7 +38,7 @@ def test_a_checkout_that_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "requires", unknown)
-    assert format_install_command("aws", "k8s") == "pip install '.[aws,k8s]' in a checkout of polarmap"
+    assert format_extras_install_command("aws", "k8s") == "pip install '.[aws,k8s]' in a checkout of polarmap"
 
 
 def test_who_needs_what_is_missing_is_said() -> None:
@@ -51,4 +56,4 @@ def test_who_needs_what_is_missing_is_said() -> None:
 def test_a_requirement_has_two_ends(there: str, will_do: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: there)
     found = there if will_do else f"{there}, polarmap needs <3.9,>=3.8"
-    assert check_requirement("lithops<3.9,>=3.8") == ("lithops", found, will_do)
+    assert compare_installed_version("lithops<3.9,>=3.8") == ("lithops", found, will_do)

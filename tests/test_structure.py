@@ -263,7 +263,7 @@ STEPS = [
     "import polarmap; dir(polarmap)",
     "import numpy; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)",
     "from polarmap.executors import executor_specs as c\n"
-    "checks = c.is_localhost, c.is_config_path, c.is_dask_client, c.is_ray, c.is_lithops_executor\n"
+    "checks = c.is_localhost_spec, c.is_config_path, c.is_dask_client, c.is_ray_spec, c.is_lithops_executor\n"
     "[check(object()) for check in checks]",
     "import polarmap.glm",
     "import polarmap.convex, polarmap.convexnn",

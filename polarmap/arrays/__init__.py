@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
     from polarmap.arrays.stored_result import Stored as Stored
     from polarmap.arrays.zarr_objects import ZarrObjects as ZarrObjects
 else:
-    __getattr__, __dir__, __all__ = lazy_names.lazy_exports(
+    __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(
         __name__,
         {
             "array": ["CodedArray", "list_coded"],

@@ -16,7 +16,7 @@ from polarmap.arrays.reading import StoredCodedBlocks
 from polarmap.arrays.stores import open_store
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, StorageError, trimmed_tracebacks
-from polarmap.executors.encryption_keys import check_key
+from polarmap.executors.encryption_keys import check_encryption_key
 from polarmap.storage import Store
 from polarmap.worker.segments import Segment
 
@@ -231,7 +231,9 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     """
     with trimmed_tracebacks:
         store = open_store(storage)
-        manifest, _ = _load_manifest(store, check_array_name(name), None if key is None else check_key(key))
+        manifest, _ = _load_manifest(
+            store, check_array_name(name), None if key is None else check_encryption_key(key)
+        )
         return CodedArray(store, manifest)
 
 

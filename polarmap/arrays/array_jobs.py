@@ -14,7 +14,7 @@ import numpy as np
 from polarmap.arrays.reading import convert_damage_to_decoding_error
 from polarmap.arrays.stores import SegmentStore
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
-from polarmap.driver.map_execution import MapExecution, Observers, stripe_progress
+from polarmap.driver.map_execution import MapExecution, Observers, report_stripe_progress
 from polarmap.driver.options import MapOptions
 from polarmap.driver.uncoded_collector import execute_uncoded
 from polarmap.dtypes import Array
@@ -66,7 +66,7 @@ class ArrayJobRunner:
 
         def store_task_array(task: int, array_index: int, array: Array) -> Segment:
             assert output is not None
-            return self.segment_store.put(output.object_key(task, 0, array_index), array)
+            return self.segment_store.put(output.make_object_key(task, 0, array_index), array)
 
         if not task_blocks.n:
             return
@@ -92,7 +92,7 @@ class ArrayJobRunner:
 
         with contextlib.ExitStack() as stack:
             stack.callback(stop_pending_stores)
-            show_progress = stack.enter_context(stripe_progress(self._observers, task_blocks.n))
+            show_progress = stack.enter_context(report_stripe_progress(self._observers, task_blocks.n))
             for task in range(task_blocks.n):
                 with convert_damage_to_decoding_error():
                     *arrays, summary = f(build_block(task_blocks, task))

@@ -18,7 +18,7 @@ from polarmap.codes.polar import PolarCode
 from polarmap.driver.map_execution import Observers
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.errors import CodeError
-from polarmap.executors.encryption_keys import check_key
+from polarmap.executors.encryption_keys import check_encryption_key
 from polarmap.validation import check_positive_int
 
 DEFAULT_MEMORY_BYTES = 256 << 20
@@ -128,7 +128,9 @@ def encode(
         max_segment_bytes = stripe_plan.max_stripe_size * max(
             stripe_plan.dtype.itemsize, stripe_plan.parity_dtype.itemsize
         )
-        segment_store = SegmentStore.create(store, None if key is None else check_key(key), max_segment_bytes)
+        segment_store = SegmentStore.create(
+            store, None if key is None else check_encryption_key(key), max_segment_bytes
+        )
         runner = ArrayJobRunner(segment_store, executor, observers)
         return CodedArray(
             store, StripeEncoder(runner, source, stripe_plan).encode_and_store_array(name, overwrite)

@@ -20,7 +20,7 @@ from polarmap.arrays.zarr_view import ZarrChunk, ZarrView
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import check_object_key
-from polarmap.worker.encryption import Encryption, KeyUnavailableError, encrypted_size
+from polarmap.worker.encryption import Encryption, KeyUnavailableError, compute_encrypted_size
 from polarmap.worker.segments import Segment
 
 FORMAT_NAME, FORMAT_VERSION = "polarmap coded array", 1
@@ -116,7 +116,7 @@ class Manifest:
 
     def get_stored_segment_size(self, segment: Segment) -> int:
         """Bytes of a part in storage."""
-        return segment.size if self.encryption is None else encrypted_size(segment.size)
+        return segment.size if self.encryption is None else compute_encrypted_size(segment.size)
 
     def get_block_dtype(self, block_index: int) -> np.dtype[Any]:
         """Dtype of block `block_index`."""

@@ -18,7 +18,7 @@ from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.tiling import ignore_nonfinite_warnings
-from polarmap.dtypes import Array, Indices, default_rtol, is_integer_dtype, machine_epsilon
+from polarmap.dtypes import Array, Indices, get_default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.executors.transfers import MAX_PARALLEL_TRANSFERS, map_in_parallel
 from polarmap.storage import Store
@@ -233,7 +233,7 @@ def make_arrival_tracker(
     dtype = manifest.dtype
     is_integer = is_integer_dtype(dtype)
     max_amplification = (
-        default_rtol(dtype) / machine_epsilon(dtype)
+        get_default_rtol(dtype) / machine_epsilon(dtype)
         if requires_well_conditioned and not is_integer
         else np.inf
     )

@@ -17,7 +17,7 @@ from polarmap.arrays.stores import get_store_location
 from polarmap.arrays.stripes import Hyperslab, get_flat_range
 from polarmap.blocks.array_like import load_array_like
 from polarmap.blocks.equal import check_encodable_array
-from polarmap.dtypes import Array, check_dtype
+from polarmap.dtypes import Array, check_supported_dtype
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import Store, check_object_key
 from polarmap.validation import is_nonnegative_int
@@ -58,7 +58,7 @@ class ArraySource:
     def __init__(self, data: Any) -> None:
         self._data = data
         self.shape = tuple(int(length) for length in data.shape)
-        self.dtype = check_dtype(data.dtype, "the data")
+        self.dtype = check_supported_dtype(data.dtype, "the data")
         self.rows_per_chunk, self.rows_per_object = _get_rows_per_chunk(data), 0
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
@@ -186,7 +186,7 @@ class StoredObjectsSource:
     ) -> None:
         self._store, self._key_by_object, self._stored_dtype = store, key_by_object, dtype
         self._offset, self._fill_value, self.location = offset, fill_value, get_store_location(store)
-        self.shape, self.dtype = tuple(shape), check_dtype(dtype, "the data")
+        self.shape, self.dtype = tuple(shape), check_supported_dtype(dtype, "the data")
         self.rows_per_chunk, self.rows_per_object = 1, rows_per_object
         self._row_size = prod(self.shape[1:])
 

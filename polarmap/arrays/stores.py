@@ -16,7 +16,7 @@ from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, read_segment, write_segments
-from polarmap.worker.segments import Location, Segment, missing_error
+from polarmap.worker.segments import Location, Segment, make_missing_segment_error
 
 
 def open_store(storage_spec: Any) -> Store:
@@ -108,4 +108,4 @@ class SegmentStore:
         try:
             return self.store.get(segment.key, segment.offset, segment.offset + segment.size)
         except MissingObjectError:
-            raise missing_error(segment) from None
+            raise make_missing_segment_error(segment) from None

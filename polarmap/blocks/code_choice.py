@@ -42,7 +42,7 @@ from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import MAX_N, PolarCode
 from polarmap.codes.secret_sharing import SecretSharing, SecretSharingCode
 from polarmap.codes.uncoded import Uncoded
-from polarmap.dtypes import default_rtol, is_integer_dtype, machine_epsilon
+from polarmap.dtypes import get_default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_choice
 
@@ -176,8 +176,8 @@ def get_default_n_tasks(n_needed_results: int) -> int:
 def get_default_polar_n_tasks(k: int, kernel: str) -> int:
     """Return the default number of coded blocks for k data blocks; any one of these may be lost.
 
-    >>> get_default_polar_n_tasks(24, "arikan"), get_default_polar_n_tasks(5, "arikan"), get_default_polar_n_tasks(5, "rotation")
-    (32, 8, 7)
+    >>> [get_default_polar_n_tasks(k, "arikan") for k in (24, 5)], get_default_polar_n_tasks(5, "rotation")
+    ([32, 8], 7)
     """
     return get_default_n_tasks(k) + (kernel == "arikan" and k in UNCHECKED_BLOCK_COUNTS)
 
@@ -220,7 +220,7 @@ def _check_decoding_reliability(
     """CodeError, before anything starts, for a code that would seldom decode within rtol."""
     inexact_dtypes = [dtype for dtype in data_blocks.dtypes if not is_integer_dtype(dtype)]
     amplification_limits = [
-        (default_rtol(inexact_dtype) if rtol is None else rtol) / machine_epsilon(inexact_dtype)
+        (get_default_rtol(inexact_dtype) if rtol is None else rtol) / machine_epsilon(inexact_dtype)
         for inexact_dtype in inexact_dtypes
     ]
     max_amplification = min(amplification_limits, default=np.inf)

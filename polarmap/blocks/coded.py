@@ -12,7 +12,7 @@ import numpy as np
 
 from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.linear_code import LinearCode
-from polarmap.dtypes import Array, real_dtype
+from polarmap.dtypes import Array, to_real_dtype
 from polarmap.executors.interface import TaskBlocks
 from polarmap.worker.pytree import Layout
 
@@ -114,7 +114,7 @@ class CodedBlocks(CodedData):
     def _describe_nonfinite_parity(self, parity: Sequence[Array]) -> str:
         """What is said of NaN and inf in the mixtures, which are of no use there; nothing without any."""
         for leaf_index, rows in enumerate(parity):
-            if rows.dtype.kind in "fc" and not is_all_finite(rows.view(real_dtype(rows.dtype))):
+            if rows.dtype.kind in "fc" and not is_all_finite(rows.view(to_real_dtype(rows.dtype))):
                 return _describe_nonfinite_location(self.data_blocks, leaf_index)
         return ""
 

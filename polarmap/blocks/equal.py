@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.array_like import get_numpy_dtype, is_array_like, load_block_array
-from polarmap.dtypes import Array, check_dtype
+from polarmap.dtypes import Array, check_supported_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, Structure, flatten, get_layout, is_masked_array, unflatten
 
@@ -112,7 +112,7 @@ def cut_array_into_blocks(data: Any, k: int) -> DataBlocks:
 def copy_block_rows(data: Any, rows_per_block: int, block_index: int) -> Array:
     """Rows index*rows.. of the data, contiguous, in native byte order, filled up with zeros."""
     block = np.asarray(data[block_index * rows_per_block : (block_index + 1) * rows_per_block])
-    block = np.ascontiguousarray(block, dtype=check_dtype(block.dtype, "the data"))
+    block = np.ascontiguousarray(block, dtype=check_supported_dtype(block.dtype, "the data"))
     if len(block) == rows_per_block:
         return block
     padded_block = np.zeros((rows_per_block, *block.shape[1:]), block.dtype)
@@ -145,7 +145,7 @@ def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
                 f"{describe_leaves(leaves)} against {describe_leaves(first_leaves)}"
             )
     for leaf in first_leaves:
-        check_dtype(leaf.dtype, "a block")
+        check_supported_dtype(leaf.dtype, "a block")
     native_leaves = [
         [np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("=")).reshape(leaf.shape) for leaf in leaves]
         for leaves, _ in flattened
@@ -194,8 +194,8 @@ def compute_max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
 
     Blocks have ceil(total / blocks) rows each, but for the last one.
 
-    >>> compute_max_nonempty_blocks(25, 24), compute_max_nonempty_blocks(25, 25), compute_max_nonempty_blocks(10, 6)
-    (13, 25, 5)
+    >>> [compute_max_nonempty_blocks(*counts) for counts in ((25, 24), (25, 25), (10, 6))]
+    [13, 25, 5]
     """
     rows_per_block = -(-n_rows // max_blocks)
     return -(-n_rows // rows_per_block)
@@ -204,8 +204,8 @@ def compute_max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
 def compute_min_nonempty_blocks(n_rows: int, min_blocks: int) -> int:
     """Return the smallest number of blocks, at least `min_blocks`, of which none is empty.
 
-    >>> compute_min_nonempty_blocks(25, 24), compute_min_nonempty_blocks(25, 10), compute_min_nonempty_blocks(10, 6)
-    (25, 13, 10)
+    >>> [compute_min_nonempty_blocks(*counts) for counts in ((25, 24), (25, 10), (10, 6))]
+    [25, 13, 10]
     """
     while compute_max_nonempty_blocks(n_rows, min_blocks) < min_blocks:
         min_blocks += 1
@@ -250,7 +250,7 @@ def check_encodable_array(data: Any, argument_name: str = "data") -> None:
     check_array_class_and_dtype(data, argument_name)
     if not data.shape or data.shape[0] == 0:  # an empty HDF5 dataset has none
         raise CodeError(f"data of shape {tuple(data.shape or ())} has no rows to cut into blocks")
-    check_dtype(data.dtype, "the data")
+    check_supported_dtype(data.dtype, "the data")
 
 
 def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str = "") -> None:

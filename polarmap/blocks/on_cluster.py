@@ -13,7 +13,7 @@ from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.coded import CodedData, format_nonfinite_warning
 from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.linear_code import LinearCode
-from polarmap.dtypes import Array, check_dtype
+from polarmap.dtypes import Array, check_supported_dtype
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import PartitionedData
 from polarmap.worker.pytree import Layout, count_layout_bytes
@@ -69,7 +69,7 @@ class ClusterDataBlocks(DataBlocks):
                     f"block {block_index} differs from block 0 in shape or dtype: {summary} "
                     f"against {first_summary}"
                 )
-        self._layout = ((check_dtype(first_summary.dtype, "the data").str, first_summary.shape),)
+        self._layout = ((check_supported_dtype(first_summary.dtype, "the data").str, first_summary.shape),)
         super().__init__(
             [[]] * k,
             ("array",),
@@ -137,7 +137,7 @@ class ClusterCodedBlocks(CodedData):
         with self._lock:
             if is_data not in self._worker_names:
                 references = self.data_blocks.references if is_data else self._parity_references
-                self._worker_names[is_data] = self.data_blocks.cluster.name_references(references)
+                self._worker_names[is_data] = self.data_blocks.cluster.make_worker_reference_names(references)
         worker_name = self._worker_names[is_data][task if is_data else task - self._n_data_blocks]
         return (Segment(worker_name, count_layout_bytes(layout)),)
 

@@ -11,7 +11,7 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.integer_secret_sharing import IntegerSecretSharingCode
 from polarmap.codes.secret_sharing import SecretSharingCode
-from polarmap.dtypes import Array, accumulator_dtype, real_dtype
+from polarmap.dtypes import Array, choose_accumulator_dtype, to_real_dtype
 
 
 class SecretSharingBlocks(CodedBlocks):
@@ -51,8 +51,8 @@ def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: floa
     one (PCG64) but not made for cryptography.
     """
     generator = np.random.default_rng()
-    real_dtype_of_rows = real_dtype(rows[0].dtype)
-    working_dtype_of_rows = accumulator_dtype(real_dtype_of_rows)
+    real_dtype_of_rows = to_real_dtype(rows[0].dtype)
+    working_dtype_of_rows = choose_accumulator_dtype(real_dtype_of_rows)
     real_rows = [row.view(real_dtype_of_rows) for row in rows]
     with np.errstate(all="ignore"):  # NaN and inf show up in the results
         mean_square = np.mean(

@@ -11,7 +11,13 @@ from polarmap.blocks.coded import CodedBlocks, format_nonfinite_warning, is_all_
 from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
-from polarmap.dtypes import Array, accumulator_dtype, check_dtype, is_integer_dtype, real_dtype
+from polarmap.dtypes import (
+    Array,
+    check_supported_dtype,
+    choose_accumulator_dtype,
+    is_integer_dtype,
+    to_real_dtype,
+)
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, get_layout
 from polarmap.worker.task_functions import make_csr_task
@@ -37,7 +43,7 @@ def to_canonical_csr(data: Any, argument_name: str = "data") -> Any:
         )
     if 0 in data.shape:
         raise CodeError(f"{argument_name} of shape {data.shape} has no rows with columns to cut into blocks")
-    check_dtype(data.dtype, argument_name)
+    check_supported_dtype(data.dtype, argument_name)
     matrix = data.tocsr()
     if not matrix.has_canonical_format:
         matrix = matrix.copy() if matrix is data else matrix
@@ -147,7 +153,7 @@ class SparseCodedBlocks(CodedBlocks):
         """What is said of NaN and inf in parity blocks; nothing without any."""
         dtype = self.data_blocks.matrix.dtype
         if is_integer_dtype(dtype) or all(
-            is_all_finite(parity_matrix.data.view(real_dtype(dtype))) for parity_matrix in parity[0]
+            is_all_finite(parity_matrix.data.view(to_real_dtype(dtype))) for parity_matrix in parity[0]
         ):
             return ""
         return _describe_nonfinite_location(self.data_blocks)
@@ -164,7 +170,7 @@ def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype
             _replace_csr_values(matrix, _convert_to_uint64(matrix.data)), _convert_to_uint64(coefficients)
         )
         return _replace_csr_values(combined, combined.data.view(np.int64).astype(dtype))
-    sum_dtype = np.result_type(accumulator_dtype(real_dtype(dtype)), dtype)
+    sum_dtype = np.result_type(choose_accumulator_dtype(to_real_dtype(dtype)), dtype)
     combined = _combine_row_blocks(
         _replace_csr_values(matrix, matrix.data.astype(sum_dtype, copy=False)), coefficients.astype(sum_dtype)
     )

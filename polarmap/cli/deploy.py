@@ -28,7 +28,7 @@ from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.lithops_internals import close_function_executor
 from polarmap.executors.lithops_invocations import open_function_executor
-from polarmap.optional import check_requirement, format_pip_install
+from polarmap.optional import compare_installed_version, format_pip_install_command
 
 # Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
 MIN_LAMBDA_PYTHON_WITH_NEW_LIBC, MIN_NUMPY_NEEDING_NEW_LIBC = (3, 12), (2, 3)
@@ -82,17 +82,19 @@ def undeploy_command(name: str, config: Path | None) -> CommandResult:
 def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
     """The file that configures a backend; ExecutorError for a name that is none, and for another's file."""
     template = find_config_template(backend)
-    lithops_config.read_config_for(config_path or template, backend if backend in BACKENDS else LOCAL_BACKEND)
+    lithops_config.read_config_for_backend(
+        config_path or template, backend if backend in BACKENDS else LOCAL_BACKEND
+    )
     return config_path or template
 
 
 def _check_local_interpreter(backend: str) -> None:
     """ExecutorError if this interpreter cannot be a worker on this machine."""
     checked_requirements = {
-        requirement: check_requirement(requirement) for requirement in read_requirements(backend)
+        requirement: compare_installed_version(requirement) for requirement in read_requirements(backend)
     }
     problems = [
-        f"{package}: {installed_version}, {format_pip_install(requirement)}"
+        f"{package}: {installed_version}, {format_pip_install_command(requirement)}"
         for requirement, (package, installed_version, is_satisfied) in checked_requirements.items()
         if not is_satisfied
     ]

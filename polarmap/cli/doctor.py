@@ -25,7 +25,12 @@ from polarmap.clouds import lithops_config
 from polarmap.errors import ExecutorError, PolarmapError, StorageError
 from polarmap.executors.pool import DEFAULT_BLOCK_CACHE_BYTES
 from polarmap.executors.temp_folders import SHARED_MEMORY_ROOT, get_temp_root
-from polarmap.optional import check_requirement, format_install_command, format_pip_install, list_requirements
+from polarmap.optional import (
+    compare_installed_version,
+    format_extras_install_command,
+    format_pip_install_command,
+    list_requirements,
+)
 from polarmap.storage.bucket import ObjectStore
 from polarmap.types import CodedResult
 from polarmap.worker.environment import count_available_cores
@@ -110,15 +115,17 @@ def _check_installation() -> Iterator[CheckResult]:
     )
     yield CheckResult("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
     for requirement in list_requirements():
-        name, installed_version, is_satisfied = check_requirement(requirement)
+        name, installed_version, is_satisfied = compare_installed_version(requirement)
         yield (
             CheckResult(name, "ok", installed_version)
             if is_satisfied
-            else CheckResult(name, "bad", installed_version, format_pip_install(requirement))
+            else CheckResult(name, "bad", installed_version, format_pip_install_command(requirement))
         )
     for name, (extra, consequence) in OPTIONAL_PACKAGES.items():
         if importlib.util.find_spec(name) is None:
-            yield CheckResult(name, "note", f"not installed: {consequence}", format_install_command(extra))
+            yield CheckResult(
+                name, "note", f"not installed: {consequence}", format_extras_install_command(extra)
+            )
 
 
 # --- what is configured ----------------------------------------------------------------------------

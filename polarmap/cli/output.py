@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from polarmap.errors import PolarmapError
-from polarmap.executors.executor_specs import is_localhost
+from polarmap.executors.executor_specs import is_localhost_spec
 from polarmap.report import to_json_value
 
 EXISTING_FILE = click.Path(
@@ -27,7 +27,7 @@ class LithopsConfigType(click.Path):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         """Return "localhost" as it is, and the path of any other file, which must exist."""
-        return value if is_localhost(value) else super().convert(value, parameter, context)
+        return value if is_localhost_spec(value) else super().convert(value, parameter, context)
 
 
 class CommandResult(NamedTuple):

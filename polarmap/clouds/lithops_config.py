@@ -13,7 +13,7 @@ import yaml
 
 from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import ExecutorError
-from polarmap.optional import format_install_command
+from polarmap.optional import format_extras_install_command
 
 STORAGE_EXTRAS = {
     "aws",
@@ -42,7 +42,7 @@ def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
     for name in config:
         if "lithops" not in config and str(name).lower() == "lithops":
             raise ExecutorError(f"{str(file)!r}: Lithops reads no section {name!r}: call it 'lithops'")
-    for name in chain(["lithops"], _referenced_sections(config)):
+    for name in chain(["lithops"], _list_referenced_sections(config)):
         if not isinstance(section := config.get(name) or {}, dict):
             type_name = type(section).__name__
             raise ExecutorError(f"{str(file)!r}: the section {name!r} must be a mapping, not a {type_name}")
@@ -56,7 +56,7 @@ def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def read_config_for(config_path: str | os.PathLike[str], backend: str) -> dict[str, Any]:
+def read_config_for_backend(config_path: str | os.PathLike[str], backend: str) -> dict[str, Any]:
     """Read a complete configuration of a backend; ExecutorError for one of another, too."""
     config = read_config(config_path)
     if get_backend_name(config) != backend:
@@ -95,17 +95,17 @@ def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) ->
     >>> make_missing_client_hint({"lithops": {"backend": "k8s"}}, error)
     "; install it: pip install 'boto3' 'lithops[kubernetes]<3.9,>=3.8'"
     """
-    backend, storage = _referenced_sections(config)
+    backend, storage = _list_referenced_sections(config)
     if not isinstance(error, ModuleNotFoundError) or backend not in RUNTIME_IMAGES:
         return ""
     extras = {
         RUNTIME_IMAGES[backend].polarmap_extra,
         *STORAGE_EXTRAS.intersection([storage.partition("_")[0]]),
     } - {""}
-    return f"; install it: {format_install_command(*sorted(extras))}" if extras else ""
+    return f"; install it: {format_extras_install_command(*sorted(extras))}" if extras else ""
 
 
-def _referenced_sections(config: Mapping[str, Any]) -> Iterator[str]:
+def _list_referenced_sections(config: Mapping[str, Any]) -> Iterator[str]:
     """The sections that the general one names: those of backend and storage."""
     yield get_backend_name(config)
     yield str((config.get("lithops") or {}).get("storage", ""))

@@ -18,7 +18,7 @@ if typing.TYPE_CHECKING:
     from polarmap.codes.secret_sharing import SecretSharing as SecretSharing
     from polarmap.codes.secret_sharing import SecretSharingCode as SecretSharingCode
 else:
-    __getattr__, __dir__, __all__ = lazy_names.lazy_exports(
+    __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(
         __name__,
         {
             "arrival_tracker": ["ArrivalTracker"],

@@ -28,10 +28,10 @@ from polarmap.dtypes import (
     Floats,
     Indices,
     Mask,
-    accumulator_dtype,
+    choose_accumulator_dtype,
+    choose_parity_dtype,
     is_integer,
     is_integer_dtype,
-    parity_dtype,
 )
 from polarmap.errors import CodeError
 
@@ -112,7 +112,7 @@ class ArikanCode(PolarCode):
         """The dtype of the parity blocks of data of `dtype`: wider, for integers."""
         data_dtype = super().parity_dtype(dtype)
         is_widest = not is_integer_dtype(data_dtype) or data_dtype.itemsize == 8
-        return data_dtype if is_widest else parity_dtype(data_dtype, self.norm_inf)
+        return data_dtype if is_widest else choose_parity_dtype(data_dtype, self.norm_inf)
 
     @cached_property
     def norm_inf(self) -> int:
@@ -162,7 +162,7 @@ class ArikanCode(PolarCode):
     def _encode_by_transform(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """out = P rows by inverse(T), freeze, T (Arikan 2011, systematic), in the working dtype."""
         sum_dtype, (data_positions, parity_positions) = (
-            accumulator_dtype(out.dtype),
+            choose_accumulator_dtype(out.dtype),
             np.split(self.codeword_positions, [self.k]),
         )
 

@@ -28,7 +28,7 @@ from polarmap.dtypes import (
     UInt64Array,
     is_integer_dtype,
     machine_epsilon,
-    real_dtype,
+    to_real_dtype,
 )
 
 ROUNDING_UNITS = 1024  # roundings of the largest number of a leaf that any of its entries may carry
@@ -147,7 +147,7 @@ def evaluate_parity_checks(
     that, too.
     """
     if dtype.kind == "c":
-        real_part_dtype = real_dtype(dtype)
+        real_part_dtype = to_real_dtype(dtype)
         real_blocks = {
             block_index: block.astype(dtype, copy=False).view(real_part_dtype)
             for block_index, block in received.items()

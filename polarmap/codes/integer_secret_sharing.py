@@ -21,7 +21,7 @@ from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.modular_decoders import FLOAT_RESULT_ERROR, ModularLinearDecoder
 from polarmap.codes.polar import OPTIMAL_DESIGN_FRACTION
 from polarmap.codes.polar_construction import compute_input_erasure_probabilities, round_up_to_power_of_two
-from polarmap.dtypes import Array, DType, Indices, Mask, check_dtype, is_integer_dtype
+from polarmap.dtypes import Array, DType, Indices, Mask, check_supported_dtype, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int
 
@@ -123,7 +123,7 @@ class IntegerSecretSharingCode(LinearCode):
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""
-        data_dtype = check_dtype(dtype, "the data")
+        data_dtype = check_supported_dtype(dtype, "the data")
         if not is_integer_dtype(data_dtype):
             raise CodeError(
                 f"{data_dtype} blocks cannot be masked modulo 2^64: use SecretSharingCode(n, k, t)"

@@ -19,10 +19,10 @@ from polarmap.dtypes import (
     DType,
     Indices,
     Mask,
-    accumulator_dtype,
-    check_dtype,
+    check_supported_dtype,
+    choose_accumulator_dtype,
     is_integer_dtype,
-    real_dtype,
+    to_real_dtype,
 )
 from polarmap.errors import CodeError
 
@@ -52,7 +52,7 @@ class LinearCode(CodeMatrices):
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Dtype of the parity blocks of such data; CodeError for data that the code cannot carry."""
-        data_dtype = check_dtype(dtype, "the data")
+        data_dtype = check_supported_dtype(dtype, "the data")
         if is_integer_dtype(data_dtype) and not self.supports_integers:
             raise CodeError(self.integer_error_template.format(code=self, dtype=data_dtype))
         return data_dtype
@@ -101,7 +101,7 @@ class LinearCode(CodeMatrices):
         if out.shape != parity_shape or out.dtype != dtype or not out.flags.c_contiguous:
             raise CodeError(f"out must be a contiguous {dtype} array of shape {parity_shape}")
         if dtype.kind == "c":
-            self._encode_parity_into(tiling.view_as_real(blocks, dtype), out.view(real_dtype(dtype)))
+            self._encode_parity_into(tiling.view_as_real(blocks, dtype), out.view(to_real_dtype(dtype)))
         else:
             self._encode_parity_into(blocks, out)
         return out
@@ -112,7 +112,7 @@ class LinearCode(CodeMatrices):
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """Put the parity of flat real blocks into `out`, summed in its working dtype."""
         tiling.dense_matmul(
-            self.encoding_matrix.astype(accumulator_dtype(out.dtype), copy=False), blocks, out
+            self.encoding_matrix.astype(choose_accumulator_dtype(out.dtype), copy=False), blocks, out
         )
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:

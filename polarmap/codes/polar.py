@@ -23,7 +23,7 @@ import numpy.typing as npt
 from polarmap.codes import tiling
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.linear_code import SystematicCode
-from polarmap.dtypes import Array, Floats, Indices, check_dtype, is_integer, is_integer_dtype
+from polarmap.dtypes import Array, Floats, Indices, check_supported_dtype, is_integer, is_integer_dtype
 from polarmap.errors import CodeError, NotDecodableError, trimmed_tracebacks
 from polarmap.validation import is_choice, is_real_number
 
@@ -263,7 +263,7 @@ class PolarCode(SystematicCode):
         if data_blocks.ndim == 0 or len(data_blocks) != self.k:
             raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data_blocks.shape}")
         flat_blocks = data_blocks.reshape(self.k, -1).astype(
-            check_dtype(data_blocks.dtype, "the data"), copy=False
+            check_supported_dtype(data_blocks.dtype, "the data"), copy=False
         )
         coded = np.empty((self.n, flat_blocks.shape[1]), self.parity_dtype(flat_blocks.dtype))
         tiling.parallel_copy(flat_blocks, coded[: self.k])
@@ -317,7 +317,7 @@ class PolarCode(SystematicCode):
         with trimmed_tracebacks:
             block_arrays = _check_received_blocks(self, blocks)
             first_block = next(iter(block_arrays.values()))
-            dtype = check_dtype(first_block.dtype, "a block")
+            dtype = check_supported_dtype(first_block.dtype, "a block")
             tracker = ArrivalTracker(self, modular=is_integer_dtype(dtype) and self.supports_integers)
             for block_index in block_arrays:
                 tracker.add(block_index)

@@ -27,7 +27,7 @@ from polarmap.dtypes import (
     Indices,
     Mask,
     UInt64Array,
-    accumulator_dtype,
+    choose_accumulator_dtype,
     is_integer_dtype,
 )
 from polarmap.errors import CodeError
@@ -350,7 +350,7 @@ def decode_lines(
     line_decodings: Sequence[tuple[LineDecoding, BlockIndices]], received: ReceivedBlocks, dtype: DType
 ) -> dict[int, Array]:
     """All flat blocks, the ones given and those that `line_decodings` recover; sums as `dtype` demands."""
-    sum_dtype = accumulator_dtype(dtype)
+    sum_dtype = choose_accumulator_dtype(dtype)
     known_blocks = dict(received)
     for decoding, required_blocks in line_decodings:
         line_blocks = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from polarmap.codes import tiling
 from polarmap.codes.base import CodeMatrices, ErasureDecoder, ReceivedBlocks
-from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, real_dtype
+from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, to_real_dtype
 
 # A parity system with a relative singular value below this is taken as singular: its solution
 # would have no correct digit left in float32, three in float64.
@@ -48,7 +48,7 @@ class RealDecoder(ErasureDecoder):
         """
         width = next(iter(received.values())).size
         if dtype.kind == "c":
-            real_part_dtype = real_dtype(dtype)
+            real_part_dtype = to_real_dtype(dtype)
             real_blocks = {
                 block_index: np.ascontiguousarray(received[block_index], dtype).view(real_part_dtype)
                 for block_index in self.arrived_indices.tolist()
@@ -265,7 +265,7 @@ def compute_left_inverse(matrix: Floats) -> Floats:
 def compute_inverse_or_inf(matrix: Floats) -> Floats:
     """The inverse of a square matrix; all inf when it has none.
 
-    >>> compute_inverse_or_inf(np.array([[2.0, 0.0], [0.0, 0.5]])).tolist(), compute_inverse_or_inf(np.ones((1, 1)) - 1)
+    >>> compute_inverse_or_inf(np.diag([2.0, 0.5])).tolist(), compute_inverse_or_inf(np.zeros((1, 1)))
     ([[0.5, 0.0], [0.0, 2.0]], array([[inf]]))
     """
     try:

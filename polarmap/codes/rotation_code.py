@@ -32,7 +32,7 @@ from polarmap.codes.real_decoders import (
     compute_max_amplification,
     has_dense_parity_matrix,
 )
-from polarmap.dtypes import Array, Floats, Indices, Mask, accumulator_dtype, is_integer_dtype
+from polarmap.dtypes import Array, Floats, Indices, Mask, choose_accumulator_dtype, is_integer_dtype
 
 # Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py): of rows in
 # one array, and of others, which are gathered for it; and up to this many the butterfly in numpy.
@@ -95,7 +95,10 @@ class RotationCode(PolarCode):
         return SyndromeDecoder(self, arrived_mask)
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        sum_dtype, compiled = accumulator_dtype(out.dtype), tiling.load_compiled_transforms(blocks, out.dtype)
+        sum_dtype, compiled = (
+            choose_accumulator_dtype(out.dtype),
+            tiling.load_compiled_transforms(blocks, out.dtype),
+        )
         max_dense_rows = (
             MAX_DENSE_ROWS if tiling.is_contiguous_array(blocks, sum_dtype) else MAX_DENSE_ROWS_GATHERED
         )
@@ -135,7 +138,9 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Put the missing results into `out`: the parity of the known ones, what it lacks, the solution."""
-        sum_dtype = np.dtype(np.float64) if is_integer_dtype(out.dtype) else accumulator_dtype(out.dtype)
+        sum_dtype = (
+            np.dtype(np.float64) if is_integer_dtype(out.dtype) else choose_accumulator_dtype(out.dtype)
+        )
         pseudo_inverse = self._pseudo_inverse.astype(sum_dtype, copy=False)
         batch_width = max(64, SYNDROME_BYTES // ((self.code.n - self.code.k) * sum_dtype.itemsize))
         for start in range(0, out.shape[1], batch_width):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.codes import tiling
-from polarmap.dtypes import Array, DType, Indices, accumulator_dtype, is_integer_dtype
+from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_integer_dtype
 
 MIN_TILE_ROW_BYTES = (
     1 << 13
@@ -142,7 +142,7 @@ def choose_row_sum_dtype(dtype: DType) -> DType:
     >>> choose_row_sum_dtype(np.dtype("u2")), choose_row_sum_dtype(np.dtype("f4"))
     (dtype('int16'), dtype('float64'))
     """
-    return np.dtype(f"i{dtype.itemsize}") if is_integer_dtype(dtype) else accumulator_dtype(dtype)
+    return np.dtype(f"i{dtype.itemsize}") if is_integer_dtype(dtype) else choose_accumulator_dtype(dtype)
 
 
 def execute_operation_batches(batches: Sequence[RowOperationBatch], table: Array) -> None:

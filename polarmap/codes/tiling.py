@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from polarmap.codes import transforms
 from polarmap.codes.polar_construction import RotationButterflyNetwork
-from polarmap.dtypes import Array, DType, Floats, accumulator_dtype, real_dtype
+from polarmap.dtypes import Array, DType, Floats, choose_accumulator_dtype, to_real_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.environment import count_available_cores
 
@@ -181,7 +181,7 @@ def encode_rotation_parity_tiled(
         )
         run_compiled_loop(compiled.encode_rotation_parity, rows, out, *network_arrays)
         return
-    sum_dtype = accumulator_dtype(out.dtype)
+    sum_dtype = choose_accumulator_dtype(out.dtype)
 
     def encode_tile(columns: slice) -> None:
         out[:, columns] = transforms.encode_rotation_parity(gather_columns(rows, columns, sum_dtype), network)
@@ -198,7 +198,7 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
             compiled.combine_rows, rows, out, np.pad(weights, ((0, -n_outputs % 4), (0, -n_inputs % 4)))
         )
     else:
-        dense_matmul(weights.astype(accumulator_dtype(out.dtype), copy=False), rows, out)
+        dense_matmul(weights.astype(choose_accumulator_dtype(out.dtype), copy=False), rows, out)
 
 
 def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | None:
@@ -207,7 +207,7 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
     """
     return (
         load_compiled_transforms_if_large(MIN_COMPILED_BYTES, rows)
-        if accumulator_dtype(dtype) == np.float64
+        if choose_accumulator_dtype(dtype) == np.float64
         else None
     )
 
@@ -277,7 +277,7 @@ def check_flat_blocks(blocks: FlatBlocks, k: int, code: object) -> None:
 
 def view_as_real(blocks: FlatBlocks, dtype: DType) -> FlatBlocks:
     """Complex blocks as real ones of twice the length."""
-    real_part_dtype = real_dtype(dtype)
+    real_part_dtype = to_real_dtype(dtype)
     if isinstance(blocks, np.ndarray):
         return np.ascontiguousarray(blocks, dtype).view(real_part_dtype)
     return [np.ascontiguousarray(block, dtype).view(real_part_dtype) for block in blocks]

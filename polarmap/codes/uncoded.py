@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from polarmap.codes import tiling
 from polarmap.codes.linear_code import SystematicCode
-from polarmap.dtypes import Array, DType, check_dtype
+from polarmap.dtypes import Array, DType, check_supported_dtype
 from polarmap.errors import CodeError
 
 DEFAULT_BACKUPS = 2  # that a late task may get
@@ -40,7 +40,7 @@ class Uncoded(SystematicCode):
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """That of the data: nothing is mixed."""
-        return check_dtype(dtype, "the data")
+        return check_supported_dtype(dtype, "the data")
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
         """There is no parity."""

@@ -14,7 +14,7 @@ ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain
 class AcceptancePolicy(Verifier):
     """The checks that results have to pass, and how long more is waited for that would tell."""
 
-    def verify(self) -> str | None:
+    def try_verify_results(self) -> str | None:
         """How results were verified of which some have to be decoded; None as long as that is not settled.
 
         Raises CodeError if parity cannot replace the missing results, so that their own tasks have to report.
@@ -24,56 +24,60 @@ class AcceptancePolicy(Verifier):
             raise CodeError(f"a result is missing and cannot be decoded: {collector.undecodable_reason}")
         if collector.options.verify is False:
             return "no"
-        verification = self._verify_decoded()
+        verification = self._verify_decoded_blocks()
         if (
             verification in ("parity", "local")
             and collector.function_property.value is None
-            and self.has_combination_check
+            and self.has_check_of_block_sum
         ):
             collector.decode_results()
-            self.record_linear()
+            self.record_f_is_linear()
         return verification
 
-    def _verify_decoded(self) -> str | None:
+    def _verify_decoded_blocks(self) -> str | None:
         collector = self._collector
         if collector.tracker.n_redundant_checks:
-            if not self._check_redundancy():
+            if not self._check_parity_consistency():
                 return None
-            if not collector.must_verify or (self.is_conclusive and not self.find_differing_blocks()):
+            if not collector.must_verify_results or (
+                self.has_conclusive_checks and not self.find_differing_blocks()
+            ):
                 return "parity"
-        elif not collector.must_verify:
+        elif not collector.must_verify_results:
             return "earlier"
         elif not self._is_redundancy_wait_over():
             return None
-        return self._verify_locally()
+        return self._verify_by_local_evaluation()
 
-    def _verify_locally(self) -> str | None:
+    def _verify_by_local_evaluation(self) -> str | None:
         """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
         collector, evaluation = self._collector, self.poll_local_evaluation()
         for _ in range(MAX_EVALUATIONS_PER_POLL):
             if (
                 evaluation.block_index not in self.local_results
-                or self.is_conclusive
-                or self._evaluated_mask.all()
+                or self.has_conclusive_checks
+                or self._locally_evaluated_mask.all()
             ):
                 break
             evaluation = self.poll_local_evaluation()
         verification = "parity" if collector.tracker.n_redundant_checks else "local"
         if evaluation.block_index in self.local_results:
             differing_blocks = self.find_differing_blocks()
-            if not self._is_redundancy_wait_over() and (differing_blocks or not self.is_conclusive):
+            if not self._is_redundancy_wait_over() and (differing_blocks or not self.has_conclusive_checks):
                 return None
             if differing_blocks:
-                self.raise_not_linear(f"f of block {differing_blocks[0]} differs from its decoded result")
+                self.raise_not_linear_error(
+                    f"f of block {differing_blocks[0]} differs from its decoded result"
+                )
             return verification
-        if not self._should_give_up(evaluation):
+        if not self._should_stop_waiting_for(evaluation):
             return None
         if verification == "parity":
             return verification
         local_outcome = (
             f"raised {evaluation.error_text}"
             if evaluation.error is not None
-            else f"had not ended after {collector.seconds_since_ready:.3g} s"
+            else f"had not ended after {collector.seconds_since_decodable:.3g} s"
         )
         warn(
             f"f could not be verified: no result beyond the {collector.n_needed} needed arrived, and on the "
@@ -81,22 +85,22 @@ class AcceptancePolicy(Verifier):
         )
         return "no"
 
-    def _should_give_up(self, evaluation: LocalEvaluation) -> bool:
+    def _should_stop_waiting_for(self, evaluation: LocalEvaluation) -> bool:
         """Whether neither f here nor another result is worth waiting for any longer."""
         collector = self._collector
-        if collector.seconds_since_ready > collector.max_wait_seconds:
+        if collector.seconds_since_decodable > collector.max_wait_seconds:
             return True
         if evaluation.error is None:
             return False
         return (
             self._is_redundancy_wait_over()
             if collector.tracker.n_redundant_checks
-            else not collector.task_table.pending
+            else not collector.task_table.pending_tasks
         )
 
     # -- where nothing has to be decoded ----------------------------------------------------
 
-    def check_decodability(self) -> bool:
+    def confirm_decodability(self) -> bool:
         """Whether it has turned out, as far as it will, that lost results could be decoded.
 
         NotLinearError if they could not.
@@ -107,23 +111,25 @@ class AcceptancePolicy(Verifier):
         if (
             collector.coded_data.location is None and collector.undecodable_reason
         ):  # else all would be read to tell
-            return self._warn_undecodable(collector.undecodable_reason)
-        if collector.tracker.n_redundant_checks and not self._check_redundancy():
+            return self._warn_results_undecodable(collector.undecodable_reason)
+        if collector.tracker.n_redundant_checks and not self._check_parity_consistency():
             return False
-        if not collector.must_verify or self.densest_parity_block[1] == 1:  # copies of blocks tell nothing
+        if (
+            not collector.must_verify_results or self.densest_parity_block[1] == 1
+        ):  # copies of blocks tell nothing
             return True
-        if self.has_combination_check:
-            self.record_linear()
+        if self.has_check_of_block_sum:
+            self.record_f_is_linear()
             return True
         if not self._is_redundancy_wait_over() and collector.timer.remaining_seconds > 0:
             return False
-        return self._verify_parity_locally()
+        return self._verify_parity_block_locally()
 
-    def _verify_parity_locally(self) -> bool:
+    def _verify_parity_block_locally(self) -> bool:
         """The same by f of a parity block on the driver, where no parity result came."""
         collector, code = self._collector, self._coded_data.code
         if code.recovery_threshold > code.n_targets:  # a polynomial takes more than one
-            return self._warn_unverified("too few results beyond those of the data came")
+            return self._warn_results_unverified("too few results beyond those of the data came")
         evaluation = self.parity_evaluation
         if evaluation.is_running:  # more of it where the caller insists
             max_seconds = (
@@ -131,12 +137,14 @@ class AcceptancePolicy(Verifier):
                 if collector.options.verify is True
                 else 2 * collector.redundancy_wait_seconds
             )
-            if collector.seconds_since_ready <= max_seconds and collector.timer.remaining_seconds > 0:
+            if collector.seconds_since_decodable <= max_seconds and collector.timer.remaining_seconds > 0:
                 return False
-            return self._warn_unverified(f"here it had not ended after {collector.seconds_since_ready:.3g} s")
+            return self._warn_results_unverified(
+                f"here it had not ended after {collector.seconds_since_decodable:.3g} s"
+            )
         if evaluation.leaves is None:
             if isinstance(evaluation.error, DamagedError):  # says nothing of f
-                return self._warn_unverified(
+                return self._warn_results_unverified(
                     f"a parity block could not be read here: {evaluation.error_text}"
                 )
             parity_failures = (
@@ -145,21 +153,21 @@ class AcceptancePolicy(Verifier):
             if any(
                 failure.kind == "raised" for task_failures in parity_failures for failure in task_failures
             ):
-                self.raise_not_linear(f"f fails on parity blocks, here with {evaluation.error_text}")
-            return self._warn_unverified(f"here it raised {evaluation.error_text}")
-        if not self.parity_agrees(evaluation.leaves):
-            self.raise_not_linear(f"f of a parity block is off by {self.max_residual:.2g} (relative)")
-        self.record_linear()
+                self.raise_not_linear_error(f"f fails on parity blocks, here with {evaluation.error_text}")
+            return self._warn_results_unverified(f"here it raised {evaluation.error_text}")
+        if not self.agrees_with_parity_block(evaluation.leaves):
+            self.raise_not_linear_error(f"f of a parity block is off by {self.max_residual:.2g} (relative)")
+        self.record_f_is_linear()
         return True
 
-    def _warn_undecodable(self, reason: str) -> bool:
+    def _warn_results_undecodable(self, reason: str) -> bool:
         """Say that a lost result could not be decoded; CodeError where the caller insists."""
         if self._collector.options.verify is True:
             raise CodeError(reason)
         warn(f"{ALL_DATA_ARRIVED}, but a lost one could not have been decoded: {reason}")
         return True
 
-    def _warn_unverified(self, reason: str) -> bool:
+    def _warn_results_unverified(self, reason: str) -> bool:
         """Say that nothing is known of f, to a caller who insists."""
         if self._collector.options.verify is True:
             warn(
@@ -169,7 +177,7 @@ class AcceptancePolicy(Verifier):
 
     # ---------------------------------------------------------------------------------------
 
-    def _check_redundancy(self) -> bool:
+    def _check_parity_consistency(self) -> bool:
         """Whether the left-over equations hold; if not, and one is found who did it, its result is dropped.
 
         Another result is waited for where these do not tell garbage from a non-linear f. NotLinearError when
@@ -178,15 +186,15 @@ class AcceptancePolicy(Verifier):
         if not self.evaluate_parity_checks():
             return True
         if self.suspects is not None and len(self.suspects) == 1:
-            self.reject_or_blame_f(*self.suspects)
+            self.reject_result_or_blame_f(*self.suspects)
         elif self.suspects == set() or self._is_redundancy_wait_over():
-            self.raise_not_linear(f"the parity equations are off by {self.max_residual:.2g} (relative)")
+            self.raise_not_linear_error(f"the parity equations are off by {self.max_residual:.2g} (relative)")
         return False
 
     def _is_redundancy_wait_over(self) -> bool:
         """Whether no result to check against is coming, or not soon enough."""
         collector = self._collector
         return (
-            not collector.task_table.pending
-            or collector.seconds_since_ready >= collector.redundancy_wait_seconds
+            not collector.task_table.pending_tasks
+            or collector.seconds_since_decodable >= collector.redundancy_wait_seconds
         )

@@ -64,11 +64,11 @@ class ItemSequence:
         # How much larger the number of an item is among all of a `BatchPolicy`: (first item, difference).
         self.position_offsets = list[tuple[int, int]]()
 
-    def claim(self, item_indices: Sequence[int]) -> Sequence[int]:
+    def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
         """Those of these that may begin, or have: nobody has cancelled them, and nobody can any more."""
         return item_indices
 
-    def submission_position(self, item_index: int) -> int:
+    def get_submission_index(self, item_index: int) -> int:
         """Return the number of an item among all items of a `BatchPolicy`, in the order of submission."""
         return (
             item_index + self.position_offsets[bisect_right(self.position_offsets, (item_index, inf)) - 1][1]
@@ -142,7 +142,7 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         self._trackers_by_class = weakref.WeakValueDictionary[Hashable, LateTracker[AttemptId]]()
         self._recent_trackers = deque[LateTracker[AttemptId]](maxlen=MAX_ITEM_CLASSES)
 
-    def enqueue(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
+    def enqueue_items(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
         """Let some of these wait behind those that do."""
         offset = self._n_submitted - item_indices[0]
         if not items.position_offsets or items.position_offsets[-1][1] != offset:
@@ -173,13 +173,13 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
     def block_leaves(self, task: int) -> list[Array]:
         """The items of a task as they travel to its worker; CancelledError if nobody waits for any."""
         if self._cached_block[0] != task:
-            self._cached_block = task, [self._build_block(task)]
+            self._cached_block = task, [self._build_batch_block(task)]
         return self._cached_block[1]
 
-    def _build_block(self, task_index: int) -> Array:
+    def _build_batch_block(self, task_index: int) -> Array:
         items, item_indices = self.batches.get(task_index) or (None, [])
         if items is not None:
-            item_indices = items.claim(item_indices)
+            item_indices = items.claim_items(item_indices)
             self.batches[task_index] = items, item_indices
         if items is None or not item_indices:
             raise CancelledError
@@ -188,7 +188,7 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             return read_only_view(blocks[0])
         return np.frombuffer(pickle.dumps((items.context, blocks), pickle.HIGHEST_PROTOCOL), np.int8)
 
-    def find_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
+    def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
         """Return the fault that an attempt at a batch is to suffer: the first that one of its items has left.
 
         Attempts are counted for each item, because an item may go from one task to another.
@@ -196,7 +196,7 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         items, item_indices = self.batches.get(task) or (None, ())
         if items is None:
             return None
-        for position in map(items.submission_position, item_indices):
+        for position in map(items.get_submission_index, item_indices):
             if (fault := faults.get(position)) is None:
                 continue
             faulty_attempts = self._attempts_with_fault.setdefault(position, set())
@@ -207,14 +207,14 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
 
     # -- as the policy of a schedule -----------------------------------------------------------
 
-    def tasks_to_start(
+    def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         """Tasks of items that wait; late ones, if none waits for a worker that a backup would take."""
         for task_index in [
             multi_item_task
             for multi_item_task in sorted(self._multi_item_tasks)
-            if self._batch_late_at(task_table, multi_item_task) <= elapsed_seconds
+            if self._compute_batch_late_time(task_table, multi_item_task) <= elapsed_seconds
         ]:
             self._split_late_batch(task_table, task_index)
         while batch := self._pop_next_batch(task_table):
@@ -227,22 +227,22 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             self._next_task_index += 1
         if task_table.held_back or task_table.queued or self._queue or self._single_items:
             return sorted(task_table.held_back)
-        return self._backup_policy.tasks_to_start(task_table, collector, elapsed_seconds)
+        return self._backup_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)
 
-    def seconds_until_due(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Until a task may be late; none is while it is not known that all run, which it soon may be."""
         late_at = min(
-            (self._batch_late_at(task_table, task_index) for task_index in self._multi_item_tasks),
+            (self._compute_batch_late_time(task_table, task_index) for task_index in self._multi_item_tasks),
             default=inf,
         )
         return min(
             late_at - elapsed_seconds,
             MIN_BACKUP_SECONDS
             if task_table.queued
-            else self._backup_policy.seconds_until_due(task_table, elapsed_seconds),
+            else self._backup_policy.seconds_until_next_start(task_table, elapsed_seconds),
         )
 
-    def _batch_late_at(self, task_table: TaskTable, task_index: int) -> float:
+    def _compute_batch_late_time(self, task_table: TaskTable, task_index: int) -> float:
         """When one of several items becomes late; never before it is known to have begun."""
         return min(task_table[task_index].dispatched_at.values(), default=inf) + LATE_BATCH_SECONDS
 
@@ -264,7 +264,7 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         if not queue:
             return None
         items, item_indices = queue[0]
-        max_items = self._max_batch_size(items, item_indices)
+        max_items = self._compute_max_batch_size(items, item_indices)
         max_in_flight, n_running = self._max_in_flight, len(task_table.in_flight) - len(task_table.queued)
         if self._allow_batches and (
             max_items > 1 or items.item_class not in self._seconds_by_class
@@ -276,12 +276,12 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             return None
         queue.popleft()
         if self._unbatchable_positions:
-            max_items = self._max_size_before_fault(items, item_indices[:max_items])
+            max_items = self._count_items_before_fault(items, item_indices[:max_items])
         if len(item_indices) > max_items:
             queue.appendleft((items, item_indices[max_items:]))
         return items, item_indices[:max_items]
 
-    def _max_batch_size(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
+    def _compute_max_batch_size(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
         """How many of these a worker may be given at once."""
         item_seconds = self._seconds_by_class.get(items.item_class)
         if not (self._allow_batches and item_seconds):
@@ -292,12 +292,12 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         )
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
 
-    def _max_size_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
+    def _count_items_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
         """Return how many of these items may share a batch: an item that is to fail by itself is alone."""
         faulty_offsets = (
             offset
             for offset, item_index in enumerate(item_indices)
-            if items.submission_position(item_index) in self._unbatchable_positions
+            if items.get_submission_index(item_index) in self._unbatchable_positions
         )
         return max(1, next(faulty_offsets, len(item_indices)))
 
@@ -390,7 +390,7 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             ]  # of which none has ended for longest
 
 
-def can_batch(executor: MapExecutor, backups: int, retries: int) -> bool:
+def can_batch_items(executor: MapExecutor, backups: int, retries: int) -> bool:
     """Whether short items do: on processes here, if each that is lost or late with others is tried again."""
     executor = unwrap_faulty_executor(executor)
     return isinstance(executor, Pool) and executor.is_local and backups > 0 and retries > 0

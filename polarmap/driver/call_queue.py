@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from math import inf
 from typing import Any
 
-from polarmap.driver.batches import BatchPolicy, ItemSequence, can_batch, unpickle_result
+from polarmap.driver.batches import BatchPolicy, ItemSequence, can_batch_items, unpickle_result
 from polarmap.driver.daemon_pool import register_before_exit
 from polarmap.driver.scheduler import Collector, JobTimer, schedule_tasks
 from polarmap.driver.task_table import TaskTable
@@ -21,7 +21,7 @@ from polarmap.errors import WorkerLostError, replace_exit_exception, trim_traceb
 from polarmap.executors import collect_injected_faults
 from polarmap.executors.interface import JobSpec, MapExecutor, Outcome, Session
 from polarmap.worker.pytree import Array
-from polarmap.worker.task_functions import execute_call
+from polarmap.worker.task_functions import execute_pickled_call
 
 SESSION_IDLE_SECONDS = 0.05  # without calls, before a run is closed
 
@@ -33,13 +33,13 @@ class SubmittedCall(ItemSequence):
         super().__init__(function_key, blocks=[block])
         self.future, self._is_cancelled = future, False
 
-    def claim(self, item_indices: Sequence[int]) -> Sequence[int]:
+    def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
         """It, if it may begin, or has: nobody has cancelled it, and nobody can any more."""
         is_claimed = self.future.running()
         can_start = is_claimed or (not self._is_cancelled and self.future.set_running_or_notify_cancel())
         return item_indices if can_start else []
 
-    def select_claimed(self, item_indices: Sequence[int]) -> Sequence[int]:
+    def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
         """It, if it has."""
         return item_indices if self.future.running() else []
 
@@ -75,14 +75,14 @@ class MappedCalls(ItemSequence):
         self._outcomes: dict[int, tuple[bool, Any]] = {}  # that nobody has asked for yet
         self._awaited_index, self._changed = -1, threading.Condition()
 
-    def claim(self, item_indices: Sequence[int]) -> Sequence[int]:
+    def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
         """Those of these that may begin, or have."""
         if self._is_cancelled:
-            return self.select_claimed(item_indices)
+            return self.select_claimed_items(item_indices)
         self._claimed.update(item_indices)
         return item_indices
 
-    def select_claimed(self, item_indices: Sequence[int]) -> Sequence[int]:
+    def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
         """Those of these that have."""
         return [item_index for item_index in item_indices if item_index in self._claimed]
 
@@ -101,13 +101,13 @@ class MappedCalls(ItemSequence):
 
     def set_result(self, item_index: int, value: Any) -> None:
         """A result is there."""
-        self._set_outcome(item_index, (True, value))
+        self._store_item_outcome(item_index, (True, value))
 
     def set_exception(self, item_index: int, error: BaseException) -> None:
         """One has none."""
-        self._set_outcome(item_index, (False, error))
+        self._store_item_outcome(item_index, (False, error))
 
-    def _set_outcome(self, item_index: int, outcome: tuple[bool, Any]) -> None:
+    def _store_item_outcome(self, item_index: int, outcome: tuple[bool, Any]) -> None:
         self._outcomes[item_index], self.blocks[item_index] = outcome, b""
         if item_index == self._awaited_index:
             with self._changed:
@@ -180,7 +180,7 @@ class CallQueue(BatchPolicy, Collector):
         max_retries: int,
     ) -> None:
         self._executor, self._on_close = executor, on_close
-        allow_batches = can_batch(executor, max_backups, max_retries)
+        allow_batches = can_batch_items(executor, max_backups, max_retries)
         self._policy_arguments, self._max_retries = (
             (allow_batches, max_in_flight, max_backups, collect_injected_faults(executor)),
             max_retries,
@@ -209,13 +209,13 @@ class CallQueue(BatchPolicy, Collector):
             if not item_indices:
                 return
             if not self._n_unfinished:
-                calls.claim([item_indices[0]])  # nothing stands between it and a worker
+                calls.claim_items([item_indices[0]])  # nothing stands between it and a worker
             self._n_unfinished[calls] = self._n_unfinished.get(calls, 0) + len(item_indices)
             must_wake = not self._queue  # else the run looks up as soon as there is room for more
-            self.enqueue(calls, item_indices)
+            self.enqueue_items(calls, item_indices)
             if not self._is_thread_running:
                 self._thread = threading.Thread(
-                    target=self._thread_main, name="polarmap-executor", daemon=True
+                    target=self._run_sessions_in_thread, name="polarmap-executor", daemon=True
                 )
                 self._thread.start()
                 self._is_thread_running = True
@@ -237,7 +237,7 @@ class CallQueue(BatchPolicy, Collector):
         self._wake_session()
         self._close_if_drained()
 
-    def wait_all(self) -> None:
+    def wait_for_all_calls(self) -> None:
         """Wait until all calls have ended."""
         self._wake_session()
         thread = self._thread
@@ -255,7 +255,7 @@ class CallQueue(BatchPolicy, Collector):
 
         def select_unclaimed(calls: CallGroup, item_indices: Sequence[int]) -> Collection[int]:
             return (
-                set(item_indices).difference(calls.select_claimed(item_indices))
+                set(item_indices).difference(calls.select_claimed_items(item_indices))
                 if calls in call_groups
                 else ()
             )
@@ -263,9 +263,9 @@ class CallQueue(BatchPolicy, Collector):
         with self._lock:
             for calls in call_groups:
                 calls.cancel()
-            self._remove_queued(select_unclaimed)
+            self._remove_queued_calls(select_unclaimed)
 
-    def _remove_queued(
+    def _remove_queued_calls(
         self, select_finished: Callable[[Any, Sequence[int]], Collection[int]]
     ) -> list[tuple[Any, list[int]]]:
         """Those that wait and are over with this."""
@@ -273,14 +273,14 @@ class CallQueue(BatchPolicy, Collector):
         for calls, item_indices in queued:
             finished = select_finished(calls, item_indices)
             removed.append((calls, list(finished)))
-            self._mark_finished(calls, len(finished))
+            self._count_finished_calls(calls, len(finished))
             if len(finished) < len(item_indices):
                 self._queue.append(
                     (calls, [item_index for item_index in item_indices if item_index not in finished])
                 )
         return [(calls, item_indices) for calls, item_indices in removed if item_indices]
 
-    def _mark_finished(self, calls: Any, n_finished: int) -> None:
+    def _count_finished_calls(self, calls: Any, n_finished: int) -> None:
         """So many of these are."""
         with self._lock:
             n_unfinished = self._n_unfinished.pop(calls, 0) - n_finished
@@ -296,7 +296,7 @@ class CallQueue(BatchPolicy, Collector):
 
     # -- on its thread -------------------------------------------------------------------------
 
-    def _thread_main(self) -> None:
+    def _run_sessions_in_thread(self) -> None:
         """The life of the thread: runs, until one has ended and no call has come."""
         must_continue = True
         while must_continue:
@@ -308,7 +308,7 @@ class CallQueue(BatchPolicy, Collector):
     def _run_session(self) -> None:
         """Do calls on a run of the executor, until none has come for a while."""
         try:
-            with closing(self._executor.open(JobSpec(execute_call, self))) as session:
+            with closing(self._executor.open(JobSpec(execute_pickled_call, self))) as session:
                 self._session, self.timer = session, JobTimer(session.now)
                 for outcomes in schedule_tasks(session, self, self._max_retries, self):
                     has_events = bool(outcomes)
@@ -336,29 +336,31 @@ class CallQueue(BatchPolicy, Collector):
             self.task_table.attempts_to_cancel.clear()
             if error is None:
                 return
-            claimed = self._remove_queued(lambda calls, item_indices: calls.select_claimed(item_indices))
-            failed = claimed or self._remove_queued(lambda calls, item_indices: item_indices)
+            claimed = self._remove_queued_calls(
+                lambda calls, item_indices: calls.select_claimed_items(item_indices)
+            )
+            failed = claimed or self._remove_queued_calls(lambda calls, item_indices: item_indices)
         for calls, item_indices in failed:
-            for item_index in calls.claim(item_indices):
+            for item_index in calls.claim_items(item_indices):
                 self._set_exception(calls, item_index, error)
 
     # -- as blocks and policy of a run ----------------------------------------------------------
 
-    def _build_block(self, task_index: int) -> Array:
+    def _build_batch_block(self, task_index: int) -> Array:
         with self._lock:
             calls, indices_before = self.batches.get(task_index) or (None, [])
             try:
-                return super()._build_block(task_index)
+                return super()._build_batch_block(task_index)
             finally:
                 if calls is not None:  # of which nobody waits for some
-                    self._mark_finished(calls, len(indices_before) - len(self.batches[task_index][1]))
+                    self._count_finished_calls(calls, len(indices_before) - len(self.batches[task_index][1]))
 
-    def tasks_to_start(
+    def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         """Calls that have come; late ones, if none waits for a worker that a backup would take."""
         with self._lock:
-            return super().tasks_to_start(task_table, collector, elapsed_seconds)
+            return super().choose_tasks_to_start(task_table, collector, elapsed_seconds)
 
     # -- as its need ---------------------------------------------------------------------------
 
@@ -377,7 +379,7 @@ class CallQueue(BatchPolicy, Collector):
             for indexed_failure in failures
             if outcome.failure is None or indexed_failure[1].kind == "raised"
         ]
-        self._mark_finished(calls, len(results) + len(final_failures))
+        self._count_finished_calls(calls, len(results) + len(final_failures))
         for item_index, item_failure in final_failures:
             error = replace_exit_exception(
                 calls.describe_item(item_index), item_failure.cause or RuntimeError(str(item_failure))
@@ -414,12 +416,12 @@ class CallQueue(BatchPolicy, Collector):
                     f"{record.last_failure.message}"
                 )
                 self.discard_task(self.task_table, task_index)
-                self._mark_finished(calls, 1)
+                self._count_finished_calls(calls, 1)
                 self._set_exception(calls, item_index, WorkerLostError(message))
         return not self._n_unfinished
 
     @property
-    def is_sufficient(self) -> bool:
+    def has_sufficient_results(self) -> bool:
         """Whether no call has to be started again, as its worker was lost."""
         return not self.task_table.failed
 
@@ -429,7 +431,7 @@ class CallQueue(BatchPolicy, Collector):
             return SESSION_IDLE_SECONDS
         return inf if len(self.task_table) else 0.0
 
-    def on_exhausted(self) -> None:
+    def on_tasks_exhausted(self) -> None:
         """Each call has had its end when its outcome was noted."""
 
 
@@ -469,19 +471,19 @@ _call_queues: weakref.WeakSet[CallQueue] = weakref.WeakSet()
 _is_exiting = False
 
 
-def _wait_at_exit() -> None:
+def _wait_for_calls_at_exit() -> None:
     """At exit: all calls come to their end, as those of other executors do."""
     global _is_exiting
     _is_exiting = True
     for calls in list(_call_queues):
-        calls.wait_all()
+        calls.wait_for_all_calls()
 
 
-def _after_fork() -> None:
+def _reset_call_queues_after_fork() -> None:
     for calls in list(_call_queues):
         calls.after_fork()
 
 
-register_before_exit(_wait_at_exit)
+register_before_exit(_wait_for_calls_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_reset_call_queues_after_fork)

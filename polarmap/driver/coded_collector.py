@@ -19,9 +19,9 @@ from polarmap.driver.failure_messages import (
     NONFINITE_TEXT,
     build_failure_exception,
     find_decisive_exception,
-    nonfinite_message,
-    timeout_message,
-    too_few_message,
+    format_nonfinite_message,
+    format_timeout_message,
+    format_too_few_results_message,
 )
 from polarmap.driver.options import MapOptions
 from polarmap.driver.padding import PaddingAnalyzer, PaddingEffect
@@ -70,7 +70,7 @@ class CodedCollector(DecodingCollector):
         )
         self.padding_analyzer = padding_analyzer
         if padding_analyzer is not None:
-            padding_analyzer.start_evaluation()
+            padding_analyzer.start_trial_evaluation()
         self._waited_for_padded_block = (
             False  # the task of the block that is filled up, when the others were determined
         )
@@ -85,8 +85,8 @@ class CodedCollector(DecodingCollector):
         ):  # known when blocks have been encoded
             self._has_warned_of_parity = True
             warn(self.coded_data.parity_warning)
-        if self._should_accept_ill_conditioned():
-            self.accept_ill_conditioned()
+        if self._should_accept_ill_conditioned_decoding():
+            self.accept_ill_conditioned_decoding()
         self.verification = self.verification or self._verify_results()
         if self.verification is None or not self._has_padded_block_result():
             return False
@@ -94,11 +94,11 @@ class CodedCollector(DecodingCollector):
         return True
 
     def warn_if_ill_conditioned(self) -> None:
-        """Say that results are not what `rtol` asks for."""
+        """Say that results are not what `get_rtol` asks for."""
         if self.is_ill_conditioned:
             warn(
                 "what arrived determines the other results, but no more accurately than to "
-                f"{self.acceptance.compute_error_bound():.2g} (relative), which is more than rtol: "
+                f"{self.acceptance_policy.compute_error_bound():.2g} (relative), which is more than rtol: "
                 "no further result came"
             )
 
@@ -112,7 +112,7 @@ class CodedCollector(DecodingCollector):
             return None
         tracker = self.tracker
         if len(tracker.missing_indices) and self.has_all_data_results(self.results):
-            return self._accept_all_data_unpadded()
+            return self._accept_unpadded_data_results()
         if (
             isinstance(self.decoding_error, PERMANENT_DECODING_ERRORS)
             and self._refused_decoder is not tracker.decoder
@@ -122,7 +122,9 @@ class CodedCollector(DecodingCollector):
             return None
         try:
             verification = (
-                self.acceptance.verify() if len(tracker.missing_indices) else self._accept_all_data()
+                self.acceptance_policy.try_verify_results()
+                if len(tracker.missing_indices)
+                else self._accept_all_data_results()
             )
             if verification is not None:
                 self.decode_results()
@@ -145,7 +147,7 @@ class CodedCollector(DecodingCollector):
             self.decoding_error, self._refused_decoder = error, self.tracker.decoder
         return None
 
-    def _accept_all_data(self) -> str | None:
+    def _accept_all_data_results(self) -> str | None:
         """Every data task reported: nothing has to be decoded, whatever f is.
 
         On first use one parity equation is looked at all the same: better a warning now than an error
@@ -153,10 +155,12 @@ class CodedCollector(DecodingCollector):
         """
         if self.decoding_error is not None:
             self.n_needed = self.tracker.n_arrived
-        must_check_parity = self.must_verify or ("acceptance" in vars(self) and self.acceptance.is_violated)
+        must_check_parity = self.must_verify_results or (
+            "acceptance_policy" in vars(self) and self.acceptance_policy.is_violated
+        )
         if must_check_parity and not isinstance(self.decoding_error, NonFiniteResultError):
             try:
-                if not self.acceptance.check_decodability():
+                if not self.acceptance_policy.confirm_decodability():
                     return None
             except NotLinearError as error:
                 if self.options.verify is True:
@@ -166,7 +170,7 @@ class CodedCollector(DecodingCollector):
                 self.decoding_error = error
         return "not needed"
 
-    def _accept_all_data_unpadded(self) -> str:
+    def _accept_unpadded_data_results(self) -> str:
         """Take the results of all data tasks, of which one has no result of its block with rows of zeros."""
         self.decoded_results = [
             getattr(self.results.get(block_index), "leaves", [])
@@ -177,7 +181,7 @@ class CodedCollector(DecodingCollector):
         return "not needed"
 
     @cached_property
-    def acceptance(self) -> AcceptancePolicy:
+    def acceptance_policy(self) -> AcceptancePolicy:
         """What checks results: made when it is asked for, as a map that decodes nothing needs none."""
         # Without a circle: the blocks are to be gone as soon as their map is over.
         return AcceptancePolicy(weakref.proxy(self))
@@ -195,7 +199,7 @@ class CodedCollector(DecodingCollector):
             if first_result.result_ref is None
             else [shape for _, shape in first_result.result_ref.layout]
         )
-        return self.padding_analyzer.get_effects(self.get_precision_dtype, shapes)
+        return self.padding_analyzer.get_padding_effects(self.get_accuracy_limiting_dtype, shapes)
 
     def _has_padded_block_result(self) -> bool:
         """Return whether the result of the block that is filled up is here, or can be decoded.
@@ -205,10 +209,10 @@ class CodedCollector(DecodingCollector):
         padding_analyzer = self.padding_analyzer
         if padding_analyzer is None or self.unpadded_result is not None:
             return True
-        if not padding_analyzer.is_wait_over(self.timer.elapsed_seconds, self.redundancy_wait_seconds):
+        if not padding_analyzer.is_trial_wait_over(self.timer.elapsed_seconds, self.redundancy_wait_seconds):
             return False
         effects = self.padding_effects
-        padding_analyzer.raise_if_undecodable(effects)
+        padding_analyzer.raise_if_padding_undecodable(effects)
         self._waited_for_padded_block = (
             self._waited_for_padded_block or PaddingEffect.CHANGES_RESULT in effects
         )
@@ -226,7 +230,7 @@ class CodedCollector(DecodingCollector):
             return None
         if self.ready_at is None or (self.decoding_error is not None and self.verification is None):
             return None
-        has_known_effects = padding_analyzer.is_wait_over(
+        has_known_effects = padding_analyzer.is_trial_wait_over(
             self.timer.elapsed_seconds, self.redundancy_wait_seconds
         )
         return (
@@ -235,7 +239,7 @@ class CodedCollector(DecodingCollector):
             else None
         )
 
-    def tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
+    def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
         """Return which failed tasks may be started again: the awaited one alone, if there is one."""
         awaited_task = self.awaited_task
         return (
@@ -249,13 +253,13 @@ class CodedCollector(DecodingCollector):
         padding_analyzer = self.padding_analyzer
         assert padding_analyzer is not None
         failure = self.task_table[task_index].last_failure
-        label = f"task {task_index} of {self._code.n}: {padding_analyzer.description}"
+        label = f"task {task_index} of {self._code.n}: {padding_analyzer.padded_block_description}"
         if failure is not None and failure.kind == "raised":
             raise build_failure_exception(label, failure)
         self.raise_with_cause(
             NotDecodableError(
                 f"{label}. Rows of zeros change the result of f, so this one cannot be decoded, and its task "
-                f"failed: {failure}. Raise retries=, or {padding_analyzer.advice.lower()}"
+                f"failed: {failure}. Raise retries=, or {padding_analyzer.block_count_advice.lower()}"
             )
         )
 
@@ -276,7 +280,7 @@ class CodedCollector(DecodingCollector):
 
     def _find_unchecked_results(self) -> tuple[int, ...]:
         """Return the results that no check involves, among them that without padding if none does."""
-        unchecked, padding_analyzer = self.acceptance.find_unchecked_results(), self.padding_analyzer
+        unchecked, padding_analyzer = self.acceptance_policy.find_unchecked_results(), self.padding_analyzer
         if (
             padding_analyzer is None
             or self.unpadded_result is None
@@ -284,8 +288,11 @@ class CodedCollector(DecodingCollector):
         ):
             return unchecked
         padded_outcome = self.results.get(padding_analyzer.task_index)
-        is_checked = padded_outcome is not None and padding_analyzer.is_consistent(
-            self.get_precision_dtype, padded_outcome.leaves, self.unpadded_result.leaves, self.padding_effects
+        is_checked = padded_outcome is not None and padding_analyzer.is_unpadded_result_consistent(
+            self.get_accuracy_limiting_dtype,
+            padded_outcome.leaves,
+            self.unpadded_result.leaves,
+            self.padding_effects,
         )
         return unchecked if is_checked else tuple(sorted({*unchecked, padding_analyzer.task_index}))
 
@@ -303,8 +310,8 @@ class CodedCollector(DecodingCollector):
         """Remember what rows of zeros do to f."""
         if self.padding_analyzer is not None:
             outcome = self.results.get(self.padding_analyzer.task_index)
-            self.padding_analyzer.record_effects(
-                self.get_precision_dtype, outcome and outcome.leaves, self.unpadded_result
+            self.padding_analyzer.record_padding_effects(
+                self.get_accuracy_limiting_dtype, outcome and outcome.leaves, self.unpadded_result
             )
 
     # ---------------------------------------------------------------------------------------
@@ -320,7 +327,7 @@ class CodedCollector(DecodingCollector):
 
     # -- before all is there ----------------------------------------------------------------
 
-    def early_result_factory(self, task_index: int) -> Callable[[], Any] | None:
+    def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
         """The result of a data block, as its worker returned it; None if it is none, or may have padding.
 
         It may be decoded from still: nobody is to write to it.
@@ -362,7 +369,7 @@ class CodedCollector(DecodingCollector):
         return CodedResult(block_results, report)
 
     @property
-    def is_finite(self) -> bool:
+    def has_finite_results(self) -> bool:
         """Whether every data task reported, or nothing received is NaN or inf."""
         if isinstance(self.decoding_error, NonFiniteResultError):
             return False
@@ -374,7 +381,7 @@ class CodedCollector(DecodingCollector):
     # -- what the report tells --------------------------------------------------------------
 
     @property
-    def surplus_tasks(self) -> list[int]:
+    def unneeded_tasks(self) -> list[int]:
         """Tasks whose results nothing was decoded from, but for those of data blocks."""
         used_mask = (
             self.tracker.arrived_mask if len(self.tracker.missing_indices) else np.zeros(self._code.n, bool)
@@ -385,7 +392,7 @@ class CodedCollector(DecodingCollector):
             if not used_mask[task_index]
         ]
 
-    def accuracy_fields(self) -> dict[str, Any]:
+    def build_accuracy_fields(self) -> dict[str, Any]:
         """Fields of the report: which results were decoded, and how accurately."""
         recovered = self.recovered_blocks
         if not recovered:
@@ -393,8 +400,8 @@ class CodedCollector(DecodingCollector):
         all_exact = self.tracker.modular and all(map(is_integer_dtype, self.result_dtypes()))
         return {
             "recovered": tuple(recovered),
-            "amplification": 0.0 if all_exact else self.acceptance.amplification,
-            "error_bound": self.acceptance.compute_error_bound(),
+            "amplification": 0.0 if all_exact else self.acceptance_policy.amplification,
+            "error_bound": self.acceptance_policy.compute_error_bound(),
         }
 
     @property
@@ -404,7 +411,7 @@ class CodedCollector(DecodingCollector):
         padded_index = None if self.unpadded_result is None else len(self._code.systematic_indices) - 1
         return [block_index for block_index in missing_blocks if block_index != padded_index]
 
-    def report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
+    def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
         """Fields of the report of a map that was over in second `elapsed_seconds`."""
         wait_seconds, is_checked = 0.0, self.verification in ("parity", "local")
         if self.verification not in ("not needed", "no"):
@@ -415,12 +422,12 @@ class CodedCollector(DecodingCollector):
             "encode_seconds": self.coded_data.encode_seconds - self._earlier_encode_seconds,
             "decode_seconds": self.decode_seconds,
             "redundancy_wait_seconds": wait_seconds,
-            "residual": self.acceptance.max_residual if "acceptance" in vars(self) else None,
+            "residual": self.acceptance_policy.max_residual if "acceptance_policy" in vars(self) else None,
             "verified": str(self.verification),
             "unchecked": self._find_unchecked_results() if is_checked else (),
             "last_block": self._describe_padded_block_source(),
             "evaluated_locally": tuple(self.evaluated_locally),
-            **self.accuracy_fields(),
+            **self.build_accuracy_fields(),
         }
 
     # -- what the schedule asks -------------------------------------------------------------
@@ -431,7 +438,7 @@ class CodedCollector(DecodingCollector):
         return self._code.recovery_threshold
 
     @property
-    def is_sufficient(self) -> bool:
+    def has_sufficient_results(self) -> bool:
         """Whether no more results are needed."""
         is_decodable = self.ready_at is not None and self.decoding_error is None
         return (self.verification is not None or is_decodable) and self.awaited_task is None
@@ -463,15 +470,15 @@ class CodedCollector(DecodingCollector):
             self._trial_cache[cache_key] = trial_tracker.is_ready
         return self._trial_cache[cache_key]
 
-    def can_suffice(self, within_rtol: bool = True) -> bool:
+    def can_pending_tasks_suffice(self, within_rtol: bool = True) -> bool:
         """Whether what arrived, still runs or is held back would do.
 
         Results that look odd now may turn out to be the usual ones.
         """
         awaited_task = self.awaited_task
         if awaited_task is not None:
-            return awaited_task in self.task_table.pending
-        pending = self.task_table.pending | self.task_table.held_back
+            return awaited_task in self.task_table.pending_tasks
+        pending = self.task_table.pending_tasks | self.task_table.held_back
         candidate_sets = [
             pending | candidates.keys() for candidates in self._results_by_signature.values()
         ] or [pending]
@@ -487,24 +494,24 @@ class CodedCollector(DecodingCollector):
             return inf
         return min(max(0.02, (self.timer.elapsed_seconds - decodable_at) / 20), MAX_SETTLE_INTERVAL)
 
-    def on_exhausted(self) -> None:
+    def on_tasks_exhausted(self) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
         if (awaited_task := self.awaited_task) is not None:
             self._raise_padded_block_missing(awaited_task)
-        if self.try_accept_ill_conditioned():
+        if self.try_accept_ill_conditioned_decoding():
             return
         error = find_decisive_exception(self.task_table, self.would_suffice)
         if error is not None and self.decoding_error is None:
             raise error
-        message = too_few_message(self.task_table, self.recovery_threshold)
+        message = format_too_few_results_message(self.task_table, self.recovery_threshold)
         if self.decoding_error is not None:
-            message = nonfinite_message(self.task_table, self.recovery_threshold, self.n_data_results)
+            message = format_nonfinite_message(self.task_table, self.recovery_threshold, self.n_data_results)
         self.raise_with_cause(NotDecodableError(message))
 
-    def try_accept_ill_conditioned(self) -> bool:
+    def try_accept_ill_conditioned_decoding(self) -> bool:
         """Whether what arrived determines the rest at some accuracy, at which it is taken, or still may."""
-        can_improve = self.task_table.pending and self.can_suffice(within_rtol=False)
-        return bool(can_improve) or (self.decoding_error is None and self.accept_ill_conditioned())
+        can_improve = self.task_table.pending_tasks and self.can_pending_tasks_suffice(within_rtol=False)
+        return bool(can_improve) or (self.decoding_error is None and self.accept_ill_conditioned_decoding())
 
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
         """Raise CodedTimeoutError, which tells what was missing."""
@@ -512,7 +519,7 @@ class CodedCollector(DecodingCollector):
         if self.awaited_task is not None and self.padding_analyzer is not None:
             reason = (
                 f"; task {self.padding_analyzer.task_index} has to return, "
-                f"as {self.padding_analyzer.description}"
+                f"as {self.padding_analyzer.padded_block_description}"
             )
         elif not self.can_use_parity:
             reason = f"; results contain {NONFINITE_TEXT}"
@@ -524,7 +531,7 @@ class CodedCollector(DecodingCollector):
             reason = "; they do not determine the rest, or not as accurately as rtol asks for"
         self.raise_with_cause(
             CodedTimeoutError(
-                timeout_message(
+                format_timeout_message(
                     self.task_table, self.recovery_threshold, self.timer.timeout, reason, n_receiving_workers
                 )
             )
@@ -536,8 +543,8 @@ class CodedCollector(DecodingCollector):
             error = self.decoding_error
         raise error from self.task_table.first_exception
 
-    def _should_accept_ill_conditioned(self) -> bool:
+    def _should_accept_ill_conditioned_decoding(self) -> bool:
         """Whether no result that would make decoding more accurate is worth waiting for any longer."""
-        if self.decodable_at is None or self.is_sufficient or self.decoding_error is not None:
+        if self.decodable_at is None or self.has_sufficient_results or self.decoding_error is not None:
             return False
         return self.timer.elapsed_seconds - self.decodable_at > self.max_wait_seconds

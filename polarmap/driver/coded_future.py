@@ -68,17 +68,17 @@ class MapFuture(Future[R]):
         PolarmapError
             Whatever the map raises.
         """
-        with trimmed_tracebacks, self._background_map.pin_while_waiting(self):
+        with trimmed_tracebacks, self._background_map.keep_running_while_waiting(self):
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the map raises, None if it returns; waits for it."""
-        with self._background_map.pin_while_waiting(self):
+        with self._background_map.keep_running_while_waiting(self):
             return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
         """Call fn with this future when it is done, at once if it is; the map goes on for that."""
-        self._background_map.pin(self)
+        self._background_map.keep_running_for(self)
         super().add_done_callback(fn)
 
     def __await__(self) -> Generator[Any, None, R]:
@@ -190,7 +190,7 @@ class _ReferenceToken:
     """Is held by a future and those of its blocks: when all are dropped, so is it."""
 
     def __init__(self, background_map: BackgroundMap[Any]) -> None:
-        weakref.finalize(self, background_map.on_unreferenced).atexit = False
+        weakref.finalize(self, background_map.on_futures_unreferenced).atexit = False
 
 
 class BackgroundMap(Observer, Generic[R]):
@@ -226,14 +226,14 @@ class BackgroundMap(Observer, Generic[R]):
         self._future_ref = weakref.ref(future)
         self._block_future_refs = [weakref.ref(block_future) for block_future in future.blocks]
         if self._prepared_map.is_stored:
-            self.pin(future)
+            self.keep_running_for(future)
         self._active_maps.add(self)
-        BACKGROUND_THREADS.submit(partial(contextvars.copy_context().run, self._thread_main))
+        BACKGROUND_THREADS.submit(partial(contextvars.copy_context().run, self._run_map_in_thread))
         return future
 
     def current_report(self) -> Report | None:
         """Return what has happened so far; any thread may ask."""
-        self._refresh_start_times()
+        self._refresh_task_start_times()
         execution = self._execution
         return self._report if execution is None else execution.current_report()
 
@@ -246,7 +246,7 @@ class BackgroundMap(Observer, Generic[R]):
         n_arrived = sum(task.arrived is not None for task in report.tasks)
         return f", {n_arrived} of {report.n} results arrived, {report.needed} needed"
 
-    def _refresh_start_times(self) -> None:
+    def _refresh_task_start_times(self) -> None:
         """Let the map note which tasks have begun: it is told so when a task ends or it is woken."""
         execution = self._execution
         is_open = execution is not None and execution.collector is not None and os.getpid() == self._owner_pid
@@ -255,12 +255,12 @@ class BackgroundMap(Observer, Generic[R]):
             self._wake_execution()
             self._has_polled.wait(MAX_REFRESH_SECONDS)
 
-    def pin(self, future: Future[Any]) -> None:
+    def keep_running_for(self, future: Future[Any]) -> None:
         """Go on until this future is done, whether somebody has it or not."""
         if not future.done():
             self._pins.add(future)
 
-    def on_unreferenced(self) -> None:
+    def on_futures_unreferenced(self) -> None:
         """Nobody has the future or one of its blocks any more."""
         if not self._pins:
             self.cancel()
@@ -283,7 +283,7 @@ class BackgroundMap(Observer, Generic[R]):
             raise ExecutorError("this process was forked while a map ran, which goes on in its parent only")
 
     @contextmanager
-    def pin_while_waiting(self, future: Future[Any]) -> Iterator[None]:
+    def keep_running_while_waiting(self, future: Future[Any]) -> Iterator[None]:
         """A thread waits for it, within."""
         self.check_not_forked(future)
         pin = object()
@@ -296,7 +296,7 @@ class BackgroundMap(Observer, Generic[R]):
     def wait_for_estimate(self, future: Future[Any], n_seen: int) -> EstimateSnapshot | None:
         """Wait for an estimate from other than `n_seen` results; None when the map is over."""
         self.check_not_forked(future)
-        return self._estimate_stream.wait_for_next(n_seen, self._wake_execution)
+        return self._estimate_stream.wait_for_next_estimate(n_seen, self._wake_execution)
 
     # -- as an observer of the map, on its thread -------------------------------------------
 
@@ -309,7 +309,9 @@ class BackgroundMap(Observer, Generic[R]):
         """Fulfil the future of a block that is not to wait for the others."""
         collector = self._execution and self._execution.collector
         get_result = (
-            collector.early_result_factory(outcome.task) if collector and self._block_future_refs else None
+            collector.make_early_result_getter(outcome.task)
+            if collector and self._block_future_refs
+            else None
         )
         if get_result is not None:
             self.on_item_result(outcome.task, get_result)
@@ -327,7 +329,7 @@ class BackgroundMap(Observer, Generic[R]):
         execution = self._execution
         collector = None if execution is None else execution.collector
         if execution is not None and collector is not None and not self.no_estimates_reason:
-            self._estimate_stream.publish_if_awaited(
+            self._estimate_stream.publish_estimate_if_awaited(
                 n_arrived, lambda: build_interim_estimate(collector, execution.current_report())
             )
 
@@ -349,7 +351,7 @@ class BackgroundMap(Observer, Generic[R]):
 
     # ---------------------------------------------------------------------------------------
 
-    def _thread_main(self) -> None:
+    def _run_map_in_thread(self) -> None:
         """Run the map, and fulfil the futures that are still there."""
         self._thread_id = threading.get_ident()
         try:
@@ -357,7 +359,7 @@ class BackgroundMap(Observer, Generic[R]):
             self.has_started = True
             result = self._prepared_map.execute((self, *self._observers))
             self._report, self._execution = getattr(result, "report", self._report), None
-            self._warn_about_garbage()
+            self._warn_about_wrong_early_results()
         except MapCancelled:
             if (future := self._future_ref()) is not None:  # at exit somebody may still have it
                 future.cancel()
@@ -377,7 +379,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._estimate_stream.close()
             self._finished.set()
 
-    def _warn_about_garbage(self) -> None:
+    def _warn_about_wrong_early_results(self) -> None:
         """Say which results were handed out early and decoded later, because they had been found wrong."""
         rejected_blocks = (
             self._early_blocks.intersection(self._report.recovered) if self._report is not None else ()
@@ -389,7 +391,7 @@ class BackgroundMap(Observer, Generic[R]):
             )
 
     @classmethod
-    def finish_at_exit(cls) -> None:
+    def finish_maps_at_exit(cls) -> None:
         """At exit: call off what can reach nobody any more, and wait for the rest as pools of threads do.
 
         While other threads go on that the interpreter waits for, any map may be of use to them.
@@ -430,12 +432,12 @@ def _set_exception(future: Future[Any] | None, error: BaseException) -> None:
             future.set_exception(error)
 
 
-def _after_fork() -> None:
+def _forget_maps_after_fork() -> None:
     """In a process that was forked the maps of its parent do not run."""
     BackgroundMap._active_maps.clear()
 
 
-register_before_exit(BackgroundMap.finish_at_exit)
-atexit.register(BackgroundMap.finish_at_exit)  # when no threads go on
+register_before_exit(BackgroundMap.finish_maps_at_exit)
+atexit.register(BackgroundMap.finish_maps_at_exit)  # when no threads go on
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_forget_maps_after_fork)

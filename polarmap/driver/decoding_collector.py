@@ -19,7 +19,14 @@ from polarmap.driver.options import MapOptions
 from polarmap.driver.scheduler import Collector, JobTimer
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.wraparound import find_wraparound_reason, undo_wraparound
-from polarmap.dtypes import Array, DType, check_dtype, default_rtol, is_integer_dtype, machine_epsilon
+from polarmap.dtypes import (
+    Array,
+    DType,
+    check_supported_dtype,
+    get_default_rtol,
+    is_integer_dtype,
+    machine_epsilon,
+)
 from polarmap.errors import CodeError
 from polarmap.executors.interface import Failure, Outcome, TaskResult
 from polarmap.worker.pytree import Structure
@@ -36,7 +43,7 @@ REDUNDANCY_WAIT_BOUNDS = (
 _get_dtype_kind, _get_shape = attrgetter("dtype.kind"), attrgetter("shape")  # of an array
 
 
-def get_result_signature(leaves: Sequence[Array]) -> Any:
+def get_comparable_types_and_shapes(leaves: Sequence[Array]) -> Any:
     """What must agree between the arrays of results: any integer goes with any other."""
     return "".join(map(_get_dtype_kind, leaves)).replace("u", "i"), tuple(map(_get_shape, leaves))
 
@@ -48,7 +55,7 @@ def get_leaf_types(structure: Structure) -> list[str]:
     return [leaf_type for child in structure[2] for leaf_type in get_leaf_types(child)]
 
 
-def has_valid_scalars(result: Outcome | TaskResult) -> bool:
+def has_valid_scalar_shapes(result: Outcome | TaskResult) -> bool:
     """Whether numbers are single ones: what says otherwise has not come from f."""
     leaf_types = get_leaf_types(result.structure)
     return all(
@@ -120,8 +127,8 @@ class DecodingCollector(Collector):
         """Take in a result, unless others are accepted; failures are in the table of tasks."""
         task_index = outcome.task
         if outcome.unpadded_result is not None and self.unpadded_result is None:
-            if not has_valid_scalars(outcome.unpadded_result):  # it cannot have come from f
-                self._reject_for_shape(task_index, "returned several numbers where one is due")
+            if not has_valid_scalar_shapes(outcome.unpadded_result):  # it cannot have come from f
+                self._reject_misshapen_result(task_index, "returned several numbers where one is due")
                 return
             self.unpadded_result = outcome.unpadded_result
         if outcome.failure is not None or task_index in self.results or self.verification is not None:
@@ -132,14 +139,14 @@ class DecodingCollector(Collector):
             self._record_all_data_arrived()
             return
         signature, expected_shape = (
-            (repr(outcome.structure), get_result_signature(outcome.leaves)),
+            (repr(outcome.structure), get_comparable_types_and_shapes(outcome.leaves)),
             self.options.traits.result_shape,
         )
         if signature not in self._results_by_signature and not (
-            has_valid_scalars(outcome) and expected_shape in (None, *outcome.leaf_shapes)
+            has_valid_scalar_shapes(outcome) and expected_shape in (None, *outcome.leaf_shapes)
         ):
             expected = "a number" if expected_shape is None else f"shape {expected_shape}"
-            self._reject_for_shape(
+            self._reject_misshapen_result(
                 task_index, f"returned {outcome.result_description} where {expected} is due"
             )
             return
@@ -149,12 +156,12 @@ class DecodingCollector(Collector):
         group_results[task_index] = outcome
         if group_results is self.results:
             self._record_arrival(task_index)
-        elif not self.results or self._outvotes_current(group_results):
-            self._switch_majority(group_results)
+        elif not self.results or self._outvotes_current_results(group_results):
+            self._switch_to_majority_shape(group_results)
         else:
-            self._reject_mismatch(outcome)
+            self._reject_mismatched_result(outcome)
 
-    def _reject_for_shape(self, task_index: int, message: str) -> None:
+    def _reject_misshapen_result(self, task_index: int, message: str) -> None:
         """Let a result be a failure of its task, because of its shape."""
         self._discard_unpadded_result(task_index)
         self.task_table.reject_result(task_index, Failure("shape", "WrongShape", message))
@@ -167,7 +174,7 @@ class DecodingCollector(Collector):
         ):
             self.unpadded_result = None
 
-    def _outvotes_current(self, candidates: dict[int, Outcome]) -> bool:
+    def _outvotes_current_results(self, candidates: dict[int, Outcome]) -> bool:
         """Whether these results are followed rather than those so far: if they are more.
 
         Where they are as many, or only their dtypes differ, those of parity blocks alone overrule none of
@@ -189,7 +196,7 @@ class DecodingCollector(Collector):
         del self.results[task_index]
         self._discard_unpadded_result(task_index)
         self.task_table.reject_result(task_index, failure)
-        self._rebuild_tracker()
+        self._rebuild_arrival_tracker()
 
     @property
     def max_wait_seconds(self) -> float:
@@ -197,7 +204,7 @@ class DecodingCollector(Collector):
         return max(BASE_WAIT_SECONDS, WAIT_TASK_FACTOR * max(self.task_table.worker_seconds, default=0.0))
 
     @property
-    def seconds_since_ready(self) -> float:
+    def seconds_since_decodable(self) -> float:
         """Seconds since the results were determined."""
         assert self.ready_at is not None
         return self.timer.elapsed_seconds - self.ready_at
@@ -215,7 +222,7 @@ class DecodingCollector(Collector):
         return max(min_seconds, min(median_seconds, max_seconds))
 
     @property
-    def must_verify(self) -> bool:
+    def must_verify_results(self) -> bool:
         """Whether it is to be found out what f is."""
         verify = self.options.verify
         return verify is True or (verify == "auto" and self.function_property.value is None)
@@ -244,7 +251,7 @@ class DecodingCollector(Collector):
             if any(failure.kind == "shape" for failure in self.task_table[block_index].failures)
         }
 
-    def get_flat_results(self, leaf_index: int) -> dict[int, Array]:
+    def get_flat_results_by_task(self, leaf_index: int) -> dict[int, Array]:
         """Leaf number `leaf_index` of every received result, flat."""
         return {
             task_index: outcome.leaves[leaf_index].reshape(-1) for task_index, outcome in self.results.items()
@@ -281,16 +288,18 @@ class DecodingCollector(Collector):
         """How leaves make up a result."""
         return self.results[min(self.results)].structure
 
-    def get_precision_dtype(self, dtype: DType) -> DType:
-        """The dtype whose rounding limits results of `dtype`: parity blocks are rounded to the data's."""
-        if is_integer_dtype(dtype):
+    def get_accuracy_limiting_dtype(self, result_dtype: DType) -> DType:
+        """The dtype whose rounding limits results of `result_dtype`: parity blocks are rounded to the
+        data's.
+        """
+        if is_integer_dtype(result_dtype):
             return np.dtype(np.float64)
         inexact_dtypes = [
             data_dtype
             for data_dtype in self.coded_data.data_blocks.dtypes
             if not is_integer_dtype(data_dtype)
         ]
-        return max([dtype, *inexact_dtypes], key=machine_epsilon)
+        return max([result_dtype, *inexact_dtypes], key=machine_epsilon)
 
     def decode_results(self) -> list[list[Array]]:
         """The results of all data tasks; NonFiniteResultError if NaN or inf got in the way.
@@ -303,18 +312,18 @@ class DecodingCollector(Collector):
             ]
         elif (decoder := self.tracker.decoder) is not self._decoder:
             started_at = self.timer.elapsed_seconds
-            self.decoded_results, self._decoder = self._decode_missing(decoder), decoder
+            self.decoded_results, self._decoder = self._decode_missing_blocks(decoder), decoder
             self.decode_seconds = self.timer.elapsed_seconds - started_at
         if not self.decoded_results:
             raise NonFiniteResultError
         return self.decoded_results
 
-    def _decode_missing(self, decoder: ErasureDecoder) -> list[list[Array]]:
+    def _decode_missing_blocks(self, decoder: ErasureDecoder) -> list[list[Array]]:
         """The same, of which some are missing; empty if NaN or inf got in the way."""
         recovered: list[list[Array]] = []
         leaf_types = get_leaf_types(self.result_structure)
         for leaf_index, dtype in enumerate(self.result_dtypes()):
-            received = self.get_flat_results(leaf_index)
+            received = self.get_flat_results_by_task(leaf_index)
             with ignore_nonfinite_warnings():
                 blocks = decoder.decode(received, dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
@@ -327,9 +336,9 @@ class DecodingCollector(Collector):
                 )
             else:
                 recovered.append(list(blocks))
-        return self.merge_recovered(decoder.missing_indices, recovered)
+        return self.merge_recovered_blocks(decoder.missing_indices, recovered)
 
-    def merge_recovered(
+    def merge_recovered_blocks(
         self, missing_indices: Array, recovered_leaves: list[list[Array]]
     ) -> list[list[Array]]:
         """The leaves of the k results: those that arrived, and of each leaf the flat ones that did not."""
@@ -350,16 +359,16 @@ class DecodingCollector(Collector):
             else find_wraparound_reason(self.coded_data, self.result_dtypes())
         )
 
-    def _switch_majority(self, candidates: dict[int, Outcome]) -> None:
+    def _switch_to_majority_shape(self, candidates: dict[int, Outcome]) -> None:
         """More results look like these than like any others: the others are failures of their tasks."""
         rejected, self.results = self.results, candidates
         for task_index in candidates:
             self.task_table.restore_result(task_index)
         for result in rejected.values():
-            self._reject_mismatch(result)
-        self._rebuild_tracker()
+            self._reject_mismatched_result(result)
+        self._rebuild_arrival_tracker()
 
-    def _reject_mismatch(self, result: Outcome) -> None:
+    def _reject_mismatched_result(self, result: Outcome) -> None:
         task_index, majority_result = result.task, self._any_result
         if (
             result.unpadded_result is not None and self.unpadded_result is not None
@@ -379,13 +388,13 @@ class DecodingCollector(Collector):
                 "has another kind of result; convert the data, or what f combines it with, so that both have "
                 "one"
             )
-        self._reject_for_shape(task_index, message)
+        self._reject_misshapen_result(task_index, message)
 
     @property
     def _any_result(self) -> Outcome:
         return next(iter(self.results.values()))
 
-    def _rebuild_tracker(self) -> None:
+    def _rebuild_arrival_tracker(self) -> None:
         self.ready_at = self.decodable_at = None
         self.is_ill_conditioned = False
         self.__dict__.pop("undecodable_reason", None)
@@ -399,9 +408,11 @@ class DecodingCollector(Collector):
             self._code.supports_integers and has_integers and any(is_integer_dtype(dtype) for dtype in dtypes)
         )
         inexact_dtypes = [
-            self.get_precision_dtype(dtype) for dtype in dtypes if not (modular and is_integer_dtype(dtype))
+            self.get_accuracy_limiting_dtype(dtype)
+            for dtype in dtypes
+            if not (modular and is_integer_dtype(dtype))
         ]
-        limits = [self.rtol(dtype) / machine_epsilon(dtype) for dtype in inexact_dtypes]
+        limits = [self.get_rtol(dtype) / machine_epsilon(dtype) for dtype in inexact_dtypes]
         self.tracker = ArrivalTracker(
             self._code, modular=modular, max_amplification=min(limits, default=np.inf)
         )
@@ -438,7 +449,7 @@ class DecodingCollector(Collector):
         )
         return len(systematic) > 0 and available_blocks.issuperset(systematic)
 
-    def accept_ill_conditioned(self) -> bool:
+    def accept_ill_conditioned_decoding(self) -> bool:
         """Take the results at any accuracy, as no more can come; whether they determine the rest."""
         if not (self.results and self.tracker.is_ill_conditioned and self.tracker.accept_ill_conditioned()):
             return False
@@ -449,14 +460,14 @@ class DecodingCollector(Collector):
         )
         return True
 
-    def rtol(self, dtype: DType) -> float:
-        """The relative error accepted from decoding results of `dtype`."""
-        return default_rtol(dtype) if self.options.rtol is None else self.options.rtol
+    def get_rtol(self, result_dtype: DType) -> float:
+        """The relative error accepted from decoding results of `result_dtype`."""
+        return get_default_rtol(result_dtype) if self.options.rtol is None else self.options.rtol
 
 
 def _check_result_dtype(dtype: DType) -> None:
     """CodeError for a result that could not be decoded if it were lost, whether or not it is."""
     try:
-        check_dtype(dtype, "the result of f")
+        check_supported_dtype(dtype, "the result of f")
     except CodeError as error:
         raise CodeError(f"{error}, or use hedged_map, which takes any f at all") from None

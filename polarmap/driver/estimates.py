@@ -17,7 +17,7 @@ from polarmap.codes.error_detection import estimate_relative_rounding_error
 from polarmap.codes.polar import PolarCode
 from polarmap.driver.coded_collector import CodedCollector
 from polarmap.driver.decoding_collector import DecodingCollector, get_leaf_types
-from polarmap.driver.failure_messages import nonfinite_message
+from polarmap.driver.failure_messages import format_nonfinite_message
 from polarmap.driver.padding import PaddingEffect
 from polarmap.driver.reports import LazyReport
 from polarmap.driver.results import CodedResult
@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
     error_p90: float
 
 
-def estimate_results(collector: DecodingCollector) -> Estimate:
+def estimate_missing_results(collector: DecodingCollector) -> Estimate:
     """Estimates from what arrived, which must be finite and not nothing.
 
     Errors are root mean squares over the entries of a block, in relation to that of the results that
@@ -53,7 +53,9 @@ def estimate_results(collector: DecodingCollector) -> Estimate:
     dtypes, leaf_types = collector.result_dtypes(), get_leaf_types(collector.result_structure)
     precision = max(
         machine_epsilon(
-            np.dtype(float) if is_integer_dtype(result_dtype) else collector.get_precision_dtype(result_dtype)
+            np.dtype(float)
+            if is_integer_dtype(result_dtype)
+            else collector.get_accuracy_limiting_dtype(result_dtype)
         )
         for result_dtype in dtypes
     )
@@ -63,7 +65,7 @@ def estimate_results(collector: DecodingCollector) -> Estimate:
     errors, error_p90 = np.zeros(code.k), 0.0
     estimated_leaves: list[list[Array]] = []
     for leaf_index, (dtype, leaf_type) in enumerate(zip(dtypes, leaf_types)):
-        flat_results = collector.get_flat_results(leaf_index)
+        flat_results = collector.get_flat_results_by_task(leaf_index)
         received = np.stack([flat_results[int(task_index)] for task_index in predictor.arrived_indices])
         predictions = predictor.weights @ received.astype(np.complex128 if dtype.kind == "c" else np.float64)
         expected_errors = _compute_expected_errors(collector, predictor, received, dtype)
@@ -87,7 +89,7 @@ def estimate_results(collector: DecodingCollector) -> Estimate:
         errors[predictor.missing_indices] = np.maximum(errors[predictor.missing_indices], expected_errors)
         error_p90 = max(error_p90, _compute_error_p90(predictor, received, expected_errors, code.k))
     return Estimate(
-        collector.merge_recovered(predictor.missing_indices, estimated_leaves),
+        collector.merge_recovered_blocks(predictor.missing_indices, estimated_leaves),
         tuple(errors.tolist()),
         error_p90,
     )
@@ -111,10 +113,10 @@ def _compute_expected_errors(
     if is_integer_dtype(dtype):  # made of floats: rounded to one
         rounding_errors /= float(np.abs(received).max(initial=0)) or 1.0
     else:
-        rounding_errors *= machine_epsilon(collector.get_precision_dtype(dtype))
-        rounding_errors[rounding_errors <= collector.rtol(dtype)] = 0.0
+        rounding_errors *= machine_epsilon(collector.get_accuracy_limiting_dtype(dtype))
+        rounding_errors[rounding_errors <= collector.get_rtol(dtype)] = 0.0
     relative_scatter = _compute_relative_scatter(predictor, received)
-    if relative_scatter <= estimate_relative_rounding_error(collector.get_precision_dtype(dtype)):
+    if relative_scatter <= estimate_relative_rounding_error(collector.get_accuracy_limiting_dtype(dtype)):
         relative_scatter = np.inf  # rounding is not scatter: nothing tells
     expected_errors: list[float] = np.multiply(
         predictor.error_stds, relative_scatter, out=rounding_errors, where=predictor.error_stds > 0
@@ -195,25 +197,26 @@ class EstimatingCollector(CodedCollector):
             self.raise_with_cause(
                 CodedTimeoutError(f"no result arrived within {timeout_text}: nothing to estimate from")
             )
-        if not self.is_finite:
+        if not self.has_finite_results:
             self.raise_with_cause(
                 NotDecodableError(
-                    nonfinite_message(self.task_table, self.recovery_threshold, self.n_data_results)
+                    format_nonfinite_message(self.task_table, self.recovery_threshold, self.n_data_results)
                 )
             )
         if self.verification is not None:  # but for the block that rows of zeros fill up
             estimate = Estimate(self.decoded_results, (0.0,) * self._code.n_targets, 0.0)
         else:
-            estimate = estimate_results(self)
+            estimate = estimate_missing_results(self)
         if self.padding_analyzer is not None and self.unpadded_result is None:
-            self.padding_analyzer.wait_for_effects(self.local_evaluation_timeout)
-        estimate = _with_padded_block_error(self, estimate)
+            self.padding_analyzer.wait_for_padding_effects(self.local_evaluation_timeout)
+        estimate = _add_padded_block_error(self, estimate)
         if self.padding_analyzer is not None and isinf(estimate.errors[self.padding_analyzer.task_index]):
             warn(
-                f"{self.padding_analyzer.description}; its task has not returned in time, and rows of zeros "
-                f"change the result of f, so its estimate may be far off. {self.padding_analyzer.advice}"
+                f"{self.padding_analyzer.padded_block_description}; its task has not returned in time, and rows "
+                "of zeros change the result of f, so its estimate may be far off. "
+                f"{self.padding_analyzer.block_count_advice}"
             )
-        if self.decoding_error is not None or self.acceptance.has_contradiction():
+        if self.decoding_error is not None or self.acceptance_policy.has_contradicting_results():
             missing_blocks = set(self.tracker.missing_indices.tolist())
             errors = tuple(
                 inf if block_index in missing_blocks else error
@@ -221,29 +224,29 @@ class EstimatingCollector(CodedCollector):
             )
             estimate = estimate._replace(errors=errors, error_p90=max(errors))
             problem = self.decoding_error or (
-                f"the parity equations are off by {self.acceptance.max_residual:.2g} (relative): f is not "
-                "linear, or a worker returned garbage"
+                f"the parity equations are off by {self.acceptance_policy.max_residual:.2g} (relative): f is "
+                "not linear, or a worker returned garbage"
             )
             warn(f"{problem}; what is decoded or estimated may be far off")
         self.decoded_results, self._accepted_estimate = estimate.block_leaves, estimate
         self.verification = self.verification or "no"
         self.n_needed = self.n_needed or len(self.task_table.arrived)
 
-    def accuracy_fields(self) -> dict[str, Any]:
+    def build_accuracy_fields(self) -> dict[str, Any]:
         """Fields of the report: which results were decoded, and what error to expect of the others."""
         estimate = self._accepted_estimate
         if estimate is None:
-            return super().accuracy_fields()
+            return super().build_accuracy_fields()
         recovered = [
             block_index for block_index in self.recovered_blocks if estimate.errors[block_index] == 0
         ]
         errors = estimate.errors if any(estimate.errors) else ()
         return {"recovered": tuple(recovered), "errors": errors, "error_p90": estimate.error_p90}
 
-    def on_exhausted(self) -> None:
+    def on_tasks_exhausted(self) -> None:
         """Take what arrived at any accuracy, or wait for the deadline where something may be estimated."""
-        if not (self.try_accept_ill_conditioned() or self.results):
-            super().on_exhausted()
+        if not (self.try_accept_ill_conditioned_decoding() or self.results):
+            super().on_tasks_exhausted()
 
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
         """The next look makes estimates."""
@@ -256,7 +259,7 @@ def build_interim_estimate(collector: Collector, report: Report) -> CodedResult[
     """
     if not isinstance(collector, CodedCollector) or not collector.results or collector.tracker.is_ready:
         return None
-    if not collector.is_finite or collector.undecodable_reason:
+    if not collector.has_finite_results or collector.undecodable_reason:
         return None
     padding_analyzer = collector.padding_analyzer
     if (
@@ -265,14 +268,14 @@ def build_interim_estimate(collector: Collector, report: Report) -> CodedResult[
         and not padding_analyzer.has_known_effects
     ):
         return None
-    estimate = _with_padded_block_error(collector, estimate_results(collector))
+    estimate = _add_padded_block_error(collector, estimate_missing_results(collector))
     errors = estimate.errors if any(estimate.errors) else ()
     build_report = partial(replace, report, errors=errors, error_p90=estimate.error_p90)
     # What has arrived may be decoded from still: nobody is to write to it.
     return collector.build_result_from_leaves(estimate.block_leaves, LazyReport(build_report), read_only_view)
 
 
-def _with_padded_block_error(collector: CodedCollector, estimate: Estimate) -> Estimate:
+def _add_padded_block_error(collector: CodedCollector, estimate: Estimate) -> Estimate:
     """Return estimates with the error of the block that rows of zeros fill up.
 
     There is none once its task has returned. It is unknown if rows of zeros change the result of f.
@@ -307,7 +310,7 @@ class EstimateStream:
         self._latest: EstimateSnapshot | None = None
         self._is_closed = False
 
-    def publish_if_awaited(self, n_arrived: int, build_estimate: Callable[[], Any]) -> None:
+    def publish_estimate_if_awaited(self, n_arrived: int, build_estimate: Callable[[], Any]) -> None:
         """Make an estimate from so many results if somebody waits for it."""
         with self._condition:
             is_new = self._latest is None or self._latest.n_arrived != n_arrived
@@ -323,7 +326,7 @@ class EstimateStream:
             self._is_closed = True
             self._condition.notify_all()
 
-    def wait_for_next(self, n_seen: int, wake: Callable[[], None]) -> EstimateSnapshot | None:
+    def wait_for_next_estimate(self, n_seen: int, wake: Callable[[], None]) -> EstimateSnapshot | None:
         """Wait for an estimate from other than `n_seen` results; None when the map is over.
 
         wake : lets the map look up.

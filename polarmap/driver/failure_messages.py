@@ -13,7 +13,7 @@ MAX_HOSTS = 5  # that an error names
 NONFINITE_TEXT = "NaN or inf, which parity carries into every block that is decoded"
 
 
-def timeout_message(
+def format_timeout_message(
     task_table: TaskTable,
     n_needed: int,
     timeout_seconds: float,
@@ -29,74 +29,80 @@ def timeout_message(
     if n_receiving_workers:
         workers_text = f"worker{'s were' if n_receiving_workers > 1 else ' was'}"
         receiving_text = f" ({n_receiving_workers} {workers_text} still receiving a block)"
-    pending_text = f"{_pending_text(task_table)}{receiving_text}"
+    pending_text = f"{_format_pending_tasks(task_table)}{receiving_text}"
     return (
-        f"{_arrived_text(task_table, n_needed)} within {timeout_seconds:g} s, "
-        f"{pending_text}{reason}{_failures_text(task_table)}"
+        f"{_format_arrived_count(task_table, n_needed)} within {timeout_seconds:g} s, "
+        f"{pending_text}{reason}{_format_failures(task_table)}"
     )
 
 
-def nonfinite_message(task_table: TaskTable, n_needed: int, n_data_results: int) -> str:
+def format_nonfinite_message(task_table: TaskTable, n_needed: int, n_data_results: int) -> str:
     """NaN or inf keep what arrived from being decoded; results of so many data blocks did."""
     return (
         f"results contain {NONFINITE_TEXT}, and not all data tasks reported: "
-        f"{n_data_results} of {n_needed}{_failures_text(task_table)}"
+        f"{n_data_results} of {n_needed}{_format_failures(task_table)}"
     )
 
 
-def too_few_message(task_table: TaskTable, n_needed: int) -> str:
+def format_too_few_results_message(task_table: TaskTable, n_needed: int) -> str:
     """What arrived and may still come does not do."""
-    n_arrived, n_pending = len(task_table.arrived), len(task_table.pending)
+    n_arrived, n_pending = len(task_table.arrived), len(task_table.pending_tasks)
     if n_arrived + n_pending >= n_needed:
-        pending_text = f", {_pending_text(task_table)}" if n_pending else ""
+        pending_text = f", {_format_pending_tasks(task_table)}" if n_pending else ""
         message = (
-            f"{_arrived_text(task_table, n_needed)}{pending_text}; they do not determine the rest, "
+            f"{_format_arrived_count(task_table, n_needed)}{pending_text}; they do not determine the rest, "
             "and no more can come"
         )
     elif n_pending:
         message = (
             f"only {n_arrived + n_pending} of {n_needed} needed results can arrive: "
-            f"{n_arrived} did, {_pending_text(task_table)}"
+            f"{n_arrived} did, {_format_pending_tasks(task_table)}"
         )
     else:
-        message = f"{_arrived_text(task_table, n_needed)}, and no more can come"
-    return message + _failures_text(task_table)
+        message = f"{_format_arrived_count(task_table, n_needed)}, and no more can come"
+    return message + _format_failures(task_table)
 
 
-def _arrived_text(task_table: TaskTable, n_needed: int) -> str:
+def _format_arrived_count(task_table: TaskTable, n_needed: int) -> str:
     return f"{len(task_table.arrived)} of {n_needed} needed results arrived"
 
 
-def _pending_text(task_table: TaskTable) -> str:
+def _format_pending_tasks(task_table: TaskTable) -> str:
     """Count the tasks whose results may come: those that run, and those that no worker has begun.
 
     An executor that tells of no begin at all is taken to run what it was given.
     """
-    pending_records = [task_table[task_index] for task_index in task_table.pending]
+    pending_records = [task_table[task_index] for task_index in task_table.pending_tasks]
     n_queued = sum(not task.dispatched_at for task in pending_records)
     if task_table.no_worker_reason:
-        return f"{_n_tasks_text(n_queued)} {_is_or_are(n_queued)} queued: {task_table.no_worker_reason}"
+        return (
+            f"{_format_n_tasks(n_queued)} {_choose_is_or_are(n_queued)} queued: {task_table.no_worker_reason}"
+        )
     if not any(task.dispatched_at for task in task_table):
         n_queued = 0
     n_running = len(pending_records) - n_queued
     phrases = (
-        [f"{_n_tasks_text(n_running)} still run{'s' * (n_running == 1)}"] if n_running or not n_queued else []
+        [f"{_format_n_tasks(n_running)} still run{'s' * (n_running == 1)}"]
+        if n_running or not n_queued
+        else []
     )
     if n_queued:
-        phrases.append(f"{n_queued if phrases else _n_tasks_text(n_queued)} {_is_or_are(n_queued)} queued")
+        phrases.append(
+            f"{n_queued if phrases else _format_n_tasks(n_queued)} {_choose_is_or_are(n_queued)} queued"
+        )
     return ", ".join(phrases)
 
 
-def _is_or_are(n_tasks: int) -> str:
+def _choose_is_or_are(n_tasks: int) -> str:
     return "is" if n_tasks == 1 else "are"
 
 
-def _failures_text(task_table: TaskTable) -> str:
-    failure_counts = _failure_counts_text(task_table)
-    return f"; failed {failure_counts}{_failed_hosts_text(task_table)}" if failure_counts else ""
+def _format_failures(task_table: TaskTable) -> str:
+    failure_counts = _format_failure_counts(task_table)
+    return f"; failed {failure_counts}{_format_failed_hosts(task_table)}" if failure_counts else ""
 
 
-def _failed_hosts_text(task_table: TaskTable) -> str:
+def _format_failed_hosts(task_table: TaskTable) -> str:
     """Return the machines on which the tasks without a result failed, at most five, as part of a sentence."""
     failed_records = [
         task
@@ -110,16 +116,16 @@ def _failed_hosts_text(task_table: TaskTable) -> str:
     return f" (on {', '.join(hosts[:MAX_HOSTS])}{omitted_text})"
 
 
-def _failure_counts_text(task_table: TaskTable, excluded_text: str | None = None) -> str:
+def _format_failure_counts(task_table: TaskTable, excluded_text: str | None = None) -> str:
     """Count the tasks without a result by their last failure that has another text than `excluded_text`."""
     counts = Counter[str]()
     for task_index, task in enumerate(task_table):
         texts = [] if task_index in task_table.arrived else [str(failure) for failure in task.failures]
         counts.update([text for text in texts if text != excluded_text][-1:])
-    return "; ".join(f"{_n_tasks_text(n_tasks)}: {text}" for text, n_tasks in counts.most_common(3))
+    return "; ".join(f"{_format_n_tasks(n_tasks)}: {text}" for text, n_tasks in counts.most_common(3))
 
 
-def _n_tasks_text(n_tasks: int) -> str:
+def _format_n_tasks(n_tasks: int) -> str:
     return f"{n_tasks} task{'s' * (n_tasks != 1)}"
 
 
@@ -160,7 +166,7 @@ def find_decisive_exception(
         return None
     last_failures = ((task_index, record.last_raised_failure) for task_index, record in enumerate(task_table))
     failure_by_task = {task_index: failure for task_index, failure in last_failures if failure is not None}
-    if not failure_by_task or not _is_caused_by_f(failure_by_task.keys(), task_table, would_suffice):
+    if not failure_by_task or not _has_map_failed_due_to_f(failure_by_task.keys(), task_table, would_suffice):
         return None
     text_by_task = {task_index: str(failure) for task_index, failure in failure_by_task.items()}
     [(common_text, _)] = Counter(text_by_task.values()).most_common(1)
@@ -172,7 +178,7 @@ def find_decisive_exception(
     )
 
 
-def _is_caused_by_f(
+def _has_map_failed_due_to_f(
     raising_tasks: Collection[int], task_table: TaskTable, would_suffice: Callable[[set[int]], bool]
 ) -> bool:
     """Return whether a map failed because f raised in these tasks, rather than because workers were lost."""
@@ -184,7 +190,7 @@ def _is_caused_by_f(
 
 def add_other_failures_note(error: BaseException, failure: Failure, task_table: TaskTable) -> BaseException:
     """Add a note to what f raised in some tasks that counts how others failed, and return it."""
-    other_failures = _failure_counts_text(task_table, excluded_text=str(failure))
+    other_failures = _format_failure_counts(task_table, excluded_text=str(failure))
     if other_failures:
         add_note(error, f"other failures: {other_failures}")
     return error

@@ -68,7 +68,7 @@ class FunctionProperty:
         self._cache_key = None if holds_by_construction else _compute_cache_key(*self._key_arguments)
         self.value: Any = True if holds_by_construction else VERIFIED_PROPERTIES.get(self._cache_key or "")
 
-    def record(self, value: Any = True) -> None:
+    def remember_value(self, value: Any = True) -> None:
         """Remember something of f for later maps, unless it has changed since this one began."""
         if self._cache_key is not None and self._cache_key == _compute_cache_key(*self._key_arguments):
             VERIFIED_PROPERTIES[self._cache_key] = value
@@ -76,17 +76,18 @@ class FunctionProperty:
 
 def _compute_cache_key(f: Any, property_name: str, dtypes: Sequence[np.dtype[Any]]) -> str | None:
     """What is told by: None of a function that cannot be compared."""
-    digest = fingerprint(f)
+    digest = compute_function_fingerprint(f)
     return None if digest is None else "\n".join([property_name, *(dtype.str for dtype in dtypes), digest])
 
 
-def fingerprint(f: Any) -> str | None:
+def compute_function_fingerprint(f: Any) -> str | None:
     """Return a digest of all that f can reach, by the rule above; None if some of that cannot be compared.
 
     >>> def power(p): return lambda block: block ** p
-    >>> fingerprint(power(1)) == fingerprint(power(1)), fingerprint(power(1)) == fingerprint(power(2))
+    >>> first, same, different = [compute_function_fingerprint(power(p)) for p in (1, 1, 2)]
+    >>> first == same, first == different
     (True, False)
-    >>> fingerprint(lambda block: eval("block")) is None
+    >>> compute_function_fingerprint(lambda block: eval("block")) is None
     True
     """
     try:
@@ -95,7 +96,7 @@ def fingerprint(f: Any) -> str | None:
         return None
 
 
-class _Placeholder:
+class _PicklePlaceholder:
     """Stands in a pickle for what pickle itself would keep by name, or not at all."""
 
 
@@ -113,17 +114,17 @@ class _FingerprintPickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """What is pickled in place of a value: its parts as a state, which may lead back to it."""
-        if value is _Placeholder:
+        if value is _PicklePlaceholder:
             return NotImplemented
         for classes, reduce_value in _REDUCERS:
             if isinstance(value, classes):
-                return _Placeholder, (), reduce_value(self, value)
+                return _PicklePlaceholder, (), reduce_value(self, value)
         if is_library_module(type(value).__module__):
             return NotImplemented
-        return _Placeholder, (), self._reduce_instance(value)
+        return _PicklePlaceholder, (), self._reduce_instance(value)
 
     def _reduce_array(self, array: npt.NDArray[Any]) -> Any:
-        extra_state = _get_array_extra_state(array)
+        extra_state = _get_array_subclass_state(array)
         if array.dtype.hasobject or type(array) not in (np.ndarray, np.memmap, np.matrix):
             return type(array), array.__reduce__(), extra_state
         data = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -149,7 +150,7 @@ class _FingerprintPickler(pickle.Pickler):
     def _reduce_code(self, code: types.CodeType) -> Any:
         return analyze_code(code).digest
 
-    def _reduce_cell(self, cell: types.CellType) -> Any:
+    def _reduce_closure_cell(self, cell: types.CellType) -> Any:
         try:
             return ("cell", cell.cell_contents)
         except ValueError:
@@ -159,7 +160,7 @@ class _FingerprintPickler(pickle.Pickler):
         names = ("fget", "fset", "fdel", "func", "attrname", "__func__", "__wrapped__")
         return type(value), [getattr(value, name, None) for name in names]
 
-    def _reduce_getter(self, getter: Any) -> Any:
+    def _reduce_attribute_getter(self, getter: Any) -> Any:
         reduced = getter.__reduce__()
         self._attribute_names |= {
             name for path in reduced[1] if isinstance(path, str) for name in path.split(".")
@@ -198,7 +199,7 @@ class _FingerprintPickler(pickle.Pickler):
         }
         state = [class_, getattr(instance, "__dict__", None)]
         state += [(name, getattr(instance, name, None)) for name in sorted(slots)]
-        if _find_c_base(class_) is not object:
+        if _find_c_base_class(class_) is not object:
             reduced = instance.__reduce_ex__(4)
             state += (
                 [reduced]
@@ -236,11 +237,11 @@ _REDUCERS: list[tuple[tuple[Any, ...], Callable[[_FingerprintPickler, Any], Any]
     ((np.ndarray,), _FingerprintPickler._reduce_array),
     ((types.FunctionType,), _FingerprintPickler._reduce_function),
     ((types.CodeType,), _FingerprintPickler._reduce_code),
-    ((types.CellType,), _FingerprintPickler._reduce_cell),
+    ((types.CellType,), _FingerprintPickler._reduce_closure_cell),
     ((types.MethodType,), lambda _, method: (method.__func__, method.__self__)),
     ((property, staticmethod, classmethod, functools.cached_property), _FingerprintPickler._reduce_property),
     ((type(functools.lru_cache(len)),), _FingerprintPickler._reduce_property),
-    ((operator.attrgetter, operator.methodcaller), _FingerprintPickler._reduce_getter),
+    ((operator.attrgetter, operator.methodcaller), _FingerprintPickler._reduce_attribute_getter),
     ((type,), _FingerprintPickler._reduce_class),
     ((types.ModuleType,), _FingerprintPickler._reduce_module),
     ((types.MappingProxyType,), lambda _, value: dict(value)),
@@ -250,7 +251,7 @@ _REDUCERS: list[tuple[tuple[Any, ...], Callable[[_FingerprintPickler, Any], Any]
 ]
 
 
-def _get_array_extra_state(array: npt.NDArray[Any]) -> Any:
+def _get_array_subclass_state(array: npt.NDArray[Any]) -> Any:
     """Return what an array of a subclass, or its dtype, holds besides its data; () of any other."""
     metadata = array.dtype.metadata
     if type(array) is np.ndarray and metadata is None:
@@ -304,7 +305,7 @@ def _find_library_globals(f: types.FunctionType) -> tuple[tuple[str, _HashableNa
     return tuple(read_globals[key] for key in sorted(read_globals, key=lambda key: (key[1], key[0])))
 
 
-def _find_c_base(class_: type) -> type:
+def _find_c_base_class(class_: type) -> type:
     """The first of its bases whose instances are made in C."""
     for base in class_.__mro__:
         constructor = vars(base).get("__new__")

@@ -90,17 +90,21 @@ class LatenessRule:
         """
         if self._known_late_after_seconds is not None:
             return self._known_late_after_seconds
-        n_half_of_tasks = min_results_to_extrapolate(self.n_tasks)
+        n_half_of_tasks = compute_min_results_to_extrapolate(self.n_tasks)
         if not len(sorted_run_times):
             seconds = NO_RESULT_SECONDS * 2.0 ** min(n_late, 1000)
         elif len(sorted_run_times) < n_half_of_tasks:
             seconds = float(
-                cautious_late_after_seconds(sorted_run_times[-1], len(sorted_run_times), n_half_of_tasks)
+                compute_cautious_late_after_seconds(
+                    sorted_run_times[-1], len(sorted_run_times), n_half_of_tasks
+                )
             )
         else:
             seconds = float(
                 extrapolate_quantile(
-                    sorted_run_times[0], sorted_run_times[n_half_of_tasks - 1], late_fraction(self.n_tasks)
+                    sorted_run_times[0],
+                    sorted_run_times[n_half_of_tasks - 1],
+                    compute_late_fraction(self.n_tasks),
                 )
             )
         return max(self.min_seconds, seconds)
@@ -110,7 +114,7 @@ class LatenessRule:
         """What a distribution tells of that, whatever the tasks of the job do; None without one."""
         if self.run_times is None:
             return None
-        tail_fraction = late_fraction(self.n_tasks)
+        tail_fraction = compute_late_fraction(self.n_tasks)
         quantiles = self.run_times.conditional_quantile(
             np.array([1 - tail_fraction, 0.5]), np.array([tail_fraction, 0.5])
         )
@@ -118,7 +122,7 @@ class LatenessRule:
         return float(max(self.min_seconds, quantile, MIN_MEDIAN_FACTOR * median))
 
 
-def backup_lateness_rule(n_tasks: int) -> LatenessRule:
+def make_backup_lateness_rule(n_tasks: int) -> LatenessRule:
     """When a task of `hedged_map` is late."""
     return LatenessRule(n_tasks, min_seconds=MIN_BACKUP_SECONDS)
 
@@ -165,21 +169,27 @@ class LateTracker(Generic[AttemptT]):
 
     is_open_ended : whether the job consists of what is known and runs by now, rather than of the rule's
         tasks.
-    n_initial : how many of the tasks start at once, which come first.
+    n_initial_attempts : how many of the tasks start at once, which come first.
 
     >>> attempts = LateTracker[str](LatenessRule(3))
     >>> for name in "abc": attempts.on_start(name, 0.0)
     >>> for name in "ab": attempts.on_end(name), attempts.record_run_time(1.0)
     (None, None)
     (None, None)
-    >>> attempts.find_late_attempts(1.0), round(attempts.next_late_at(), 9), attempts.find_late_attempts(1.2)
-    (set(), 1.1, {'c'})
+    >>> attempts.find_late_attempts(1.0), round(attempts.find_next_late_time(), 9)
+    (set(), 1.1)
+    >>> attempts.find_late_attempts(1.2)
+    {'c'}
     """
 
     def __init__(
-        self, lateness_rule: LatenessRule, is_open_ended: bool = False, n_initial: float = inf
+        self, lateness_rule: LatenessRule, is_open_ended: bool = False, n_initial_attempts: float = inf
     ) -> None:
-        self._lateness_rule, self._is_open_ended, self.n_initial = lateness_rule, is_open_ended, n_initial
+        self._lateness_rule, self._is_open_ended, self.n_initial = (
+            lateness_rule,
+            is_open_ended,
+            n_initial_attempts,
+        )
         self._on_time_heap: list[tuple[float, int, AttemptT]] = []  # a heap, of some that have ended, too
         self._n_started = 0  # of attempts that began
         self._running: set[AttemptT] = set()
@@ -210,10 +220,10 @@ class LateTracker(Generic[AttemptT]):
 
     def find_late_attempts(self, now: float) -> set[AttemptT]:
         """The attempts that run and are late by this moment, or were when this was asked before."""
-        self.next_late_at(now)
+        self.find_next_late_time(now)
         return set(self._late_attempts)
 
-    def next_late_at(self, now: float = -inf) -> float:
+    def find_next_late_time(self, now: float = -inf) -> float:
         """When the next attempt after `now` becomes late, if nothing happens before; inf if none does."""
         while self._on_time_heap:
             started_at, _, attempt = self._on_time_heap[0]
@@ -225,11 +235,11 @@ class LateTracker(Generic[AttemptT]):
             heapq.heappop(self._on_time_heap)
         return inf
 
-    def seconds_until_late(self, has_queued: bool, now: float) -> float:
+    def seconds_until_next_late_attempt(self, has_queued: bool, now: float) -> float:
         """Until the next one is, if nothing happens before; of those that are `has_queued` one may begin
         now.
         """
-        wait_seconds = self.next_late_at(now) - now
+        wait_seconds = self.find_next_late_time(now) - now
         return max(
             MIN_WAIT_SECONDS, min(wait_seconds, self.late_after_seconds()) if has_queued else wait_seconds
         )
@@ -240,32 +250,32 @@ class LateTracker(Generic[AttemptT]):
         if self._is_open_ended:
             n_tasks = len(run_times) + len(restart_run_times) + len(self._running)
             rule = LatenessRule(max(1, n_tasks), rule.run_times, rule.min_seconds)
-        if restart_run_times and len(run_times) < min_results_to_extrapolate(
+        if restart_run_times and len(run_times) < compute_min_results_to_extrapolate(
             rule.n_tasks
         ):  # else those that were started at once tell
             run_times = sorted([*run_times, *restart_run_times])
         return rule.late_after_seconds(run_times, len(self._late_attempts))
 
 
-def min_results_to_extrapolate(n_tasks: int) -> int:
+def compute_min_results_to_extrapolate(n_tasks: int) -> int:
     """How many of so many tasks must have returned to tell what the others should take."""
     return ceil(n_tasks / 2)
 
 
-def late_fraction(n_tasks: int) -> float:
+def compute_late_fraction(n_tasks: int) -> float:
     """The share of so many tasks that is taken as late.
 
-    >>> late_fraction(4), late_fraction(8), late_fraction(2400) == 1 / 12
+    >>> compute_late_fraction(4), compute_late_fraction(8), compute_late_fraction(2400) == 1 / 12
     (0.5, 0.25, True)
     """
     return max(LATE_FRACTION, min(0.5, MIN_LATE_TASKS / n_tasks))
 
 
-def cautious_late_after_seconds(
-    slowest_seconds: npt.ArrayLike, n_returned: npt.ArrayLike, n_half_of_tasks: int
+def compute_cautious_late_after_seconds(
+    slowest_seconds: npt.ArrayLike, n_returned: npt.ArrayLike, half_n_tasks: int
 ) -> Floats:
     """Seconds that half of the tasks should not need, of which fewer have returned by now; worth a backup."""
-    pace_factor = EARLY_FACTOR * n_half_of_tasks / np.asarray(n_returned)
+    pace_factor = EARLY_FACTOR * half_n_tasks / np.asarray(n_returned)
     return np.asarray(np.maximum(MIN_BACKUP_SECONDS, pace_factor * np.asarray(slowest_seconds)))
 
 

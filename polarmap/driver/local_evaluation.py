@@ -35,9 +35,9 @@ class LocalEvaluation:
         self.structure: Structure | None = None
         self.error: BaseException | None = None
         self._finished = threading.Event()
-        run_in_daemon_thread(partial(self._evaluate, f, build_block))
+        run_in_daemon_thread(partial(self._evaluate_f_on_block, f, build_block))
 
-    def _evaluate(self, f: Callable[[Any], Any], build_block: Callable[[], Any]) -> None:
+    def _evaluate_f_on_block(self, f: Callable[[Any], Any], build_block: Callable[[], Any]) -> None:
         try:
             leaves, self.structure = flatten(f(build_block()))
             self.leaves = leaves  # by which others see that it has ended

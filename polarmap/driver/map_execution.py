@@ -72,7 +72,7 @@ class MapExecution:
             **report_fields,
         }
 
-    def check_limits(self, blocks: TaskBlocks, n_rows: int | None = None) -> None:
+    def check_backend_limits(self, blocks: TaskBlocks, n_rows: int | None = None) -> None:
         """LimitError for blocks, of so many rows, that cannot work where the executor runs them."""
         worker_spec = self.executor.worker_spec
         if worker_spec is not None:
@@ -139,8 +139,8 @@ class MapExecution:
                     )
             finally:
                 usage = session.close()
-                task_table.finalize_states()
-            report = self._make_report(collector, collector.report_fields(ended_at), usage)
+                task_table.finalize_attempt_states()
+            report = self._make_report(collector, collector.build_report_fields(ended_at), usage)
             final_report = report.report if observers else None
         except BaseException as error:
             for observer in reversed(observers):
@@ -157,7 +157,7 @@ class MapExecution:
         self, collector: Collector, collector_fields: dict[str, Any], usage: PersistentUsage | None
     ) -> LazyReport:
         """The report of the map: of words and numbers, as exceptions hold the caller's arrays."""
-        collector.task_table.drop_exceptions()
+        collector.task_table.drop_exception_objects()
         report_fields = self._report_fields | {
             "executor": self.executor.name,
             "seconds": collector.timer.seconds_since(self._started_at),
@@ -169,10 +169,10 @@ class MapExecution:
             warn_if_machine_overloaded(
                 collector.task_table, self._report_fields["n"], self._report_fields["k"]
             )
-        collector.task_table.mark_surplus(collector.surplus_tasks)
+        collector.task_table.mark_results_unneeded(collector.unneeded_tasks)
         report_arguments = (
             report_fields | collector_fields,
-            collector.reported_tasks_factory(),
+            collector.make_report_table_builder(),
             self.executor.worker_spec,
             usage,
         )
@@ -191,7 +191,7 @@ class MapExecution:
             return build_interim_report(report_fields, TaskTable(report_fields["n"]))
         return build_interim_report(
             report_fields | {"seconds": collector.timer.seconds_since(self._started_at)},
-            collector.reported_tasks_factory()(),
+            collector.make_report_table_builder()(),
         )
 
 
@@ -232,7 +232,7 @@ Observers = tuple[Observer, ...]
 
 
 @contextmanager
-def stripe_progress(observers: Observers, n_stripes: int) -> Iterator[Callable[[int], None]]:
+def report_stripe_progress(observers: Observers, n_stripes: int) -> Iterator[Callable[[int], None]]:
     """A function that is told how many of so many stripes are done."""
 
     def notify(n_done: int) -> None:

@@ -62,7 +62,7 @@ class ProgressBar(Observer):
         """Show how many of the stripes are done, and how long the rest will take."""
         if self._bar is None:
             bar_format = "{bar} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]"
-            self._bar = self._create_bar(total=n_stripes, bar_format=bar_format)
+            self._bar = self._create_tqdm_bar(total=n_stripes, bar_format=bar_format)
         self._bar.update(n_done - self._bar.n)
 
     def on_poll(self, n_arrived: int) -> None:
@@ -71,7 +71,7 @@ class ProgressBar(Observer):
         if self._bar is None:
             if self._is_in_notebook and time.time() < self._started_at + NOTEBOOK_DELAY_SECONDS:
                 return
-            self._bar = self._create_bar(
+            self._bar = self._create_tqdm_bar(
                 total=self._initial_report.n, bar_format="{bar} {desc} [{elapsed}]", leave=False
             )
             self._bar.start_t = self._started_at
@@ -79,24 +79,24 @@ class ProgressBar(Observer):
         description = f"{n_arrived}/{self._initial_report.n} arrived, {self._initial_report.needed} needed"
         self._bar.set_description_str(description)
 
-    def _create_bar(self, bar_format: str, **tqdm_options: Any) -> Any:
+    def _create_tqdm_bar(self, bar_format: str, **tqdm_options: Any) -> Any:
         """Return a bar of tqdm: a widget in a notebook that has ipywidgets, else a line of text."""
-        if self._is_in_notebook and has_widgets():
+        if self._is_in_notebook and has_notebook_widgets():
             from tqdm.auto import tqdm as widget
 
             return widget(bar_format=bar_format, **tqdm_options)
         from tqdm import tqdm
 
-        file = NotebookLine() if self._is_in_notebook else None
+        file = NotebookStatusLine() if self._is_in_notebook else None
         return tqdm(bar_format=bar_format.replace("{bar}", "{bar:20}"), file=file, **tqdm_options)
 
 
-def has_widgets() -> bool:
+def has_notebook_widgets() -> bool:
     """Return whether ipywidgets is there to show a bar in a notebook."""
     return find_spec("ipywidgets") is not None
 
 
-class NotebookLine(io.TextIOBase):
+class NotebookStatusLine(io.TextIOBase):
     """A file whose latest line a notebook shows in one place.
 
     Exported notebooks would keep every line that is printed.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from polarmap.driver.lateness import RunTimeQuantiles
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError
-from polarmap.executors.encryption_keys import check_key
+from polarmap.executors.encryption_keys import check_encryption_key
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def check_options(
         )
     parity_required_by = "on_timeout='estimate'" if estimate_on_timeout else parity_required_by
     timeout_seconds = inf if timeout is None else timeout
-    key = None if key is None else check_key(key)
+    key = None if key is None else check_encryption_key(key)
     return MapOptions(
         verify,
         rtol,

@@ -24,7 +24,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
-PrecisionDtypeGetter = Callable[[DType], DType]  # whose rounding limits results of a dtype
+LimitingDtypeGetter = Callable[[DType], DType]  # whose rounding limits results of a dtype
 
 PADDING_PROPERTY = "what rows of zeros do to f"
 SAMPLE_VALUES = np.arange(1, 8)  # numbers of rows on which f is tried, where the data has none that tell
@@ -89,7 +89,7 @@ class PaddingAnalyzer:
         self.task_index, self.n_rows = padded_block
         self._coded_data, self._data_blocks, self._rtol = coded_data, coded_data.data_blocks, options.rtol
         self._is_rowwise = options.traits.is_rowwise
-        self._check_not_empty()
+        self._check_blocks_not_empty()
         self._wait_started_at: float | None = None
         self._function_property = FunctionProperty(
             f, PADDING_PROPERTY, self._data_blocks.dtypes, self._is_rowwise
@@ -107,13 +107,13 @@ class PaddingAnalyzer:
         self._evaluation: LocalEvaluation | None = None
         self._f = f
 
-    def start_evaluation(self) -> None:
+    def start_trial_evaluation(self) -> None:
         """Begin to evaluate f on a few rows, on a thread, if nothing is known of it."""
         if not self._is_rowwise and self._known_effects is None:
             f = self._f
             self._evaluation = LocalEvaluation(lambda blocks: tuple(map(f, blocks)), self._build_trial_blocks)
 
-    def _check_not_empty(self) -> None:
+    def _check_blocks_not_empty(self) -> None:
         """Raise CodeError for a stored array with blocks that hold no row of it."""
         if self.n_rows <= 0:
             raise CodeError(
@@ -130,7 +130,7 @@ class PaddingAnalyzer:
 
     # -- what f does ------------------------------------------------------------------------
 
-    def is_wait_over(self, now: float, max_wait_seconds: float) -> bool:
+    def is_trial_wait_over(self, now: float, max_wait_seconds: float) -> bool:
         """Return whether the effects are known, or have been waited for longer than `max_wait_seconds`
         seconds.
         """
@@ -138,7 +138,7 @@ class PaddingAnalyzer:
             self._wait_started_at = now
         return self.has_known_effects or now - self._wait_started_at > max_wait_seconds
 
-    def wait_for_effects(self, timeout: float) -> None:
+    def wait_for_padding_effects(self, timeout: float) -> None:
         """Wait until the effects are known, for so many seconds at most."""
         if self._evaluation is not None:
             self._evaluation.wait_for_leaves(timeout)
@@ -148,31 +148,31 @@ class PaddingAnalyzer:
         """Whether f has been evaluated on a few rows, or need not be."""
         return self._evaluation is None or not self._evaluation.is_running
 
-    def get_effects(
-        self, get_precision_dtype: PrecisionDtypeGetter, result_shapes: Sequence[Shape]
+    def get_padding_effects(
+        self, get_limiting_dtype: LimitingDtypeGetter, result_shapes: Sequence[Shape]
     ) -> tuple[PaddingEffect, ...]:
         """Return for each array of the results, of these shapes, what rows of zeros do to it.
 
         What is not known by now counts as a change.
         """
         if self._effects is None or len(self._effects) != len(result_shapes):
-            effects = self._find_effects(get_precision_dtype, len(result_shapes))
+            effects = self._find_measured_effects(get_limiting_dtype, len(result_shapes))
             if effects is None:
                 return (PaddingEffect.CHANGES_RESULT,) * len(result_shapes)
             self._effects = effects
         return tuple(
-            effect if self._applies_to_shape(effect, shape) else PaddingEffect.CHANGES_RESULT
+            effect if self._is_effect_valid_for_shape(effect, shape) else PaddingEffect.CHANGES_RESULT
             for effect, shape in zip(self._effects, result_shapes)
         )
 
-    def _applies_to_shape(self, effect: PaddingEffect, result_shape: Shape) -> bool:
+    def _is_effect_valid_for_shape(self, effect: PaddingEffect, result_shape: Shape) -> bool:
         """Return whether what was found of f on a few rows is true of results of this shape in this map."""
         if effect is PaddingEffect.ROWWISE:
             return result_shape[:1] == (self._data_blocks.rows_per_block,)
         return self._data_blocks.has_zero_padding
 
-    def _find_effects(
-        self, get_precision_dtype: PrecisionDtypeGetter, n_leaves: int
+    def _find_measured_effects(
+        self, get_limiting_dtype: LimitingDtypeGetter, n_leaves: int
     ) -> tuple[PaddingEffect, ...] | None:
         """Return the effect on each of so many arrays; None if f has not been evaluated so far."""
         if self._is_rowwise:
@@ -186,11 +186,11 @@ class PaddingAnalyzer:
         if len(leaves) != 3 * n_leaves:
             return (PaddingEffect.CHANGES_RESULT,) * n_leaves
         trial_results = zip(leaves[:n_leaves], leaves[n_leaves : 2 * n_leaves], leaves[2 * n_leaves :])
-        return tuple(self._classify_effect(get_precision_dtype, *results) for results in trial_results)
+        return tuple(self._classify_padding_effect(get_limiting_dtype, *results) for results in trial_results)
 
-    def _classify_effect(
+    def _classify_padding_effect(
         self,
-        get_precision_dtype: PrecisionDtypeGetter,
+        get_limiting_dtype: LimitingDtypeGetter,
         few_rows_result: Array,
         more_rows_result: Array,
         padded_result: Array,
@@ -205,7 +205,7 @@ class PaddingAnalyzer:
 
         def agree(leaf: Array, other_leaf: Array) -> bool:
             return leaves_agree(
-                leaf, other_leaf, get_precision_dtype(leaf.dtype), self._rtol, 1.0, max_magnitude, 0.0
+                leaf, other_leaf, get_limiting_dtype(leaf.dtype), self._rtol, 1.0, max_magnitude, 0.0
             )
 
         n_few_rows, n_more_rows = self._trial_row_counts
@@ -250,9 +250,9 @@ class PaddingAnalyzer:
 
     # -- what follows from that -------------------------------------------------------------
 
-    def record_effects(
+    def record_padding_effects(
         self,
-        get_precision_dtype: PrecisionDtypeGetter,
+        get_limiting_dtype: LimitingDtypeGetter,
         padded_leaves: list[Array] | None,
         unpadded_result: TaskResult | None,
     ) -> None:
@@ -265,7 +265,7 @@ class PaddingAnalyzer:
             return
         known_effects = self._known_effects
         if known_effects is None and self._evaluation is not None and self._evaluation.leaves is not None:
-            effects = self._find_effects(get_precision_dtype, len(self._evaluation.leaves) // 3)
+            effects = self._find_measured_effects(get_limiting_dtype, len(self._evaluation.leaves) // 3)
             known_effects = None if effects is None else KnownPaddingEffects(effects)
         if known_effects is None:
             return
@@ -278,9 +278,9 @@ class PaddingAnalyzer:
                 bitwise_equal_layouts=known_effects.bitwise_equal_layouts | {self._block_layout}
             )
         if known_effects != self._known_effects:
-            self._function_property.record(known_effects)
+            self._function_property.remember_value(known_effects)
 
-    def raise_if_undecodable(self, effects: Sequence[PaddingEffect]) -> None:
+    def raise_if_padding_undecodable(self, effects: Sequence[PaddingEffect]) -> None:
         """Raise CodeError where rows of zeros change a result that no worker returns without them."""
         if PaddingEffect.CHANGES_RESULT not in effects or self._is_rowwise:
             return
@@ -293,10 +293,12 @@ class PaddingAnalyzer:
         else:
             return
         effect_text = "change the result of f" if self.has_known_effects else "may change the result of f"
-        raise CodeError(f"{self.description}. These {effect_text}, and {reason}. {self.advice}")
+        raise CodeError(
+            f"{self.padded_block_description}. These {effect_text}, and {reason}. {self.block_count_advice}"
+        )
 
     @property
-    def description(self) -> str:
+    def padded_block_description(self) -> str:
         """What the last block consists of, for messages."""
         return (
             f"{self._n_data_rows} rows do not divide into {self._data_blocks.k} blocks, so the last one has "
@@ -304,7 +306,7 @@ class PaddingAnalyzer:
         )
 
     @property
-    def advice(self) -> str:
+    def block_count_advice(self) -> str:
         """The numbers of blocks for which no rows of zeros are needed, as an advice."""
         blocks_options = " or ".join(
             f"blocks={n_blocks}" for n_blocks in find_divisors_near(self._n_data_rows, self._data_blocks.k)
@@ -315,9 +317,9 @@ class PaddingAnalyzer:
             else "Use a number of rows that divides"
         )
 
-    def is_consistent(
+    def is_unpadded_result_consistent(
         self,
-        get_precision_dtype: PrecisionDtypeGetter,
+        get_limiting_dtype: LimitingDtypeGetter,
         padded_leaves: Sequence[Array],
         unpadded_leaves: Sequence[Array],
         effects: Sequence[PaddingEffect],
@@ -329,7 +331,7 @@ class PaddingAnalyzer:
             leaves_agree(
                 trimmed_leaf,
                 unpadded_leaf,
-                get_precision_dtype(trimmed_leaf.dtype),
+                get_limiting_dtype(trimmed_leaf.dtype),
                 self._rtol,
                 1.0,
                 0.0,

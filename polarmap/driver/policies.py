@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import inf
 
 from polarmap.codes.uncoded import DEFAULT_BACKUPS
-from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, backup_lateness_rule
+from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, make_backup_lateness_rule
 from polarmap.driver.scheduler import Collector, SchedulingPolicy
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors.interface import AttemptId
@@ -36,14 +36,14 @@ class OnDemandParityPolicy(SchedulingPolicy):
         self._held_back_parity: Sequence[int] = range(n_started, n_tasks)
         self._parity_rule, self._is_mds = parity_rule, is_mds
         self.late_tracker: LateTracker[AttemptId] = LateTracker(
-            parity_rule.lateness_rule, n_initial=n_started
+            parity_rule.lateness_rule, n_initial_attempts=n_started
         )
 
-    def tasks_to_start(
+    def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         """As many parity tasks as late and failed ones make necessary."""
-        if not self._held_back_parity or collector.is_sufficient or not collector.can_use_parity:
+        if not self._held_back_parity or collector.has_sufficient_results or not collector.can_use_parity:
             return ()
         late_attempts = self.late_tracker.find_late_attempts(elapsed_seconds)
         if not late_attempts and task_table.in_flight and self._is_mds and not task_table.failed:
@@ -69,10 +69,10 @@ class OnDemandParityPolicy(SchedulingPolicy):
         )
         return due_tasks
 
-    def seconds_until_due(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Until the next running task becomes late; one that waits for a slot begins now."""
         return (
-            self.late_tracker.seconds_until_late(bool(task_table.queued), elapsed_seconds)
+            self.late_tracker.seconds_until_next_late_attempt(bool(task_table.queued), elapsed_seconds)
             if self._held_back_parity
             else inf
         )
@@ -98,14 +98,14 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
             base_policy,
             task_index,
         )
-        self.late_tracker = base_policy.late_tracker or LateTracker(backup_lateness_rule(n_tasks))
+        self.late_tracker = base_policy.late_tracker or LateTracker(make_backup_lateness_rule(n_tasks))
 
-    def tasks_to_start(
+    def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         """Return what the other policy starts; the awaited task if its latest attempt is late."""
         if collector.awaited_task != self._task_index:
-            return self._base_policy.tasks_to_start(task_table, collector, elapsed_seconds)
+            return self._base_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)
         task, attempts_in_flight = task_table[self._task_index], task_table.in_flight.get(self._task_index)
         dispatched_at = task.dispatched_at.get(max(attempts_in_flight)) if attempts_in_flight else None
         late_tracker = self.late_tracker
@@ -119,15 +119,15 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
         task.n_backups += 1
         return (self._task_index,)
 
-    def seconds_until_due(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Return the seconds of the other policy: a map that awaits a task looks often."""
-        return self._base_policy.seconds_until_due(task_table, elapsed_seconds)
+        return self._base_policy.seconds_until_next_start(task_table, elapsed_seconds)
 
 
 def make_backup_policy(n_tasks: int, max_backups: int) -> SchedulingPolicy:
     """All tasks start at once, late ones so often once more; where that is never, nobody asks who is late."""
     return (
-        BackupPolicy(n_tasks, backup_lateness_rule(n_tasks), max_backups)
+        BackupPolicy(n_tasks, make_backup_lateness_rule(n_tasks), max_backups)
         if max_backups
         else SchedulingPolicy(n_tasks)
     )
@@ -153,7 +153,7 @@ class BackupPolicy(SchedulingPolicy):
         """There are tasks of one more kind, of which these attempts are, as long as somebody has them."""
         self._late_trackers.add(late_tracker)
 
-    def tasks_to_start(
+    def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         """The tasks whose latest attempt is late."""
@@ -172,11 +172,12 @@ class BackupPolicy(SchedulingPolicy):
             task_table[task_index].n_backups += 1
         return due_tasks
 
-    def seconds_until_due(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Until the next attempt becomes late; one that is not known to run may begin now."""
         can_queued_start = any(
             task_table[task_index].n_backups < self._max_backups for task_index in task_table.queued
         )
         return min(
-            tracker.seconds_until_late(can_queued_start, elapsed_seconds) for tracker in self._late_trackers
+            tracker.seconds_until_next_late_attempt(can_queued_start, elapsed_seconds)
+            for tracker in self._late_trackers
         )

@@ -27,7 +27,7 @@ from polarmap.driver.results import CodedResult
 from polarmap.driver.scheduler import SchedulingPolicy
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.executors import partition_if_on_cluster, rewrap_with_faults, unwrap_faulty_executor
-from polarmap.executors.encryption_keys import check_map_key
+from polarmap.executors.encryption_keys import check_map_encryption_key
 from polarmap.executors.interface import Function, JobSpec
 from polarmap.worker.task_records import OutputSpec
 
@@ -149,7 +149,7 @@ def prepare_coded_execution(
     else:
         coded_data = encode_on_cluster(partitioned_data, code_options, options.rtol)
     if options.key is not None:
-        check_map_key(coded_data, options.key)
+        check_map_encryption_key(coded_data, options.key)
     if options.estimate_on_timeout and (reason := _find_no_estimates_reason(coded_data)):
         raise CodeError(f"on_timeout='estimate' {reason}")
     report_fields = {"padding": coded_data.data_blocks.n_padding_rows, "code_reason": coded_data.code_reason}
@@ -178,7 +178,7 @@ def execute_coded(
     `driver_f`: what f is on the driver, where that differs from what workers send of it; `output`:
     where results stay.
     """
-    execution.check_limits(coded_data, coded_data.data_blocks.rows_per_block)
+    execution.check_backend_limits(coded_data, coded_data.data_blocks.rows_per_block)
     f, driver_f = coded_data.wrap_function_for_blocks(f), coded_data.wrap_function_for_blocks(driver_f or f)
     parity_tasks = range(len(coded_data.code.systematic_indices) or coded_data.n, coded_data.n)
     padded_block, padding_analyzer = coded_data.data_blocks.padded_block, None

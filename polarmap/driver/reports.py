@@ -10,7 +10,7 @@ from typing import Any
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.clouds.prices import Cost, PersistentUsage, estimate_map_cost, estimate_persistent_cost
 from polarmap.driver.task_table import TaskRecord, TaskTable
-from polarmap.report import Report, TaskReport, TaskState, machine_overload_message
+from polarmap.report import Report, TaskReport, TaskState, format_machine_overload_message
 from polarmap.worker.processes import LIVENESS_INTERVAL
 
 LOG = getLogger("polarmap")
@@ -80,7 +80,9 @@ def _build_task_report(task_index: int, record: TaskRecord) -> TaskReport:
 def warn_if_machine_overloaded(task_table: TaskTable, n: int, k: int) -> None:
     """Log that a machine runs more tasks of a map than may be missing, once in this process for each text."""
     warning_text = (
-        machine_overload_message([task.host for task in task_table], n, k) if len(task_table) == n else ""
+        format_machine_overload_message([task.host for task in task_table], n, k)
+        if len(task_table) == n
+        else ""
     )
     if warning_text:
         _log_warning_once(warning_text)

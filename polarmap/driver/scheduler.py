@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from math import inf
 from typing import Any
 
-from polarmap.driver.failure_messages import find_common_exception, timeout_message
+from polarmap.driver.failure_messages import find_common_exception, format_timeout_message
 from polarmap.driver.lateness import LateTracker
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import CodedTimeoutError
@@ -64,11 +64,11 @@ class Collector(ABC):
 
     @property
     @abstractmethod
-    def is_sufficient(self) -> bool:
+    def has_sufficient_results(self) -> bool:
         """Whether the results that arrived suffice, so that no further task has to be started."""
 
     @abstractmethod
-    def on_exhausted(self) -> None:
+    def on_tasks_exhausted(self) -> None:
         """Take what there is or raise, where what is needed is out of reach and no task is tried again."""
 
     # -- as it is where every task is wanted, and its first result as it is -----------------
@@ -97,7 +97,7 @@ class Collector(ABC):
         """Whether results of these tasks would suffice."""
         return len(set(task_indices)) == len(self.task_table)
 
-    def can_suffice(self) -> bool:
+    def can_pending_tasks_suffice(self) -> bool:
         """Whether what arrived, runs and is held back would; without failures it would."""
         task_table = self.task_table
         return self.would_suffice(
@@ -113,7 +113,7 @@ class Collector(ABC):
         """The task whose own result is needed while all others are determined; None if there is none."""
         return None
 
-    def tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
+    def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
         """Return which failed tasks may be started again."""
         return failed_tasks
 
@@ -125,8 +125,8 @@ class Collector(ABC):
 
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
         """Raise CodedTimeoutError, which tells how many workers are still being sent their block."""
-        reported_tasks = self.reported_tasks_factory()()
-        message = timeout_message(
+        reported_tasks = self.make_report_table_builder()()
+        message = format_timeout_message(
             reported_tasks,
             self.recovery_threshold,
             self.timer.timeout,
@@ -136,23 +136,23 @@ class Collector(ABC):
 
     def try_finish(self) -> bool:
         """Whether the map is over, after another look at the results."""
-        return self.is_sufficient
+        return self.has_sufficient_results
 
-    def early_result_factory(self, task_index: int) -> Callable[[], Any] | None:
+    def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
         """What makes the result of a data block that this task has returned, before the others are there."""
         return None
 
-    def reported_tasks_factory(self) -> Callable[[], TaskTable]:
+    def make_report_table_builder(self) -> Callable[[], TaskTable]:
         """What makes a table of the tasks as the caller of the map counts them."""
         task_table = self.task_table
         return lambda: task_table
 
     @property
-    def surplus_tasks(self) -> Collection[int]:
+    def unneeded_tasks(self) -> Collection[int]:
         """Tasks whose results were of no use."""
         return ()
 
-    def report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
+    def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
         """Fields of the report of a map that was over in second `elapsed_seconds`."""
         return {"verified": "not needed"}
 
@@ -168,13 +168,13 @@ class SchedulingPolicy:
     def __init__(self, n_tasks: int) -> None:
         self.initial_tasks: Sequence[int] = range(n_tasks)
 
-    def tasks_to_start(
+    def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         """The tasks to start now, for the first time or once more."""
         return ()
 
-    def seconds_until_due(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Seconds until the next task may be due, if nothing happens before; inf if none may."""
         return inf
 
@@ -229,12 +229,12 @@ def schedule_tasks(
         if (
             collector.can_use_parity
         ):  # of the moment for which it was asked what is due: none between is missed
-            timeout = min(timeout, policy.seconds_until_due(task_table, polled_at))
+            timeout = min(timeout, policy.seconds_until_next_start(task_table, polled_at))
         if can_retry_when_idle:
             timeout = min(timeout, last_event_at + RETRY_IDLE_SECONDS - timer.elapsed_seconds)
         yield record_events(session.wait(max(0.0, timeout)))  # and keeps none of it
         polled_at = now = timer.elapsed_seconds
-        due_tasks = policy.tasks_to_start(task_table, collector, now)
+        due_tasks = policy.choose_tasks_to_start(task_table, collector, now)
         if due_tasks:
             start_tasks(due_tasks)
         if task_table.attempts_to_cancel:
@@ -245,7 +245,7 @@ def schedule_tasks(
                 session.count_receiving_workers() if isinstance(session, BlockSendingSession) else 0
             )
         can_retry_when_idle = False
-        if collector.is_sufficient:
+        if collector.has_sufficient_results:
             continue
         has_nothing_pending = not task_table.in_flight and not (
             task_table.held_back and collector.can_use_parity
@@ -253,10 +253,10 @@ def schedule_tasks(
         is_stalled = has_nothing_pending
         if task_table.failed:
             collector.raise_if_f_always_fails()
-            is_stalled = has_nothing_pending or not collector.can_suffice()
+            is_stalled = has_nothing_pending or not collector.can_pending_tasks_suffice()
         retryable_tasks = sorted(
             task_index
-            for task_index in collector.tasks_to_retry(task_table.failed)
+            for task_index in collector.choose_tasks_to_retry(task_table.failed)
             if task_table[task_index].n_counted_attempts <= retries
         )
         can_retry_when_idle = (
@@ -266,4 +266,4 @@ def schedule_tasks(
         if retryable_tasks and (is_stalled or is_idle):
             start_tasks(retryable_tasks)
         elif is_stalled:
-            collector.on_exhausted()
+            collector.on_tasks_exhausted()

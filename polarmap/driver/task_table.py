@@ -216,7 +216,7 @@ class TaskTable:
             submitted_at = self._records[task_index].submitted_at
             attempts.append((task_index, len(submitted_at)))
             submitted_at.append(elapsed_seconds)
-        self._set_state(attempts, TaskState.QUEUED)
+        self._set_attempt_states(attempts, TaskState.QUEUED)
         return attempts
 
     def record_start(
@@ -238,7 +238,7 @@ class TaskTable:
                 self.queued.discard(task_index)
         if is_confirmed and attempt not in task.started_at:
             task.started_at[attempt] = started_at
-            self._set_state([(task_index, attempt)], TaskState.RUNNING)
+            self._set_attempt_states([(task_index, attempt)], TaskState.RUNNING)
 
     def record_outcome(self, outcome: Outcome, elapsed_seconds: float) -> None:
         """Note what became of an attempt."""
@@ -264,7 +264,7 @@ class TaskTable:
             task.failures.append(outcome.failure)
             if task.late_tracker is not None:
                 task.late_tracker.on_end((task_index, outcome.attempt))
-        self._set_state([(task_index, outcome.attempt)], state)
+        self._set_attempt_states([(task_index, outcome.attempt)], state)
 
     def _record_host(self, record: TaskRecord, attempt: int, host: str) -> None:
         """Note on which machine an attempt runs, or ran."""
@@ -282,7 +282,7 @@ class TaskTable:
                 task_index, ()
             ):  # they are of use again
                 task.late_tracker.on_start((task_index, attempt), task.dispatched_at[attempt])
-        self._set_state([(task_index, task.result_attempt)], TaskState.FAILED)
+        self._set_attempt_states([(task_index, task.result_attempt)], TaskState.FAILED)
 
     def restore_result(self, task_index: int) -> None:
         """The result that came stands, though it was rejected for its shape."""
@@ -290,9 +290,9 @@ class TaskTable:
         assert task.arrived_at is not None
         task.has_result, self.arrived[task_index] = True, task.arrived_at
         task.drop_shape_failures()
-        self._set_state([(task_index, task.result_attempt)], TaskState.ARRIVED)
+        self._set_attempt_states([(task_index, task.result_attempt)], TaskState.ARRIVED)
 
-    def finalize_states(self) -> None:
+    def finalize_attempt_states(self) -> None:
         """Note that the map is over: attempts that run are abandoned, and those that do not are cancelled."""
         abandoned, cancelled = list[AttemptId](), list[AttemptId]()
         for task_index, attempts in self.in_flight.items():
@@ -300,25 +300,25 @@ class TaskTable:
             for attempt in attempts:
                 is_running = attempt_states[attempt] is TaskState.RUNNING
                 (abandoned if is_running else cancelled).append((task_index, attempt))
-        self._set_state(abandoned, TaskState.ABANDONED)
-        self._set_state(cancelled, TaskState.CANCELLED)
+        self._set_attempt_states(abandoned, TaskState.ABANDONED)
+        self._set_attempt_states(cancelled, TaskState.CANCELLED)
 
-    def mark_surplus(self, task_indices: Iterable[int]) -> None:
+    def mark_results_unneeded(self, task_indices: Iterable[int]) -> None:
         """Note that the results of these tasks, as far as they have any, were not needed."""
         with_result = [task_index for task_index in task_indices if self._records[task_index].has_result]
-        self._set_state(
+        self._set_attempt_states(
             [(task_index, self._records[task_index].result_attempt) for task_index in with_result],
             TaskState.SURPLUS,
         )
 
-    def drop_exceptions(self) -> None:
+    def drop_exception_objects(self) -> None:
         """Keep of failures what is said of them: exceptions hold frames, and so what the caller had there."""
         for task in self:
             if task.failures:
                 task.failures = [failure._replace(cause=None) for failure in task.failures]
 
     @property
-    def pending(self) -> set[int]:
+    def pending_tasks(self) -> set[int]:
         """Tasks whose results may still come."""
         return self.in_flight.keys() - self.arrived.keys()
 
@@ -336,7 +336,7 @@ class TaskTable:
                     return annotate_exception(f"task {task_index} of {len(self._records)}", failure.cause)
         return None
 
-    def _set_state(self, attempts: Iterable[AttemptId], state: TaskState) -> None:
+    def _set_attempt_states(self, attempts: Iterable[AttemptId], state: TaskState) -> None:
         """Change the state of attempts, and the sets that follow from states: nothing else changes states."""
         for task_index, attempt in attempts:
             task = self._records[task_index]

@@ -8,7 +8,11 @@ from math import inf
 from typing import Any
 
 from polarmap.driver.batches import BatchPolicy
-from polarmap.driver.failure_messages import add_other_failures_note, build_failure_exception, too_few_message
+from polarmap.driver.failure_messages import (
+    add_other_failures_note,
+    build_failure_exception,
+    format_too_few_results_message,
+)
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import MapOptions
 from polarmap.driver.policies import make_backup_policy
@@ -61,7 +65,7 @@ class UncodedCollector(Collector):
         return len(self._finished)
 
     @property
-    def is_sufficient(self) -> bool:
+    def has_sufficient_results(self) -> bool:
         """Whether there is an outcome of every task."""
         return self.n_results == len(self.task_table)
 
@@ -72,26 +76,26 @@ class UncodedCollector(Collector):
 
     def poll_interval(self) -> float:
         """Nothing else is waited for; and nothing at all where failures have completed the outcomes."""
-        return 0.0 if self.is_sufficient else inf
+        return 0.0 if self.has_sufficient_results else inf
 
-    def on_exhausted(self) -> None:
+    def on_tasks_exhausted(self) -> None:
         """Failures count, or the first ends the map: what f raised, or that a worker was lost."""
         for task_index in sorted(self.task_table.failed):
-            record, caller_index = self.task_table[task_index], self._to_caller_index(task_index)
+            record, caller_index = self.task_table[task_index], self._to_caller_task_index(task_index)
             failure = record.last_raised_failure or record.last_failure
             if self._accept_failures:
                 self.task_table.failed.discard(task_index)
                 self._finish_task(Outcome(caller_index, record.n_attempts - 1, [], (), failure, 0.0))
             elif failure is not None and failure.cause is not None:
                 error = build_failure_exception(self._label_task(caller_index), failure)
-                raise add_other_failures_note(error, failure, self.reported_tasks_factory()())
+                raise add_other_failures_note(error, failure, self.make_report_table_builder()())
         if self.task_table.failed:
-            reported_tasks = self.reported_tasks_factory()()
+            reported_tasks = self.make_report_table_builder()()
             raise NotDecodableError(
-                too_few_message(reported_tasks, self.recovery_threshold)
+                format_too_few_results_message(reported_tasks, self.recovery_threshold)
             ) from reported_tasks.first_exception
 
-    def _to_caller_index(self, task_index: int) -> int:
+    def _to_caller_task_index(self, task_index: int) -> int:
         """The number of a task as the caller of the map counts."""
         return task_index
 
@@ -128,7 +132,7 @@ class BatchCollector(UncodedCollector):
         return self._n_items
 
     @property
-    def is_sufficient(self) -> bool:
+    def has_sufficient_results(self) -> bool:
         """Whether there is an outcome of every item."""
         return self.n_results == self._n_items
 
@@ -136,7 +140,7 @@ class BatchCollector(UncodedCollector):
         """At first not at all: the policy is still to say what starts."""
         return super().poll_interval() if len(self.task_table) else 0.0
 
-    def reported_tasks_factory(self) -> Callable[[], TaskTable]:
+    def make_report_table_builder(self) -> Callable[[], TaskTable]:
         """Each item as a task."""
         items_by_task = {
             task_index: item_indices
@@ -144,7 +148,7 @@ class BatchCollector(UncodedCollector):
         }
         return partial(self.task_table.build_item_table, items_by_task, self._n_items)
 
-    def _to_caller_index(self, task_index: int) -> int:
+    def _to_caller_task_index(self, task_index: int) -> int:
         return self._batch_policy.batches[task_index][1][0]
 
 
@@ -166,7 +170,7 @@ def execute_uncoded(
     `label_task` is how the caller calls a task; `max_backups`: that a late one may get; with
     `accept_failures` `on_outcome` is told of failures, too, that count in the place of results.
     """
-    execution.check_limits(blocks)
+    execution.check_backend_limits(blocks)
     job_spec = JobSpec(f, blocks, output_spec=output)
     make_collector = partial(UncodedCollector, on_outcome, accept_failures, label_task)
     return execution.execute(

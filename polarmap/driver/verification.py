@@ -12,10 +12,14 @@ from polarmap.codes import error_detection
 from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.secret_sharing import SecretSharingCode
-from polarmap.driver.decoding_collector import DecodingCollector, NonFiniteResultError, get_result_signature
+from polarmap.driver.decoding_collector import (
+    DecodingCollector,
+    NonFiniteResultError,
+    get_comparable_types_and_shapes,
+)
 from polarmap.driver.function_properties import LINEAR_OR_AFFINE
 from polarmap.driver.local_evaluation import LocalEvaluation, copy_block
-from polarmap.dtypes import Array, DType, Mask, default_rtol, is_integer_dtype, machine_epsilon
+from polarmap.dtypes import Array, DType, Mask, get_default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import NotLinearError
 from polarmap.executors.interface import Failure
 from polarmap.worker.pytree import flatten, unflatten
@@ -60,7 +64,7 @@ class Verifier:
         self.max_residual: float | None = None
         self.is_violated = False
 
-    def has_contradiction(self) -> bool:
+    def has_contradicting_results(self) -> bool:
         """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
         tracker = self._collector.tracker
         return tracker.is_ready and tracker.n_redundant_checks > 0 and self.evaluate_parity_checks()
@@ -73,15 +77,15 @@ class Verifier:
         """
         decoder = self._decoder
         returned_mask = decoder.arrived_indices < len(self._coded_data.code.systematic_indices)
-        return tuple(decoder.arrived_indices[self._unchecked_mask(returned_mask)].tolist())
+        return tuple(decoder.arrived_indices[self._find_unchecked_mask(returned_mask)].tolist())
 
-    def _unchecked_mask(self, include_mask: Mask | bool = False) -> Mask:
+    def _find_unchecked_mask(self, include_mask: Mask | bool = False) -> Mask:
         """Which of the arrived results that decoded blocks are made of, or `include_mask`, no check
         involves.
         """
         decoder = self._decoder
         unchecked_mask = np.zeros(len(decoder.arrived_indices), bool)
-        evaluated_mask = self._evaluated_mask
+        evaluated_mask = self._locally_evaluated_mask
         for dtype in set(self._collector.result_dtypes()):
             used_mask, _, detectable = decoder.get_weight_masks(dtype)
             checked_mask = detectable[evaluated_mask].any(axis=0)
@@ -91,7 +95,7 @@ class Verifier:
         return unchecked_mask
 
     @property
-    def is_conclusive(self) -> bool:
+    def has_conclusive_checks(self) -> bool:
         """Whether the checks involve every result that decoded blocks are made of, and f of a data block.
 
         Equations hold of any f whose results are equal so far: then only those blocks are checked that were
@@ -100,19 +104,19 @@ class Verifier:
         f's own doing.
         """
         if self._collector.mismatched_blocks - self.local_results.keys() or (
-            not self.has_combination_check and self._combination_mask.any()
+            not self.has_check_of_block_sum and self._block_sum_mask.any()
         ):
             return False
-        if not self._evaluated_mask.all() and not self._has_differing_results():
+        if not self._locally_evaluated_mask.all() and not self._has_differing_results():
             return False
         if not self.local_results and not len(self._coded_data.code.systematic_indices):
             return False
-        return not self._unchecked_mask().any()
+        return not self._find_unchecked_mask().any()
 
     @property
-    def has_combination_check(self) -> bool:
+    def has_check_of_block_sum(self) -> bool:
         """Whether one of the checks involves f of a sum of blocks: a copy of a block tells nothing of f."""
-        if self._combination_mask[self._evaluated_mask].any():
+        if self._block_sum_mask[self._locally_evaluated_mask].any():
             return True
         dtypes = set(self._collector.result_dtypes()) if self._leaf_residuals else ()
         return any(
@@ -120,18 +124,18 @@ class Verifier:
         )
 
     @property
-    def _evaluated_mask(self) -> Mask:
+    def _locally_evaluated_mask(self) -> Mask:
         """Which of the blocks to decode f was evaluated on here."""
-        return self._missing_block_mask(self.local_results)
+        return self._get_missing_block_mask(self.local_results)
 
-    def _missing_block_mask(self, block_indices: Collection[int]) -> Mask:
+    def _get_missing_block_mask(self, block_indices: Collection[int]) -> Mask:
         """Which of the blocks to decode are among these."""
         return np.array(
             [block_index in block_indices for block_index in self._decoder.missing_indices.tolist()], bool
         )
 
     @property
-    def _combination_mask(self) -> Mask:
+    def _block_sum_mask(self) -> Mask:
         """Which of the blocks to decode are made of more than a copy."""
         combination_mask = np.zeros(len(self._decoder.missing_indices), bool)
         for dtype in set(self._collector.result_dtypes()):
@@ -155,7 +159,9 @@ class Verifier:
         """
         decoder, bound = self._decoder, 0.0
         checked_blocks = (
-            [] if self.find_differing_blocks() else decoder.missing_indices[self._evaluated_mask].tolist()
+            []
+            if self.find_differing_blocks()
+            else decoder.missing_indices[self._locally_evaluated_mask].tolist()
         )
         distances_by_block = {
             block_index: self._compute_local_distances(block_index) for block_index in checked_blocks
@@ -165,7 +171,7 @@ class Verifier:
             if is_integer and not decoder.rounds_integers:
                 continue
             rounding_unit = machine_epsilon(
-                self._collector.get_precision_dtype(dtype)
+                self._collector.get_accuracy_limiting_dtype(dtype)
             )  # rounding may hide as much
             residual = self._leaf_residuals[leaf_index] if self._leaf_residuals else None
             residual = None if residual is None else residual + rounding_unit
@@ -177,7 +183,7 @@ class Verifier:
             undetected_error = error_detection.bound_undetected_error(
                 decoder, residual, undetected_by_block, len(self._coded_data.code.systematic_indices)
             )
-            max_magnitude = self._max_magnitude(
+            max_magnitude = self._compute_max_magnitude(
                 leaf_index, [leaves[leaf_index] for leaves in self._collector.decoded_results]
             )
             if max_magnitude:  # parity results may be larger than those that are wanted
@@ -187,7 +193,7 @@ class Verifier:
                 )
                 bound = max(
                     bound,
-                    undetected_error * self._max_result_magnitude(leaf_index) / max_magnitude
+                    undetected_error * self._compute_max_result_magnitude(leaf_index) / max_magnitude
                     + decoding_error
                     + integer_rounding / max_magnitude,
                 )
@@ -201,13 +207,13 @@ class Verifier:
             return decoder.amplification
         return float(np.linalg.norm(decoder.weights, axis=1).max())
 
-    def _max_result_magnitude(self, leaf_index: int) -> float:
+    def _compute_max_result_magnitude(self, leaf_index: int) -> float:
         """The number of which rounding of a leaf is a share in the results."""
-        return self._max_magnitude(
+        return self._compute_max_magnitude(
             leaf_index, [outcome.leaves[leaf_index] for outcome in self._collector.results.values()]
         )
 
-    def _max_magnitude(self, leaf_index: int, arrays: list[Array]) -> float:
+    def _compute_max_magnitude(self, leaf_index: int, arrays: list[Array]) -> float:
         """The largest number in these arrays of a leaf, or where its terms do not cancel if that is known."""
         return max(
             [
@@ -250,10 +256,12 @@ class Verifier:
         """
         evaluation = self._local_evaluation
         needs_another = (
-            evaluation is not None and evaluation.block_index in self.local_results and not self.is_conclusive
+            evaluation is not None
+            and evaluation.block_index in self.local_results
+            and not self.has_conclusive_checks
         )
         if evaluation is None or evaluation.block_index not in self._decoder.missing_indices or needs_another:
-            block_index = self._find_informative_block()
+            block_index = self._choose_block_to_evaluate()
             build_block = partial(copy_block, self._coded_data, block_index, use_data_block=True)
             evaluation = self._local_evaluation = self._collector.evaluate_locally(build_block, block_index)
             self._reflected_evaluation = self._evaluate_reflection(block_index)
@@ -330,7 +338,7 @@ class Verifier:
                 for local_leaf, decoded_leaf in leaf_pairs
             ]
         return [
-            distance / (self._max_result_magnitude(leaf_index) or 1.0)
+            distance / (self._compute_max_result_magnitude(leaf_index) or 1.0)
             for leaf_index, distance in enumerate(distances)
         ]
 
@@ -342,11 +350,13 @@ class Verifier:
             partial(copy_block, self._coded_data, block_index), block_index
         )
 
-    def parity_agrees(self, parity_leaves: list[Array]) -> bool:
+    def agrees_with_parity_block(self, parity_leaves: list[Array]) -> bool:
         """Whether f of that parity block, evaluated here, is what the results of all data tell."""
         collector = self._collector
         first_outcome = collector.results[min(collector.results)]
-        if get_result_signature(parity_leaves) != get_result_signature(first_outcome.leaves):
+        if get_comparable_types_and_shapes(parity_leaves) != get_comparable_types_and_shapes(
+            first_outcome.leaves
+        ):
             self.max_residual = np.inf
             return False
         k, code, (parity_index, _) = (
@@ -357,29 +367,29 @@ class Verifier:
         positions = np.arange(code.n)
         decoder = code.make_decoder((positions < k) | (positions == parity_index), collector.tracker.modular)
         flat_leaves = [np.ascontiguousarray(leaf_array).reshape(-1) for leaf_array in parity_leaves]
-        self._measure_residuals(
+        self._measure_parity_residuals(
             decoder,
             [
-                collector.get_flat_results(leaf_index) | {parity_index: leaf_array}
+                collector.get_flat_results_by_task(leaf_index) | {parity_index: leaf_array}
                 for leaf_index, leaf_array in enumerate(flat_leaves)
             ],
         )
         return not self.is_violated
 
-    def record_linear(self) -> None:
+    def record_f_is_linear(self) -> None:
         """Remember f for later maps of such data in this process, unless equal results are all it gave."""
         if self._collector.function_property.value is None and self._has_differing_results():
-            self._collector.function_property.record()
+            self._collector.function_property.remember_value()
 
     def _has_differing_results(self) -> bool:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
         for leaf_index, dtype in enumerate(self._collector.result_dtypes()):
-            first_result, *other_results = self._collector.get_flat_results(leaf_index).values()
+            first_result, *other_results = self._collector.get_flat_results_by_task(leaf_index).values()
             tolerance = (
                 0.0
                 if is_integer_dtype(dtype)
                 else error_detection.compute_parity_check_tolerance(
-                    self._collector.get_precision_dtype(dtype)
+                    self._collector.get_accuracy_limiting_dtype(dtype)
                 )
             )
             with np.errstate(invalid="ignore", over="ignore"):
@@ -394,19 +404,19 @@ class Verifier:
     def _decoder(self) -> ErasureDecoder:
         return self._collector.tracker.decoder
 
-    def _find_informative_block(self) -> int:
+    def _choose_block_to_evaluate(self) -> int:
         """The block to decode that shows most results unchecked so far, whatever they deviate by."""
-        decoder, unchecked_mask = self._decoder, self._unchecked_mask()
+        decoder, unchecked_mask = self._decoder, self._find_unchecked_mask()
         scores = sum(
             decoder.get_weight_masks(dtype).invertible_weights_mask[:, unchecked_mask].sum(axis=1)
             for dtype in self._collector.result_dtypes()
         )
         scores = (
             scores
-            + self._combination_mask / 2
-            + self._coded_data.n * self._missing_block_mask(self._collector.mismatched_blocks)
+            + self._block_sum_mask / 2
+            + self._coded_data.n * self._get_missing_block_mask(self._collector.mismatched_blocks)
         )
-        scores[self._evaluated_mask] = -1.0
+        scores[self._locally_evaluated_mask] = -1.0
         return int(decoder.missing_indices[np.argmax(scores)])
 
     def evaluate_parity_checks(self) -> bool:
@@ -414,24 +424,26 @@ class Verifier:
         decoder = self._decoder
         if self._checked_decoder is not decoder:
             leaf_indices = range(len(self._collector.result_dtypes()))
-            self._measure_residuals(
-                decoder, [self._collector.get_flat_results(leaf_index) for leaf_index in leaf_indices]
+            self._measure_parity_residuals(
+                decoder, [self._collector.get_flat_results_by_task(leaf_index) for leaf_index in leaf_indices]
             )
         return self.is_violated
 
-    def _measure_residuals(self, decoder: ErasureDecoder, received_by_leaf: list[dict[int, Array]]) -> None:
+    def _measure_parity_residuals(
+        self, decoder: ErasureDecoder, received_by_leaf: list[dict[int, Array]]
+    ) -> None:
         """Evaluate the left-over equations of a recovery on the flat results, by leaf, that satisfy them."""
         is_violated = False
         suspects: set[int] | None = None
         self._leaf_residuals = []
         for leaf_index, (received, dtype, max_error) in enumerate(
-            zip(received_by_leaf, self._collector.result_dtypes(), self._leaf_error_bounds())
+            zip(received_by_leaf, self._collector.result_dtypes(), self._compute_leaf_error_bounds())
         ):
             if max_error == np.inf:
                 self._leaf_residuals.append(None)
                 continue
             operands = decoder.transform_for_parity_checks(received)
-            precision_dtype = self._collector.get_precision_dtype(dtype)
+            precision_dtype = self._collector.get_accuracy_limiting_dtype(dtype)
             compute_residual = partial(
                 error_detection.evaluate_parity_checks,
                 decoder,
@@ -466,7 +478,7 @@ class Verifier:
         self.max_residual, self.is_violated = max(residuals, default=0.0), is_violated
         self._checked_decoder, self.suspects = decoder, suspects
 
-    def reject_or_blame_f(self, task_index: int) -> None:
+    def reject_result_or_blame_f(self, task_index: int) -> None:
         """One result contradicts the others: garbage, unless f gives it here too."""
         evaluation = self._collector.evaluate_locally(
             partial(copy_block, self._coded_data, task_index), task_index
@@ -475,7 +487,7 @@ class Verifier:
         if local_leaves is not None and self._results_agree(
             local_leaves, self._collector.results[task_index].leaves
         ):
-            self.raise_not_linear(f"f of block {task_index} does not fit the parity equations")
+            self.raise_not_linear_error(f"f of block {task_index} does not fit the parity equations")
         message = f"the result of task {task_index} contradicts the parity equations"
         self.max_residual, self.is_violated = None, False
         self._collector.discard_result(task_index, Failure("garbage", "GarbageResult", message))
@@ -487,14 +499,14 @@ class Verifier:
         if len(local_leaves) != len(received_leaves):
             return False
         for leaf_index, (local_leaf, received_leaf, max_error) in enumerate(
-            zip(local_leaves, received_leaves, self._leaf_error_bounds())
+            zip(local_leaves, received_leaves, self._compute_leaf_error_bounds())
         ):
             decoding_noise = (
-                (self._collector.tracker.amplification, self._max_result_magnitude(leaf_index))
+                (self._collector.tracker.amplification, self._compute_max_result_magnitude(leaf_index))
                 if is_decoded
                 else (0.0, 0.0)
             )
-            precision_dtype = self._collector.get_precision_dtype(received_leaf.dtype)
+            precision_dtype = self._collector.get_accuracy_limiting_dtype(received_leaf.dtype)
             if not leaves_agree(
                 local_leaf,
                 received_leaf,
@@ -506,7 +518,7 @@ class Verifier:
                 return False
         return True
 
-    def _leaf_error_bounds(self) -> list[float]:
+    def _compute_leaf_error_bounds(self) -> list[float]:
         """What entries of each leaf may be off by anyway."""
         received_leaves = [outcome.leaves for outcome in self._collector.results.values()]
         compute_error_bounds = self._collector.options.traits.error_bounds
@@ -516,7 +528,7 @@ class Verifier:
             else compute_error_bounds(received_leaves)
         )
 
-    def raise_not_linear(self, finding: str) -> NoReturn:
+    def raise_not_linear_error(self, finding: str) -> NoReturn:
         """Give up: nothing can be decoded."""
         requirement = self._coded_data.code.requirement
         requirement_name = "linear" if requirement == LINEAR_OR_AFFINE else "one"
@@ -528,7 +540,7 @@ class Verifier:
 def leaves_agree(
     local_leaf: Array,
     other_leaf: Array,
-    precision_dtype: DType,
+    limiting_dtype: DType,
     rtol: float | None,
     amplification: float,
     max_magnitude: float,
@@ -538,21 +550,21 @@ def leaves_agree(
 
     `max_magnitude`: number of the leaf that rounding is a share of.
     """
-    if get_result_signature([local_leaf]) != get_result_signature([other_leaf]):
+    if get_comparable_types_and_shapes([local_leaf]) != get_comparable_types_and_shapes([other_leaf]):
         return False
     if is_integer_dtype(other_leaf.dtype):
         return bool((local_leaf.astype(other_leaf.dtype) == other_leaf).all())
-    relative_tolerance = max(error_detection.compute_parity_check_tolerance(precision_dtype), rtol or 0.0)
+    relative_tolerance = max(error_detection.compute_parity_check_tolerance(limiting_dtype), rtol or 0.0)
     max_decoding_error = max(
-        rtol or default_rtol(precision_dtype), amplification * machine_epsilon(precision_dtype)
+        rtol or get_default_rtol(limiting_dtype), amplification * machine_epsilon(limiting_dtype)
     )
     decoding_error = min(
-        DECODING_NOISE_FACTOR * amplification * machine_epsilon(precision_dtype), max_decoding_error
+        DECODING_NOISE_FACTOR * amplification * machine_epsilon(limiting_dtype), max_decoding_error
     )
     magnitudes = np.maximum(np.abs(local_leaf), np.abs(other_leaf))
     with np.errstate(invalid="ignore"):
         absolute_tolerance = max(
-            error_detection.estimate_relative_rounding_error(precision_dtype), decoding_error
+            error_detection.estimate_relative_rounding_error(limiting_dtype), decoding_error
         ) * max(max_magnitude, float(magnitudes.max(initial=0)))
         close_mask = np.abs(local_leaf - other_leaf) <= relative_tolerance * magnitudes + max(
             absolute_tolerance, max_error

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.executor_specs import is_config_path, is_dask_client, is_lithops, is_localhost, is_ray
+from polarmap.executors.executor_specs import (
+    is_config_path,
+    is_dask_client,
+    is_lithops_spec,
+    is_localhost_spec,
+    is_ray_spec,
+)
 from polarmap.executors.interface import DelegatingExecutor, JobSpec, MapExecutor, Session
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.executors.temp_folders import get_process_temp_folder
@@ -104,11 +110,11 @@ def resolve_executor(executor_spec: Any) -> MapExecutor:
         )
     if isinstance(executor_spec, MapExecutor):
         return executor_spec
-    if is_lithops(executor_spec):
+    if is_lithops_spec(executor_spec):
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(executor_spec)
-    if not (hasattr(executor_spec, "submit") or is_ray(executor_spec)):
+    if not (hasattr(executor_spec, "submit") or is_ray_spec(executor_spec)):
         raise ExecutorError(
             f"executor={executor_spec!r:.200} is not an executor: pass None or 'localhost', the path "
             "of a Lithops YAML file, a lithops.FunctionExecutor, a Dask client, ray, or a "
@@ -155,7 +161,7 @@ def collect_injected_faults(executor: MapExecutor) -> Mapping[int, Fault]:
     return {}
 
 
-def with_persistent_workers(executor_spec: Any) -> tuple[Any, Callable[[], None]]:
+def make_executor_persistent(executor_spec: Any) -> tuple[Any, Callable[[], None]]:
     """The same for many maps, and what ends it: a Lithops configuration gets persistent workers."""
     inner_spec = unwrap_faulty_executor(executor_spec)
     if is_config_path(inner_spec):
@@ -175,16 +181,16 @@ def choose_storage_for_workers(executor_spec: Any, data: Any) -> Any:
         executor_spec = (
             "localhost" if executor_spec is None or executor_spec.is_local else executor_spec.executor
         )
-    if is_localhost(executor_spec):
+    if is_localhost_spec(executor_spec):
         return get_process_temp_folder() / "arrays"
-    return executor_spec if is_lithops(executor_spec) else None
+    return executor_spec if is_lithops_spec(executor_spec) else None
 
 
 def partition_if_on_cluster(executor_spec: Any, data: Any, n_blocks: int | None) -> PartitionedData | None:
     """Data that lie on the cluster of an executor, as so many blocks; None for all other data."""
     executor_spec = unwrap_faulty_executor(executor_spec)
     executor_spec = executor_spec.executor if isinstance(executor_spec, Pool) else executor_spec
-    if not (is_dask_client(executor_spec) or is_ray(executor_spec)):
+    if not (is_dask_client(executor_spec) or is_ray_spec(executor_spec)):
         return None
     from polarmap.executors.cluster_data import partition_on_cluster
 

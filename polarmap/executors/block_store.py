@@ -19,7 +19,7 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors.interface import Failure, JobSpec, TaskBlocks
 from polarmap.executors.transfers import map_in_parallel
-from polarmap.worker.encryption import to_stored_bytes
+from polarmap.worker.encryption import encrypt_if_location_requires
 from polarmap.worker.private_files import write_private_file
 from polarmap.worker.pytree import count_layout_bytes
 from polarmap.worker.segments import INLINE, Location, Segment
@@ -110,7 +110,7 @@ class PublishedBlocks:
             if not new_components:
                 return
             blocks.block_leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
-            self._reserve_space(blocks)
+            self._reserve_block_space(blocks)
             self._segments |= zip(
                 new_components,
                 map_in_parallel(
@@ -133,7 +133,7 @@ class PublishedBlocks:
         A piece that is one array is not copied: many workers may be sent theirs at the same time.
         """
         buffers = _get_component_buffers(blocks, int(segment_key.rpartition("/")[2]))
-        stored_buffers = to_stored_bytes(
+        stored_buffers = encrypt_if_location_requires(
             self._location, Segment(segment_key, sum(map(len, buffers))), *buffers
         )
         return stored_buffers[0] if len(stored_buffers) == 1 else b"".join(stored_buffers)
@@ -155,7 +155,7 @@ class PublishedBlocks:
         ):
             block_ref = _make_inline_block_ref(blocks, task)
         else:
-            self._reserve_space(blocks)
+            self._reserve_block_space(blocks)
             for component in components:
                 if component not in self._segments:
                     self._segments[component] = self._store_component(blocks, component)
@@ -167,7 +167,7 @@ class PublishedBlocks:
             blocks.release_memory()
         return block_ref
 
-    def _reserve_space(self, blocks: TaskBlocks) -> None:
+    def _reserve_block_space(self, blocks: TaskBlocks) -> None:
         """Let there be roots, from the first piece on: blocks that all travel with their tasks have none."""
         if self.key_prefixes:
             return
@@ -183,11 +183,14 @@ class PublishedBlocks:
         with block_store.lock:  # until others can see that the room is taken
             self.n_bytes, self.key_prefixes = (
                 n_bytes,
-                block_store.allocate_prefixes(self.block_set_id, n_bytes),
+                block_store.allocate_key_prefixes(self.block_set_id, n_bytes),
             )
         if block_store.is_memory_mapped:
             weakref.finalize(
-                blocks, _remove_if_alive, weakref.WeakMethod(block_store.remove_prefixes), self.key_prefixes
+                blocks,
+                _remove_prefixes_if_store_alive,
+                weakref.WeakMethod(block_store.remove_segments_below),
+                self.key_prefixes,
             ).atexit = False
             block_store.collect_garbage()  # at once: what has made way is in memory
 
@@ -198,14 +201,16 @@ class PublishedBlocks:
             if not self._block_store.holds_bytes:
                 return segment
             try:
-                crc32 = self._block_store.put(segment.key, to_stored_bytes(self._location, segment, *buffers))
+                crc32 = self._block_store.put_segment(
+                    segment.key, encrypt_if_location_requires(self._location, segment, *buffers)
+                )
                 return segment._replace(crc32=crc32)
             except OSError as error:
                 last_error = error
         raise ExecutorError(f"no room for what workers are to read: {last_error}") from last_error
 
 
-def _remove_if_alive(
+def _remove_prefixes_if_store_alive(
     remove_weakref: weakref.WeakMethod[Callable[[Sequence[str]], None]], key_prefixes: Sequence[str]
 ) -> None:
     """Remove what is below roots, unless the store is gone, and with it all that it had."""
@@ -266,7 +271,7 @@ class BlockStore:
         """What is stored of the blocks of a map, in use until `release_blocks` is called."""
         blocks, location = job_spec.blocks, self.location._replace(encryption=job_spec.encryption)
         with self.lock:
-            self._evict(
+            self._evict_block_sets(
                 [
                     set_key
                     for set_key, published in self._published.items()
@@ -292,15 +297,15 @@ class BlockStore:
         with self.lock:
             published_blocks.use_count -= 1
 
-    def allocate_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
+    def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
         """For the pieces of new blocks of this size, while `lock` is held."""
         return [f"{self._key_prefix}/blocks/{block_set_id}/"]
 
-    def put(self, segment_key: str, buffers: Sequence[Any]) -> int | None:
+    def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int | None:
         """Store bytes; their checksum, if workers are to compare it. OSError: no room is below this root."""
         raise NotImplementedError
 
-    def remove_prefixes(self, key_prefixes: Sequence[str]) -> None:
+    def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
         """Remove all below roots."""
 
     def collect_garbage(self) -> None:
@@ -313,12 +318,12 @@ class BlockStore:
         try:
             with contextlib.suppress(Exception):
                 while self.garbage_prefixes:
-                    self.remove_prefixes(self.garbage_prefixes[:1])
+                    self.remove_segments_below(self.garbage_prefixes[:1])
                     del self.garbage_prefixes[0]
         finally:
             self._garbage_lock.release()
 
-    def _evict(self, set_keys: Iterable[tuple[int, Location]]) -> None:
+    def _evict_block_sets(self, set_keys: Iterable[tuple[int, Location]]) -> None:
         self.garbage_prefixes += [
             key_prefix for set_key in set_keys for key_prefix in self._published.pop(set_key).key_prefixes
         ]
@@ -344,23 +349,23 @@ class MemoryMappedBlockStore(BlockStore):
             max_memory_bytes,
         )
 
-    def allocate_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
+    def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
         """A folder in memory, if it has room when what is not in use has made way, and one on disk."""
         folders = [self._disk_folder]
-        if self._memory_folder is not None and self._free_memory_for(self._memory_folder, n_bytes):
+        if self._memory_folder is not None and self._try_free_memory(self._memory_folder, n_bytes):
             folders.insert(0, self._memory_folder)
         return [f"{folder}/blocks-{block_set_id}/".lstrip("/") for folder in folders]
 
-    def put(self, segment_key: str, buffers: Sequence[Any]) -> None:
+    def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> None:
         """A new file: one that is there is not written into, as a worker may have mapped it."""
         write_private_file(os.path.join("/", segment_key), *buffers)
 
-    def remove_prefixes(self, key_prefixes: Sequence[str]) -> None:
+    def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
         """The folders; not by a process that was forked of the one they belong to."""
         for key_prefix in key_prefixes if os.getpid() == self._owner_pid else ():
             shutil.rmtree(os.path.join("/", key_prefix), ignore_errors=True)
 
-    def _free_memory_for(self, memory_folder: Path, n_bytes: int) -> bool:
+    def _try_free_memory(self, memory_folder: Path, n_bytes: int) -> bool:
         try:
             file_system = os.statvfs(memory_folder)
         except OSError:
@@ -382,5 +387,5 @@ class MemoryMappedBlockStore(BlockStore):
             if n_used_bytes + n_bytes > self._max_memory_bytes and not published.use_count:
                 evictable_keys.append(set_key)
                 n_used_bytes -= published.n_bytes
-        self._evict(evictable_keys)
+        self._evict_block_sets(evictable_keys)
         return n_used_bytes + n_bytes <= self._max_memory_bytes

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.dask import SCHEDULER_TIMEOUT, DaskConnection
-from polarmap.executors.executor_specs import is_dask_client, is_ray
+from polarmap.executors.executor_specs import is_dask_client, is_ray_spec
 from polarmap.executors.ray import RayConnection
 
 
@@ -35,7 +35,7 @@ class DataCluster(Protocol):
         """Data that lie there as blocks; None for what does not."""
         ...
 
-    def name_references(self, references: Sequence[Any]) -> list[Any]:
+    def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
         """By which persistent workers find these."""
         ...
 
@@ -102,7 +102,7 @@ class DaskDataCluster:
             block_futures = self._client.compute(list(rechunked.to_delayed().ravel()))
         return PartitionedData(self, [[future] for future in block_futures], data.shape[0])
 
-    def name_references(self, references: Sequence[Any]) -> list[Any]:
+    def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
         """The keys of futures, once there is something behind each; ExecutorError if its scheduler goes."""
         import distributed
 
@@ -112,7 +112,7 @@ class DaskDataCluster:
                 with suppress(TimeoutError):
                     wait(list(references), timeout=SCHEDULER_TIMEOUT)
                     return [future.key for future in references]
-                if reason := self._connection.unavailable_reason():
+                if reason := self._connection.get_unavailable_reason():
                     raise ExecutorError(f"no data of Dask: {reason}")
 
 
@@ -156,7 +156,7 @@ class RayDataCluster:
         split_datasets = data.split_at_indices(list(range(rows_per_block, n_rows, rows_per_block)))
         return PartitionedData(self, [chunk.to_numpy_refs() for chunk in split_datasets], n_rows)
 
-    def name_references(self, references: Sequence[Any]) -> list[Any]:
+    def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
         """The name of an actor and a number each, as Ray gives references to tasks and actors only."""
         if self._holder_actor is None:
             holder_class = self._remote_function(PolarmapBlocks).options(name=self._holder_name, num_cpus=0)
@@ -203,4 +203,6 @@ def partition_on_cluster(executor_spec: Any, data: Any, n_blocks: int | None) ->
     """Data as blocks where they lie, if that is the cluster of the executor."""
     if is_dask_client(executor_spec):
         return DaskDataCluster(executor_spec).partition_data(data, n_blocks)
-    return RayDataCluster(executor_spec).partition_data(data, n_blocks) if is_ray(executor_spec) else None
+    return (
+        RayDataCluster(executor_spec).partition_data(data, n_blocks) if is_ray_spec(executor_spec) else None
+    )

@@ -18,10 +18,10 @@ class ClusterSubmitter:
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """The future of a call, with which that is cancelled; RuntimeError if the engine takes none."""
-        if unavailable := self.unavailable_reason():
+        if unavailable := self.get_unavailable_reason():
             raise RuntimeError(unavailable)
         future: Future[Any] = Future()
-        cancel = self._start_call(future, call, *arguments)
+        cancel = self._start_remote_call(future, call, *arguments)
 
         def cancel_if_cancelled(done_future: Future[Any]) -> None:
             with suppress(Exception):  # of an engine that is gone
@@ -31,11 +31,11 @@ class ClusterSubmitter:
         future.add_done_callback(cancel_if_cancelled)
         return future
 
-    def unavailable_reason(self) -> str:
+    def get_unavailable_reason(self) -> str:
         """Why the engine answers no more; empty if it does."""
         raise NotImplementedError
 
-    def _start_call(
+    def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
         """Hand a call to the engine, which ends the future of ours; what cancels it."""

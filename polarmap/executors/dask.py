@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from polarmap.errors import ExecutorError
 from polarmap.executors.cluster_submit import ClusterSubmitter, complete_future
 from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
-from polarmap.executors.worker_listener import is_local
+from polarmap.executors.worker_listener import is_every_host_local
 from polarmap.executors.worker_pool import GRACE_SECONDS
 from polarmap.worker.persistent_worker import DriverAddress, serve_driver_on_thread
 
@@ -50,7 +50,7 @@ class DaskConnection:
         """Whether it has its scheduler now."""
         return bool(self.client.status == "running")
 
-    def unavailable_reason(self) -> str:
+    def get_unavailable_reason(self) -> str:
         """Why it takes no tasks any more; empty if it does, or may after a moment."""
         now = time.monotonic()
         self._last_connected_at = now if self.is_connected() else self._last_connected_at
@@ -63,7 +63,7 @@ class DaskConnection:
 
         Dask cancels all futures at once when it loses the connection. Only later is it known why.
         """
-        while not (self.is_connected() or self.unavailable_reason()):
+        while not (self.is_connected() or self.get_unavailable_reason()):
             await asyncio.sleep(RECONNECT_POLL_INTERVAL)
 
     async def fetch_result(self, future: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
@@ -125,11 +125,11 @@ class DaskSubmitter(ClusterSubmitter):
     def __init__(self, client_or_executor: Any) -> None:
         self._connection = DaskConnection(client_or_executor)
 
-    def unavailable_reason(self) -> str:
+    def get_unavailable_reason(self) -> str:
         """Why its client takes no tasks any more."""
-        return self._connection.unavailable_reason()
+        return self._connection.get_unavailable_reason()
 
-    def _start_call(
+    def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
         client, task_key = self._connection.client, f"polarmap-task-{uuid.uuid4()}"
@@ -148,7 +148,7 @@ class DaskSubmitter(ClusterSubmitter):
         except BaseException as error:
             reported_error = error
             await self._connection.wait_for_scheduler()
-            if reason := self.unavailable_reason():  # which cancels all, and is told in one way
+            if reason := self.get_unavailable_reason():  # which cancels all, and is told in one way
                 reported_error = RuntimeError(reason)
             elif dask_future.cancelled():  # of which Dask's text differs from call to call
                 reported_error = CancelledError("Dask's client cancelled it")
@@ -191,16 +191,18 @@ class DaskWorkerProvider(WorkerProvider):
             )  # of each of its workers
             self._workers_listed_at = time.monotonic()  # for them
             self.max_workers = sum(self._n_threads_by_address.values()) or None
-            self.shares_host = is_local([parse_host(address) for address in self._n_threads_by_address])
+            self.shares_host = is_every_host_local(
+                [parse_host(address) for address in self._n_threads_by_address]
+            )
             self.driver_host = (
                 urlsplit(self._connection.client.scheduler_comm.comm.local_address).hostname or ""
             )
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 
-    def unavailable_reason(self) -> str:
+    def get_unavailable_reason(self) -> str:
         """Why its client takes no tasks any more."""
-        return self._connection.unavailable_reason()
+        return self._connection.get_unavailable_reason()
 
     def list_machines(self) -> list[str]:
         """Return the hosts in the addresses of Dask's workers; empty if the options of tasks choose workers.
@@ -295,7 +297,7 @@ class DaskWorkerProvider(WorkerProvider):
     def _check_connected(self) -> None:
         """ConnectionError at once where the scheduler is away."""
         if not self._connection.is_connected():
-            raise ConnectionError(self.unavailable_reason() or "its scheduler is away")
+            raise ConnectionError(self.get_unavailable_reason() or "its scheduler is away")
 
 
 def parse_host(worker_address: str) -> str:

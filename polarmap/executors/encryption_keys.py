@@ -7,7 +7,7 @@ from typing import Any
 
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.interface import JobSpec, TaskBlocks
-from polarmap.optional import format_install_command
+from polarmap.optional import format_extras_install_command
 from polarmap.worker.encryption import (
     KEY_BYTES,
     KEYGEN_COMMAND,
@@ -15,14 +15,14 @@ from polarmap.worker.encryption import (
     Encryption,
     KeyUnavailableError,
     load_ciphers,
-    read_key,
+    read_encryption_key,
 )
 from polarmap.worker.pytree import count_layout_bytes
 
 KEY_REFERENCE_PREFIXES = ("env:", "file:")
 
 
-def check_key(key: Any) -> str | bytes:
+def check_encryption_key(key: Any) -> str | bytes:
     """The key of the caller; CodeError for what is none, or is not where it says."""
     if isinstance(key, (bytes, bytearray, memoryview)):
         if len(key) != KEY_BYTES:
@@ -42,9 +42,11 @@ def check_key(key: Any) -> str | bytes:
     try:
         load_ciphers()
     except KeyUnavailableError as error:
-        raise CodeError(f"key= needs the package cryptography: {format_install_command('crypto')}") from error
+        raise CodeError(
+            f"key= needs the package cryptography: {format_extras_install_command('crypto')}"
+        ) from error
     try:
-        read_key(checked_key)
+        read_encryption_key(checked_key)
     except KeyUnavailableError as error:
         raise CodeError(str(error)) from error
     return checked_key
@@ -68,7 +70,7 @@ def make_encryption(
         raise CodeError(str(error)) from error
 
 
-def check_map_key(blocks: TaskBlocks, key: str | bytes) -> None:
+def check_map_encryption_key(blocks: TaskBlocks, key: str | bytes) -> None:
     """CodeError for a key that a map of these blocks cannot encrypt with."""
     if blocks.location is not None and key != blocks.encryption_key:
         storage_state = (

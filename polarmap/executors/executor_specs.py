@@ -11,7 +11,7 @@ from polarmap.clouds.limits import BACKENDS
 from polarmap.errors import ExecutorError
 
 
-def is_localhost(executor_spec: Any) -> bool:
+def is_localhost_spec(executor_spec: Any) -> bool:
     """Whether it means Lithops on this machine."""
     return isinstance(executor_spec, str) and executor_spec == "localhost"
 
@@ -19,7 +19,7 @@ def is_localhost(executor_spec: Any) -> bool:
 def is_config_path(executor_spec: Any) -> bool:
     """Whether it names a configuration."""
     is_text = isinstance(executor_spec, (str, bytes, os.PathLike))
-    return is_text and not (is_localhost(executor_spec) or is_ray(executor_spec))
+    return is_text and not (is_localhost_spec(executor_spec) or is_ray_spec(executor_spec))
 
 
 def is_dask_client(executor_spec: Any) -> bool:
@@ -30,7 +30,7 @@ def is_dask_client(executor_spec: Any) -> bool:
     )
 
 
-def is_ray(executor_spec: Any) -> bool:
+def is_ray_spec(executor_spec: Any) -> bool:
     """Whether it is the module `ray`, what `ray.remote(num_cpus=..., memory=...)` gives, or
     "ray://...".
     """
@@ -46,9 +46,13 @@ def is_lithops_executor(executor_spec: Any) -> bool:
     return hasattr(executor_spec, "compute_handler") and hasattr(executor_spec, "internal_storage")
 
 
-def is_lithops(executor_spec: Any) -> bool:
+def is_lithops_spec(executor_spec: Any) -> bool:
     """Whether it is something that Lithops runs: "localhost", a configuration or a FunctionExecutor."""
-    return is_localhost(executor_spec) or is_config_path(executor_spec) or is_lithops_executor(executor_spec)
+    return (
+        is_localhost_spec(executor_spec)
+        or is_config_path(executor_spec)
+        or is_lithops_executor(executor_spec)
+    )
 
 
 def check_config_path(config_path: str | bytes | os.PathLike[Any]) -> None:

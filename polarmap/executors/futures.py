@@ -20,7 +20,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import make_block_ref
 from polarmap.executors.dask import DaskSubmitter
 from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.executor_specs import is_dask_client, is_ray
+from polarmap.executors.executor_specs import is_dask_client, is_ray_spec
 from polarmap.executors.interface import (
     AttemptId,
     AttemptStarted,
@@ -30,7 +30,7 @@ from polarmap.executors.interface import (
     Outcome,
     build_block,
     check_location_reachable,
-    lost_outcome,
+    make_lost_worker_outcome,
     read_only_view,
 )
 from polarmap.executors.pickling import pickle_function
@@ -124,14 +124,16 @@ class FuturesSession:
 
     def wait(self, timeout: float) -> list[Event]:
         """Which attempts were seen to begin, and whose futures are done."""
-        finished = self._wait_finished(timeout if self._cluster is None else min(timeout, LIVENESS_INTERVAL))
+        finished = self._wait_for_finished_attempts(
+            timeout if self._cluster is None else min(timeout, LIVENESS_INTERVAL)
+        )
         if (
             self._cluster is not None
             and self._pending_futures
-            and (reason := self._cluster.unavailable_reason())
+            and (reason := self._cluster.get_unavailable_reason())
         ):
             finished = self._keep_results_before_outage(finished, reason)
-        return [*self._collect_started(), *map(self._to_outcome, finished)]
+        return [*self._collect_started_attempts(), *map(self._to_outcome, finished)]
 
     def _keep_results_before_outage(
         self, finished: list[FinishedAttempt], reason: str
@@ -165,13 +167,13 @@ class FuturesSession:
         Workers of an engine that have left no mark at all are on other machines, which cannot see the folder:
         what they were handed counts as begun.
         """
-        started = self._collect_started(check_all=True)
+        started = self._collect_started_attempts(check_all=True)
         for attempt, future in self._not_started.items():
             if not (
                 future.cancel() and self._reports_running
             ):  # an engine may start a task before it hears of that
                 self._get_cancel_token(*attempt).cancel()
-        started += self._collect_started(check_all=True)
+        started += self._collect_started_attempts(check_all=True)
         if not (self._reports_running or self._has_seen_start_mark):
             started += [AttemptStarted(*attempt, time.monotonic()) for attempt in self._not_started]
         return started
@@ -213,7 +215,7 @@ class FuturesSession:
             return self._folder_token._replace(attempt_name=f"{task}-{attempt}")
         return self._thread_tokens.setdefault((task, attempt), ThreadCancelToken())
 
-    def _collect_started(self, check_all: bool = False) -> list[AttemptStarted]:
+    def _collect_started_attempts(self, check_all: bool = False) -> list[AttemptStarted]:
         """Return the attempts that have begun since the last time, or that an engine was handed.
 
         check_all : whether to look beyond the first attempt that waits for a worker of a pool. Pools take
@@ -235,7 +237,7 @@ class FuturesSession:
             del self._not_started[attempt]
         return start_events
 
-    def _wait_finished(self, timeout: float) -> list[FinishedAttempt]:
+    def _wait_for_finished_attempts(self, timeout: float) -> list[FinishedAttempt]:
         """What was told by now, or first within `timeout` seconds."""
         finished = list[FinishedAttempt | None]()
         with contextlib.suppress(queue.Empty):
@@ -275,14 +277,14 @@ class FuturesSession:
         try:
             error = future.exception()
         except CancelledError:
-            return lost_outcome(
+            return make_lost_worker_outcome(
                 *attempt, f"{self._executor_name} was shut down or cancelled the task before it began"
             )
         if error is not None:
-            return lost_outcome(*attempt, f"{type(error).__name__}: {format_pool_error(error)}")
+            return make_lost_worker_outcome(*attempt, f"{type(error).__name__}: {format_pool_error(error)}")
         reply = future.result()
         if reply is None:
-            return lost_outcome(
+            return make_lost_worker_outcome(
                 *attempt, f"somebody removed {self._folder_token and self._folder_token.folder}"
             )
         outcome = self._job_spec.decode_reply(*attempt, reply.header, reply.data)
@@ -291,7 +293,13 @@ class FuturesSession:
 
 def choose_cluster_submitter(executor_spec: Any) -> type[DaskSubmitter | RaySubmitter] | None:
     """What calls the engine of a cluster that is meant; None where none is."""
-    return DaskSubmitter if is_dask_client(executor_spec) else RaySubmitter if is_ray(executor_spec) else None
+    return (
+        DaskSubmitter
+        if is_dask_client(executor_spec)
+        else RaySubmitter
+        if is_ray_spec(executor_spec)
+        else None
+    )
 
 
 def format_pool_error(error: BaseException) -> str:

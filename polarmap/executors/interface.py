@@ -177,7 +177,7 @@ class TaskBlocks:
         """The leaves of a piece."""
         return self.block_leaves(component)
 
-    def find_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
+    def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
         """Return which of the `faults`, by task, an attempt is to suffer."""
         fault = faults.get(task)
         return fault if fault is not None and attempt < fault.attempts else None
@@ -220,13 +220,13 @@ class JobSpec:
             self.padded_block[1] if self.padded_block is not None and self.padded_block[0] == task else None
         )
 
-    def find_fault(self, task: int, attempt: int) -> Fault | None:
+    def find_injected_fault(self, task: int, attempt: int) -> Fault | None:
         """Return the fault that an attempt is to suffer."""
-        return self.blocks.find_fault(self.faults, task, attempt) if self.faults else None
+        return self.blocks.find_injected_fault(self.faults, task, attempt) if self.faults else None
 
     def make_task_request(self, task: int, attempt: int, block_ref: BlockRef | None = None) -> TaskRequest:
         """What the worker of an attempt is told; `block_ref`: what it is to read."""
-        fault, n_rows = self.find_fault(task, attempt), self.get_n_unpadded_rows(task)
+        fault, n_rows = self.find_injected_fault(task, attempt), self.get_n_unpadded_rows(task)
         return TaskRequest(task, attempt, block_ref, fault, self.output_spec, self.encryption, n_rows)
 
     def decode_reply(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
@@ -251,9 +251,11 @@ class JobSpec:
             if result_ref is not None:
                 result_ref = ResultRef(result_ref[0], tuple(Segment(*segment) for segment in result_ref[1]))
         except DamagedError as error:
-            return lost_outcome(task, attempt, f"its reply {error}")
+            return make_lost_worker_outcome(task, attempt, f"its reply {error}")
         except Exception as error:  # of a forger, or of a class that is not here
-            return lost_outcome(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}")
+            return make_lost_worker_outcome(
+                task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}"
+            )
         return Outcome(task, attempt, leaves, structure, None, seconds, result_ref, unpadded_result, host)
 
 
@@ -507,6 +509,6 @@ def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
     return exception
 
 
-def lost_outcome(task: int, attempt: int, message: str) -> Outcome:
+def make_lost_worker_outcome(task: int, attempt: int, message: str) -> Outcome:
     """The outcome of a task whose worker disappeared."""
     return Outcome(task, attempt, [], (), Failure("lost", "WorkerLost", message), 0.0)

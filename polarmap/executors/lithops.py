@@ -18,7 +18,7 @@ from polarmap.clouds.prices import PersistentUsage
 from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.executor_specs import check_config_path, is_config_path, is_localhost
+from polarmap.executors.executor_specs import check_config_path, is_config_path, is_localhost_spec
 from polarmap.executors.interface import (
     AttemptId,
     AttemptStarted,
@@ -26,7 +26,7 @@ from polarmap.executors.interface import (
     JobSpec,
     Outcome,
     check_location_reachable,
-    lost_outcome,
+    make_lost_worker_outcome,
 )
 from polarmap.executors.lithops_internals import (
     InvocationLostError,
@@ -74,7 +74,7 @@ class LithopsExecutor:
         self.worker_spec: WorkerSpec | None = None
         if is_config_path(executor_spec):
             check_config_path(executor_spec)
-        if not is_localhost(executor_spec):
+        if not is_localhost_spec(executor_spec):
             config = (
                 read_complete_config(executor_spec) if is_config_path(executor_spec) else executor_spec.config
             )
@@ -120,7 +120,7 @@ class LithopsSession:
         self._is_first_submit = False
         self._published_blocks.publish_in_parallel(blocks, [task for task, _ in attempts])
         if is_first:
-            self._block_store.put(f"{self._key_prefix}/{LIVENESS_KEY}", [b"alive"])
+            self._block_store.put_segment(f"{self._key_prefix}/{LIVENESS_KEY}", [b"alive"])
         function_executor = self._invocations.get_executor_for_next_job()
         task_address: dict[str, Any] = {"bucket": self._storage.bucket, "prefix": self._key_prefix}
         if self._invocations.is_local:
@@ -157,7 +157,7 @@ class LithopsSession:
         """What Lithops' monitor thread has seen."""
         deadline, events = time.monotonic() + timeout, list[Event]()
         while True:
-            outcomes = self._poll(events)
+            outcomes = self._poll_outcomes(events)
             remaining_seconds = deadline - time.monotonic()
             if outcomes or remaining_seconds <= 0 or self._is_woken:
                 self._is_woken = False
@@ -178,7 +178,9 @@ class LithopsSession:
         With "localhost" also those that it has not: each has had a process of its own since it was submitted.
         """
         now = time.monotonic()
-        started_ids = self._invocations.collect_started(include_unseen=self._invocations.uses_private_folder)
+        started_ids = self._invocations.collect_started_keys(
+            include_unseen=self._invocations.uses_private_folder
+        )
         return [AttemptStarted(task, attempt, now) for task, attempt in started_ids]
 
     def close(self) -> PersistentUsage | None:
@@ -189,10 +191,10 @@ class LithopsSession:
         delete_objects_below(self._storage, [f"{self._key_prefix}/", *self._invocations.close()])
         return None
 
-    def _poll(self, start_events: list[Event]) -> list[Outcome]:
+    def _poll_outcomes(self, start_events: list[Event]) -> list[Outcome]:
         """All that has ended since the last look; what has begun is added to `start_events`."""
         outcomes = list[Outcome]()
-        for attempt, reply in self._invocations.collect_finished(
+        for attempt, reply in self._invocations.collect_finished_results(
             may_query=not self._has_seen_progress
         ).items():
             if isinstance(reply, InterpreterError):
@@ -200,7 +202,7 @@ class LithopsSession:
             outcomes.append(self._to_outcome(attempt, reply))
         now = time.monotonic()
         start_events += [
-            AttemptStarted(task, attempt, now) for task, attempt in self._invocations.collect_started()
+            AttemptStarted(task, attempt, now) for task, attempt in self._invocations.collect_started_keys()
         ]
         self._has_seen_progress |= bool(start_events or outcomes)
         return outcomes
@@ -208,9 +210,9 @@ class LithopsSession:
     def _to_outcome(self, attempt: AttemptId, reply: Any) -> Outcome:
         """What became of an attempt whose function returned this, or a LostError in its place."""
         if reply is None:
-            return lost_outcome(*attempt, "it was told that nobody waits for it")
+            return make_lost_worker_outcome(*attempt, "it was told that nobody waits for it")
         if isinstance(reply, InvocationLostError):
-            return lost_outcome(*attempt, str(reply))
+            return make_lost_worker_outcome(*attempt, str(reply))
         outcome = self._job_spec.decode_reply(*attempt, *reply)
         if outcome.failure is not None:
             self._published_blocks.invalidate_if_damaged(self._job_spec.blocks, outcome.task, outcome.failure)
@@ -275,7 +277,7 @@ class LithopsWorkerProvider(WorkerProvider):
 
         may_query : the interpreter of those that have ended without a word.
         """
-        finished = self._invocations.collect_finished(may_query)
+        finished = self._invocations.collect_finished_results(may_query)
         if finished:
             self._block_store.garbage_prefixes += self._invocations.close_idle_executors()
         return {
@@ -283,7 +285,7 @@ class LithopsWorkerProvider(WorkerProvider):
             for worker_id, reply in finished.items()
         }
 
-    def remove_leftovers(self) -> None:
+    def remove_leftover_objects(self) -> None:
         """Remove the objects of Lithops that those that have ended have left."""
         self._block_store.collect_garbage()
 
@@ -329,7 +331,7 @@ class BucketBlockStore(BlockStore):
         """Let nothing stay that is stored from now on: the caller removes what is stored by now."""
         self._is_closed = True
 
-    def put(self, segment_key: str, buffers: Sequence[Any]) -> int:
+    def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int:
         """Store an object. Raises ExecutorError if the storage refuses it, or if this store is closed."""
         bucket, data = self._storage.bucket, b"".join(buffers)
         self._check_open()
@@ -348,7 +350,7 @@ class BucketBlockStore(BlockStore):
         if self._is_closed:
             raise ExecutorError("a block was not stored: its map or its Pool is closed")
 
-    def remove_prefixes(self, key_prefixes: Sequence[str]) -> None:
+    def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
         """Their objects."""
         for key_prefix in key_prefixes:
             delete_prefix(self._storage, self._storage.bucket, key_prefix)

@@ -171,7 +171,7 @@ def build_function_executor(in_private_folder: bool = False, **options: Any) -> 
             # It would copy Lithops to the shared folder, where we run none.
             stack.enter_context(_patch_attribute(module.DefaultEnvironment, "setup", lambda env: None))
         function_executor = import_lithops().FunctionExecutor(log_level=None, **options)
-    if is_local(function_executor):
+    if is_localhost_function_executor(function_executor):
         env, settings = function_executor.compute_handler.env, function_executor.config["localhost"]
         env._ensure_runner = lambda: None
         env.runtime_name = write_runner_script(
@@ -273,7 +273,7 @@ def collect_module_sources(pickled_function: bytes, function_executor: Any) -> d
     return sources
 
 
-def is_local(function_executor: Any) -> bool:
+def is_localhost_function_executor(function_executor: Any) -> bool:
     """Whether its workers are processes of this machine, in no container."""
     is_localhost_backend = function_executor.backend == "localhost"
     return (
@@ -313,7 +313,7 @@ def _is_job_finished(compute_handler: Any, job_key: str) -> bool:
 
 def find_interpreter_error(function_executor: Any) -> str:
     """Why the interpreter of workers on this machine cannot run tasks; empty if it can, or elsewhere."""
-    if not is_local(function_executor):
+    if not is_localhost_function_executor(function_executor):
         return ""
     env, runtime = function_executor.compute_handler.env, function_executor.config["localhost"]["runtime"]
     command = [env.runtime_name, sys.modules[type(env).__module__].RUNNER_FILE, "get_metadata"]
@@ -399,7 +399,7 @@ def add_status_callback(futures: Iterable[Any], on_status: Callable[[], object])
             setattr(future, setter_name, partial(set_status_and_notify, getattr(future, setter_name)))
 
 
-def is_finished(future: Any) -> bool:
+def is_future_finished(future: Any) -> bool:
     """Whether Lithops has seen the end of a function, or given it up."""
     return bool(future.ready or future.success or future.done)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from polarmap.clouds import lithops_config
 from polarmap.errors import ExecutorError, StorageError
-from polarmap.executors.executor_specs import is_lithops_executor, is_localhost
+from polarmap.executors.executor_specs import is_lithops_executor, is_localhost_spec
 from polarmap.executors.lithops_internals import (
     InvocationLostError,
     abandon_jobs,
@@ -28,14 +28,14 @@ from polarmap.executors.lithops_internals import (
     find_interpreter_error,
     get_interpreter_for_lithops,
     import_lithops,
-    is_finished,
-    is_local,
+    is_future_finished,
+    is_localhost_function_executor,
     list_job_key_prefixes,
     load_storage_settings,
     open_storage_without_retries,
     restart_dead_monitor,
 )
-from polarmap.executors.pickling import worker_code_by_value
+from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.worker.retries import retry_request
 
 SUBMIT_RETRY_SECONDS = 1.0  # in which Lithops is given a job again that it could not store
@@ -81,7 +81,7 @@ class LithopsInvocations:
     """
 
     def __init__(self, executor_spec: Any, shares_executor: bool = False) -> None:
-        self.uses_private_folder = is_localhost(executor_spec)
+        self.uses_private_folder = is_localhost_spec(executor_spec)
         self._shared_executor = (
             executor_spec if shares_executor and is_lithops_executor(executor_spec) else None
         )
@@ -92,7 +92,7 @@ class LithopsInvocations:
             open_function_executor(executor_spec) if self._shared_executor is None else self._shared_executor
         )
         self._job_keys_by_executor[self.function_executor] = set()
-        self.is_local = is_local(self.function_executor)
+        self.is_local = is_localhost_function_executor(self.function_executor)
         storage = "" if self.uses_private_folder else self.function_executor.storage.backend
         self.backend_and_storage = "" if self.is_local else self.function_executor.backend, storage
         self.name = "localhost" if self.uses_private_folder else f"lithops/{self.function_executor.backend}"
@@ -134,7 +134,7 @@ class LithopsInvocations:
         else:  # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
             map_options["exclude_modules"] = ["polarmap", "numpy"]
         try:
-            with worker_code_by_value():
+            with pickle_worker_code_by_value():
                 submit = partial(
                     function_executor.map,
                     task_function,
@@ -163,7 +163,7 @@ class LithopsInvocations:
         """Let a wait end, this or the next one."""
         self._status_changed.set()
 
-    def collect_started(self, include_unseen: bool = False) -> list[Any]:
+    def collect_started_keys(self, include_unseen: bool = False) -> list[Any]:
         """The tasks that came to run since the last look; on a cloud that is at once, as far as is known.
 
         include_unseen : whether to count tasks that Lithops has not seen begin.
@@ -173,12 +173,12 @@ class LithopsInvocations:
         self._not_started.difference_update(started_keys)
         return started_keys
 
-    def collect_finished(self, may_query: bool = True) -> dict[Any, Any]:
+    def collect_finished_results(self, may_query: bool = True) -> dict[Any, Any]:
         """What each has returned that ended since the last look: a LostError if nothing.
 
         may_query : their interpreter, why processes have ended without a word.
         """
-        finished_keys = [key for key, future in self.running_futures.items() if is_finished(future)]
+        finished_keys = [key for key, future in self.running_futures.items() if is_future_finished(future)]
         results = {key: self._fetch_result(self.running_futures.pop(key)) for key in finished_keys}
         if time.monotonic() >= self._next_poll_at:
             for function_executor in self._job_keys_by_executor:
@@ -278,7 +278,7 @@ def open_function_executor(executor_spec: Any, n_slots: int | None = None) -> An
 
     n_slots : of one like another on this machine; None: as many as that has.
     """
-    if is_localhost(executor_spec):
+    if is_localhost_spec(executor_spec):
         return build_localhost_executor()
     if is_lithops_executor(executor_spec):
         return clone_function_executor(executor_spec, n_slots)

@@ -145,7 +145,7 @@ class LocalWorkerPool(WorkerPool):
         if self._starter is not None:
             self._starter.after_fork()
 
-    def _get_running_starter(self) -> ForkServerClient | ProcessSpawner:
+    def _get_or_create_process_starter(self) -> ForkServerClient | ProcessSpawner:
         """What starts workers; ExecutorError if it cannot be started."""
         self._check_open()
         if self._starter is not None and not self._starter.is_alive():
@@ -166,10 +166,10 @@ class LocalWorkerPool(WorkerPool):
         if self._max_workers is not None and len(self._workers) - len(abandoned) >= self._max_workers:
             return None
         if any(map(is_about_to_finish, abandoned)):
-            if not self._count_in_flight():
+            if not self._count_in_flight_tasks():
                 self._poll_unallocated_workers(FINISH_SOON_SECONDS)
             return self._choose_idle_worker(tuple)
-        starter = self._get_running_starter()
+        starter = self._get_or_create_process_starter()
         try:
             driver_socket, worker_socket = make_worker_socket_pair()
         except OSError as error:

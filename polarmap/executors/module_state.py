@@ -115,7 +115,7 @@ def analyze_code(code: types.CodeType) -> CodeNames:
 
 
 @functools.cache
-def _installed_path_prefixes() -> tuple[str, ...]:
+def _list_installed_path_prefixes() -> tuple[str, ...]:
     """Return what the names of files begin with that are not the caller's."""
     package_parent = os.path.dirname(os.path.dirname(__file__))
     installed_paths = {
@@ -127,7 +127,7 @@ def _installed_path_prefixes() -> tuple[str, ...]:
 
 def is_installed_file(file: str) -> bool:
     """Tell whether a file of code belongs to Python, to an installed library or to polarmap."""
-    if file.startswith(_installed_path_prefixes()):
+    if file.startswith(_list_installed_path_prefixes()):
         return True
     folders = file.replace("\\", "/").split("/")  # of another environment, which PYTHONPATH may name
     return "site-packages" in folders or "dist-packages" in folders
@@ -195,11 +195,11 @@ def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False)
     if walk is None or not walk.is_up_to_date():
         if len(_walk_cache) >= MAX_CACHED_WALKS:
             _walk_cache.clear()
-        walk = _walk_cache[cache_key] = _StateWalk(reached_objects, kept_alive)
+        walk = _walk_cache[cache_key] = _ModuleStateWalk(reached_objects, kept_alive)
     return walk.items
 
 
-class _StateWalk:
+class _ModuleStateWalk:
     """The state that functions, classes and modules reach, and what tells whether it has changed since.
 
     Parameters
@@ -394,11 +394,11 @@ class _StateWalk:
         is_assigned = path in self._assigned_names.get(module_name, ())
         is_empty = type(value) in CONTAINER_TYPES and not value
         if description.kind == OPAQUE and not is_assigned:
-            _check_same_object(module_name, path, value)
+            _check_object_unchanged_since_import(module_name, path, value)
         return ModuleStateItem(module_name, path, *description[:3], is_assigned or is_empty)
 
 
-def _check_same_object(module_name: str, path: str, value: Any) -> None:
+def _check_object_unchanged_since_import(module_name: str, path: str, value: Any) -> None:
     """Raise CodeError if what cannot be sent is another object than that with which the module was imported.
 
     An object counts as that if the first map found it there.
@@ -447,4 +447,4 @@ def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
 
 
 _first_seen_objects: dict[tuple[str, str], tuple[Any, Any]] = {}  # version of the module, and the object
-_walk_cache: dict[tuple[bool | int, ...], _StateWalk] = {}
+_walk_cache: dict[tuple[bool | int, ...], _ModuleStateWalk] = {}

@@ -78,7 +78,7 @@ def pickle_function(
 
 def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[memoryview] | None) -> bytes:
     """The same, with the error of the pickler."""
-    with worker_code_by_value() if by_value else contextlib.nullcontext():
+    with pickle_worker_code_by_value() if by_value else contextlib.nullcontext():
         buffers: list[memoryview] | None = None if out_of_band_buffers is None else []
         data, reached_objects = _dump_with_references(value, buffers)
         state = collect_module_state(reached_objects, by_value)
@@ -121,7 +121,7 @@ def pickle_function_with_buffers(f: Any, destination: str, by_value: bool) -> Pi
     return PickledFunction(pickle_function(f, destination, by_value, buffers), buffers)
 
 
-def copy_as_pickled(f: Any, destination: str) -> Any:
+def copy_by_pickling(f: Any, destination: str) -> Any:
     """Return f as a worker would get it now, whatever becomes of what it reaches; CodeError as
     `pickle_function`.
     """
@@ -233,7 +233,7 @@ class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def worker_code_by_value() -> Iterator[None]:
+def pickle_worker_code_by_value() -> Iterator[None]:
     """Let the modules of `polarmap.worker_spec` travel by value: a worker needs numpy, not polarmap.
 
     cloudpickle's register is one for all threads: the last to leave takes the entry out. The docstrings of

@@ -16,7 +16,7 @@ from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
 from polarmap.executors.block_store import BlockStore, MemoryMappedBlockStore
 from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.executor_specs import is_dask_client, is_lithops, is_ray
+from polarmap.executors.executor_specs import is_dask_client, is_lithops_spec, is_ray_spec
 from polarmap.executors.interface import JobSpec, MapExecutor, Session, check_location_reachable
 from polarmap.executors.local_workers import CAN_FORK, LocalWorkerPool
 from polarmap.executors.pickling import pickle_function_with_buffers
@@ -139,7 +139,7 @@ class Pool:
             self._open_resources = partial(
                 PoolResources, self._name, make_provider, workers, *resource_options
             )
-            is_on_cluster = is_dask_client(executor) or is_ray(executor)
+            is_on_cluster = is_dask_client(executor) or is_ray_spec(executor)
             self._fallback_executor = (
                 _make_task_executor(executor) if is_on_cluster and listen is False else None
             )
@@ -348,7 +348,7 @@ def _resolve_provider(
     """
     if executor_spec is None:
         return "processes here", None, None
-    if is_lithops(executor_spec):
+    if is_lithops_spec(executor_spec):
         from polarmap.executors.lithops import LithopsExecutor, LithopsWorkerProvider
 
         executor = LithopsExecutor(executor_spec)
@@ -365,7 +365,7 @@ def _resolve_provider(
             None,
             partial(DaskWorkerProvider, executor_spec),
         )
-    if is_ray(executor_spec):
+    if is_ray_spec(executor_spec):
         from polarmap.executors.ray import RayWorkerProvider
 
         return (

@@ -30,7 +30,7 @@ from polarmap.executors.interface import (
     NoWorkers,
     Outcome,
     WakeSignal,
-    lost_outcome,
+    make_lost_worker_outcome,
 )
 from polarmap.executors.local_workers import MAX_IDLE_CORES_POLL_INTERVAL, MIN_IDLE_CORES_POLL_INTERVAL
 from polarmap.executors.pickling import PickledFunction
@@ -159,7 +159,7 @@ class PoolSession:
         self._queue += attempts
         self._last_progress_at = time.monotonic()
         self._worker_pool.request_workers(len(self._queue) + len(self._allocation.workers))
-        self._assign_queued()
+        self._assign_queued_tasks()
         if not any(worker.pid for worker in self._allocation.workers.values()):  # they are coming up
             self._job_spec.blocks.prepare_encoding()
 
@@ -167,9 +167,9 @@ class PoolSession:
         """What workers have replied, as soon as any has."""
         self._allocation.can_be_woken = True
         try:
-            outcomes = self._poll_until(time.monotonic() + timeout)
+            outcomes = self._poll_workers_until(time.monotonic() + timeout)
         finally:
-            self._worker_pool.disable_waking(self._allocation)
+            self._worker_pool.stop_waking_session(self._allocation)
         events, self._events = self._events, []
         if self._queue and not outcomes and (reason := self._worker_pool.explain_missing_workers()):
             events.append(NoWorkers(reason))
@@ -184,16 +184,16 @@ class PoolSession:
                 self._queue.remove(attempt_id)
         for worker in list(self._allocation.workers.values()):
             if worker.assigned and worker.assigned[0][0][1:] in unfinished:
-                self._requeue_and_release(worker, self._worker_pool.abandon_worker)
-        self._assign_queued()
+                self._requeue_tasks_and_release_worker(worker, self._worker_pool.abandon_worker)
+        self._assign_queued_tasks()
 
-    def _poll_until(self, deadline: float) -> list[Outcome]:
+    def _poll_workers_until(self, deadline: float) -> list[Outcome]:
         if not self._worker_pool.has_one_session():
-            self._assign_queued()  # others may have left room
+            self._assign_queued_tasks()  # others may have left room
         while True:
             outcomes: list[Outcome] = []
             remaining_seconds = max(0.0, deadline - time.monotonic())
-            may_start = bool(self._queue or self._find_prefetched_behind_slow())
+            may_start = bool(self._queue or self._find_attempts_behind_slow_task())
             poll_timeout = min(remaining_seconds, self._poll_interval) if may_start else remaining_seconds
             ready_descriptors = self._allocation.poller.poll(
                 None if poll_timeout == inf else 1000 * poll_timeout
@@ -206,7 +206,7 @@ class PoolSession:
             for worker in readable_workers:
                 outcomes += [] if worker is None else self._handle_replies(worker)
             if self._allocation.receiving_workers:
-                outcomes += self._write_unsent(deadline)
+                outcomes += self._write_unsent_messages(deadline)
             is_finished = (
                 outcomes
                 or (None in readable_workers and self._wake_signal.clear())
@@ -218,17 +218,17 @@ class PoolSession:
             elif may_start and not is_finished:
                 self._poll_interval = min(MAX_IDLE_CORES_POLL_INTERVAL, 1.5 * self._poll_interval)
                 self._worker_pool.maybe_scale_up(
-                    self._allocation, len(self._queue) + len(self._find_prefetched_behind_slow())
+                    self._allocation, len(self._queue) + len(self._find_attempts_behind_slow_task())
                 )
-            self._assign_queued()
+            self._assign_queued_tasks()
             if is_finished:
                 return outcomes
 
-    def _write_unsent(self, deadline: float) -> list[Outcome]:
+    def _write_unsent_messages(self, deadline: float) -> list[Outcome]:
         """Write what links take of the messages that wait, and return the tasks of workers that are lost."""
         lost_outcomes: list[Outcome] = []
         for worker in list(self._allocation.receiving_workers):
-            if not worker.write_unsent():
+            if not worker.write_unsent_messages():
                 worker.channel.disconnect()
                 lost_outcomes += self._handle_replies(worker)
             elif not worker.channel.has_unsent:
@@ -289,16 +289,16 @@ class PoolSession:
             self._wake_signal.close()
         return self._worker_pool.take_billed_usage()
 
-    def _assign_queued(self) -> None:
+    def _assign_queued_tasks(self) -> None:
         """Hand attempts to workers as long as one is to be had; last those behind one that takes long."""
-        cached_elsewhere = self._find_cached_on_busy_workers()
+        cached_elsewhere = self._find_tasks_cached_on_busy_workers()
         while True:
-            attempts = self._queue or self._find_prefetched_behind_slow(
+            attempts = self._queue or self._find_attempts_behind_slow_task(
                 time.monotonic() - STEAL_AFTER_SECONDS
             )
             if (
                 cached_elsewhere
-                and self._is_queue_within(cached_elsewhere)
+                and self._is_every_queued_task_in(cached_elsewhere)
                 and self._can_delay_for_locality()
             ):
                 attempts = []
@@ -308,19 +308,19 @@ class PoolSession:
             if worker is None:
                 break
             if attempts is self._queue:
-                self._assign_next(worker, cached_elsewhere)
+                self._assign_next_tasks(worker, cached_elsewhere)
             else:
                 self._stolen.add(attempts[0])
                 self._send_tasks(worker, [attempts[0]])
         self._worker_pool.flush_messages()
 
-    def _find_cached_on_busy_workers(self) -> set[Hashable]:
+    def _find_tasks_cached_on_busy_workers(self) -> set[Hashable]:
         """Tasks that wait, and whose block none has that is free now, but one that will be."""
-        return self._worker_pool.find_tasks_cached_on_abandoned(
+        return self._worker_pool.find_tasks_cached_on_abandoned_workers(
             partial(self._get_first_task_keys, self._queue)
         )
 
-    def _is_queue_within(self, task_keys: set[Hashable]) -> bool:
+    def _is_every_queued_task_in(self, task_keys: set[Hashable]) -> bool:
         """Whether tasks wait, and every one of them is one of these."""
         return 0 < len(self._queue) <= self._locality_window and task_keys.issuperset(
             self._get_first_task_keys(self._queue)
@@ -336,7 +336,7 @@ class PoolSession:
         """The first tasks of these, in the form that means the same to later maps."""
         return [self._get_task_key(task) for task, _ in itertools.islice(attempts, self._locality_window)]
 
-    def _assign_next(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> None:
+    def _assign_next_tasks(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> None:
         """Tell a worker of its next tasks, unless it was told of as many as it may be."""
         n_more = 1 + self._compute_prefetch_depth(worker) - len(worker.assigned)
         if n_more > 0:
@@ -366,7 +366,7 @@ class PoolSession:
         )
         return min(n_available, max(1, min(n_short_tasks, n_queued // (2 * n_workers))))
 
-    def _find_prefetched_behind_slow(self, started_before: float = inf) -> list[AttemptId]:
+    def _find_attempts_behind_slow_task(self, started_before: float = inf) -> list[AttemptId]:
         """What one worker was told of and waits behind a task that began before that, the oldest first."""
         slow_workers = [
             item
@@ -440,12 +440,12 @@ class PoolSession:
     def _report_cancelled(self, attempt_id: AttemptId) -> None:
         """Tell of one that nobody waits for that it is lost."""
         self._unfinished.discard(attempt_id)
-        self._events.append(lost_outcome(*attempt_id, "nobody waits for it any more"))
+        self._events.append(make_lost_worker_outcome(*attempt_id, "nobody waits for it any more"))
 
     def _make_task_message(self, task: int, attempt: int) -> Message:
         """What a worker is told for an attempt."""
         job_spec = self._job_spec
-        fault = job_spec.find_fault(task, attempt)
+        fault = job_spec.find_injected_fault(task, attempt)
         n_rows = None if job_spec.padded_block is None else job_spec.get_n_unpadded_rows(task)
         pickled_block_ref = self._published_blocks.get_pickled_block_ref(job_spec.blocks, task)
         attempt_key, has_no_options = (self._job_id, task, attempt), fault is None and n_rows is None
@@ -488,12 +488,16 @@ class PoolSession:
                     worker.last_task_seconds = outcomes[-1].seconds
             except (FrameError, LookupError, ValueError) as error:  # no reply, or no key of a part
                 outcomes.append(
-                    lost_outcome(*message.attempt_key[1:], f"what its worker said is no reply: {error}")
+                    make_lost_worker_outcome(
+                        *message.attempt_key[1:], f"what its worker said is no reply: {error}"
+                    )
                 )
                 is_usable = False  # what says such things is not to be trusted with more
         if not is_connected and worker.assigned:
             outcomes.append(
-                lost_outcome(*worker.assigned.popleft()[0][1:], self._worker_pool.get_exit_reason(worker))
+                make_lost_worker_outcome(
+                    *worker.assigned.popleft()[0][1:], self._worker_pool.get_exit_reason(worker)
+                )
             )
         new_outcomes = []
         for outcome in outcomes:
@@ -502,14 +506,14 @@ class PoolSession:
                 self._unfinished.remove((outcome.task, outcome.attempt))
                 is_usable &= outcome.failure is None or outcome.failure.kind != "lost"
         if not (is_connected and is_usable):
-            self._requeue_and_release(worker, self._worker_pool.remove_worker)
+            self._requeue_tasks_and_release_worker(worker, self._worker_pool.remove_worker)
         elif not worker.assigned:
             self._worker_pool.release_worker(worker)
         elif outcomes:  # it is at the next one that it was told ahead
             attempt_key, _ = worker.assigned[0]
             if self._is_stealable(attempt_key[1:]):
                 self._events.append(AttemptStarted(*attempt_key[1:], worker.state_since, True, worker.host))
-            self._assign_next(worker, self._find_cached_on_busy_workers())
+            self._assign_next_tasks(worker, self._find_tasks_cached_on_busy_workers())
         return new_outcomes
 
     def _send_segment(self, worker: WorkerHandle, fetch_message: Message) -> bool:
@@ -521,7 +525,7 @@ class PoolSession:
         self._worker_pool.flush_messages()
         return is_sent
 
-    def _requeue_and_release(
+    def _requeue_tasks_and_release_worker(
         self, worker: WorkerHandle, release_worker: Callable[[WorkerHandle], None]
     ) -> None:
         """Give up a worker that is gone or of no more use: what it was told ahead waits again."""
@@ -534,7 +538,7 @@ class PoolSession:
         """What a message says of an attempt; FrameError if it is no reply."""
         _, task, attempt = message.attempt_key
         if message.kind == CANCELLED:
-            return lost_outcome(task, attempt, "its worker took it for cancelled")
+            return make_lost_worker_outcome(task, attempt, "its worker took it for cancelled")
         try:
             data = self._read_result_file(bytes(message.data).decode()) if message.is_file else message.data
             outcome = self._job_spec.decode_reply(task, attempt, message.header, data)

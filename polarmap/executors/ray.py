@@ -17,7 +17,7 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.cluster_submit import ClusterSubmitter, complete_future
 from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
-from polarmap.executors.worker_listener import find_local_address_towards, is_local
+from polarmap.executors.worker_listener import find_local_address_towards, is_every_host_local
 from polarmap.executors.worker_pool import GRACE_SECONDS
 from polarmap.worker.blas_threads import run_in_daemon_thread
 from polarmap.worker.persistent_worker import DriverAddress, serve_driver
@@ -45,7 +45,7 @@ class RayConnection:
         self.ray_module: Any = ray
         if isinstance(ray_spec, str):
             ray_spec = self._connect(ray_spec)
-        if self.unavailable_reason():
+        if self.get_unavailable_reason():
             raise ExecutorError(
                 "Ray is not initialized: call ray.init(), with the address of a cluster, before"
             )
@@ -63,7 +63,7 @@ class RayConnection:
                 raise ExecutorError(f"no Ray answers at {head_address}: {error}") from error
         return self.ray_module
 
-    def unavailable_reason(self) -> str:
+    def get_unavailable_reason(self) -> str:
         """Why it takes nothing any more; empty if it does."""
         return "" if self.ray_module.is_initialized() else "it was shut down"
 
@@ -90,7 +90,7 @@ class RayConnection:
     def hold_connection(self) -> Iterator[None]:
         """Nobody shuts it down meanwhile, or Ray would start one of its own; RuntimeError if it is gone."""
         with self._shutdown_lock:
-            if reason := self.unavailable_reason():
+            if reason := self.get_unavailable_reason():
                 raise RuntimeError(reason)
             yield
 
@@ -127,20 +127,20 @@ class RaySubmitter(ClusterSubmitter):
         self._lock = threading.Lock()
         self._abandoned_refs: list[Any] = []  # tasks for which nobody waits any more
 
-    def unavailable_reason(self) -> str:
+    def get_unavailable_reason(self) -> str:
         """Why it takes no tasks any more."""
-        return self._connection.unavailable_reason()
+        return self._connection.get_unavailable_reason()
 
-    def _start_call(
+    def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
         with self._connection.hold_connection():
             remote_task = self._make_remote_task(call).options(name="polarmap task", max_retries=0)
             object_ref = remote_task.remote(*map(self._to_remote_argument, arguments))
             object_ref.future().add_done_callback(partial(_copy_result, future))
-        return partial(self._cancel_later, object_ref)
+        return partial(self._schedule_cancellation, object_ref)
 
-    def _cancel_later(self, object_ref: Any) -> None:
+    def _schedule_cancellation(self, object_ref: Any) -> None:
         """Let a task for which nobody waits end by itself, or cancel it after a while.
 
         Ray ends this process if a task is cancelled in the moment in which its reply comes
@@ -150,9 +150,9 @@ class RaySubmitter(ClusterSubmitter):
             self._abandoned_refs.append(object_ref)
             is_first = len(self._abandoned_refs) == 1
         if is_first:
-            run_in_daemon_thread(self._cancel_unfinished)
+            run_in_daemon_thread(self._cancel_unfinished_tasks)
 
-    def _cancel_unfinished(self) -> None:
+    def _cancel_unfinished_tasks(self) -> None:
         time.sleep(GRACE_SECONDS)
         with self._lock:
             abandoned_refs, self._abandoned_refs = self._abandoned_refs, []
@@ -196,14 +196,14 @@ class RayWorkerProvider(WorkerProvider):
         self.max_workers = int(self._connection.ray_module.cluster_resources().get("CPU", 0)) or None
         self._address_by_node = self._connection.list_node_addresses()
         self._nodes_listed_at = time.monotonic()  # for them
-        self.shares_host = is_local(list(self._address_by_node.values()))
+        self.shares_host = is_every_host_local(list(self._address_by_node.values()))
         self.driver_host = self._connection.get_driver_host()
         self._node_by_worker: dict[int, str] = {}  # on which node each actor was started
         self._actors: dict[int, tuple[Any, Future[Any]]] = {}  # and the end of its work
 
-    def unavailable_reason(self) -> str:
+    def get_unavailable_reason(self) -> str:
         """Why it takes no actors any more."""
-        return self._connection.unavailable_reason()
+        return self._connection.get_unavailable_reason()
 
     def list_machines(self) -> list[str]:
         """Return the addresses of Ray's nodes; empty if the options of actors choose nodes."""
@@ -243,7 +243,7 @@ class RayWorkerProvider(WorkerProvider):
                         actor.serve.remote(tuple(driver_address), worker_id, lifetime_seconds).future(),
                     )
         except Exception as error:
-            reason = self.unavailable_reason() or f"{type(error).__name__}: {error}"
+            reason = self.get_unavailable_reason() or f"{type(error).__name__}: {error}"
             raise ExecutorError(f"{self.name} takes no actors: {reason}") from error
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
@@ -261,7 +261,7 @@ class RayWorkerProvider(WorkerProvider):
         """Let the actors end, as they do with their sockets, before they are killed: as with tasks."""
         wait_for(
             [exit_future for _, exit_future in self._actors.values()],
-            0 if self.unavailable_reason() else GRACE_SECONDS,
+            0 if self.get_unavailable_reason() else GRACE_SECONDS,
         )
         for worker_id in list(self._actors):
             self._kill_actor(worker_id)

@@ -114,11 +114,11 @@ class WorkerProvider:
         """
         raise NotImplementedError
 
-    def unavailable_reason(self) -> str:
+    def get_unavailable_reason(self) -> str:
         """Why none will be started any more, by nobody; empty if they may be."""
         return ""
 
-    def remove_leftovers(self) -> None:
+    def remove_leftover_objects(self) -> None:
         """Remove what those that have ended have left, which may take long."""
 
     def close(self) -> None:
@@ -266,7 +266,7 @@ class RemoteWorkerPool(WorkerPool):
             self._n_wanted = max(
                 self._n_wanted, n_workers if self._max_workers is None else min(n_workers, self._max_workers)
             )
-            self._launch_missing()
+            self._launch_missing_workers()
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
         """Start anew what has failed, and one more where others keep a map from going on.
@@ -276,9 +276,9 @@ class RemoteWorkerPool(WorkerPool):
         now = time.monotonic()
         with self._lock:
             self._check_open()
-            self._reap_exited()
+            self._remove_exited_workers()
             provider_name, reason = self._provider.name, self._startup_backoff.last_reason
-            if not self._workers and (unavailable := self._provider.unavailable_reason()):
+            if not self._workers and (unavailable := self._provider.get_unavailable_reason()):
                 raise ExecutorError(f"{provider_name} starts no worker: {unavailable}")
             if not self._workers and self._startup_backoff.n_failures >= MAX_LAUNCH_FAILURES:
                 raise ExecutorError(f"no worker of {provider_name} starts: {reason or 'they end'}")
@@ -290,7 +290,7 @@ class RemoteWorkerPool(WorkerPool):
             is_blocked = (
                 allocation.n_queued
                 and self._choose_idle_worker(tuple) is None
-                and self.is_starved(allocation)
+                and self.is_allocation_starved(allocation)
             )
             self.request_workers(len(self) + 1 if is_blocked else 0)
 
@@ -346,12 +346,13 @@ class RemoteWorkerPool(WorkerPool):
             if self._is_closed:
                 return
             self._machines = machines
-            self._reap_exited()
+            self._remove_exited_workers()
             self._poll_unallocated_workers()
-            self._cancel_unreached_starts()
-            self._launch_missing()
-            self._rebalance_machines()
-        self._provider.remove_leftovers()  # without the lock: no map waits for a storage that does not answer
+            self._cancel_unconnected_launches()
+            self._launch_missing_workers()
+            self._rebalance_workers_across_machines()
+        # without the lock: no map waits for a storage that does not answer
+        self._provider.remove_leftover_objects()
 
     def close(self) -> None:
         """End them all."""
@@ -381,17 +382,17 @@ class RemoteWorkerPool(WorkerPool):
     def _remove_unneeded_workers(self) -> None:
         """Let free workers go whose time is over, or that are more than were ever wanted: who ends first."""
         self._remove_idle_workers(len(self._workers), self._get_expiry_time, time.monotonic())
-        n_excess = self._count_excess()
+        n_excess = self._count_excess_workers()
         if len(self._machines) < 2:
             self._remove_idle_workers(n_excess, self._get_expiry_time)
         else:
-            self._remove_from_overfull_machines(n_excess)
+            self._remove_workers_from_overfull_machines(n_excess)
 
-    def _count_excess(self) -> int:
+    def _count_excess_workers(self) -> int:
         """Return how many more workers there are than are wanted; less than 0 if some are missing."""
-        return len(self._workers) - self._count_stuck() - self._n_wanted
+        return len(self._workers) - self._count_stuck_workers() - self._n_wanted
 
-    def _remove_from_overfull_machines(self, n_excess: int) -> None:
+    def _remove_workers_from_overfull_machines(self, n_excess: int) -> None:
         """Let free workers go, as long as there are too many and their machine has no fewer than others."""
         for _ in range(n_excess):
             n_workers_by_machine = Counter(worker.machine for worker in self._workers.values())
@@ -462,7 +463,7 @@ class RemoteWorkerPool(WorkerPool):
                 if allocation.n_queued:
                     allocation.wake_session()
 
-    def _launch_missing(self) -> None:
+    def _launch_missing_workers(self) -> None:
         """As many as are wanted, besides those that are busy with what nobody waits for.
 
         For those that end soon others are started, a few at a time.
@@ -473,7 +474,7 @@ class RemoteWorkerPool(WorkerPool):
         n_expiring = sum(
             self._get_expiry_time(worker) < renewal_deadline for worker in self._workers.values()
         )
-        n_useful = len(self._workers) - self._count_stuck() + self._count_starting()
+        n_useful = len(self._workers) - self._count_stuck_workers() + self._count_starting_workers()
         n_missing = self._n_wanted + min(n_expiring, -(-self._n_wanted // RENEWAL_DIVISOR)) - n_useful
         if n_missing > 0 and self._startup_backoff.can_retry() and self._launch_backoff.can_retry():
             try:
@@ -482,17 +483,17 @@ class RemoteWorkerPool(WorkerPool):
             except ExecutorError as error:  # of a site that has given workers before: its storage may be away
                 if (
                     not self.latest_channel_name
-                    or self._provider.unavailable_reason()
+                    or self._provider.get_unavailable_reason()
                     or self._launch_backoff.get_failing_seconds() > OUTAGE_SECONDS
                 ):
                     raise
                 self._launch_backoff.record_failure(str(error))
 
-    def _count_stuck(self) -> int:
+    def _count_stuck_workers(self) -> int:
         """How many are busy for maps that have ended, and were given the time to come to an end."""
         return sum(worker.get_abandoned_seconds() > GRACE_SECONDS for worker in self._get_abandoned_workers())
 
-    def _count_starting(self) -> int:
+    def _count_starting_workers(self) -> int:
         """How many workers were started, have not called, and may soon."""
         now = time.monotonic()
         launched = self._launched.values()
@@ -539,7 +540,7 @@ class RemoteWorkerPool(WorkerPool):
         counts.update(launched.machine for launched in self._launched.values() if not launched.has_connected)
         return counts
 
-    def _cancel_unreached_starts(self) -> None:
+    def _cancel_unconnected_launches(self) -> None:
         """Cancel the start of workers on machines from which none has called in time, or that are gone.
 
         Others are started elsewhere, as the engine may let a task wait forever for a machine that is cut off.
@@ -562,7 +563,7 @@ class RemoteWorkerPool(WorkerPool):
         if overdue_ids:
             self._provider.cancel_launch(overdue_ids)
 
-    def _rebalance_machines(self) -> None:
+    def _rebalance_workers_across_machines(self) -> None:
         """Start workers on machines that have too few: `_remove_unneeded_workers` then lets as many go
         elsewhere.
 
@@ -577,7 +578,7 @@ class RemoteWorkerPool(WorkerPool):
             if now > self._unreachable_until.get(item, inf) and not n_workers_by_machine[item]
         ]
         reachable = [item for item in self._machines if item not in self._unreachable_until]
-        n_excess = max(0, self._count_excess()) + sum(
+        n_excess = max(0, self._count_excess_workers()) + sum(
             item.is_extra and not item.has_connected and item.machine in reachable
             for item in self._launched.values()
         )
@@ -593,7 +594,7 @@ class RemoteWorkerPool(WorkerPool):
             with contextlib.suppress(ExecutorError):  # enough workers are there: later is early enough
                 self._launch_on_machines(target_machines, is_extra=True)
 
-    def _reap_exited(self) -> None:
+    def _remove_exited_workers(self) -> None:
         """Forget those whose end was told."""
         startup_failure: str | None = None
         for worker_id, reason in self._provider.collect_exited_workers(

@@ -22,7 +22,7 @@ from polarmap.executors.interface import (
     JobSpec,
     Outcome,
     build_block,
-    lost_outcome,
+    make_lost_worker_outcome,
 )
 from polarmap.validation import is_real_number
 from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
@@ -121,9 +121,11 @@ class ReplaySession:
             seconds, request = seconds + fault.seconds, request._replace(fault=None)
         if math.isinf(seconds):
             lost_message = f"its worker has not reported for {GIVE_UP_SECONDS:g} s"
-            return GIVE_UP_SECONDS, partial(lost_outcome, task, attempt, lost_message)
+            return GIVE_UP_SECONDS, partial(make_lost_worker_outcome, task, attempt, lost_message)
         if fault.kind in ("kill", "exit"):
-            return seconds, partial(lost_outcome, task, attempt, f"its worker was struck by {fault.kind!r}")
+            return seconds, partial(
+                make_lost_worker_outcome, task, attempt, f"its worker was struck by {fault.kind!r}"
+            )
         return seconds, partial(self._compute_outcome, request, seconds)
 
     def _compute_outcome(self, request: TaskRequest, seconds: float) -> Outcome:

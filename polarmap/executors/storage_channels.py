@@ -24,7 +24,7 @@ from polarmap.worker.storage_channel import (
     N_POLLS_PER_MESSAGE,
     ChannelKeys,
     ReplyKey,
-    next_poll_interval,
+    compute_next_poll_interval,
 )
 
 MAX_PARALLEL_READS = 16  # objects read at once
@@ -154,7 +154,7 @@ class StorageChannelServer:
         self._write_mailbox()
         self._threads = [
             threading.Thread(target=target, name=f"polarmap-objects-{target.__name__}", daemon=True)
-            for target in (self._write, self._poll_loop)
+            for target in (self._write_loop, self._poll_loop)
         ]
         for thread in self._threads:
             thread.start()
@@ -204,7 +204,7 @@ class StorageChannelServer:
             if is_free:
                 self._mailbox_lock.release()
 
-    def _enqueue(self, channel: DriverStorageChannel, message: Message | None) -> None:
+    def _enqueue_message(self, channel: DriverStorageChannel, message: Message | None) -> None:
         """A message for a worker, which goes when `flush_messages` is called; None: the worker is let go."""
         with self._lock:
             if message is None:
@@ -219,7 +219,7 @@ class StorageChannelServer:
                 channel.unacknowledged.append((channel.n_sent, tuple(message._replace(data=b"")), digest))
             self._has_unwritten = True
 
-    def _write(self) -> None:
+    def _write_loop(self) -> None:
         """Write what was posted, and a sign of life now and then, until all is closed."""
         while not self._is_closed.is_set():
             self._posted.wait(max(0.0, self._next_heartbeat_at - time.monotonic()))
@@ -271,14 +271,14 @@ class StorageChannelServer:
                 was_unwritten, self._has_unwritten = self._has_unwritten, False
             try:
                 for digest in large_digests - self._stored_digests:
-                    self._put_object(self._keys.payload_key(digest), self._payload_by_digest[digest])
+                    self._put_object(self._keys.make_payload_key(digest), self._payload_by_digest[digest])
                     self._stored_digests.add(digest)
                 self._put_object(self._keys.mailbox_key, mailbox)
             except BaseException:
                 self._has_unwritten |= was_unwritten
                 raise
             for digest in self._stored_digests - large_digests:
-                self._storage.delete_object(self._storage.bucket, self._keys.payload_key(digest))
+                self._storage.delete_object(self._storage.bucket, self._keys.make_payload_key(digest))
                 self._stored_digests.discard(digest)
 
     def _put_object(self, key: str, data: bytes) -> None:
@@ -295,11 +295,11 @@ class StorageChannelServer:
                 n_replies = self._read_replies()
                 if started_at >= next_review:
                     next_review = started_at + HEARTBEAT_SECONDS
-                    self._disconnect_silent()
+                    self._disconnect_silent_workers()
             except Exception:  # the storage is away: that nothing was heard says nothing of the workers
                 for channel in list(self._channels.values()):
                     channel.last_heartbeat_at = time.monotonic()
-            poll_interval = next_poll_interval(
+            poll_interval = compute_next_poll_interval(
                 0.0 if n_replies else poll_interval, time.monotonic() - started_at
             )
             if self._poll_soon.wait(poll_interval):
@@ -348,7 +348,7 @@ class StorageChannelServer:
         if channel is None or channel.worker_instance != reply_key.instance_id:
             if reply_key.last_sent > 1 or not data:  # one that was let go, and has not read it yet
                 return
-            channel = DriverStorageChannel(reply_key.worker_id, reply_key.instance_id, self._enqueue)
+            channel = DriverStorageChannel(reply_key.worker_id, reply_key.instance_id, self._enqueue_message)
             with self._lock:
                 self._channels[reply_key.worker_id] = channel
             self._on_connected(reply_key.worker_id, channel, "objects")
@@ -366,7 +366,7 @@ class StorageChannelServer:
             if channel.n_missed > 1:  # a storage that was killed forgets
                 channel.disconnect()
 
-    def _disconnect_silent(self) -> None:
+    def _disconnect_silent_workers(self) -> None:
         now = time.monotonic()
         for channel in list(self._channels.values()):
             if now > channel.last_heartbeat_at + OUTAGE_SECONDS:

@@ -82,7 +82,7 @@ def remove_tree(folder: str) -> None:
 
 
 @atexit.register
-def _remove_all_owned() -> None:
+def _remove_all_owned_folders() -> None:
     """Remove what is left, of pools that an interrupt has kept from existing or from ending."""
     for owner_pid, folder in list(_owned_folders):
         if owner_pid == os.getpid():

@@ -79,11 +79,13 @@ class ParallelTransfers(Generic[T, R]):
             del error  # its traceback refers to this frame
         return [self._results[index] for index in range(len(self._results))]
 
-    def stop(self, grace: float | None = None) -> None:
-        """Start no further call, and wait up to `grace` seconds, or GRACE_SECONDS, for those that run."""
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """Start no further call, and wait up to `grace_seconds` seconds, or GRACE_SECONDS, for those that
+        run.
+        """
         with self._lock:
             self._queue.clear()
-        self._is_idle.wait(GRACE_SECONDS if grace is None else grace)
+        self._is_idle.wait(GRACE_SECONDS if grace_seconds is None else grace_seconds)
 
     def _start_threads(self, n_threads: int) -> None:
         """Start this many threads; fewer if the system has no more."""
@@ -95,10 +97,10 @@ class ParallelTransfers(Generic[T, R]):
                 if not n_started:
                     raise
                 for _ in range(n_threads - n_started):
-                    self._exit_thread()
+                    self._on_thread_exit()
                 return
         if not n_threads:
-            self._exit_thread()
+            self._on_thread_exit()
 
     def _run_transfers(self) -> None:
         """Make calls until no item is waiting."""
@@ -112,7 +114,7 @@ class ParallelTransfers(Generic[T, R]):
                 self._results[index] = result
                 del result
             del indexed_item, item
-        self._exit_thread()
+        self._on_thread_exit()
 
     def _pop_item(self) -> tuple[int, T] | None:
         with self._lock:
@@ -124,7 +126,7 @@ class ParallelTransfers(Generic[T, R]):
             self._queue.clear()
         self._has_settled.set()
 
-    def _exit_thread(self) -> None:
+    def _on_thread_exit(self) -> None:
         """Count one thread less; the last one tells that all calls have ended."""
         with self._lock:
             self._n_running_threads -= 1

@@ -181,7 +181,7 @@ def _open_listening_socket_at(host: str, port: int) -> socket.socket:
         return socket.create_server(("", port), backlog=MAX_UNAUTHENTICATED)
 
 
-def is_local(hosts: Collection[str | None]) -> bool:
+def is_every_host_local(hosts: Collection[str | None]) -> bool:
     """Return whether there are any hosts, and all of them are addresses of this machine.
 
     Debian gives the host name the address 127.0.1.1.
@@ -197,13 +197,13 @@ def list_local_addresses() -> list[str]:
     default = [address for address in [find_local_address_towards("192.0.2.1")] if address]
     addresses = [
         address_info
-        for address_info in _interface_addresses()
+        for address_info in _list_interface_addresses()
         if not ipaddress.ip_address(address_info).is_loopback
     ]
     return list(dict.fromkeys([*default, *addresses, "127.0.0.1"]))
 
 
-def _interface_addresses() -> list[str]:
+def _list_interface_addresses() -> list[str]:
     """Return the IPv4 address of each network interface, or what the host name stands for on Windows."""
     found = list[str]()
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

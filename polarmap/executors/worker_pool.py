@@ -190,7 +190,7 @@ class WorkerHandle:
             channel.send(Message(CANCEL, self.assigned[0][0]))
         return bool(self.assigned or channel.has_unsent)
 
-    def write_unsent(self) -> bool:
+    def write_unsent_messages(self) -> bool:
         """Write what the link takes of the messages that wait. Return False if the worker is lost."""
         channel = self.channel
         if channel.flush() and not channel.is_stalled():
@@ -353,7 +353,7 @@ class WorkerPool:
             self._poll_unallocated_workers()
             self._check_open()
 
-    def disable_waking(self, allocation: Allocation) -> None:
+    def stop_waking_session(self, allocation: Allocation) -> None:
         """Nobody waits for its run now: it cannot be told that it may start a task."""
         allocation.can_be_woken = False
         if len(self._allocation_refs) > 1:
@@ -369,7 +369,9 @@ class WorkerPool:
             self._allocation_refs.discard(weakref.ref(allocation))
             allocation.closed_at = self._last_change_at = time.monotonic()
             if self._allocation_refs:  # what the others need beyond is seen when they leave cores idle
-                self._concurrency_limit = max(self._count_in_flight(), self._get_initial_concurrency_limit())
+                self._concurrency_limit = max(
+                    self._count_in_flight_tasks(), self._get_initial_concurrency_limit()
+                )
                 self._wake_next_session()
             for worker in list(allocation.workers.values()):
                 if self._is_closed:
@@ -396,7 +398,7 @@ class WorkerPool:
         self._check_open()
         return "its worker process ended without reporting" + (worker.label and f" ({worker.label})")
 
-    def find_tasks_cached_on_abandoned(
+    def find_tasks_cached_on_abandoned_workers(
         self, get_task_keys: Callable[[], Collection[Hashable]]
     ) -> set[Hashable]:
         """Those of these whose block no free worker has, but one that is still at an abandoned task."""
@@ -419,7 +421,7 @@ class WorkerPool:
                 if not any(task in cached_tasks for cached_tasks in idle_caches)
             }
 
-    def is_starved(self, allocation: Allocation) -> bool:
+    def is_allocation_starved(self, allocation: Allocation) -> bool:
         """Whether no task of its run is under way, and none of others was started or ended for long."""
         return not allocation.workers and time.monotonic() > self._last_change_at + GRACE_SECONDS
 
@@ -471,7 +473,7 @@ class WorkerPool:
             if (allocation := allocation_ref()) is not None
         ]
 
-    def _count_in_flight(self) -> int:
+    def _count_in_flight_tasks(self) -> int:
         """Tasks of all runs that workers are at."""
         return sum(len(allocation.workers) for allocation in self._get_open_allocations())
 
@@ -493,9 +495,9 @@ class WorkerPool:
         )
         if next_allocation is None:
             return None
-        n_in_flight, max_workers = self._count_in_flight(), self._max_workers or sys.maxsize
+        n_in_flight, max_workers = self._count_in_flight_tasks(), self._max_workers or sys.maxsize
         if n_in_flight >= self._concurrency_limit and (
-            n_in_flight >= max_workers or not self.is_starved(next_allocation)
+            n_in_flight >= max_workers or not self.is_allocation_starved(next_allocation)
         ):
             return None
         if next_allocation is not requester:
@@ -542,7 +544,7 @@ class WorkerPool:
             for each_worker in unallocated
             if each_worker.channel in readable_channels or each_worker.channel.has_unsent
         ]:
-            is_connected = not worker.channel.has_unsent or worker.write_unsent()
+            is_connected = not worker.channel.has_unsent or worker.write_unsent_messages()
             if is_connected and worker.channel in readable_channels:
                 _, is_connected = worker.receive_messages()
             if worker.is_exiting or not is_connected:

@@ -10,7 +10,7 @@ if typing.TYPE_CHECKING:
     from polarmap.linalg.sketch import sketched_gram as sketched_gram
     from polarmap.linalg.sketch import sketched_lstsq as sketched_lstsq
 else:
-    __getattr__, __dir__, __all__ = lazy_names.lazy_exports(
+    __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(
         __name__,
         {
             "sketch": ["sketched_gram", "sketched_lstsq"],

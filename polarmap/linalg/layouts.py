@@ -73,8 +73,8 @@ def resolve_block_counts(
 
     Counts with one task more where integers need it, as the dtype is not known here.
 
-    >>> resolve_block_counts(None, None, 24), resolve_block_counts(None, 8, 24), resolve_block_counts(5, None, 24)
-    (BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=8))
+    >>> [resolve_block_counts(*counts) for counts in ((None, None, 24), (None, 8, 24), (5, None, 24))]
+    [BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=8)]
     """
     n = None if tasks is None else check_positive_int("tasks", tasks)
     default_blocks = default_blocks if n is None else max(1, 3 * n // 4)
@@ -92,8 +92,10 @@ def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: i
 
     CodeError for more blocks than a side has rows or columns, and for no parity.
 
-    >>> check_axis_block_counts(BlockCounts(24, 32), "rows", 25), check_axis_block_counts(BlockCounts(5, 7), "rows", 10)
-    (BlockCounts(k=13, n=32), BlockCounts(k=5, n=7))
+    >>> check_axis_block_counts(BlockCounts(24, 32), "rows", 25)
+    BlockCounts(k=13, n=32)
+    >>> check_axis_block_counts(BlockCounts(5, 7), "rows", 10)
+    BlockCounts(k=5, n=7)
     """
     if block_counts.k > axis_length:
         raise CodeError(
@@ -101,7 +103,8 @@ def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: i
         )
     if block_counts.n <= block_counts.k:
         raise CodeError(
-            f"tasks={block_counts.n} leaves no parity for {block_counts.k} blocks of {axis}: use tasks > {block_counts.k}"
+            f"tasks={block_counts.n} leaves no parity for {block_counts.k} blocks of {axis}: use "
+            f"tasks > {block_counts.k}"
         )
     return block_counts._replace(k=compute_max_nonempty_blocks(axis_length, block_counts.k))
 

@@ -9,7 +9,7 @@ import numpy as np
 from polarmap.blocks.array_like import as_array_like as any_array
 from polarmap.blocks.array_like import is_array_like, load_array_like
 from polarmap.blocks.equal import check_not_masked_or_sparse
-from polarmap.dtypes import Array, DType, check_dtype, is_integer_dtype, real_dtype
+from polarmap.dtypes import Array, DType, check_supported_dtype, is_integer_dtype, to_real_dtype
 from polarmap.errors import CodeError
 
 
@@ -73,7 +73,7 @@ def check_matrix_shape(matrix: Any, label: str) -> Any:
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{label} must be a matrix with rows and columns, not of shape {shape}")
-    check_dtype(matrix.dtype, label)
+    check_supported_dtype(matrix.dtype, label)
     return matrix
 
 
@@ -81,7 +81,7 @@ def choose_encoding_dtype(dtype: DType, product_dtype: DType) -> DType:
     """In which a factor of `dtype` is coded, so that no parity is coarser than the product."""
     if is_integer_dtype(product_dtype):
         return dtype
-    return product_dtype if dtype.kind == "c" else real_dtype(product_dtype)
+    return product_dtype if dtype.kind == "c" else to_real_dtype(product_dtype)
 
 
 def check_operand(operand: Any, label: str = "the operand") -> Array:

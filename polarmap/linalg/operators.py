@@ -20,7 +20,7 @@ from polarmap.driver.prepared_map import make_observers
 from polarmap.driver.reports import LazyReport
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError, PolarmapError, trimmed_tracebacks, warn
-from polarmap.executors import suggest_n_blocks, with_persistent_workers
+from polarmap.executors import make_executor_persistent, suggest_n_blocks
 from polarmap.linalg import operands
 from polarmap.linalg.coded_matrix import CodedMatrix
 from polarmap.linalg.gram import SPARSE_GRAM_ADVICE, check_weights, compute_gram
@@ -111,7 +111,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 matrix = operands.check_matrix(A, "A")
             super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
             options = check_options(verify, rtol, timeout, retries)
-            executor, close_executor = with_persistent_workers(executor)
+            executor, close_executor = make_executor_persistent(executor)
             self._coded_matrix = CodedMatrix(
                 matrix,
                 executor,

@@ -264,7 +264,7 @@ def make_product_runner(
         execution, blocks = prepare_coded_execution(coded_blocks, CodeOptions(), executor, product_options)
         collector, report = execute_coded(execution, block_function, blocks, product_options, get_observers())
         if adapts_parity:
-            used_tasks = collector.task_table.arrived.keys() - collector.surplus_tasks
+            used_tasks = collector.task_table.arrived.keys() - collector.unneeded_tasks
             parity_schedule.observe_product(
                 max(map(collector.task_table.arrived.__getitem__, used_tasks)),
                 bool(len(collector.tracker.missing_indices)),

@@ -16,7 +16,7 @@ from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
 from polarmap.executors import resolve_executor, rewrap_with_faults, unwrap_faulty_executor
 from polarmap.executors.encryption_keys import check_not_encrypted
-from polarmap.executors.executor_specs import is_dask_client, is_lithops, is_ray
+from polarmap.executors.executor_specs import is_dask_client, is_lithops_spec, is_ray_spec
 from polarmap.executors.fork_server_client import MAX_INLINE_FUNCTION_BYTES
 from polarmap.executors.interface import DelegatingExecutor, JobSpec, MapExecutor, Session
 from polarmap.executors.pickling import (
@@ -24,7 +24,7 @@ from polarmap.executors.pickling import (
     pickle_call_to_block,
     pickle_function_with_buffers,
     pickle_small_values,
-    worker_code_by_value,
+    pickle_worker_code_by_value,
 )
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.executors.temp_folders import make_temp_folder, remove_owned_folder
@@ -90,7 +90,7 @@ class Executor(DelegatingExecutor, futures.Executor):
             for name, count in {"backups": backups, "retries": retries}.items():
                 if not is_nonnegative_int(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
-            resolved_spec, n_workers, pool, on_close = _resolve_resources(
+            resolved_spec, n_workers, pool, on_close = _resolve_executor_resources(
                 unwrap_faulty_executor(executor), workers
             )
             resolved_executor = resolve_executor(rewrap_with_faults(executor, resolved_spec))
@@ -101,7 +101,9 @@ class Executor(DelegatingExecutor, futures.Executor):
             self._shares_files = pool is not None and pool.is_local
             # Elsewhere polarmap may be missing.
             self._is_remote = pool is not None and not pool.is_local
-            self._pickling_context = worker_code_by_value if self._is_remote else contextlib.nullcontext
+            self._pickling_context = (
+                pickle_worker_code_by_value if self._is_remote else contextlib.nullcontext
+            )
             super().__init__(resolved_executor)
             self._call_queue = CallQueue(
                 resolved_executor, on_close, max_in_flight, int(backups), int(retries)
@@ -178,7 +180,7 @@ class Executor(DelegatingExecutor, futures.Executor):
         arguments: Iterator[Any] = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
         mapped_calls = MappedCalls(get_function_key(fn), chunksize)
-        mapped_calls.context = self._pickle_once(partial(call_each, fn), mapped_calls)
+        mapped_calls.context = self._pickle_function_once(partial(call_each, fn), mapped_calls)
         self._enqueue_chunks(mapped_calls, list(itertools.islice(chunks, buffersize)))
         # Where none is to come, an iterator keeps no executor alive.
         submissions = (
@@ -214,7 +216,7 @@ class Executor(DelegatingExecutor, futures.Executor):
         )
         return True
 
-    def _pickle_once(
+    def _pickle_function_once(
         self, f: Callable[..., Any], mapped_calls: MappedCalls
     ) -> Callable[..., Any] | str | bytes:
         """f of these calls, pickled once, what is large as a file; itself if it does not travel."""
@@ -243,7 +245,7 @@ class Executor(DelegatingExecutor, futures.Executor):
         """
         self._call_queue.shutdown(cancel_futures)
         if wait:
-            self._call_queue.wait_all()
+            self._call_queue.wait_for_all_calls()
 
 
 def _write_function_file(owner: object, f: PickledFunction) -> str:
@@ -255,15 +257,15 @@ def _write_function_file(owner: object, f: PickledFunction) -> str:
     return str(folder / "calls/function")
 
 
-def _resolve_resources(
+def _resolve_executor_resources(
     executor_spec: Any, n_workers: int | None
 ) -> tuple[MapExecutor, int | None, Pool | None, Callable[[], None]]:
     """Where the caller means: calls at a time, if that is known; its pool, if it has one; what ends it."""
     if (
         executor_spec is None
-        or is_lithops(executor_spec)
+        or is_lithops_spec(executor_spec)
         or is_dask_client(executor_spec)
-        or is_ray(executor_spec)
+        or is_ray_spec(executor_spec)
     ):
         is_shared = executor_spec is None and n_workers is None
         pool = default_pool if is_shared else Pool(executor_spec, n_workers)

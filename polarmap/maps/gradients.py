@@ -149,14 +149,14 @@ def coded_gradient(
         base_directions = None if directions is None else _check_directions(directions, point)
         n_directions = point.size if base_directions is None else len(base_directions)
         k = choose_n_blocks(blocks, tasks, code, n_directions)
-        data, task = _make_blocks_and_task(f, point, length_scale, step, scheme, base_directions, k)
+        data, task = _make_blocks_and_slope_task(f, point, length_scale, step, scheme, base_directions, k)
         traits = FunctionTraits(error_bounds=partial(estimate_slope_errors, step, scheme))
         options = replace(options, rtol=amplification * FLOAT64_EPS, traits=traits)
         try:
             code_options = CodeOptions(k, tasks, code)
             result = prepare_coded_map(task, data, code_options, executor, options).execute(observers)
         except NotLinearError as error_:
-            raise NotLinearError(_not_smooth_message(step, error_)) from error_
+            raise NotLinearError(_format_not_smooth_message(step, error_)) from error_
         except (NotScalarError, NotDecodableError) as error_:
             cause = error_.__cause__ if isinstance(error_, NotDecodableError) else error_
             if isinstance(cause, NotScalarError):
@@ -218,7 +218,7 @@ class CodedGradient:
         return result.gradient
 
 
-def _make_blocks_and_task(
+def _make_blocks_and_slope_task(
     f: Callable[[Any], Any],
     x: Floats,
     scale: Floats,
@@ -315,7 +315,7 @@ def _compute_max_amplification(rtol: Any, slope_error: float) -> float:
     return float(rtol / slope_error)
 
 
-def _not_smooth_message(h: float, error: NotLinearError) -> str:
+def _format_not_smooth_message(h: float, error: NotLinearError) -> str:
     finding = str(error).split(":", 1)[0]
     return (
         f"slopes of f do not add up ({finding}): f is not smooth or not deterministic at steps of h={h:.2g} "

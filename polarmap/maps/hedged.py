@@ -17,7 +17,7 @@ from polarmap.blocks.uneven import (
     items_to_arrays,
 )
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
-from polarmap.driver.batches import MAX_BATCHES, BatchPolicy, ItemSequence, can_batch, unpickle_result
+from polarmap.driver.batches import MAX_BATCHES, BatchPolicy, ItemSequence, can_batch_items, unpickle_result
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function
@@ -123,7 +123,7 @@ def hedged_map(
     if not is_nonnegative_int(backups):
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
     backups = int(backups)
-    _check_arguments(star, args, kwargs, return_exceptions)
+    _check_call_arguments(star, args, kwargs, return_exceptions)
     execution = MapExecution(executor)
     items = cut_data_into_items(data, None if blocks is None else check_positive_int("blocks", blocks), star)
     n_tasks = len(items) if blocks is None else min(blocks, len(items))
@@ -137,7 +137,9 @@ def hedged_map(
     item_ranges = [
         range(start, end) for start, end in zip([0, *range_ends], range_ends)
     ]  # the items of each task
-    use_batches = not is_grouped and n_tasks > MAX_BATCHES and can_batch(execution.executor, backups, retries)
+    use_batches = (
+        not is_grouped and n_tasks > MAX_BATCHES and can_batch_items(execution.executor, backups, retries)
+    )
     referenced_functions = list[Any]()
     task_arrays, is_pickled = items_to_arrays(
         grouped_items, referenced_functions, "block" if is_grouped else "item", use_batches
@@ -148,7 +150,7 @@ def hedged_map(
     )
 
     def label_task(task: int) -> str:
-        return _item_label(item_ranges[task], len(items))
+        return _format_item_label(item_ranges[task], len(items))
 
     def decode_outcome(outcome: Outcome) -> Sequence[Any]:
         item_range = item_ranges[outcome.task]
@@ -187,7 +189,7 @@ def hedged_map(
 
         if use_batches and is_pickled:
             blocks = BatchPolicy(True, n_tasks, backups, collect_injected_faults(execution.executor))
-            blocks.enqueue(ItemSequence(None, blocks=task_arrays), range(n_tasks))
+            blocks.enqueue_items(ItemSequence(None, blocks=task_arrays), range(n_tasks))
             make_collector = partial(
                 BatchCollector,
                 blocks,
@@ -239,13 +241,13 @@ def _get_item_result(item_outcome: tuple[bool, Any], item_index: int, n_items: i
         return value
     error = to_failure(ErrorInfo(*value)).cause
     assert error is not None
-    return annotate_exception(_item_label(range(item_index, item_index + 1), n_items), error)
+    return annotate_exception(_format_item_label(range(item_index, item_index + 1), n_items), error)
 
 
-def _item_label(item_range: range, n_items: int) -> str:
+def _format_item_label(item_range: range, n_items: int) -> str:
     """What an exception says of where it was raised.
 
-    >>> _item_label(range(3, 4), 9), _item_label(range(3, 6), 9)
+    >>> _format_item_label(range(3, 4), 9), _format_item_label(range(3, 6), 9)
     ('item 3 of 9', 'one of items 3 to 5 of 9')
     """
     if len(item_range) == 1:
@@ -253,7 +255,7 @@ def _item_label(item_range: range, n_items: int) -> str:
     return f"one of items {item_range[0]} to {item_range[-1]} of {n_items}"
 
 
-def _check_arguments(star: Any, args: Any, kwargs: Any, return_exceptions: Any) -> None:
+def _check_call_arguments(star: Any, args: Any, kwargs: Any, return_exceptions: Any) -> None:
     for name, choice in {"star": star, "return_exceptions": return_exceptions}.items():
         if not isinstance(choice, (bool, np.bool_)):
             raise CodeError(f"{name} must be True or False, not {choice!r:.100}")

@@ -62,16 +62,19 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
     These are not meant to be decoded. The most extreme worker is left out, which may have returned garbage.
     """
     columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
-    min_value, max_value = -_second_largest(-columns["min_value"]), _second_largest(columns["max_value"])
-    rounding = _second_largest(columns["result_eps"]) * max(abs(min_value), abs(max_value))
+    min_value, max_value = (
+        -_find_second_largest(-columns["min_value"]),
+        _find_second_largest(columns["max_value"]),
+    )
+    rounding = _find_second_largest(columns["result_eps"]) * max(abs(min_value), abs(max_value))
     truncation = h * max(0.0, max_value - min_value)
     if scheme == "forward":
-        truncation = _second_largest(columns["second_difference"])
-    error = _second_largest(columns["max_direction_norm"]) * (rounding + truncation) / h
+        truncation = _find_second_largest(columns["second_difference"])
+    error = _find_second_largest(columns["max_direction_norm"]) * (rounding + truncation) / h
     return [ERROR_SAFETY_FACTOR * error, np.inf]
 
 
-def _second_largest(column: Array) -> float:
+def _find_second_largest(column: Array) -> float:
     """The second largest of three finite values or more; the largest of fewer, 0 of none."""
     finite = np.sort(column[np.isfinite(column)])
     if len(finite) == 0:

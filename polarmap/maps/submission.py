@@ -15,7 +15,7 @@ from polarmap.driver.prepared_map import PreparedMap, make_observers
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.executors import unwrap_faulty_executor
 from polarmap.executors.interface import MapExecutor
-from polarmap.executors.pickling import copy_as_pickled
+from polarmap.executors.pickling import copy_by_pickling
 from polarmap.executors.pool import Pool
 from polarmap.maps.executor import Executor
 
@@ -80,7 +80,7 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
                 "submit begins a map: pass it first, as submit(coded_map, f, data); "
                 f"{map_function!r:.100} is none"
             )
-        pickle_f = _pickles_f(options.get("executor"))
+        pickle_f = _must_pickle_f(options.get("executor"))
         map_options = {name: _snapshot_argument(name, item, pickle_f) for name, item in options.items()}
         argument_names = ("f" if callable(item) else "data" for item in arguments)
         prepared_map = prepare(
@@ -93,7 +93,7 @@ def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:
     """An argument of a map as it is now, whatever its caller does to it later; `pickle_f`: f does."""
     if name in DATA_PARAMETERS:
         return _copy_if_in_memory(argument)
-    return _pickle_round_trip(argument) if name == "f" and pickle_f else argument
+    return _copy_by_pickle_round_trip(argument) if name == "f" and pickle_f else argument
 
 
 def _copy_if_in_memory(data: Any) -> Any:
@@ -107,17 +107,17 @@ def _copy_if_in_memory(data: Any) -> Any:
         return data
 
 
-def _pickles_f(executor: Any) -> bool:
+def _must_pickle_f(executor_spec: Any) -> bool:
     """Whether workers get f as bytes: not on threads, nor on an executor of the caller's own."""
-    executor = unwrap_faulty_executor(executor)
-    if isinstance(executor, Executor):
-        return _pickles_f(executor.executor_spec)
-    return isinstance(executor, Pool) or not isinstance(executor, (ThreadPoolExecutor, MapExecutor))
+    executor_spec = unwrap_faulty_executor(executor_spec)
+    if isinstance(executor_spec, Executor):
+        return _must_pickle_f(executor_spec.executor_spec)
+    return isinstance(executor_spec, Pool) or not isinstance(executor_spec, (ThreadPoolExecutor, MapExecutor))
 
 
-def _pickle_round_trip(f: Any) -> Any:
+def _copy_by_pickle_round_trip(f: Any) -> Any:
     """f as a worker would get it; itself if it cannot travel, which the map tells."""
     try:
-        return copy_as_pickled(f, "its workers")
+        return copy_by_pickling(f, "its workers")
     except Exception:
         return f

@@ -121,7 +121,7 @@ def coded_sum(
                 "worker returned garbage"
             ) from error
         result = collector.build_result(lazy_report)
-        verified = _verification_label(result.report)
+        verified = _format_verification(result.report)
         return CodedSum(
             result[0], replace(result.report, k=coded_data.n_parts, recovered=(), verified=verified)
         )
@@ -129,5 +129,5 @@ def coded_sum(
     return PreparedMap(execute)
 
 
-def _verification_label(report: Report) -> str:
+def _format_verification(report: Report) -> str:
     return "no" if report.residual is None else "parity"

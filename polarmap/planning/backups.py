@@ -18,10 +18,10 @@ from polarmap.driver.lateness import (
     NO_RESULT_SECONDS,
     LatenessRule,
     LateTracker,
-    cautious_late_after_seconds,
+    compute_cautious_late_after_seconds,
+    compute_late_fraction,
+    compute_min_results_to_extrapolate,
     extrapolate_quantile,
-    late_fraction,
-    min_results_to_extrapolate,
 )
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
@@ -157,11 +157,12 @@ def find_jobs_with_early_backups(
 
     sorted_run_times : array (trials, tasks): run times of the tasks of each job, ascending.
     """
-    n_half = min_results_to_extrapolate(rule.n_tasks)
+    n_half = compute_min_results_to_extrapolate(rule.n_tasks)
     n_completed = np.arange(1, n_half)
     silent_mask = sorted_run_times[:, 0] > max(rule.min_seconds, NO_RESULT_SECONDS * 2.0**n_spare)
     late_after = np.maximum(
-        rule.min_seconds, cautious_late_after_seconds(sorted_run_times[:, : n_half - 1], n_completed, n_half)
+        rule.min_seconds,
+        compute_cautious_late_after_seconds(sorted_run_times[:, : n_half - 1], n_completed, n_half),
     )
     return np.asarray(silent_mask | (late_after < sorted_run_times[:, 1:n_half]).any(axis=1))
 
@@ -173,8 +174,8 @@ def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) ->
     with np.errstate(invalid="ignore"):  # where nothing returns
         thresholds = extrapolate_quantile(
             sorted_run_times[:, 0],
-            sorted_run_times[:, min_results_to_extrapolate(rule.n_tasks) - 1],
-            late_fraction(rule.n_tasks),
+            sorted_run_times[:, compute_min_results_to_extrapolate(rule.n_tasks) - 1],
+            compute_late_fraction(rule.n_tasks),
         )
     return np.maximum(rule.min_seconds, thresholds)
 
@@ -199,7 +200,9 @@ def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tu
     for task in range(attempt_run_times.shape[1]):
         start_attempt(task, 0, 0.0)
     while np.isinf(completed_at).any():
-        current_time = min(completion_queue[0][0] if completion_queue else inf, late_tracker.next_late_at())
+        current_time = min(
+            completion_queue[0][0] if completion_queue else inf, late_tracker.find_next_late_time()
+        )
         if current_time == inf:
             break
         if completion_queue and completion_queue[0][0] == current_time:

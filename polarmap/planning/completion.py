@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.codes.uncoded import DEFAULT_BACKUPS
-from polarmap.driver.lateness import backup_lateness_rule
+from polarmap.driver.lateness import make_backup_lateness_rule
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.planning import backups, decodability, heterogeneous
@@ -306,7 +306,9 @@ def _simulate_backup_jobs(
 
     if scheme in FRAMEWORK_RULES:
         return backups.simulate_backups(first_run_times, sample_backups, FRAMEWORK_RULES[scheme])
-    return backups.simulate_backups(first_run_times, sample_backups, backup_lateness_rule(k), DEFAULT_BACKUPS)
+    return backups.simulate_backups(
+        first_run_times, sample_backups, make_backup_lateness_rule(k), DEFAULT_BACKUPS
+    )
 
 
 def _compute_replication_completion(n: int, k: int, run_times: Distribution) -> Completion:

@@ -77,8 +77,8 @@ class Objective:
         timely = _filter_or_raise(
             lambda candidate: self.get_completion_time(candidate) <= self.deadline,
             finite,
-            f"{error_prefix}{self.time_metric} is {min(map(self.get_completion_time, finite)):.4g} s at best, "
-            f"the deadline {self.deadline:g} s",
+            f"{error_prefix}{self.time_metric} is {min(map(self.get_completion_time, finite)):.4g} s at "
+            f"best, the deadline {self.deadline:g} s",
         )
         return _filter_or_raise(
             lambda candidate: candidate.worker_seconds <= self.budget,

@@ -13,7 +13,7 @@ from math import inf
 
 import numpy as np
 
-from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, min_results_to_extrapolate
+from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, compute_min_results_to_extrapolate
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs, compute_lateness_thresholds, find_jobs_with_early_backups
 from polarmap.planning.distributions import Distribution, Floats
@@ -89,7 +89,7 @@ def _compute_parity_start_times(
     else:
         late_after = compute_lateness_thresholds(sorted_upfront_times[regular_mask], rule)
         first_late_at = np.maximum(
-            late_after, sorted_upfront_times[regular_mask, min_results_to_extrapolate(k) - 1]
+            late_after, sorted_upfront_times[regular_mask, compute_min_results_to_extrapolate(k) - 1]
         )
     start_times[regular_mask] = _compute_parity_start_times_in_rounds(
         data_times[regular_mask], parity_times[regular_mask], n_upfront_parity, first_late_at, late_after
@@ -139,7 +139,7 @@ def _simulate_parity_start_times(data_times: Floats, parity_times: Floats, n_upf
             late_tracker.on_start(task, current_time)
             heapq.heappush(completion_queue, (current_time + float(attempt_times[task]), task))
         n_started += n_due
-        current_time = min(completion_queue[0][0], late_tracker.next_late_at())
+        current_time = min(completion_queue[0][0], late_tracker.find_next_late_time())
         if current_time == inf:
             break
         while completion_queue and completion_queue[0][0] <= current_time:

@@ -6,7 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from polarmap.errors import CodeError
-from polarmap.optional import format_install_command
+from polarmap.optional import format_extras_install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def new_figure(
 
         from polarmap.plot.notebook_figure import NotebookFigure
     except ImportError as error:
-        raise CodeError(f"figures need matplotlib: {format_install_command('plot')}") from error
+        raise CodeError(f"figures need matplotlib: {format_extras_install_command('plot')}") from error
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
     figure = NotebookFigure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)

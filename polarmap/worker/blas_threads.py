@@ -49,7 +49,7 @@ class ThreadLimiter:
         self._original_counts: dict[str, int] = {}  # threads that those of the process used before, by path
 
     @contextlib.contextmanager
-    def limit_process(self, max_threads: int) -> Iterator[None]:
+    def limit_process_threads(self, max_threads: int) -> Iterator[None]:
         """Let libraries use so many threads at most, within, whichever thread calls them."""
         with self._lock:
             self._n_tasks += 1
@@ -60,9 +60,9 @@ class ThreadLimiter:
             with self._lock:
                 self._n_tasks -= 1
                 if not self._n_tasks:
-                    self._restore_counts()
+                    self._restore_thread_counts()
 
-    def limit_newly_loaded(self) -> None:
+    def limit_newly_loaded_libraries(self) -> None:
         """Limit libraries, too, that were loaded with a task's function or block."""
         with self._lock:
             if self._n_tasks:
@@ -84,7 +84,7 @@ class ThreadLimiter:
         """In a process that was forked: the tasks of the other one do not run here."""
         self._lock = threading.Lock()
         self._n_tasks = 0
-        self._restore_counts()
+        self._restore_thread_counts()
 
     def _apply_limit(self, max_threads: int) -> None:
         """Let this limit be in force, unless there is a lower one, for libraries that are new, too."""
@@ -106,7 +106,7 @@ class ThreadLimiter:
                     self._original_counts.setdefault(library.filepath, n_threads)
                     _set_library_threads(library, self._current_limit)
 
-    def _restore_counts(self) -> None:
+    def _restore_thread_counts(self) -> None:
         limit, self._current_limit = self._current_limit, NO_LIMIT
         original_counts, self._original_counts = self._original_counts, {}
         for library in self._process_libraries:

@@ -60,7 +60,7 @@ class BlockCache:
         return len(self._entries)
 
     @contextmanager
-    def extra_budget(self, n_bytes: int) -> Iterator[None]:
+    def extend_byte_budget(self, n_bytes: int) -> Iterator[None]:
         """Keep so many bytes more, within."""
         with self._lock:
             self._max_bytes += n_bytes
@@ -71,7 +71,7 @@ class BlockCache:
                 self._max_bytes -= n_bytes
                 self._evict_over_budget()
 
-    def load(
+    def load_block(
         self,
         block_ref: BlockRef,
         structure: Structure,
@@ -86,10 +86,10 @@ class BlockCache:
         block_set_id : of the blocks of which it is one; None if it does not go with them.
         """
         return assemble_block(
-            block_ref, structure, partial(self._get_bytes, read_segment, block_set_id), writable
+            block_ref, structure, partial(self._get_or_read_bytes, read_segment, block_set_id), writable
         )
 
-    def evict_removed(self, live_block_set_ids: Collection[int] = ()) -> None:
+    def evict_removed_blocks(self, live_block_set_ids: Collection[int] = ()) -> None:
         """Let go of bytes whose files have been removed, or whose blocks have gone.
 
         live_block_set_ids : those of blocks that have not, and a last one, from which on others are newer
@@ -109,7 +109,7 @@ class BlockCache:
             for key in [key for key, entry in self._entries.items() if is_removed(entry)]:
                 del self._entries[key]
 
-    def _get_bytes(
+    def _get_or_read_bytes(
         self,
         read_segment: ReadSegment,
         block_set_id: int | None,

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from polarmap.worker.segments import DamagedError, Location, Segment, SegmentReader, check_segment
+from polarmap.worker.segments import DamagedError, Location, Segment, SegmentReader, check_segment_integrity
 from polarmap.worker.socket_channel import FrameDecoder, Message, encode_frame
 from polarmap.worker.task_records import ErrorInfo, TaskReply, describe_error
 
@@ -55,7 +55,7 @@ class Encryption(NamedTuple):
     def create(cls, key: str | bytes) -> Encryption:
         """How to encrypt a new array or map by `key`; KeyUnavailableError if there is no such key."""
         salt = os.urandom(SALT_BYTES)
-        return cls(key, salt, derive_with_hkdf(read_key(key), salt)[2])
+        return cls(key, salt, derive_with_hkdf(read_encryption_key(key), salt)[2])
 
     def compute_tag(self, data: bytes) -> bytes:
         """The HMAC-SHA256 of data that everybody may read, and nobody change."""
@@ -65,7 +65,7 @@ class Encryption(NamedTuple):
 def derive_keys(encryption: EncryptionFields) -> tuple[bytes, bytes]:
     """The keys of cipher and tags; KeyUnavailableError if the key is not there, or is another."""
     key, salt, expected_check = encryption
-    cipher_key, tag_key, actual_check = derive_with_hkdf(read_key(key), salt)
+    cipher_key, tag_key, actual_check = derive_with_hkdf(read_encryption_key(key), salt)
     if not hmac.compare_digest(actual_check, expected_check):
         key_source = "the 32 bytes that were passed" if isinstance(key, bytes) else repr(key)
         raise KeyUnavailableError(f"{key_source}: this is not the key that was used to encrypt")
@@ -99,7 +99,7 @@ def derive_with_hkdf(key: bytes, salt: bytes) -> tuple[bytes, bytes, bytes]:
     return key_material[:KEY_BYTES], key_material[KEY_BYTES:-KEY_CHECK_BYTES], key_material[-KEY_CHECK_BYTES:]
 
 
-def read_key(key_spec: str | bytes) -> bytes:
+def read_encryption_key(key_spec: str | bytes) -> bytes:
     """The 32 bytes of a key; KeyUnavailableError if they are not where it says."""
     if isinstance(key_spec, bytes):
         return key_spec
@@ -140,22 +140,22 @@ def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]
     return AESGCM, lambda length, salt: HKDF(SHA256(), length, salt, HKDF_INFO)
 
 
-def segment_associated_data(segment: Segment) -> str:
+def make_segment_associated_data(segment: Segment) -> str:
     """What a part is encrypted as: keys are never used twice, and tell array, run, stripe and block."""
     return f"part {segment.offset} {segment.size} {segment.key}"
 
 
-def encrypted_size(plaintext_size: int) -> int:
+def compute_encrypted_size(plaintext_size: int) -> int:
     """Bytes in storage of a part of so many bytes; of nothing, nothing."""
     return plaintext_size + CIPHERTEXT_OVERHEAD_BYTES if plaintext_size else 0
 
 
-def to_stored_bytes(location: Location, segment: Segment, *buffers: Any) -> Sequence[Any]:
+def encrypt_if_location_requires(location: Location, segment: Segment, *buffers: Any) -> Sequence[Any]:
     """The bytes of a part, these in a row, as they lie there: encrypted where its place says so."""
     if location.encryption is None:
         return buffers
     return (
-        [encrypt(location.encryption, segment_associated_data(segment), b"".join(buffers))]
+        [encrypt(location.encryption, make_segment_associated_data(segment), b"".join(buffers))]
         if segment.size
         else []
     )
@@ -170,11 +170,11 @@ def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) 
     if not (segment.key and segment.size):
         return bytes(segment.size)
     if location.encryption is None:
-        return check_segment(segment, read_raw(segment))
-    stored_segment = segment._replace(size=encrypted_size(segment.size), crc32=None)
-    stored_bytes = check_segment(stored_segment, read_raw(stored_segment))
+        return check_segment_integrity(segment, read_raw(segment))
+    stored_segment = segment._replace(size=compute_encrypted_size(segment.size), crc32=None)
+    stored_bytes = check_segment_integrity(stored_segment, read_raw(stored_segment))
     try:
-        return decrypt(location.encryption, segment_associated_data(segment), stored_bytes)
+        return decrypt(location.encryption, make_segment_associated_data(segment), stored_bytes)
     except DamagedError as error:
         damage_kind = "forged" if segment.crc32 in (None, zlib.crc32(stored_bytes)) else "corrupt"
         raise DamagedError(f"{segment.key} {error}", damage_kind) from error
@@ -191,7 +191,7 @@ def write_segments(
     for start in range(0, len(data), segment_bytes):
         chunk = data[start : start + segment_bytes]
         segment = Segment(key, len(chunk), None, offset)
-        buffers += to_stored_bytes(location, segment, chunk)
+        buffers += encrypt_if_location_requires(location, segment, chunk)
         segments.append(segment._replace(crc32=zlib.crc32(buffers[-1])))
         offset += len(buffers[-1])
     if segments:
@@ -203,7 +203,7 @@ def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
     """Return a reply of which only kind and attempt can be seen, or one that tells why that is impossible."""
     try:
         data = ENCRYPTED_REPLY + encrypt(
-            encryption, _reply_associated_data(*message.attempt_key[1:]), encode_frame(message)
+            encryption, _make_reply_associated_data(*message.attempt_key[1:]), encode_frame(message)
         )
     except Exception as error:
         data = UNENCRYPTED_ERROR + json.dumps(describe_error(error)[:3]).encode()
@@ -216,13 +216,15 @@ def decrypt_reply(task: int, attempt: int, data: Any, encryption: EncryptionFiel
     Nothing is unpickled.
     """
     if data[:1] != UNENCRYPTED_ERROR:
-        [message] = FrameDecoder().feed(decrypt(encryption, _reply_associated_data(task, attempt), data[1:]))
+        [message] = FrameDecoder().feed(
+            decrypt(encryption, _make_reply_associated_data(task, attempt), data[1:])
+        )
         return message.header, message.data
     error_type, text, traceback_text = json.loads(bytes(data[1:]))
     exception = KeyUnavailableError(str(text)) if error_type == KeyUnavailableError.__name__ else None
     return TaskReply(ErrorInfo(str(error_type), str(text), str(traceback_text), exception), 0.0), b""
 
 
-def _reply_associated_data(task: int, attempt: int) -> str:
+def _make_reply_associated_data(task: int, attempt: int) -> str:
     """What tells this attempt of its map, which has a key of its own, from the others."""
     return f"reply {task}-{attempt}"

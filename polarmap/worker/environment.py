@@ -23,7 +23,7 @@ class ProcessEnvironment(NamedTuple):
         """As they are now."""
         return cls(get_working_directory(), tuple(sys.path), dict(os.environ))
 
-    def apply(self) -> None:
+    def apply_to_process(self) -> None:
         """Make them those of this process, as far as they are not."""
         if get_working_directory() != self.working_directory:
             with contextlib.suppress(OSError):  # gone: f may not need it

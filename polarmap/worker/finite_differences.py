@@ -87,7 +87,7 @@ def compute_slopes(
                 probe.second_difference = abs((forward_value - center_value) + (probe(-step) - center_value))
             difference, distance = forward_value - center_value, h
         slopes.append(norm * (difference / distance))
-    return np.array(slopes), np.array(probe.error_inputs(max(norms)))
+    return np.array(slopes), np.array(probe.make_error_inputs(max(norms)))
 
 
 class _FunctionProbe:
@@ -108,7 +108,7 @@ class _FunctionProbe:
         self._min_value, self._max_value = min(self._min_value, result), max(self._max_value, result)
         return result
 
-    def error_inputs(self, max_direction_norm: float) -> SlopeErrorInputs:
+    def make_error_inputs(self, max_direction_norm: float) -> SlopeErrorInputs:
         """What it has seen."""
         second_difference = self.second_difference or 0.0
         return SlopeErrorInputs(

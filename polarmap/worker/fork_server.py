@@ -62,15 +62,15 @@ class ForkServer:
                 pass
         finally:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._kill_all()
+            self._kill_all_children()
             remove_stale_folders(self._parent_folders)
             for folder in self._driver_folders:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _kill_all(self) -> None:
+    def _kill_all_children(self) -> None:
         """Kill workers, and then what they leave, until there is nothing, or nothing that can be killed."""
         worker_pids = set(self._pid_by_worker_id.values())
-        while sum(_kill_process(pid) for pid in worker_pids | _child_pids()):
+        while sum(_kill_process(pid) for pid in worker_pids | _list_child_pids()):
             worker_pids.discard(os.waitpid(-1, 0)[0])
 
     def _handle_request(self) -> bool:
@@ -118,7 +118,7 @@ class ForkServer:
         with contextlib.suppress(ChildProcessError):
             while (pid_and_status := os.waitpid(-1, os.WNOHANG))[0]:
                 self._report_exit(*pid_and_status)
-        for pid in _child_pids() - set(self._pid_by_worker_id.values()):
+        for pid in _list_child_pids() - set(self._pid_by_worker_id.values()):
             _kill_process(pid)
         remove_stale_folders(
             self._parent_folders
@@ -145,7 +145,7 @@ def _kill_process(pid: int) -> bool:
     return is_killed
 
 
-def _child_pids() -> set[int]:
+def _list_child_pids() -> set[int]:
     """The processes whose parent is this one, where the system tells (Linux)."""
     try:
         with open(CHILDREN_FILE.format(os.getpid())) as children_file:

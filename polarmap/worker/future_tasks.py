@@ -82,7 +82,7 @@ class FolderCancelToken(NamedTuple):
     @classmethod
     def from_folder(cls, folder: str) -> FolderCancelToken:
         """The link to this process, by a folder of it."""
-        return cls(folder, _machine_id(folder))
+        return cls(folder, _get_machine_id(folder))
 
     def cancel(self) -> None:
         """Nobody waits for this attempt any more."""
@@ -107,7 +107,7 @@ class FolderCancelToken(NamedTuple):
         try:
             if os.path.isdir(self.folder):
                 return os.path.exists(os.path.join(self.folder, self.attempt_name))
-            return _machine_id(self.folder) == self.machine_id
+            return _get_machine_id(self.folder) == self.machine_id
         except OSError:
             return False
 
@@ -130,14 +130,14 @@ class FolderCancelToken(NamedTuple):
 CancelToken = ThreadCancelToken | FolderCancelToken
 
 
-def _machine_id(folder: str) -> tuple[str, int, int]:
+def _get_machine_id(folder: str) -> tuple[str, int, int]:
     """The machine and the directory that a folder lies, or lay, in."""
     parent_status = os.stat(os.path.dirname(folder))
     return socket.gethostname(), parent_status.st_dev, parent_status.st_ino
 
 
 @cache
-def shared_block_cache() -> BlockCache:
+def get_shared_block_cache() -> BlockCache:
     """Stored blocks that this process, which others use, too, keeps for a while; then it begins anew."""
     block_cache = BlockCache()
     run_in_daemon_thread(partial(_evict_periodically, block_cache))
@@ -146,7 +146,7 @@ def shared_block_cache() -> BlockCache:
 
 def load_cached_block(block_ref: BlockRef, structure: Structure, writable: bool) -> Any:
     """A stored block, which this process keeps for a while."""
-    return shared_block_cache().load(block_ref, structure, TaskIO().read_segment, writable)
+    return get_shared_block_cache().load_block(block_ref, structure, TaskIO().read_segment, writable)
 
 
 def _evict_periodically(block_cache: BlockCache) -> None:
@@ -154,14 +154,14 @@ def _evict_periodically(block_cache: BlockCache) -> None:
     deadline = time.monotonic() + CACHE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(CACHE_POLL_INTERVAL)
-        block_cache.evict_removed()
+        block_cache.evict_removed_blocks()
         if not len(block_cache):
             break
-    shared_block_cache.cache_clear()
+    get_shared_block_cache.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=shared_block_cache.cache_clear)
+    os.register_at_fork(after_in_child=get_shared_block_cache.cache_clear)
 
 
 class FutureTaskIO(TaskIO):
@@ -194,7 +194,7 @@ class FutureTaskIO(TaskIO):
         elif isinstance(block, np.ndarray):  # others may have it
             block = block.view()
             block.flags.writeable = False
-        thread_limiter.limit_newly_loaded()
+        thread_limiter.limit_newly_loaded_libraries()
         return f, block
 
 
@@ -214,5 +214,5 @@ def run_task_in_future(
         with thread_limiter.limit_current_thread(n_threads):
             return run_task(request, task_io)
 
-    with thread_limiter.limit_process(n_threads):
+    with thread_limiter.limit_process_threads(n_threads):
         return cancel_token.run_until_cancelled(execute)

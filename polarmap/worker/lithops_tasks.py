@@ -43,7 +43,9 @@ def make_lithops_task(
     def task(fields: tuple[Any, ...], storage: Any) -> tuple[bytes, bytes] | None:
         request_fields, address = fields
         _, f = state_and_function
-        return LithopsTaskIO(f, structure, storage, address).execute(TaskRequest.from_tuple(request_fields))
+        return LithopsTaskIO(f, structure, storage, address).execute_request(
+            TaskRequest.from_tuple(request_fields)
+        )
 
     return task
 
@@ -66,7 +68,7 @@ class LithopsTaskIO(TaskIO):
         self._f, self._structure = f, structure
         self._address, self._driver_pid = address, address.get("driver")
 
-    def execute(self, request: TaskRequest) -> tuple[bytes, bytes] | None:
+    def execute_request(self, request: TaskRequest) -> tuple[bytes, bytes] | None:
         """The header of the reply and its data, which Lithops stores; None if nobody waits for it."""
         os.nice(self._address["nice"])
         drop_inherited_connections(self.storage)

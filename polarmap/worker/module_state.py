@@ -92,19 +92,21 @@ def digest_code(code: types.CodeType) -> str:
         digest_code(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)
     ]
     constants = [
-        _constant_text(constant) for constant in code.co_consts if not isinstance(constant, types.CodeType)
+        _format_code_constant(constant)
+        for constant in code.co_consts
+        if not isinstance(constant, types.CodeType)
     ]
     variable_names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
     text = repr((code.co_code, code.co_flags, variable_names, constants, inner_digests))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _constant_text(constant: Any) -> str:
+def _format_code_constant(constant: Any) -> str:
     """Return the text of a constant; the order of a set depends on the process."""
     if isinstance(constant, frozenset):
-        return f"frozenset({sorted(map(_constant_text, constant))})"
+        return f"frozenset({sorted(map(_format_code_constant, constant))})"
     if isinstance(constant, tuple):
-        return f"({', '.join(map(_constant_text, constant))})"
+        return f"({', '.join(map(_format_code_constant, constant))})"
     return repr(constant)
 
 
@@ -183,14 +185,14 @@ class StatePickler(Pickler):  # type: ignore[misc]
             or module_name in MAIN_MODULES
         ):
             return super().reducer_override(function)
-        state = _function_state(function)
+        state = _get_function_state(function)
         if self._for_fingerprint:
             return types.SimpleNamespace, (), (module_name, function.__code__, *state)
         constructor_args = module_name, function.__code__, len(function.__closure__ or ())
         return make_function, constructor_args, state, None, None, set_function_state
 
 
-def _function_state(function: types.FunctionType) -> tuple[Any, ...]:
+def _get_function_state(function: types.FunctionType) -> tuple[Any, ...]:
     """Return what a function holds besides its code and globals."""
     cell_contents = list[tuple[Any, ...]]()
     for cell in function.__closure__ or ():
@@ -281,14 +283,18 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
             )
         is_array = type(value) is np.ndarray and not value.dtype.hasobject
         if is_array and value.nbytes > MAX_SENT_ARRAY_BYTES:
-            return ValueDescription(DATA, _array_checksum(value), None, [], False)
+            return ValueDescription(DATA, _compute_array_checksum(value), None, [], False)
         file = _BoundedFile(2 * MAX_SENT_ARRAY_BYTES if is_array else MAX_PICKLE_BYTES)
         pickler = StatePickler(file, definition, for_fingerprint=True)
         pickler.dump(value)
         data = file.getvalue()
         payload = _pickle_for_worker(value, definition) if pickler.contains_code else data
         return ValueDescription(
-            CODE if definition else DATA, _short_digest(data), payload, pickler.reached, pickler.contains_code
+            CODE if definition else DATA,
+            _compute_short_digest(data),
+            payload,
+            pickler.reached,
+            pickler.contains_code,
         )
     except Exception:  # of pickle, or of the caller's classes
         reached = [] if pickler is None else pickler.reached
@@ -315,7 +321,7 @@ def _find_definition(module_name: str, path: str, value: Any) -> Any:
     return None
 
 
-def _array_checksum(array: Any) -> bytes:
+def _compute_array_checksum(array: Any) -> bytes:
     """Return what changes with an array, as soon as it is read once."""
     raw_bytes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     n_whole_bytes = len(raw_bytes) // CHECKSUM_CHUNK_BYTES * CHECKSUM_CHUNK_BYTES
@@ -332,7 +338,7 @@ def _array_checksum(array: Any) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _short_digest(data: bytes) -> bytes:
+def _compute_short_digest(data: bytes) -> bytes:
     return data if len(data) <= 16 else hashlib.blake2b(data, digest_size=16).digest()
 
 
@@ -410,7 +416,9 @@ def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[A
     # Functions and classes come first: data may hold them.
     ordered_items = [item for item in importable_items if item.kind in (CODE, CLASS)]
     ordered_items += [item for item in importable_items if item.kind not in (CODE, CLASS)]
-    changed_items = [item for item in ordered_items if _apply_item(item, records[item.module], has_changed)]
+    changed_items = [
+        item for item in ordered_items if _apply_state_item(item, records[item.module], has_changed)
+    ]
     if has_changed or changed_items:
         _clear_function_caches(importable_items)
     for item in importable_items:
@@ -426,9 +434,9 @@ def _import_if_possible(module_name: str) -> types.ModuleType | None:
     return sys.modules.get(module_name)
 
 
-def _apply_item(item: ModuleStateItem, record: dict[Any, bytes], has_changed: bool) -> bool:
+def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_changed: bool) -> bool:
     """Set one item, if it differs and is no cache that this process has filled; whether it was set."""
-    owner, value = _find_or_reload(item)
+    owner, value = _resolve_item_or_reload(item)
     if value is not MISSING or owner is not None:
         kind, fingerprint, *_ = describe_value(item.module, item.path, value)
         if item.kind == CLASS == kind:
@@ -440,17 +448,17 @@ def _apply_item(item: ModuleStateItem, record: dict[Any, bytes], has_changed: bo
     if item.kind == OPAQUE and item.may_differ_on_worker:
         return False
     if item.payload is None or owner is None or item.kind == CLASS:
-        raise ModuleStateError(_mismatch_message(item, value))
+        raise ModuleStateError(_format_mismatch_message(item, value))
     try:
         _set_attribute(owner, item.path.rpartition(".")[2], value, pickle.loads(item.payload))
     except Exception as error:
         raise ModuleStateError(
-            f"{_mismatch_message(item, value)} ({type(error).__name__}: {error})"
+            f"{_format_mismatch_message(item, value)} ({type(error).__name__}: {error})"
         ) from error
     return True
 
 
-def _find_or_reload(item: ModuleStateItem) -> tuple[Any, Any]:
+def _resolve_item_or_reload(item: ModuleStateItem) -> tuple[Any, Any]:
     """Return what has an attribute, None if this process has no such thing, and its value or MISSING.
 
     A class that is not there may be in a new version of the file.
@@ -485,7 +493,7 @@ def _remove_extra_attributes(cls: type, expected_names: Sequence[str]) -> None:
 
 def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> None:
     """Let an attribute have a new value; a function keeps its identity where that is possible."""
-    if _update_in_place(old_value, new_value):
+    if _update_function_in_place(old_value, new_value):
         return
     if type(owner) is dict:
         owner[name] = new_value
@@ -493,13 +501,14 @@ def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> Non
         setattr(owner, name, new_value)
 
 
-def _update_in_place(old_function: Any, new_function: Any) -> bool:
+def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
     """Give a function the code and state of another one; False if that is impossible."""
     if type(old_function) is type(new_function) and isinstance(old_function, (staticmethod, classmethod)):
-        return _update_in_place(old_function.__func__, new_function.__func__)
+        return _update_function_in_place(old_function.__func__, new_function.__func__)
     if isinstance(old_function, LRU_CACHE_TYPE) and isinstance(new_function, LRU_CACHE_TYPE):
-        return old_function.cache_parameters() == new_function.cache_parameters() and _update_in_place(
-            old_function.__wrapped__, new_function.__wrapped__
+        return (
+            old_function.cache_parameters() == new_function.cache_parameters()
+            and _update_function_in_place(old_function.__wrapped__, new_function.__wrapped__)
         )
     if not (isinstance(old_function, types.FunctionType) and isinstance(new_function, types.FunctionType)):
         return False
@@ -508,7 +517,7 @@ def _update_in_place(old_function: Any, new_function: Any) -> bool:
     ):
         return False
     old_function.__code__ = new_function.__code__
-    set_function_state(old_function, _function_state(new_function))
+    set_function_state(old_function, _get_function_state(new_function))
     return True
 
 
@@ -521,7 +530,7 @@ def _clear_function_caches(items: Sequence[ModuleStateItem]) -> None:
             value.cache_clear()
 
 
-def _mismatch_message(item: ModuleStateItem, value: Any) -> str:
+def _format_mismatch_message(item: ModuleStateItem, value: Any) -> str:
     """Return what is said of an item that differs."""
     worker_value_text = (
         "has no such attribute" if value is MISSING else f"has {type(value).__name__} {value!r:.80}"

@@ -120,7 +120,7 @@ class PersistentWorker(TaskIO):
                         None if deadline == inf and not len(self._block_cache) else CACHE_POLL_INTERVAL
                     )
                 if not self._inbox:
-                    self._block_cache.evict_removed()
+                    self._block_cache.evict_removed_blocks()
                 elif not self.handle_message(self._inbox.popleft()):
                     return
 
@@ -198,9 +198,9 @@ class PersistentWorker(TaskIO):
             self._environment_snapshot = None
         self._output_and_encryption = output and OutputSpec.from_tuple(output), encryption
         if snapshot_environment() != self._environment_snapshot:
-            self._environment.apply()
+            self._environment.apply_to_process()
             self._environment_snapshot = snapshot_environment()
-        self._block_cache.evict_removed(live_block_set_ids)
+        self._block_cache.evict_removed_blocks(live_block_set_ids)
         if job_message.data:
             data = bytes(job_message.data)
             self._function_data = os.fsdecode(data) if job_message.is_file else data
@@ -244,7 +244,7 @@ class PersistentWorker(TaskIO):
         f, structure = self._function_and_structure
         assert request.block_ref is not None
         try:
-            block = self._block_cache.load(
+            block = self._block_cache.load_block(
                 request.block_ref, structure, self.read_segment, request.attempt > 0, self._block_set_id
             )
         except (DamagedError, InterruptedError):
@@ -418,7 +418,7 @@ def serve_driver(
     os.environ.update(get_thread_limit_variables(address.n_threads))
     with closing(open_channel(address, worker_id, storage)) as channel, ExitStack() as cleanup:
         cleanup.callback(exit_process_when(channel.is_peer_closed))
-        with ThreadLimiter().limit_process(address.n_threads):
+        with ThreadLimiter().limit_process_threads(address.n_threads):
             PersistentWorker(
                 channel, storage, BlockCache(address.cache_bytes), None, label, machine_address
             ).serve(deadline)
@@ -445,21 +445,21 @@ def serve_driver_on_thread(
     deadline = time.monotonic() + lifetime_seconds
     limit_stack, lock = ExitStack(), threading.Lock()
 
-    def lift_limit() -> None:
+    def lift_thread_limit() -> None:
         with lock:  # the task may end in this moment
             limit_stack.close()
 
     @contextlib.contextmanager
     def limit_threads() -> Iterator[None]:
-        limit_stack.enter_context(thread_limiter.limit_process(address.n_threads))
+        limit_stack.enter_context(thread_limiter.limit_process_threads(address.n_threads))
         try:
             yield
         finally:
-            lift_limit()
+            lift_thread_limit()
 
     with closing(open_channel(address, worker_id, None)) as channel, ExitStack() as cleanup:
-        cleanup.callback(exit_process_when(channel.is_peer_closed, lift_limit))
-        cleanup.enter_context(block_cache.extra_budget(address.cache_bytes))
+        cleanup.callback(exit_process_when(channel.is_peer_closed, lift_thread_limit))
+        cleanup.enter_context(block_cache.extend_byte_budget(address.cache_bytes))
         PersistentWorker(channel, None, block_cache, limit_threads, label, machine_address).serve(deadline)
 
 

@@ -9,7 +9,13 @@ import os
 import stat
 from typing import Any
 
-from polarmap.worker.segments import Location, Segment, missing_error, read_file_segment, write_file
+from polarmap.worker.segments import (
+    Location,
+    Segment,
+    make_missing_segment_error,
+    read_file_segment,
+    write_file,
+)
 
 PRIVATE_MODE, OTHERS_MASK = 0o700, 0o077  # mode of a folder of one user alone, and what others may do
 
@@ -24,7 +30,7 @@ def ensure_private_folder(folder: str) -> bool:
         os.mkdir(folder, PRIVATE_MODE)
     except FileExistsError:
         is_new = False
-    if _owned_folder_mode(folder) != PRIVATE_MODE:
+    if _get_owned_folder_mode(folder) != PRIVATE_MODE:
         os.chmod(folder, PRIVATE_MODE)
         check_private_folder(folder)
     return is_new
@@ -32,11 +38,11 @@ def ensure_private_folder(folder: str) -> bool:
 
 def check_private_folder(folder: str) -> None:
     """OSError for a folder in which others may have put files: what lies in such a one is read as code."""
-    if _owned_folder_mode(folder) & OTHERS_MASK:
+    if _get_owned_folder_mode(folder) & OTHERS_MASK:
         raise PermissionError(f"{folder} is open to others")
 
 
-def _owned_folder_mode(folder: str) -> int:
+def _get_owned_folder_mode(folder: str) -> int:
     status = os.lstat(folder)
     is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     if not stat.S_ISDIR(status.st_mode) or not is_own:
@@ -65,5 +71,5 @@ def is_in_private_folder(location: Location, segment: Segment) -> bool:
 def read_private_segment(location: Location, segment: Segment) -> bytes | memoryview:
     """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
     if not is_in_private_folder(location, segment):
-        raise missing_error(segment)
+        raise make_missing_segment_error(segment)
     return read_file_segment(location.root, segment)

@@ -86,7 +86,7 @@ class ProcessState:
     def restore_or_describe_change(self) -> str:
         """Set back what can be; what cannot be and has changed, empty if nothing has."""
         try:
-            change = self._find_changed_name() or self._find_unrestorable_change()
+            change = self._find_changed_module_attribute() or self._find_unrestorable_change()
             if not change:
                 self._restore_settings()
         except Exception as error:  # f has taken away even what tells this
@@ -101,7 +101,7 @@ class ProcessState:
         random.seed()
         seed_numpy()
 
-    def _find_changed_name(self) -> str:
+    def _find_changed_module_attribute(self) -> str:
         """Modules of which something was replaced or removed; what was added is no harm."""
         for name, module in self._guarded_modules.items():
             original_names, current_names = self._original_names[name], vars(module)

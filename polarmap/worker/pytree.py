@@ -119,7 +119,7 @@ def _flatten_into(
             tuple(_flatten_into(child, leaves, child_prefix, read_leaf) for child in children),
         )
     tree = tree if read_leaf is None else read_leaf(tree)
-    leaf_type = _leaf_type(tree, error_prefix)
+    leaf_type = _get_leaf_type(tree, error_prefix)
     leaves.append(_leaf_to_array(tree))
     return (leaf_type,)
 
@@ -147,7 +147,7 @@ def is_masked_array(value: Any) -> bool:
     return numpy_ma is not None and isinstance(value, numpy_ma.MaskedArray)
 
 
-def _leaf_type(leaf: Any, error_prefix: str) -> str:
+def _get_leaf_type(leaf: Any, error_prefix: str) -> str:
     """What a leaf is, to be made again from an array; TypeError if it cannot be."""
     if type(leaf) is np.ndarray:
         return "array"
@@ -164,7 +164,7 @@ def _leaf_type(leaf: Any, error_prefix: str) -> str:
         return "python"
     if type(leaf) is np.memmap:
         return "array"
-    raise TypeError(f"{error_prefix} {describe_type(leaf)}: {_conversion_advice(leaf)}")
+    raise TypeError(f"{error_prefix} {describe_type(leaf)}: {_get_conversion_advice(leaf)}")
 
 
 def describe_type(value: Any) -> str:
@@ -180,7 +180,7 @@ def describe_type(value: Any) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
-def _conversion_advice(value: Any) -> str:
+def _get_conversion_advice(value: Any) -> str:
     """What to use instead."""
     matching_advice = [text for attribute, text in CONVERSION_ADVICE.items() if hasattr(value, attribute)]
     return (
@@ -250,7 +250,7 @@ def pack_leaves(leaves: Sequence[Array], structure: Structure) -> PackedTree:
 
 def get_layout(leaves: Sequence[Array]) -> Layout:
     """Return dtype and shape of each leaf; a dtype whose string does not say it all stands for itself."""
-    return tuple([(_dtype_spec(leaf.dtype), leaf.shape) for leaf in leaves])
+    return tuple([(_get_dtype_spec(leaf.dtype), leaf.shape) for leaf in leaves])
 
 
 def count_layout_bytes(layout: Layout) -> int:
@@ -258,7 +258,7 @@ def count_layout_bytes(layout: Layout) -> int:
     return sum(np.dtype(dtype_spec).itemsize * math.prod(shape) for dtype_spec, shape in layout)
 
 
-def _dtype_spec(dtype: np.dtype[Any]) -> str | np.dtype[Any]:
+def _get_dtype_spec(dtype: np.dtype[Any]) -> str | np.dtype[Any]:
     return dtype.str if np.dtype(dtype.str) == dtype else dtype
 
 

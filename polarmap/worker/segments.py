@@ -67,10 +67,10 @@ class DamagedError(Exception):
 SegmentReader = Callable[[Segment], Any]
 
 
-def check_segment(segment: Segment, data: Any) -> Any:
+def check_segment_integrity(segment: Segment, data: Any) -> Any:
     """`data` if it is what `segment` says, else DamagedError."""
     if len(data) != segment.size:
-        raise truncated_error(segment, len(data))
+        raise make_truncated_segment_error(segment, len(data))
     if segment.crc32 is not None and zlib.crc32(data) != segment.crc32:
         raise DamagedError(
             f"{segment.key} is corrupt: its checksum is not the one in the manifest", "corrupt"
@@ -93,7 +93,7 @@ def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
             map_length = segment.offset - map_start + n_available
             mapped = mmap.mmap(file.fileno(), map_length, **MMAP_OPTIONS, offset=map_start)
     except FileNotFoundError:
-        raise missing_error(segment) from None
+        raise make_missing_segment_error(segment) from None
     return memoryview(mapped)[segment.offset - map_start :]
 
 
@@ -121,18 +121,18 @@ def read_raw_segment(location: Location, segment: Segment, storage: Any = None) 
         return storage.get_object(location.root, segment.key, extra_get_args=range_args)
     except Exception as error:
         if is_missing_object_error(error):
-            raise missing_error(segment) from None
+            raise make_missing_segment_error(segment) from None
         if "InvalidRange" in str(error):
-            raise truncated_error(segment, 0) from None
+            raise make_truncated_segment_error(segment, 0) from None
         raise
 
 
-def missing_error(segment: Segment) -> DamagedError:
+def make_missing_segment_error(segment: Segment) -> DamagedError:
     """What is raised where a storage says that it has no such object."""
     return DamagedError(f"{segment.key} is missing", "missing")
 
 
-def truncated_error(segment: Segment, n_available: int) -> DamagedError:
+def make_truncated_segment_error(segment: Segment, n_available: int) -> DamagedError:
     """What is raised where an object ends after so many bytes of the part."""
     return DamagedError(
         f"{segment.key} has {n_available} of {segment.size} bytes from {segment.offset} on", "truncated"

@@ -25,14 +25,14 @@ N_POLLS_PER_MESSAGE = 25  # from SLOW_POLL_SECONDS to LAST_POLL_SECONDS: log(1 /
 HEARTBEAT_SECONDS = 5.0  # between signs of life of either side: without any for AWAY_SECONDS, it is gone
 
 
-def next_poll_interval(previous_interval: float, poll_seconds: float) -> float:
+def compute_next_poll_interval(previous_interval: float, poll_seconds: float) -> float:
     """Seconds between two looks, the first of which took so long: more than between those before it.
 
     previous_interval : that pause; 0.0 when something has come.
 
-    >>> next_poll_interval(0.0, 0.0), next_poll_interval(0.0, 0.1)
+    >>> compute_next_poll_interval(0.0, 0.0), compute_next_poll_interval(0.0, 0.1)
     (0.002, 0.01)
-    >>> next_poll_interval(0.5, 0.1), next_poll_interval(1.0, 0.1)
+    >>> compute_next_poll_interval(0.5, 0.1), compute_next_poll_interval(1.0, 0.1)
     (0.6, 1.0)
     """
     return min(
@@ -74,7 +74,7 @@ class ChannelKeys(NamedTuple):
         """What the keys of all replies begin with."""
         return f"{self.prefix}/replies/"
 
-    def payload_key(self, digest: bytes) -> str:
+    def make_payload_key(self, digest: bytes) -> str:
         """The key of the object of large data of messages."""
         return f"{self.prefix}/data/{digest.hex()}"
 
@@ -131,7 +131,7 @@ class StorageChannel:
         It is not once it has said goodbye, has let this worker go, or gives no sign of life for long. It is
         looked no more often than is of use.
         """
-        messages = list(iter(self._next_unread, None))
+        messages = list(iter(self._pop_next_unread_message, None))
         now = time.monotonic()
         if messages or (timeout == 0.0 and now < self._polled_at + SLOW_STORAGE_POLL_INTERVAL):
             return messages, True
@@ -139,10 +139,10 @@ class StorageChannel:
         while True:
             started_at = time.monotonic()
             is_connected = self._poll_mailbox()
-            messages, finished_at = list(iter(self._next_unread, None)), time.monotonic()
+            messages, finished_at = list(iter(self._pop_next_unread_message, None)), time.monotonic()
             if messages or not is_connected or finished_at >= deadline:
                 return messages, is_connected
-            self._poll_interval = next_poll_interval(self._poll_interval, finished_at - started_at)
+            self._poll_interval = compute_next_poll_interval(self._poll_interval, finished_at - started_at)
             time.sleep(min(deadline - finished_at, self._poll_interval))
 
     def send(self, message: Message) -> bool:
@@ -185,7 +185,7 @@ class StorageChannel:
         self._is_registered |= has_messages
         return now <= self._mailbox_changed_at + OUTAGE_SECONDS and (has_messages or not self._is_registered)
 
-    def _next_unread(self) -> Message | None:
+    def _pop_next_unread_message(self) -> Message | None:
         """The next message of those that were read; None if there is none."""
         messages = self._mailbox.messages.get(self._worker_id, ())
         sequence_number, fields, digest = next(
@@ -198,7 +198,7 @@ class StorageChannel:
             data = self._mailbox.payloads.get(digest)
             if data is None:
                 try:
-                    data = bytes(self._storage.get_object(self._bucket, self._keys.payload_key(digest)))
+                    data = bytes(self._storage.get_object(self._bucket, self._keys.make_payload_key(digest)))
                 except Exception:  # the driver needs it no more: it took us for gone; or the storage is away
                     return None
             message = message._replace(data=data)

@@ -172,7 +172,7 @@ def store_result(
     for array_index, array in enumerate(unpack_leaves(result.layout, result.data, writable=False)):
         flat = array.reshape(-1)
         samples.append(sample_evenly(flat, max(1, SAMPLE_SIZE // output.n_arrays)))
-        key = output.object_key(request.task, request.attempt, array_index)
+        key = output.make_object_key(request.task, request.attempt, array_index)
         segments += task_io.write_array(
             output.location, key, flat.view(np.uint8).data, output.max_segment_items * flat.itemsize
         )

@@ -145,7 +145,7 @@ def make_call_task(
     return call_on_block
 
 
-def execute_call(block: Array) -> PackedTree:
+def execute_pickled_call(block: Array) -> PackedTree:
     """What the call of a block returns, as `pickle_to_packed_tree` has it; of several of one function, as
     `execute_batch`.
 
@@ -153,7 +153,8 @@ def execute_call(block: Array) -> PackedTree:
     was pickled before: a block as bytes, or the path of its file.
 
     >>> from polarmap.worker.pytree import pickle_to_array
-    >>> unpickle_array(np.frombuffer(execute_call(pickle_to_array((divmod, (7, 2), {}))).data, np.uint8))
+    >>> packed = execute_pickled_call(pickle_to_array((divmod, (7, 2), {})))
+    >>> unpickle_array(np.frombuffer(packed.data, np.uint8))
     (3, 1)
     """
     if block.dtype != np.int8:

@@ -85,7 +85,7 @@ class OutputSpec(NamedTuple):
         location, *rest = fields
         return cls(Location(*location), *rest)
 
-    def object_key(self, task: int, attempt: int, array_index: int) -> str:
+    def make_object_key(self, task: int, attempt: int, array_index: int) -> str:
         """Of an array that an attempt at a task has given."""
         return f"{self.prefix}/{task}-{attempt}/{array_index}"
 

@@ -34,7 +34,7 @@ class ThisProcess:
         self.brought += sum(isinstance(one, np.ndarray) for one in references)
         return list(references)
 
-    def name_references(self, references: Sequence[Any]) -> list[Any]:
+    def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
         return [id(one) for one in references]
 
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:

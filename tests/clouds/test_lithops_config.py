@@ -45,12 +45,12 @@ def test_configurations_that_cannot_be_used(tmp_path: Path, text: str | None, me
     if text is not None:
         path.write_text(text)
     with pytest.raises(ExecutorError, match=message):
-        lithops_config.read_config_for(path, "aws_lambda")
+        lithops_config.read_config_for_backend(path, "aws_lambda")
 
 
 def test_a_configuration_that_names_no_backend_is_for_lambda(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    assert lithops_config.read_config_for(tmp_path / "config.yaml", "aws_lambda") == {}
+    assert lithops_config.read_config_for_backend(tmp_path / "config.yaml", "aws_lambda") == {}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_parity_is_no_wider_where_p_is_not_formed(n: int, k: int, decoder: str, 
     """Else arrays of so many blocks that earlier versions have stored could not be opened."""
     code = PolarCode(n, k, "arikan", decoder)
     exact = int(np.abs(code.encoding_matrix).sum(axis=1).max())
-    assert code.parity_dtype(dtype) == dtypes.parity_dtype(np.dtype(dtype), exact)
+    assert code.parity_dtype(dtype) == dtypes.choose_parity_dtype(np.dtype(dtype), exact)
 
 
 @pytest.mark.parametrize(("n", "k"), [(2048, 1536), (2100, 300)])

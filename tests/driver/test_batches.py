@@ -16,7 +16,7 @@ from polarmap.driver.batches import (
     TARGET_BATCH_SECONDS,
     BatchPolicy,
     ItemSequence,
-    can_batch,
+    can_batch_items,
     unpickle_result,
 )
 from polarmap.driver.scheduler import JobTimer, schedule_tasks
@@ -44,7 +44,7 @@ class NumberSequence(ItemSequence):
         super().__init__(kind, blocks=pickle_each(range(count)))  # type: ignore[arg-type]
         self.unwanted: set[int] = set()
 
-    def claim(self, item_indices: list[int]) -> list[int]:
+    def claim_items(self, item_indices: list[int]) -> list[int]:
         return [number for number in item_indices if number not in self.unwanted]
 
 
@@ -68,7 +68,7 @@ class Served:
         if seconds is not None:
             self.batches._seconds_by_class["kind"] = seconds
         for items in some:
-            self.batches.enqueue(items, range(len(items.blocks)))
+            self.batches.enqueue_items(items, range(len(items.blocks)))
         self.found: dict[int, Any] = {}
         self.withdrawn: list[AttemptId] = []
         self.faults = faults or {}
@@ -100,7 +100,7 @@ class Served:
 
     def serve(self) -> dict[int, Any]:
         """What becomes of all."""
-        while not self.collector.is_sufficient:
+        while not self.collector.has_sufficient_results:
             self.step()
         return self.found
 
@@ -129,7 +129,7 @@ def test_each_item_of_a_batch_has_its_own_end_and_those_that_fail_are_tried_agai
         == "TypeError: f returned a _thread.lock that cannot be pickled: cannot pickle '_thread.lock' object"
     )
     assert [found[number] for number in range(6, 100)] == [-number for number in range(6, 100)]
-    table = served.collector.reported_tasks_factory()()
+    table = served.collector.make_report_table_builder()()
     assert [task.n_attempts for task in table] == [2 if number in (3, 5) else 1 for number in range(100)]
     assert table.arrived.keys() == set(range(100)) - {3, 5}
     assert table[25].worker_seconds == pytest.approx(SECONDS / 20)
@@ -182,7 +182,7 @@ def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themsel
     alone = [batch for batch in served.handed[last:] if batch[0] in late]
     assert alone == [[number] for number in late]
     assert sorted(found) == list(range(40))
-    assert [task.n_attempts for task in served.collector.reported_tasks_factory()()][6:] == [1] * 34
+    assert [task.n_attempts for task in served.collector.make_report_table_builder()()][6:] == [1] * 34
 
 
 def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch
     first = len(served.handed)
     assert served.serve() == {number: number for number in range(40)}
     assert set(left) <= {number for batch in served.handed[first:] for number in batch}
-    assert [task.n_attempts for task in served.collector.reported_tasks_factory()()] == [1] * 40
+    assert [task.n_attempts for task in served.collector.make_report_table_builder()()] == [1] * 40
 
 
 def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_each() -> None:
@@ -200,7 +200,7 @@ def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_eac
     lost = list(served.first()[0])
     assert served.serve() == {number: number for number in range(40)}
     assert [batch for batch in served.handed if batch[0] in lost][1:] == [[number] for number in lost]
-    assert [task.n_attempts for task in served.collector.reported_tasks_factory()()] == [
+    assert [task.n_attempts for task in served.collector.make_report_table_builder()()] == [
         2 if n in lost else 1 for n in range(40)
     ]
 
@@ -218,7 +218,7 @@ def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int)
     assert {unlucky, doomed} < set(batch)
     assert sorted(others) == [[unlucky]] * (retries + 1) + [[doomed]] * (retries + 1)
     attempts = {
-        number: task.n_attempts for number, task in enumerate(served.collector.reported_tasks_factory()())
+        number: task.n_attempts for number, task in enumerate(served.collector.make_report_table_builder()())
     }
     assert attempts[unlucky] == attempts[doomed] == 2 + retries
 
@@ -232,12 +232,12 @@ def test_what_nobody_waits_for_does_not_begin_and_others_in_its_batch_go_on() ->
 
 def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> None:
     with Pool(workers=1) as pool:
-        assert can_batch(pool, 1, 1)
-        assert can_batch(resolve_executor(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
+        assert can_batch_items(pool, 1, 1)
+        assert can_batch_items(resolve_executor(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
         others: list[Any] = [ReplayExecutor(), FaultyExecutor(ReplayExecutor())]
-        assert not any(can_batch(resolve_executor(one), 1, 1) for one in others)
-        assert not can_batch(pool, 0, 1)
-        assert not can_batch(pool, 1, 0)
+        assert not any(can_batch_items(resolve_executor(one), 1, 1) for one in others)
+        assert not can_batch_items(pool, 0, 1)
+        assert not can_batch_items(pool, 1, 0)
 
 
 def test_a_fault_strikes_the_batch_of_its_item_once() -> None:
@@ -245,7 +245,7 @@ def test_a_fault_strikes_the_batch_of_its_item_once() -> None:
     batch = next(batch for batch in served.first() if 15 in batch)
     assert len(batch) > 1
     assert served.serve() == {number: number for number in range(40)}
-    table = served.collector.reported_tasks_factory()()
+    table = served.collector.make_report_table_builder()()
     struck = [number for number, task in enumerate(table) if task.failures]
     assert struck == batch
     assert served.handed.count([15]) == 1
@@ -264,7 +264,7 @@ def test_an_item_that_is_to_fail_by_itself_travels_alone(kind: str) -> None:
     faults = {number: Fault(kind) for number in (0, 15, 16, 39)}
     batches = BatchPolicy(True, MAX_BATCHES, 1, faults)
     batches._seconds_by_class["kind"] = 1e-3
-    batches.enqueue(NumberSequence(40), range(40))
+    batches.enqueue_items(NumberSequence(40), range(40))
     sent = [list(batch[1]) for batch in iter(lambda: batches._pop_next_batch(TaskTable(0)), None)]
     assert [batch for batch in sent if faults.keys() & set(batch)] == [[0], [15], [16], [39]]
     assert [number for batch in sent for number in batch] == list(range(40))
@@ -273,13 +273,13 @@ def test_an_item_that_is_to_fail_by_itself_travels_alone(kind: str) -> None:
 
 def test_faults_count_items_in_the_order_of_submission() -> None:
     batches, first, second = BatchPolicy(True, MAX_BATCHES, 1), NumberSequence(6), NumberSequence(2)
-    batches.enqueue(first, range(3))
-    batches.enqueue(second, [0])
-    batches.enqueue(first, [3])
-    batches.enqueue(first, [5])  # the item before does not travel
-    batches.enqueue(second, [1])
-    assert [first.submission_position(number) for number in (0, 1, 2, 3, 5)] == [0, 1, 2, 4, 5]
-    assert [second.submission_position(number) for number in (0, 1)] == [3, 6]
+    batches.enqueue_items(first, range(3))
+    batches.enqueue_items(second, [0])
+    batches.enqueue_items(first, [3])
+    batches.enqueue_items(first, [5])  # the item before does not travel
+    batches.enqueue_items(second, [1])
+    assert [first.get_submission_index(number) for number in (0, 1, 2, 3, 5)] == [0, 1, 2, 4, 5]
+    assert [second.get_submission_index(number) for number in (0, 1)] == [3, 6]
 
 
 def test_a_part_of_a_task_was_started_as_often() -> None:

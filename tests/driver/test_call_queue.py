@@ -31,7 +31,7 @@ from polarmap.executors.interface import (
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, ReplayExecutor
 from polarmap.worker.pytree import count_layout_bytes, pickle_to_array
-from polarmap.worker.task_functions import execute_call
+from polarmap.worker.task_functions import execute_pickled_call
 
 
 class Served:
@@ -55,7 +55,7 @@ class Served:
         self, seconds: Mapping[int, float] | None = None, faults: Mapping[int, Fault] | None = None
     ) -> None:
         calls = self.calls
-        self.run = ReplayExecutor(seconds).open(JobSpec(execute_call, calls, faults or {}))
+        self.run = ReplayExecutor(seconds).open(JobSpec(execute_pickled_call, calls, faults or {}))
         self.run.cancel = self.withdrawn.extend  # type: ignore[method-assign]
         calls._session, calls.timer = self.run, JobTimer(self.run.now)
         self._steps = schedule_tasks(self.run, calls, calls._max_retries, calls)
@@ -78,7 +78,7 @@ class Served:
 
     def take(self) -> None:
         """Let the run have as many as it may, and start none."""
-        self.calls.tasks_to_start(self.calls.task_table, self.calls, 0.0)
+        self.calls.choose_tasks_to_start(self.calls.task_table, self.calls, 0.0)
 
     def serve(self) -> Iterator[int]:
         """Until no call waits or is under way."""
@@ -330,7 +330,7 @@ def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over
         with pytest.raises(CancelledError):
             build_block(served.calls, 2)
     list(served.serve())
-    assert (some._outcomes, some.select_claimed(range(6))) == ({0: (True, 0), 1: (True, 1)}, [0, 1])
+    assert (some._outcomes, some.select_claimed_items(range(6))) == ({0: (True, 0), 1: (True, 1)}, [0, 1])
 
 
 def test_a_call_is_told_once() -> None:
@@ -454,7 +454,7 @@ def test_a_run_is_open_while_there_are_calls_and_no_longer(closed: list[bool]) -
         assert until(lambda: executor.open_now == 0)
     assert not closed
     calls.shutdown()
-    calls.wait_all()
+    calls.wait_for_all_calls()
     assert closed == [True]
     calls.shutdown()
     assert closed == [True]
@@ -474,7 +474,7 @@ def test_calls_fail_where_no_run_can_be_opened(closed: list[bool]) -> None:
     calls = calls_on(Counting(OSError("gone")), lambda: closed.append(True))
     assert [str(one.exception(PATIENCE)) for one in submit(calls, 10)] == ["gone"] * 10
     calls.shutdown()
-    calls.wait_all()
+    calls.wait_for_all_calls()
     assert closed == [True]
 
 
@@ -492,5 +492,5 @@ def test_calls_that_no_run_was_given_are_cancelled_and_those_under_way_end_first
     assert not closed
     executor.may_open.set()
     assert found[0].result(PATIENCE) == 0
-    calls.wait_all()
+    calls.wait_for_all_calls()
     assert closed == [True]

@@ -71,10 +71,10 @@ class Results:
         self.task_table, self.timer = TaskTable(3), JobTimer(lambda: next(seconds, 1.0))
         self.task_table.arrived[1] = 0.9
 
-    def reported_tasks_factory(self) -> Callable[[], TaskTable]:
+    def make_report_table_builder(self) -> Callable[[], TaskTable]:
         return lambda: self.task_table
 
-    def early_result_factory(self, task_index: int) -> Any:
+    def make_early_result_getter(self, task_index: int) -> Any:
         assert task_index == 1
         return lambda: "early"
 
@@ -93,10 +93,10 @@ def test_a_wait_within_another_of_the_same_thread_ends_that_one_for_nobody() -> 
     """As that of a signal handler, which interrupts its thread while it waits."""
     one = ScriptedMap()
     future = one.start()
-    with future._background_map.pin_while_waiting(future):
-        with future._background_map.pin_while_waiting(future.blocks[0]):
+    with future._background_map.keep_running_while_waiting(future):
+        with future._background_map.keep_running_while_waiting(future.blocks[0]):
             pass
-        future._background_map.on_unreferenced()
+        future._background_map.on_futures_unreferenced()
         one.go.set()
         assert future.result(SECONDS) == ["zero", "one"]
 
@@ -202,7 +202,7 @@ def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off(
     futures = kept.start(), lasting.start()
     assert kept.began.wait(SECONDS)
     assert lasting.began.wait(SECONDS)
-    ender = threading.Thread(target=BackgroundMap.finish_at_exit)
+    ender = threading.Thread(target=BackgroundMap.finish_maps_at_exit)
     ender.start()
     assert kept.ended.wait(SECONDS)
     assert ender.is_alive()

@@ -17,30 +17,32 @@ def test_an_estimate_is_made_for_whoever_waits_and_only_then() -> None:
         made.append(1)
         return "three"
 
-    stream.publish_if_awaited(2, make)
+    stream.publish_estimate_if_awaited(2, make)
     assert made == []
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(stream.wait_for_next, 0, asked.set)
+        waiting = pool.submit(stream.wait_for_next_estimate, 0, asked.set)
         assert asked.wait(SECONDS)
-        stream.publish_if_awaited(3, lambda: None)  # nothing can be told yet
-        stream.publish_if_awaited(3, make)
+        stream.publish_estimate_if_awaited(3, lambda: None)  # nothing can be told yet
+        stream.publish_estimate_if_awaited(3, make)
         assert waiting.result(SECONDS) == EstimateSnapshot(3, "three")
-    assert stream.wait_for_next(0, lambda: None) == EstimateSnapshot(3, "three")  # of somebody else's asking
-    stream.publish_if_awaited(4, make)
+    assert stream.wait_for_next_estimate(0, lambda: None) == EstimateSnapshot(
+        3, "three"
+    )  # of somebody else's asking
+    stream.publish_estimate_if_awaited(4, make)
     assert made == [1]
 
 
 def test_who_has_seen_the_latest_waits_for_the_next_or_the_end() -> None:
     stream, asked = EstimateStream(), threading.Semaphore(0)
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(stream.wait_for_next, 5, asked.release) for _ in range(2)]
+        both = [pool.submit(stream.wait_for_next_estimate, 5, asked.release) for _ in range(2)]
         assert asked.acquire(timeout=SECONDS)
         assert asked.acquire(timeout=SECONDS)
-        stream.publish_if_awaited(5, lambda: "seen")
-        stream.publish_if_awaited(6, lambda: "new")
+        stream.publish_estimate_if_awaited(5, lambda: "seen")
+        stream.publish_estimate_if_awaited(6, lambda: "new")
         assert {one.result(SECONDS) for one in both} == {EstimateSnapshot(6, "new")}
-        last = pool.submit(stream.wait_for_next, 6, asked.release)
+        last = pool.submit(stream.wait_for_next_estimate, 6, asked.release)
         assert asked.acquire(timeout=SECONDS)
         stream.close()
         assert last.result(SECONDS) is None
-    assert stream.wait_for_next(0, lambda: None) is None
+    assert stream.wait_for_next_estimate(0, lambda: None) is None

@@ -14,7 +14,11 @@ from driver.test_policies import CountingCollector, lost, returned
 from plain import AlteringReplay
 
 from polarmap import coded_map, hedged_map
-from polarmap.driver.failure_messages import nonfinite_message, timeout_message, too_few_message
+from polarmap.driver.failure_messages import (
+    format_nonfinite_message,
+    format_timeout_message,
+    format_too_few_results_message,
+)
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import NotDecodableError
 from polarmap.executors.interface import Failure, Outcome
@@ -35,36 +39,47 @@ def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None
     tasks.record_outcome(lost(1), 1.0)
     failed = "; failed 1 task: WorkerLost"
     assert (
-        timeout_message(tasks, 4, 2.5)
+        format_timeout_message(tasks, 4, 2.5)
         == f"1 of 4 needed results arrived within 2.5 s, 2 tasks still run{failed}"
     )
     slow = " (2 workers were still receiving a block)"
-    assert timeout_message(tasks, 4, 2.5, n_receiving_workers=2).endswith(f"2 tasks still run{slow}{failed}")
-    assert "(1 worker was still receiving a block)" in timeout_message(tasks, 4, 2.5, n_receiving_workers=1)
-    assert too_few_message(tasks, 4) == (
+    assert format_timeout_message(tasks, 4, 2.5, n_receiving_workers=2).endswith(
+        f"2 tasks still run{slow}{failed}"
+    )
+    assert "(1 worker was still receiving a block)" in format_timeout_message(
+        tasks, 4, 2.5, n_receiving_workers=1
+    )
+    assert format_too_few_results_message(tasks, 4) == (
         f"only 3 of 4 needed results can arrive: 1 did, 2 tasks still run{failed}"
     )
     tasks.record_start(2, 0, 1.0)
-    assert "2.5 s, 1 task still runs, 1 is queued; failed" in timeout_message(tasks, 4, 2.5)
+    assert "2.5 s, 1 task still runs, 1 is queued; failed" in format_timeout_message(tasks, 4, 2.5)
     tasks.record_start(3, 0, 1.0)
-    assert "2.5 s, 2 tasks still run; failed" in timeout_message(tasks, 4, 2.5)
+    assert "2.5 s, 2 tasks still run; failed" in format_timeout_message(tasks, 4, 2.5)
     tasks.record_outcome(lost(2), 1.0)
-    assert too_few_message(tasks, 4).startswith("only 2 of 4 needed results can arrive: 1 did, 1 task still")
+    assert format_too_few_results_message(tasks, 4).startswith(
+        "only 2 of 4 needed results can arrive: 1 did, 1 task still"
+    )
     tasks.record_outcome(lost(3), 1.0)
     failed = "; failed 3 tasks: WorkerLost"
-    assert too_few_message(tasks, 4) == f"1 of 4 needed results arrived, and no more can come{failed}"
-    assert nonfinite_message(tasks, 4, 1).endswith(f"not all data tasks reported: 1 of 4{failed}")
+    assert (
+        format_too_few_results_message(tasks, 4)
+        == f"1 of 4 needed results arrived, and no more can come{failed}"
+    )
+    assert format_nonfinite_message(tasks, 4, 1).endswith(f"not all data tasks reported: 1 of 4{failed}")
 
 
 def test_the_machines_of_failed_tasks_are_named_five_at_most() -> None:
     tasks = needing(12, 12).task_table
     for index in range(8):
         tasks.record_outcome(lost(index)._replace(host=f"node{index // 2}"), 1.0)
-    assert too_few_message(tasks, 12).endswith("failed 8 tasks: WorkerLost (on node0, node1, node2, node3)")
+    assert format_too_few_results_message(tasks, 12).endswith(
+        "failed 8 tasks: WorkerLost (on node0, node1, node2, node3)"
+    )
     for index in range(8, 12):
         tasks.record_outcome(lost(index)._replace(host=f"node{index}"), 1.0)
     told = "(on node0, node1, node2, node3, node8 and 3 more)"
-    assert too_few_message(tasks, 12).endswith(f"failed 12 tasks: WorkerLost {told}")
+    assert format_too_few_results_message(tasks, 12).endswith(f"failed 12 tasks: WorkerLost {told}")
 
 
 @pytest.mark.parametrize(
@@ -171,9 +186,9 @@ def test_tasks_that_no_worker_has_begun_are_queued() -> None:
     tasks = needing(3, 3).task_table
     tasks.record_start(0, 0, 1.0)
     tasks.record_outcome(returned(0), 1.0)
-    assert "2.5 s, 2 tasks are queued" in timeout_message(tasks, 3, 2.5)
+    assert "2.5 s, 2 tasks are queued" in format_timeout_message(tasks, 3, 2.5)
     tasks.no_worker_reason = "nobody is there"
-    assert "2.5 s, 2 tasks are queued: nobody is there" in timeout_message(tasks, 3, 2.5)
-    assert "2 tasks are queued: nobody is there" in timeout_message(
+    assert "2.5 s, 2 tasks are queued: nobody is there" in format_timeout_message(tasks, 3, 2.5)
+    assert "2 tasks are queued: nobody is there" in format_timeout_message(
         tasks.build_item_table({n: [n] for n in range(3)}, 3), 3, 2.5
     )

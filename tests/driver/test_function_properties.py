@@ -25,7 +25,7 @@ from polarmap.driver.function_properties import (
     LINEAR_OR_AFFINE,
     VERIFIED_PROPERTIES,
     FunctionProperty,
-    fingerprint,
+    compute_function_fingerprint,
 )
 from polarmap.errors import NotLinearError
 from polarmap.testing import ReplayExecutor
@@ -132,14 +132,14 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_made_again_it_is_the_same_function(name: str) -> None:
-    assert fingerprint(SAME[name]()) == fingerprint(SAME[name]())
+    assert compute_function_fingerprint(SAME[name]()) == compute_function_fingerprint(SAME[name]())
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_what_may_make_it_non_linear_makes_another_function(name: str) -> None:
     one, other = DIFFERENT[name]
-    assert fingerprint(one) != fingerprint(other)
-    assert fingerprint(one) == fingerprint(one)
+    assert compute_function_fingerprint(one) != compute_function_fingerprint(other)
+    assert compute_function_fingerprint(one) == compute_function_fingerprint(one)
 
 
 def test_a_class_defined_anew_under_its_name_counts() -> None:
@@ -150,14 +150,14 @@ def test_a_class_defined_anew_under_its_name_counts() -> None:
 
         return lambda block: Local()(block)
 
-    assert fingerprint(define(1)) != fingerprint(define(2))
+    assert compute_function_fingerprint(define(1)) != compute_function_fingerprint(define(2))
 
 
 def test_a_variable_without_a_value_yet_does_no_harm() -> None:
     f = lambda block: block * later  # noqa: E731
-    before = fingerprint(f)
+    before = compute_function_fingerprint(f)
     later = 2
-    assert fingerprint(f) != before
+    assert compute_function_fingerprint(f) != before
 
 
 def test_objects_count_by_what_they_hold_not_by_what_they_let_pickle_see() -> None:
@@ -165,8 +165,8 @@ def test_objects_count_by_what_they_hold_not_by_what_they_let_pickle_see() -> No
         def __reduce__(self) -> Any:
             raise TypeError("no")
 
-    assert fingerprint(Unpicklable(1)) != fingerprint(Unpicklable(2))
-    assert fingerprint(Unpicklable(1)) is not None
+    assert compute_function_fingerprint(Unpicklable(1)) != compute_function_fingerprint(Unpicklable(2))
+    assert compute_function_fingerprint(Unpicklable(1)) is not None
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def test_objects_count_by_what_they_hold_not_by_what_they_let_pickle_see() -> No
 )
 def test_what_cannot_be_compared_is_not_trusted(inside: Any) -> None:
     f = times(inside)
-    assert fingerprint(f) is None
-    FunctionProperty(f, LINEAR_OR_AFFINE, []).record()
+    assert compute_function_fingerprint(f) is None
+    FunctionProperty(f, LINEAR_OR_AFFINE, []).remember_value()
     assert FunctionProperty(f, LINEAR_OR_AFFINE, []).value is None
 
 
@@ -183,7 +183,7 @@ def test_note_and_forget() -> None:
     f = times(np.ones(3))
     floats, integers = [np.dtype(float)], [np.dtype(int)]
     assert FunctionProperty(f, LINEAR_OR_AFFINE, floats).value is None
-    FunctionProperty(f, LINEAR_OR_AFFINE, floats).record()
+    FunctionProperty(f, LINEAR_OR_AFFINE, floats).remember_value()
     assert FunctionProperty(times(np.ones(3)), LINEAR_OR_AFFINE, floats).value is True
     assert FunctionProperty(times(np.zeros(3)), LINEAR_OR_AFFINE, floats).value is None
     assert FunctionProperty(f, LINEAR_OR_AFFINE, integers).value is None

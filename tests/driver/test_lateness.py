@@ -68,7 +68,7 @@ def test_tasks_started_later_tell_until_half_of_the_others_are_back(
     for is_later, some in enumerate((durations, later)):
         for took in some:
             attempts.record_run_time(took, bool(is_later))
-    assert attempts.next_late_at() == pytest.approx(moment)
+    assert attempts.find_next_late_time() == pytest.approx(moment)
     assert late_moments(LatenessRule(4), durations, [began], later) == [pytest.approx(moment)]
 
 
@@ -96,7 +96,7 @@ def test_attempts_are_late_from_the_moments_that_the_rule_gives(
             attempts.record_run_time(took, is_later)
             (later if is_later else durations).append(took)
     moments = late_moments(rule, durations, running.values(), later)
-    assert attempts.next_late_at() == min(moments, default=inf)
+    assert attempts.find_next_late_time() == min(moments, default=inf)
     for now in sorted(moments):
         expected = {name for name, moment in zip(running, moments) if moment <= now}
         assert attempts.find_late_attempts(now) == expected
@@ -112,16 +112,16 @@ def test_what_was_late_stays_late_until_it_ends() -> None:
     assert attempts.find_late_attempts(60.0) == {"a"}
     attempts.record_run_time(50.0)
     assert attempts.find_late_attempts(61.0) == {"a"}
-    assert attempts.next_late_at() == 300.0
+    assert attempts.find_next_late_time() == 300.0
     attempts.on_end("a")
     assert not attempts.find_late_attempts(299.0)
     attempts.on_end("b"), attempts.on_end("c")
-    assert attempts.next_late_at() == inf
+    assert attempts.find_next_late_time() == inf
 
 
 def test_a_job_without_an_end_has_the_tasks_that_are_known_and_run() -> None:
     attempts: LateTracker[int] = LateTracker(LatenessRule(1, min_seconds=0.1), is_open_ended=True)
-    assert attempts.next_late_at() == inf
+    assert attempts.find_next_late_time() == inf
     took = [1.0 + number / 100 for number in range(40)]
     for number, seconds in enumerate(took):
         attempts.on_start(number, 0.0)
@@ -130,6 +130,6 @@ def test_a_job_without_an_end_has_the_tasks_that_are_known_and_run() -> None:
     attempts.on_start(40, 100.0)
     attempts.on_start(41, 101.0)
     moments = late_moments(LatenessRule(42, min_seconds=0.1), took, [100.0, 101.0])
-    assert attempts.next_late_at() == min(moments)
+    assert attempts.find_next_late_time() == min(moments)
     assert attempts.find_late_attempts(moments[0]) == {40}
     assert attempts.find_late_attempts(moments[1]) == {40, 41}

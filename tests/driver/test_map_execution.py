@@ -18,7 +18,7 @@ import polarmap
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.codes import PolarCode
 from polarmap.driver.function_properties import VERIFIED_PROPERTIES
-from polarmap.driver.map_execution import MapExecution, Observer, stripe_progress
+from polarmap.driver.map_execution import MapExecution, Observer, report_stripe_progress
 from polarmap.driver.prepared_map import make_observers
 from polarmap.driver.scheduler import JobTimer
 from polarmap.driver.task_table import TaskTable
@@ -129,7 +129,7 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
 
 def test_stripes_are_counted_from_none_to_the_end() -> None:
     diary = Diary()
-    with stripe_progress((diary,), 3) as show:
+    with report_stripe_progress((diary,), 3) as show:
         show(2)
     assert diary.told == [("counted", 0, 3), ("counted", 2, 3), ("finished", type(None))]
 

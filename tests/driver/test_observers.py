@@ -23,7 +23,7 @@ import polarmap
 from polarmap import coded_map, hedged_map, submit
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.driver import observers
-from polarmap.driver.map_execution import MapExecution, stripe_progress
+from polarmap.driver.map_execution import MapExecution, report_stripe_progress
 from polarmap.driver.observers import ProgressBar
 from polarmap.errors import CodedTimeoutError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -236,7 +236,7 @@ def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -
     assert "0/8 arrived, 6 needed" in text
     assert "5/8 arrived, 6 needed" in text
     assert text.endswith("\r")  # the line is taken away
-    with stripe_progress((bar,), 4) as show:
+    with report_stripe_progress((bar,), 4) as show:
         show(3)
     assert "3/4 stripes" in capsys.readouterr().err
 

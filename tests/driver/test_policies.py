@@ -31,7 +31,7 @@ class CountingCollector(Collector):
     def add_outcome(self, outcome: Outcome) -> None: ...
 
     @property
-    def is_sufficient(self) -> bool:
+    def has_sufficient_results(self) -> bool:
         return len(self.task_table.arrived) >= self._count
 
     @property
@@ -41,7 +41,7 @@ class CountingCollector(Collector):
     def would_suffice(self, task_indices: Collection[int]) -> bool:
         return len(task_indices) >= self._count
 
-    def on_exhausted(self) -> None: ...
+    def on_tasks_exhausted(self) -> None: ...
 
 
 def returned(task: int, attempt: int = 0) -> Outcome:
@@ -55,8 +55,8 @@ def lost(task: int, attempt: int = 0) -> Outcome:
 def test_upfront_starts_everything_and_then_nothing() -> None:
     policy, tasks = SchedulingPolicy(5), TaskTable(5)
     assert list(policy.initial_tasks) == [0, 1, 2, 3, 4]
-    assert not policy.tasks_to_start(tasks, CountingCollector(tasks, 5), 1e9)
-    assert policy.seconds_until_due(tasks, 1e9) == inf
+    assert not policy.choose_tasks_to_start(tasks, CountingCollector(tasks, 5), 1e9)
+    assert policy.seconds_until_next_start(tasks, 1e9) == inf
 
 
 def note_began(task_table: TaskTable, indices: Iterable[int], when: float) -> None:
@@ -74,22 +74,22 @@ def backed_up(n: int, most: int = 2) -> tuple[BackupPolicy, TaskTable, CountingC
 def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
     policy, tasks, collector = backed_up(4)
     note_began(tasks, range(4), 0.0)
-    assert policy.seconds_until_due(tasks, 1.0) == 59.0
+    assert policy.seconds_until_next_start(tasks, 1.0) == 59.0
     for task in (0, 1, 2):
         tasks.record_outcome(returned(task), 1.0)
-    assert policy.seconds_until_due(tasks, 1.0) == pytest.approx(0.1)
-    assert not policy.tasks_to_start(tasks, collector, 1.05)
-    assert list(policy.tasks_to_start(tasks, collector, 1.1)) == [3]
+    assert policy.seconds_until_next_start(tasks, 1.0) == pytest.approx(0.1)
+    assert not policy.choose_tasks_to_start(tasks, collector, 1.05)
+    assert list(policy.choose_tasks_to_start(tasks, collector, 1.1)) == [3]
     tasks.start_attempts([3], 1.1)
-    assert not policy.tasks_to_start(tasks, collector, 9.0)  # it waits for a slot
-    assert policy.seconds_until_due(tasks, 9.0) == pytest.approx(1.1)  # unless it is given one now
+    assert not policy.choose_tasks_to_start(tasks, collector, 9.0)  # it waits for a slot
+    assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(1.1)  # unless it is given one now
     note_began(tasks, [3], 9.0)
-    assert policy.seconds_until_due(tasks, 9.0) == pytest.approx(1.1)
-    assert list(policy.tasks_to_start(tasks, collector, 10.1)) == [3]
+    assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(1.1)
+    assert list(policy.choose_tasks_to_start(tasks, collector, 10.1)) == [3]
     tasks.start_attempts([3], 10.1)
     note_began(tasks, [3], 10.1)
-    assert not policy.tasks_to_start(tasks, collector, 1e6)
-    assert policy.seconds_until_due(tasks, 1e6) == inf
+    assert not policy.choose_tasks_to_start(tasks, collector, 1e6)
+    assert policy.seconds_until_next_start(tasks, 1e6) == inf
 
 
 def test_a_task_that_waits_for_a_slot_is_not_late() -> None:
@@ -97,10 +97,10 @@ def test_a_task_that_waits_for_a_slot_is_not_late() -> None:
     note_began(tasks, [0, 1], 0.0)
     for task in (0, 1):
         tasks.record_outcome(returned(task), 1.0)
-    assert not policy.tasks_to_start(tasks, collector, 1e6)
+    assert not policy.choose_tasks_to_start(tasks, collector, 1e6)
     note_began(tasks, [2], 1.0)
-    assert not policy.tasks_to_start(tasks, collector, 2.0)
-    assert list(policy.tasks_to_start(tasks, collector, 2.2)) == [2]
+    assert not policy.choose_tasks_to_start(tasks, collector, 2.0)
+    assert list(policy.choose_tasks_to_start(tasks, collector, 2.2)) == [2]
 
 
 def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
@@ -108,12 +108,12 @@ def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
     note_began(tasks, range(4), 0.0)
     for task in (0, 1, 2):
         tasks.record_outcome(returned(task), 1.0)
-    assert list(policy.tasks_to_start(tasks, collector, 3.0)) == [3]
+    assert list(policy.choose_tasks_to_start(tasks, collector, 3.0)) == [3]
     tasks.start_attempts([3], 3.0)
     tasks.record_outcome(lost(3, 1), 4.0)
     assert tasks.in_flight.keys() == {3}
     assert not tasks.failed
-    assert list(policy.tasks_to_start(tasks, collector, 4.0)) == [3]
+    assert list(policy.choose_tasks_to_start(tasks, collector, 4.0)) == [3]
 
 
 @given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))
@@ -133,7 +133,7 @@ def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], mo
         late |= {(one, turn) for one in running for turn, when in enumerate(began[one]) if when + age <= now}
         last = {one: len(began[one]) - 1 for one in running}
         expected = [one for one in running if (one, last[one]) in late and last[one] < most]
-        assert list(policy.tasks_to_start(tasks, collector, now)) == expected
+        assert list(policy.choose_tasks_to_start(tasks, collector, now)) == expected
         tasks.start_attempts(expected, now)
         note_began(tasks, expected, now)
         for one in expected:
@@ -150,11 +150,11 @@ def on_demand(n: int, k: int) -> tuple[OnDemandParityPolicy, TaskTable, Counting
 def test_nothing_more_starts_once_the_need_is_met_or_parity_is_of_no_use() -> None:
     policy, tasks, collector = on_demand(4, 2)
     collector.can_use_parity = False
-    assert not policy.tasks_to_start(tasks, collector, 1e6)
+    assert not policy.choose_tasks_to_start(tasks, collector, 1e6)
     collector.can_use_parity = True
     tasks.record_outcome(returned(0), 1.0)
     tasks.record_outcome(returned(1), 1.0)
-    assert not policy.tasks_to_start(tasks, collector, 1e6)
+    assert not policy.choose_tasks_to_start(tasks, collector, 1e6)
 
 
 def test_what_is_late_already_is_not_waited_for_though_nobody_asked_what_is_due() -> None:
@@ -163,15 +163,15 @@ def test_what_is_late_already_is_not_waited_for_though_nobody_asked_what_is_due(
     for task in range(3):
         tasks.record_outcome(returned(task), 1.0)
     collector.can_use_parity = False  # so nothing is due, and no task is looked at
-    assert not policy.tasks_to_start(tasks, collector, 50.0)
-    assert policy.seconds_until_due(tasks, 50.0) == inf
+    assert not policy.choose_tasks_to_start(tasks, collector, 50.0)
+    assert policy.seconds_until_next_start(tasks, 50.0) == inf
 
 
 def test_thousands_of_silent_tasks_become_late_one_after_another() -> None:
     policy, tasks, collector = on_demand(2400, 1800)
     note_began(tasks, range(1800), 0.0)
-    assert not policy.tasks_to_start(tasks, collector, 59.0)
-    assert list(policy.tasks_to_start(tasks, collector, 60.0)) == [1800]
+    assert not policy.choose_tasks_to_start(tasks, collector, 59.0)
+    assert list(policy.choose_tasks_to_start(tasks, collector, 60.0)) == [1800]
 
 
 def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
@@ -181,7 +181,7 @@ def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
     collector = CountingCollector(tasks, 6)
     for task in range(4):
         tasks.record_outcome(returned(task), 1.0)
-    assert list(policy.tasks_to_start(tasks, collector, 1.0)) == [4, 5]
+    assert list(policy.choose_tasks_to_start(tasks, collector, 1.0)) == [4, 5]
 
 
 def test_nobody_looks_for_late_tasks_that_get_no_backup() -> None:

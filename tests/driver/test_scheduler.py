@@ -39,12 +39,12 @@ class Ticking:
 class DelayedPolicy(SchedulingPolicy):
     """A third task starts after a second."""
 
-    def tasks_to_start(
+    def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         return [2] if elapsed_seconds >= 1.0 and task_table.held_back else []
 
-    def seconds_until_due(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         return max(1e-9, 1.0 - elapsed_seconds) if elapsed_seconds < 1.0 else math.inf
 
 

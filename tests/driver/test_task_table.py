@@ -16,7 +16,7 @@ class RecordingTracker(LateTracker[tuple[int, int]]):
     """Writes down what it is told, and knows nothing of lateness."""
 
     def __init__(self) -> None:
-        super().__init__(LatenessRule(1), n_initial=1)
+        super().__init__(LatenessRule(1), n_initial_attempts=1)
         self.durations: list[tuple[float, bool]] = []
         self.run: set[tuple[int, int]] = set()
 
@@ -175,8 +175,8 @@ def test_each_task_has_the_state_of_its_result_or_of_its_attempts() -> None:
     tasks.start_attempts([2], 2.0)
     assert states_of(tasks) == ["failed", "arrived", "queued", "running", "queued", "held back"]
     tasks.restore_result(0)
-    tasks.finalize_states()
-    tasks.mark_surplus([1, 3])
+    tasks.finalize_attempt_states()
+    tasks.mark_results_unneeded([1, 3])
     assert states_of(tasks) == ["arrived", "surplus", "cancelled", "abandoned", "cancelled", "held back"]
     assert tasks[2].attempt_states == [TaskState.FAILED, TaskState.CANCELLED]
 
@@ -192,7 +192,7 @@ def test_of_two_attempts_the_result_of_the_first_to_end_counts() -> None:
         [TaskState.RUNNING, TaskState.ARRIVED],
     )
     tasks.record_outcome(ended(0, 0), 3.0)
-    tasks.finalize_states()
+    tasks.finalize_attempt_states()
     assert (states_of(tasks), tasks[0].attempt_states) == (
         ["arrived"],
         [TaskState.SURPLUS, TaskState.ARRIVED],

@@ -38,9 +38,9 @@ def test_the_first_result_of_a_task_counts_whatever_its_copies_do() -> None:
     take(collector, returned(0, 1))
     take(collector, returned(0, 0))
     assert [(one.task, one.attempt) for one in noted] == [(0, 1)]
-    assert not collector.is_sufficient
+    assert not collector.has_sufficient_results
     take(collector, returned(1))
-    assert collector.is_sufficient
+    assert collector.has_sufficient_results
     assert collector.poll_interval() == 0.0
 
 
@@ -49,9 +49,9 @@ def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Ex
     collector, _ = wanting(2)
     take(collector, returned(0))
     take(collector, lost(1) if error is None else raising(1, error))
-    assert not collector.can_suffice()
+    assert not collector.can_pending_tasks_suffice()
     with pytest.raises(expected) as caught:
-        collector.on_exhausted()
+        collector.on_tasks_exhausted()
     told = str(caught.value) if error is None else caught.value.__notes__[-1]
     assert ("1 of 2 needed results arrived, and no more" if error is None else "item 1 raised") in told
 

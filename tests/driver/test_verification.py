@@ -329,10 +329,10 @@ def test_whether_checks_mix_blocks_is_asked_only_while_nothing_is_known_of_f(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = list[object]()
-    is_mixing = Verifier.has_combination_check.fget
+    is_mixing = Verifier.has_check_of_block_sum.fget
     assert is_mixing is not None
     monkeypatch.setattr(
-        Verifier, "has_combination_check", property(lambda one: asked.append(one) or is_mixing(one))
+        Verifier, "has_check_of_block_sum", property(lambda one: asked.append(one) or is_mixing(one))
     )
     # Integers need as many arrivals as their pattern says: a few are over, to be checked against.
     order = np.random.default_rng(0).permutation(64).tolist()

@@ -97,7 +97,7 @@ class Kind:
                 return stored.read_component(coded, part.key)
             return self.read(place, part)
 
-        return [BlockCache().load(stored.publish_block(coded, task), coded.structure, read)]
+        return [BlockCache().load_block(stored.publish_block(coded, task), coded.structure, read)]
 
     def read(self, place: Location, part: Segment) -> Any:
         return (

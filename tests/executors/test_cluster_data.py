@@ -131,10 +131,10 @@ def test_who_waits_for_data_hears_that_their_scheduler_is_gone(
     monkeypatch.setattr(cluster_data, "SCHEDULER_TIMEOUT", 0.05)
     [pending] = data.submit_call(gate.wait)
     reasons = ["its scheduler is gone", ""]
-    monkeypatch.setattr(data._connection, "unavailable_reason", reasons.pop)
+    monkeypatch.setattr(data._connection, "get_unavailable_reason", reasons.pop)
     try:
         with pytest.raises(ExecutorError, match="no data of Dask: its scheduler is gone"):
-            data.name_references([pending])
+            data.make_worker_reference_names([pending])
     finally:
         gate.set()
 

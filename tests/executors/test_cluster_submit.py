@@ -30,10 +30,10 @@ class Engine(ClusterSubmitter):
         self.reason, self.started, self.cancelled = "", list[Future[Any]](), list[Future[Any]]()
         made.append(self)
 
-    def unavailable_reason(self) -> str:
+    def get_unavailable_reason(self) -> str:
         return self.reason
 
-    def _start_call(
+    def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
         self.started.append(future)

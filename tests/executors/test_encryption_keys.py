@@ -12,7 +12,7 @@ from polarmap.blocks.equal import cut_array_into_blocks
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors import encryption_keys
-from polarmap.executors.encryption_keys import check_key, encrypt_job, make_encryption
+from polarmap.executors.encryption_keys import check_encryption_key, encrypt_job, make_encryption
 from polarmap.executors.interface import JobSpec
 
 KEY = bytes(range(32))
@@ -20,13 +20,13 @@ KEY = bytes(range(32))
 
 def test_32_bytes_are_the_key_and_a_word_is_none_and_is_not_shown() -> None:
     for key in (KEY, bytearray(KEY), memoryview(KEY)):
-        assert check_key(key) == make_encryption(check_key(key), 0, "", "").key == KEY
+        assert check_encryption_key(key) == make_encryption(check_encryption_key(key), 0, "", "").key == KEY
     for key in (KEY[:16], b"", KEY + b"x"):
         with pytest.raises(CodeError, match=rf"key has {len(key)} bytes, and AES-256 takes 32 random ones"):
-            check_key(key)
+            check_encryption_key(key)
     for word in ("password", KEY.hex(), "env:", "file:", "s3:x", 3, ["env:X"], True):
         with pytest.raises(CodeError, match="key must be 'env:NAME' or 'file:PATH'") as caught:
-            check_key(word)
+            check_encryption_key(word)
         assert KEY.hex() not in str(caught.value)
         assert "password" not in str(caught.value)
 
@@ -34,7 +34,7 @@ def test_32_bytes_are_the_key_and_a_word_is_none_and_is_not_shown() -> None:
 def test_the_package_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     with pytest.raises(CodeError, match="key= needs the package cryptography: pip install"):
-        check_key(KEY)
+        check_encryption_key(KEY)
 
 
 def test_blocks_that_no_cipher_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from polarmap.executors.executor_specs import (
     is_config_path,
     is_dask_client,
     is_lithops_executor,
-    is_localhost,
-    is_ray,
+    is_localhost_spec,
+    is_ray_spec,
 )
 
 
@@ -39,14 +39,14 @@ Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
     ("choice", "meant"),
     [
         (None, None),
-        ("localhost", is_localhost),
+        ("localhost", is_localhost_spec),
         ("localhost.yaml", is_config_path),
         (b"localhost.yaml", is_config_path),
         (Path("localhost"), is_config_path),
         (Dask(), is_dask_client),
-        (ModuleType("ray"), is_ray),
-        (partial(ray_makes, options={"num_cpus": 1}), is_ray),
-        ("ray://head:10001", is_ray),
+        (ModuleType("ray"), is_ray_spec),
+        (partial(ray_makes, options={"num_cpus": 1}), is_ray_spec),
+        ("ray://head:10001", is_ray_spec),
         (ModuleType("rays"), None),
         (partial(int), None),
         (Functions(), is_lithops_executor),
@@ -60,7 +60,7 @@ Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
 def test_each_is_one_thing_at_most(choice: Any, meant: Any) -> None:
     found = [
         one
-        for one in (is_localhost, is_config_path, is_dask_client, is_ray, is_lithops_executor)
+        for one in (is_localhost_spec, is_config_path, is_dask_client, is_ray_spec, is_lithops_executor)
         if one(choice)
     ]
     assert found == ([] if meant is None else [meant])

@@ -19,11 +19,11 @@ from polarmap.executors import (
     choose_storage_for_workers,
     collect_injected_faults,
     is_on_local_cores,
+    make_executor_persistent,
     resolve_executor,
     rewrap_with_faults,
     suggest_n_blocks,
     unwrap_faulty_executor,
-    with_persistent_workers,
 )
 from polarmap.executors.interface import JobSpec, MapExecutor
 from polarmap.executors.temp_folders import get_process_temp_folder
@@ -54,7 +54,7 @@ def test_an_executor_of_ours_is_taken_as_it_is() -> None:
 def test_only_a_configuration_is_opened_for_many_maps() -> None:
     faulty = FaultyExecutor("localhost", {0: Fault("raise")})
     for choice in (None, Pool(), faulty):
-        kept, close = with_persistent_workers(choice)
+        kept, close = make_executor_persistent(choice)
         close()
         assert kept is choice or kept == choice
 

@@ -283,9 +283,9 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
         with monkeypatch.context() as patch:
             patch.setattr(site.storage, "list_keys", away)
             assert until(lambda: bool(site.collect_exited_workers()), 60.0)
-            site.remove_leftovers()
+            site.remove_leftover_objects()
         assert jobs() - others
-        site.remove_leftovers()
+        site.remove_leftover_objects()
         assert jobs() <= others  # what others left may vanish meanwhile
 
 
@@ -303,7 +303,7 @@ def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(
     monkeypatch.setattr(site.storage, "put_object", put_late)
     for _ in range(2):
         with contextlib.suppress(ExecutorError):
-            site.make_block_store().put(key, [b"block"])
+            site.make_block_store().put_segment(key, [b"block"])
     assert list(site.storage.list_keys(site.bucket, f"{site.key_prefix}/")) == []
 
 

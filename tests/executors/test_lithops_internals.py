@@ -31,8 +31,8 @@ from polarmap.executors.lithops_internals import (
     find_interpreter_error,
     get_interpreter_for_lithops,
     import_lithops,
-    is_finished,
-    is_local,
+    is_future_finished,
+    is_localhost_function_executor,
     load_storage_settings,
     open_storage_without_retries,
     restart_dead_monitor,
@@ -64,11 +64,11 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
         for number, future in enumerate((good, bad, late)):
             add_status_callback([future], partial(seen.append, number))
         for future in (good, bad):
-            assert until(partial(is_finished, future))
+            assert until(partial(is_future_finished, future))
         assert fetch_result(good, functions) == 10
         with pytest.raises(InvocationLostError, match=r"ZeroDivisionError: (integer )?division"):
             fetch_result(bad, functions)
-        assert not is_finished(late)
+        assert not is_future_finished(late)
         assert until(lambda: bool(late.running))
         assert until(lambda: set(seen) == {0, 1, 2})
         assert find_exited_without_status(functions, [late]) == []
@@ -93,7 +93,7 @@ def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, ver
         "localhost": {"version": version, "runtime": str(script)},
     }
     functions = lithops.FunctionExecutor(config=config, log_level=None)
-    assert is_local(functions)
+    assert is_localhost_function_executor(functions)
     assert find_interpreter_error(functions) == ""
     python_in(tmp_path, lacks="numpy")
     said = rf"{script} of its workers .*No module named 'numpy'.* say runtime: {sys.executable}"
@@ -121,7 +121,7 @@ def test_what_lithops_gave_up_has_its_reason() -> None:
         (None, "NoneType: None"),
     ]:
         future = SimpleNamespace(**flags, _exception=error, runtime_name="p3")
-        assert is_finished(future)
+        assert is_future_finished(future)
         with pytest.raises(InvocationLostError, match=f"^{reason}$"):
             fetch_result(future, None)
 
@@ -181,7 +181,7 @@ def test_an_interpreter_whose_path_lithops_refuses_runs_all_the_same(
     functions = build_localhost_executor()
     try:
         [future] = functions.map(work, [{"number": 0}])
-        assert until(partial(is_finished, future))
+        assert until(partial(is_future_finished, future))
         assert fetch_result(future, functions) == 10
     finally:
         close_function_executor(functions)

@@ -37,21 +37,21 @@ def started(functions: Functions, *keys: Any) -> LithopsInvocations:
 
 def test_what_is_ready_is_told_once() -> None:
     jobs = started(functions := Functions(), 2, 0, 5)
-    assert jobs.collect_finished() == {}
+    assert jobs.collect_finished_results() == {}
     functions.futures[0].ready = functions.futures[1].success = True
-    found = jobs.collect_finished()
+    found = jobs.collect_finished_results()
     assert found.pop(2) == 5
     assert str(found.pop(0)) == "ZeroDivisionError: integer division or modulo by zero"
-    assert (found, jobs.collect_finished(), list(jobs.running_futures)) == ({}, {}, [5])
+    assert (found, jobs.collect_finished_results(), list(jobs.running_futures)) == ({}, {}, [5])
 
 
 def test_elsewhere_a_function_begins_when_it_is_handed_over_and_here_when_lithops_says_so() -> None:
     jobs = started(Functions(), 1)
-    assert [jobs.collect_started(), jobs.collect_started()] == [[1], []]
+    assert [jobs.collect_started_keys(), jobs.collect_started_keys()] == [[1], []]
     jobs = started(functions := Functions("localhost"), 1, 2)
-    assert jobs.collect_started() == []
+    assert jobs.collect_started_keys() == []
     functions.futures[0].running = True
-    assert [jobs.collect_started(), jobs.collect_started()] == [[1], []]
+    assert [jobs.collect_started_keys(), jobs.collect_started_keys()] == [[1], []]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_ended_without_a_word_is_lost_at_once(
     jobs = started(functions := Functions(), 1, 2)
     monkeypatch.setattr(lithops_invocations, "find_exited_without_status", lambda *_: [functions.futures[1]])
     monkeypatch.setattr(lithops_invocations, "find_interpreter_error", lambda _: reason)
-    [(key, error)] = jobs.collect_finished(may_ask).items()
+    [(key, error)] = jobs.collect_finished_results(may_ask).items()
     assert (key, type(error), str(error)) == (2, kind, message)
     assert list(jobs.running_futures) == [1]
 
@@ -77,7 +77,7 @@ def test_a_monitor_that_died_is_started_again() -> None:
     runs: list[Any] = []
     functions = Functions()
     functions.job_monitor = SimpleNamespace(is_alive=lambda: bool(runs), start=lambda fs: runs.append(fs))
-    started(functions, 0, 2).collect_finished()
+    started(functions, 0, 2).collect_finished_results()
     assert runs == [functions.futures]
 
 

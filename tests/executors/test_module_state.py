@@ -102,8 +102,10 @@ def test_absolute_imports_reach_no_package_around_the_function(module: Any) -> N
     namespace = {"__name__": "absent", "__package__": NAME}
     exec("def imports(b):\n    import concurrent.futures, sys\n    return vars(sys)", namespace)
     exec("def relative(b):\n    from . import number\n    return number", namespace)
-    assert module_state._StateWalk([namespace["imports"]], []).items == []
-    assert [item.path for item in module_state._StateWalk([namespace["relative"]], []).items] == ["number"]
+    assert module_state._ModuleStateWalk([namespace["imports"]], []).items == []
+    assert [item.path for item in module_state._ModuleStateWalk([namespace["relative"]], []).items] == [
+        "number"
+    ]
 
 
 def test_what_functions_fill_in_is_known(module: Any) -> None:
@@ -117,7 +119,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "function": lambda m: setattr(m, "helper", m.f),
     "code": lambda m: setattr(m.helper, "__code__", (lambda b: b).__code__),
     "defaults": lambda m: setattr(m.helper, "__defaults__", (7.0,)),
-    "attribute of a function": lambda m: setattr(m.helper, "report_fields", 7),
+    "attribute of a function": lambda m: setattr(m.helper, "build_report_fields", 7),
     "attribute of a base": lambda m: setattr(m.Base, "rate", 3.0),
     "new attribute": lambda m: setattr(m.Kind, "rate", 3.0),
     "name that was a builtin": lambda m: setattr(m, "max", min),

@@ -16,7 +16,7 @@ import cloudpickle
 import pytest
 
 import polarmap.worker
-from polarmap.executors.pickling import find_referenced_modules, pickle_function, worker_code_by_value
+from polarmap.executors.pickling import find_referenced_modules, pickle_function, pickle_worker_code_by_value
 from polarmap.testing import Fault
 from polarmap.worker.persistent_worker import DriverAddress, make_worker_task
 from polarmap.worker.retries import retry_request
@@ -61,8 +61,8 @@ def test_names_of_modules_may_have_any_letters(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_last_to_leave_takes_the_entry_out() -> None:
-    with worker_code_by_value():
-        with worker_code_by_value():
+    with pickle_worker_code_by_value():
+        with pickle_worker_code_by_value():
             pass
         assert "polarmap.worker" in cloudpickle.list_registry_pickle_by_value()
     assert "polarmap.worker" not in cloudpickle.list_registry_pickle_by_value()
@@ -82,7 +82,7 @@ def sent_worker() -> bytes:
     """The program of a persistent worker, with all other modules of workers loaded."""
     for file in WORKER_FILES:
         importlib.import_module(f"polarmap.worker.{file.stem}")
-    with worker_code_by_value():
+    with pickle_worker_code_by_value():
         return cloudpickle.dumps(make_worker_task(DriverAddress((), b"", None, "", 1, 1)))
 
 
@@ -98,7 +98,7 @@ def test_docstrings_that_a_user_reads_stay() -> None:
         """Return the block."""
         return block
 
-    with worker_code_by_value():
+    with pickle_worker_code_by_value():
         assert pickle.loads(pickle_function(f, "a cloud", by_value=True)).__doc__ == "Return the block."
     assert Fault.__doc__
 

@@ -301,8 +301,8 @@ def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other
         else:
             usual(store, roots)
 
-    usual, hangs, go = MemoryMappedBlockStore.remove_prefixes, threading.Event(), threading.Event()
-    monkeypatch.setattr(MemoryMappedBlockStore, "remove_prefixes", remove)
+    usual, hangs, go = MemoryMappedBlockStore.remove_segments_below, threading.Event(), threading.Event()
+    monkeypatch.setattr(MemoryMappedBlockStore, "remove_segments_below", remove)
     check(pool)
     kept = pool._resources
     assert kept is not None

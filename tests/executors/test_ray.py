@@ -30,7 +30,7 @@ from polarmap.executors.ray import (
     hide_native_stack_traces,
     remove_native_stack_traces,
 )
-from polarmap.executors.worker_listener import is_local
+from polarmap.executors.worker_listener import is_every_host_local
 from polarmap.worker.persistent_worker import DriverAddress
 
 try:
@@ -266,4 +266,4 @@ def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed() -> None
 
 def test_workers_first_try_the_address_from_which_this_node_calls_the_head(cluster: Any) -> None:
     with closing(RayWorkerProvider(ray)) as site:
-        assert is_local([site.driver_host])
+        assert is_every_host_local([site.driver_host])

@@ -275,7 +275,7 @@ def test_a_storage_that_hangs_while_what_others_left_is_removed_holds_up_no_map(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, go = threading.Event(), threading.Event()
-    monkeypatch.setattr(site, "remove_leftovers", lambda: hangs.set() or go.wait(60.0))
+    monkeypatch.setattr(site, "remove_leftover_objects", lambda: hangs.set() or go.wait(60.0))
     with ThreadPoolExecutor(2) as threads:
         tending = threads.submit(workers.maintain_workers)
         assert hangs.wait(60.0)

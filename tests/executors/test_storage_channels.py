@@ -232,7 +232,7 @@ def test_a_worker_that_gives_no_sign_of_life_is_gone_and_others_are_not(side: Si
     side.worker(0)
     side.worker(1)
     side.all._channels[0].last_heartbeat_at -= 600.0
-    side.all._disconnect_silent()
+    side.all._disconnect_silent_workers()
     assert not side.links[0].receive()[1]
     assert side.links[1].receive()[1]
 
@@ -249,7 +249,7 @@ def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
     link.last_heartbeat_at = since
     assert until(lambda: link.last_heartbeat_at > since)
     side.storage.list_keys = list_keys
-    side.all._disconnect_silent()
+    side.all._disconnect_silent_workers()
     assert side.links[0].receive()[1]
 
 

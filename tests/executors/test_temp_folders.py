@@ -132,7 +132,7 @@ def test_a_forked_child_has_its_own_and_removes_none_of_its_parents() -> None:
     def others() -> None:
         assert get_process_temp_folder() != private
         remove_owned_folder(folder)
-        temp_folders._remove_all_owned()
+        temp_folders._remove_all_owned_folders()
 
     assert code_of_child(others, []) == 0
     assert private.exists() and folder.exists()

@@ -146,11 +146,11 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
     lease = opened(table)
     worker = taken(table, lease)
     worker.assign_task(TOLD, "task")
-    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == set()
+    assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
     table.close_allocation(lease)
-    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == {"task"}
+    assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == {"task"}
     table.links[0].deliver_frames(encode_frame(Message(kind, TOLD)))
-    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == set()
+    assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
     assert (taken(table, opened(table)) is worker) == (kind in (TASK_REPLY, CANCELLED))
 
 
@@ -161,9 +161,9 @@ def test_what_a_free_worker_has_done_is_not_held(table: Table) -> None:
     for task in ("task", "other"):
         do(free, TOLD, task)
     table.close_allocation(lease)
-    assert table.find_tasks_cached_on_abandoned(lambda: ["task"]) == {"task"}
+    assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task"]) == {"task"}
     table.release_worker(free)
-    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == set()
+    assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
 
 
 def test_a_worker_has_no_block_of_a_task_that_it_has_not_begun(table: Table) -> None:
@@ -173,7 +173,7 @@ def test_a_worker_has_no_block_of_a_task_that_it_has_not_begun(table: Table) -> 
     worker.assign_task(TOLD, "task")
     worker.assign_task(AHEAD, "ahead")
     table.close_allocation(lease)
-    assert table.find_tasks_cached_on_abandoned(lambda: ["done", "task", "ahead"]) == {"done", "task"}
+    assert table.find_tasks_cached_on_abandoned_workers(lambda: ["done", "task", "ahead"]) == {"done", "task"}
     for order in (TOLD, AHEAD):
         table.links[0].deliver_frames(encode_frame(Message(CANCELLED, order)))
     assert taken(table, opened(table)) is worker
@@ -187,7 +187,7 @@ def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -
     worker.assign_task(TOLD, "task")
     table.close_allocation(lease)
     table.links[0].deliver_frames(encode_frame(said))
-    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == {"task"}
+    assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == {"task"}
     assert worker.allocation is lease
     assert table.abandoned[-1] == [0]
 
@@ -197,7 +197,7 @@ def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> Non
     taken(table, lease)
     table.close_allocation(lease)
     table.links[0].disconnect()
-    table.find_tasks_cached_on_abandoned(lambda: ["task", "other"])
+    table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"])
     assert len(table) == 0
     assert table.gone == [0]
 
@@ -220,7 +220,7 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
         taken(table, lease)
     for turn in (2, 0, 1):
         table.close_allocation(leases[turn])
-        table.find_tasks_cached_on_abandoned(lambda: ["task", "other"])
+        table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"])
     assert table.abandoned[-1] == [2, 0, 1]
 
 
@@ -305,7 +305,7 @@ class Map:
         self.lease.can_be_woken = True
 
     def pause(self) -> None:
-        self.pool.disable_waking(self.lease)
+        self.pool.stop_waking_session(self.lease)
 
     def close(self) -> None:
         self.pool.close_allocation(self.lease)
@@ -423,8 +423,8 @@ def test_tasks_that_never_end_keep_no_other_map_from_going_on(monkeypatch: pytes
         [second] = listening(pool, 9)
         assert second.start() == 0
         now += GRACE_SECONDS + 0.1
-        assert pool.is_starved(second.lease)
-        assert not pool.is_starved(first.lease)
+        assert pool.is_allocation_starved(second.lease)
+        assert not pool.is_allocation_starved(first.lease)
         assert (first.start(), second.start()) == (0, more)
         now += GRACE_SECONDS + 0.1
         assert second.start() == 0  # it has one

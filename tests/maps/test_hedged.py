@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from plain import printed
 
 from polarmap import hedged_map, submit
-from polarmap.driver.lateness import backup_lateness_rule
+from polarmap.driver.lateness import make_backup_lateness_rule
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, WorkerLostError
 from polarmap.executors.interface import JobSpec
 from polarmap.executors.replay import ReplaySession
@@ -139,7 +139,10 @@ def test_the_map_does_what_the_simulation_says(backups: int, unit: float) -> Non
         seconds = distribution.sample(rng, (backups + 1, k))
         further = iter(seconds[1:, np.newaxis])
         jobs = simulate_backups(
-            seconds[:1], lambda late, further=further: next(further)[late], backup_lateness_rule(k), backups
+            seconds[:1],
+            lambda late, further=further: next(further)[late],
+            make_backup_lateness_rule(k),
+            backups,
         )
         try:
             result = hedged_map(

@@ -185,7 +185,7 @@ def test_no_stored_block_travels_and_each_process_reads_it_once(tmp_path: Path) 
 
 def reads() -> int:
     """What this process has mapped or read so far."""
-    return future_tasks.shared_block_cache().n_reads
+    return future_tasks.get_shared_block_cache().n_reads
 
 
 @pytest.mark.parametrize("pool", ["processes", "dask"], indirect=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_jobs import DISTRIBUTIONS
 
-from polarmap.driver.lateness import backup_lateness_rule
+from polarmap.driver.lateness import make_backup_lateness_rule
 from polarmap.planning import (
     Distribution,
     Empirical,
@@ -160,7 +160,7 @@ def test_jobs_simulated_together_are_those_simulated_one_by_one(
 ) -> None:
     rng = np.random.default_rng(0)
     for k in (1, 2, 3, 8, 24):
-        rule = backup_lateness_rule(k)
+        rule = make_backup_lateness_rule(k)
         table = distribution.sample(rng, (most + 1, 20, k))
         jobs = simulate_backups(table[0], Again(table), rule, most)
         for job in range(20):

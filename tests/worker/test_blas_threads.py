@@ -42,9 +42,9 @@ def three() -> Iterator[None]:
 
 def test_the_lowest_limit_is_in_force_until_the_last_task_ends() -> None:
     both, one = ThreadLimiter(), ExitStack()
-    with both.limit_process(2):
+    with both.limit_process_threads(2):
         assert threads_now() == {2}
-        one.enter_context(both.limit_process(1))
+        one.enter_context(both.limit_process_threads(1))
         assert threads_now() == {1}
     assert threads_now() == {1}
     one.close()
@@ -55,7 +55,7 @@ def test_a_thread_limits_openmp_for_itself(limits: ThreadLimiter) -> None:
     def of_openmp() -> set[int]:
         return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "openmp"}
 
-    with limits.limit_process(1):
+    with limits.limit_process_threads(1):
         assert of_openmp() == {3}
         with limits.limit_current_thread(1):
             assert of_openmp() == {1}
@@ -64,31 +64,31 @@ def test_a_thread_limits_openmp_for_itself(limits: ThreadLimiter) -> None:
 
 
 def test_nothing_is_raised_to_a_limit_and_what_somebody_sets_meanwhile_stays(limits: ThreadLimiter) -> None:
-    with limits.limit_process(5):
+    with limits.limit_process_threads(5):
         assert threads_now() == {3}
     assert threads_now() == {3}
-    with limits.limit_process(1):
+    with limits.limit_process_threads(1):
         threadpoolctl.threadpool_limits(2)
     assert threads_now() == {2}
 
 
 SCENES = {
     "a library that a task loads": """
-        with thread_limiter.limit_process(1):
+        with thread_limiter.limit_process_threads(1):
             import scipy.linalg
             threadpoolctl.ThreadpoolController().select(user_api="blas").limit(limits=2)
-            with thread_limiter.limit_process(1):
+            with thread_limiter.limit_process_threads(1):
                 assert now() == {1}, now()
     """,
     "a library that comes with a function": """
         class Ticket:
             block_ref, attempt = None, 0
-        with thread_limiter.limit_process(1):
+        with thread_limiter.limit_process_threads(1):
             FutureTaskIO(b"cscipy.linalg\\nnorm\\n.", None, None).load_inputs(Ticket())
             assert now() == {1}, now()
     """,
     "a forked process, which has no tasks": """
-        with thread_limiter.limit_process(1):
+        with thread_limiter.limit_process_threads(1):
             child = os.fork()
             if not child:
                 assert now() == {3}, now()
@@ -145,7 +145,7 @@ def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimiter) -> None:
 
     def task() -> None:
         for _ in range(50):
-            with limits.limit_process(1), limits.limit_current_thread(1):
+            with limits.limit_process_threads(1), limits.limit_current_thread(1):
                 pass
         barrier.wait(PATIENCE)
 
@@ -162,7 +162,7 @@ def test_any_thread_limits_what_another_one_has_set(limits: ThreadLimiter) -> No
     threadpoolctl.threadpool_limits(3)  # and keeps it
 
     def task() -> None:
-        with limits.limit_process(1):
+        with limits.limit_process_threads(1):
             found.append(threads_now())
 
     found: list[set[int]] = []
@@ -179,7 +179,7 @@ def test_without_threadpoolctl_nothing_is_limited(
 ) -> None:
     with monkeypatch.context() as context:
         context.setitem(sys.modules, "threadpoolctl", None)
-        with limits.limit_process(1), limits.limit_current_thread(1):
+        with limits.limit_process_threads(1), limits.limit_current_thread(1):
             assert threads_now() == {3}
 
 

@@ -13,7 +13,7 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.worker.block_cache import BlockCache, CopyOnWriteFunction, group_segments_by_array
-from polarmap.worker.encryption import Encryption, to_stored_bytes
+from polarmap.worker.encryption import Encryption, encrypt_if_location_requires
 from polarmap.worker.pytree import get_layout
 from polarmap.worker.segments import (
     INLINE,
@@ -50,7 +50,7 @@ class Blocks:
         parts = []
         for number, array in enumerate(arrays):
             part = Segment(f"{name}{number}", array.nbytes, None, 5)
-            [data] = to_stored_bytes(self.place, part, array.tobytes())
+            [data] = encrypt_if_location_requires(self.place, part, array.tobytes())
             if check:
                 part = part._replace(crc32=zlib.crc32(data))
             self.write(part.key, b"12345" + data + b"appended")
@@ -64,7 +64,7 @@ def load(blocks: Blocks, block: BlockRef, is_private: bool = False, cache: Block
     count = len(block.layout)
     structure = ("array",) if count == 1 else (tuple, (), (("array",),) * count)
     own = blocks.cache if cache is None else cache
-    return own.load(block, structure, blocks.read, is_private)
+    return own.load_block(block, structure, blocks.read, is_private)
 
 
 def place(kind: str, folder: Path) -> Location:
@@ -140,7 +140,7 @@ def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
 
 def test_room_that_is_taken_back_is_free_at_once(tmp_path: Path) -> None:
     blocks = Blocks(place("bucket", tmp_path), BYTES)
-    with blocks.cache.extra_budget(BYTES):
+    with blocks.cache.extend_byte_budget(BYTES):
         for seed, name in enumerate("ab"):
             load(blocks, blocks.block(numbers(seed), name=name))
         assert len(blocks.cache) == 2
@@ -151,10 +151,12 @@ def test_blocks_that_are_gone_are_let_go_by_their_numbers(tmp_path: Path) -> Non
     blocks = Blocks(place("bucket", tmp_path))
     stored = {number: blocks.block(numbers(), name=f"block {number}") for number in (None, 1, 2, 3, 5)}
     for number, block in stored.items():
-        blocks.cache.load(block, ("array",), blocks.read, block_set_id=number)
-    blocks.cache.load(stored[2], ("array",), blocks.read, block_set_id=4)  # later ones have the same bytes
+        blocks.cache.load_block(block, ("array",), blocks.read, block_set_id=number)
+    blocks.cache.load_block(
+        stored[2], ("array",), blocks.read, block_set_id=4
+    )  # later ones have the same bytes
     for numbers_of_all, left in (((), 5), ((4, 3), 4), ((3, 4), 4), ((6,), 1)):
-        blocks.cache.evict_removed(numbers_of_all)
+        blocks.cache.evict_removed_blocks(numbers_of_all)
         assert len(blocks.cache) == left  # 5 is of a map that began after the others were told
     assert blocks.cache.n_reads == 5
 

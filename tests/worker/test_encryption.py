@@ -17,22 +17,22 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.executors.pickling import worker_code_by_value
+from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.worker.encryption import (
     CIPHERTEXT_OVERHEAD_BYTES,
     HKDF_INFO,
     NONCE_BYTES,
     Encryption,
     KeyUnavailableError,
+    compute_encrypted_size,
     decrypt,
     decrypt_reply,
     derive_keys,
     encrypt,
+    encrypt_if_location_requires,
     encrypt_reply,
-    encrypted_size,
-    read_key,
+    read_encryption_key,
     read_segment,
-    to_stored_bytes,
     write_segments,
 )
 from polarmap.worker.lithops_tasks import make_lithops_task
@@ -61,7 +61,7 @@ class Objects(dict[str, bytes]):
 
 def encrypt_part(encryption: Encryption, part: Segment, data: bytes) -> bytes:
     """What is stored of a part."""
-    return b"".join(to_stored_bytes(Location("driver", "", encryption=encryption), part, data))
+    return b"".join(encrypt_if_location_requires(Location("driver", "", encryption=encryption), part, data))
 
 
 def decrypt_part(encryption: Encryption, part: Segment, stored: bytes) -> Any:
@@ -90,7 +90,7 @@ def decrypted_by_hand(encryption: Encryption, name: str, stored: bytes) -> bytes
 def test_a_part_is_what_the_standard_says(data: bytes, key: str, offset: int) -> None:
     encryption, part = Encryption.create(KEY), Segment("k" + key, len(data), None, offset)
     stored = encrypt_part(encryption, part, data)
-    assert len(stored) == encrypted_size(len(data)) == len(data) + CIPHERTEXT_OVERHEAD_BYTES
+    assert len(stored) == compute_encrypted_size(len(data)) == len(data) + CIPHERTEXT_OVERHEAD_BYTES
     assert decrypted_by_hand(encryption, f"part {offset} {len(data)} k{key}", stored) == data
     assert decrypt_part(encryption, part, stored) == data
 
@@ -160,8 +160,8 @@ def test_a_key_lies_in_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "key").write_text(KEY.hex() + "\n")
     places = ("env:POLARMAP_TEST_KEY", f"file:{tmp_path}/key", "file:~/key")
-    assert [read_key(place) for place in places] == [KEY] * 3
-    assert read_key(KEY) is KEY
+    assert [read_encryption_key(place) for place in places] == [KEY] * 3
+    assert read_encryption_key(KEY) is KEY
 
 
 def test_what_is_no_key(tmp_path: Path) -> None:
@@ -175,13 +175,13 @@ def test_what_is_no_key(tmp_path: Path) -> None:
     ):
         (tmp_path / f"{number}").write_text(text, encoding="utf-8")
         with pytest.raises(KeyUnavailableError, match=message):
-            read_key(f"file:{tmp_path}/{number}")
+            read_encryption_key(f"file:{tmp_path}/{number}")
     with pytest.raises(KeyUnavailableError, match=r"cannot be read here: .*No such file"):
-        read_key(f"file:{tmp_path}/key")
+        read_encryption_key(f"file:{tmp_path}/key")
     with pytest.raises(
         KeyUnavailableError, match="'NOT_SET_ANYWHERE' of key='env:NOT_SET_ANYWHERE' is not set"
     ):
-        read_key("env:NOT_SET_ANYWHERE")
+        read_encryption_key("env:NOT_SET_ANYWHERE")
 
 
 def test_another_key_is_found_out_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_damage_is_told_from_forgery_by_the_checksum() -> None:
 
 
 def test_a_task_without_a_key_needs_no_cipher() -> None:
-    with worker_code_by_value():
+    with pickle_worker_code_by_value():
         sent = cloudpickle.dumps(make_lithops_task(len, ("array",)))
     # Elsewhere: cloudpickle would put the copies of our classes' methods into the classes of this process.
     load = (

@@ -81,10 +81,10 @@ def stored(tmp_path: Path) -> BlockRef:
 
 
 def test_a_block_is_mapped_once_and_let_go_soon(stored: BlockRef, monkeypatch: pytest.MonkeyPatch) -> None:
-    until_now = future_tasks.shared_block_cache()
+    until_now = future_tasks.get_shared_block_cache()
     monkeypatch.setattr(future_tasks, "CACHE_SECONDS", 3.0)
-    future_tasks.shared_block_cache.cache_clear()
-    blocks = future_tasks.shared_block_cache()
+    future_tasks.get_shared_block_cache.cache_clear()
+    blocks = future_tasks.get_shared_block_cache()
     assert blocks is not until_now
     with ThreadPoolExecutor(8) as threads:  # at the same time
         loaded = list(
@@ -99,23 +99,23 @@ def test_a_block_is_mapped_once_and_let_go_soon(stored: BlockRef, monkeypatch: p
     reads = blocks.n_reads
     future_tasks.load_cached_block(stored, ("array",), writable=False)
     assert blocks.n_reads == reads <= 8  # at most once on each thread
-    assert until(lambda: future_tasks.shared_block_cache() is not blocks)
+    assert until(lambda: future_tasks.get_shared_block_cache() is not blocks)
 
 
 def test_a_forked_process_keeps_nothing_of_the_other(stored: BlockRef) -> None:
-    blocks = future_tasks.shared_block_cache()
+    blocks = future_tasks.get_shared_block_cache()
     future_tasks.load_cached_block(stored, ("array",), writable=False)
     child = os.fork()
     if not child:
-        os._exit(len(future_tasks.shared_block_cache()))
+        os._exit(len(future_tasks.get_shared_block_cache()))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(blocks) == 1
 
 
 def test_a_block_whose_file_is_gone_is_let_go_at_once(stored: BlockRef, tmp_path: Path) -> None:
-    future_tasks.shared_block_cache.cache_clear()
-    blocks = future_tasks.shared_block_cache()
+    future_tasks.get_shared_block_cache.cache_clear()
+    blocks = future_tasks.get_shared_block_cache()
     future_tasks.load_cached_block(stored, ("array",), writable=False)
     (tmp_path / "block").unlink()
     assert until(lambda: not len(blocks))
-    assert until(lambda: future_tasks.shared_block_cache() is not blocks)
+    assert until(lambda: future_tasks.get_shared_block_cache() is not blocks)

@@ -25,7 +25,7 @@ from stored_calls import Bomb, orders_of
 
 from polarmap.executors.lithops import delete_objects_below
 from polarmap.executors.lithops_invocations import open_lithops_storage
-from polarmap.executors.pickling import worker_code_by_value
+from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.executors.worker_listener import WorkerListener
 from polarmap.worker import persistent_worker
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
@@ -124,7 +124,7 @@ def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_close
 
 def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any], tmp_path: Path) -> None:
     """As on a function in a cloud, where nothing but the standard library, numpy and Lithops is there."""
-    with worker_code_by_value():
+    with pickle_worker_code_by_value():
         import cloudpickle
 
         data = cloudpickle.dumps(make_worker_task(address(*endpoints)))
@@ -211,7 +211,7 @@ def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_
             for number in range(3):
                 assert all(map(io.handle_message, orders_of(change, tmp_path, number=number)))
         finally:
-            around.apply()
+            around.apply_to_process()
     assert seen == 3 * [(around.working_directory, sorted(around.variables), list(around.sys_path))]
 
 

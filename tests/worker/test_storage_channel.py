@@ -81,7 +81,7 @@ def test_a_message_is_taken_once_and_looked_for_as_often_as_is_of_use(
 
 def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: StorageChannel) -> None:
     calls = [Message(TASK, header=b"%d" % number) for number in range(3)]
-    driver.storage.put_object("b", KEYS.payload_key(b"large"), b"an object of its own")
+    driver.storage.put_object("b", KEYS.make_payload_key(b"large"), b"an object of its own")
     driver.put({b"small": b"f"}, w7=list(zip((1, 2, 5), calls, (b"small", None, b"large"), strict=True)))
     assert heard(channel) == [
         calls[0]._replace(data=b"f"),

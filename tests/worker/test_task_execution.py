@@ -23,7 +23,7 @@ from memory_storage import DictStorage
 import polarmap
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.executors.interface import JobSpec, Outcome
-from polarmap.executors.pickling import worker_code_by_value
+from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.lithops_tasks import make_lithops_task
@@ -212,7 +212,7 @@ def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) ->
 
 def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
     """The pickled task, loaded where polarmap is not: it brings its modules and imports numpy only."""
-    with worker_code_by_value():
+    with pickle_worker_code_by_value():
         pickled = cloudpickle.dumps(make_lithops_task(abs, ("array",)))  # an f that travels by its name
     (tmp_path / "task").write_bytes(pickled)
     code = (

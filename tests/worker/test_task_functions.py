@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from own_class import Own
 
-from polarmap.executors.pickling import worker_code_by_value
+from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.worker.pytree import PackedTree, pack_tree, pickle_to_array, unpack_leaves, unpickle_array
 from polarmap.worker.task_functions import (
     build_csr_matrix,
     call_each,
     execute_batch,
-    execute_call,
+    execute_pickled_call,
     make_call_task,
     make_csr_task,
     make_weighted_sum_task,
@@ -284,8 +284,11 @@ def test_the_arguments_of_a_call() -> None:
     assert received(make_call_task(told, True)((1, 2))) == ((1, 2), {})
     call = make_call_task(told, True, (Path("a"), 3), {"b": None}, unpickle_blocks=True)
     assert received(call(pickle_to_array(("x", {1})))) == (("x", {1}, Path("a"), 3), {"b": None})
-    assert received(execute_call(pickle_to_array((told, ({1},), {"b": None})))) == (({1},), {"b": None})
-    assert received(execute_call(pickle_to_array((call_each, (told, [(7, 2), ()]), {})))) == [
+    assert received(execute_pickled_call(pickle_to_array((told, ({1},), {"b": None})))) == (
+        ({1},),
+        {"b": None},
+    )
+    assert received(execute_pickled_call(pickle_to_array((call_each, (told, [(7, 2), ()]), {})))) == [
         ((7, 2), {}),
         ((), {}),
     ]
@@ -307,10 +310,10 @@ def test_a_worker_needs_numpy_and_cloudpickle_only() -> None:
         return Inside((value["path"], factor * value["x"], None))
 
     value = {"path": Path("a"), "x": np.arange(3)}
-    with worker_code_by_value():
+    with pickle_worker_code_by_value():
         block, call = pickle_to_array(value), pickle_to_array((partial(call_each, f), ([(value, 2)],), {}))
         sent = cloudpickle.dumps(
-            [(make_call_task(f, args=(2,), unpickle_blocks=True), block), (execute_call, call)]
+            [(make_call_task(f, args=(2,), unpickle_blocks=True), block), (execute_pickled_call, call)]
         )
     run = subprocess.run([sys.executable, "-c", WORKER], input=sent, capture_output=True, timeout=60)
     assert run.returncode == 0, run.stderr.decode()
@@ -405,8 +408,8 @@ def test_several_calls_go_as_pickles_and_one_of_them_alone_gives_what_it_would_i
 
     for call, head in (
         (make_call_task(abs, unpickle_blocks=True), None),
-        (execute_call, abs),
-        (execute_call, pickle_to_array(abs).tobytes()),
+        (execute_pickled_call, abs),
+        (execute_pickled_call, pickle_to_array(abs).tobytes()),
     ):
         assert received(call(block(head, -3))) == 3
         (found, _), errors = received(call(block(head, -3, "x")))
