@@ -212,8 +212,8 @@ class EstimatingCollector(CodedCollector):
         estimate = _add_padded_block_error(self, estimate)
         if self.padding_analyzer is not None and isinf(estimate.errors[self.padding_analyzer.task_index]):
             warn(
-                f"{self.padding_analyzer.padded_block_description}; its task has not returned in time, and rows "
-                "of zeros change the result of f, so its estimate may be far off. "
+                f"{self.padding_analyzer.padded_block_description}; its task has not returned in time, and "
+                "rows of zeros change the result of f, so its estimate may be far off. "
                 f"{self.padding_analyzer.block_count_advice}"
             )
         if self.decoding_error is not None or self.acceptance_policy.has_contradicting_results():
