@@ -131,7 +131,7 @@ WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks", "testbed"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {
     *["docs", "examples", "gallery", "makefile", "other_systems", "packaging", "recipes"],
-    *["session", "slow_links", "soak", "structure", "texts"],
+    *["public_api", "session", "slow_links", "soak", "structure", "texts"],
 }
 
 # --- imports -----------------------------------------------------------------------------------

@@ -425,7 +425,7 @@ def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> 
     4.0
     """
     with trimmed_tracebacks:
-        _check_distribution_parameter("share", fraction)
+        _check_distribution_parameter("fraction", fraction)
         return Mixture([run_times, Scaled(run_times, delay=delay)], [1 - fraction, fraction])
 
 
@@ -438,7 +438,7 @@ def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> 
     2.16
     """
     with trimmed_tracebacks:
-        _check_distribution_parameter("share", fraction)
+        _check_distribution_parameter("fraction", fraction)
         return Mixture([run_times, Scaled(run_times, factor=factor)], [1 - fraction, fraction])
 
 
