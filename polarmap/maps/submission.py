@@ -74,7 +74,7 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
     [(2,), (2,), (2,), (2,)]
     """
     with trimmed_tracebacks:
-        prepare: Callable[..., PreparedMap[R]] | None = getattr(map_function, "precompute_encoding", None)
+        prepare: Callable[..., PreparedMap[R]] | None = getattr(map_function, "prepare", None)
         if prepare is None:
             raise CodeError(
                 "submit begins a map: pass it first, as submit(coded_map, f, data); "
