@@ -166,7 +166,7 @@ def test_an_installed_wheel_maps(installed: Environment) -> None:
     report = installed.polarmap("doctor")
     assert report["ok"]
     assert str(installed.folder) in next(
-        one["found"] for one in report["checks"] if one["name"] == "polarmap"
+        one["detail"] for one in report["checks"] if one["name"] == "polarmap"
     )
 
 

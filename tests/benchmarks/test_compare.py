@@ -24,7 +24,7 @@ N, K = SIZE.n, SIZE.k
 @pytest.fixture(scope="module")
 def measured() -> list[CodeMeasurement]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("benchmarks.REST", 0)
+        patched.setattr("benchmarks.PAUSE_SECONDS", 0)
         return list(codes.measure_codes(SIZE, choose_tuning_trials(SIZE), 1))
 
 

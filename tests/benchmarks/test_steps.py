@@ -23,7 +23,7 @@ def test_a_row_is_compared_with_the_median_of_the_other() -> None:
 
 
 def test_actions_take_turns_and_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks, "REST", 0)
+    monkeypatch.setattr(benchmarks, "PAUSE_SECONDS", 0)
     calls: list[str] = []
     actions = [partial(calls.append, name) for name in "ab"]
     assert [len(taken) for taken in time_in_turns(actions, 2)] == [2, 2]

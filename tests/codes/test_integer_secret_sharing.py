@@ -171,7 +171,7 @@ def test_sizes_leave_a_quarter_spare() -> None:
         ((8, 4, 3), "4 data blocks, and 4 of noise against 3 colluders among 8 workers.*use n = "),
         ((0, 1, 1), "n must be a positive integer"),
         ((8, 1.0, 1), "k must be a positive integer"),
-        ((8, 1, True), "t must be a positive integer"),
+        ((8, 1, True), "n_colluders must be a positive integer"),
         ((5000, 1, 1), "at most 4096 workers"),
     ],
 )

@@ -117,7 +117,7 @@ def test_weights_and_equations_are_those_of_the_steps_and_of_p(n: int, k: int, l
         combinations = stream.standard_normal((3, len(recovery.arrived_parity_indices)))
         known = code.encoding_matrix[np.ix_(recovery.arrived_parity_indices, recovery.arrived_data_indices)]
         np.testing.assert_allclose(
-            recovery.apply_to_arrived_data(combinations), combinations @ known, atol=1e-12
+            recovery.multiply_by_arrived_data_columns(combinations), combinations @ known, atol=1e-12
         )
         assert (
             recovery.system_matrix

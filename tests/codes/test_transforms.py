@@ -45,7 +45,7 @@ def test_butterfly_is_the_product_of_plain_rotations(n: int, k: int) -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
 def test_rotation_parity_is_what_its_network_describes(n: int, k: int) -> None:
-    network = PolarCode(n, k).network
+    network = PolarCode(n, k).butterfly_network
     size, groups = network.size, len(network.input_rotations)
     data = np.random.default_rng(0).standard_normal((k, 4))
     padded = np.concatenate([data, np.zeros((groups * size - k, 4))]).reshape(groups, size, 4)
@@ -67,13 +67,13 @@ def test_rotation_parity_is_what_its_network_describes(n: int, k: int) -> None:
 def test_transposed_rotation_parity_is_that_of_p(n: int, k: int) -> None:
     code = PolarCode(n, k)
     parity = np.random.default_rng(0).standard_normal((n - k, 3))
-    found = transforms.apply_rotation_parity_adjoint(parity, code.network, k)
+    found = transforms.apply_rotation_parity_adjoint(parity, code.butterfly_network, k)
     np.testing.assert_allclose(found, code.encoding_matrix.T @ parity, atol=1e-12)
 
 
 def test_columns_do_not_see_each_other() -> None:
     code, data = PolarCode(50, 30), np.random.default_rng(0).standard_normal((30, 9))
-    whole = transforms.encode_rotation_parity(data, code.network)
+    whole = transforms.encode_rotation_parity(data, code.butterfly_network)
     for column in range(9):
-        alone = transforms.encode_rotation_parity(data[:, column : column + 1], code.network)
+        alone = transforms.encode_rotation_parity(data[:, column : column + 1], code.butterfly_network)
         np.testing.assert_allclose(alone[:, 0], whole[:, column], atol=1e-13)

@@ -15,7 +15,7 @@ SIZES = [(40, 30), (100, 37), (64, 32), (200, 100), (97, 72), (300, 260)]
 
 def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
     out = np.full((code.n - code.k, data.shape[1]), np.nan)
-    tiling.encode_rotation_parity_tiled(code.network, data, out, transforms_numba)
+    tiling.encode_rotation_parity_tiled(code.butterfly_network, data, out, transforms_numba)
     return out
 
 
@@ -24,7 +24,7 @@ def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
 def test_rotation_parity_is_numpys(n: int, k: int, width: int) -> None:
     code = PolarCode(n, k)
     data = np.random.default_rng(width).standard_normal((k, width))
-    expected = transforms.encode_rotation_parity(data, code.network)
+    expected = transforms.encode_rotation_parity(data, code.butterfly_network)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-12)
 
 

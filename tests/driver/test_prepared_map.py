@@ -42,7 +42,7 @@ def doubled(number: int, *, progress: Any = None) -> PreparedMap[int]:
 def test_a_call_runs_what_is_prepared() -> None:
     assert doubled(3, progress=False) == 7
     prepared = doubled.prepare(3)  # type: ignore[attr-defined]
-    assert prepared.run([]) == 6
+    assert prepared.execute([]) == 6
     with pytest.raises(TypeError, match=r"doubled\(\) got an unexpected keyword argument 'n'"):
         doubled(3, n=4)  # type: ignore[call-arg]
 

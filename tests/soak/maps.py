@@ -269,7 +269,7 @@ class Judge:
         """Whether no equation that was looked at need have this result in it."""
         if self.report.verified in ("not needed", "no", "earlier"):
             return True
-        return index not in self.report.recovered and self.case.code.option != "rotation"
+        return index not in self.report.recovered and self.case.code.option_name != "rotation"
 
     @property
     def _is_trusted(self) -> bool:
