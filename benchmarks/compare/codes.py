@@ -157,7 +157,7 @@ def measure_code(
         float((n_arrivals[decodable_mask] - code.k).mean()),
         code.encode_operations,
         encode_seconds / data.nbytes,
-        plan.operation_table,
+        plan.operations,
         plan_seconds,
         decode_seconds / data.nbytes,
         median_and_max(amplifications) if amplifications else None,

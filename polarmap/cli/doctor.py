@@ -290,9 +290,8 @@ def _run_sample_map(executor: Any, timeout: float) -> CodedResult[Any]:
 def _check_latency(pool_name: str, is_local: bool, first_seconds: float, later_seconds: float) -> CheckResult:
     """Judge the seconds of a first map, which starts the workers, and of later ones, which find them.
 
-    >>> print(_check_latency("processes here", True, 0.4, 0.002))
-    ok    persistent workers: processes here: the first map, which starts them, takes 0.40 s, later ones 2.0
-    ms
+    >>> print(_check_latency("here", True, 0.4, 0.002))
+    ok    persistent workers: here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
     """
     detail = (
         f"{pool_name}: the first map, which starts them, takes {first_seconds:.2f} s, later ones "

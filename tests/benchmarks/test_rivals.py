@@ -104,7 +104,7 @@ def test_inactivation_needs_no_more_than_peeling_and_raptor_codes_hardly_more_th
     code = made("long Raptor")
     generator = code.encode(np.eye(120))
     np.testing.assert_allclose(generator[:120], np.eye(120), atol=1e-9)
-    assert code.needed(orders(150)).mean() < 121
+    assert code.count_arrivals(orders(150)).mean() < 121
 
 
 def test_local_product_codes_close_the_rows_and_columns_of_every_grid() -> None:
