@@ -21,7 +21,13 @@ H = 1e-3
 
 
 def received(*sizes: dict[str, float]) -> list[list[np.ndarray]]:
-    usual = {"min_value": 1.0, "max_value": 2.0, "max_direction_norm": 1.0, "result_eps": 1e-16, "second_difference": 0.5}
+    usual = {
+        "min_value": 1.0,
+        "max_value": 2.0,
+        "max_direction_norm": 1.0,
+        "result_eps": 1e-16,
+        "second_difference": 0.5,
+    }
     return [
         [np.zeros(2), np.array([(usual | one)[name] for name in SlopeErrorInputs._fields])] for one in sizes
     ]
@@ -35,7 +41,9 @@ def test_truncation_is_judged_by_how_much_f_changes_or_bends() -> None:
     assert slopes == pytest.approx(ERROR_SAFETY_FACTOR * (1e-16 * 2 + 0.5) / H)
 
 
-@pytest.mark.parametrize("wrong", [{"max_value": 1e9}, {"max_direction_norm": 1e9}, {"result_eps": 1.0}, {"max_value": np.nan}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_value": 1e9}, {"max_direction_norm": 1e9}, {"result_eps": 1.0}, {"max_value": np.nan}]
+)
 def test_one_worker_alone_cannot_make_the_errors_larger(wrong: dict[str, float]) -> None:
     honest, _ = estimate_slope_errors(H, "central", received({}, {}, {}))
     with_a_liar, _ = estimate_slope_errors(H, "central", received({}, {}, {}, wrong))
