@@ -118,9 +118,11 @@ class MapCase:
             return False
         count = len(self.blocks[-1])
         zeros = np.zeros((self.rows - count, *self.data.shape[1:]), self.dtypes[0])
+        # Where the data is zero, too, this block would not tell: the library tries f on other rows.
+        block = np.where(self.blocks[-1] == 0, np.ones_like(self.blocks[-1]), self.blocks[-1])
         with np.errstate(all="ignore"):
-            padded = self.f.call(np.concatenate([self.blocks[-1], zeros]))
-        for found, wanted in zip(leaves(padded), leaves(expected[-1])):
+            padded, unpadded = self.f.call(np.concatenate([block, zeros])), self.f.call(block)
+        for found, wanted in zip(leaves(padded), leaves(unpadded)):
             found, wanted = np.asarray(found), np.asarray(wanted)
             if (found.shape[:1], wanted.shape[:1]) == ((self.rows,), (count,)):
                 found = found[:count]
