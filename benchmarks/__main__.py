@@ -18,9 +18,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help=f"{', '.join(OTHER_BENCHMARKS)}, too")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer")
     arguments = parser.parse_args()
-    for benchmark in (
-        SPEED_BENCHMARKS + OTHER_BENCHMARKS * arguments.all
-    ):  # each a process: none inherits another's threads or memory
+    # each a process: none inherits another's threads or memory
+    for benchmark in SPEED_BENCHMARKS + OTHER_BENCHMARKS * arguments.all:
         print(f"\n== {benchmark}", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", *["--quick"] * arguments.quick]
         subprocess.run(command, check=True)

@@ -28,9 +28,8 @@ POLYNOMIAL_CODES = [
     (4, 5),
 ]
 GRADIENT_CODES = [(12, 1), (12, 2), (12, 3), (10, 3), (24, 5), (23, 5), (23, 2)]
-TEN_DIGIT_AMPLIFICATION = (
-    1e-10 / np.finfo(float).eps
-)  # errors may be multiplied by, for ten digits to be left
+# errors may be multiplied by, for ten digits to be left
+TEN_DIGIT_AMPLIFICATION = 1e-10 / np.finfo(float).eps
 SECRET_SHARING_CODES = [(8, 5, 1), (12, 8, 1), (24, 16, 1), (12, 7, 2), (24, 15, 2), (24, 14, 3)]
 
 

@@ -62,9 +62,8 @@ def joblib_step(
     batch = 1 if n_slots >= len(blocks) else "auto"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Parallel(n_jobs=n_slots, batch_size=1)(
-            delayed(apply_fault)(0.5) for _ in range(n_slots)
-        )  # all have started
+        # all have started
+        Parallel(n_jobs=n_slots, batch_size=1)(delayed(apply_fault)(0.5) for _ in range(n_slots))
         with Parallel(n_slots, batch_size=batch, timeout=timeout) as parallel:  # keeps what it has mapped
             yield lambda x: parallel(
                 delayed(run_task)(task, block, x, fault) for block, fault in zip(blocks, get_faults())

@@ -83,9 +83,8 @@ starts_threads_at_exit = pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 3), reason="this Python starts no threads while it exits"
 )
 
-_others: set[int | Path] = (
-    set()
-)  # what earlier tests of this process have left, to be used again or end later
+# what earlier tests of this process have left, to be used again or end later
+_others: set[int | Path] = set()
 
 
 def python_in(folder: Path, lacks: str = "") -> Path:

@@ -30,10 +30,11 @@ class LocalProductCode(SparseCode):
             grid = np.full((n_rows + 1, n_columns + 1), -1)  # -1: a zero that nobody sends
             grid_blocks = np.arange(first_block, min(k, first_block + n_rows * n_columns))
             grid[:-1, :-1].flat[: len(grid_blocks)] = grid_blocks
+            # rows and columns with data
             n_full_rows, n_full_columns = (
                 -(-len(grid_blocks) // n_columns),
                 min(n_columns, len(grid_blocks)),
-            )  # rows and columns with data
+            )
             for position in [
                 *product(range(n_full_rows), [n_columns]),
                 *product([n_rows], [*range(n_full_columns), n_columns]),

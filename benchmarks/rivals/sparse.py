@@ -233,9 +233,8 @@ class SparseCode(RivalCode):
 def mean_arrivals(code: SparseCode, n_trials: int) -> float:
     """The mean arrivals needed, never counting as 2 n, by which parameters are chosen."""
     n_orders = max(2, n_trials // 10) if code.decoder.uses_inactivation else n_trials
-    n_arrivals = code.count_arrivals(
-        sample_arrival_orders(code.n, n_orders, seed=1)
-    )  # others than those that codes are measured by
+    # others than those that codes are measured by
+    n_arrivals = code.count_arrivals(sample_arrival_orders(code.n, n_orders, seed=1))
     return float(np.where(n_arrivals > code.n, 2 * code.n, n_arrivals).mean())
 
 
@@ -250,9 +249,8 @@ def _peel_and_inactivate(
     equations, blocks = len(starts) - 1, len(arrived_mask)
     n_unknown = starts[1:] - starts[:-1]
     unknown_xor = np.zeros(equations, np.int64)
-    n_waiting_equations = np.zeros(
-        blocks, np.int64
-    )  # useful equations with two unknowns or more that a block is in
+    # useful equations with two unknowns or more that a block is in
+    n_waiting_equations = np.zeros(blocks, np.int64)
     for equation in range(equations):
         for entry in range(starts[equation], starts[equation + 1]):
             unknown_xor[equation] ^= members[entry]

@@ -166,9 +166,8 @@ class CodedArray:
                     self._coded_blocks.manifest,
                     audits.audit_array(self._coded_blocks, executor),
                 )
-                if audit.ok or not self._coded_blocks.refresh_manifest(
-                    manifest
-                ):  # else somebody else has repaired it
+                # else somebody else has repaired it
+                if audit.ok or not self._coded_blocks.refresh_manifest(manifest):
                     return audit
 
     def repair(self, *, executor: Any = None) -> Audit:

@@ -165,9 +165,8 @@ def _find_damage_kinds(
             damage_kinds.append("truncated")
         else:
             damage_kinds.append("appended" if is_last and size > read_end else "")
-            n_zeros = (
-                read_end - segment.offset - manifest.get_stored_segment_size(segment)
-            )  # which fill its object up
+            # which fill its object up
+            n_zeros = read_end - segment.offset - manifest.get_stored_segment_size(segment)
             segments_to_read[index] = segment._replace(
                 size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)
             )

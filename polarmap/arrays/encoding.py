@@ -122,9 +122,8 @@ def encode(
                     "key= encrypts what is stored, and these objects stay where and as they are: leave key "
                     "out, or encode the array that they were made of"
                 )
-            stripe_plan = stripe_plan._replace(
-                chunk_shape=None
-            )  # no library but this one could read the chunks
+            # no library but this one could read the chunks
+            stripe_plan = stripe_plan._replace(chunk_shape=None)
         max_segment_bytes = stripe_plan.max_stripe_size * max(
             stripe_plan.dtype.itemsize, stripe_plan.parity_dtype.itemsize
         )

@@ -238,9 +238,8 @@ def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Map
             and is_integer_dtype(actual)
             and is_integer_dtype(expected)
         )
-        if (
-            actual != expected and not has_same_bits
-        ):  # the bits of 64-bit integers are the same, signed or not
+        # the bits of 64-bit integers are the same, signed or not
+        if actual != expected and not has_same_bits:
             raise CodeError(
                 f"results cannot be kept as a coded array: that of block {block_index} is {actual.str} where "
                 f"{expected.str} is due; let f return {dtypes[-1].str} for any block"

@@ -72,9 +72,8 @@ class StripeEncoder:
             manifest = Manifest(array_name, plan.shape, plan.dtype, plan.code, segments)
             if plan.chunk_shape is not None:
                 manifest = publish_as_zarr_array(transaction, manifest, plan.chunk_shape)
-                if (
-                    not manifest.has_zarr_array and not plan.has_chunk_per_stripe
-                ):  # a block is too large to be held
+                # a block is too large to be held
+                if not manifest.has_zarr_array and not plan.has_chunk_per_stripe:
                     manifest = replace(manifest, zarr_view=None)
             if reused_stripes:
                 _check_objects_exist(store, manifest)
@@ -273,9 +272,8 @@ def make_stripe_encode_function(
             return [0, 0, 0]
         n_nonfinite, first_index, stripe_size = 0, 0, stripe.shape[1]
         nonfinite_columns, overflow_columns = np.zeros(stripe_size, bool), np.zeros(stripe_size, bool)
-        for block_index, row in enumerate(
-            stripe
-        ):  # a mask of all rows would be memory that nobody has counted
+        # a mask of all rows would be memory that nobody has counted
+        for block_index, row in enumerate(stripe):
             nonfinite = ~np.isfinite(row)
             if not n_nonfinite and nonfinite.any():
                 first_index = block_index * stripe_size + int(nonfinite.argmax())

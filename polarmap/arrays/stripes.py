@@ -78,7 +78,7 @@ def plan_stripes(
     rows_per_chunk: int = 1,
     rows_per_object: int = 0,
 ) -> StripePlan:
-    """Stripes of which STRIPES_IN_MEMORY, data and parity, take at most `max_bytes` bytes.
+    """Stripes of which N_STRIPES_IN_MEMORY, data and parity, take at most `max_bytes` bytes.
 
     See `DataSource` for the last two arguments.
     """

@@ -71,9 +71,8 @@ class ZarrView(NamedTuple):
         stripes = cycle(
             pairwise(stripe_by_start[end] for end in self._iterate_chunk_bounds(shape, rows_per_block))
         )
-        slabs = iterate_hyperslabs(
-            shape, self.chunk_shape
-        )  # block by block, each cut alike but for its padding
+        # block by block, each cut alike but for its padding
+        slabs = iterate_hyperslabs(shape, self.chunk_shape)
         return [
             ZarrChunk(self.get_chunk_key(slab), slab[0].start // rows_per_block, range(*stripe_limits))
             for slab, stripe_limits in zip(slabs, stripes)

@@ -81,9 +81,8 @@ def _column_to_array(column: Any, description: str, advice: str) -> Array:
         raise CodeError(
             f"{description} has dtype {column.dtype}, and codes carry numbers: convert it with {cast_call}"
         )
-    if values.dtype.kind == "O" and _is_numeric_column(
-        column
-    ):  # integers with missing values, in older pandas
+    # integers with missing values, in older pandas
+    if values.dtype.kind == "O" and _is_numeric_column(column):
         values = np.asarray(column.to_numpy(dtype=float, na_value=np.nan))
     if values.dtype.kind not in NUMERIC_KINDS:
         raise CodeError(f"{description} has dtype {column.dtype}, and codes carry numbers: {advice}")

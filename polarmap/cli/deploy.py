@@ -216,9 +216,8 @@ def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
         lithops_config.get_backend_name(config), RUNTIME_IMAGES[LOCAL_BACKEND]
     ).is_virtual_machine:
         configured_packages = set((config.get("standalone") or {}).get("extra_python_packages") or [])
-        required_packages = [
-            f"{name}=={versions[name]}" for name in versions if name != "lithops"
-        ]  # it brings itself
+        # it brings itself
+        required_packages = [f"{name}=={versions[name]}" for name in versions if name != "lithops"]
         if not configured_packages.issuperset(required_packages):
             raise ExecutorError(
                 "virtual machines install what the section standalone says, which must be as here: "

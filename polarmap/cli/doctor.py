@@ -37,15 +37,17 @@ from polarmap.worker.environment import count_available_cores
 
 TESTED_PYTHONS = ((3, 11), (3, 14))
 N_BLOCKS, N_TASKS = 4, 6
+# integers: right means equal
 SAMPLE_MATRIX, SAMPLE_VECTOR = (
     np.arange(8 * N_BLOCKS * 3).reshape(8 * N_BLOCKS, 3),
     np.array([1, -2, 3]),
-)  # integers: right means equal
+)
 N_LATER_MAPS = 10
+# seconds: several times what they take on one core that is free
 SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = (
     3.0,
     0.03,
-)  # seconds: several times what they take on one core that is free
+)
 MIN_FREE_BYTES = 1 << 30  # in the temporary folder, below which blocks of some size do not fit
 OPTIONAL_PACKAGES = {
     "numba": ("fast", "codes with n over about 100 are encoded slower"),

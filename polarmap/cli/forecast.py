@@ -135,9 +135,8 @@ def read_run_times(path: Path, column: str | None) -> Empirical:
         with click.open_file(str(path), encoding="utf-8-sig") as file:
             lines = [line for line in file if line.strip()]
         column_names = next(csv.reader(lines), [])
-        if (
-            column is None and _parse_floats(" ".join(column_names).split()) is not None
-        ):  # of a run time, or of none
+        # of a run time, or of none
+        if column is None and _parse_floats(" ".join(column_names).split()) is not None:
             return Empirical(" ".join(lines).replace(",", " ").split())
         if column is None and len(column_names) > 1:
             _raise_bad_option(

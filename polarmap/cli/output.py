@@ -16,9 +16,8 @@ from polarmap.errors import PolarmapError
 from polarmap.executors.executor_specs import is_localhost_spec
 from polarmap.report import to_json_value
 
-EXISTING_FILE = click.Path(
-    exists=True, dir_okay=False, path_type=Path
-)  # an argument or option that names one
+# an argument or option that names one
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)  # one that is written
 
 

@@ -15,12 +15,13 @@ from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import ExecutorError
 from polarmap.optional import format_extras_install_command
 
+# extras with their client libraries: the first words of their names
 STORAGE_EXTRAS = {
     "aws",
     "azure",
     "gcp",
     "ibm",
-}  # extras with their client libraries: the first words of their names
+}
 _PLACEHOLDER_PATTERN = re.compile(r"<[^<>]+>")
 
 

@@ -11,7 +11,7 @@ from polarmap.clouds.limits import WorkerSpec
 from polarmap.worker.processes import LIVENESS_INTERVAL
 
 # Storage requests of one task: its block, Lithops' start and end marks and a large result are
-# written; function, input, block, end mark and result are read. Also, every LIVENESS_SECONDS, a worker
+# written; function, input, block, end mark and result are read. Also, every LIVENESS_INTERVAL, a worker
 # looks whether it is still wanted.
 WRITES_PER_TASK, READS_PER_TASK = 4, 5
 # Billed around f: Lithops fetches function and data and reports. On an emulated Lambda 1 to 2 s, two

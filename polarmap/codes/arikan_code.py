@@ -85,9 +85,8 @@ class ArikanCode(PolarCode):
     def encoding_matrix(self) -> Array:
         """P, shape (n - k, k): small numbers, int64; row by row where it has fewer rows than columns."""
         if self.n - self.k < self.k:
-            return self.left_multiply_encoding_matrix(np.eye(self.n - self.k)).astype(
-                np.int64, order="C"
-            )  # exact: sums of few
+            # exact: sums of few
+            return self.left_multiply_encoding_matrix(np.eye(self.n - self.k)).astype(np.int64, order="C")
         return self.compute_encoding_matrix_columns(np.arange(self.k))
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:

@@ -199,7 +199,7 @@ class ErasureDecoder(ABC):
         return None
 
     def compute_modular_check_matrix(self) -> UInt64Array | None:
-        """Independent equations of integers modulo 2^64, at most INTEGER_CHECKS; None unless `modular`."""
+        """Independent checks of integers modulo 2^64, at most MAX_MODULAR_CHECKS; None unless `modular`."""
         return None
 
     def get_parity_check_matrix(self, dtype: DType) -> Floats | UInt64Array:

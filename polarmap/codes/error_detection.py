@@ -275,9 +275,10 @@ def _locate_modular_errors(checks: UInt64Array, deviation: UInt64Array, dtype: D
     bit_mask = np.uint64((1 << 8 * dtype.itemsize) - 1)
     explaining_columns = []
     for column, check_coefficients in enumerate(checks.T):
+        # the largest power of two in each
         largest_powers_of_two = np.where(
             check_coefficients > 0, check_coefficients & (~check_coefficients + np.uint64(1)), bit_mask
-        )  # the largest power of two in each
+        )
         pivot = int(np.argmin(largest_powers_of_two))
         if not check_coefficients[pivot]:
             continue

@@ -157,9 +157,8 @@ def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
     [[7], [3, 5, 6, 7], [3, 5, 6, 7]]
     """
     mother_length = round_up_to_power_of_two(n)
-    reed_muller_order = (
-        (n_colluders + 1).bit_length() - 1 + ((n_colluders + 1) & n_colluders != 0) - 1
-    )  # the least r with 2^(r+1) > t
+    # the least r with 2^(r+1) > t
+    reed_muller_order = (n_colluders + 1).bit_length() - 1 + ((n_colluders + 1) & n_colluders != 0) - 1
     min_bit_count = mother_length.bit_length() - 1 - reed_muller_order
     return np.array(
         [i for i in range(mother_length - n, mother_length) if i.bit_count() >= min_bit_count], dtype=np.intp

@@ -52,7 +52,7 @@ class ModularDecoder(ErasureDecoder):
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_modular_check_matrix(self) -> UInt64Array:
-        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived): mixtures of rows that are no pivots."""
+        """Up to MAX_MODULAR_CHECKS checks modulo 2^64, (s, arrived): mixtures of rows that are no pivots."""
         other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_row_indices)
         combinations = make_check_combination_matrix(len(other_rows))
         system_checks = np.zeros((len(combinations), len(self.system_matrix)), np.uint64)
@@ -151,7 +151,7 @@ class ModularLinearDecoder(ModularDecoder):
 
 
 def make_check_combination_matrix(n_checks: int) -> UInt64Array:
-    """Sums of `n_checks` equations, at most INTEGER_CHECKS of them, that involve each.
+    """Sums of `n_checks` equations, at most MAX_MODULAR_CHECKS of them, that involve each.
 
     >>> make_check_combination_matrix(2).tolist(), make_check_combination_matrix(100).shape
     ([[1, 0], [0, 1]], (16, 100))
@@ -220,9 +220,8 @@ def invert_mod64(matrix: Array) -> UInt64Array:
     """
     size = len(matrix)
     identity = np.eye(size, dtype=matrix.dtype)
-    inverse = compute_null_space_gf2(np.concatenate([matrix, identity], axis=1))[:, :size].T.astype(
-        np.uint64
-    )  # modulo 2
+    # modulo 2
+    inverse = compute_null_space_gf2(np.concatenate([matrix, identity], axis=1))[:, :size].T.astype(np.uint64)
     unsigned_matrix = matrix.astype(np.int64).view(np.uint64)
     twice_identity = 2 * np.eye(size, dtype=np.uint64)
     n_bits = 1

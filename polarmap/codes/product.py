@@ -289,7 +289,7 @@ class IterativeDecoder:
     ----------
     known_mask : boolean array (n_A, n_B)
         Cells that arrived or follow.
-    line_decodings : list of LineStep
+    line_decodings : list of LineDecoding
         In an order in which each finds its cells known.
     """
 

@@ -227,9 +227,8 @@ def select_rotation_seed(n: int, k: int) -> int:
             max_amplification = max(
                 max_amplification, compute_max_amplification(parity_matrix, arrived_indices)
             )
-            if (
-                max_amplification >= min_amplification
-            ):  # no better than one before, whatever the other patterns give
+            # no better than one before, whatever the other patterns give
+            if max_amplification >= min_amplification:
                 break
         else:
             best_seed, min_amplification = seed, max_amplification

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from polarmap.codes import tiling
 from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_integer_dtype
 
-MIN_TILE_ROW_BYTES = (
-    1 << 13
-)  # of a row in a tile: of less, numpy takes longer to begin a sum than to add it up
+# of a row in a tile: of less, numpy takes longer to begin a sum than to add it up
+MIN_TILE_ROW_BYTES = 1 << 13
 MIN_WIDE_COLUMNS = 1 << 10  # columns from which on rows are added one by one
 MIN_COMPILED_BYTES = 1 << 28  # numba takes 0.6 s to load, and saves 0.3 s for each GB
 

@@ -169,7 +169,7 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         return self._compute_weights(np.int64).view(np.uint64) if self.modular else None
 
     def compute_modular_check_matrix(self) -> UInt64Array | None:
-        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived); None unless `modular`."""
+        """Up to MAX_MODULAR_CHECKS equations modulo 2^64, (s, arrived); None unless `modular`."""
         return self._modular_check_matrix if self.modular else None
 
     @cached_property

@@ -32,10 +32,11 @@ CONVERSION_CHUNK_BYTES = 4 << 20  # converted for one call of compiled loops, wh
 # workers keep the cores busy, the wait for it takes tens of milliseconds.
 MAX_SINGLE_THREAD_MULTIPLIES = 1 << 18
 MIN_MULTITHREAD_MULTIPLIES = 1 << 22
+# of a product on one thread: of fewer, or of longer rows, it takes longer
 MIN_COLUMNS, MAX_INNER_LENGTH = (
     64,
     1024,
-)  # of a product on one thread: of fewer, or of longer rows, it takes longer
+)
 MIN_TILES_PER_THREAD = 4  # fewer take no longer than another thread takes to begin
 MIN_COMPILED_BYTES = 64 << 20  # below, loading the compiled loops costs more than they save
 

@@ -107,7 +107,7 @@ def encode_rotation_parity(
     shift: Floats,
 ) -> None:
     """Columns start..stop of `out` (r, width) from the rows at `row_addresses` (k), as
-    kernels.rotation_parity.
+    transforms.encode_rotation_parity.
     """
     size = permutations.shape[1]
     tile = np.zeros((size, TILE_COLUMNS))
@@ -183,7 +183,7 @@ def _accumulate_four_rows(
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def execute_row_operations(table: Any, operations: Indices) -> None:
-    """Operations on the rows of `table`, as row_operations.add_rows, in pieces that stay in cache."""
+    """Apply row operations to `table`, as row_program.execute_row_operations, in tiles that fit the cache."""
     width = table.shape[1]
     for tile_start in range(0, width, PRODUCT_TILE_COLUMNS):
         tile_stop = min(tile_start + PRODUCT_TILE_COLUMNS, width)

@@ -108,15 +108,13 @@ class AcceptancePolicy(Verifier):
         collector, code = self._collector, self._coded_data.code
         if code.n == code.n_targets:
             return True
-        if (
-            collector.coded_data.location is None and collector.undecodable_reason
-        ):  # else all would be read to tell
+        # else all would be read to tell
+        if collector.coded_data.location is None and collector.undecodable_reason:
             return self._warn_results_undecodable(collector.undecodable_reason)
         if collector.tracker.n_redundant_checks and not self._check_parity_consistency():
             return False
-        if (
-            not collector.must_verify_results or self.densest_parity_block[1] == 1
-        ):  # copies of blocks tell nothing
+        # copies of blocks tell nothing
+        if not collector.must_verify_results or self.densest_parity_block[1] == 1:
             return True
         if self.has_check_of_block_sum:
             self.record_f_is_linear()
@@ -181,7 +179,7 @@ class AcceptancePolicy(Verifier):
         """Whether the left-over equations hold; if not, and one is found who did it, its result is dropped.
 
         Another result is waited for where these do not tell garbage from a non-linear f. NotLinearError when
-        f is to blame, NotFiniteError for NaN and inf.
+        f is to blame, NonFiniteResultError for NaN and inf.
         """
         if not self.evaluate_parity_checks():
             return True

@@ -266,9 +266,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         items, item_indices = queue[0]
         max_items = self._compute_max_batch_size(items, item_indices)
         max_in_flight, n_running = self._max_in_flight, len(task_table.in_flight) - len(task_table.queued)
-        if self._allow_batches and (
-            max_items > 1 or items.item_class not in self._seconds_by_class
-        ):  # else they are known to be long
+        # else they are known to be long
+        if self._allow_batches and (max_items > 1 or items.item_class not in self._seconds_by_class):
             max_in_flight = min(max_in_flight, 2 * n_running + N_INITIAL_BATCHES)
         if len(task_table.in_flight) + len(task_table.held_back) >= max_in_flight or (
             max_items == 1 and self._multi_item_tasks
@@ -385,9 +384,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             self._seconds_by_class.pop(item_class, run_seconds) + run_seconds
         ) / 2
         if len(self._seconds_by_class) > MAX_ITEM_CLASSES:
-            del self._seconds_by_class[
-                next(iter(self._seconds_by_class))
-            ]  # of which none has ended for longest
+            # of which none has ended for longest
+            del self._seconds_by_class[next(iter(self._seconds_by_class))]
 
 
 def can_batch_items(executor: MapExecutor, backups: int, retries: int) -> bool:

@@ -80,9 +80,8 @@ class CodedCollector(DecodingCollector):
 
     def try_finish(self) -> bool:
         """Whether the map is over, after another look at the results."""
-        if (
-            self.coded_data.parity_warning and not self._has_warned_of_parity
-        ):  # known when blocks have been encoded
+        # known when blocks have been encoded
+        if self.coded_data.parity_warning and not self._has_warned_of_parity:
             self._has_warned_of_parity = True
             warn(self.coded_data.parity_warning)
         if self._should_accept_ill_conditioned_decoding():

@@ -34,10 +34,11 @@ from polarmap.worker.pytree import Structure
 # The longest wait for a result that is not needed, or for f on the driver:
 BASE_WAIT_SECONDS = 20.0
 WAIT_TASK_FACTOR = 4.0  # times the longest task, if that is more
+# bounds of the wait for a result to check against: then f is evaluated here
 REDUNDANCY_WAIT_BOUNDS = (
     0.2,
     10.0,
-)  # bounds of the wait for a result to check against: then f is evaluated here
+)
 
 
 _get_dtype_kind, _get_shape = attrgetter("dtype.kind"), attrgetter("shape")  # of an array
@@ -133,9 +134,8 @@ class DecodingCollector(Collector):
             self.unpadded_result = outcome.unpadded_result
         if outcome.failure is not None or task_index in self.results or self.verification is not None:
             return
-        if (
-            outcome.unpadded_result is not None and not outcome.structure
-        ):  # f raised an exception of rows of zeros
+        # f raised an exception of rows of zeros
+        if outcome.unpadded_result is not None and not outcome.structure:
             self._record_all_data_arrived()
             return
         signature, expected_shape = (
@@ -211,7 +211,7 @@ class DecodingCollector(Collector):
 
     @property
     def redundancy_wait_seconds(self) -> float:
-        """The wait for a result to check against: one median task time, within SURPLUS_SECONDS."""
+        """The wait for a result to check against: one median task time, within REDUNDANCY_WAIT_BOUNDS."""
         task_seconds, (min_seconds, max_seconds) = (
             sorted(self.task_table.worker_seconds),
             REDUNDANCY_WAIT_BOUNDS,
@@ -370,9 +370,8 @@ class DecodingCollector(Collector):
 
     def _reject_mismatched_result(self, result: Outcome) -> None:
         task_index, majority_result = result.task, self._any_result
-        if (
-            result.unpadded_result is not None and self.unpadded_result is not None
-        ):  # rows of zeros may explain its shape
+        # rows of zeros may explain its shape
+        if result.unpadded_result is not None and self.unpadded_result is not None:
             self._record_all_data_arrived()
             return
         message = f"returned {result.result_description}, others {majority_result.result_description}"
@@ -401,9 +400,8 @@ class DecodingCollector(Collector):
         dtypes = self._any_result.leaf_dtypes
         for dtype in dtypes:
             _check_result_dtype(dtype)
-        has_integers = any(
-            is_integer_dtype(dtype) for dtype in self.coded_data.data_blocks.dtypes or dtypes
-        )  # else f rounds
+        # else f rounds
+        has_integers = any(is_integer_dtype(dtype) for dtype in self.coded_data.data_blocks.dtypes or dtypes)
         modular = (
             self._code.supports_integers and has_integers and any(is_integer_dtype(dtype) for dtype in dtypes)
         )

@@ -36,9 +36,8 @@ from polarmap.worker.module_state import IGNORED_ATTRIBUTES
 LINEAR_OR_AFFINE = "linear or affine in its block"
 
 MEMMAP_ATTRIBUTES = {"_mmap", "filename", "mode", "offset"}
-_DISPATCHER_TYPE: Any = (
-    type(np.sum) if hasattr(np.sum, "_implementation") else type(None)
-)  # of functions of numpy
+# of functions of numpy
+_DISPATCHER_TYPE: Any = type(np.sum) if hasattr(np.sum, "_implementation") else type(None)
 
 VERIFIED_PROPERTIES: dict[str, Any] = {}  # what maps of this process found
 

@@ -250,9 +250,8 @@ class LateTracker(Generic[AttemptT]):
         if self._is_open_ended:
             n_tasks = len(run_times) + len(restart_run_times) + len(self._running)
             rule = LatenessRule(max(1, n_tasks), rule.run_times, rule.min_seconds)
-        if restart_run_times and len(run_times) < compute_min_results_to_extrapolate(
-            rule.n_tasks
-        ):  # else those that were started at once tell
+        # else those that were started at once tell
+        if restart_run_times and len(run_times) < compute_min_results_to_extrapolate(rule.n_tasks):
             run_times = sorted([*run_times, *restart_run_times])
         return rule.late_after_seconds(run_times, len(self._late_attempts))
 

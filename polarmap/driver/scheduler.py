@@ -226,9 +226,8 @@ def schedule_tasks(
     session.submit(task_table.start_attempts(policy.initial_tasks, 0.0))
     while True:
         timeout = min(poll_interval, collector.poll_interval(), timer.remaining_seconds)
-        if (
-            collector.can_use_parity
-        ):  # of the moment for which it was asked what is due: none between is missed
+        # of the moment for which it was asked what is due: none between is missed
+        if collector.can_use_parity:
             timeout = min(timeout, policy.seconds_until_next_start(task_table, polled_at))
         if can_retry_when_idle:
             timeout = min(timeout, last_event_at + RETRY_IDLE_SECONDS - timer.elapsed_seconds)
@@ -259,9 +258,8 @@ def schedule_tasks(
             for task_index in collector.choose_tasks_to_retry(task_table.failed)
             if task_table[task_index].n_counted_attempts <= retries
         )
-        can_retry_when_idle = (
-            bool(retryable_tasks) and not task_table.held_back
-        )  # failed tasks start again while others are late
+        # failed tasks start again while others are late
+        can_retry_when_idle = bool(retryable_tasks) and not task_table.held_back
         is_idle = can_retry_when_idle and now >= last_event_at + RETRY_IDLE_SECONDS
         if retryable_tasks and (is_stalled or is_idle):
             start_tasks(retryable_tasks)

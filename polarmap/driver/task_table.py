@@ -278,9 +278,8 @@ class TaskTable:
         task.failures.append(failure)
         self.arrived.pop(task_index, None)
         if task.late_tracker is not None:
-            for attempt in task.dispatched_at.keys() & self.in_flight.get(
-                task_index, ()
-            ):  # they are of use again
+            # they are of use again
+            for attempt in task.dispatched_at.keys() & self.in_flight.get(task_index, ()):
                 task.late_tracker.on_start((task_index, attempt), task.dispatched_at[attempt])
         self._set_attempt_states([(task_index, task.result_attempt)], TaskState.FAILED)
 

@@ -26,7 +26,7 @@ from polarmap.worker.pytree import flatten, unflatten
 
 DECODING_NOISE_FACTOR = 16  # roundings of the largest number of a leaf, times the amplification of decoding
 NOT_LINEAR_MESSAGE = (
-    "f is not {assumption} (or not deterministic), so lost results cannot be decoded. For a polynomial "
+    "f is not {requirement} (or not deterministic), so lost results cannot be decoded. For a polynomial "
     "say degree=; for any f at all use coded_sum if a sum of its results is wanted, hedged_map if each is; "
     "if it is {kind} but badly conditioned, raise rtol; verify=False trusts you and skips the check"
 )
@@ -170,9 +170,8 @@ class Verifier:
             is_integer = is_integer_dtype(dtype)
             if is_integer and not decoder.rounds_integers:
                 continue
-            rounding_unit = machine_epsilon(
-                self._collector.get_accuracy_limiting_dtype(dtype)
-            )  # rounding may hide as much
+            # rounding may hide as much
+            rounding_unit = machine_epsilon(self._collector.get_accuracy_limiting_dtype(dtype))
             residual = self._leaf_residuals[leaf_index] if self._leaf_residuals else None
             residual = None if residual is None else residual + rounding_unit
             decoding_error = 0.0 if is_integer else self.amplification * rounding_unit  # of decoded blocks
@@ -270,12 +269,12 @@ class Verifier:
         )
         if needs_another and evaluation.leaves is not None:
             expected_structure = self._collector.result_structure
+            # of what is stored
             has_same_structure = expected_structure[0] == "sample" or repr(evaluation.structure) == repr(
                 expected_structure
-            )  # of what is stored
-            self.local_results[evaluation.block_index] = (
-                evaluation.leaves if has_same_structure else []
-            )  # agrees with nothing
+            )
+            # agrees with nothing
+            self.local_results[evaluation.block_index] = evaluation.leaves if has_same_structure else []
         return evaluation
 
     def _evaluate_reflection(self, block_index: int) -> tuple[int, LocalEvaluation] | None:
@@ -533,7 +532,7 @@ class Verifier:
         requirement = self._coded_data.code.requirement
         requirement_name = "linear" if requirement == LINEAR_OR_AFFINE else "one"
         raise NotLinearError(
-            f"{finding}: {NOT_LINEAR_MESSAGE.format(assumption=requirement, kind=requirement_name)}"
+            f"{finding}: {NOT_LINEAR_MESSAGE.format(requirement=requirement, kind=requirement_name)}"
         )
 
 
@@ -569,7 +568,6 @@ def leaves_agree(
         close_mask = np.abs(local_leaf - other_leaf) <= relative_tolerance * magnitudes + max(
             absolute_tolerance, max_error
         )
-    equal_mask = (local_leaf == other_leaf) | (
-        np.isnan(local_leaf) & np.isnan(other_leaf)
-    )  # infinities differ by NaN
+    # infinities differ by NaN
+    equal_mask = (local_leaf == other_leaf) | (np.isnan(local_leaf) & np.isnan(other_leaf))
     return bool((close_mask | equal_mask).all())

@@ -29,12 +29,13 @@ INLINE_BLOCK_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file t
 FREE_SPACE_DIVISOR = 2  # of the memory that is free in a folder, one such part may be used
 MAX_PARALLEL_WRITES = 16  # objects written at once
 NETWORK_BYTES_PER_SECOND = 1e8  # of blocks in a second over a usual network
+# places of what workers keep until they are told
 LOCATION_KINDS_CACHED_BY_ID = (
     "driver",
     "private",
     "dask",
     "ray",
-)  # places of what workers keep until they are told
+)
 
 
 class PublishedBlocks:

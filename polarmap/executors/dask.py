@@ -186,9 +186,8 @@ class DaskWorkerProvider(WorkerProvider):
         self._dask_address_by_worker: dict[int, str] = {}  # at which worker of Dask each was started
         try:
             self._check_connected()
-            self._n_threads_by_address: dict[str, int] = (
-                self._connection.client.nthreads()
-            )  # of each of its workers
+            # of each of its workers
+            self._n_threads_by_address: dict[str, int] = self._connection.client.nthreads()
             self._workers_listed_at = time.monotonic()  # for them
             self.max_workers = sum(self._n_threads_by_address.values()) or None
             self.shares_host = is_every_host_local(

@@ -152,9 +152,8 @@ class ForkServerClient:
     def close(self) -> None:
         """End it and all workers."""
         with contextlib.suppress(OSError):
-            self._control_socket.shutdown(
-                socket.SHUT_RDWR
-            )  # a process that was forked of this one may have it, too
+            # a process that was forked of this one may have it, too
+            self._control_socket.shutdown(socket.SHUT_RDWR)
         self.after_fork()
         try:
             self._process.wait(SHUTDOWN_SECONDS)

@@ -92,9 +92,8 @@ class FuturesSession:
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
         self._not_started: dict[AttemptId, Future[Any]] = {}  # that are not known to have begun
         self._has_seen_start_mark = False  # of an attempt that has begun
-        self._assumed_started: set[AttemptId] = (
-            set()
-        )  # of these, that are taken to have been handed to a worker
+        # of these, that are taken to have been handed to a worker
+        self._assumed_started: set[AttemptId] = set()
         self._has_accepted = False  # whether the pool has taken a task
         # Other pools do not tell when a worker gets a task: they are taken to have room.
         self._reports_running = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
@@ -104,9 +103,8 @@ class FuturesSession:
         elif not isinstance(pool, ProcessPoolExecutor):
             check_key_is_portable(job_spec, executor_name)
         location = job_spec.blocks.location
-        self._blocks_are_files = (
-            location is not None and location.kind == "folder"
-        )  # where workers read blocks
+        # where workers read blocks
+        self._blocks_are_files = location is not None and location.kind == "folder"
         self._task_function = self._make_task_function()
         self._n_threads_per_task = compute_threads_per_task(pool)
         self._folder_token = (
@@ -169,9 +167,8 @@ class FuturesSession:
         """
         started = self._collect_started_attempts(check_all=True)
         for attempt, future in self._not_started.items():
-            if not (
-                future.cancel() and self._reports_running
-            ):  # an engine may start a task before it hears of that
+            # an engine may start a task before it hears of that
+            if not (future.cancel() and self._reports_running):
                 self._get_cancel_token(*attempt).cancel()
         started += self._collect_started_attempts(check_all=True)
         if not (self._reports_running or self._has_seen_start_mark):

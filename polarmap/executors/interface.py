@@ -127,9 +127,8 @@ class NoWorkers(NamedTuple):
 
 
 Event = AttemptStarted | Outcome | NoWorkers
-MSG_NOSIGNAL = getattr(
-    socket, "MSG_NOSIGNAL", 0
-)  # else who has SIGPIPE end the process dies where none listens
+# else who has SIGPIPE end the process dies where none listens
+MSG_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 AttemptId = tuple[int, int]  # the number of a task, and how often it was started before
 
 

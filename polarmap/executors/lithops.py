@@ -53,9 +53,8 @@ from polarmap.worker.task_records import to_plain_tuple
 JOB_KEY_PREFIX = "polarmap"  # of all keys of maps
 DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
 PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
-LOCAL_WORKER_SECONDS = (
-    20 * 86_400.0
-)  # that a worker on this machine may take: in milliseconds this fits 32 bits
+# that a worker on this machine may take: in milliseconds this fits 32 bits
+LOCAL_WORKER_SECONDS = 20 * 86_400.0
 STARTUP_MARGIN_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
 
 
@@ -208,7 +207,7 @@ class LithopsSession:
         return outcomes
 
     def _to_outcome(self, attempt: AttemptId, reply: Any) -> Outcome:
-        """What became of an attempt whose function returned this, or a LostError in its place."""
+        """What became of an attempt whose function returned this, or an InvocationLostError in its place."""
         if reply is None:
             return make_lost_worker_outcome(*attempt, "it was told that nobody waits for it")
         if isinstance(reply, InvocationLostError):

@@ -238,10 +238,11 @@ def slow_down_monitoring(function_executor: Any) -> float:
     """Look for workers that have ended as seldom as for what nobody expects; how often: each is a listing."""
     config = function_executor.internal_storage.get_storage_config()
     monitoring_interval = max(MAX_POLL_INTERVAL, float(config["monitoring_interval"]))
+    # its own, and what `clone_function_executor` copies
     for settings in (
         config,
         function_executor.config["lithops"],
-    ):  # its own, and what `clone_function_executor` copies
+    ):
         settings["monitoring_interval"] = monitoring_interval
     return monitoring_interval
 
@@ -374,9 +375,8 @@ def close_function_executor(function_executor: Any) -> None:
         function_executor.compute_handler.backend.connection.close()
     with contextlib.suppress(AttributeError):  # only that of localhost, version 1, has one
         function_executor.compute_handler.job_manager.join(timeout=5)
-    for path in get_process_temp_folder().glob(
-        f"lithops-*/jobs/{function_executor.executor_id}*"
-    ):  # outside its storage
+    # outside its storage
+    for path in get_process_temp_folder().glob(f"lithops-*/jobs/{function_executor.executor_id}*"):
         path.unlink(missing_ok=True)
 
 
@@ -405,7 +405,7 @@ def is_future_finished(future: Any) -> bool:
 
 
 def fetch_result(future: Any, function_executor: Any) -> Any:
-    """What a function that has ended returned; LostError if it returned nothing."""
+    """What a function that has ended returned; InvocationLostError if it returned nothing."""
     if future.done:  # without our having asked: Lithops gave it up
         raise InvocationLostError(_explain_lost_result(future))
     future._write_activation_logs = lambda: None  # else it keeps logs of every task

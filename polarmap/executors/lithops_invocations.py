@@ -77,7 +77,7 @@ class LithopsInvocations:
     is_local : bool
         Whether functions are processes of this machine, in no container.
     backend_and_storage : pair of str
-        `away` and `storage` of these functions, as `check_location_reachable` takes them.
+        The backend and the storage of these functions, as `check_location_reachable` takes them.
     """
 
     def __init__(self, executor_spec: Any, shares_executor: bool = False) -> None:
@@ -174,7 +174,7 @@ class LithopsInvocations:
         return started_keys
 
     def collect_finished_results(self, may_query: bool = True) -> dict[Any, Any]:
-        """What each has returned that ended since the last look: a LostError if nothing.
+        """What each has returned that ended since the last look: an InvocationLostError if nothing.
 
         may_query : their interpreter, why processes have ended without a word.
         """

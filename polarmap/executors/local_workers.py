@@ -97,9 +97,8 @@ class LocalWorkerPool(WorkerPool):
             now, is_only_session = time.monotonic(), self.has_one_session()
             if self._concurrency_limit >= (self._max_workers or sys.maxsize):
                 return
-            if (
-                not is_only_session and now < self._idle_cores_polled_at + MIN_IDLE_CORES_POLL_INTERVAL
-            ):  # another run has looked
+            # another run has looked
+            if not is_only_session and now < self._idle_cores_polled_at + MIN_IDLE_CORES_POLL_INTERVAL:
                 return
             self._idle_cores_polled_at = now
             n_queued += sum(

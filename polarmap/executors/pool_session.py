@@ -116,9 +116,8 @@ class PoolSession:
         )
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
         environment = worker_pool.get_pickled_environment(pickled_function.pickle_bytes)
-        next_block_set_id = (
-            block_store.next_block_set_id
-        )  # first: what comes meanwhile is not told to have gone
+        # first: what comes meanwhile is not told to have gone
+        next_block_set_id = block_store.next_block_set_id
         cache_ids = (
             self._published_blocks.cache_id,
             (*block_store.get_live_block_set_ids(), next_block_set_id),
@@ -145,9 +144,8 @@ class PoolSession:
 
         None starts if the time of the map is over before their blocks are stored.
         """
-        if (
-            self._block_store.is_memory_mapped
-        ):  # files here; of a storage that may hang, a thread removes what is unneeded
+        # files here; of a storage that may hang, a thread removes what is unneeded
+        if self._block_store.is_memory_mapped:
             self._block_store.collect_garbage()
         self._unfinished.update(attempts)
         try:
@@ -425,10 +423,11 @@ class PoolSession:
                 if not is_prefetch:
                     self._worker_pool.remove_worker(worker)
         if is_sent:
+            # which need not be told again
             worker.job_id, worker.function_digest = (
                 self._job_id,
                 self._function_digest,
-            )  # which need not be told again
+            )
             for attempt in attempts:
                 worker.assign_task((self._job_id, *attempt), self._get_task_key(attempt[0]))
             if not is_prefetch:

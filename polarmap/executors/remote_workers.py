@@ -32,15 +32,17 @@ from polarmap.worker.socket_channel import TCP_TIMEOUT, Endpoint, FrameError
 
 CONNECT_TIMEOUT = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 MAX_LAUNCH_FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
+# seconds after a failure in which none is started, doubled each time
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = (
     0.5,
     60.0,
-)  # seconds after a failure in which none is started, doubled each time
+)
 RENEWAL_DIVISOR = 8  # one in so many workers is renewed at a time
+# of the time that a worker may take: when it ends by itself, staggered
 MIN_LIFETIME_FRACTION, MAX_LIFETIME_FRACTION = (
     0.6,
     0.9,
-)  # of the time that a worker may take: when it ends by itself, staggered
+)
 MACHINE_PROBE_INTERVAL = 5.0  # between two tries to start a worker on a machine where none has started
 NO_MACHINE_CHOICES: Mapping[int, str] = MappingProxyType({})
 GOLDEN_RATIO = 0.6180339887  # its multiples are spread evenly over the fractions
@@ -56,7 +58,7 @@ class WorkerProvider:
     shares_host : whether they are, as far as it is known now: they map blocks, and ask for what they do not
         find.
     imports_polarmap : whether they can import this package; else what they need of it travels with each f.
-    backend_and_storage : `away` and `storage` of its workers, as `check_location_reachable` takes them.
+    backend_and_storage : of its workers, as `check_location_reachable` takes them.
     bucket, key_prefix : of what workers and driver leave for each other; None where there is no storage.
     listing_interval : between listings of a storage, which say who has ended; inf where it is known without.
     worker_spec : what each worker is given, as far as that is known.
@@ -219,17 +221,19 @@ class RemoteWorkerPool(WorkerPool):
         self._provider = provider
         self._n_wanted = 0
         self._launched: dict[int, LaunchedWorker] = {}  # by number, until they are known to have ended
+        # launches by the site, and of which nothing came
         self._launch_backoff, self._startup_backoff = (
             Backoff(),
             Backoff(),
-        )  # launches by the site, and of which nothing came
+        )
         self._machines = tuple(provider.list_machines())
         self._unreachable_until: dict[str, float] = {}  # machines where none has started: when to try again
         self._rebalance_backoff = Backoff()  # workers, to machines that have too few
+        # not accounted for, of workers that are gone, and starts
         self._unbilled_seconds, self._n_unbilled_starts = (
             0.0,
             0,
-        )  # not accounted for, of workers that are gone, and starts
+        )
         self._billed_at = time.monotonic()  # what is to be paid
         key = secrets.token_bytes(32)
         self._listener: WorkerListener | None = None
@@ -468,9 +472,8 @@ class RemoteWorkerPool(WorkerPool):
 
         For those that end soon others are started, a few at a time.
         """
-        renewal_deadline = time.monotonic() + min(
-            OUTAGE_SECONDS, 0.1 * self._provider.max_worker_seconds
-        )  # the site may refuse as long
+        # the site may refuse as long
+        renewal_deadline = time.monotonic() + min(OUTAGE_SECONDS, 0.1 * self._provider.max_worker_seconds)
         n_expiring = sum(
             self._get_expiry_time(worker) < renewal_deadline for worker in self._workers.values()
         )
@@ -528,9 +531,8 @@ class RemoteWorkerPool(WorkerPool):
             for worker_id, each_worker in launched.items()
             if each_worker.machine
         }
-        self._provider.launch_workers(
-            self._driver_address, lifetimes, machine_by_worker
-        )  # who calls before it returns waits for our lock
+        # who calls before it returns waits for our lock
+        self._provider.launch_workers(self._driver_address, lifetimes, machine_by_worker)
         self._launched |= launched
         self._n_unbilled_starts += len(launched)
 

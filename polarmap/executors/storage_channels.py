@@ -122,9 +122,8 @@ class DriverStorageChannel:
 
 
 WorkerChannel = SocketChannel | DriverStorageChannel
-OnConnected = Callable[
-    [int, WorkerChannel, str], None
-]  # with the number of a worker, its link and the name of the channel
+# with the number of a worker, its link and the name of the channel
+OnConnected = Callable[[int, WorkerChannel, str], None]
 
 
 class StorageChannelServer:
@@ -162,7 +161,7 @@ class StorageChannelServer:
     def flush_messages(self) -> None:
         """Have the messages written that wait, without waiting for the storage.
 
-        ExecutorError if the storage refuses them, or has been away for AWAY_SECONDS.
+        ExecutorError if the storage refuses them, or has been away for OUTAGE_SECONDS.
         """
         if self._has_unwritten:
             self._posted.set()
@@ -322,10 +321,11 @@ class StorageChannelServer:
         self._n_reads += n_replies
         # All are read before any is delivered, so that all are answered at once.
         contents = map_in_parallel(self._read_object, new_replies, MAX_PARALLEL_READS)
+        # numbers of workers whose next reply is not whole yet
         delivered_keys, blocked_workers = (
             list[str](),
             set[int](),
-        )  # numbers of workers whose next reply is not whole yet
+        )
         for (reply_key, object_key), data in zip(new_replies, contents):
             if reply_key.worker_id in blocked_workers or len(data) != reply_key.size:
                 blocked_workers.add(reply_key.worker_id)

@@ -25,9 +25,8 @@ class BlockCounts(NamedTuple):
     n: int
 
 
-GRAM_COUNTS = BlockCounts(
-    7, 8
-)  # of A' A: 28 products of data blocks and 8 more, as a pair of blocks is a task
+# of A' A: 28 products of data blocks and 8 more, as a pair of blocks is a task
+GRAM_COUNTS = BlockCounts(7, 8)
 
 
 class ProductLayout(NamedTuple):

@@ -237,9 +237,10 @@ def _estimate_gram_error_p90(gram: Array, sketch: _Sketch) -> float:
     # Mixed rows are taken to be normal: of a Wishart matrix of so many rows, E |value - G|^2 =
     # c (tr(G)^2 + |G|^2) with c = 1 / rows, less what has been seen of all. `gram` is larger than G by that.
     relative_variance = (1 - sketch.n_rows / sketch.n_total_rows) / sketch.n_rows
+    # |G|^2
     true_squared_norm = max(
         (squared_norm - relative_variance * trace**2) / (1 + relative_variance), trace**2 / len(gram)
-    )  # |G|^2
+    )
     fourth_moment = min(float(np.sum((gram @ gram) ** 2)), true_squared_norm**2)
     # Of as many chi-squares as eigenvalues vary.
     degrees_of_freedom = (trace**2 + true_squared_norm) ** 2 / (2 * true_squared_norm**2 + 2 * fourth_moment)

@@ -134,9 +134,8 @@ def hedged_map(
         return PreparedMap(lambda observers: CodedResult([], LazyReport(build_report)), execution)
     grouped_items = group_consecutive_items(items, n_tasks) if is_grouped else items
     range_ends = list(itertools.accumulate(map(len, grouped_items) if is_grouped else [1] * n_tasks))
-    item_ranges = [
-        range(start, end) for start, end in zip([0, *range_ends], range_ends)
-    ]  # the items of each task
+    # the items of each task
+    item_ranges = [range(start, end) for start, end in zip([0, *range_ends], range_ends)]
     use_batches = (
         not is_grouped and n_tasks > MAX_BATCHES and can_batch_items(execution.executor, backups, retries)
     )

@@ -22,6 +22,7 @@ from polarmap.maps.executor import Executor
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# of all map functions
 DATA_PARAMETERS = {
     "data",
     "parts",
@@ -33,7 +34,7 @@ DATA_PARAMETERS = {
     "scale",
     "args",
     "kwargs",
-}  # of all map functions
+}
 
 
 def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwargs) -> CodedFuture[R]:

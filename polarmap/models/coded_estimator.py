@@ -157,7 +157,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return coded_operator, coded_operator, mean, scale
 
     def _minimize(self, coded_operator: CodedOperator, solve: Callable[..., Solution]) -> Floats:
-        """What is found; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.
+        """What is found; sets n_iter_, objective_, dual_gap_, optimality_ and report_.
 
         solve : of tol, max_iter and callback, as those of `fista`.
         """

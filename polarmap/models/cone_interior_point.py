@@ -83,10 +83,11 @@ class _ConeInteriorPointSolver:
         self._image = np.asarray(operator.matmat(self.x))
         self._slacks = np.where(self._constraint_mask, self._cone_signs * self._image, 1.0)
         self._multipliers = np.where(self._constraint_mask, self._mu / self._slacks, 0.0)
+        # curvatures, and what follows of them
         self._coupling_curvatures, self._coupling_hessian = (
             np.zeros(0),
             np.zeros(0),
-        )  # curvatures, and what follows of them
+        )
         self.dual_bound, self._best_iterate, self._n_stalled = -np.inf, (np.inf, self.x, self._image), 0
         self._update_gradient_and_bound()
 

@@ -21,7 +21,7 @@ GRADIENT_TOL = 8 * FLOAT64_EPS
 # A family is minus the log likelihood of its distribution with canonical link, up to a constant. eta is the
 # linear predictor, (samples, outputs), or (samples,) of a single output; y has its shape. value: of each
 # number or sample. mean: of y at eta; the gradient is mean - y. link: its inverse. curvature: the Hessian at
-# the eta of a mean, applied to a direction; largest_curvature bounds it. conjugate: max over eta of
+# the eta of a mean, applied to a direction; max_curvature bounds it. conjugate: max over eta of
 # <u, eta> - value(eta), of each number or sample, for a u between 0 and a gradient.
 
 
@@ -327,9 +327,8 @@ class ProfiledLoss(WeightedLoss):
             shortened = self._backtrack_intercept_step(eta, intercept, step, float(gradient @ step))
             if shortened is None:
                 break
-            intercept = (
-                shortened - shortened.mean() if len(shortened) > 1 else shortened
-            )  # a softmax is the same for all shifts
+            # a softmax is the same for all shifts
+            intercept = shortened - shortened.mean() if len(shortened) > 1 else shortened
         self._cached_intercept = eta, intercept
         return intercept
 

@@ -190,9 +190,8 @@ def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = No
     figure, ((axes,),) = figure_style.new_figure(7.5, 4.6)
     time_metric = plan.time_metric
     candidates = [candidate for candidate in plan.frontier if isfinite(getattr(candidate, time_metric))]
-    times = [
-        getattr(candidate, time_metric) for candidate in candidates
-    ]  # of none, where fewer jobs than that ever complete
+    # of none, where fewer jobs than that ever complete
+    times = [getattr(candidate, time_metric) for candidate in candidates]
     worker_seconds = [candidate.worker_seconds for candidate in candidates]
     axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
     _annotate_worker_counts(axes, candidates, plan, time_metric)

@@ -58,9 +58,8 @@ def simulate_overdecomposition(
     n_results, task_seconds = k * tasks_per_worker, worker_times / tasks_per_worker + task_overhead
     n_queued = n * (tasks_per_worker - 1)  # a task begins whenever one ends, until so many have
     completion_times = _compute_completion_times(task_seconds, min(n_results, n_queued))
-    last_end_times = np.full(
-        worker_times.shape, np.inf
-    )  # ends of the last tasks, after which workers are idle
+    # ends of the last tasks, after which workers are idle
+    last_end_times = np.full(worker_times.shape, np.inf)
     if n_results > n_queued:
         with np.errstate(invalid="ignore"):
             last_end_times = np.where(
@@ -90,10 +89,11 @@ def _compute_completion_times(task_seconds: Floats, n_completions: int) -> Float
         return np.zeros(len(task_seconds))
     with np.errstate(invalid="ignore", divide="ignore"):
         rate = (1 / task_seconds).sum(axis=1)
+        # each is in the midst of one at most
         low, high = (
             n_completions / rate,
             (n_completions + task_seconds.shape[1]) / rate,
-        )  # each is in the midst of one at most
+        )
         return bisect_predicate(
             lambda time: np.floor(time[:, None] / task_seconds).sum(axis=1) >= n_completions,
             low,

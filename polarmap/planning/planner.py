@@ -432,9 +432,8 @@ def _compute_max_workers(
 
 
 def _estimate_cost(candidate: Completion, worker_spec: WorkerSpec) -> Cost | None:
-    n_calls = (
-        round(candidate.n_tasks_started) if candidate.tasks_per_worker == 1 else candidate.n
-    )  # persistent workers are called once
+    # persistent workers are called once
+    n_calls = round(candidate.n_tasks_started) if candidate.tasks_per_worker == 1 else candidate.n
     return estimate_map_cost(worker_spec, [candidate.worker_seconds / n_calls] * n_calls, candidate.mean)
 
 

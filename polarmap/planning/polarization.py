@@ -55,9 +55,8 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
     np.float64(0.25)
     """
     cdf, survival = run_times.cdf(times), run_times.survival(times)
-    for bit in _get_branch_bits(
-        depth, worker_index
-    ):  # the earlier of two: F -> 1 - (1 - F)^2; the later: F -> F^2
+    # the earlier of two: F -> 1 - (1 - F)^2; the later: F -> F^2
+    for bit in _get_branch_bits(depth, worker_index):
         if bit:
             cdf, survival = cdf * (1 + survival), survival * survival
         else:

@@ -13,10 +13,11 @@ Data = bytes | bytearray | memoryview
 class Store(Protocol):
     """A place for objects. Every method raises StorageError, within seconds, when it cannot be used.
 
-    An object appears whole or not at all, and several threads may use a store at once. A store may also have
-    `sweep()`, which removes what dead processes have left unfinished, and `join(keys, key)`, which stores the
-    objects `keys` one after another as one, without a way through this process; False where it cannot. And
-    `sizes(prefix)`, the bytes of all objects whose keys begin so, by key, in a request for many of them.
+    An object appears whole or not at all, and several threads may use a store at once. A store may have
+    three further methods. `remove_stale_files()` removes the unfinished files of processes that have
+    died. `concatenate(source_keys, target_key)` stores several objects as one without reading them into
+    this process, and returns False where that is impossible. `list_sizes(prefix)` returns the sizes in
+    bytes of all objects whose keys begin with the prefix, by key, with one request for many of them.
     """
 
     @property

@@ -28,8 +28,8 @@ class ObjectStore:
     """Objects in the bucket of a `lithops.Storage`.
 
     A storage that refuses the connection, times out or says that it is too busy is asked again
-    for AWAY_SECONDS seconds if it has answered before, so that a restart goes unnoticed, else for
-    FIRST_RETRY_SECONDS. All else that goes wrong is an error at once.
+    for OUTAGE_SECONDS if it has answered before, so that a restart goes unnoticed, else for
+    FIRST_REQUEST_OUTAGE_SECONDS. All else that goes wrong is an error at once.
 
     Parameters
     ----------

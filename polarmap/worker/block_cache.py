@@ -99,9 +99,8 @@ class BlockCache:
         newest_id = max(live_block_set_ids, default=-1)
 
         def is_removed(entry: CacheEntry) -> bool:
-            if (
-                live_block_set_ids and entry.block_set_id is not None
-            ):  # which is known without a look at every file
+            # which is known without a look at every file
+            if live_block_set_ids and entry.block_set_id is not None:
                 return entry.block_set_id < newest_id and entry.block_set_id not in live_block_set_ids
             return not all(map(file_exists, entry.file_signatures))
 
@@ -124,9 +123,8 @@ class BlockCache:
             return self._read_and_cache(read_segment, block_set_id, location, segments)
         with self._lock:
             self._entries.pop((location, segments), None)
-            self._entries[location, segments] = entry._replace(
-                block_set_id=block_set_id
-            )  # behind those that were used before
+            # behind those that were used before
+            self._entries[location, segments] = entry._replace(block_set_id=block_set_id)
         return entry.buffer
 
     def _read_and_cache(
@@ -137,9 +135,8 @@ class BlockCache:
         segments: tuple[Segment, ...],
     ) -> Any:
         """The same, read now; kept if it can be told whether it has changed."""
-        stored_segments = [
-            segment for segment in segments if segment.key
-        ]  # others are zeros, and lie nowhere
+        # others are zeros, and lie nowhere
+        stored_segments = [segment for segment in segments if segment.key]
         has_checksums = all(segment.crc32 is not None for segment in stored_segments)
         if not stored_segments or (location.kind == "bucket" and not has_checksums):
             return self._read_segments(read_segment, location, segments)

@@ -120,9 +120,8 @@ class ForkServer:
                 self._report_exit(*pid_and_status)
         for pid in _list_child_pids() - set(self._pid_by_worker_id.values()):
             _kill_process(pid)
-        remove_stale_folders(
-            self._parent_folders
-        )  # a worker's own workers are killed before they can remove their folders
+        # a worker's own workers are killed before they can remove their folders
+        remove_stale_folders(self._parent_folders)
 
     def _report_exit(self, pid: int, wait_status: int) -> None:
         for worker_id in [

@@ -46,9 +46,8 @@ MISMATCH_ADVICE = (
 )
 MISSING = "<missing>"  # stands for the value of a name that is not there
 MAX_SENT_ARRAY_BYTES = 1 << 24  # larger arrays are compared, and not sent
-MAX_PICKLE_BYTES = (
-    1 << 20
-)  # of the pickle of any other value, of which a larger one is neither compared nor sent
+# of the pickle of any other value, of which a larger one is neither compared nor sent
+MAX_PICKLE_BYTES = 1 << 20
 CHECKSUM_CHUNK_BYTES = 1 << 12  # of a large array, for each of its checksums
 RECORD_ATTRIBUTE = "__polarmap_state__"  # the name, in a module, of what a driver has said of it
 # Attributes of classes that say nothing of what their instances do.

@@ -93,10 +93,11 @@ class PersistentWorker(TaskIO):
         self._is_usable = True
         self._inbox = deque[Message]()  # while it was at a task
         self._attempt_key = -1, -1, -1  # that map, its task and attempt
+        # output and encryption of its tasks
         self._output_and_encryption: tuple[OutputSpec | None, Any] = (
             None,
             None,
-        )  # output and encryption of its tasks
+        )
         self._block_set_id: int | None = None  # by which its blocks are kept
         self._function_data: bytes | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
@@ -229,7 +230,7 @@ class PersistentWorker(TaskIO):
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
         """f, made once in each map, and the block.
 
-        UnfitError where this process fails at that, and neither f nor what is stored is at fault.
+        UnusableWorkerError where this process fails at that, and neither f nor what is stored is at fault.
         A first attempt gets a block that is kept, which f must not change; a further one has a block of
         its own: what f is made of may write where numpy does not see it, and die of that.
         """

@@ -47,9 +47,8 @@ def _get_owned_folder_mode(folder: str) -> int:
     is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     if not stat.S_ISDIR(status.st_mode) or not is_own:
         raise PermissionError(f"something else is in the place of {folder}")
-    return (
-        stat.S_IMODE(status.st_mode) if hasattr(os, "getuid") else PRIVATE_MODE
-    )  # Windows has no such modes
+    # Windows has no such modes
+    return stat.S_IMODE(status.st_mode) if hasattr(os, "getuid") else PRIVATE_MODE
 
 
 def write_private_file(path: str, *buffers: Any) -> None:

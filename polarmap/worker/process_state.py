@@ -33,12 +33,13 @@ GUARDED_MODULES = ("builtins", "math", "numpy", "numpy.linalg", "os", "pickle", 
 SIGNALS = tuple(signal.valid_signals())
 TIMERS = tuple(getattr(signal, name) for name in dir(signal) if name.startswith("ITIMER_"))
 RESOURCE_LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
+# of descriptors, memory, threads
 EXHAUSTION_ERRNOS = (
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOMEM,
     errno.EAGAIN,
-)  # of descriptors, memory, threads
+)
 SEED_BYTES = 16
 
 

@@ -127,9 +127,8 @@ def _flatten_into(
 def _check_container(tree: Any, error_prefix: str) -> None:
     """TypeError for one that could not be put together again from its children."""
     container_class = type(tree)
-    if container_class in (dict, tuple, list, OrderedDict) or hasattr(
-        container_class, "_make"
-    ):  # of named tuples
+    # of named tuples
+    if container_class in (dict, tuple, list, OrderedDict) or hasattr(container_class, "_make"):
         return
     base_class = next(base for base in (dict, tuple, list) if isinstance(tree, base))
     if (

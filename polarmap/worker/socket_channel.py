@@ -100,9 +100,8 @@ class MessageAuthenticator:
         """The tag of the next message, whose bytes are these in a row."""
         numbered_buffers = self._n_tagged.to_bytes(8, "big"), *buffers
         self._n_tagged += 1
-        if (
-            sum(map(len, numbered_buffers)) < MAX_INLINE_BYTES
-        ):  # else it is as slow, copies all, and refuses 2 GiB
+        # else it is as slow, copies all, and refuses 2 GiB
+        if sum(map(len, numbered_buffers)) < MAX_INLINE_BYTES:
             return hmac.digest(self._key, b"".join(numbered_buffers), "sha256")
         mac = hmac.new(self._key, digestmod="sha256")
         for buffer in numbered_buffers:
@@ -456,9 +455,8 @@ def get_tcp_options(timeout: float, platform: str) -> dict[int, int]:
     timeout_seconds = max(1, round(timeout))
     if platform == "win32":  # TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_MAXRT
         return {3: idle_seconds, 17: probe_interval, 16: MAX_KEEPALIVE_PROBES, 5: timeout_seconds}
-    if (
-        platform == "darwin"
-    ):  # TCP_KEEPALIVE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_RXT_CONNDROPTIME, TCP_NOTSENT_LOWAT
+    # TCP_KEEPALIVE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_RXT_CONNDROPTIME, TCP_NOTSENT_LOWAT
+    if platform == "darwin":
         return {
             0x10: idle_seconds,
             0x101: probe_interval,

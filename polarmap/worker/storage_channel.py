@@ -21,8 +21,8 @@ MIN_POLL_INTERVAL = 0.002  # between looks when something has come
 SLOW_STORAGE_POLL_INTERVAL = 0.01  # the same where the storage takes as long to answer
 POLL_INTERVAL_GROWTH = 1.2
 MAX_POLL_INTERVAL = 1.0  # between looks when nothing has come for long
-N_POLLS_PER_MESSAGE = 25  # from SLOW_POLL_SECONDS to LAST_POLL_SECONDS: log(1 / 0.01) / log(1.2)
-HEARTBEAT_SECONDS = 5.0  # between signs of life of either side: without any for AWAY_SECONDS, it is gone
+N_POLLS_PER_MESSAGE = 25  # from SLOW_STORAGE_POLL_INTERVAL to MAX_POLL_INTERVAL: log(1 / 0.01) / log(1.2)
+HEARTBEAT_SECONDS = 5.0  # between signs of life of either side: without any for OUTAGE_SECONDS, it is gone
 
 
 def compute_next_poll_interval(previous_interval: float, poll_seconds: float) -> float:
@@ -153,7 +153,7 @@ class StorageChannel:
         return True
 
     def is_peer_closed(self) -> bool:
-        """Return whether the driver is gone. Look, and store a heartbeat for it, every BEAT_SECONDS."""
+        """Return whether the driver is gone. Look, and store a heartbeat for it, every HEARTBEAT_SECONDS."""
         if time.monotonic() < self._next_heartbeat_at:
             return False
         self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS

@@ -44,6 +44,5 @@ def test_integers_become_uniform_words_that_are_new_for_every_map(dtype: str) ->
     first, second = (what_workers_get(data, code).view(np.uint8).reshape(8, -1) for _ in range(2))
     for seen in (*first, *second, *(first ^ second), first[0] ^ first[1]):
         counts = np.bincount(seen, minlength=256)
-        assert (
-            0.8 < counts.min() / counts.mean() <= counts.max() / counts.mean() < 1.2
-        )  # over five deviations
+        # over five deviations
+        assert 0.8 < counts.min() / counts.mean() <= counts.max() / counts.mean() < 1.2

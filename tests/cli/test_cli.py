@@ -78,6 +78,7 @@ def test_wrong_usage_is_said_and_exits_with_2(polarmap: Run, arguments: list[str
 def test_ctrl_c_is_one_line_and_exits_with_130(tmp_path: Path) -> None:
     pipe = tmp_path / "times"
     os.mkfifo(pipe)
+    # opens when the command has
     with (
         subprocess.Popen(
             [*COMMAND, "plan", "--k", "3", "--times", str(pipe)],
@@ -86,7 +87,7 @@ def test_ctrl_c_is_one_line_and_exits_with_130(tmp_path: Path) -> None:
             env=ENVIRONMENT,
         ) as process,
         open(pipe, "w", encoding="utf-8") as writer,
-    ):  # opens when the command has
+    ):
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         error = process.stderr.read()

@@ -119,12 +119,10 @@ def test_codes_of_fewer_levels_are_codes(sized: tuple, decoder: str, draw) -> No
     (n, k), levels = sized
     code = PolarCode(n, k, "arikan", decoder, levels=levels)
     count = -(-n // 2**levels)
-    assert sorted({index % count for index in code.frozen_set.tolist()}) == list(
-        range(count)
-    )  # parity in each
-    assert sorted({leaf % count for leaf in code.codeword_positions[:k].tolist()}) == list(
-        range(count)
-    )  # data in each
+    # parity in each
+    assert sorted({index % count for index in code.frozen_set.tolist()}) == list(range(count))
+    # data in each
+    assert sorted({leaf % count for leaf in code.codeword_positions[:k].tolist()}) == list(range(count))
     assert not code.parity_check_matrix.sum(axis=1).any()
     lost = draw.draw(st.integers(0, n - 1))
     coded = code.encode(np.arange(2 * k).reshape(k, 2))
@@ -146,9 +144,8 @@ def test_unequal_workers_and_fewer_levels_go_together() -> None:
     leaves = np.empty(48)
     leaves[code.codeword_positions] = erasure[code.worker_indices]
     z = compute_input_erasure_probabilities(leaves.reshape(16, 3)).ravel()
-    free = np.setdiff1d(
-        np.arange(48), [*code.frozen_set, 45, 46, 47]
-    )  # of the last, every butterfly keeps one
+    # of the last, every butterfly keeps one
+    free = np.setdiff1d(np.arange(48), [*code.frozen_set, 45, 46, 47])
     inside = np.setdiff1d(code.frozen_set, [0, 1, 2])
     assert z[inside].min() >= z[free].max() - 1e-12
     coded = code.encode(np.arange(64.0).reshape(32, 2))

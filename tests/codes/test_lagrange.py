@@ -111,9 +111,8 @@ def test_no_sum_of_angles_is_near_that_of_a_singular_set(n: int, k: int, degree:
     if n <= degree * k:
         pytest.skip("n is too small for k and degree")
     code = LagrangeCode(n, k, degree, "circle")
-    steps = (
-        degree * k * code._top_frequency_phase * n / (2 * np.pi)
-    )  # in which the sum of a set is an integer
+    # in which the sum of a set is an integer
+    steps = degree * k * code._top_frequency_phase * n / (2 * np.pi)
     assert steps % 1 == pytest.approx(0.5)
     data = np.linalg.cond(code._evaluate_basis(1)[:k])
     assert data < 4

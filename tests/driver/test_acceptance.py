@@ -24,9 +24,8 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 def test_the_wait_for_surplus_is_one_median_task_time_within_limits(
     usual: float, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        local_evaluation, "EVALUATION_POLL_SECONDS", 60.0
-    )  # f here ends within one look, however busy this is
+    # f here ends within one look, however busy this is
+    monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
     order = arrivals(PolarCode(N, K), K, np.random.default_rng(3))
     result = coded(executor=arriving(order, N, start=usual, step=0.0))
     assert_right(result)
@@ -162,9 +161,8 @@ def test_what_neither_surplus_nor_the_driver_can_verify_is_returned_in_bounded_t
 def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        local_evaluation, "EVALUATION_POLL_SECONDS", 60.0
-    )  # f here ends within one look, however busy this is
+    # f here ends within one look, however busy this is
+    monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
     here = threading.main_thread()
 
     def f(block: np.ndarray) -> np.ndarray:

@@ -25,9 +25,8 @@ def test_an_estimate_is_made_for_whoever_waits_and_only_then() -> None:
         stream.publish_estimate_if_awaited(3, lambda: None)  # nothing can be told yet
         stream.publish_estimate_if_awaited(3, make)
         assert waiting.result(SECONDS) == EstimateSnapshot(3, "three")
-    assert stream.wait_for_next_estimate(0, lambda: None) == EstimateSnapshot(
-        3, "three"
-    )  # of somebody else's asking
+    # of somebody else's asking
+    assert stream.wait_for_next_estimate(0, lambda: None) == EstimateSnapshot(3, "three")
     stream.publish_estimate_if_awaited(4, make)
     assert made == [1]
 

@@ -193,9 +193,8 @@ def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_noth
     call = DaskSubmitter(sender.slow).submit(abs, -3)
     key, tasks = sender.asked.get(timeout=PATIENCE), sender.cluster.scheduler.tasks
     assert call.cancel()
-    assert (
-        DaskSubmitter(sender.fast).submit(int).result(PATIENCE) == 0
-    )  # the scheduler has heard what came before
+    # the scheduler has heard what came before
+    assert DaskSubmitter(sender.fast).submit(int).result(PATIENCE) == 0
     assert key in tasks
     sender.release()
     assert until(lambda: key not in tasks)

@@ -288,9 +288,8 @@ def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Pa
             assert [part.size for part in outcome.result_ref.segments] == [40, 40, 16]
             pieces = [read_file_segment(str(tmp_path), part) for part in outcome.result_ref.segments]
             assert b"".join(pieces) == (2 * DATA[task]).tobytes()
-            np.testing.assert_array_equal(
-                outcome.leaves[0], 2 * DATA[task].reshape(-1)
-            )  # no more is a sample
+            # no more is a sample
+            np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[task].reshape(-1))
 
 
 def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() -> None:

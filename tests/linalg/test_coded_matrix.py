@@ -44,11 +44,12 @@ def test_code_of_the_callers_own() -> None:
     code = PolarCode(18, 14, kernel="arikan")
     coded = CodedOperator(TALL, code=code, executor=ReplayExecutor())
     coded @ np.ones(13)
+    # 14 leave one empty
     assert (coded.report.k, coded.report.n, coded.report.code) == (
         13,
         17,
         "arikan code",
-    )  # 14 leave one empty
+    )
     coded.rmatvec(np.ones(50))
     assert (coded.report.k, coded.report.n, coded.report.code) == (13, 17, "arikan code")
 

@@ -139,9 +139,8 @@ def assert_as_simulated(result: CodedResult, jobs: SimulatedJobs) -> None:
 def test_the_map_does_what_the_simulation_says_of_tasks_that_may_never_return(
     k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        local_evaluation, "EVALUATION_POLL_SECONDS", 60.0
-    )  # f of padding here ends within one look
+    # f of padding here ends within one look
+    monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
     for seed in range(40):
         rng = np.random.default_rng([k, seed])
         spare = int(rng.integers(1, 6))

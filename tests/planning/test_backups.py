@@ -79,9 +79,8 @@ def test_backups_help_against_stragglers_and_cost_what_they_ran() -> None:
     assert found.mean == pytest.approx(1 + 3 * late + 46 * again, rel=0.05)
     assert found.n_tasks_started == pytest.approx(32 * 1.02, rel=0.005)
     assert found.worker_seconds == pytest.approx(32 * (0.98 + 0.02 * (4 + 1)) + again * (46 + 46), rel=0.02)
-    assert (
-        completion_time(9, 9, "backup-cubed", slow).n_tasks_started == 9
-    )  # below ten tasks cubed does nothing
+    # below ten tasks cubed does nothing
+    assert completion_time(9, 9, "backup-cubed", slow).n_tasks_started == 9
 
 
 def test_backups_rescue_failures_but_not_all() -> None:

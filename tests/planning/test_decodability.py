@@ -91,6 +91,5 @@ def test_fewer_levels_need_more_results(levels: int, beyond: float) -> None:
     code = PolarCode(1024, 768, "arikan", "sequential", levels=levels)
     orders = np.random.default_rng(0).permuted(np.tile(np.arange(1, 1025, dtype=np.int32), (400, 1)), axis=1)
     assert sequential_decoding_times(code, orders.T).mean() - 768 == pytest.approx(beyond, abs=4)
-    assert (
-        code.mother_code_length * code.levels / 2 / 1024 == levels / 2
-    )  # additions per block of one transform
+    # additions per block of one transform
+    assert code.mother_code_length * code.levels / 2 / 1024 == levels / 2

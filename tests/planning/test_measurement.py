@@ -42,9 +42,8 @@ def test_tasks_that_are_lost_are_not_run_again_and_count() -> None:
 def test_tasks_compute_as_long_as_was_said() -> None:
     with ThreadPoolExecutor(1) as threads:
         measured = measure(threads, tasks=2, task_seconds=0.2)
-    assert all(
-        time > 0.02 for time in measured.cold + measured.warm
-    )  # a machine may be ten times as fast then
+    # a machine may be ten times as fast then
+    assert all(time > 0.02 for time in measured.cold + measured.warm)
 
 
 @pytest.mark.parametrize("law", [ShiftedExponential(1.0, 0.5), Pareto(1.0, 2.5)])

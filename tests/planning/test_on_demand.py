@@ -81,9 +81,8 @@ def test_the_vectorized_policy_is_the_one_that_is_asked_event_by_event(
 def test_a_parity_task_that_is_late_itself_gets_a_stand_in() -> None:
     data, parity = np.array([[1.0] * 23 + [50.0]]), np.array([[50.0, 1.0]])
     jobs = simulate_on_demand(data, parity)
-    assert jobs.completion_times.tolist() == pytest.approx(
-        [3.2]
-    )  # late at 1.1 s, the first stand-in at 2.2 s
+    # late at 1.1 s, the first stand-in at 2.2 s
+    assert jobs.completion_times.tolist() == pytest.approx([3.2])
     assert jobs.n_tasks_started.tolist() == [26]
     assert jobs.worker_seconds.tolist() == pytest.approx([23 + 3.2 + 2.1 + 1])
 

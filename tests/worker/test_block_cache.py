@@ -152,9 +152,8 @@ def test_blocks_that_are_gone_are_let_go_by_their_numbers(tmp_path: Path) -> Non
     stored = {number: blocks.block(numbers(), name=f"block {number}") for number in (None, 1, 2, 3, 5)}
     for number, block in stored.items():
         blocks.cache.load_block(block, ("array",), blocks.read, block_set_id=number)
-    blocks.cache.load_block(
-        stored[2], ("array",), blocks.read, block_set_id=4
-    )  # later ones have the same bytes
+    # later ones have the same bytes
+    blocks.cache.load_block(stored[2], ("array",), blocks.read, block_set_id=4)
     for numbers_of_all, left in (((), 5), ((4, 3), 4), ((3, 4), 4), ((6,), 1)):
         blocks.cache.evict_removed_blocks(numbers_of_all)
         assert len(blocks.cache) == left  # 5 is of a map that began after the others were told
