@@ -48,7 +48,7 @@ class Maps:
         self.pool = polarmap.Pool(self.engine, **{"workers": TASKS, **options})
         return self.run(100, task_seconds=0.1)
 
-    def workers_on(self) -> dict[str, Any]:
+    def workers_by_host(self) -> dict[str, Any]:
         """Return how many workers of the pool run on each host."""
         return {"workers": {} if self.pool is None else self.pool.workers_by_host}
 
@@ -56,7 +56,7 @@ class Maps:
         """Return the addresses of this process that workers of the pool try, in their order."""
         assert self.pool is not None
         workers: Any = self.pool._resources and self.pool._resources.worker_pool
-        return {"hosts": [host for host, _ in workers._address.endpoints]}
+        return {"hosts": [host for host, _ in workers._driver_address.endpoints]}
 
     def keep(self, block_bytes: int) -> dict[str, Any]:
         """Store an array of as many blocks as maps have on the cluster, for the next map."""
