@@ -281,15 +281,16 @@ class Verifier:
         """Start f on the mirror image of a coded block behind a data block, if all coded blocks have noise.
 
         With much noise all coded blocks may lie on the same side of a kink, as of |x|, on which f is linear.
-        The image of one of them lies on the other side. An affine f of it is twice f of the data block less
-        f of the coded block.
+        The mirror image of one of them lies on the other side, unless that block is so close to the data
+        block that the kink is not between the two: so it is the block whose result has the largest number.
+        An affine f of the image is twice f of the data block less f of the coded block.
         """
         if not (
             isinstance(self._coded_data.code, SecretSharingCode)
             and self._collector.result_structure[0] != "sample"
         ):
             return None
-        task = min(self._collector.results)
+        task = max(self._collector.results, key=self._compute_max_magnitude_of_result)
 
         def make_reflection() -> Any:
             mirror, structure = flatten(copy_block(self._coded_data, block_index, use_data_block=True))
@@ -298,6 +299,11 @@ class Verifier:
                 return unflatten(structure, [2 * leaf - other for leaf, other in zip(mirror, noisy)])
 
         return task, self._collector.evaluate_locally(make_reflection, task)
+
+    def _compute_max_magnitude_of_result(self, task: int) -> float:
+        """Return the largest absolute value in the result of a task, 0 if it has no numbers."""
+        leaves = self._collector.results[task].leaves
+        return error_detection.compute_max_abs(leaves) if leaves else 0.0
 
     def find_differing_blocks(self) -> list[int]:
         """The decoded blocks that are not what f gave of them here."""
