@@ -135,10 +135,20 @@ def rows() -> list[Row]:
 def ray_rows(options: dict[str, Any]) -> list[Row]:
     """Return the rows that are measured on Ray."""
     cut: dict[str, Any] = {"cut_seconds": 40.0, "start": ray_network}
+    long_tasks = {"block_bytes": MEGABYTE, "task_seconds": 2.0}  # so that a node is cut while they run
     return [
         Row("Ray, pool: a node cut for 40 s", "15 s", options, n_cut=1, **cut),
         Row("Ray, pool: two nodes cut for 40 s", "15 s", options, n_cut=2, **cut),
         Row("Ray, tasks: a node cut for 40 s", "15 s", options, n_cut=1, has_pool=False, **cut),
+        Row("Ray, pool: a node cut while tasks run", "15 s", long_tasks, is_cut_later=True, **cut),
+        Row(
+            "Ray, tasks: a node cut while tasks run",
+            "15 s",
+            long_tasks,
+            is_cut_later=True,
+            has_pool=False,
+            **cut,
+        ),
     ]
 
 
