@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.driver.collector import Collector
 from polarmap.driver.lateness import MIN_BACKUP_SECONDS, LatenessRule, LateTracker
-from polarmap.driver.policies import BackupPolicy
-from polarmap.driver.scheduler import Collector, SchedulingPolicy
+from polarmap.driver.policies import BackupPolicy, SchedulingPolicy
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors import unwrap_faulty_executor
 from polarmap.executors.interface import (

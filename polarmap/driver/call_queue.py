@@ -14,8 +14,9 @@ from math import inf
 from typing import Any
 
 from polarmap.driver.batches import BatchPolicy, ItemSequence, can_batch_items, unpickle_result
+from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.daemon_pool import register_before_exit
-from polarmap.driver.scheduler import Collector, JobTimer, schedule_tasks
+from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import WorkerLostError, replace_exit_exception, trim_traceback
 from polarmap.executors import collect_injected_faults

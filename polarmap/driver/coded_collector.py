@@ -14,6 +14,7 @@ from polarmap.blocks.coded import CodedData
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder
 from polarmap.driver.acceptance import ALL_DATA_ARRIVED, AcceptancePolicy
+from polarmap.driver.collector import JobTimer
 from polarmap.driver.decoding_collector import DecodingCollector, NonFiniteResultError
 from polarmap.driver.failure_messages import (
     NONFINITE_TEXT,
@@ -27,7 +28,6 @@ from polarmap.driver.options import MapOptions
 from polarmap.driver.padding import PaddingAnalyzer, PaddingEffect
 from polarmap.driver.reports import LazyReport
 from polarmap.driver.results import CodedResult
-from polarmap.driver.scheduler import JobTimer
 from polarmap.driver.task_table import TaskTable
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn

@@ -13,10 +13,10 @@ from polarmap.blocks.coded import CodedData
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.tiling import ignore_nonfinite_warnings
+from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.function_properties import FunctionProperty
 from polarmap.driver.local_evaluation import LocalEvaluation, copy_block
 from polarmap.driver.options import MapOptions
-from polarmap.driver.scheduler import Collector, JobTimer
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.wraparound import find_wraparound_reason, undo_wraparound
 from polarmap.dtypes import (

@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 from polarmap.clouds import limits
 from polarmap.clouds.prices import PersistentUsage
 from polarmap.codes.linear_code import LinearCode
+from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.options import MapOptions
+from polarmap.driver.policies import SchedulingPolicy
 from polarmap.driver.reports import (
     LazyReport,
     build_final_report,
     build_interim_report,
     warn_if_machine_overloaded,
 )
-from polarmap.driver.scheduler import Collector, JobTimer, SchedulingPolicy, schedule_tasks
+from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors import resolve_executor
 from polarmap.executors.encryption_keys import encrypt_job

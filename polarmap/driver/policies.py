@@ -1,4 +1,4 @@
-"""Which tasks of a map start later: parity on demand, late ones once more."""
+"""Which tasks of a map start at once and which later: all at once, parity on demand, late ones once more."""
 
 from __future__ import annotations
 
@@ -7,10 +7,32 @@ from collections.abc import Sequence
 from math import inf
 
 from polarmap.codes.uncoded import DEFAULT_BACKUPS
+from polarmap.driver.collector import Collector
 from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, make_backup_lateness_rule
-from polarmap.driver.scheduler import Collector, SchedulingPolicy
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors.interface import AttemptId
+
+
+class SchedulingPolicy:
+    """Which tasks start at once, and which later: decisions only, clocks and counts passed in.
+
+    This one starts all of them at once.
+    """
+
+    late_tracker: LateTracker[AttemptId] | None = None  # what is to be told when attempts begin and end
+
+    def __init__(self, n_tasks: int) -> None:
+        self.initial_tasks: Sequence[int] = range(n_tasks)
+
+    def choose_tasks_to_start(
+        self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
+    ) -> Sequence[int]:
+        """The tasks to start now, for the first time or once more."""
+        return ()
+
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+        """Seconds until the next task may be due, if nothing happens before; inf if none may."""
+        return inf
 
 
 class OnDemandParityPolicy(SchedulingPolicy):

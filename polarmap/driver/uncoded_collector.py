@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from polarmap.driver.batches import BatchPolicy
+from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.failure_messages import (
     add_other_failures_note,
     build_failure_exception,
@@ -17,7 +18,6 @@ from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import MapOptions
 from polarmap.driver.policies import make_backup_policy
 from polarmap.driver.reports import LazyReport
-from polarmap.driver.scheduler import Collector, JobTimer
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import NotDecodableError
 from polarmap.executors.interface import Function, JobSpec, Outcome, TaskBlocks
