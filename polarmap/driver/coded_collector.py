@@ -26,8 +26,7 @@ from polarmap.driver.failure_messages import (
 )
 from polarmap.driver.options import MapOptions
 from polarmap.driver.padding import PaddingAnalyzer, PaddingEffect
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.results import CodedResult
+from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.driver.task_table import TaskTable
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn

@@ -20,8 +20,7 @@ from polarmap.driver.collector import Collector
 from polarmap.driver.decoding_collector import DecodingCollector, get_leaf_types
 from polarmap.driver.failure_messages import format_nonfinite_message
 from polarmap.driver.padding import PaddingEffect
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.results import CodedResult
+from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.driver.wraparound import undo_wraparound
 from polarmap.dtypes import Array, DType, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn

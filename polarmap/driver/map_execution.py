@@ -15,7 +15,7 @@ from polarmap.codes.linear_code import LinearCode
 from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.options import MapOptions
 from polarmap.driver.policies import SchedulingPolicy
-from polarmap.driver.reports import (
+from polarmap.driver.results import (
     LazyReport,
     build_final_report,
     build_interim_report,

@@ -27,8 +27,7 @@ from polarmap.driver.policies import (
     SchedulingPolicy,
     make_backup_policy,
 )
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.results import CodedResult
+from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.executors import partition_if_on_cluster, rewrap_with_faults, unwrap_faulty_executor
 from polarmap.executors.encryption_keys import check_map_encryption_key

@@ -17,7 +17,7 @@ from polarmap.driver.failure_messages import (
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import MapOptions
 from polarmap.driver.policies import make_backup_policy
-from polarmap.driver.reports import LazyReport
+from polarmap.driver.results import LazyReport
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import NotDecodableError
 from polarmap.executors.interface import Function, JobSpec, Outcome, TaskBlocks
