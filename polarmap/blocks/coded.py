@@ -45,11 +45,8 @@ class CodedData(TaskBlocks):
 
     def __init__(self, code: LinearCode, data_blocks: DataBlocks) -> None:
         self.code, self.data_blocks = code, data_blocks
-        self.n, self.structure, self._n_data_blocks = (
-            code.n,
-            data_blocks.structure,
-            len(code.systematic_indices),
-        )
+        self.n, self.structure = code.n, data_blocks.structure
+        self._n_data_blocks = len(code.systematic_indices)
 
     def coded_blocks(self) -> CodedData:
         """As `coded_map` asks for data that is encoded already."""
@@ -160,22 +157,17 @@ def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: floa
     one (PCG64) but not made for cryptography.
     """
     generator = np.random.default_rng()
-    real_dtype_of_rows = to_real_dtype(rows[0].dtype)
-    working_dtype_of_rows = choose_accumulator_dtype(real_dtype_of_rows)
-    real_rows = [row.view(real_dtype_of_rows) for row in rows]
+    real_dtype = to_real_dtype(rows[0].dtype)
+    working_dtype = choose_accumulator_dtype(real_dtype)
+    real_rows = [row.view(real_dtype) for row in rows]
     with np.errstate(all="ignore"):  # NaN and inf show up in the results
-        mean_square = np.mean(
-            [
-                np.mean(np.square(real_row, dtype=np.float64)) if real_row.size else 0.0
-                for real_row in real_rows
-            ]
-        )
+        powers = [np.square(row, dtype=np.float64).mean() if row.size else 0.0 for row in real_rows]
+        mean_square = np.mean(powers)
     scale = relative_deviation * (float(np.sqrt(mean_square)) if 0 < mean_square < np.inf else 1.0)
 
     def draw_block() -> npt.NDArray[np.floating]:
-        return (scale * generator.standard_normal(real_rows[0].size, working_dtype_of_rows.type)).astype(
-            real_dtype_of_rows
-        )
+        noise = generator.standard_normal(real_rows[0].size, working_dtype.type)
+        return (scale * noise).astype(real_dtype)
 
     return [draw_block().view(rows[0].dtype) for _ in range(n_blocks)]
 

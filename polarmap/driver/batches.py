@@ -70,9 +70,8 @@ class ItemSequence:
 
     def get_submission_index(self, item_index: int) -> int:
         """Return the number of an item among all items of a `BatchPolicy`, in the order of submission."""
-        return (
-            item_index + self.position_offsets[bisect_right(self.position_offsets, (item_index, inf)) - 1][1]
-        )
+        offsets = self.position_offsets
+        return item_index + offsets[bisect_right(offsets, (item_index, inf)) - 1][1]
 
 
 Batch = tuple[ItemSequence, Sequence[int]]  # some that come together
@@ -120,22 +119,18 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         self._unbatchable_positions = {
             position for position, fault in faults.items() if fault.kind in SINGLE_ITEM_FAULTS
         }
-        self._attempts_with_fault: dict[
-            int, set[AttemptId]
-        ] = {}  # by the position of an item that has a fault
-        self._allow_batches, self._max_in_flight = (
-            allow_batches,
-            MAX_BATCHES if allow_batches else max_in_flight,
-        )
+        # by the position of an item that has a fault
+        self._attempts_with_fault: dict[int, set[AttemptId]] = {}
+        self._allow_batches = allow_batches
+        self._max_in_flight = MAX_BATCHES if allow_batches else max_in_flight
         self._queue = deque[Batch]()
         self._single_items = deque[Batch]()  # that go first, and by themselves
         self._next_task_index = 0  # of the next task
         self.batches: dict[int, Batch] = {}
         self._multi_item_tasks = set[int]()  # tasks of several that have not ended
         self._cached_block: tuple[int, list[Array]] = -1, []
-        self._seconds_by_class: dict[
-            Hashable, float
-        ] = {}  # of an item of each kind, as its worker measured it
+        # of an item of each kind, as its worker measured it
+        self._seconds_by_class: dict[Hashable, float] = {}
         self._backup_policy = BackupPolicy(0, OPEN_ENDED_RULE, max_backups)
         self.late_tracker = self._backup_policy.late_tracker
         # The attempts at items of each kind, as long as there is one, or it is among the latest.
@@ -221,9 +216,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             items, item_indices = self.batches[self._next_task_index] = batch
             if len(item_indices) > 1:
                 self._multi_item_tasks.add(self._next_task_index)
-            task_table.add_task(
-                self._next_task_index, self._get_late_tracker(items) if len(item_indices) == 1 else None
-            )
+            late_tracker = self._get_late_tracker(items) if len(item_indices) == 1 else None
+            task_table.add_task(self._next_task_index, late_tracker)
             self._next_task_index += 1
         if task_table.held_back or task_table.queued or self._queue or self._single_items:
             return sorted(task_table.held_back)
@@ -304,9 +298,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         """The attempts at items of a kind, which is the latest now."""
         tracker = self._trackers_by_class.get(items.item_class)
         if tracker is None:
-            tracker = self._trackers_by_class[items.item_class] = LateTracker(
-                OPEN_ENDED_RULE, is_open_ended=True
-            )
+            tracker = LateTracker(OPEN_ENDED_RULE, is_open_ended=True)
+            self._trackers_by_class[items.item_class] = tracker
             self._backup_policy.add_late_tracker(tracker)
         if tracker in self._recent_trackers:
             self._recent_trackers.remove(tracker)
@@ -340,11 +333,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             self.batches[task_index] = items, item_indices[: len(results)]
         failures = [(item_indices[offset], to_failure(ErrorInfo(*error))) for offset, error in errors.items()]
         indexed_results = zip(item_indices, results)
-        return (
-            items,
-            [indexed_result for offset, indexed_result in enumerate(indexed_results) if offset not in errors],
-            failures,
-        )
+        successes = [result for offset, result in enumerate(indexed_results) if offset not in errors]
+        return items, successes, failures
 
     def split_off_item(
         self,
@@ -365,10 +355,7 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         )
         self.batches[self._next_task_index] = items, [item_index]
         self._next_task_index += 1
-        self.batches[task_index] = (
-            items,
-            [other_index for other_index in item_indices if other_index != item_index],
-        )
+        self.batches[task_index] = items, [other for other in item_indices if other != item_index]
         if len(item_indices) == 1:
             self.discard_task(task_table, task_index)
 
@@ -380,9 +367,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
 
     def _record_run_time(self, item_class: Hashable, run_seconds: float) -> None:
         """Take in how long an item of a kind took."""
-        self._seconds_by_class[item_class] = (
-            self._seconds_by_class.pop(item_class, run_seconds) + run_seconds
-        ) / 2
+        earlier_seconds = self._seconds_by_class.pop(item_class, run_seconds)
+        self._seconds_by_class[item_class] = (earlier_seconds + run_seconds) / 2
         if len(self._seconds_by_class) > MAX_ITEM_CLASSES:
             # of which none has ended for longest
             del self._seconds_by_class[next(iter(self._seconds_by_class))]

@@ -182,10 +182,8 @@ class CallQueue(BatchPolicy, Collector):
     ) -> None:
         self._executor, self._on_close = executor, on_close
         allow_batches = can_batch_items(executor, max_backups, max_retries)
-        self._policy_arguments, self._max_retries = (
-            (allow_batches, max_in_flight, max_backups, collect_injected_faults(executor)),
-            max_retries,
-        )
+        self._policy_arguments = allow_batches, max_in_flight, max_backups, collect_injected_faults(executor)
+        self._max_retries = max_retries
         self._is_shut_down = False
         self.after_fork()
         _call_queues.add(self)

@@ -185,11 +185,8 @@ class LateTracker(Generic[AttemptT]):
     def __init__(
         self, lateness_rule: LatenessRule, is_open_ended: bool = False, n_initial_attempts: float = inf
     ) -> None:
-        self._lateness_rule, self._is_open_ended, self.n_initial = (
-            lateness_rule,
-            is_open_ended,
-            n_initial_attempts,
-        )
+        self._lateness_rule, self._is_open_ended = lateness_rule, is_open_ended
+        self.n_initial = n_initial_attempts
         self._on_time_heap: list[tuple[float, int, AttemptT]] = []  # a heap, of some that have ended, too
         self._n_started = 0  # of attempts that began
         self._running: set[AttemptT] = set()

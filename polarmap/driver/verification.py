@@ -50,12 +50,10 @@ class Verifier:
     def __init__(self, collector: DecodingCollector) -> None:
         self._collector, self._coded_data = collector, collector.coded_data
         self._local_evaluation: LocalEvaluation | None = None
-        self._reflected_evaluation: tuple[int, LocalEvaluation] | None = (
-            None  # a task, and f of its block's mirror image
-        )
-        self._checked_decoder: ErasureDecoder | None = (
-            None  # of the results whose equations were evaluated last
-        )
+        # a task, and f of its block's mirror image
+        self._reflected_evaluation: tuple[int, LocalEvaluation] | None = None
+        # of the results whose equations were evaluated last
+        self._checked_decoder: ErasureDecoder | None = None
         self.suspects: set[int] | None = None
         self._leaf_residuals: list[float | None] = []  # of each leaf, as last measured
         # Of each leaf: of what rounding is a share, too, where equations do not hold else.
@@ -364,12 +362,8 @@ class Verifier:
         ):
             self.max_residual = np.inf
             return False
-        k, code, (parity_index, _) = (
-            len(self._coded_data.code.systematic_indices),
-            self._coded_data.code,
-            self.densest_parity_block,
-        )
-        positions = np.arange(code.n)
+        code, (parity_index, _) = self._coded_data.code, self.densest_parity_block
+        k, positions = len(code.systematic_indices), np.arange(code.n)
         decoder = code.make_decoder((positions < k) | (positions == parity_index), collector.tracker.modular)
         flat_leaves = [np.ascontiguousarray(leaf_array).reshape(-1) for leaf_array in parity_leaves]
         self._measure_parity_residuals(

@@ -165,13 +165,8 @@ def coded_gradient(
             raise
         slopes = merge_slopes([slopes for slopes, _ in result], n_directions)
         n_evaluations, n_evaluations_started = _count_evaluations(result.report, n_directions, scheme)
-        return GradientResult(
-            solve_gradient(slopes, base_directions, length_scale),
-            slopes,
-            n_evaluations,
-            n_evaluations_started,
-            result.report,
-        )
+        gradient = solve_gradient(slopes, base_directions, length_scale)
+        return GradientResult(gradient, slopes, n_evaluations, n_evaluations_started, result.report)
 
     return PreparedMap(execute)
 
@@ -236,9 +231,8 @@ def _make_blocks_and_slope_task(
 
 def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]:
     """k blocks, every k-th direction in one, filled up with zeros."""
-    padded_directions = np.zeros(
-        (-(-len(base_directions) // n_blocks) * n_blocks, *base_directions.shape[1:])
-    )
+    n_padded = -(-len(base_directions) // n_blocks) * n_blocks
+    padded_directions = np.zeros((n_padded, *base_directions.shape[1:]))
     padded_directions[: len(base_directions)] = base_directions
     return [padded_directions[i::n_blocks] for i in range(n_blocks)]
 
@@ -277,10 +271,8 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
     These are not meant to be decoded. The most extreme worker is left out, which may have returned garbage.
     """
     columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
-    min_value, max_value = (
-        -_find_second_largest(-columns["min_value"]),
-        _find_second_largest(columns["max_value"]),
-    )
+    min_value = -_find_second_largest(-columns["min_value"])
+    max_value = _find_second_largest(columns["max_value"])
     rounding = _find_second_largest(columns["result_eps"]) * max(abs(min_value), abs(max_value))
     truncation = h * max(0.0, max_value - min_value)
     if scheme == "forward":
@@ -305,14 +297,12 @@ def _count_evaluations(report: Report, n_directions: int, scheme: str) -> tuple[
         n_task_directions = -(-(n_directions - task_index * (task_index < report.k)) // report.k)
         return 2 * n_task_directions if scheme == "central" else n_task_directions + 2
 
-    n_evaluations = sum(
-        count_task_evaluations(task.index) for task in report.tasks if task.arrived is not None
-    )
-    attempts_by_task = {task.index: task.attempts - (task.state == "cancelled") for task in report.tasks}
-    n_evaluations_started = sum(
-        count_task_evaluations(task_index) * n_attempts for task_index, n_attempts in attempts_by_task.items()
-    )
-    return n_evaluations, n_evaluations_started + sum(map(count_task_evaluations, report.evaluated_locally))
+    arrived_tasks = [task.index for task in report.tasks if task.arrived is not None]
+    n_started = sum(map(count_task_evaluations, report.evaluated_locally))
+    for task in report.tasks:
+        n_attempts = task.attempts - (task.state == "cancelled")
+        n_started += n_attempts * count_task_evaluations(task.index)
+    return sum(map(count_task_evaluations, arrived_tasks)), n_started
 
 
 def _check_point(x: Any) -> Floats:
