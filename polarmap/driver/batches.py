@@ -152,11 +152,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             return
         for is_group_batchable, group in groupby(item_indices, is_batchable):
             group_indices = list(group)
-            self._queue.extend(
-                [(items, group_indices)]
-                if is_group_batchable
-                else [(items, [single_index]) for single_index in group_indices]
-            )
+            chunks = [group_indices] if is_group_batchable else [[index] for index in group_indices]
+            self._queue.extend((items, chunk) for chunk in chunks)
 
     # -- as the blocks of a run ----------------------------------------------------------------
 
@@ -206,12 +203,13 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         """Tasks of items that wait; late ones, if none waits for a worker that a backup would take."""
-        for task_index in [
-            multi_item_task
-            for multi_item_task in sorted(self._multi_item_tasks)
-            if self._compute_batch_late_time(task_table, multi_item_task) <= elapsed_seconds
-        ]:
-            self._split_late_batch(task_table, task_index)
+        late_tasks = [
+            task
+            for task in sorted(self._multi_item_tasks)
+            if self._compute_batch_late_time(task_table, task) <= elapsed_seconds
+        ]
+        for task in late_tasks:
+            self._split_late_batch(task_table, task)
         while batch := self._pop_next_batch(task_table):
             items, item_indices = self.batches[self._next_task_index] = batch
             if len(item_indices) > 1:
@@ -225,16 +223,12 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Until a task may be late; none is while it is not known that all run, which it soon may be."""
-        late_at = min(
-            (self._compute_batch_late_time(task_table, task_index) for task_index in self._multi_item_tasks),
-            default=inf,
-        )
-        return min(
-            late_at - elapsed_seconds,
-            MIN_BACKUP_SECONDS
-            if task_table.queued
-            else self._backup_policy.seconds_until_next_start(task_table, elapsed_seconds),
-        )
+        late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
+        seconds_until_late = min(late_times, default=inf) - elapsed_seconds
+        if task_table.queued:
+            return min(seconds_until_late, MIN_BACKUP_SECONDS)
+        backup_seconds = self._backup_policy.seconds_until_next_start(task_table, elapsed_seconds)
+        return min(seconds_until_late, backup_seconds)
 
     def _compute_batch_late_time(self, task_table: TaskTable, task_index: int) -> float:
         """When one of several items becomes late; never before it is known to have begun."""
@@ -263,9 +257,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         # else they are known to be long
         if self._allow_batches and (max_items > 1 or items.item_class not in self._seconds_by_class):
             max_in_flight = min(max_in_flight, 2 * n_running + N_INITIAL_BATCHES)
-        if len(task_table.in_flight) + len(task_table.held_back) >= max_in_flight or (
-            max_items == 1 and self._multi_item_tasks
-        ):
+        n_open_tasks = len(task_table.in_flight) + len(task_table.held_back)
+        if n_open_tasks >= max_in_flight or (max_items == 1 and self._multi_item_tasks):
             return None
         queue.popleft()
         if self._unbatchable_positions:
@@ -279,10 +272,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         item_seconds = self._seconds_by_class.get(items.item_class)
         if not (self._allow_batches and item_seconds):
             return 1
-        fair_size = max(
-            len(item_indices) // (BATCHES_PER_CORE * count_available_cores()),
-            int(MIN_BATCH_SECONDS / item_seconds),
-        )
+        n_per_batch = len(item_indices) // (BATCHES_PER_CORE * count_available_cores())
+        fair_size = max(n_per_batch, int(MIN_BATCH_SECONDS / item_seconds))
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
 
     def _count_items_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
@@ -350,9 +341,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             its retries, as any of the others may have killed the worker.
         """
         items, item_indices = self.batches[task_index]
-        task_table.split_off_task(
-            task_index, self._next_task_index, failure, self._get_late_tracker(items), is_batch_loss
-        )
+        late_tracker = self._get_late_tracker(items)
+        task_table.split_off_task(task_index, self._next_task_index, failure, late_tracker, is_batch_loss)
         self.batches[self._next_task_index] = items, [item_index]
         self._next_task_index += 1
         self.batches[task_index] = items, [other for other in item_indices if other != item_index]

@@ -88,10 +88,8 @@ class Collector(ABC):
 
     def can_pending_tasks_suffice(self) -> bool:
         """Whether what arrived, runs and is held back would; without failures it would."""
-        task_table = self.task_table
-        return self.would_suffice(
-            task_table.arrived.keys() | task_table.in_flight.keys() | task_table.held_back
-        )
+        tasks = self.task_table
+        return self.would_suffice(tasks.arrived.keys() | tasks.in_flight.keys() | tasks.held_back)
 
     def poll_interval(self) -> float:
         """How long the loop may look away, because something else than a task is waited for."""

@@ -128,9 +128,7 @@ class _FingerprintPickler(pickle.Pickler):
         name = class_.__module__, class_.__qualname__
         if is_library_module(class_.__module__):
             return name
-        attributes = {
-            key: attribute for key, attribute in vars(class_).items() if key not in IGNORED_ATTRIBUTES
-        }
+        attributes = {key: value for key, value in vars(class_).items() if key not in IGNORED_ATTRIBUTES}
         return name, type(class_), class_.__bases__, attributes
 
     def _reduce_module(self, module: types.ModuleType) -> Any:
@@ -158,11 +156,9 @@ class _FingerprintPickler(pickle.Pickler):
         state += [(name, getattr(instance, name, None)) for name in sorted(slots)]
         if _find_c_base_class(class_) is not object:
             reduced = instance.__reduce_ex__(4)
-            state += (
-                [reduced]
-                if isinstance(reduced, str)
-                else [*reduced[:3], *(list(element or ()) for element in reduced[3:5])]
-            )
+            if isinstance(reduced, str):
+                return [*state, reduced]
+            state += [*reduced[:3], *(list(element or ()) for element in reduced[3:5])]
         return state
 
     def _dump_module_attributes(self) -> None:
@@ -247,9 +243,8 @@ def _find_library_globals(f: types.FunctionType) -> tuple[tuple[str, _HashableNa
         visited_ids.add(id(function))
         code, function_globals = analyze_code(function.__code__), function.__globals__
         names_by_namespace = [(function_globals, code.global_names & function_globals.keys())]
-        for module in {
-            id(candidate): candidate for candidate in map(function_globals.get, code.global_names)
-        }.values():
+        globals_by_id = {id(value): value for value in map(function_globals.get, code.global_names)}
+        for module in globals_by_id.values():
             if isinstance(module, types.ModuleType) and module is not sys:
                 names_by_namespace.append((vars(module), code.attribute_names & vars(module).keys()))
         for namespace, names in names_by_namespace:

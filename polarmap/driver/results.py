@@ -100,12 +100,10 @@ def build_final_report(
     worker_spec, usage : what tasks were given, and what persistent workers have cost, if that is known.
     """
     task_reports = _build_task_reports(make_task_table())
-    cost_estimate = (
-        None
-        if worker_spec is None
-        else estimate_cost(worker_spec, task_reports, report_fields["seconds"], usage)
-    )
-    return Report(**report_fields, tasks=task_reports, cost=cost_estimate)
+    cost = None
+    if worker_spec is not None:
+        cost = estimate_cost(worker_spec, task_reports, report_fields["seconds"], usage)
+    return Report(**report_fields, tasks=task_reports, cost=cost)
 
 
 def _build_task_reports(task_table: TaskTable) -> tuple[TaskReport, ...]:
@@ -131,11 +129,9 @@ def _build_task_report(task_index: int, record: TaskRecord) -> TaskReport:
 
 def warn_if_machine_overloaded(task_table: TaskTable, n: int, k: int) -> None:
     """Log that a machine runs more tasks of a map than may be missing, once in this process for each text."""
-    warning_text = (
-        format_machine_overload_message([task.host for task in task_table], n, k)
-        if len(task_table) == n
-        else ""
-    )
+    if len(task_table) != n:
+        return
+    warning_text = format_machine_overload_message([task.host for task in task_table], n, k)
     if warning_text:
         _log_warning_once(warning_text)
 

@@ -15,9 +15,8 @@ from polarmap.driver.policies import SchedulingPolicy
 from polarmap.executors.interface import BlockSendingSession, Event, NoWorkers, Outcome, Session
 
 RETRY_IDLE_SECONDS = 1.0  # without news, before failed tasks are started again
-MAX_POLL_INTERVAL = (
-    5.0  # the longest the loop looks away; what is due is known without: this is against mistakes
-)
+# the longest the loop looks away; what is due is known without: this is against mistakes
+MAX_POLL_INTERVAL = 5.0
 
 
 def schedule_tasks(
@@ -81,23 +80,22 @@ def schedule_tasks(
             session.cancel(task_table.attempts_to_cancel)
             task_table.attempts_to_cancel = []
         if now >= timer.timeout:
-            collector.on_timeout(
-                session.count_receiving_workers() if isinstance(session, BlockSendingSession) else 0
-            )
+            n_receiving = session.count_receiving_workers() if isinstance(session, BlockSendingSession) else 0
+            collector.on_timeout(n_receiving)
         can_retry_when_idle = False
         if collector.has_sufficient_results:
             continue
-        has_nothing_pending = not task_table.in_flight and not (
-            task_table.held_back and collector.can_use_parity
-        )
+        has_nothing_pending = not task_table.in_flight
+        if has_nothing_pending and task_table.held_back:
+            has_nothing_pending = not collector.can_use_parity
         is_stalled = has_nothing_pending
         if task_table.failed:
             collector.raise_if_f_always_fails()
             is_stalled = has_nothing_pending or not collector.can_pending_tasks_suffice()
         retryable_tasks = sorted(
-            task_index
-            for task_index in collector.choose_tasks_to_retry(task_table.failed)
-            if task_table[task_index].n_counted_attempts <= retries
+            task
+            for task in collector.choose_tasks_to_retry(task_table.failed)
+            if task_table[task].n_counted_attempts <= retries
         )
         # failed tasks start again while others are late
         can_retry_when_idle = bool(retryable_tasks) and not task_table.held_back

@@ -173,6 +173,5 @@ def execute_uncoded(
     execution.check_backend_limits(blocks)
     job_spec = JobSpec(f, blocks, output_spec=output)
     make_collector = partial(UncodedCollector, on_outcome, accept_failures, label_task)
-    return execution.execute(
-        job_spec, make_backup_policy(blocks.n, max_backups), options, make_collector, observers
-    )[1]
+    policy = make_backup_policy(blocks.n, max_backups)
+    return execution.execute(job_spec, policy, options, make_collector, observers)[1]
