@@ -13,7 +13,7 @@ def make_lazy_exports(
     """`__getattr__`, `__dir__` and `__all__` of a package whose names stand in these modules of it.
 
     None becomes an attribute for that: what a function reaches, in this package too, would seem to have
-    changed (driver.function_properties). `submodules` are there as attributes without an import of their own.
+    changed (driver.fingerprint). `submodules` are there as attributes without an import of their own.
     """
     module_by_name = {name: module for module, names in names_by_module.items() for name in names}
 

@@ -24,8 +24,7 @@ from polarmap.driver.map_execution import Observers
 from polarmap.driver.options import MapOptions
 from polarmap.driver.padding import PaddingEffect
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, prepare_coded_execution
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.results import CodedResult
+from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.dtypes import is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import Structure, unflatten

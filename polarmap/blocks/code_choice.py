@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import numpy as np
 
 from polarmap.blocks.array_like import is_array_like, is_scipy_sparse, load_array_like
-from polarmap.blocks.coded import CodedBlocks, CodedData
+from polarmap.blocks.coded import CodedBlocks, CodedData, SecretSharingBlocks
 from polarmap.blocks.equal import (
     DEFAULT_N_BLOCKS,
     DataBlocks,
@@ -20,7 +20,6 @@ from polarmap.blocks.equal import (
     cut_array_into_blocks,
     cut_sequence_into_blocks,
 )
-from polarmap.blocks.secret_sharing import SecretSharingBlocks
 from polarmap.blocks.sparse import (
     SparseCodedBlocks,
     SparseDataBlocks,

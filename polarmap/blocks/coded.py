@@ -1,7 +1,8 @@
-"""Coded blocks as maps need them, beside what executors see; and those that lie in memory."""
+"""Coded blocks as maps need them: the interface, blocks in memory, and blocks that hide the data in noise."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,10 +10,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from polarmap.blocks.equal import DataBlocks
+from polarmap.codes.integer_secret_sharing import IntegerSecretSharingCode
 from polarmap.codes.linear_code import LinearCode
-from polarmap.dtypes import Array, to_real_dtype
+from polarmap.codes.secret_sharing import SecretSharingCode
+from polarmap.dtypes import Array, choose_accumulator_dtype, to_real_dtype
 from polarmap.executors.interface import TaskBlocks
 from polarmap.worker.pytree import Layout
 
@@ -41,11 +45,8 @@ class CodedData(TaskBlocks):
 
     def __init__(self, code: LinearCode, data_blocks: DataBlocks) -> None:
         self.code, self.data_blocks = code, data_blocks
-        self.n, self.structure, self._n_data_blocks = (
-            code.n,
-            data_blocks.structure,
-            len(code.systematic_indices),
-        )
+        self.n, self.structure = code.n, data_blocks.structure
+        self._n_data_blocks = len(code.systematic_indices)
 
     def coded_blocks(self) -> CodedData:
         """As `coded_map` asks for data that is encoded already."""
@@ -117,6 +118,58 @@ class CodedBlocks(CodedData):
             if rows.dtype.kind in "fc" and not is_all_finite(rows.view(to_real_dtype(rows.dtype))):
                 return _describe_nonfinite_location(self.data_blocks, leaf_index)
         return ""
+
+
+class SecretSharingBlocks(CodedBlocks):
+    """The n mixtures of `DataBlocks` and of noise that is drawn for them and not kept.
+
+    They are held to the end of the map: made again, they would be others.
+    """
+
+    code: SecretSharingCode | IntegerSecretSharingCode
+
+    def __init__(self, data_blocks: DataBlocks, code: SecretSharingCode | IntegerSecretSharingCode) -> None:
+        super().__init__(data_blocks, code, keep_parity=True)
+
+    def _encode_leaf(self, leaf_index: int) -> Array:
+        rows = list(self.data_blocks.stack_leaf_as_rows(leaf_index))
+        if isinstance(self.code, IntegerSecretSharingCode):
+            dtype = self.code.parity_dtype(rows[0].dtype)
+            rows = [row.astype(dtype, copy=False) for row in rows]
+            noise_rows = draw_uniform_noise(rows[0].size, self.code.n_noise_blocks, dtype)
+        else:
+            noise_rows = draw_normal_noise(rows, self.code.n_colluders, self.code.noise_std)
+        return self.code.encode_parity([*rows, *noise_rows])
+
+
+def draw_uniform_noise(
+    block_size: int, n_blocks: int, dtype: np.dtype[np.signedinteger | np.unsignedinteger]
+) -> list[Array]:
+    """Uniform 64-bit integers from the operating system's cryptographic generator."""
+    return [np.frombuffer(os.urandom(8 * block_size), dtype) for _ in range(n_blocks)]
+
+
+def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: float) -> list[Array]:
+    """Normal noise in the shape and dtype of `rows`, seeded by the operating system.
+
+    Its standard deviation is `relative_deviation` times the root mean square of the rows (of the parts of
+    complex numbers), or `relative_deviation` itself if they are all zero. The generator behind it is a good
+    one (PCG64) but not made for cryptography.
+    """
+    generator = np.random.default_rng()
+    real_dtype = to_real_dtype(rows[0].dtype)
+    working_dtype = choose_accumulator_dtype(real_dtype)
+    real_rows = [row.view(real_dtype) for row in rows]
+    with np.errstate(all="ignore"):  # NaN and inf show up in the results
+        powers = [np.square(row, dtype=np.float64).mean() if row.size else 0.0 for row in real_rows]
+        mean_square = np.mean(powers)
+    scale = relative_deviation * (float(np.sqrt(mean_square)) if 0 < mean_square < np.inf else 1.0)
+
+    def draw_block() -> npt.NDArray[np.floating]:
+        noise = generator.standard_normal(real_rows[0].size, working_dtype.type)
+        return (scale * noise).astype(real_dtype)
+
+    return [draw_block().view(rows[0].dtype) for _ in range(n_blocks)]
 
 
 def is_all_finite(array: Array) -> bool:

@@ -39,21 +39,15 @@ class DataBlocks:
         n_padding_rows: int = 0,
         rows_per_block: int | None = None,
     ) -> None:
-        self._leaves_by_block, self.structure = leaves_by_block, structure
-        self.k, self.n_padding_rows, self.rows_per_block = (
-            len(leaves_by_block),
-            n_padding_rows,
-            rows_per_block,
-        )
+        self._leaves_by_block, self.structure, self.k = leaves_by_block, structure, len(leaves_by_block)
+        self.n_padding_rows, self.rows_per_block = n_padding_rows, rows_per_block
 
     @property
     def padded_block(self) -> tuple[int, int] | None:
         """The number of the block that rows of zeros fill up, and how many rows of data it has."""
-        return (
-            None
-            if self.rows_per_block is None or not self.n_padding_rows
-            else (self.k - 1, self.rows_per_block - self.n_padding_rows)
-        )
+        if self.rows_per_block is None or not self.n_padding_rows:
+            return None
+        return self.k - 1, self.rows_per_block - self.n_padding_rows
 
     @cached_property
     def dtypes(self) -> list[np.dtype[Any]]:
@@ -182,10 +176,8 @@ def find_divisors_near(n_rows: int, target: int) -> list[int]:
     ([20, 25], [11], [13])
     """
     divisors = [count for count in range(2, min(n_rows, 64 * target) + 1) if n_rows % count == 0]
-    smaller, larger = (
-        [divisor for divisor in divisors if divisor < target],
-        [divisor for divisor in divisors if divisor > target],
-    )
+    smaller = [divisor for divisor in divisors if divisor < target]
+    larger = [divisor for divisor in divisors if divisor > target]
     return smaller[-1:] + larger[:1]
 
 

@@ -81,13 +81,8 @@ class _PairedDataBlocks(DataBlocks):
     """The data pairs: what their map asks of them."""
 
     def __init__(self, coded_pairs: CodedPairs, k: int) -> None:
-        self._coded_pairs, self.k, self.structure, self.n_padding_rows, self.rows_per_block = (
-            coded_pairs,
-            k,
-            PAIR_STRUCTURE,
-            0,
-            None,
-        )
+        self._coded_pairs, self.k, self.structure = coded_pairs, k, PAIR_STRUCTURE
+        self.n_padding_rows, self.rows_per_block = 0, None
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:

@@ -26,9 +26,8 @@ from polarmap.worker.task_functions import make_csr_task
 # (benchmarks/sparse.py).
 TASK_OVERHEAD_NONZEROS = 400_000
 MAX_SAMPLE_COLUMNS = 3  # in which rows that are made up have entries
-MAX_RELATIVE_WORK = (
-    1.6  # times what tasks cost whose parity blocks are like data blocks, that a coded map may cost
-)
+# times what tasks cost whose parity blocks are like data blocks, that a coded map may cost
+MAX_RELATIVE_WORK = 1.6
 
 
 def to_canonical_csr(data: Any, argument_name: str = "data") -> Any:
@@ -70,9 +69,8 @@ class SparseDataBlocks(DataBlocks):
             _slice_csr_rows(self.matrix, block_index * rows_per_block, (block_index + 1) * rows_per_block)
             for block_index in range(k)
         ]
-        super().__init__(
-            leaves_by_block, (tuple, (), (("array",),) * 3), rows_per_block * k - n_rows, rows_per_block
-        )
+        structure = (tuple, (), (("array",),) * 3)
+        super().__init__(leaves_by_block, structure, rows_per_block * k - n_rows, rows_per_block)
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
@@ -134,20 +132,14 @@ class SparseCodedBlocks(CodedBlocks):
         if task < self._n_data_blocks:
             return get_layout(self.data_blocks.block_leaves(task))
         if not self._parity_layouts:
-            self._parity_layouts = [
-                get_layout(self.block_leaves(parity_index))
-                for parity_index in range(self._n_data_blocks, self.n)
-            ]
+            parity_indices = range(self._n_data_blocks, self.n)
+            self._parity_layouts = [get_layout(self.block_leaves(index)) for index in parity_indices]
         return self._parity_layouts[task - self._n_data_blocks]
 
     def _encode_leaf(self, leaf_index: int) -> Any:
         """The parity blocks as matrices in CSR form."""
-        return [
-            build_parity_block(
-                self.data_blocks, coefficients, self.code.parity_dtype(self.data_blocks.matrix.dtype)
-            )
-            for coefficients in self._encoding_matrix
-        ]
+        dtype = self.code.parity_dtype(self.data_blocks.matrix.dtype)
+        return [build_parity_block(self.data_blocks, row, dtype) for row in self._encoding_matrix]
 
     def _describe_nonfinite_parity(self, parity: Sequence[Any]) -> str:
         """What is said of NaN and inf in parity blocks; nothing without any."""
@@ -195,23 +187,18 @@ def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequenc
     >>> compute_relative_work([400_000] * 24, [8_000_000] * 8)
     3.375
     """
-    mean_task_work = TASK_OVERHEAD_NONZEROS + sum(data_nonzeros) / len(data_nonzeros)
-    return (
-        len(data_nonzeros) * mean_task_work + sum(TASK_OVERHEAD_NONZEROS + count for count in parity_nonzeros)
-    ) / (mean_task_work * (len(data_nonzeros) + len(parity_nonzeros)))
+    k, n_parity = len(data_nonzeros), len(parity_nonzeros)
+    mean_data_work = TASK_OVERHEAD_NONZEROS + sum(data_nonzeros) / k
+    parity_work = TASK_OVERHEAD_NONZEROS * n_parity + sum(parity_nonzeros)
+    return (k * mean_data_work + parity_work) / (mean_data_work * (k + n_parity))
 
 
 def choose_code_or_backups(data_blocks: SparseDataBlocks, code: PolarCode) -> tuple[PolarCode | Uncoded, str]:
     """The code, or none with copies of late tasks, whichever costs less; and why, in a sentence."""
-    data_nonzeros, parity_nonzeros = (
-        data_blocks.nonzeros_per_block,
-        count_parity_nonzeros(data_blocks, code.encoding_matrix),
-    )
-    relative_work, mean, max_nonzeros = (
-        compute_relative_work(data_nonzeros, parity_nonzeros),
-        sum(data_nonzeros) / len(data_nonzeros),
-        max(parity_nonzeros),
-    )
+    data_nonzeros = data_blocks.nonzeros_per_block
+    parity_nonzeros = count_parity_nonzeros(data_blocks, code.encoding_matrix)
+    relative_work = compute_relative_work(data_nonzeros, parity_nonzeros)
+    mean, max_nonzeros = sum(data_nonzeros) / len(data_nonzeros), max(parity_nonzeros)
     ratio_text = f", {max_nonzeros / mean:.3g} times those of a data block" if mean else ""
     reason = (
         f"a parity block has {max_nonzeros:,} nonzeros{ratio_text}, "
@@ -219,9 +206,8 @@ def choose_code_or_backups(data_blocks: SparseDataBlocks, code: PolarCode) -> tu
     )
     if relative_work <= MAX_RELATIVE_WORK:
         return code, f"coded: {reason}"
-    return Uncoded(
-        data_blocks.k, DEFAULT_BACKUPS
-    ), f"copies of late tasks: {reason}, more than {MAX_RELATIVE_WORK:g}"
+    uncoded = Uncoded(data_blocks.k, DEFAULT_BACKUPS)
+    return uncoded, f"copies of late tasks: {reason}, more than {MAX_RELATIVE_WORK:g}"
 
 
 def _slice_csr_rows(matrix: Any, start: int, stop: int) -> list[Array]:
@@ -248,9 +234,8 @@ def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
     nonzero_indices = np.flatnonzero(coefficients)
     rows_per_block = matrix.shape[0] // len(coefficients)
     index_type = matrix.indices.dtype.type
-    row_indices = np.arange(rows_per_block, dtype=index_type)[
-        :, None
-    ] + rows_per_block * nonzero_indices.astype(index_type)
+    rows = np.arange(rows_per_block, dtype=index_type)[:, None]
+    row_indices = rows + rows_per_block * nonzero_indices.astype(index_type)
     indptr = (
         np.arange(0, row_indices.size + 1, len(nonzero_indices), dtype=index_type)
         if len(nonzero_indices)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.driver.collector import Collector
 from polarmap.driver.lateness import MIN_BACKUP_SECONDS, LatenessRule, LateTracker
-from polarmap.driver.policies import BackupPolicy
-from polarmap.driver.scheduler import Collector, SchedulingPolicy
+from polarmap.driver.policies import BackupPolicy, SchedulingPolicy
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors import unwrap_faulty_executor
 from polarmap.executors.interface import (
@@ -70,9 +70,8 @@ class ItemSequence:
 
     def get_submission_index(self, item_index: int) -> int:
         """Return the number of an item among all items of a `BatchPolicy`, in the order of submission."""
-        return (
-            item_index + self.position_offsets[bisect_right(self.position_offsets, (item_index, inf)) - 1][1]
-        )
+        offsets = self.position_offsets
+        return item_index + offsets[bisect_right(offsets, (item_index, inf)) - 1][1]
 
 
 Batch = tuple[ItemSequence, Sequence[int]]  # some that come together
@@ -120,22 +119,18 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         self._unbatchable_positions = {
             position for position, fault in faults.items() if fault.kind in SINGLE_ITEM_FAULTS
         }
-        self._attempts_with_fault: dict[
-            int, set[AttemptId]
-        ] = {}  # by the position of an item that has a fault
-        self._allow_batches, self._max_in_flight = (
-            allow_batches,
-            MAX_BATCHES if allow_batches else max_in_flight,
-        )
+        # by the position of an item that has a fault
+        self._attempts_with_fault: dict[int, set[AttemptId]] = {}
+        self._allow_batches = allow_batches
+        self._max_in_flight = MAX_BATCHES if allow_batches else max_in_flight
         self._queue = deque[Batch]()
         self._single_items = deque[Batch]()  # that go first, and by themselves
         self._next_task_index = 0  # of the next task
         self.batches: dict[int, Batch] = {}
         self._multi_item_tasks = set[int]()  # tasks of several that have not ended
         self._cached_block: tuple[int, list[Array]] = -1, []
-        self._seconds_by_class: dict[
-            Hashable, float
-        ] = {}  # of an item of each kind, as its worker measured it
+        # of an item of each kind, as its worker measured it
+        self._seconds_by_class: dict[Hashable, float] = {}
         self._backup_policy = BackupPolicy(0, OPEN_ENDED_RULE, max_backups)
         self.late_tracker = self._backup_policy.late_tracker
         # The attempts at items of each kind, as long as there is one, or it is among the latest.
@@ -157,11 +152,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             return
         for is_group_batchable, group in groupby(item_indices, is_batchable):
             group_indices = list(group)
-            self._queue.extend(
-                [(items, group_indices)]
-                if is_group_batchable
-                else [(items, [single_index]) for single_index in group_indices]
-            )
+            chunks = [group_indices] if is_group_batchable else [[index] for index in group_indices]
+            self._queue.extend((items, chunk) for chunk in chunks)
 
     # -- as the blocks of a run ----------------------------------------------------------------
 
@@ -211,19 +203,19 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         """Tasks of items that wait; late ones, if none waits for a worker that a backup would take."""
-        for task_index in [
-            multi_item_task
-            for multi_item_task in sorted(self._multi_item_tasks)
-            if self._compute_batch_late_time(task_table, multi_item_task) <= elapsed_seconds
-        ]:
-            self._split_late_batch(task_table, task_index)
+        late_tasks = [
+            task
+            for task in sorted(self._multi_item_tasks)
+            if self._compute_batch_late_time(task_table, task) <= elapsed_seconds
+        ]
+        for task in late_tasks:
+            self._split_late_batch(task_table, task)
         while batch := self._pop_next_batch(task_table):
             items, item_indices = self.batches[self._next_task_index] = batch
             if len(item_indices) > 1:
                 self._multi_item_tasks.add(self._next_task_index)
-            task_table.add_task(
-                self._next_task_index, self._get_late_tracker(items) if len(item_indices) == 1 else None
-            )
+            late_tracker = self._get_late_tracker(items) if len(item_indices) == 1 else None
+            task_table.add_task(self._next_task_index, late_tracker)
             self._next_task_index += 1
         if task_table.held_back or task_table.queued or self._queue or self._single_items:
             return sorted(task_table.held_back)
@@ -231,16 +223,12 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Until a task may be late; none is while it is not known that all run, which it soon may be."""
-        late_at = min(
-            (self._compute_batch_late_time(task_table, task_index) for task_index in self._multi_item_tasks),
-            default=inf,
-        )
-        return min(
-            late_at - elapsed_seconds,
-            MIN_BACKUP_SECONDS
-            if task_table.queued
-            else self._backup_policy.seconds_until_next_start(task_table, elapsed_seconds),
-        )
+        late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
+        seconds_until_late = min(late_times, default=inf) - elapsed_seconds
+        if task_table.queued:
+            return min(seconds_until_late, MIN_BACKUP_SECONDS)
+        backup_seconds = self._backup_policy.seconds_until_next_start(task_table, elapsed_seconds)
+        return min(seconds_until_late, backup_seconds)
 
     def _compute_batch_late_time(self, task_table: TaskTable, task_index: int) -> float:
         """When one of several items becomes late; never before it is known to have begun."""
@@ -269,9 +257,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         # else they are known to be long
         if self._allow_batches and (max_items > 1 or items.item_class not in self._seconds_by_class):
             max_in_flight = min(max_in_flight, 2 * n_running + N_INITIAL_BATCHES)
-        if len(task_table.in_flight) + len(task_table.held_back) >= max_in_flight or (
-            max_items == 1 and self._multi_item_tasks
-        ):
+        n_open_tasks = len(task_table.in_flight) + len(task_table.held_back)
+        if n_open_tasks >= max_in_flight or (max_items == 1 and self._multi_item_tasks):
             return None
         queue.popleft()
         if self._unbatchable_positions:
@@ -285,10 +272,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         item_seconds = self._seconds_by_class.get(items.item_class)
         if not (self._allow_batches and item_seconds):
             return 1
-        fair_size = max(
-            len(item_indices) // (BATCHES_PER_CORE * count_available_cores()),
-            int(MIN_BATCH_SECONDS / item_seconds),
-        )
+        n_per_batch = len(item_indices) // (BATCHES_PER_CORE * count_available_cores())
+        fair_size = max(n_per_batch, int(MIN_BATCH_SECONDS / item_seconds))
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
 
     def _count_items_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
@@ -304,9 +289,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         """The attempts at items of a kind, which is the latest now."""
         tracker = self._trackers_by_class.get(items.item_class)
         if tracker is None:
-            tracker = self._trackers_by_class[items.item_class] = LateTracker(
-                OPEN_ENDED_RULE, is_open_ended=True
-            )
+            tracker = LateTracker(OPEN_ENDED_RULE, is_open_ended=True)
+            self._trackers_by_class[items.item_class] = tracker
             self._backup_policy.add_late_tracker(tracker)
         if tracker in self._recent_trackers:
             self._recent_trackers.remove(tracker)
@@ -340,11 +324,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             self.batches[task_index] = items, item_indices[: len(results)]
         failures = [(item_indices[offset], to_failure(ErrorInfo(*error))) for offset, error in errors.items()]
         indexed_results = zip(item_indices, results)
-        return (
-            items,
-            [indexed_result for offset, indexed_result in enumerate(indexed_results) if offset not in errors],
-            failures,
-        )
+        successes = [result for offset, result in enumerate(indexed_results) if offset not in errors]
+        return items, successes, failures
 
     def split_off_item(
         self,
@@ -360,15 +341,11 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             its retries, as any of the others may have killed the worker.
         """
         items, item_indices = self.batches[task_index]
-        task_table.split_off_task(
-            task_index, self._next_task_index, failure, self._get_late_tracker(items), is_batch_loss
-        )
+        late_tracker = self._get_late_tracker(items)
+        task_table.split_off_task(task_index, self._next_task_index, failure, late_tracker, is_batch_loss)
         self.batches[self._next_task_index] = items, [item_index]
         self._next_task_index += 1
-        self.batches[task_index] = (
-            items,
-            [other_index for other_index in item_indices if other_index != item_index],
-        )
+        self.batches[task_index] = items, [other for other in item_indices if other != item_index]
         if len(item_indices) == 1:
             self.discard_task(task_table, task_index)
 
@@ -380,9 +357,8 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
 
     def _record_run_time(self, item_class: Hashable, run_seconds: float) -> None:
         """Take in how long an item of a kind took."""
-        self._seconds_by_class[item_class] = (
-            self._seconds_by_class.pop(item_class, run_seconds) + run_seconds
-        ) / 2
+        earlier_seconds = self._seconds_by_class.pop(item_class, run_seconds)
+        self._seconds_by_class[item_class] = (earlier_seconds + run_seconds) / 2
         if len(self._seconds_by_class) > MAX_ITEM_CLASSES:
             # of which none has ended for longest
             del self._seconds_by_class[next(iter(self._seconds_by_class))]

@@ -14,8 +14,9 @@ from math import inf
 from typing import Any
 
 from polarmap.driver.batches import BatchPolicy, ItemSequence, can_batch_items, unpickle_result
+from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.daemon_pool import register_before_exit
-from polarmap.driver.scheduler import Collector, JobTimer, schedule_tasks
+from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import WorkerLostError, replace_exit_exception, trim_traceback
 from polarmap.executors import collect_injected_faults
@@ -181,10 +182,8 @@ class CallQueue(BatchPolicy, Collector):
     ) -> None:
         self._executor, self._on_close = executor, on_close
         allow_batches = can_batch_items(executor, max_backups, max_retries)
-        self._policy_arguments, self._max_retries = (
-            (allow_batches, max_in_flight, max_backups, collect_injected_faults(executor)),
-            max_retries,
-        )
+        self._policy_arguments = allow_batches, max_in_flight, max_backups, collect_injected_faults(executor)
+        self._max_retries = max_retries
         self._is_shut_down = False
         self.after_fork()
         _call_queues.add(self)
@@ -254,11 +253,9 @@ class CallQueue(BatchPolicy, Collector):
         """Cancel those of these that no worker was given."""
 
         def select_unclaimed(calls: CallGroup, item_indices: Sequence[int]) -> Collection[int]:
-            return (
-                set(item_indices).difference(calls.select_claimed_items(item_indices))
-                if calls in call_groups
-                else ()
-            )
+            if calls not in call_groups:
+                return ()
+            return set(item_indices).difference(calls.select_claimed_items(item_indices))
 
         with self._lock:
             for calls in call_groups:
@@ -275,9 +272,7 @@ class CallQueue(BatchPolicy, Collector):
             removed.append((calls, list(finished)))
             self._count_finished_calls(calls, len(finished))
             if len(finished) < len(item_indices):
-                self._queue.append(
-                    (calls, [item_index for item_index in item_indices if item_index not in finished])
-                )
+                self._queue.append((calls, [index for index in item_indices if index not in finished]))
         return [(calls, item_indices) for calls, item_indices in removed if item_indices]
 
     def _count_finished_calls(self, calls: Any, n_finished: int) -> None:
@@ -326,10 +321,8 @@ class CallQueue(BatchPolicy, Collector):
     def _on_session_end(self, error: BaseException | None = None) -> None:
         """What is left waits for the next; an error of this one ends the calls that have begun, or all."""
         with self._lock:  # others may come in this moment
-            unfinished_batches = [
-                batch for batch in (*self.batches.values(), *self._single_items) if batch[1]
-            ]
-            self._queue.extendleft(reversed(unfinished_batches))
+            batches = [*self.batches.values(), *self._single_items]
+            self._queue.extendleft(reversed([batch for batch in batches if batch[1]]))
             self._single_items.clear()
             for task_index in self.task_table.task_indices():
                 self.discard_task(self.task_table, task_index)

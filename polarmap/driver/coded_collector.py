@@ -14,6 +14,7 @@ from polarmap.blocks.coded import CodedData
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder
 from polarmap.driver.acceptance import ALL_DATA_ARRIVED, AcceptancePolicy
+from polarmap.driver.collector import JobTimer
 from polarmap.driver.decoding_collector import DecodingCollector, NonFiniteResultError
 from polarmap.driver.failure_messages import (
     NONFINITE_TEXT,
@@ -25,9 +26,7 @@ from polarmap.driver.failure_messages import (
 )
 from polarmap.driver.options import MapOptions
 from polarmap.driver.padding import PaddingAnalyzer, PaddingEffect
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.results import CodedResult
-from polarmap.driver.scheduler import JobTimer
+from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.driver.task_table import TaskTable
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn
@@ -65,15 +64,13 @@ class CodedCollector(DecodingCollector):
     ) -> None:
         super().__init__(driver_f, coded_data, options, task_table, timer)
         self.decoding_error: NonFiniteResultError | NotLinearError | CodeError | None = None
-        self._refused_decoder: ErasureDecoder | None = (
-            None  # the decoding that was refused, which a further result changes
-        )
+        # the decoding that was refused, which a further result changes
+        self._refused_decoder: ErasureDecoder | None = None
         self.padding_analyzer = padding_analyzer
         if padding_analyzer is not None:
             padding_analyzer.start_trial_evaluation()
-        self._waited_for_padded_block = (
-            False  # the task of the block that is filled up, when the others were determined
-        )
+        # the task of the block that is filled up, when the others were determined
+        self._waited_for_padded_block = False
         self._earlier_encode_seconds = coded_data.encode_seconds  # by other maps of the same blocks
         self._has_warned_of_parity = False
         self._trial_cache: dict[Any, bool] = {}  # of what decodings were tried, and whether they are possible
@@ -171,10 +168,8 @@ class CodedCollector(DecodingCollector):
 
     def _accept_unpadded_data_results(self) -> str:
         """Take the results of all data tasks, of which one has no result of its block with rows of zeros."""
-        self.decoded_results = [
-            getattr(self.results.get(block_index), "leaves", [])
-            for block_index in range(self._code.n_targets)
-        ]
+        outcomes = map(self.results.get, range(self._code.n_targets))
+        self.decoded_results = [getattr(outcome, "leaves", []) for outcome in outcomes]
         if self.options.verify is True:
             warn("f could not be verified: it raised an exception, or gave another shape, of rows of zeros")
         return "not needed"
@@ -192,12 +187,9 @@ class CodedCollector(DecodingCollector):
         """What rows of zeros do to each array of the results; nothing where there are none."""
         if self.padding_analyzer is None:
             return ()
-        first_result = self._any_result
-        shapes = (
-            first_result.leaf_shapes
-            if first_result.result_ref is None
-            else [shape for _, shape in first_result.result_ref.layout]
-        )
+        result = self._any_result
+        ref = result.result_ref
+        shapes = result.leaf_shapes if ref is None else [shape for _, shape in ref.layout]
         return self.padding_analyzer.get_padding_effects(self.get_accuracy_limiting_dtype, shapes)
 
     def _has_padded_block_result(self) -> bool:
@@ -212,40 +204,31 @@ class CodedCollector(DecodingCollector):
             return False
         effects = self.padding_effects
         padding_analyzer.raise_if_padding_undecodable(effects)
-        self._waited_for_padded_block = (
-            self._waited_for_padded_block or PaddingEffect.CHANGES_RESULT in effects
-        )
-        return PaddingEffect.CHANGES_RESULT not in effects
+        if PaddingEffect.CHANGES_RESULT not in effects:
+            return True
+        self._waited_for_padded_block = True
+        return False
 
     @property
     def awaited_task(self) -> int | None:
         """The task of the block that is filled up, if only its result is missing, which cannot be decoded."""
         padding_analyzer = self.padding_analyzer
-        if (
-            padding_analyzer is None
-            or self.unpadded_result is not None
-            or not padding_analyzer.is_evaluated_unpadded
-        ):
+        if padding_analyzer is None or self.unpadded_result is not None:
+            return None
+        if not padding_analyzer.is_evaluated_unpadded:
             return None
         if self.ready_at is None or (self.decoding_error is not None and self.verification is None):
             return None
-        has_known_effects = padding_analyzer.is_trial_wait_over(
-            self.timer.elapsed_seconds, self.redundancy_wait_seconds
-        )
-        return (
-            padding_analyzer.task_index
-            if has_known_effects and PaddingEffect.CHANGES_RESULT in self.padding_effects
-            else None
-        )
+        if not padding_analyzer.is_trial_wait_over(self.timer.elapsed_seconds, self.redundancy_wait_seconds):
+            return None
+        return padding_analyzer.task_index if PaddingEffect.CHANGES_RESULT in self.padding_effects else None
 
     def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
         """Return which failed tasks may be started again: the awaited one alone, if there is one."""
         awaited_task = self.awaited_task
-        return (
-            failed_tasks
-            if awaited_task is None
-            else [task_index for task_index in failed_tasks if task_index == awaited_task]
-        )
+        if awaited_task is None:
+            return failed_tasks
+        return [awaited_task] if awaited_task in failed_tasks else []
 
     def _raise_padded_block_missing(self, task_index: int) -> NoReturn:
         """Raise what f raised of the rows of that block, or that its task was lost too often."""
@@ -267,11 +250,9 @@ class CodedCollector(DecodingCollector):
     ) -> Any:
         """Return the result of the block that is filled up; `leaves`: those of its result with padding."""
         if self.unpadded_result is not None:
-            unpadded_leaves = (
-                self.unpadded_result.leaves
-                if transform is None
-                else list(map(transform, self.unpadded_result.leaves))
-            )
+            unpadded_leaves = self.unpadded_result.leaves
+            if transform is not None:
+                unpadded_leaves = list(map(transform, unpadded_leaves))
             return unflatten(self.unpadded_result.structure, unpadded_leaves)
         padding_analyzer = self.padding_analyzer
         assert padding_analyzer is not None
@@ -280,11 +261,9 @@ class CodedCollector(DecodingCollector):
     def _find_unchecked_results(self) -> tuple[int, ...]:
         """Return the results that no check involves, among them that without padding if none does."""
         unchecked, padding_analyzer = self.acceptance_policy.find_unchecked_results(), self.padding_analyzer
-        if (
-            padding_analyzer is None
-            or self.unpadded_result is None
-            or padding_analyzer.task_index in unchecked
-        ):
+        if padding_analyzer is None or self.unpadded_result is None:
+            return unchecked
+        if padding_analyzer.task_index in unchecked:
             return unchecked
         padded_outcome = self.results.get(padding_analyzer.task_index)
         is_checked = padded_outcome is not None and padding_analyzer.is_unpadded_result_consistent(
@@ -357,12 +336,8 @@ class CodedCollector(DecodingCollector):
         structure = self.result_structure
         if transform is not None:
             block_leaves = [list(map(transform, leaves)) for leaves in block_leaves]
-        full_blocks = (
-            block_leaves
-            if self.padding_analyzer is None
-            else block_leaves[: self.padding_analyzer.task_index]
-        )
-        block_results = [unflatten(structure, leaves) for leaves in full_blocks]
+        n_full_blocks = None if self.padding_analyzer is None else self.padding_analyzer.task_index
+        block_results = [unflatten(structure, leaves) for leaves in block_leaves[:n_full_blocks]]
         if self.padding_analyzer is not None:
             block_results.append(self._build_padded_block_result(block_leaves[-1], transform))
         return CodedResult(block_results, report)
@@ -382,14 +357,9 @@ class CodedCollector(DecodingCollector):
     @property
     def unneeded_tasks(self) -> list[int]:
         """Tasks whose results nothing was decoded from, but for those of data blocks."""
-        used_mask = (
-            self.tracker.arrived_mask if len(self.tracker.missing_indices) else np.zeros(self._code.n, bool)
-        )
-        return [
-            task_index
-            for task_index in range(len(self._code.systematic_indices), self._code.n)
-            if not used_mask[task_index]
-        ]
+        code, tracker = self._code, self.tracker
+        used_mask = tracker.arrived_mask if len(tracker.missing_indices) else np.zeros(code.n, bool)
+        return [task for task in range(len(code.systematic_indices), code.n) if not used_mask[task]]
 
     def build_accuracy_fields(self) -> dict[str, Any]:
         """Fields of the report: which results were decoded, and how accurately."""
@@ -461,12 +431,11 @@ class CodedCollector(DecodingCollector):
         if cache_key not in self._trial_cache:  # a trial costs as much as decoding
             if len(self._trial_cache) >= MAX_TRIALS:
                 self._trial_cache.clear()
-            trial_tracker = ArrivalTracker(
-                self._code, modular=self.tracker.modular, max_amplification=max_amplification
-            )
+            modular = self.tracker.modular
+            trial = ArrivalTracker(self._code, modular=modular, max_amplification=max_amplification)
             for task_index in task_indices:
-                trial_tracker.add(task_index)
-            self._trial_cache[cache_key] = trial_tracker.is_ready
+                trial.add(task_index)
+            self._trial_cache[cache_key] = trial.is_ready
         return self._trial_cache[cache_key]
 
     def can_pending_tasks_suffice(self, within_rtol: bool = True) -> bool:
@@ -528,13 +497,10 @@ class CodedCollector(DecodingCollector):
             )
         elif len(self.results) >= self.recovery_threshold:
             reason = "; they do not determine the rest, or not as accurately as rtol asks for"
-        self.raise_with_cause(
-            CodedTimeoutError(
-                format_timeout_message(
-                    self.task_table, self.recovery_threshold, self.timer.timeout, reason, n_receiving_workers
-                )
-            )
+        message = format_timeout_message(
+            self.task_table, self.recovery_threshold, self.timer.timeout, reason, n_receiving_workers
         )
+        self.raise_with_cause(CodedTimeoutError(message))
 
     def raise_with_cause(self, error: Exception) -> NoReturn:
         """Raise this error, or the refusal to decode results that would have been enough otherwise."""

@@ -340,10 +340,9 @@ class BackgroundMap(Observer, Generic[R]):
     def on_finish(self, report_or_error: Report | BaseException | None) -> None:
         """Keep what is left to be asked for."""
         if self._execution is not None:
-            self._report, self._execution = (
-                report_or_error if isinstance(report_or_error, Report) else self._execution.current_report(),
-                None,
-            )
+            if not isinstance(report_or_error, Report):
+                report_or_error = self._execution.current_report()
+            self._report, self._execution = report_or_error, None
 
     def _raise_if_cancelled(self) -> None:
         if self._is_cancelled:

@@ -13,10 +13,10 @@ from polarmap.blocks.coded import CodedData
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.tiling import ignore_nonfinite_warnings
+from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.function_properties import FunctionProperty
 from polarmap.driver.local_evaluation import LocalEvaluation, copy_block
 from polarmap.driver.options import MapOptions
-from polarmap.driver.scheduler import Collector, JobTimer
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.wraparound import find_wraparound_reason, undo_wraparound
 from polarmap.dtypes import (
@@ -35,10 +35,7 @@ from polarmap.worker.pytree import Structure
 BASE_WAIT_SECONDS = 20.0
 WAIT_TASK_FACTOR = 4.0  # times the longest task, if that is more
 # bounds of the wait for a result to check against: then f is evaluated here
-REDUNDANCY_WAIT_BOUNDS = (
-    0.2,
-    10.0,
-)
+REDUNDANCY_WAIT_BOUNDS = (0.2, 10.0)
 
 
 _get_dtype_kind, _get_shape = attrgetter("dtype.kind"), attrgetter("shape")  # of an array
@@ -138,17 +135,14 @@ class DecodingCollector(Collector):
         if outcome.unpadded_result is not None and not outcome.structure:
             self._record_all_data_arrived()
             return
-        signature, expected_shape = (
-            (repr(outcome.structure), get_comparable_types_and_shapes(outcome.leaves)),
-            self.options.traits.result_shape,
-        )
+        signature = repr(outcome.structure), get_comparable_types_and_shapes(outcome.leaves)
+        expected_shape = self.options.traits.result_shape
         if signature not in self._results_by_signature and not (
             has_valid_scalar_shapes(outcome) and expected_shape in (None, *outcome.leaf_shapes)
         ):
             expected = "a number" if expected_shape is None else f"shape {expected_shape}"
-            self._reject_misshapen_result(
-                task_index, f"returned {outcome.result_description} where {expected} is due"
-            )
+            reason = f"returned {outcome.result_description} where {expected} is due"
+            self._reject_misshapen_result(task_index, reason)
             return
         for group_results in self._results_by_signature.values():  # an odd result, tried again
             group_results.pop(task_index, None)
@@ -212,13 +206,10 @@ class DecodingCollector(Collector):
     @property
     def redundancy_wait_seconds(self) -> float:
         """The wait for a result to check against: one median task time, within REDUNDANCY_WAIT_BOUNDS."""
-        task_seconds, (min_seconds, max_seconds) = (
-            sorted(self.task_table.worker_seconds),
-            REDUNDANCY_WAIT_BOUNDS,
-        )
-        median_seconds = (
-            task_seconds[(len(task_seconds) - 1) // 2] + task_seconds[len(task_seconds) // 2]
-        ) / 2  # np.median imports numpy.ma
+        seconds = sorted(self.task_table.worker_seconds)
+        # np.median imports numpy.ma.
+        median_seconds = (seconds[(len(seconds) - 1) // 2] + seconds[len(seconds) // 2]) / 2
+        min_seconds, max_seconds = REDUNDANCY_WAIT_BOUNDS
         return max(min_seconds, min(median_seconds, max_seconds))
 
     @property
@@ -240,22 +231,15 @@ class DecodingCollector(Collector):
     @property
     def mismatched_blocks(self) -> set[int]:
         """Data blocks of which a worker returned something of another structure or shape."""
-        failed_blocks = [
-            block_index
-            for block_index in self._code.systematic_indices.tolist()
-            if self.task_table[block_index].failures
-        ]
+        table, data_tasks = self.task_table, self._code.systematic_indices.tolist()
+        failed_tasks = [task for task in data_tasks if table[task].failures]
         return {
-            block_index
-            for block_index in failed_blocks
-            if any(failure.kind == "shape" for failure in self.task_table[block_index].failures)
+            task for task in failed_tasks if any(failure.kind == "shape" for failure in table[task].failures)
         }
 
     def get_flat_results_by_task(self, leaf_index: int) -> dict[int, Array]:
         """Leaf number `leaf_index` of every received result, flat."""
-        return {
-            task_index: outcome.leaves[leaf_index].reshape(-1) for task_index, outcome in self.results.items()
-        }
+        return {task: outcome.leaves[leaf_index].reshape(-1) for task, outcome in self.results.items()}
 
     def result_dtypes(self) -> list[DType]:
         """Dtypes of the leaves of the results, as data tasks return them.
@@ -270,9 +254,8 @@ class DecodingCollector(Collector):
         ):
             return outcome.leaf_dtypes
         if self._local_sample is None:
-            evaluation = self.evaluate_locally(
-                partial(copy_block, self.coded_data, 0, use_data_block=True), 0
-            )
+            read_block = partial(copy_block, self.coded_data, 0, use_data_block=True)
+            evaluation = self.evaluate_locally(read_block, 0)
             self._local_sample = evaluation.wait_for_leaves(self.local_evaluation_timeout) or []
         if [leaf.shape for leaf in self._local_sample] != outcome.leaf_shapes:
             return outcome.leaf_dtypes
@@ -294,11 +277,8 @@ class DecodingCollector(Collector):
         """
         if is_integer_dtype(result_dtype):
             return np.dtype(np.float64)
-        inexact_dtypes = [
-            data_dtype
-            for data_dtype in self.coded_data.data_blocks.dtypes
-            if not is_integer_dtype(data_dtype)
-        ]
+        data_dtypes = self.coded_data.data_blocks.dtypes
+        inexact_dtypes = [dtype for dtype in data_dtypes if not is_integer_dtype(dtype)]
         return max([result_dtype, *inexact_dtypes], key=machine_epsilon)
 
     def decode_results(self) -> list[list[Array]]:
@@ -307,9 +287,7 @@ class DecodingCollector(Collector):
         CodeError for Python integers that parity does not determine.
         """
         if not len(self.tracker.missing_indices):
-            self.decoded_results = [
-                self.results[block_index].leaves for block_index in range(self._code.n_targets)
-            ]
+            self.decoded_results = [self.results[index].leaves for index in range(self._code.n_targets)]
         elif (decoder := self.tracker.decoder) is not self._decoder:
             started_at = self.timer.elapsed_seconds
             self.decoded_results, self._decoder = self._decode_missing_blocks(decoder), decoder
@@ -329,11 +307,8 @@ class DecodingCollector(Collector):
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []
             if leaf_types[leaf_index] == "python" and is_integer_dtype(dtype) and decoder.modular:
-                recovered.append(
-                    undo_wraparound(
-                        self.coded_data, received, decoder.arrived_indices, decoder.weights, blocks
-                    )
-                )
+                arrived, weights = decoder.arrived_indices, decoder.weights
+                recovered.append(undo_wraparound(self.coded_data, received, arrived, weights, blocks))
             else:
                 recovered.append(list(blocks))
         return self.merge_recovered_blocks(decoder.missing_indices, recovered)
@@ -402,18 +377,15 @@ class DecodingCollector(Collector):
             _check_result_dtype(dtype)
         # else f rounds
         has_integers = any(is_integer_dtype(dtype) for dtype in self.coded_data.data_blocks.dtypes or dtypes)
-        modular = (
-            self._code.supports_integers and has_integers and any(is_integer_dtype(dtype) for dtype in dtypes)
-        )
+        modular = self._code.supports_integers and has_integers and any(map(is_integer_dtype, dtypes))
         inexact_dtypes = [
             self.get_accuracy_limiting_dtype(dtype)
             for dtype in dtypes
             if not (modular and is_integer_dtype(dtype))
         ]
         limits = [self.get_rtol(dtype) / machine_epsilon(dtype) for dtype in inexact_dtypes]
-        self.tracker = ArrivalTracker(
-            self._code, modular=modular, max_amplification=min(limits, default=np.inf)
-        )
+        max_amplification = min(limits, default=np.inf)
+        self.tracker = ArrivalTracker(self._code, modular=modular, max_amplification=max_amplification)
         for task_index in self.results:
             self._record_arrival(task_index)
 
@@ -451,11 +423,8 @@ class DecodingCollector(Collector):
         """Take the results at any accuracy, as no more can come; whether they determine the rest."""
         if not (self.results and self.tracker.is_ill_conditioned and self.tracker.accept_ill_conditioned()):
             return False
-        self.ready_at, self.n_needed, self.is_ill_conditioned = (
-            self.timer.elapsed_seconds,
-            self.tracker.n_arrived,
-            True,
-        )
+        self.ready_at, self.n_needed = self.timer.elapsed_seconds, self.tracker.n_arrived
+        self.is_ill_conditioned = True
         return True
 
     def get_rtol(self, result_dtype: DType) -> float:

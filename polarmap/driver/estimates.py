@@ -16,12 +16,11 @@ from polarmap.codes.block_prediction import MissingBlockPredictor, make_missing_
 from polarmap.codes.error_detection import estimate_relative_rounding_error
 from polarmap.codes.polar import PolarCode
 from polarmap.driver.coded_collector import CodedCollector
+from polarmap.driver.collector import Collector
 from polarmap.driver.decoding_collector import DecodingCollector, get_leaf_types
 from polarmap.driver.failure_messages import format_nonfinite_message
 from polarmap.driver.padding import PaddingEffect
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.results import CodedResult
-from polarmap.driver.scheduler import Collector
+from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.driver.wraparound import undo_wraparound
 from polarmap.dtypes import Array, DType, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn

@@ -104,11 +104,8 @@ def _format_failures(task_table: TaskTable) -> str:
 
 def _format_failed_hosts(task_table: TaskTable) -> str:
     """Return the machines on which the tasks without a result failed, at most five, as part of a sentence."""
-    failed_records = [
-        task
-        for task_index, task in enumerate(task_table)
-        if task.failures and task_index not in task_table.arrived
-    ]
+    arrived = task_table.arrived
+    failed_records = [task for index, task in enumerate(task_table) if task.failures and index not in arrived]
     hosts = [host for host, _ in Counter(task.host for task in failed_records if task.host).most_common()]
     if not hosts:
         return ""
@@ -173,9 +170,8 @@ def find_decisive_exception(
     first_task = next(task_index for task_index, text in text_by_task.items() if text == common_text)
     count_text = f"{len(failure_by_task)} of {len(task_table)} tasks"
     label = f"f raised in {count_text}, and the others do not determine the results: task {first_task}"
-    return add_other_failures_note(
-        build_failure_exception(label, failure_by_task[first_task]), failure_by_task[first_task], task_table
-    )
+    failure = failure_by_task[first_task]
+    return add_other_failures_note(build_failure_exception(label, failure), failure, task_table)
 
 
 def _has_map_failed_due_to_f(

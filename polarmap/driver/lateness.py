@@ -94,19 +94,11 @@ class LatenessRule:
         if not len(sorted_run_times):
             seconds = NO_RESULT_SECONDS * 2.0 ** min(n_late, 1000)
         elif len(sorted_run_times) < n_half_of_tasks:
-            seconds = float(
-                compute_cautious_late_after_seconds(
-                    sorted_run_times[-1], len(sorted_run_times), n_half_of_tasks
-                )
-            )
+            slowest, n_returned = sorted_run_times[-1], len(sorted_run_times)
+            seconds = float(compute_cautious_late_after_seconds(slowest, n_returned, n_half_of_tasks))
         else:
-            seconds = float(
-                extrapolate_quantile(
-                    sorted_run_times[0],
-                    sorted_run_times[n_half_of_tasks - 1],
-                    compute_late_fraction(self.n_tasks),
-                )
-            )
+            fastest, median = sorted_run_times[0], sorted_run_times[n_half_of_tasks - 1]
+            seconds = float(extrapolate_quantile(fastest, median, compute_late_fraction(self.n_tasks)))
         return max(self.min_seconds, seconds)
 
     @cached_property
@@ -185,11 +177,8 @@ class LateTracker(Generic[AttemptT]):
     def __init__(
         self, lateness_rule: LatenessRule, is_open_ended: bool = False, n_initial_attempts: float = inf
     ) -> None:
-        self._lateness_rule, self._is_open_ended, self.n_initial = (
-            lateness_rule,
-            is_open_ended,
-            n_initial_attempts,
-        )
+        self._lateness_rule, self._is_open_ended = lateness_rule, is_open_ended
+        self.n_initial = n_initial_attempts
         self._on_time_heap: list[tuple[float, int, AttemptT]] = []  # a heap, of some that have ended, too
         self._n_started = 0  # of attempts that began
         self._running: set[AttemptT] = set()
@@ -283,7 +272,6 @@ def extrapolate_quantile(
 ) -> Floats:
     """The quantile at 1 - share of the shifted exponential distribution with this minimum and median."""
     median_array = np.asarray(median_seconds)
-    quantile = median_array + (median_array - np.asarray(fastest_seconds)) * (
-        log(1 / tail_fraction) / log(2) - 1
-    )
+    n_half_lives = log(1 / tail_fraction) / log(2) - 1
+    quantile = median_array + (median_array - np.asarray(fastest_seconds)) * n_half_lives
     return np.asarray(np.maximum(quantile, MIN_MEDIAN_FACTOR * median_array))

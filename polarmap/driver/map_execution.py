@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 from polarmap.clouds import limits
 from polarmap.clouds.prices import PersistentUsage
 from polarmap.codes.linear_code import LinearCode
+from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.options import MapOptions
-from polarmap.driver.reports import (
+from polarmap.driver.policies import SchedulingPolicy
+from polarmap.driver.results import (
     LazyReport,
     build_final_report,
     build_interim_report,
     warn_if_machine_overloaded,
 )
-from polarmap.driver.scheduler import Collector, JobTimer, SchedulingPolicy, schedule_tasks
+from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors import resolve_executor
 from polarmap.executors.encryption_keys import encrypt_job
@@ -76,12 +78,9 @@ class MapExecution:
         """LimitError for blocks, of so many rows, that cannot work where the executor runs them."""
         worker_spec = self.executor.worker_spec
         if worker_spec is not None:
-            max_block_bytes = max(
-                count_layout_bytes(blocks.block_layout(block_index)) for block_index in range(blocks.n)
-            )
-            limits.check_map_fits(
-                worker_spec, limits.MapSize(blocks.n, self._report_fields["k"], max_block_bytes, n_rows)
-            )
+            max_block_bytes = max(count_layout_bytes(blocks.block_layout(index)) for index in range(blocks.n))
+            map_size = limits.MapSize(blocks.n, self._report_fields["k"], max_block_bytes, n_rows)
+            limits.check_map_fits(worker_spec, map_size)
 
     def execute(
         self,
@@ -98,11 +97,8 @@ class MapExecution:
 
         def notify_started(task_indices: Sequence[int], elapsed_seconds: float) -> None:
             if not policy.initial_tasks:  # it says what starts from the first moment on
-                task_indices = [
-                    task_index
-                    for task_index in task_indices
-                    if collector.task_table[task_index].n_attempts > 1
-                ]
+                table = collector.task_table
+                task_indices = [task for task in task_indices if table[task].n_attempts > 1]
             for observer in observers if task_indices else ():
                 observer.on_tasks_started(task_indices, elapsed_seconds)
 
@@ -115,9 +111,8 @@ class MapExecution:
                 job_spec = encrypt_job(job_spec, key)
             self.session = session = self.executor.open(job_spec)
             try:
-                self.collector = collector = make_collector(
-                    task_table, JobTimer(session.now, options.timeout)
-                )
+                timer = JobTimer(session.now, options.timeout)
+                self.collector = collector = make_collector(task_table, timer)
                 for observer in observers:
                     observer.on_poll(0)
                 poll_interval = min((observer.poll_interval for observer in observers), default=inf)
@@ -166,9 +161,8 @@ class MapExecution:
             report_fields["n_cores"] = count_available_cores()
         if collector.task_table.has_known_hosts:  # of workers elsewhere
             report_fields["workers_by_host"] = count_workers_by_host(self.executor)
-            warn_if_machine_overloaded(
-                collector.task_table, self._report_fields["n"], self._report_fields["k"]
-            )
+            n, k = self._report_fields["n"], self._report_fields["k"]
+            warn_if_machine_overloaded(collector.task_table, n, k)
         collector.task_table.mark_results_unneeded(collector.unneeded_tasks)
         report_arguments = (
             report_fields | collector_fields,

@@ -29,9 +29,8 @@ COUNTER_DESCRIPTIONS = {
     "dollars": ("USD", "estimated cost at list prices, where they are known"),
 }
 
-NOTEBOOK_DELAY_SECONDS = (
-    0.3  # that a map takes before a widget is made for it: it costs more than a short map
-)
+# that a map takes before a widget is made for it: it costs more than a short map
+NOTEBOOK_DELAY_SECONDS = 0.3
 
 _MAP_IDS = itertools.count(1)
 
@@ -132,15 +131,10 @@ class LogObserver(Observer):
         """Say what is about to start."""
         self._map_name, self._execution, self._failed_tasks = f"map {next(_MAP_IDS)}", execution, set[int]()
         initial_report = execution.current_report()
+        report = initial_report
         self._log_info(
             "start: %d tasks for %d blocks, %d results needed (%s, %s)",
-            *(
-                initial_report.n,
-                initial_report.k,
-                initial_report.needed,
-                initial_report.executor,
-                initial_report.code,
-            ),
+            *(report.n, report.k, report.needed, report.executor, report.code),
         )
 
     def _log_info(self, message_format: str, *values: object) -> None:
@@ -151,12 +145,8 @@ class LogObserver(Observer):
         assert self._execution.collector is not None
         task_table = self._execution.collector.task_table
         n_attempts_by_task = {task_index: task_table[task_index].n_attempts for task_index in task_indices}
-        restarted_tasks = [
-            task_index for task_index, n_attempts in n_attempts_by_task.items() if n_attempts > 1
-        ]
-        parity_tasks = [
-            task_index for task_index, n_attempts in n_attempts_by_task.items() if n_attempts == 1
-        ]
+        restarted_tasks = [task for task, n_attempts in n_attempts_by_task.items() if n_attempts > 1]
+        parity_tasks = [task for task, n_attempts in n_attempts_by_task.items() if n_attempts == 1]
         if parity_tasks:
             late_tasks = format_indices(sorted(task_table.in_flight.keys() - n_attempts_by_task.keys()))
             self._log_info(

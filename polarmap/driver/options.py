@@ -116,12 +116,8 @@ def check_options(
     name, n_upfront_parity, run_times = schedule, 0, None
     parity_required_by = "schedule='on_demand'" if schedule == "on_demand" else ""
     if isinstance(schedule, PlannedSchedule):
-        name, n_upfront_parity, run_times, parity_required_by = (
-            schedule.schedule,
-            schedule.n_upfront_parity,
-            schedule.run_times,
-            "the plan",
-        )
+        name, parity_required_by = schedule.schedule, "the plan"
+        n_upfront_parity, run_times = schedule.n_upfront_parity, schedule.run_times
     parity_required_by = "on_timeout='estimate'" if estimate_on_timeout else parity_required_by
     timeout_seconds = inf if timeout is None else timeout
     key = None if key is None else check_encryption_key(key)

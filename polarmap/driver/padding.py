@@ -91,9 +91,8 @@ class PaddingAnalyzer:
         self._is_rowwise = options.traits.is_rowwise
         self._check_blocks_not_empty()
         self._wait_started_at: float | None = None
-        self._function_property = FunctionProperty(
-            f, PADDING_PROPERTY, self._data_blocks.dtypes, self._is_rowwise
-        )
+        dtypes = self._data_blocks.dtypes
+        self._function_property = FunctionProperty(f, PADDING_PROPERTY, dtypes, self._is_rowwise)
         self._known_effects: KnownPaddingEffects | None = (
             None if self._is_rowwise else self._function_property.value
         )
@@ -196,11 +195,9 @@ class PaddingAnalyzer:
         padded_result: Array,
     ) -> PaddingEffect:
         """Return the effect on an array of which these are results: of few rows, of more, with zeros."""
-        finite_values = (
-            more_rows_result[np.isfinite(more_rows_result)]
-            if more_rows_result.dtype.kind in "iufc"
-            else np.zeros(0)
-        )
+        finite_values = np.zeros(0)
+        if more_rows_result.dtype.kind in "iufc":
+            finite_values = more_rows_result[np.isfinite(more_rows_result)]
         max_magnitude = float(np.abs(finite_values).max(initial=0))
 
         def agree(leaf: Array, other_leaf: Array) -> bool:

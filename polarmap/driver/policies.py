@@ -1,4 +1,4 @@
-"""Which tasks of a map start later: parity on demand, late ones once more."""
+"""Which tasks of a map start at once and which later: all at once, parity on demand, late ones once more."""
 
 from __future__ import annotations
 
@@ -7,10 +7,32 @@ from collections.abc import Sequence
 from math import inf
 
 from polarmap.codes.uncoded import DEFAULT_BACKUPS
+from polarmap.driver.collector import Collector
 from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, make_backup_lateness_rule
-from polarmap.driver.scheduler import Collector, SchedulingPolicy
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors.interface import AttemptId
+
+
+class SchedulingPolicy:
+    """Which tasks start at once, and which later: decisions only, clocks and counts passed in.
+
+    This one starts all of them at once.
+    """
+
+    late_tracker: LateTracker[AttemptId] | None = None  # what is to be told when attempts begin and end
+
+    def __init__(self, n_tasks: int) -> None:
+        self.initial_tasks: Sequence[int] = range(n_tasks)
+
+    def choose_tasks_to_start(
+        self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
+    ) -> Sequence[int]:
+        """The tasks to start now, for the first time or once more."""
+        return ()
+
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+        """Seconds until the next task may be due, if nothing happens before; inf if none may."""
+        return inf
 
 
 class OnDemandParityPolicy(SchedulingPolicy):
@@ -49,9 +71,8 @@ class OnDemandParityPolicy(SchedulingPolicy):
         if not late_attempts and task_table.in_flight and self._is_mds and not task_table.failed:
             return ()
         on_time_tasks = task_table.in_flight.keys() - {task_index for task_index, _ in late_attempts}
-        n_ended = (
-            len(task_table) - len(task_table.in_flight) - len(task_table.failed) - len(task_table.held_back)
-        )
+        n_open = len(task_table.in_flight) + len(task_table.failed) + len(task_table.held_back)
+        n_ended = len(task_table) - n_open
         n_returned = n_ended - (len(task_table.arrived) - len(collector.decodable_tasks))
         n_to_start = self._parity_rule.count_parity_to_start(
             n_returned, len(on_time_tasks), len(self._held_back_parity)
@@ -63,19 +84,15 @@ class OnDemandParityPolicy(SchedulingPolicy):
                 if collector.would_suffice(expected_tasks.union(self._held_back_parity[:n_to_start])):
                     break
                 n_to_start += 1
-        due_tasks, self._held_back_parity = (
-            self._held_back_parity[:n_to_start],
-            self._held_back_parity[n_to_start:],
-        )
+        due_tasks = self._held_back_parity[:n_to_start]
+        self._held_back_parity = self._held_back_parity[n_to_start:]
         return due_tasks
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Until the next running task becomes late; one that waits for a slot begins now."""
-        return (
-            self.late_tracker.seconds_until_next_late_attempt(bool(task_table.queued), elapsed_seconds)
-            if self._held_back_parity
-            else inf
-        )
+        if not self._held_back_parity:
+            return inf
+        return self.late_tracker.seconds_until_next_late_attempt(bool(task_table.queued), elapsed_seconds)
 
 
 class AwaitedTaskBackupPolicy(SchedulingPolicy):
@@ -93,11 +110,8 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
 
     def __init__(self, base_policy: SchedulingPolicy, n_tasks: int, task_index: int) -> None:
         super().__init__(0)
-        self.initial_tasks, self._base_policy, self._task_index = (
-            base_policy.initial_tasks,
-            base_policy,
-            task_index,
-        )
+        self.initial_tasks = base_policy.initial_tasks
+        self._base_policy, self._task_index = base_policy, task_index
         self.late_tracker = base_policy.late_tracker or LateTracker(make_backup_lateness_rule(n_tasks))
 
     def choose_tasks_to_start(
@@ -126,11 +140,9 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
 
 def make_backup_policy(n_tasks: int, max_backups: int) -> SchedulingPolicy:
     """All tasks start at once, late ones so often once more; where that is never, nobody asks who is late."""
-    return (
-        BackupPolicy(n_tasks, make_backup_lateness_rule(n_tasks), max_backups)
-        if max_backups
-        else SchedulingPolicy(n_tasks)
-    )
+    if not max_backups:
+        return SchedulingPolicy(n_tasks)
+    return BackupPolicy(n_tasks, make_backup_lateness_rule(n_tasks), max_backups)
 
 
 class BackupPolicy(SchedulingPolicy):
@@ -157,26 +169,17 @@ class BackupPolicy(SchedulingPolicy):
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
         """The tasks whose latest attempt is late."""
-        late_attempts = set().union(
-            *(tracker.find_late_attempts(elapsed_seconds) for tracker in self._late_trackers)
-        )
-        due_tasks = sorted(
-            task_index
-            for task_index, attempt in late_attempts
-            if attempt == max(task_table.in_flight[task_index])
-        )
-        due_tasks = [
-            task_index for task_index in due_tasks if task_table[task_index].n_backups < self._max_backups
-        ]
-        for task_index in due_tasks:
-            task_table[task_index].n_backups += 1
+        trackers, in_flight = self._late_trackers, task_table.in_flight
+        late_attempts = set().union(*(tracker.find_late_attempts(elapsed_seconds) for tracker in trackers))
+        late_tasks = sorted(task for task, attempt in late_attempts if attempt == max(in_flight[task]))
+        due_tasks = [task for task in late_tasks if task_table[task].n_backups < self._max_backups]
+        for task in due_tasks:
+            task_table[task].n_backups += 1
         return due_tasks
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Until the next attempt becomes late; one that is not known to run may begin now."""
-        can_queued_start = any(
-            task_table[task_index].n_backups < self._max_backups for task_index in task_table.queued
-        )
+        can_queued_start = any(task_table[task].n_backups < self._max_backups for task in task_table.queued)
         return min(
             tracker.seconds_until_next_late_attempt(can_queued_start, elapsed_seconds)
             for tracker in self._late_trackers

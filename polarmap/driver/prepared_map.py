@@ -21,10 +21,13 @@ from polarmap.driver.coded_collector import CodedCollector
 from polarmap.driver.lateness import ParityRule
 from polarmap.driver.map_execution import MapExecution, Observer, Observers
 from polarmap.driver.options import MapOptions
-from polarmap.driver.policies import AwaitedTaskBackupPolicy, OnDemandParityPolicy, make_backup_policy
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.results import CodedResult
-from polarmap.driver.scheduler import SchedulingPolicy
+from polarmap.driver.policies import (
+    AwaitedTaskBackupPolicy,
+    OnDemandParityPolicy,
+    SchedulingPolicy,
+    make_backup_policy,
+)
+from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.executors import partition_if_on_cluster, rewrap_with_faults, unwrap_faulty_executor
 from polarmap.executors.encryption_keys import check_map_encryption_key

@@ -1,15 +1,37 @@
-"""The results of a map, as it returns them."""
+"""The results of a map, as it returns them, and its report, which is built when it is first read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from logging import getLogger
 from typing import Any, TypeVar, overload
 
 from polarmap.blocks.equal import concatenate_results
-from polarmap.driver.reports import LazyReport
-from polarmap.report import Report
+from polarmap.clouds.limits import WorkerSpec
+from polarmap.clouds.prices import Cost, PersistentUsage, estimate_map_cost, estimate_persistent_cost
+from polarmap.driver.task_table import TaskRecord, TaskTable
+from polarmap.report import Report, TaskReport, TaskState, format_machine_overload_message
+from polarmap.worker.processes import LIVENESS_INTERVAL
+
+LOG = getLogger("polarmap")
 
 T = TypeVar("T")
+
+
+class LazyReport:
+    """A report that is made when it is read for the first time; pickled as it is then."""
+
+    def __init__(self, build_report: Callable[[], Report]) -> None:
+        self._build_report = build_report
+
+    @cached_property
+    def report(self) -> Report:
+        """The report."""
+        return self._build_report()
+
+    def __getstate__(self) -> dict[str, Report]:
+        return {"report": self.report}
 
 
 class CodedResult(Sequence[T]):
@@ -59,3 +81,79 @@ class CodedResult(Sequence[T]):
             If the results are containers rather than arrays, or their shapes do not fit.
         """
         return concatenate_results(self._results, axis)
+
+
+def build_interim_report(report_fields: Mapping[str, Any], task_table: TaskTable) -> Report:
+    """That of a map which goes on, or has not begun; `report_fields`: the other fields."""
+    return Report(**report_fields, tasks=_build_task_reports(task_table), is_final=False)
+
+
+def build_final_report(
+    report_fields: Mapping[str, Any],
+    make_task_table: Callable[[], TaskTable],
+    worker_spec: WorkerSpec | None,
+    usage: PersistentUsage | None,
+) -> Report:
+    """That of a map which is over.
+
+    make_task_table : makes that of its tasks.
+    worker_spec, usage : what tasks were given, and what persistent workers have cost, if that is known.
+    """
+    task_reports = _build_task_reports(make_task_table())
+    cost = None
+    if worker_spec is not None:
+        cost = estimate_cost(worker_spec, task_reports, report_fields["seconds"], usage)
+    return Report(**report_fields, tasks=task_reports, cost=cost)
+
+
+def _build_task_reports(task_table: TaskTable) -> tuple[TaskReport, ...]:
+    """Return what has become of each task. While a map runs, its thread may be changing the table."""
+    return tuple(_build_task_report(task_index, record) for task_index, record in enumerate(task_table))
+
+
+def _build_task_report(task_index: int, record: TaskRecord) -> TaskReport:
+    state = record.state
+    has_result = state in (TaskState.ARRIVED, TaskState.SURPLUS)
+    return TaskReport(
+        index=task_index,
+        state=str(state),
+        arrived=record.arrived_at if has_result else None,
+        seconds=record.worker_seconds if has_result else None,
+        attempts=len(record.submitted_at),
+        failures=tuple(dict.fromkeys(map(str, tuple(record.failures)))),
+        launched=record.submitted_at[0] if record.submitted_at else None,
+        started=record.first_started_at,
+        host=record.host,
+    )
+
+
+def warn_if_machine_overloaded(task_table: TaskTable, n: int, k: int) -> None:
+    """Log that a machine runs more tasks of a map than may be missing, once in this process for each text."""
+    if len(task_table) != n:
+        return
+    warning_text = format_machine_overload_message([task.host for task in task_table], n, k)
+    if warning_text:
+        _log_warning_once(warning_text)
+
+
+@lru_cache(256)
+def _log_warning_once(message: str) -> None:
+    LOG.warning("%s", message)
+
+
+def estimate_cost(
+    worker_spec: WorkerSpec, task_reports: Sequence[TaskReport], seconds: float, usage: PersistentUsage | None
+) -> Cost | None:
+    """Persistent workers are paid whatever they do; else every attempt is, of a map of so many seconds.
+
+    One that never reported is paid until its worker sees that nobody waits.
+    """
+    if usage is not None:
+        return estimate_persistent_cost(worker_spec, usage)
+    detected_at = seconds + LIVENESS_INTERVAL
+    billed_seconds = [
+        task.seconds or detected_at - (task.launched or 0.0)
+        for task in task_reports
+        for _ in range(task.attempts)
+    ]
+    return estimate_map_cost(worker_spec, billed_seconds, seconds)

@@ -198,9 +198,8 @@ class TaskTable:
         table.no_worker_reason = self.no_worker_reason
         for task_index, item_indices in items_by_task.items():
             task = self._records[task_index]
-            seconds_per_item = (
-                None if task.worker_seconds is None else task.worker_seconds / len(item_indices)
-            )
+            seconds = task.worker_seconds
+            seconds_per_item = None if seconds is None else seconds / len(item_indices)
             for item_index in item_indices:
                 table._records[item_index] = replace(task, worker_seconds=seconds_per_item)
                 if task_index in self.arrived:

@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from polarmap.driver.batches import BatchPolicy
+from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.failure_messages import (
     add_other_failures_note,
     build_failure_exception,
@@ -16,8 +17,7 @@ from polarmap.driver.failure_messages import (
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import MapOptions
 from polarmap.driver.policies import make_backup_policy
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.scheduler import Collector, JobTimer
+from polarmap.driver.results import LazyReport
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import NotDecodableError
 from polarmap.executors.interface import Function, JobSpec, Outcome, TaskBlocks
@@ -173,6 +173,5 @@ def execute_uncoded(
     execution.check_backend_limits(blocks)
     job_spec = JobSpec(f, blocks, output_spec=output)
     make_collector = partial(UncodedCollector, on_outcome, accept_failures, label_task)
-    return execution.execute(
-        job_spec, make_backup_policy(blocks.n, max_backups), options, make_collector, observers
-    )[1]
+    policy = make_backup_policy(blocks.n, max_backups)
+    return execution.execute(job_spec, policy, options, make_collector, observers)[1]

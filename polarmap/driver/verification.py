@@ -50,12 +50,10 @@ class Verifier:
     def __init__(self, collector: DecodingCollector) -> None:
         self._collector, self._coded_data = collector, collector.coded_data
         self._local_evaluation: LocalEvaluation | None = None
-        self._reflected_evaluation: tuple[int, LocalEvaluation] | None = (
-            None  # a task, and f of its block's mirror image
-        )
-        self._checked_decoder: ErasureDecoder | None = (
-            None  # of the results whose equations were evaluated last
-        )
+        # a task, and f of its block's mirror image
+        self._reflected_evaluation: tuple[int, LocalEvaluation] | None = None
+        # of the results whose equations were evaluated last
+        self._checked_decoder: ErasureDecoder | None = None
         self.suspects: set[int] | None = None
         self._leaf_residuals: list[float | None] = []  # of each leaf, as last measured
         # Of each leaf: of what rounding is a share, too, where equations do not hold else.
@@ -158,14 +156,10 @@ class Verifier:
         tell from rounding.
         """
         decoder, bound = self._decoder, 0.0
-        checked_blocks = (
-            []
-            if self.find_differing_blocks()
-            else decoder.missing_indices[self._locally_evaluated_mask].tolist()
-        )
-        distances_by_block = {
-            block_index: self._compute_local_distances(block_index) for block_index in checked_blocks
-        }
+        checked_blocks: list[int] = []
+        if not self.find_differing_blocks():
+            checked_blocks = decoder.missing_indices[self._locally_evaluated_mask].tolist()
+        distances_by_block = {index: self._compute_local_distances(index) for index in checked_blocks}
         for leaf_index, dtype in enumerate(self._collector.result_dtypes()):
             is_integer = is_integer_dtype(dtype)
             if is_integer and not decoder.rounds_integers:
@@ -176,26 +170,21 @@ class Verifier:
             residual = None if residual is None else residual + rounding_unit
             decoding_error = 0.0 if is_integer else self.amplification * rounding_unit  # of decoded blocks
             undetected_by_block = {
-                block_index: distances[leaf_index] + rounding_unit + decoding_error
-                for block_index, distances in distances_by_block.items()
+                index: distances[leaf_index] + rounding_unit + decoding_error
+                for index, distances in distances_by_block.items()
             }
             undetected_error = error_detection.bound_undetected_error(
                 decoder, residual, undetected_by_block, len(self._coded_data.code.systematic_indices)
             )
-            max_magnitude = self._compute_max_magnitude(
-                leaf_index, [leaves[leaf_index] for leaves in self._collector.decoded_results]
-            )
+            decoded = [leaves[leaf_index] for leaves in self._collector.decoded_results]
+            max_magnitude = self._compute_max_magnitude(leaf_index, decoded)
             if max_magnitude:  # parity results may be larger than those that are wanted
                 # Integers that f made of floats, and so rounded, may be off by a half through every weight.
-                integer_rounding = (
-                    0.5 * float(np.abs(decoder.weights).sum(axis=1).max()) + 0.5 if is_integer else 0.0
-                )
-                bound = max(
-                    bound,
-                    undetected_error * self._compute_max_result_magnitude(leaf_index) / max_magnitude
-                    + decoding_error
-                    + integer_rounding / max_magnitude,
-                )
+                integer_rounding = 0.0
+                if is_integer:
+                    integer_rounding = 0.5 * float(np.abs(decoder.weights).sum(axis=1).max()) + 0.5
+                error = undetected_error * self._compute_max_result_magnitude(leaf_index) / max_magnitude
+                bound = max(bound, error + decoding_error + integer_rounding / max_magnitude)
         return bound
 
     @property
@@ -208,18 +197,13 @@ class Verifier:
 
     def _compute_max_result_magnitude(self, leaf_index: int) -> float:
         """The number of which rounding of a leaf is a share in the results."""
-        return self._compute_max_magnitude(
-            leaf_index, [outcome.leaves[leaf_index] for outcome in self._collector.results.values()]
-        )
+        received = [outcome.leaves[leaf_index] for outcome in self._collector.results.values()]
+        return self._compute_max_magnitude(leaf_index, received)
 
     def _compute_max_magnitude(self, leaf_index: int, arrays: list[Array]) -> float:
         """The largest number in these arrays of a leaf, or where its terms do not cancel if that is known."""
-        return max(
-            [
-                error_detection.compute_max_abs(arrays),
-                *self._uncancelled_magnitudes[leaf_index : leaf_index + 1],
-            ]
-        )
+        uncancelled = self._uncancelled_magnitudes[leaf_index : leaf_index + 1]
+        return max([error_detection.compute_max_abs(arrays), *uncancelled])
 
     def _compute_uncancelled_magnitudes(self) -> list[float]:
         """How large a product is, which is an f of ours, where the terms do not cancel whose sums it is.
@@ -230,13 +214,10 @@ class Verifier:
         if not self._collector.options.traits.is_rowwise:
             return []
         block_index, _ = self.densest_parity_block
-        evaluation = self._collector.evaluate_locally(
-            partial(self._build_block_with_random_signs, block_index), block_index
-        )
-        return [
-            error_detection.compute_max_abs([leaf])
-            for leaf in evaluation.wait_for_leaves(self._collector.local_evaluation_timeout) or []
-        ]
+        collector, build_block = self._collector, partial(self._build_block_with_random_signs, block_index)
+        evaluation = collector.evaluate_locally(build_block, block_index)
+        leaves = evaluation.wait_for_leaves(collector.local_evaluation_timeout) or []
+        return [error_detection.compute_max_abs([leaf]) for leaf in leaves]
 
     def _build_block_with_random_signs(self, block_index: int) -> Any:
         """A coded block whose numbers have signs at random; those that are exact, as indices, stay."""
@@ -270,9 +251,8 @@ class Verifier:
         if needs_another and evaluation.leaves is not None:
             expected_structure = self._collector.result_structure
             # of what is stored
-            has_same_structure = expected_structure[0] == "sample" or repr(evaluation.structure) == repr(
-                expected_structure
-            )
+            is_sample = expected_structure[0] == "sample"
+            has_same_structure = is_sample or repr(evaluation.structure) == repr(expected_structure)
             # agrees with nothing
             self.local_results[evaluation.block_index] = evaluation.leaves if has_same_structure else []
         return evaluation
@@ -309,14 +289,12 @@ class Verifier:
         """The decoded blocks that are not what f gave of them here."""
         results, missing_blocks = self._collector.decode_results(), self._decoder.missing_indices
         local_results = [
-            (block_index, local_leaves)
-            for block_index, local_leaves in self.local_results.items()
-            if block_index in missing_blocks
+            (index, leaves) for index, leaves in self.local_results.items() if index in missing_blocks
         ]
         differing = [
-            block_index
-            for block_index, local_leaves in local_results
-            if not self._results_agree(local_leaves, results[block_index], is_decoded=True)
+            index
+            for index, leaves in local_results
+            if not self._results_agree(leaves, results[index], is_decoded=True)
         ]
         return differing or self._find_differing_reflection(results)
 
@@ -351,34 +329,26 @@ class Verifier:
     def parity_evaluation(self) -> LocalEvaluation:
         """f of the parity block that is made of most data blocks, on a thread: under way, or ended."""
         block_index, _ = self.densest_parity_block
-        return self._collector.evaluate_locally(
-            partial(copy_block, self._coded_data, block_index), block_index
-        )
+        read_block = partial(copy_block, self._coded_data, block_index)
+        return self._collector.evaluate_locally(read_block, block_index)
 
     def agrees_with_parity_block(self, parity_leaves: list[Array]) -> bool:
         """Whether f of that parity block, evaluated here, is what the results of all data tell."""
         collector = self._collector
         first_outcome = collector.results[min(collector.results)]
-        if get_comparable_types_and_shapes(parity_leaves) != get_comparable_types_and_shapes(
-            first_outcome.leaves
-        ):
+        expected_types_and_shapes = get_comparable_types_and_shapes(first_outcome.leaves)
+        if get_comparable_types_and_shapes(parity_leaves) != expected_types_and_shapes:
             self.max_residual = np.inf
             return False
-        k, code, (parity_index, _) = (
-            len(self._coded_data.code.systematic_indices),
-            self._coded_data.code,
-            self.densest_parity_block,
-        )
-        positions = np.arange(code.n)
+        code, (parity_index, _) = self._coded_data.code, self.densest_parity_block
+        k, positions = len(code.systematic_indices), np.arange(code.n)
         decoder = code.make_decoder((positions < k) | (positions == parity_index), collector.tracker.modular)
         flat_leaves = [np.ascontiguousarray(leaf_array).reshape(-1) for leaf_array in parity_leaves]
-        self._measure_parity_residuals(
-            decoder,
-            [
-                collector.get_flat_results_by_task(leaf_index) | {parity_index: leaf_array}
-                for leaf_index, leaf_array in enumerate(flat_leaves)
-            ],
-        )
+        received = [
+            collector.get_flat_results_by_task(leaf_index) | {parity_index: leaf}
+            for leaf_index, leaf in enumerate(flat_leaves)
+        ]
+        self._measure_parity_residuals(decoder, received)
         return not self.is_violated
 
     def record_f_is_linear(self) -> None:
@@ -388,20 +358,15 @@ class Verifier:
 
     def _has_differing_results(self) -> bool:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
-        for leaf_index, dtype in enumerate(self._collector.result_dtypes()):
-            first_result, *other_results = self._collector.get_flat_results_by_task(leaf_index).values()
-            tolerance = (
-                0.0
-                if is_integer_dtype(dtype)
-                else error_detection.compute_parity_check_tolerance(
-                    self._collector.get_accuracy_limiting_dtype(dtype)
-                )
-            )
+        collector = self._collector
+        for leaf_index, dtype in enumerate(collector.result_dtypes()):
+            first, *others = collector.get_flat_results_by_task(leaf_index).values()
+            tolerance = 0.0
+            if not is_integer_dtype(dtype):
+                limiting_dtype = collector.get_accuracy_limiting_dtype(dtype)
+                tolerance = error_detection.compute_parity_check_tolerance(limiting_dtype)
             with np.errstate(invalid="ignore", over="ignore"):
-                if any(
-                    (np.abs(result - first_result) > tolerance * np.abs(first_result).max(initial=0)).any()
-                    for result in other_results
-                ):
+                if any((np.abs(r - first) > tolerance * np.abs(first).max(initial=0)).any() for r in others):
                     return True
         return False
 
@@ -416,11 +381,8 @@ class Verifier:
             decoder.get_weight_masks(dtype).invertible_weights_mask[:, unchecked_mask].sum(axis=1)
             for dtype in self._collector.result_dtypes()
         )
-        scores = (
-            scores
-            + self._block_sum_mask / 2
-            + self._coded_data.n * self._get_missing_block_mask(self._collector.mismatched_blocks)
-        )
+        mismatched_mask = self._get_missing_block_mask(self._collector.mismatched_blocks)
+        scores = scores + self._block_sum_mask / 2 + self._coded_data.n * mismatched_mask
         scores[self._locally_evaluated_mask] = -1.0
         return int(decoder.missing_indices[np.argmax(scores)])
 
@@ -429,9 +391,8 @@ class Verifier:
         decoder = self._decoder
         if self._checked_decoder is not decoder:
             leaf_indices = range(len(self._collector.result_dtypes()))
-            self._measure_parity_residuals(
-                decoder, [self._collector.get_flat_results_by_task(leaf_index) for leaf_index in leaf_indices]
-            )
+            received = [self._collector.get_flat_results_by_task(leaf_index) for leaf_index in leaf_indices]
+            self._measure_parity_residuals(decoder, received)
         return self.is_violated
 
     def _measure_parity_residuals(
@@ -459,14 +420,10 @@ class Verifier:
             )
             leaf_residual = compute_residual(max_error)
             if len(leaf_residual.violations) and not is_integer_dtype(dtype):
-                self._uncancelled_magnitudes = (
-                    self._uncancelled_magnitudes or self._compute_uncancelled_magnitudes()
-                )
-                leaf_residual = (
-                    compute_residual(max_error, self._uncancelled_magnitudes[leaf_index])
-                    if self._uncancelled_magnitudes
-                    else leaf_residual
-                )
+                magnitudes = self._uncancelled_magnitudes or self._compute_uncancelled_magnitudes()
+                self._uncancelled_magnitudes = magnitudes
+                if magnitudes:
+                    leaf_residual = compute_residual(max_error, magnitudes[leaf_index])
             if not leaf_residual.is_finite:
                 raise NonFiniteResultError
             self._leaf_residuals.append(leaf_residual.max_relative)
@@ -485,9 +442,8 @@ class Verifier:
 
     def reject_result_or_blame_f(self, task_index: int) -> None:
         """One result contradicts the others: garbage, unless f gives it here too."""
-        evaluation = self._collector.evaluate_locally(
-            partial(copy_block, self._coded_data, task_index), task_index
-        )
+        read_block = partial(copy_block, self._coded_data, task_index)
+        evaluation = self._collector.evaluate_locally(read_block, task_index)
         local_leaves = evaluation.wait_for_leaves(self._collector.local_evaluation_timeout)
         if local_leaves is not None and self._results_agree(
             local_leaves, self._collector.results[task_index].leaves
@@ -506,11 +462,10 @@ class Verifier:
         for leaf_index, (local_leaf, received_leaf, max_error) in enumerate(
             zip(local_leaves, received_leaves, self._compute_leaf_error_bounds())
         ):
-            decoding_noise = (
-                (self._collector.tracker.amplification, self._compute_max_result_magnitude(leaf_index))
-                if is_decoded
-                else (0.0, 0.0)
-            )
+            decoding_noise = 0.0, 0.0
+            if is_decoded:
+                amplification = self._collector.tracker.amplification
+                decoding_noise = amplification, self._compute_max_result_magnitude(leaf_index)
             precision_dtype = self._collector.get_accuracy_limiting_dtype(received_leaf.dtype)
             if not leaves_agree(
                 local_leaf,
@@ -527,11 +482,9 @@ class Verifier:
         """What entries of each leaf may be off by anyway."""
         received_leaves = [outcome.leaves for outcome in self._collector.results.values()]
         compute_error_bounds = self._collector.options.traits.error_bounds
-        return (
-            [0.0] * len(received_leaves[0])
-            if compute_error_bounds is None
-            else compute_error_bounds(received_leaves)
-        )
+        if compute_error_bounds is None:
+            return [0.0] * len(received_leaves[0])
+        return compute_error_bounds(received_leaves)
 
     def raise_not_linear_error(self, finding: str) -> NoReturn:
         """Give up: nothing can be decoded."""
@@ -560,20 +513,15 @@ def leaves_agree(
     if is_integer_dtype(other_leaf.dtype):
         return bool((local_leaf.astype(other_leaf.dtype) == other_leaf).all())
     relative_tolerance = max(error_detection.compute_parity_check_tolerance(limiting_dtype), rtol or 0.0)
-    max_decoding_error = max(
-        rtol or get_default_rtol(limiting_dtype), amplification * machine_epsilon(limiting_dtype)
-    )
-    decoding_error = min(
-        DECODING_NOISE_FACTOR * amplification * machine_epsilon(limiting_dtype), max_decoding_error
-    )
+    epsilon = machine_epsilon(limiting_dtype)
+    max_decoding_error = max(rtol or get_default_rtol(limiting_dtype), amplification * epsilon)
+    decoding_error = min(DECODING_NOISE_FACTOR * amplification * epsilon, max_decoding_error)
+    relative_error = max(error_detection.estimate_relative_rounding_error(limiting_dtype), decoding_error)
     magnitudes = np.maximum(np.abs(local_leaf), np.abs(other_leaf))
     with np.errstate(invalid="ignore"):
-        absolute_tolerance = max(
-            error_detection.estimate_relative_rounding_error(limiting_dtype), decoding_error
-        ) * max(max_magnitude, float(magnitudes.max(initial=0)))
-        close_mask = np.abs(local_leaf - other_leaf) <= relative_tolerance * magnitudes + max(
-            absolute_tolerance, max_error
-        )
+        absolute_tolerance = relative_error * max(max_magnitude, float(magnitudes.max(initial=0)))
+        tolerances = relative_tolerance * magnitudes + max(absolute_tolerance, max_error)
+        close_mask = np.abs(local_leaf - other_leaf) <= tolerances
     # infinities differ by NaN
     equal_mask = (local_leaf == other_leaf) | (np.isnan(local_leaf) & np.isnan(other_leaf))
     return bool((close_mask | equal_mask).all())

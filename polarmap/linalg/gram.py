@@ -12,7 +12,7 @@ from polarmap.blocks.pairs import CodedPairs
 from polarmap.driver.map_execution import Observers
 from polarmap.driver.options import Verify, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function
-from polarmap.driver.reports import LazyReport
+from polarmap.driver.results import LazyReport
 from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.linalg import operands

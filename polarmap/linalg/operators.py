@@ -17,7 +17,7 @@ from polarmap.blocks.sparse import to_canonical_csr
 from polarmap.codes.polar import PolarCode
 from polarmap.driver.options import Verify, check_options
 from polarmap.driver.prepared_map import make_observers
-from polarmap.driver.reports import LazyReport
+from polarmap.driver.results import LazyReport
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError, PolarmapError, trimmed_tracebacks, warn
 from polarmap.executors import make_executor_persistent, suggest_n_blocks

@@ -15,8 +15,7 @@ from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.driver.map_execution import Observers
 from polarmap.driver.options import FunctionTraits, MapOptions, Verify, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function, prepare_coded_execution
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.results import CodedResult
+from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.dtypes import Array, DType
 from polarmap.errors import CodeError
 from polarmap.executors import is_on_local_cores

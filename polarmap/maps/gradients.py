@@ -11,26 +11,27 @@ import numpy as np
 
 from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.code_choice import CodeName, CodeOptions
+from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.codes.polar import PolarCode
 from polarmap.driver.map_execution import Observers
 from polarmap.driver.options import FunctionTraits, Verify, check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
-from polarmap.dtypes import FLOAT64_EPS, Floats
+from polarmap.dtypes import FLOAT64_EPS, Array, Floats
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from polarmap.maps.slopes import (
-    choose_n_blocks,
-    estimate_slope_errors,
-    merge_slopes,
-    partition_directions,
-    solve_gradient,
-)
 from polarmap.report import Report
 from polarmap.validation import is_choice, is_positive_number
-from polarmap.worker.finite_differences import NotScalarError, make_coordinate_slope_task, make_row_slope_task
+from polarmap.worker.finite_differences import (
+    NotScalarError,
+    SlopeErrorInputs,
+    make_coordinate_slope_task,
+    make_row_slope_task,
+)
 
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
 MAX_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited
+# A residual must exceed the estimated error of slopes by this factor to tell a non-smooth f.
+ERROR_SAFETY_FACTOR = 64
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,8 @@ def coded_gradient(
             raise
         slopes = merge_slopes([slopes for slopes, _ in result], n_directions)
         n_evaluations, n_evaluations_started = _count_evaluations(result.report, n_directions, scheme)
-        return GradientResult(
-            solve_gradient(slopes, base_directions, length_scale),
-            slopes,
-            n_evaluations,
-            n_evaluations_started,
-            result.report,
-        )
+        gradient = solve_gradient(slopes, base_directions, length_scale)
+        return GradientResult(gradient, slopes, n_evaluations, n_evaluations_started, result.report)
 
     return PreparedMap(execute)
 
@@ -233,6 +229,66 @@ def _make_blocks_and_slope_task(
     return partition_directions(base_directions, n_blocks), make_row_slope_task(f, x, scale, h, scheme)
 
 
+def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]:
+    """k blocks, every k-th direction in one, filled up with zeros."""
+    n_padded = -(-len(base_directions) // n_blocks) * n_blocks
+    padded_directions = np.zeros((n_padded, *base_directions.shape[1:]))
+    padded_directions[: len(base_directions)] = base_directions
+    return [padded_directions[i::n_blocks] for i in range(n_blocks)]
+
+
+def merge_slopes(block_slopes: Sequence[Floats], n_directions: int) -> Floats:
+    """The inverse of taking every k-th direction into one block."""
+    return np.stack(block_slopes, axis=1).reshape(-1)[:n_directions]
+
+
+def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats) -> Floats:
+    """What has these slopes; the shortest such vector if there are several."""
+    if base_directions is None:
+        return slopes.reshape(scale.shape) / scale
+    if not np.isfinite(slopes).all():
+        return np.full(scale.shape, np.nan)
+    solution = np.linalg.lstsq(base_directions.reshape(len(base_directions), -1), slopes, rcond=None)[0]
+    return np.asarray(solution).reshape(scale.shape)
+
+
+def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_directions: int) -> int:
+    """k, as coded_map chooses it for `n_directions` rows."""
+    code_options = CodeOptions(blocks, tasks, code).check()
+    max_blocks = DEFAULT_N_BLOCKS if code_options.tasks is None else max(1, 3 * code_options.tasks // 4)
+    code_blocks = code.k if isinstance(code, PolarCode) else None
+    k = code_options.blocks or code_blocks or min(max_blocks, n_directions)
+    if k > n_directions:
+        raise CodeError(
+            f"blocks={k} is more than the {n_directions} directions; use blocks <= {n_directions}"
+        )
+    return k
+
+
+def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Array]]) -> list[float]:
+    """What slopes may be off by although f is smooth, from the `SlopeErrorInputs` that came with them.
+
+    These are not meant to be decoded. The most extreme worker is left out, which may have returned garbage.
+    """
+    columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
+    min_value = -_find_second_largest(-columns["min_value"])
+    max_value = _find_second_largest(columns["max_value"])
+    rounding = _find_second_largest(columns["result_eps"]) * max(abs(min_value), abs(max_value))
+    truncation = h * max(0.0, max_value - min_value)
+    if scheme == "forward":
+        truncation = _find_second_largest(columns["second_difference"])
+    error = _find_second_largest(columns["max_direction_norm"]) * (rounding + truncation) / h
+    return [ERROR_SAFETY_FACTOR * error, np.inf]
+
+
+def _find_second_largest(column: Array) -> float:
+    """The second largest of three finite values or more; the largest of fewer, 0 of none."""
+    finite = np.sort(column[np.isfinite(column)])
+    if len(finite) == 0:
+        return 0.0
+    return float(finite[-2] if len(finite) > 2 else finite[-1])
+
+
 def _count_evaluations(report: Report, n_directions: int, scheme: str) -> tuple[int, int]:
     """Return how often f was evaluated by the workers that were heard, and how often in all."""
 
@@ -241,14 +297,12 @@ def _count_evaluations(report: Report, n_directions: int, scheme: str) -> tuple[
         n_task_directions = -(-(n_directions - task_index * (task_index < report.k)) // report.k)
         return 2 * n_task_directions if scheme == "central" else n_task_directions + 2
 
-    n_evaluations = sum(
-        count_task_evaluations(task.index) for task in report.tasks if task.arrived is not None
-    )
-    attempts_by_task = {task.index: task.attempts - (task.state == "cancelled") for task in report.tasks}
-    n_evaluations_started = sum(
-        count_task_evaluations(task_index) * n_attempts for task_index, n_attempts in attempts_by_task.items()
-    )
-    return n_evaluations, n_evaluations_started + sum(map(count_task_evaluations, report.evaluated_locally))
+    arrived_tasks = [task.index for task in report.tasks if task.arrived is not None]
+    n_started = sum(map(count_task_evaluations, report.evaluated_locally))
+    for task in report.tasks:
+        n_attempts = task.attempts - (task.state == "cancelled")
+        n_started += n_attempts * count_task_evaluations(task.index)
+    return sum(map(count_task_evaluations, arrived_tasks)), n_started
 
 
 def _check_point(x: Any) -> Floats:

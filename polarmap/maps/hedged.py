@@ -21,8 +21,7 @@ from polarmap.driver.batches import MAX_BATCHES, BatchPolicy, ItemSequence, can_
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function
-from polarmap.driver.reports import LazyReport
-from polarmap.driver.results import CodedResult
+from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.driver.uncoded_collector import BatchCollector, execute_uncoded
 from polarmap.errors import (
     CodeError,

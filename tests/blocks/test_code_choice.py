@@ -9,7 +9,7 @@ from blocks.test_sparse import dense, random_sparse
 
 from polarmap import encode
 from polarmap.blocks.code_choice import CodeOptions, cut_blocks_and_choose_code, encode_blocks, encode_sparse
-from polarmap.blocks.secret_sharing import SecretSharingBlocks
+from polarmap.blocks.coded import SecretSharingBlocks
 from polarmap.codes import PolarCode, SecretSharing
 from polarmap.errors import CodeError
 

@@ -19,7 +19,8 @@ from polarmap.driver.batches import (
     can_batch_items,
     unpickle_result,
 )
-from polarmap.driver.scheduler import JobTimer, schedule_tasks
+from polarmap.driver.collector import JobTimer
+from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.uncoded_collector import BatchCollector
 from polarmap.executors import resolve_executor

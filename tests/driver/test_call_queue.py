@@ -16,8 +16,9 @@ from pool_processes import until
 
 from polarmap.driver.batches import MAX_ITEM_CLASSES
 from polarmap.driver.call_queue import CallQueue, MappedCalls, SubmittedCall, get_function_key
+from polarmap.driver.collector import JobTimer
 from polarmap.driver.lateness import RUN_TIME_HISTORY_SIZE
-from polarmap.driver.scheduler import JobTimer, schedule_tasks
+from polarmap.driver.scheduler import schedule_tasks
 from polarmap.errors import WorkerLostError
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.interface import (

@@ -16,9 +16,9 @@ import polarmap
 from polarmap.codes import PolarCode
 from polarmap.driver import coded_future
 from polarmap.driver.coded_future import BackgroundMap, CodedFuture, MapCancelled
+from polarmap.driver.collector import JobTimer
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.prepared_map import PreparedMap
-from polarmap.driver.scheduler import JobTimer
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors.interface import Outcome
 from polarmap.testing import ReplayExecutor

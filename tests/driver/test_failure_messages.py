@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coded_maps import DATA, failing_on, faulty
-from driver.test_policies import CountingCollector, lost, returned
+from driver.test_collector import CountingCollector, lost, returned
 from plain import AlteringReplay
 
 from polarmap import coded_map, hedged_map

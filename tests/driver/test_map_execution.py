@@ -17,10 +17,10 @@ from plain import assert_same, cut, states
 import polarmap
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.codes import PolarCode
+from polarmap.driver.collector import JobTimer
 from polarmap.driver.function_properties import VERIFIED_PROPERTIES
 from polarmap.driver.map_execution import MapExecution, Observer, report_stripe_progress
 from polarmap.driver.prepared_map import make_observers
-from polarmap.driver.scheduler import JobTimer
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.uncoded_collector import UncodedCollector
 from polarmap.errors import CodedTimeoutError, CodeError, NotLinearError

@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from math import inf
 
-import numpy as np
 import pytest
+from driver.test_collector import CountingCollector, lost, returned
 from hypothesis import given
 from hypothesis import strategies as st
 
 from polarmap.driver.lateness import LatenessRule, ParityRule
-from polarmap.driver.policies import BackupPolicy, OnDemandParityPolicy, make_backup_policy
-from polarmap.driver.scheduler import Collector, JobTimer, SchedulingPolicy
+from polarmap.driver.policies import BackupPolicy, OnDemandParityPolicy, SchedulingPolicy, make_backup_policy
 from polarmap.driver.task_table import TaskTable
-from polarmap.executors.interface import Failure, Outcome
-
-STOPPED = JobTimer(lambda: 0.0)
-
-
-class CountingCollector(Collector):
-    """A need that a number of results meets."""
-
-    can_use_parity = True
-
-    def __init__(self, task_table: TaskTable, count: int, timer: JobTimer = STOPPED) -> None:
-        super().__init__(task_table, timer)
-        self._count = count
-
-    def add_outcome(self, outcome: Outcome) -> None: ...
-
-    @property
-    def has_sufficient_results(self) -> bool:
-        return len(self.task_table.arrived) >= self._count
-
-    @property
-    def recovery_threshold(self) -> int:
-        return self._count
-
-    def would_suffice(self, task_indices: Collection[int]) -> bool:
-        return len(task_indices) >= self._count
-
-    def on_tasks_exhausted(self) -> None: ...
-
-
-def returned(task: int, attempt: int = 0) -> Outcome:
-    return Outcome(task, attempt, [np.zeros(1)], ("array",), None, 1.0)
-
-
-def lost(task: int, attempt: int = 0) -> Outcome:
-    return Outcome(task, attempt, [], (), Failure("lost", "WorkerLost", ""), 0.0)
 
 
 def test_upfront_starts_everything_and_then_nothing() -> None:

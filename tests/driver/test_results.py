@@ -1,19 +1,30 @@
+"""Results are a sequence; their report is built when it is read."""
+
 from __future__ import annotations
 
+import gc
 import math
 import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from plain import assert_same, plain_map
+from dask_executors import dask_executor
+from plain import assert_same, plain_map, process_pool, states
 
 import polarmap
 from polarmap import coded_map
+from polarmap.codes import PolarCode
+from polarmap.driver import map_execution
 from polarmap.testing import ReplayExecutor
 from polarmap.types import CodedResult
 
@@ -91,3 +102,153 @@ def test_type_checkers_know_what_f_returns_and_find_misspelt_options(
     assert any("Unexpected keyword argument" in line for line in lines)
     assert any('Module has no attribute "coded_mop"' in line for line in lines)
     assert {line.split(":")[1] for line in told.splitlines() if ": error:" in line} == {"6", "7", "8"}
+
+
+# --- reports are built when they are read, and hold words and numbers alone ------------------------
+
+
+class Held:
+    """What f has in its hands when it raises."""
+
+
+def test_a_report_is_made_when_it_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    final_report = map_execution.build_final_report
+    monkeypatch.setattr(
+        map_execution, "build_final_report", lambda *args: made.append(args) or final_report(*args)
+    )
+    options: dict[str, Any] = {"executor": ReplayExecutor(), "progress": ()}  # nobody looks on
+    result = polarmap.coded_map(np.negative, np.eye(6), blocks=3, tasks=4, **options)
+    assert list(map(len, result)) == [2, 2, 2]
+    assert not made
+    assert result.report is result.report
+    assert len(made) == 1
+    assert states(result.report)["surplus"] == [3]
+
+
+def test_a_report_that_nobody_has_read_keeps_nothing_of_what_f_raised() -> None:
+    held = []
+
+    def f(block: np.ndarray) -> np.ndarray:
+        mine = Held()
+        if block[0, 0] == 1:
+            held.append(weakref.ref(mine))
+            raise KeyError("lost")
+        return block
+
+    options: dict[str, Any] = {"executor": ReplayExecutor({0: 0.5}), "progress": (), "verify": False}
+    result = polarmap.coded_map(f, np.eye(6), blocks=3, tasks=4, **options)
+    gc.collect()
+    assert [one() for one in held] == [None]
+    assert result.report.tasks[0].failures == ("KeyError: 'lost'",)
+    assert result.report.recovered == (0,)
+
+
+def test_results_travel_with_their_report_whether_or_not_it_was_read() -> None:
+    late = ReplayExecutor({1: 7.0})
+    result = polarmap.coded_map(np.negative, np.eye(6), blocks=3, tasks=4, executor=late)
+    copy = pickle.loads(pickle.dumps(result))
+    assert copy.report == result.report
+    assert (pickle.loads(pickle.dumps(result)).report, list(map(len, copy))) == (copy.report, [2, 2, 2])
+
+
+# --- states, compared with what f itself has written down -----------------------------------------
+
+K, N = 4, 12
+BLOCKS = 1.0 + np.random.default_rng(0).random((K, 1))
+CODE = PolarCode(N, K)
+PATIENCE = 60.0
+FREE_WORKERS = 3  # at the end of a map, at most
+PLACES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "threads": lambda: ThreadPoolExecutor(2),
+    "processes": lambda: process_pool(2),
+    "default": lambda: nullcontext(None),
+    "pool": lambda: polarmap.Pool(workers=2),
+    "new interpreters": lambda: polarmap.Pool(workers=2, fork=False),
+    "dask": lambda: dask_executor(2),
+    "localhost": lambda: nullcontext("localhost"),
+}
+
+
+class Diary:
+    """A function that writes its argument to a file when it begins; a result of parity never comes.
+
+    That of block 0 comes once five tasks have begun.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file, self._gate = str(folder / "diary"), str(folder / "gate")
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, f"{float(block.ravel()[0])!r}\n".encode())
+        os.close(descriptor)
+        is_data = any(abs(block.ravel()[0] - one) < 1e-12 for one in BLOCKS.ravel())
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and not os.path.exists(self._gate):
+            if is_data and (block.ravel()[0] != BLOCKS[0, 0] or len(self.lines()) > K):
+                break
+            time.sleep(0.005)
+        return block
+
+    def lines(self) -> list[float]:
+        with open(self._file, encoding="ascii") as file:
+            return [float(line) for line in file.read().split()]
+
+    def begun(self) -> set[int]:
+        """The tasks that have begun, by the values of their blocks."""
+        values = np.concatenate([BLOCKS, CODE.encode(BLOCKS)[-(N - K) :]]).ravel()
+        return {int(np.abs(values - one).argmin()) for one in self.lines()}
+
+    def open(self) -> None:
+        Path(self._gate).touch()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_states_are_those_of_what_has_begun(place: str, tmp_path: Path) -> None:
+    diary = Diary(tmp_path)
+    options: dict[str, Any] = {"blocks": K, "tasks": N, "code": CODE, "verify": False, "retries": 0}
+    with PLACES[place]() as executor:
+        report = polarmap.coded_map(diary, BLOCKS, executor=executor, timeout=PATIENCE, **options).report
+        time.sleep(0.3)  # in which a task that was wrongly taken to be cancelled would begin
+        begun = diary.begun()
+        diary.open()
+    found = {state: set(indices) for state, indices in states(report).items()}
+    assert found["arrived"] == set(range(K))
+    assert found.keys() <= {"arrived", "abandoned", "cancelled"}
+    assert not begun & found.get("cancelled", set())
+    # A free worker counts as beginning what it is handed: one that is slow may be told not to before it does.
+    assert len(found["abandoned"] - begun) <= {"threads": 0, "dask": N, "localhost": N}.get(
+        place, FREE_WORKERS
+    )
+    assert begun - set(range(K)) <= found["abandoned"]
+    if place != "localhost":  # which has a process for each task
+        assert found["cancelled"]
+
+
+@pytest.mark.parametrize("place", ["threads", "processes", "default", "pool"])
+def test_a_future_tells_which_tasks_wait_for_a_worker(place: str, tmp_path: Path) -> None:
+    diary = Diary(tmp_path)
+    options: dict[str, Any] = {"blocks": K, "tasks": N, "code": CODE, "retries": 0}
+    with PLACES[place]() as executor:
+        future = polarmap.submit(polarmap.coded_map, diary, BLOCKS[::-1] * 3, executor=executor, **options)
+        until, running = time.monotonic() + PATIENCE, set[int]()
+        while not running or running != written(diary):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+            report = future.report
+            assert report is not None
+            running = set(report.tasks_in_state("running"))
+        assert set(report.tasks_in_state("queued")) == set(range(N)) - running
+        diary.open()
+        future.exception(PATIENCE)  # whatever it is: the map has ended before its executor is closed
+
+
+def written(diary: Diary) -> set[int]:
+    """The tasks that have begun in a map of other blocks, none of which returns."""
+    blocks = BLOCKS[::-1] * 3
+    values = np.concatenate([blocks, CODE.encode(blocks)[-(N - K) :]]).ravel()
+    try:
+        return {int(np.abs(values - one).argmin()) for one in diary.lines()}
+    except FileNotFoundError:
+        return set()

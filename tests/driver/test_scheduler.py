@@ -1,13 +1,15 @@
-"""The loop alone, on a clock that goes on while it looks; what it tries again is in `test_running_map`."""
+"""The loop alone, on a clock that goes on while it looks; what it tries again is in `test_map_execution`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from driver.test_policies import CountingCollector
+from driver.test_collector import CountingCollector
 
-from polarmap.driver.scheduler import Collector, JobTimer, SchedulingPolicy, schedule_tasks
+from polarmap.driver.collector import Collector, JobTimer
+from polarmap.driver.policies import SchedulingPolicy
+from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors.interface import Event
 

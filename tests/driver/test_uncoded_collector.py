@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from driver.test_policies import lost, returned
+from driver.test_collector import lost, returned
 
 from polarmap import hedged_map
+from polarmap.driver.collector import JobTimer
 from polarmap.driver.map_execution import Observer
-from polarmap.driver.scheduler import JobTimer
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.uncoded_collector import UncodedCollector
 from polarmap.errors import NotDecodableError

@@ -1,0 +1,552 @@
+"""Which functions count as the same, and that a change of whatever f reaches makes it another function."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import functools
+import operator
+import os
+import sys
+import tempfile
+import threading
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from driver.test_function_properties import how_verified, power, times
+
+from polarmap.driver.fingerprint import compute_function_fingerprint
+from polarmap.driver.function_properties import LINEAR_OR_AFFINE, FunctionProperty
+from polarmap.errors import NotLinearError
+
+
+def apply_both(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda block: first(block) + second(block)
+
+
+def with_options(options: dict[str, Any]) -> Callable[[Any], Any]:
+    return lambda block: options["scale"] * block ** options["power"]
+
+
+def with_default(exponent: int) -> Callable[..., Any]:
+    def f(block: Any, power: int = exponent) -> Any:
+        return block**power
+
+    return f
+
+
+def with_keyword(exponent: int) -> Callable[..., Any]:
+    def f(block: Any, *, power: int = exponent) -> Any:
+        return block**power
+
+    return f
+
+
+def inside_a_lambda(exponent: int) -> Callable[[Any], Any]:
+    return lambda block: (lambda x: x**exponent)(block)
+
+
+def inner(block: Any) -> Any:
+    return 2 * block
+
+
+def recursive(block: Any, depth: int = 2) -> Any:
+    return block if depth == 0 else recursive(block, depth - 1)
+
+
+class Power:
+    def __init__(self, exponent: int) -> None:
+        self.exponent = exponent
+
+    def __call__(self, block: Any) -> Any:
+        return block**self.exponent
+
+    def method(self, block: Any) -> Any:
+        return block**self.exponent
+
+    def other(self, block: Any) -> Any:
+        return block * self.exponent
+
+
+SAME = {
+    "one function": lambda: inner,
+    "arrays of the same values": lambda: times(np.arange(5.0)),
+    "arrays inside containers": lambda: with_options({"scale": np.arange(3.0), "power": 1}),
+    "defaults": lambda: with_default(1),
+    "ufunc": lambda: np.negative,
+    "numpy function": lambda: np.fft.fft,
+    "builtin": lambda: sum,
+    "partial": lambda: functools.partial(np.sum, axis=0),
+    "method": lambda: Power(2).method,
+    "callable object": lambda: Power(2),
+    "recursive": lambda: recursive,
+    "operator": lambda: operator.methodcaller("sum", axis=0),
+    "two helpers": lambda: apply_both(power(1), power(2)),
+    "none at all": lambda: with_options({"scale": None, "power": 1}),
+}
+DIFFERENT = {
+    "constants": (lambda block: 2 * block, lambda block: 3 * block),
+    "names": (lambda block: block.sum(), lambda block: block.max()),
+    "types of constants": (power(1), power(1.0)),
+    "lambdas inside": (inside_a_lambda(1), inside_a_lambda(2)),
+    "keyword defaults": (with_keyword(1), with_keyword(2)),
+    "shapes of arrays": (times(np.ones(5)), times(np.ones((5, 2)))),
+    "dtypes of arrays": (times(np.ones(5)), times(np.ones(5, "f4"))),
+    "helpers": (apply_both(power(1), power(2)), apply_both(power(1), power(3))),
+    "items": (with_options({"scale": 1, "power": 1}), with_options({"scale": 1, "power": 2})),
+    "functions in containers": (
+        with_options({"scale": [power(1), power(1)], "power": 1}),
+        with_options({"scale": [power(1), power(2)], "power": 1}),
+    ),
+    "ufuncs": (np.negative, np.square),
+    "numpy functions": (np.sum, np.max),
+    "builtins": (sum, max),
+    "partials": (functools.partial(np.sum, axis=0), functools.partial(np.sum, axis=1)),
+    "functions of partials": (functools.partial(np.sum, axis=0), functools.partial(np.max, axis=0)),
+    "methods": (Power(2).method, Power(2).other),
+    "objects of methods": (Power(1).method, Power(2).method),
+    "method callers": (operator.methodcaller("sum"), operator.methodcaller("max")),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_made_again_it_is_the_same_function(name: str) -> None:
+    assert compute_function_fingerprint(SAME[name]()) == compute_function_fingerprint(SAME[name]())
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_may_make_it_non_linear_makes_another_function(name: str) -> None:
+    one, other = DIFFERENT[name]
+    assert compute_function_fingerprint(one) != compute_function_fingerprint(other)
+    assert compute_function_fingerprint(one) == compute_function_fingerprint(one)
+
+
+def test_a_class_defined_anew_under_its_name_counts() -> None:
+    def define(exponent: int) -> Callable[[Any], Any]:
+        class Local:
+            def __call__(self, block: Any) -> Any:
+                return block**exponent
+
+        return lambda block: Local()(block)
+
+    assert compute_function_fingerprint(define(1)) != compute_function_fingerprint(define(2))
+
+
+def test_a_variable_without_a_value_yet_does_no_harm() -> None:
+    f = lambda block: block * later  # noqa: E731
+    before = compute_function_fingerprint(f)
+    later = 2
+    assert compute_function_fingerprint(f) != before
+
+
+def test_objects_count_by_what_they_hold_not_by_what_they_let_pickle_see() -> None:
+    class Unpicklable(Power):
+        def __reduce__(self) -> Any:
+            raise TypeError("no")
+
+    assert compute_function_fingerprint(Unpicklable(1)) != compute_function_fingerprint(Unpicklable(2))
+    assert compute_function_fingerprint(Unpicklable(1)) is not None
+
+
+@pytest.mark.parametrize(
+    "inside", [threading.Lock(), (n for n in [1]), weakref.ref(Power), np.frompyfunc(abs, 1, 1)]
+)
+def test_what_cannot_be_compared_is_not_trusted(inside: Any) -> None:
+    f = times(inside)
+    assert compute_function_fingerprint(f) is None
+    FunctionProperty(f, LINEAR_OR_AFFINE, []).remember_value()
+    assert FunctionProperty(f, LINEAR_OR_AFFINE, []).value is None
+
+
+# --- whatever f reaches changes between two maps ------------------------------------------------
+
+Change = Callable[[int], Any]  # makes the exponent 1 or 2
+NEVER_TRUSTED = {"attribute by name", "globals by name", "exec", "module's dictionary", "sys.modules"} | {
+    *("numbers of a generator", "generic function", "weak reference")
+}
+# Changes that are not undone by 1.
+ONE_WAY = {"code replaced", "set", "generic function"} | {
+    *("function of numpy", "function of a module of numpy")
+}
+EXPONENT = 1
+
+
+def setter(owner: Any, name: str) -> Change:
+    return lambda p: setattr(owner, name, p)
+
+
+def item(owner: Any, key: Any) -> Change:
+    return lambda p: operator.setitem(owner, key, p)
+
+
+def module_of(source: str, name: str = "reached") -> Any:
+    """A module of the caller's."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(source, module.__dict__)
+    return module
+
+
+class Holder:
+    p = 1
+
+    def __init__(self, p: Any = 1) -> None:
+        self.own = p
+
+    def __call__(self, block: Any) -> Any:
+        return block**self.own
+
+    @property
+    def read(self) -> Any:
+        return self.own
+
+
+class OwnArray(np.ndarray):
+    p = 1
+
+
+class SlottedArray(np.ndarray):
+    __slots__ = ("p",)
+
+
+def getattr_p(one: Any) -> int:
+    try:
+        return int(one.p)
+    except AttributeError:
+        return 1
+
+
+def noted(array: Any) -> Any:
+    array.p = 1
+    return array
+
+
+def memory_map() -> Any:
+    with tempfile.TemporaryFile() as file:
+        return noted(np.memmap(file, float, "w+", shape=(5,)))
+
+
+def module_of_library(source: str) -> Any:
+    """A module whose file is where libraries are installed."""
+    module = module_of("")
+    module.__file__ = f"{os.path.dirname(np.__file__)}/../reached.py"
+    exec(compile(source, module.__file__, "exec"), module.__dict__)
+    return module
+
+
+UNPATCHED: list[tuple[Any, str, Any]] = []
+
+
+def patched(owner: Any, name: str, value: Any) -> None:
+    UNPATCHED.append((owner, name, vars(owner)[name]))
+    setattr(owner, name, value)
+
+
+# What f reaches, and what makes of it f and its change.
+CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any], Any], Change]]]] = {
+    "global": (int, lambda _: (lambda b: b**EXPONENT, item(globals(), "EXPONENT"))),
+    "attribute of a class": (int, lambda _: (lambda b: b**Holder.p, setter(Holder, "p"))),
+    "attribute of a metaclass": (
+        lambda: type("Kind", (type,), {"p": 1})("Made", (), {}),
+        lambda one: (lambda b: b**one.p, setter(type(one), "p")),
+    ),
+    "attribute of an instance": (
+        Holder,
+        lambda one: (lambda b: b**one.own, setter(one, "own")),
+    ),
+    "array in an instance, in place": (
+        lambda: Holder(np.ones(5)),
+        lambda one: (one, lambda p: one.own.fill(p)),
+    ),
+    "property": (Holder, lambda one: (lambda b: b**one.read, setter(one, "own"))),
+    "__call__ replaced": (
+        lambda: type("Kind", (), {"__call__": lambda self, b: b}),
+        lambda kind: (kind(), lambda p: setattr(kind, "__call__", lambda self, b: b**p)),
+    ),
+    "default arguments, replaced": (
+        lambda: with_default(1),
+        lambda f: (f, lambda p: setattr(f, "__defaults__", (p,))),
+    ),
+    "code replaced": (
+        lambda: power(1),
+        lambda f: (f, lambda p: setattr(f, "__code__", (lambda b: f and b**2).__code__)),
+    ),
+    "containers in containers": (
+        lambda: {"a": [{"p": 1}]},
+        lambda one: (lambda b: b ** one["a"][0]["p"], item(one["a"][0], "p")),
+    ),
+    "subclass of a container": (
+        lambda: type("Own", (dict,), {})(p=1),
+        lambda one: (lambda b: b ** one["p"], item(one, "p")),
+    ),
+    "container of the library": (
+        lambda: collections.deque([1]),
+        lambda one: (lambda b: b ** one[0], item(one, 0)),
+    ),
+    "set": (
+        lambda: {"linear"},
+        lambda one: (lambda b: b if "linear" in one else b**2, lambda p: one.clear()),
+    ),
+    "function of numpy": (
+        int,
+        lambda _: (lambda b: np.positive(b), lambda p: patched(np, "positive", np.square)),
+    ),
+    "function of a module of numpy": (
+        int,
+        lambda _: (lambda b: np.fft.fft(b), lambda p: patched(np.fft, "fft", np.square)),
+    ),
+    "enum": (
+        lambda: enum.Enum("Numbers", {"ONE": 1}),
+        lambda one: (lambda b: b**one.ONE.value, setter(one.ONE, "_value_")),
+    ),
+    "attribute of an array": (
+        lambda: np.ones(5).view(OwnArray),
+        lambda one: (lambda b: b**one.p, setter(one, "p")),
+    ),
+    "attribute of an array of objects": (
+        lambda: np.array([1], object).view(OwnArray),
+        lambda one: (lambda b: b**one.p, setter(one, "p")),
+    ),
+    "slot of an array": (
+        lambda: np.ones(5).view(SlottedArray),
+        lambda one: (lambda b: b ** getattr_p(one), setter(one, "p")),
+    ),
+    "attribute of a matrix": (
+        lambda: noted(np.ones((5, 5)).view(np.matrix)),
+        lambda one: (lambda b: b**one.p, setter(one, "p")),
+    ),
+    "attribute of a record array": (
+        lambda: noted(np.ones(5).view(np.recarray)),
+        lambda one: (lambda b: b**one.p, setter(one, "p")),
+    ),
+    "attribute of a memory map": (memory_map, lambda one: (lambda b: b**one.p, setter(one, "p"))),
+    "global of an installed package": (
+        lambda: module_of_library("options = {'p': 1}\ndef helper(b): return b ** options['p']"),
+        lambda module: (module.helper, item(module.options, "p")),
+    ),
+    "global that an installed package rebinds": (
+        lambda: module_of_library("p = 1\ndef deep(): return p\ndef helper(b): return b ** deep()"),
+        lambda module: (lambda b: module.helper(b), setter(module, "p")),
+    ),
+    "errors of numpy": (
+        int,
+        lambda _: (
+            lambda b: b ** (1 if np.geterr()["under"] == "ignore" else 2),
+            lambda p: np.seterr(under="ignore" if p == 1 else "warn"),
+        ),
+    ),
+    "memory of a view": (
+        lambda: np.ones((5, 2))[:, 0],
+        lambda view: (lambda b: b**view, lambda p: view.base.fill(p)),
+    ),
+    "array of objects": (
+        lambda: np.array([1], object),
+        lambda one: (lambda b: b ** one[0], lambda p: one.fill(p)),
+    ),
+    "vectorized function": (lambda: [1], lambda one: (np.vectorize(lambda x: x ** one[0]), item(one, 0))),
+    "attribute of a module": (
+        lambda: module_of("p = 1"),
+        lambda module: (lambda b: b**module.p, setter(module, "p")),
+    ),
+    "attribute of a class of a module without a file": (
+        lambda: module_of("class Kind:\n    p = 1").Kind,
+        lambda kind: (lambda b: b**kind.p, setter(kind, "p")),
+    ),
+    "flag that a helper in a module reads": (
+        lambda: module_of("p = 1\ndef helper(b): return b ** p"),
+        lambda module: (lambda b: module.helper(b), setter(module, "p")),
+    ),
+    "module with a __getattr__": (
+        lambda: module_of("inside = {'p': 1}\ndef __getattr__(name): return inside[name]"),
+        lambda module: (lambda b: b**module.p, item(module.inside, "p")),
+    ),
+    "attribute by name": (int, lambda _: (lambda b: b ** getattr(Holder, "".join("p")), setter(Holder, "p"))),
+    "globals by name": (int, lambda _: (lambda b: b ** globals()["EXPONENT"], item(globals(), "EXPONENT"))),
+    "module's dictionary": (
+        lambda: module_of("p = 1"),
+        lambda module: (lambda b: b ** module.__dict__["p"], setter(module, "p")),
+    ),
+    "exec": (
+        lambda: module_of("p = 1"),
+        lambda module: (
+            lambda b: exec("from reached import p", found := {}) or b ** found["p"],
+            setter(module, "p"),
+        ),
+    ),
+    "sys.modules": (
+        lambda: module_of("p = 1"),
+        lambda module: (lambda b: b ** sys.modules["reached"].p, setter(module, "p")),
+    ),
+    "method of a base class": (
+        lambda: type("Base", (), {"method": lambda self, b: b}),
+        lambda base: (
+            type("Derived", (base,), {"__call__": lambda self, b: self.method(b)})(),
+            lambda p: setattr(base, "method", lambda self, b: b**p),
+        ),
+    ),
+    "field of a dataclass": (
+        dataclasses.make_dataclass("Fields", [("p", int, 1)], frozen=True),
+        lambda one: (lambda b: b**one.p, lambda p: object.__setattr__(one, "p", p)),
+    ),
+    "method of a container": (
+        lambda: {"p": 1},
+        lambda one: (functools.partial(lambda get, b: b ** get("p"), one.get), item(one, "p")),
+    ),
+    "getter of a module": (
+        lambda: (module_of("p = 1"), operator.attrgetter("p")),
+        lambda pair: (lambda b: b ** pair[1](pair[0]), setter(pair[0], "p")),
+    ),
+    "weak reference": (
+        Holder,
+        lambda one: (
+            functools.partial(lambda seen, b: b ** seen().own, weakref.ref(one)),
+            setter(one, "own"),
+        ),
+    ),
+    "numbers of a generator": (
+        lambda: [1],
+        lambda one: (
+            functools.partial(lambda numbers, b: b ** next(numbers), (one[0] for _ in iter(int, 1))),
+            item(one, 0),
+        ),
+    ),
+}
+
+
+def change(name: str) -> Callable[[Any], Any]:
+    """One that takes more than an expression."""
+
+    def noted(make: Any) -> Any:
+        CHANGES[name] = (int, lambda _: make())
+        return make
+
+    return noted
+
+
+@change("slot")
+def _() -> Any:
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        __p: int = 1
+
+        def __call__(self, b: Any) -> Any:
+            return b**self.__p
+
+    one = Slotted()
+    return one, setter(one, "_Slotted__p")
+
+
+@change("cached property")
+def _() -> Any:
+    class Cached:
+        p = 1
+        read = functools.cached_property(lambda self: self.p)
+
+    Cached.read.__set_name__(Cached, "read")
+    return lambda b: b ** Cached().read, setter(Cached, "p")
+
+
+@change("attribute of a function")
+def _() -> Any:
+    def g() -> None: ...
+
+    g.p = 1  # type: ignore[attr-defined]
+    return lambda b: b**g.p, setter(g, "p")  # type: ignore[attr-defined]
+
+
+@change("nonlocal")
+def _() -> Any:
+    exponent = 1
+
+    def set_it(p: int) -> None:
+        nonlocal exponent
+        exponent = p
+
+    return lambda b: b**exponent, set_it
+
+
+@change("cached helper")
+def _() -> Any:
+    inside = [1]
+    helper = functools.lru_cache(lambda: inside[0])
+
+    def set_it(p: int) -> None:
+        helper.cache_clear()
+        inside[0] = p
+
+    return lambda b: b ** helper(), set_it
+
+
+@change("attribute of a module in a package")
+def _() -> Any:
+    module = module_of("")
+    module.inner = module_of("p = 1", "reached.inner")
+    return lambda b: b**module.inner.p, setter(module.inner, "p")
+
+
+@change("name imported inside")
+def _() -> Any:
+    module = module_of("p = 1")
+
+    def f(b: Any) -> Any:
+        from reached import p
+
+        return b**p
+
+    return f, setter(module, "p")
+
+
+@change("relative import")
+def _() -> Any:
+    package = module_of("__path__ = []", "above")
+    package.inner = module_of("p = 1", "above.inner")
+    user = module_of(
+        "__package__ = 'above.beside'\ndef f(b):\n    from .. import inner\n    return b ** inner.p"
+    )
+    return user.f, setter(package.inner, "p")
+
+
+@change("environment, as a mapping")
+def _() -> Any:
+    os.environ["POLARMAP_TEST"] = "1"
+    return lambda b: b ** int(os.environ["POLARMAP_TEST"]), lambda p: item(os.environ, "POLARMAP_TEST")(
+        str(p)
+    )
+
+
+@change("generic function")
+def _() -> Any:
+    @functools.singledispatch
+    def generic(b: Any) -> Any:
+        return b
+
+    return lambda b: generic(b), lambda p: generic.register(np.ndarray, np.square)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_f_reaches_has_changed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off by 0.67 with a bound of 1e-15, it was trusted."""
+    monkeypatch.setattr(Holder, "p", 1)
+    monkeypatch.setitem(globals(), "EXPONENT", 1)
+    monkeypatch.setenv("POLARMAP_TEST", "1")
+    owner, make = CHANGES[name]
+    f, change_it = make(owner())
+    assert how_verified(f, surplus=False) == "local"
+    assert how_verified(f, surplus=False) == ("local" if name in NEVER_TRUSTED else "earlier")
+    try:
+        change_it(2)
+        with pytest.raises(NotLinearError):
+            how_verified(f, surplus=False)
+        if name not in ONE_WAY:
+            change_it(1)
+            assert how_verified(f, surplus=False) in ("local", "earlier")
+    finally:
+        while UNPATCHED:
+            setattr(*UNPATCHED.pop())
+        for made in ("reached", "reached.inner", "above", "above.inner"):
+            sys.modules.pop(made, None)
