@@ -25,8 +25,9 @@ from polarmap.executors.temp_folders import make_shared_memory_folder, make_temp
 from polarmap.executors.worker_listener import check_endpoint
 from polarmap.executors.worker_pool import WorkerPool
 from polarmap.validation import check_positive_int, is_positive_number
+from polarmap.worker.handshake import Endpoint
 from polarmap.worker.processes import LIVENESS_INTERVAL
-from polarmap.worker.socket_channel import TCP_TIMEOUT, Endpoint
+from polarmap.worker.socket_channel import TCP_TIMEOUT
 
 if TYPE_CHECKING:
     from polarmap.executors.remote_workers import WorkerProvider

@@ -36,10 +36,7 @@ from polarmap.executors.local_workers import MAX_IDLE_CORES_POLL_INTERVAL, MIN_I
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.temp_folders import remove_tree
 from polarmap.executors.worker_pool import MAX_CACHED_TASKS, WorkerHandle, WorkerPool
-from polarmap.worker.polling import POLLIN, POLLOUT
-from polarmap.worker.private_files import check_private_folder, write_private_file
-from polarmap.worker.segments import INLINE
-from polarmap.worker.socket_channel import (
+from polarmap.worker.messages import (
     CANCELLED,
     FETCH,
     JOB,
@@ -50,6 +47,9 @@ from polarmap.worker.socket_channel import (
     FrameError,
     Message,
 )
+from polarmap.worker.polling import POLLIN, POLLOUT
+from polarmap.worker.private_files import check_private_folder, write_private_file
+from polarmap.worker.segments import INLINE
 from polarmap.worker.task_records import to_plain_tuple
 
 STEAL_AFTER_SECONDS = 0.002  # that a task may take before those behind it are given to others, too

@@ -15,8 +15,9 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.interface import WakeSignal
 from polarmap.executors.transfers import map_in_parallel
+from polarmap.worker.messages import MAX_INLINE_BYTES, FrameDecoder, FrameError, Message
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
-from polarmap.worker.socket_channel import MAX_INLINE_BYTES, FrameDecoder, FrameError, Message, SocketChannel
+from polarmap.worker.socket_channel import SocketChannel
 from polarmap.worker.storage_channel import (
     HEARTBEAT_SECONDS,
     MAX_POLL_INTERVAL,

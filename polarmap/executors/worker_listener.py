@@ -15,17 +15,10 @@ from functools import partial
 from polarmap.errors import CodeError
 from polarmap.executors.interface import WakeSignal
 from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.worker.handshake import PROOF_TIMEOUT, Endpoint, authenticate_worker
 from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import LIVENESS_INTERVAL
-from polarmap.worker.socket_channel import (
-    PROOF_TIMEOUT,
-    TCP_TIMEOUT,
-    Endpoint,
-    SocketChannel,
-    authenticate_worker,
-    configure_tcp,
-    shutdown_socket,
-)
+from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure_tcp, shutdown_socket
 
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl

@@ -26,17 +26,8 @@ from weakref import WeakValueDictionary
 from polarmap.worker.blas_threads import ThreadLimiter, get_thread_limit_variables, thread_limiter
 from polarmap.worker.block_cache import CACHE_POLL_INTERVAL, BlockCache, CopyOnWriteFunction
 from polarmap.worker.environment import ProcessEnvironment, snapshot_environment
-from polarmap.worker.private_files import (
-    check_private_folder,
-    ensure_private_folder,
-    is_in_private_folder,
-    read_private_segment,
-)
-from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
-from polarmap.worker.processes import exit_process_when
-from polarmap.worker.pytree import Structure, unpickle_data_or_file
-from polarmap.worker.segments import DamagedError, Location, Segment, drop_inherited_connections
-from polarmap.worker.socket_channel import (
+from polarmap.worker.handshake import Endpoint, connect_to_driver
+from polarmap.worker.messages import (
     CANCEL,
     CANCELLED,
     FETCH,
@@ -47,13 +38,20 @@ from polarmap.worker.socket_channel import (
     MODULES,
     SEGMENT,
     TASK,
-    TCP_TIMEOUT,
     UNUSABLE,
-    Endpoint,
     Message,
-    SocketChannel,
-    connect_to_driver,
 )
+from polarmap.worker.private_files import (
+    check_private_folder,
+    ensure_private_folder,
+    is_in_private_folder,
+    read_private_segment,
+)
+from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
+from polarmap.worker.processes import exit_process_when
+from polarmap.worker.pytree import Structure, unpickle_data_or_file
+from polarmap.worker.segments import DamagedError, Location, Segment, drop_inherited_connections
+from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel
 from polarmap.worker.storage_channel import StorageChannel
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import BlockRef, Fault, OutputSpec, TaskRequest, UnusableWorkerError

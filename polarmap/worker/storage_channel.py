@@ -13,9 +13,9 @@ import pickle
 import time
 from typing import Any, NamedTuple
 
+from polarmap.worker.messages import Message, encode_frame
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
 from polarmap.worker.segments import is_missing_object_error
-from polarmap.worker.socket_channel import Message, encode_frame
 
 MIN_POLL_INTERVAL = 0.002  # between looks when something has come
 SLOW_STORAGE_POLL_INTERVAL = 0.01  # the same where the storage takes as long to answer

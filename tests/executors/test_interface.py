@@ -38,9 +38,10 @@ from polarmap.executors.interface import (
 from polarmap.executors.lithops_internals import get_interpreter_for_lithops
 from polarmap.testing import Fault, ReplayExecutor
 from polarmap.worker.encryption import Encryption, encrypt_reply
+from polarmap.worker.messages import TASK_REPLY, Message
 from polarmap.worker.pytree import pack_tree
 from polarmap.worker.segments import INLINE, DamagedError, Location, read_file_segment
-from polarmap.worker.socket_channel import TASK_REPLY, Message, wait_until_ready
+from polarmap.worker.socket_channel import wait_until_ready
 from polarmap.worker.task_records import (
     ErrorInfo,
     OutputSpec,

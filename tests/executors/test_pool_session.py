@@ -25,8 +25,7 @@ from polarmap.executors import block_store, pool_session
 from polarmap.executors.interface import AttemptStarted, JobSpec
 from polarmap.testing import Fault
 from polarmap.worker import persistent_worker
-from polarmap.worker.persistent_worker import DriverAddress, open_channel
-from polarmap.worker.socket_channel import (
+from polarmap.worker.messages import (
     CANCEL,
     FINAL_REPLY,
     JOB,
@@ -34,9 +33,10 @@ from polarmap.worker.socket_channel import (
     TASK_REPLY,
     UNUSABLE,
     Message,
-    SocketChannel,
     encode_frame,
 )
+from polarmap.worker.persistent_worker import DriverAddress, open_channel
+from polarmap.worker.socket_channel import SocketChannel
 
 PATIENCE = 30.0
 BOTH, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()

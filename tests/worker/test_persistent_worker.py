@@ -30,6 +30,19 @@ from polarmap.executors.worker_listener import WorkerListener
 from polarmap.worker import persistent_worker
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
 from polarmap.worker.environment import ProcessEnvironment
+from polarmap.worker.messages import (
+    CANCEL,
+    CANCELLED,
+    HELLO,
+    MAX_INLINE_BYTES,
+    SEGMENT,
+    TASK,
+    TASK_REPLY,
+    ChannelAuthenticators,
+    Message,
+    MessageAuthenticator,
+    encode_frame,
+)
 from polarmap.worker.persistent_worker import (
     DriverAddress,
     PersistentWorker,
@@ -40,22 +53,7 @@ from polarmap.worker.persistent_worker import (
     serve_driver_on_thread,
 )
 from polarmap.worker.segments import Location, Segment
-from polarmap.worker.socket_channel import (
-    CANCEL,
-    CANCELLED,
-    HELLO,
-    MAX_INLINE_BYTES,
-    SEGMENT,
-    TASK,
-    TASK_REPLY,
-    BlockingSocketChannel,
-    ChannelAuthenticators,
-    Message,
-    MessageAuthenticator,
-    SocketChannel,
-    encode_frame,
-    make_worker_channel,
-)
+from polarmap.worker.socket_channel import BlockingSocketChannel, SocketChannel, make_worker_channel
 from polarmap.worker.storage_channel import ChannelKeys, Mailbox, StorageChannel
 
 KEY = bytes(range(32))
