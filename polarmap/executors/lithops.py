@@ -45,10 +45,10 @@ from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.lithops_tasks import LIVENESS_KEY, delete_prefix, make_lithops_task
-from polarmap.worker.persistent_worker import DriverAddress, make_worker_task
 from polarmap.worker.retries import retry_request
 from polarmap.worker.segments import Location
 from polarmap.worker.task_records import to_plain_tuple
+from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
 JOB_KEY_PREFIX = "polarmap"  # of all keys of maps
 DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone

@@ -28,9 +28,9 @@ from polarmap.executors.worker_placement import (
 from polarmap.executors.worker_pool import GRACE_SECONDS, Allocation, WorkerHandle, WorkerPool
 from polarmap.worker.handshake import Endpoint
 from polarmap.worker.messages import FrameError
-from polarmap.worker.persistent_worker import DriverAddress
 from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.socket_channel import TCP_TIMEOUT
+from polarmap.worker.worker_entry import DriverAddress
 
 CONNECT_TIMEOUT = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 MAX_LAUNCH_FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
