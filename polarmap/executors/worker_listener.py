@@ -14,7 +14,7 @@ from functools import partial
 
 from polarmap.errors import CodeError
 from polarmap.executors.interface import WakeSignal
-from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.handshake import PROOF_TIMEOUT, Endpoint, authenticate_worker
 from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import LIVENESS_INTERVAL
