@@ -63,7 +63,7 @@ ONLY_FROM = {
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
     "cloudpickle": [
-        *("polarmap.executors.pickling", "polarmap.worker.pytree", "polarmap.worker.task_records"),
+        *("polarmap.executors.pickling", "polarmap.worker.pickled_values", "polarmap.worker.task_records"),
         *("polarmap.executors.module_state", "polarmap.worker.module_state"),
     ],
     "cryptography": ["polarmap.worker.encryption"],

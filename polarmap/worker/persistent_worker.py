@@ -33,6 +33,7 @@ from polarmap.worker.messages import (
     UNUSABLE,
     Message,
 )
+from polarmap.worker.pickled_values import unpickle_data_or_file
 from polarmap.worker.private_files import (
     check_private_folder,
     ensure_private_folder,
@@ -40,7 +41,7 @@ from polarmap.worker.private_files import (
     read_private_segment,
 )
 from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
-from polarmap.worker.pytree import Structure, unpickle_data_or_file
+from polarmap.worker.pytree import Structure
 from polarmap.worker.segments import DamagedError, Location, Segment
 from polarmap.worker.sent_modules import SentModuleFinder
 from polarmap.worker.socket_channel import SocketChannel

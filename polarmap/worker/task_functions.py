@@ -14,17 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.worker.pytree import (
-    PackedTree,
-    Structure,
-    describe_type,
-    flatten,
+from polarmap.worker.pickled_values import (
     pickle_each,
     pickle_to_packed_tree,
-    unflatten,
     unpickle_array,
     unpickle_data_or_file,
 )
+from polarmap.worker.pytree import PackedTree, Structure, describe_type, flatten, unflatten
 from polarmap.worker.task_records import describe_error, to_plain_tuple
 
 MAX_BATCH_SECONDS = 0.1  # after which the rest of a batch is left to others
@@ -107,7 +103,7 @@ def make_call_task(
     referenced_objects : classes and functions that values are made of. f brings along the state of their
         modules.
 
-    >>> from polarmap.worker.pytree import pickle_to_array
+    >>> from polarmap.worker.pickled_values import pickle_to_array
     >>> call = make_call_task(dict.get, args=("a",), unpickle_blocks=True)
     >>> unpickle_array(np.frombuffer(call(pickle_to_array({"a": {1, 2}})).data, np.uint8))
     {1, 2}
@@ -152,7 +148,7 @@ def execute_pickled_call(block: Array) -> PackedTree:
     These are a pickle of f and of pickles of what it is called with, as integers of 8 bits. f may be one that
     was pickled before: a block as bytes, or the path of its file.
 
-    >>> from polarmap.worker.pytree import pickle_to_array
+    >>> from polarmap.worker.pickled_values import pickle_to_array
     >>> packed = execute_pickled_call(pickle_to_array((divmod, (7, 2), {})))
     >>> unpickle_array(np.frombuffer(packed.data, np.uint8))
     (3, 1)

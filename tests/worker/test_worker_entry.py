@@ -24,10 +24,7 @@ from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.executors.worker_listener import WorkerListener
 from polarmap.worker import worker_entry
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
-from polarmap.worker.messages import (
-    HELLO,
-    Message,
-)
+from polarmap.worker.messages import HELLO, Message
 from polarmap.worker.socket_channel import BlockingSocketChannel
 from polarmap.worker.storage_channel import ChannelKeys, Mailbox, StorageChannel
 from polarmap.worker.worker_entry import (
