@@ -1,4 +1,4 @@
-"""f as workers call it: its arguments, rows of sparse matrices, sums and batches of its results."""
+"""f as workers call it: its arguments, sparse rows, sums and batches of results; products of blocks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from polarmap.worker.pytree import PackedTree, unpack_leaves
 from polarmap.worker.task_functions import (
     build_csr_matrix,
     call_each,
+    compute_gram_block,
     execute_batch,
     execute_pickled_call,
     make_call_task,
     make_csr_task,
     make_weighted_sum_task,
+    multiply_block,
+    multiply_block_pair,
 )
 
 
@@ -171,3 +174,43 @@ def test_several_calls_go_as_pickles_and_one_of_them_alone_gives_what_it_would_i
     assert list(pickle.loads(found)) == [1]
     _, errors = received(execute_batch(lambda value: threading.Lock(), [pickle.dumps(1)] * 2))
     assert all("cannot pickle '_thread.lock' object" in errors[one][1] for one in (0, 1))
+
+
+# --- products of blocks ---------------------------------------------------------------------------
+
+STREAM = np.random.default_rng(0)
+LEFT, RIGHT = STREAM.integers(0, 9, (4, 6)), STREAM.integers(0, 9, (3, 6))
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "float32", "complex64"])
+def test_a_product_has_the_dtype_that_it_is_told(dtype: str, is_sparse: bool) -> None:
+    wanted, operand = np.dtype(dtype), RIGHT.T.astype(dtype)
+    block = scipy.sparse.csr_array(LEFT) if is_sparse else LEFT
+    found = multiply_block(operand, wanted, is_sparse, block)
+    assert found.dtype == wanted
+    np.testing.assert_array_equal(found, LEFT.astype(dtype) @ operand)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_parity_of_uint64_is_what_it_was_before_it_wrapped(is_sparse: bool) -> None:
+    parity = (-LEFT).astype(np.uint64)
+    block = scipy.sparse.csr_array(parity) if is_sparse else parity
+    found = multiply_block(RIGHT.T.astype(float), np.dtype(float), is_sparse, block)
+    np.testing.assert_array_equal(found, -LEFT @ RIGHT.T)
+
+
+def test_pairs_of_blocks_with_and_without_weights() -> None:
+    left, right, weights = LEFT + 1j, RIGHT - 2j, np.arange(6.0)
+    dtype = np.dtype(complex)
+    np.testing.assert_array_equal(multiply_block_pair(dtype, (left, right)), left @ right.T)
+    np.testing.assert_array_equal(compute_gram_block(None, dtype, (left, right)), left.conj() @ right.T)
+    found = compute_gram_block(weights, dtype, (left, right))
+    np.testing.assert_array_equal(found, left.conj() @ np.diag(weights) @ right.T)
+
+
+def test_a_product_is_pickled_by_its_name() -> None:
+    """By its code, it took a tenth of a map's Python calls."""
+    f = partial(multiply_block, np.ones(6), np.dtype(float), False)
+    assert len(pickle.dumps(f)) < 600
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(f))(LEFT), LEFT.sum(axis=1))
