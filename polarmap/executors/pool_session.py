@@ -29,12 +29,12 @@ from polarmap.executors.interface import (
     JobSpec,
     NoWorkers,
     Outcome,
-    WakeSignal,
     make_lost_worker_outcome,
 )
 from polarmap.executors.local_workers import MAX_IDLE_CORES_POLL_INTERVAL, MIN_IDLE_CORES_POLL_INTERVAL
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.temp_folders import remove_tree
+from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_pool import MAX_CACHED_TASKS, WorkerHandle, WorkerPool
 from polarmap.worker.messages import (
     CANCELLED,

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.interface import WakeSignal
 from polarmap.executors.transfers import map_in_parallel
+from polarmap.executors.wake_signal import WakeSignal
 from polarmap.worker.messages import MAX_INLINE_BYTES, FrameDecoder, FrameError, Message
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
 from polarmap.worker.socket_channel import SocketChannel

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from polarmap.errors import CodeError
-from polarmap.executors.interface import WakeSignal
+from polarmap.executors.wake_signal import WakeSignal
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.handshake import PROOF_TIMEOUT, Endpoint, authenticate_worker
 from polarmap.worker.polling import POLLIN, wait_until_ready

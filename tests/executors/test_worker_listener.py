@@ -22,7 +22,7 @@ from polarmap.executors import worker_listener
 from polarmap.executors.storage_channels import WorkerChannel
 from polarmap.executors.worker_listener import WorkerListener, check_endpoint, list_local_addresses
 from polarmap.worker.handshake import PROOF_BYTES, connect_to_driver
-from polarmap.worker.socket_channel import wait_until_ready
+from polarmap.worker.polling import wait_until_ready
 
 KEY = bytes(range(32))
 

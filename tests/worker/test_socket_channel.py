@@ -30,7 +30,8 @@ from polarmap.worker.messages import (
     MessageAuthenticator,
     encode_frame,
 )
-from polarmap.worker.socket_channel import SocketChannel, make_worker_channel, wait_until_ready
+from polarmap.worker.polling import wait_until_ready
+from polarmap.worker.socket_channel import SocketChannel, make_worker_channel
 
 SENT = [
     Message(TASK_REPLY, (number, 2 * number, -1), bytes(number), bytes(3 * number), number % 2 == 1)
