@@ -351,11 +351,9 @@ class DelegatingExecutor:
     """An executor that is the same as another one but for the runs that it opens."""
 
     def __init__(self, executor: MapExecutor) -> None:
-        self._executor, self.worker_spec, self.is_local = (
-            executor,
-            executor.worker_spec,
-            is_local_executor(executor),
-        )
+        self._executor = executor
+        self.worker_spec = executor.worker_spec
+        self.is_local = is_local_executor(executor)
 
     @property
     def name(self) -> str:

@@ -229,11 +229,9 @@ class LithopsWorkerProvider(WorkerProvider):
     def __init__(self, executor_spec: Any) -> None:
         self._invocations = LithopsInvocations(executor_spec)
         self._has_stored_objects = False  # whether the storage has taken anything
-        self.name, self.shares_files, self.backend_and_storage = (
-            self._invocations.name,
-            self._invocations.is_local,
-            self._invocations.backend_and_storage,
-        )
+        self.name = self._invocations.name
+        self.shares_files = self._invocations.is_local
+        self.backend_and_storage = self._invocations.backend_and_storage
         self.listing_interval = slow_down_monitoring(self._invocations.function_executor)
         self.worker_spec = (
             None if self.shares_files else parse_worker_spec(self._invocations.function_executor.config)

@@ -148,10 +148,8 @@ class FunctionWithState:
     def __init__(
         self, call: Any, state: Sequence[ModuleStateItem], pickle_bytes: bytes, buffers: Sequence[memoryview]
     ) -> None:
-        self._call, self._reduce_arguments = (
-            call,
-            (get_process_token(), list(map(tuple, state)), pickle_bytes),
-        )
+        self._call = call
+        self._reduce_arguments = (get_process_token(), list(map(tuple, state)), pickle_bytes)
         self._buffers = buffers
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:

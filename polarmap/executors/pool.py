@@ -199,11 +199,8 @@ class Pool:
     def stop_workers(self) -> None:
         """End the workers and let go of all blocks; the next map starts others."""
         with self._lock:
-            # not that of workers which a map on another thread may start
-            self._resources, finalizer = (
-                None,
-                self._finalizer,
-            )
+            self._resources = None
+            finalizer = self._finalizer  # not that of workers which a map on another thread may start
         finalizer()
 
     def close(self) -> None:

@@ -322,11 +322,8 @@ class StorageChannelServer:
         self._n_reads += n_replies
         # All are read before any is delivered, so that all are answered at once.
         contents = map_in_parallel(self._read_object, new_replies, MAX_PARALLEL_READS)
-        # numbers of workers whose next reply is not whole yet
-        delivered_keys, blocked_workers = (
-            list[str](),
-            set[int](),
-        )
+        delivered_keys = list[str]()
+        blocked_workers = set[int]()  # ids of workers whose next reply is not whole yet
         for (reply_key, object_key), data in zip(new_replies, contents):
             if reply_key.worker_id in blocked_workers or len(data) != reply_key.size:
                 blocked_workers.add(reply_key.worker_id)

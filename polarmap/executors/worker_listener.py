@@ -50,11 +50,9 @@ class WorkerListener:
         tcp_timeout: float = TCP_TIMEOUT,
         preferred_host: str = "",
     ) -> None:
-        self._authentication_key, self._on_connected, self._tcp_timeout = (
-            authentication_key,
-            on_connected,
-            tcp_timeout,
-        )
+        self._authentication_key = authentication_key
+        self._on_connected = on_connected
+        self._tcp_timeout = tcp_timeout
         hosts = (
             ["127.0.0.1"] if local_only else put_preferred_host_first(preferred_host, list_local_addresses())
         )

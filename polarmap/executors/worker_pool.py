@@ -388,10 +388,8 @@ class WorkerPool:
             is_busy, assigned = worker.cancel_tasks(), worker.assigned.copy()
             self.release_worker(worker)
             if is_busy:
-                worker.assigned, worker.allocation = (
-                    assigned,
-                    Allocation(lambda: None, closed_at=time.monotonic()),
-                )
+                worker.assigned = assigned
+                worker.allocation = Allocation(lambda: None, closed_at=time.monotonic())
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""

@@ -46,11 +46,9 @@ def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, Cha
     driver_nonce = os.urandom(NONCE_BYTES)
     connection.sendall(driver_nonce)
     response = _receive_exactly(connection, PROOF_BYTES, PROOF_TIMEOUT)
-    worker_nonce, worker_id_bytes, proof = (
-        response[:NONCE_BYTES],
-        response[NONCE_BYTES:-MAC_BYTES],
-        response[-MAC_BYTES:],
-    )
+    worker_nonce = response[:NONCE_BYTES]
+    worker_id_bytes = response[NONCE_BYTES:-MAC_BYTES]
+    proof = response[-MAC_BYTES:]
     if not hmac.compare_digest(
         _compute_hmac(key, b"worker", driver_nonce + worker_nonce + worker_id_bytes), proof
     ):

@@ -134,9 +134,8 @@ class FrameDecoder:
         self._buffer += received_bytes
         tag_bytes = 0 if self._authenticator is None else MAC_BYTES
         while len(self._buffer) >= FRAME_PREFIX_BYTES:
-            kind, flags, job_id, task, attempt, header_size, data_size = struct.unpack_from(
-                FRAME_PREFIX, self._buffer
-            )
+            prefix = struct.unpack_from(FRAME_PREFIX, self._buffer)
+            kind, flags, job_id, task, attempt, header_size, data_size = prefix
             if kind not in MESSAGE_KINDS or header_size > MAX_HEADER_BYTES or data_size > MAX_DATA_BYTES:
                 raise FrameError(f"a message {kind!r} of {header_size} and {data_size} bytes")
             start, end = FRAME_PREFIX_BYTES + header_size, FRAME_PREFIX_BYTES + header_size + data_size

@@ -85,11 +85,7 @@ class PersistentWorker(TaskIO):
         self._is_usable = True
         self._inbox = deque[Message]()  # while it was at a task
         self._attempt_key = -1, -1, -1  # that map, its task and attempt
-        # output and encryption of its tasks
-        self._output_and_encryption: tuple[OutputSpec | None, Any] = (
-            None,
-            None,
-        )
+        self._output_and_encryption: tuple[OutputSpec | None, Any] = None, None  # of the tasks of its map
         self._block_set_id: int | None = None  # by which its blocks are kept
         self._function_data: bytes | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
@@ -175,25 +171,17 @@ class PersistentWorker(TaskIO):
             self._send(Message(UNUSABLE, self._attempt_key, unrestored.encode()))
             return False
         self._has_run_f = True
-        (
-            self._result_folders,
-            output,
-            encryption,
-            environment_bytes,
-            self._block_set_id,
-            live_block_set_ids,
-        ) = pickle.loads(job_message.header)
+        header = pickle.loads(job_message.header)
+        self._result_folders, output, encryption, environment_bytes, self._block_set_id, live_set_ids = header
         if environment_bytes != self._environment_bytes:
-            self._environment_bytes, self._environment = (
-                environment_bytes,
-                ProcessEnvironment(*pickle.loads(environment_bytes)),
-            )
+            self._environment = ProcessEnvironment(*pickle.loads(environment_bytes))
+            self._environment_bytes = environment_bytes
             self._environment_snapshot = None
         self._output_and_encryption = output and OutputSpec.from_tuple(output), encryption
         if snapshot_environment() != self._environment_snapshot:
             self._environment.apply_to_process()
             self._environment_snapshot = snapshot_environment()
-        self._block_cache.evict_removed_blocks(live_block_set_ids)
+        self._block_cache.evict_removed_blocks(live_set_ids)
         if job_message.data:
             data = bytes(job_message.data)
             self._function_data = os.fsdecode(data) if job_message.is_file else data

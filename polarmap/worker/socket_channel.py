@@ -66,10 +66,8 @@ class SocketChannel:
         connection.setblocking(False)
         self._connection, self._send_timeout, self._poll = connection, send_timeout, Poll()
         self._poll.register(connection, POLLIN)
-        self._authenticator, self._decoder = (
-            authenticators and authenticators.outgoing,
-            FrameDecoder(authenticators and authenticators.incoming),
-        )
+        self._authenticator = authenticators and authenticators.outgoing
+        self._decoder = FrameDecoder(authenticators and authenticators.incoming)
         self._unsent_bytes = memoryview(b"")  # bytes that are framed, and have to be written whole
         self._send_queue = deque[Message]()
         self._remaining_chunks: Iterator[Message] = iter(())  # of the message that is being written
@@ -130,11 +128,9 @@ class SocketChannel:
             if len(message.header) <= MAX_CHUNK_BYTES and len(message.data) <= MAX_CHUNK_BYTES:
                 self._unsent_bytes = memoryview(encode_frame(message, self._authenticator))
                 return True
-            self._current_message, self._remaining_chunks, self._next_flags = (
-                message,
-                split_message(message),
-                MORE_FRAMES_FLAG,
-            )
+            self._current_message = message
+            self._remaining_chunks = split_message(message)
+            self._next_flags = MORE_FRAMES_FLAG
         chunk = next(self._remaining_chunks, None)
         if chunk is None:  # the last frame is empty, so that nobody has to look ahead
             chunk, self._current_message = self._current_message._replace(header=b"", data=b""), None
