@@ -24,7 +24,7 @@ from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.driver.options import check_options
 from polarmap.linalg.products import make_product_runner
 from polarmap.testing import Fault, FaultyExecutor
-from polarmap.worker.block_products import multiply_block
+from polarmap.worker.task_functions import multiply_block
 
 K, N = 24, 32
 SLEEPING_FAULTS = {3: Fault("sleep", 20.0), 9: Fault("sleep", 20.0)}

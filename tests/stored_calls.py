@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.worker.pytree import get_layout, pickle_to_array
+from polarmap.worker.messages import JOB, TASK, TASK_REPLY, Message, encode_frame
+from polarmap.worker.pickled_values import pickle_to_array
+from polarmap.worker.pytree import get_layout
 from polarmap.worker.segments import Location, Segment
-from polarmap.worker.socket_channel import JOB, TASK, TASK_REPLY, Message, encode_frame
 from polarmap.worker.task_records import BlockRef, to_plain_tuple
 
 

@@ -43,7 +43,7 @@ LAYERS = [
 
 SHARED = {"dtypes", "errors", "lazy_names", "optional", "validation", "worker"}
 # Modules that import nothing else of the package: they travel, or are read on their own.
-OF_WORKERS = ("finite_differences", "segments", "processes", "environment", "blas_threads")
+OF_WORKERS = ("finite_differences", "segments", "processes", "environment", "blas_threads", "daemon_threads")
 STAND_ALONE = ["polarmap.errors", *[f"polarmap.worker.{name}" for name in OF_WORKERS]]
 # Components and modules that import only the standard library besides the package.
 WITHOUT_NUMPY = [
@@ -63,7 +63,7 @@ ONLY_FROM = {
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
     "cloudpickle": [
-        *("polarmap.executors.pickling", "polarmap.worker.pytree", "polarmap.worker.task_records"),
+        *("polarmap.executors.pickling", "polarmap.worker.pickled_values", "polarmap.worker.task_records"),
         *("polarmap.executors.module_state", "polarmap.worker.module_state"),
     ],
     "cryptography": ["polarmap.worker.encryption"],

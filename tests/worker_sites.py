@@ -19,13 +19,10 @@ from polarmap.executors.lithops import BucketBlockStore
 from polarmap.executors.remote_workers import WorkerProvider
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
 from polarmap.worker.block_cache import BlockCache
-from polarmap.worker.persistent_worker import (
-    DriverAddress,
-    PersistentWorker,
-    open_channel,
-    serve_driver_on_thread,
-)
-from polarmap.worker.socket_channel import SocketChannel, connect_to_driver
+from polarmap.worker.handshake import connect_to_driver
+from polarmap.worker.persistent_worker import PersistentWorker
+from polarmap.worker.socket_channel import SocketChannel
+from polarmap.worker.worker_entry import DriverAddress, open_channel, serve_driver_on_thread
 
 Life = Callable[[DriverAddress, int, float], None]
 

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.worker.daemon_threads import run_in_daemon_thread
 
 MAX_THREADS = 32  # maps that are under way at a time; later ones wait for their turn
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from polarmap.blocks.coded import CodedData
 from polarmap.dtypes import Array
-from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.pytree import Structure, flatten, unflatten
 from polarmap.worker.task_records import describe_error
 

@@ -182,10 +182,8 @@ class PublishedBlocks:
             count_layout_bytes(blocks.block_layout(task)) for task in set(task_of_component.values())
         )
         with block_store.lock:  # until others can see that the room is taken
-            self.n_bytes, self.key_prefixes = (
-                n_bytes,
-                block_store.allocate_key_prefixes(self.block_set_id, n_bytes),
-            )
+            self.key_prefixes = block_store.allocate_key_prefixes(self.block_set_id, n_bytes)
+            self.n_bytes = n_bytes
         if block_store.is_memory_mapped:
             weakref.finalize(
                 blocks,
@@ -344,11 +342,9 @@ class MemoryMappedBlockStore(BlockStore):
     def __init__(self, memory_folder: Path | None, disk_folder: Path, max_memory_bytes: int) -> None:
         super().__init__("")
         self.location, self._owner_pid = Location("private", "/"), os.getpid()
-        self._memory_folder, self._disk_folder, self._max_memory_bytes = (
-            memory_folder,
-            disk_folder,
-            max_memory_bytes,
-        )
+        self._memory_folder = memory_folder
+        self._disk_folder = disk_folder
+        self._max_memory_bytes = max_memory_bytes
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
         """A folder in memory, if it has room when what is not in use has made way, and one on disk."""
@@ -380,10 +376,8 @@ class MemoryMappedBlockStore(BlockStore):
             for set_key, published in self._published.items()
             if len(published.key_prefixes) > 1
         }
-        n_used_bytes, evictable_keys = (
-            sum(published.n_bytes for published in published_in_memory.values()),
-            [],
-        )
+        n_used_bytes = sum(published.n_bytes for published in published_in_memory.values())
+        evictable_keys = []
         for set_key, published in published_in_memory.items():
             if n_used_bytes + n_bytes > self._max_memory_bytes and not published.use_count:
                 evictable_keys.append(set_key)

@@ -19,7 +19,7 @@ from polarmap.executors.cluster_submit import ClusterSubmitter, complete_future
 from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
 from polarmap.executors.worker_listener import is_every_host_local
 from polarmap.executors.worker_pool import GRACE_SECONDS
-from polarmap.worker.persistent_worker import DriverAddress, serve_driver_on_thread
+from polarmap.worker.worker_entry import DriverAddress, serve_driver_on_thread
 
 WORKER_LIST_INTERVAL = 5.0  # between two requests for the cluster's workers, and until one is given up
 PLACEMENT_OPTIONS = {"workers", "resources"}  # of tasks, by which a user chooses where they run

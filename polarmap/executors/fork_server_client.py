@@ -18,16 +18,16 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.worker.blas_threads import get_thread_limit_variables
 from polarmap.worker.environment import get_absolute_sys_path
-from polarmap.worker.polling import POLLIN, wait_until_ready
-from polarmap.worker.processes import SHUTDOWN_SECONDS
-from polarmap.worker.socket_channel import (
+from polarmap.worker.fork_server_protocol import (
     FORK_COMMAND,
     FORK_SERVER_REQUEST,
     KILL_COMMAND,
     SERVER_READY,
     WORKER_EXIT_EVENT,
-    configure_tcp,
 )
+from polarmap.worker.polling import POLLIN, wait_until_ready
+from polarmap.worker.processes import SHUTDOWN_SECONDS
+from polarmap.worker.socket_channel import configure_tcp
 
 MAX_INLINE_FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
 INTERPRETER_START_SECONDS = 60  # that an interpreter may take to import what workers need, on a busy machine

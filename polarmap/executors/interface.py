@@ -1,10 +1,9 @@
-"""The seam between a map and whatever runs its tasks: `executor.open(payload) -> Session`."""
+"""The seam between a map and whatever runs its tasks: `executor.open(job_spec) -> Session`."""
 
 from __future__ import annotations
 
 import contextlib
 import pickle
-import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -127,8 +126,6 @@ class NoWorkers(NamedTuple):
 
 
 Event = AttemptStarted | Outcome | NoWorkers
-# else who has SIGPIPE end the process dies where none listens
-MSG_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 AttemptId = tuple[int, int]  # the number of a task, and how often it was started before
 
 
@@ -321,58 +318,6 @@ class BlockSendingSession(Protocol):
         ...
 
 
-class WakeSignal:
-    """A descriptor by which one thread ends the `wait` of another: readable from `set` to `clear`.
-
-    >>> signal = WakeSignal()
-    >>> signal.set(), signal.clear(), signal.clear(), signal.close(), signal.set()
-    (None, True, False, None, None)
-    """
-
-    def __init__(self) -> None:
-        try:
-            self._read_socket, write_socket = socket.socketpair()
-        except OSError as error:
-            raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
-        self._write_socket: _SendSocket | None = _SendSocket(fileno=write_socket.detach())
-        for each_socket in (self._read_socket, self._write_socket):
-            each_socket.setblocking(False)
-
-    def fileno(self) -> int:
-        """The descriptor to poll; -1 once it is closed."""
-        return self._read_socket.fileno()
-
-    def set(self) -> None:
-        """Let it be readable; nothing once it is closed. Any thread may do so at any time."""
-        write_socket = self._write_socket  # which stays open as long as this thread has it
-        if write_socket is not None:
-            with contextlib.suppress(OSError):  # closed, or set so often that no more fits
-                write_socket.send(b".", MSG_NOSIGNAL)
-
-    def clear(self) -> bool:
-        """Clear the descriptor; whether it was set."""
-        was_set = False
-        with contextlib.suppress(OSError):  # no more is there
-            while self._read_socket.recv(4096):
-                was_set = True
-        return was_set
-
-    def close(self) -> None:
-        """Close the descriptor, that of this process where it was forked. Safe to call twice."""
-        self._write_socket = None
-        self._read_socket.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # there were none to be had
-            self.close()
-
-
-class _SendSocket(socket.socket):
-    """A socket that is closed when no thread has it: one that still sends would send to what opens next."""
-
-    __del__ = socket.socket.close
-
-
 @runtime_checkable
 class MapExecutor(Protocol):
     """Where the tasks of maps run; it holds nothing open between them, and any number may run on it.
@@ -406,11 +351,9 @@ class DelegatingExecutor:
     """An executor that is the same as another one but for the runs that it opens."""
 
     def __init__(self, executor: MapExecutor) -> None:
-        self._executor, self.worker_spec, self.is_local = (
-            executor,
-            executor.worker_spec,
-            is_local_executor(executor),
-        )
+        self._executor = executor
+        self.worker_spec = executor.worker_spec
+        self.is_local = is_local_executor(executor)
 
     @property
     def name(self) -> str:

@@ -45,10 +45,10 @@ from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.lithops_tasks import LIVENESS_KEY, delete_prefix, make_lithops_task
-from polarmap.worker.persistent_worker import DriverAddress, make_worker_task
 from polarmap.worker.retries import retry_request
 from polarmap.worker.segments import Location
 from polarmap.worker.task_records import to_plain_tuple
+from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
 JOB_KEY_PREFIX = "polarmap"  # of all keys of maps
 DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
@@ -229,11 +229,9 @@ class LithopsWorkerProvider(WorkerProvider):
     def __init__(self, executor_spec: Any) -> None:
         self._invocations = LithopsInvocations(executor_spec)
         self._has_stored_objects = False  # whether the storage has taken anything
-        self.name, self.shares_files, self.backend_and_storage = (
-            self._invocations.name,
-            self._invocations.is_local,
-            self._invocations.backend_and_storage,
-        )
+        self.name = self._invocations.name
+        self.shares_files = self._invocations.is_local
+        self.backend_and_storage = self._invocations.backend_and_storage
         self.listing_interval = slow_down_monitoring(self._invocations.function_executor)
         self.worker_spec = (
             None if self.shares_files else parse_worker_spec(self._invocations.function_executor.config)

@@ -77,10 +77,8 @@ class LocalWorkerPool(WorkerPool):
             self._module_names = sorted(find_referenced_modules(pickled_function, ("polarmap", "scipy")))
         snapshot = snapshot_environment()
         if snapshot != self._environment_snapshot:
-            self._environment_snapshot, variables = (
-                snapshot,
-                {**os.environ, **get_thread_limit_variables(self._n_threads)},
-            )
+            variables = {**os.environ, **get_thread_limit_variables(self._n_threads)}
+            self._environment_snapshot = snapshot
             environment = ProcessEnvironment(snapshot[0], tuple(get_absolute_sys_path()), variables)
             self._pickled_environment = pickle.dumps(tuple(environment))
         return self._pickled_environment

@@ -27,7 +27,7 @@ from polarmap.worker.module_state import (
     load_with_module_state,
     reduce_code_with_filename,
 )
-from polarmap.worker.pytree import build_buffer_block, make_buffer_collector, pickle_each
+from polarmap.worker.pickled_values import build_buffer_block, make_buffer_collector, pickle_each
 from polarmap.worker.task_records import Fault
 
 TRACKED_TYPES = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)  # that lead from f to what it reaches
@@ -148,10 +148,8 @@ class FunctionWithState:
     def __init__(
         self, call: Any, state: Sequence[ModuleStateItem], pickle_bytes: bytes, buffers: Sequence[memoryview]
     ) -> None:
-        self._call, self._reduce_arguments = (
-            call,
-            (get_process_token(), list(map(tuple, state)), pickle_bytes),
-        )
+        self._call = call
+        self._reduce_arguments = (get_process_token(), list(map(tuple, state)), pickle_bytes)
         self._buffers = buffers
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -189,8 +187,7 @@ def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -
 
     >>> find_referenced_modules(
     ...     cloudpickle.dumps([CodeType, pickle_function, make_buffer_collector]), ["polarmap"]
-    ... ) == {
-    ...     "polarmap.executors.pickling", "polarmap.worker.pytree"}
+    ... ) == {"polarmap.executors.pickling", "polarmap.worker.pickled_values"}
     True
     """
     root_packages = set(root_packages)

@@ -25,8 +25,9 @@ from polarmap.executors.temp_folders import make_shared_memory_folder, make_temp
 from polarmap.executors.worker_listener import check_endpoint
 from polarmap.executors.worker_pool import WorkerPool
 from polarmap.validation import check_positive_int, is_positive_number
+from polarmap.worker.handshake import Endpoint
 from polarmap.worker.processes import LIVENESS_INTERVAL
-from polarmap.worker.socket_channel import TCP_TIMEOUT, Endpoint
+from polarmap.worker.socket_channel import TCP_TIMEOUT
 
 if TYPE_CHECKING:
     from polarmap.executors.remote_workers import WorkerProvider
@@ -198,11 +199,8 @@ class Pool:
     def stop_workers(self) -> None:
         """End the workers and let go of all blocks; the next map starts others."""
         with self._lock:
-            # not that of workers which a map on another thread may start
-            self._resources, finalizer = (
-                None,
-                self._finalizer,
-            )
+            self._resources = None
+            finalizer = self._finalizer  # not that of workers which a map on another thread may start
         finalizer()
 
     def close(self) -> None:

@@ -29,17 +29,14 @@ from polarmap.executors.interface import (
     JobSpec,
     NoWorkers,
     Outcome,
-    WakeSignal,
     make_lost_worker_outcome,
 )
 from polarmap.executors.local_workers import MAX_IDLE_CORES_POLL_INTERVAL, MIN_IDLE_CORES_POLL_INTERVAL
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.temp_folders import remove_tree
+from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_pool import MAX_CACHED_TASKS, WorkerHandle, WorkerPool
-from polarmap.worker.polling import POLLIN, POLLOUT
-from polarmap.worker.private_files import check_private_folder, write_private_file
-from polarmap.worker.segments import INLINE
-from polarmap.worker.socket_channel import (
+from polarmap.worker.messages import (
     CANCELLED,
     FETCH,
     JOB,
@@ -50,6 +47,9 @@ from polarmap.worker.socket_channel import (
     FrameError,
     Message,
 )
+from polarmap.worker.polling import POLLIN, POLLOUT
+from polarmap.worker.private_files import check_private_folder, write_private_file
+from polarmap.worker.segments import INLINE
 from polarmap.worker.task_records import to_plain_tuple
 
 STEAL_AFTER_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -110,10 +110,8 @@ class PoolSession:
         # No worker has a block that travels. What is stored is to come from one worker; a worker at a task
         # reads no block that is longer than the buffer of its socket.
         is_inline = job_spec.blocks.location == INLINE
-        self._locality_window, self._prefetches = (
-            1 if is_inline else LOCALITY_WINDOW,
-            not (job_spec.output_spec or is_inline),
-        )
+        self._locality_window = 1 if is_inline else LOCALITY_WINDOW
+        self._prefetches = not (job_spec.output_spec or is_inline)
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
         environment = worker_pool.get_pickled_environment(pickled_function.pickle_bytes)
         # first: what comes meanwhile is not told to have gone
@@ -344,11 +342,9 @@ class PoolSession:
 
     def _compute_prefetch_depth(self, worker: WorkerHandle) -> int:
         """Of how many tasks beyond one a worker may be told: others get one first, and the last ones last."""
-        n_queued, n_workers, n_acquired = (
-            len(self._queue),
-            len(self._worker_pool),
-            len(self._allocation.workers),
-        )
+        n_queued = len(self._queue)
+        n_workers = len(self._worker_pool)
+        n_acquired = len(self._allocation.workers)
         n_available = n_queued - (not worker.assigned) - (n_workers - n_acquired) - n_workers
         if (
             n_available <= 0
@@ -423,11 +419,9 @@ class PoolSession:
                 if not is_prefetch:
                     self._worker_pool.remove_worker(worker)
         if is_sent:
-            # which need not be told again
-            worker.job_id, worker.function_digest = (
-                self._job_id,
-                self._function_digest,
-            )
+            # The worker has job and function now: the next task need not send them again.
+            worker.job_id = self._job_id
+            worker.function_digest = self._function_digest
             for attempt in attempts:
                 worker.assign_task((self._job_id, *attempt), self._get_task_key(attempt[0]))
             if not is_prefetch:

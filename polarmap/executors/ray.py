@@ -19,8 +19,8 @@ from polarmap.executors.cluster_submit import ClusterSubmitter, complete_future
 from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
 from polarmap.executors.worker_listener import find_local_address_towards, is_every_host_local
 from polarmap.executors.worker_pool import GRACE_SECONDS
-from polarmap.worker.blas_threads import run_in_daemon_thread
-from polarmap.worker.persistent_worker import DriverAddress, serve_driver
+from polarmap.worker.daemon_threads import run_in_daemon_thread
+from polarmap.worker.worker_entry import DriverAddress, serve_driver
 
 NODE_LIST_INTERVAL = 5.0  # between two requests for the cluster's nodes
 UNRESTRICTED_OPTIONS = {"num_cpus", "memory", "runtime_env", "name"}  # options that every node can meet

@@ -26,23 +26,21 @@ from polarmap.executors.worker_placement import (
     find_underfull_machines,
 )
 from polarmap.executors.worker_pool import GRACE_SECONDS, Allocation, WorkerHandle, WorkerPool
-from polarmap.worker.persistent_worker import DriverAddress
+from polarmap.worker.handshake import Endpoint
+from polarmap.worker.messages import FrameError
 from polarmap.worker.retries import OUTAGE_SECONDS
-from polarmap.worker.socket_channel import TCP_TIMEOUT, Endpoint, FrameError
+from polarmap.worker.socket_channel import TCP_TIMEOUT
+from polarmap.worker.worker_entry import DriverAddress
 
 CONNECT_TIMEOUT = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 MAX_LAUNCH_FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
-# seconds after a failure in which none is started, doubled each time
-MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = (
-    0.5,
-    60.0,
-)
+# Pause before the next launch after a failure. The pause doubles with each failure in a row.
+MIN_BACKOFF_SECONDS = 0.5
+MAX_BACKOFF_SECONDS = 60.0
 RENEWAL_DIVISOR = 8  # one in so many workers is renewed at a time
-# of the time that a worker may take: when it ends by itself, staggered
-MIN_LIFETIME_FRACTION, MAX_LIFETIME_FRACTION = (
-    0.6,
-    0.9,
-)
+# Workers expire after between these fractions of their time limit, so that they do not all end at once.
+MIN_LIFETIME_FRACTION = 0.6
+MAX_LIFETIME_FRACTION = 0.9
 MACHINE_PROBE_INTERVAL = 5.0  # between two tries to start a worker on a machine where none has started
 NO_MACHINE_CHOICES: Mapping[int, str] = MappingProxyType({})
 GOLDEN_RATIO = 0.6180339887  # its multiples are spread evenly over the fractions
@@ -221,19 +219,13 @@ class RemoteWorkerPool(WorkerPool):
         self._provider = provider
         self._n_wanted = 0
         self._launched: dict[int, LaunchedWorker] = {}  # by number, until they are known to have ended
-        # launches by the site, and of which nothing came
-        self._launch_backoff, self._startup_backoff = (
-            Backoff(),
-            Backoff(),
-        )
+        self._launch_backoff = Backoff()  # after launches that the provider could not make
+        self._startup_backoff = Backoff()  # after launched workers that never connected
         self._machines = tuple(provider.list_machines())
         self._unreachable_until: dict[str, float] = {}  # machines where none has started: when to try again
         self._rebalance_backoff = Backoff()  # workers, to machines that have too few
-        # not accounted for, of workers that are gone, and starts
-        self._unbilled_seconds, self._n_unbilled_starts = (
-            0.0,
-            0,
-        )
+        self._unbilled_seconds = 0.0  # of workers that have ended since the last bill
+        self._n_unbilled_starts = 0
         self._billed_at = time.monotonic()  # what is to be paid
         key = secrets.token_bytes(32)
         self._listener: WorkerListener | None = None

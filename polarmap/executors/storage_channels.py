@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.interface import WakeSignal
 from polarmap.executors.transfers import map_in_parallel
+from polarmap.executors.wake_signal import WakeSignal
+from polarmap.worker.messages import MAX_INLINE_BYTES, FrameDecoder, FrameError, Message
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
-from polarmap.worker.socket_channel import MAX_INLINE_BYTES, FrameDecoder, FrameError, Message, SocketChannel
+from polarmap.worker.socket_channel import SocketChannel
 from polarmap.worker.storage_channel import (
     HEARTBEAT_SECONDS,
     MAX_POLL_INTERVAL,
@@ -321,11 +322,8 @@ class StorageChannelServer:
         self._n_reads += n_replies
         # All are read before any is delivered, so that all are answered at once.
         contents = map_in_parallel(self._read_object, new_replies, MAX_PARALLEL_READS)
-        # numbers of workers whose next reply is not whole yet
-        delivered_keys, blocked_workers = (
-            list[str](),
-            set[int](),
-        )
+        delivered_keys = list[str]()
+        blocked_workers = set[int]()  # ids of workers whose next reply is not whole yet
         for (reply_key, object_key), data in zip(new_replies, contents):
             if reply_key.worker_id in blocked_workers or len(data) != reply_key.size:
                 blocked_workers.add(reply_key.worker_id)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 from typing import Generic, TypeVar
 
-from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.worker.daemon_threads import run_in_daemon_thread
 
 MAX_PARALLEL_TRANSFERS = 8  # that run at the same time, unless the caller chooses another number
 # A wait without a timeout misses Ctrl-C that is pressed just before it begins, and on Windows any.

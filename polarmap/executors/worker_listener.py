@@ -13,19 +13,12 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from polarmap.errors import CodeError
-from polarmap.executors.interface import WakeSignal
-from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.executors.wake_signal import WakeSignal
+from polarmap.worker.daemon_threads import run_in_daemon_thread
+from polarmap.worker.handshake import PROOF_TIMEOUT, Endpoint, authenticate_worker
 from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import LIVENESS_INTERVAL
-from polarmap.worker.socket_channel import (
-    PROOF_TIMEOUT,
-    TCP_TIMEOUT,
-    Endpoint,
-    SocketChannel,
-    authenticate_worker,
-    configure_tcp,
-    shutdown_socket,
-)
+from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure_tcp, shutdown_socket
 
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl
@@ -57,11 +50,9 @@ class WorkerListener:
         tcp_timeout: float = TCP_TIMEOUT,
         preferred_host: str = "",
     ) -> None:
-        self._authentication_key, self._on_connected, self._tcp_timeout = (
-            authentication_key,
-            on_connected,
-            tcp_timeout,
-        )
+        self._authentication_key = authentication_key
+        self._on_connected = on_connected
+        self._tcp_timeout = tcp_timeout
         hosts = (
             ["127.0.0.1"] if local_only else put_preferred_host_first(preferred_host, list_local_addresses())
         )

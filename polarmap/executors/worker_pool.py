@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.prices import PersistentUsage
 from polarmap.errors import ExecutorError
-from polarmap.worker.polling import POLLIN, POLLOUT, Poll, wait_until_ready
-from polarmap.worker.socket_channel import (
+from polarmap.worker.messages import (
     CANCEL,
     EXIT_KINDS,
     FINAL_REPLY,
@@ -37,6 +36,7 @@ from polarmap.worker.socket_channel import (
     TASK_REPLY,
     Message,
 )
+from polarmap.worker.polling import POLLIN, POLLOUT, Poll, wait_until_ready
 
 if TYPE_CHECKING:
     from polarmap.executors.storage_channels import WorkerChannel
@@ -388,10 +388,8 @@ class WorkerPool:
             is_busy, assigned = worker.cancel_tasks(), worker.assigned.copy()
             self.release_worker(worker)
             if is_busy:
-                worker.assigned, worker.allocation = (
-                    assigned,
-                    Allocation(lambda: None, closed_at=time.monotonic()),
-                )
+                worker.assigned = assigned
+                worker.allocation = Allocation(lambda: None, closed_at=time.monotonic())
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""

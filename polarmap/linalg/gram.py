@@ -19,7 +19,7 @@ from polarmap.linalg import operands
 from polarmap.linalg.layouts import GRAM_COUNTS, BlockCounts, check_axis_block_counts, get_default_gram_tasks
 from polarmap.linalg.products import CodedProduct, ProductRunner, make_product_runner, multiply_block_pairs
 from polarmap.validation import check_positive_int
-from polarmap.worker.block_products import compute_gram_block
+from polarmap.worker.task_functions import compute_gram_block
 
 SPARSE_GRAM_ADVICE = (
     "A.toarray(), or sum(hedged_map(lambda rows: rows.T @ rows, A.tocsr())), which copies late tasks"

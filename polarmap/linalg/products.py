@@ -22,8 +22,8 @@ from polarmap.executors import is_on_local_cores
 from polarmap.linalg import layouts, operands
 from polarmap.linalg.adaptive_parity import AdaptiveParitySchedule
 from polarmap.report import Report
-from polarmap.worker.block_products import multiply_block, multiply_block_pair
 from polarmap.worker.pytree import Shape
+from polarmap.worker.task_functions import multiply_block, multiply_block_pair
 
 # f, coded blocks, the shape of what f returns -> its results, and their report.
 ProductRunner = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]

@@ -1,4 +1,4 @@
-"""Threads of a process: those that libraries may use, and those for calls that may never end.
+"""Limits of the number of threads that libraries for linear algebra use.
 
 Runs on workers: imports the standard library, and threadpoolctl where it is installed.
 """
@@ -9,21 +9,15 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
+from collections.abc import Iterator
 from typing import Any
 
 NO_LIMIT = sys.maxsize
-THREAD_IDLE_SECONDS = 1.0  # after which a thread without a call ends
 # Environment variables that libraries for linear algebra read when they are loaded.
 THREAD_LIMIT_VARIABLES = (
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
     *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
 )
-
-Thunk = Callable[[], None]
-
-_idle_threads: list[SimpleQueue[Thunk]] = []  # of each thread that has no call: where it waits for one
 
 
 def get_thread_limit_variables(n_threads: int) -> dict[str, str]:
@@ -143,37 +137,5 @@ def _set_library_threads(library: Any, n_threads: int) -> None:
 thread_limiter = ThreadLimiter()
 
 
-def run_in_daemon_thread(thunk: Thunk) -> None:
-    """Let a daemon thread run a call that raises nothing: one that is idle, or a new one.
-
-    Neither a pool nor the interpreter's exit waits for it. To start a thread costs three times as much as to
-    wake one.
-    """
-    try:
-        call_queue = _idle_threads.pop()
-    except IndexError:
-        call_queue = SimpleQueue()
-        threading.Thread(
-            target=_run_queued_calls, args=(call_queue,), name="polarmap-task", daemon=True
-        ).start()
-    call_queue.put(thunk)
-
-
-def _run_queued_calls(call_queue: SimpleQueue[Thunk]) -> None:
-    while True:
-        try:
-            thunk = call_queue.get(timeout=THREAD_IDLE_SECONDS)
-        except Empty:
-            try:
-                _idle_threads.remove(call_queue)
-            except ValueError:  # somebody has just taken it
-                continue
-            return
-        thunk()
-        del thunk  # nothing that it held is to stay
-        _idle_threads.append(call_queue)
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=thread_limiter.after_fork)
-    os.register_at_fork(after_in_child=_idle_threads.clear)

@@ -14,18 +14,18 @@ import signal
 import socket
 from typing import Any
 
-from polarmap.worker.persistent_worker import PersistentWorker
-from polarmap.worker.polling import POLLIN, wait_until_ready
-from polarmap.worker.process_state import seed_numpy
-from polarmap.worker.processes import remove_stale_folders
-from polarmap.worker.socket_channel import (
+from polarmap.worker.fork_server_protocol import (
     FORK_COMMAND,
     FORK_SERVER_REQUEST,
     KILL_COMMAND,
     SERVER_READY,
     WORKER_EXIT_EVENT,
-    make_worker_channel,
 )
+from polarmap.worker.persistent_worker import PersistentWorker
+from polarmap.worker.polling import POLLIN, wait_until_ready
+from polarmap.worker.process_state import seed_numpy
+from polarmap.worker.processes import remove_stale_folders
+from polarmap.worker.socket_channel import make_worker_channel
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CHILDREN_FILE = (

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.worker.blas_threads import run_in_daemon_thread, thread_limiter
+from polarmap.worker.blas_threads import thread_limiter
 from polarmap.worker.block_cache import CACHE_POLL_INTERVAL, BlockCache
+from polarmap.worker.daemon_threads import run_in_daemon_thread
+from polarmap.worker.messages import Message
 from polarmap.worker.processes import has_lost_parent
 from polarmap.worker.pytree import Structure
-from polarmap.worker.socket_channel import Message
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest
 

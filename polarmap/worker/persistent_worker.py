@@ -6,37 +6,20 @@ Blocks stay in its memory. Runs on workers: imports numpy at most.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import pickle
 import socket
-import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from importlib.abc import InspectLoader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from math import inf
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any
 
-from polarmap.worker.blas_threads import ThreadLimiter, get_thread_limit_variables, thread_limiter
 from polarmap.worker.block_cache import CACHE_POLL_INTERVAL, BlockCache, CopyOnWriteFunction
 from polarmap.worker.environment import ProcessEnvironment, snapshot_environment
-from polarmap.worker.private_files import (
-    check_private_folder,
-    ensure_private_folder,
-    is_in_private_folder,
-    read_private_segment,
-)
-from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
-from polarmap.worker.processes import exit_process_when
-from polarmap.worker.pytree import Structure, unpickle_data_or_file
-from polarmap.worker.segments import DamagedError, Location, Segment, drop_inherited_connections
-from polarmap.worker.socket_channel import (
+from polarmap.worker.messages import (
     CANCEL,
     CANCELLED,
     FETCH,
@@ -47,18 +30,27 @@ from polarmap.worker.socket_channel import (
     MODULES,
     SEGMENT,
     TASK,
-    TCP_TIMEOUT,
     UNUSABLE,
-    Endpoint,
     Message,
-    SocketChannel,
-    connect_to_driver,
 )
-from polarmap.worker.storage_channel import StorageChannel
+from polarmap.worker.pickled_values import unpickle_data_or_file
+from polarmap.worker.private_files import (
+    check_private_folder,
+    ensure_private_folder,
+    is_in_private_folder,
+    read_private_segment,
+)
+from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
+from polarmap.worker.pytree import Structure
+from polarmap.worker.segments import DamagedError, Location, Segment
+from polarmap.worker.sent_modules import SentModuleFinder
+from polarmap.worker.socket_channel import SocketChannel
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import BlockRef, Fault, OutputSpec, TaskRequest, UnusableWorkerError
 
-Channel = SocketChannel | StorageChannel  # what connects a worker that stays with its driver
+if TYPE_CHECKING:
+    from polarmap.worker.storage_channel import StorageChannel
+
 Function = Callable[[Any], Any]
 
 
@@ -75,7 +67,7 @@ class PersistentWorker(TaskIO):
 
     def __init__(
         self,
-        channel: Channel,
+        channel: SocketChannel | StorageChannel,
         storage: Any = None,
         block_cache: BlockCache | None = None,
         limit_threads: Callable[[], AbstractContextManager[Any]] | None = None,
@@ -93,11 +85,7 @@ class PersistentWorker(TaskIO):
         self._is_usable = True
         self._inbox = deque[Message]()  # while it was at a task
         self._attempt_key = -1, -1, -1  # that map, its task and attempt
-        # output and encryption of its tasks
-        self._output_and_encryption: tuple[OutputSpec | None, Any] = (
-            None,
-            None,
-        )
+        self._output_and_encryption: tuple[OutputSpec | None, Any] = None, None  # of the tasks of its map
         self._block_set_id: int | None = None  # by which its blocks are kept
         self._function_data: bytes | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
@@ -183,25 +171,17 @@ class PersistentWorker(TaskIO):
             self._send(Message(UNUSABLE, self._attempt_key, unrestored.encode()))
             return False
         self._has_run_f = True
-        (
-            self._result_folders,
-            output,
-            encryption,
-            environment_bytes,
-            self._block_set_id,
-            live_block_set_ids,
-        ) = pickle.loads(job_message.header)
+        header = pickle.loads(job_message.header)
+        self._result_folders, output, encryption, environment_bytes, self._block_set_id, live_set_ids = header
         if environment_bytes != self._environment_bytes:
-            self._environment_bytes, self._environment = (
-                environment_bytes,
-                ProcessEnvironment(*pickle.loads(environment_bytes)),
-            )
+            self._environment = ProcessEnvironment(*pickle.loads(environment_bytes))
+            self._environment_bytes = environment_bytes
             self._environment_snapshot = None
         self._output_and_encryption = output and OutputSpec.from_tuple(output), encryption
         if snapshot_environment() != self._environment_snapshot:
             self._environment.apply_to_process()
             self._environment_snapshot = snapshot_environment()
-        self._block_cache.evict_removed_blocks(live_block_set_ids)
+        self._block_cache.evict_removed_blocks(live_set_ids)
         if job_message.data:
             data = bytes(job_message.data)
             self._function_data = os.fsdecode(data) if job_message.is_file else data
@@ -332,145 +312,3 @@ class PersistentWorker(TaskIO):
                 with contextlib.suppress(OSError):  # others have left something there
                     os.rmdir(created_folder)
         return is_wanted
-
-
-class SentModuleFinder(MetaPathFinder, InspectLoader):
-    """Modules that the driver has sent as source: imported from there where nothing else has them."""
-
-    def __init__(self) -> None:
-        self._sources: dict[str, tuple[str, bool]] = {}
-
-    def add_sources(self, sources: Mapping[str, tuple[str, bool]]) -> None:
-        """Let these be imported from now on; those whose source has changed are imported anew.
-
-        sources : by name, and whether it is a package.
-        """
-        if sources and self not in sys.meta_path:
-            sys.meta_path.append(self)
-        for name, source in sources.items():
-            if self._sources.get(name, source) != source:
-                sys.modules.pop(name, None)
-        self._sources.update(sources)
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """How to import a module that was sent; None for any other."""
-        if fullname not in self._sources:
-            return None
-        return importlib.util.spec_from_loader(fullname, self, is_package=self._sources[fullname][1])
-
-    def get_source(self, fullname: str) -> str:
-        """Its source."""
-        return self._sources[fullname][0]
-
-    def get_code(self, fullname: str) -> Any:
-        """Its code, under a name for which tracebacks ask `get_source` for their lines."""
-        return self.source_to_code(self.get_source(fullname), f"sent/{fullname}.py")
-
-    def is_package(self, fullname: str) -> bool:
-        """Whether others lie below it."""
-        return self._sources[fullname][1]
-
-
-# --- elsewhere -------------------------------------------------------------------------------------
-
-
-class DriverAddress(NamedTuple):
-    """How a worker reaches its driver. Plain data.
-
-    endpoints : where it listens, all of which are tried first.
-    key : that both sides prove to have.
-    bucket, prefix : in the storage, which is used where no socket is reached; None: where there is none.
-    cache_bytes : bytes of blocks that the worker may keep.
-    n_threads : that its libraries for linear algebra may use.
-    tcp_timeout : seconds of silence after which the connection is lost.
-    """
-
-    endpoints: tuple[Endpoint, ...]
-    key: bytes
-    bucket: str | None
-    prefix: str
-    cache_bytes: int
-    n_threads: int
-    tcp_timeout: float = TCP_TIMEOUT
-
-
-def make_worker_task(address: DriverAddress) -> Callable[..., None]:
-    """The function Lithops maps over (number, seconds); a closure, so that its modules travel with it."""
-    fields: tuple[Any, ...] = tuple(address)
-
-    def task(worker: tuple[int, float], storage: Any) -> None:
-        worker_id, lifetime_seconds = worker
-        serve_driver(DriverAddress(*fields), worker_id, lifetime_seconds, storage)
-
-    return task
-
-
-def serve_driver(
-    address: DriverAddress,
-    worker_id: int,
-    lifetime_seconds: float,
-    storage: Any,
-    label: str = "",
-    machine_address: str = "",
-) -> None:
-    """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
-    deadline = time.monotonic() + lifetime_seconds
-    drop_inherited_connections(storage)
-    os.environ.update(get_thread_limit_variables(address.n_threads))
-    with closing(open_channel(address, worker_id, storage)) as channel, ExitStack() as cleanup:
-        cleanup.callback(exit_process_when(channel.is_peer_closed))
-        with ThreadLimiter().limit_process_threads(address.n_threads):
-            PersistentWorker(
-                channel, storage, BlockCache(address.cache_bytes), None, label, machine_address
-            ).serve(deadline)
-
-
-# Blocks of workers on threads of this process, by the key of their driver.
-_shared_caches = WeakValueDictionary[bytes, BlockCache]()
-
-
-def serve_driver_on_thread(
-    address_fields: tuple[Any, ...],
-    worker_id: int,
-    lifetime_seconds: float,
-    label: str = "",
-    machine_address: str = "",
-) -> None:
-    """The same on a thread of a process that others use, too: it ends between two tasks only.
-
-    What others may use of the cores is theirs again when a task ends, or the driver is gone. Workers of one
-    driver on threads of one process keep blocks together.
-    """
-    address = DriverAddress(*address_fields)
-    block_cache = _shared_caches.setdefault(address.key, BlockCache(0))
-    deadline = time.monotonic() + lifetime_seconds
-    limit_stack, lock = ExitStack(), threading.Lock()
-
-    def lift_thread_limit() -> None:
-        with lock:  # the task may end in this moment
-            limit_stack.close()
-
-    @contextlib.contextmanager
-    def limit_threads() -> Iterator[None]:
-        limit_stack.enter_context(thread_limiter.limit_process_threads(address.n_threads))
-        try:
-            yield
-        finally:
-            lift_thread_limit()
-
-    with closing(open_channel(address, worker_id, None)) as channel, ExitStack() as cleanup:
-        cleanup.callback(exit_process_when(channel.is_peer_closed, lift_thread_limit))
-        cleanup.enter_context(block_cache.extend_byte_budget(address.cache_bytes))
-        PersistentWorker(channel, None, block_cache, limit_threads, label, machine_address).serve(deadline)
-
-
-def open_channel(address: DriverAddress, worker_id: int, storage: Any) -> Channel:
-    """The best channel that works from here; ConnectionError if none does."""
-    channel = connect_to_driver(address.endpoints, address.key, worker_id, address.tcp_timeout)
-    if channel is not None:
-        return channel
-    if address.bucket is None:
-        endpoints_text = ", ".join(f"{host}:{port}" for host, port in address.endpoints)
-        advice = "say in Pool(listen='host:port') where it does"
-        raise ConnectionError(f"no driver answers {socket.gethostname()} at {endpoints_text}: {advice}")
-    return StorageChannel(storage, address.bucket, address.prefix, worker_id)

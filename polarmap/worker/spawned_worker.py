@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.persistent_worker import PersistentWorker
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 from polarmap.worker.socket_channel import make_worker_channel

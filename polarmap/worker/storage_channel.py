@@ -13,9 +13,9 @@ import pickle
 import time
 from typing import Any, NamedTuple
 
+from polarmap.worker.messages import Message, encode_frame
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
 from polarmap.worker.segments import is_missing_object_error
-from polarmap.worker.socket_channel import Message, encode_frame
 
 MIN_POLL_INTERVAL = 0.002  # between looks when something has come
 SLOW_STORAGE_POLL_INTERVAL = 0.01  # the same where the storage takes as long to answer
@@ -172,11 +172,9 @@ class StorageChannel:
         try:
             mailbox_bytes = bytes(self._storage.get_object(self._bucket, self._keys.mailbox_key))
             if mailbox_bytes != self._mailbox_bytes:
-                self._mailbox_bytes, self._mailbox, self._mailbox_changed_at = (
-                    mailbox_bytes,
-                    Mailbox(*pickle.loads(mailbox_bytes)),
-                    now,
-                )
+                self._mailbox = Mailbox(*pickle.loads(mailbox_bytes))
+                self._mailbox_bytes = mailbox_bytes
+                self._mailbox_changed_at = now
         except Exception as error:  # half an object; or the storage is away for a moment
             if is_missing_object_error(error):
                 self._remove_replies()

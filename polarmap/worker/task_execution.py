@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.worker.encryption import encrypt_reply, read_segment, write_segments
+from polarmap.worker.messages import TASK_REPLY, Message
 from polarmap.worker.pytree import (
     BOTH_RESULTS,
     PackedTree,
@@ -26,7 +27,6 @@ from polarmap.worker.pytree import (
     unpack_leaves,
 )
 from polarmap.worker.segments import Location, Segment, delete_segment_objects, read_raw_segment, write_object
-from polarmap.worker.socket_channel import TASK_REPLY, Message
 from polarmap.worker.task_records import (
     Fault,
     OutputSpec,

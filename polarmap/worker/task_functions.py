@@ -1,5 +1,7 @@
-"""f as workers call it where its block is not what f takes: any values, sparse rows, parts to be added up.
+"""Functions that workers call with a block: f where its argument is not the block itself, and products.
 
+f may take any value, sparse rows, or parts whose results are added up. Products of matrix blocks are
+module-level functions, which `functools.partial` objects pickle by name.
 Runs on workers: imports numpy. The class that comes with f on sparse rows brings scipy along.
 """
 
@@ -14,17 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.worker.pytree import (
-    PackedTree,
-    Structure,
-    describe_type,
-    flatten,
+from polarmap.worker.pickled_values import (
     pickle_each,
     pickle_to_packed_tree,
-    unflatten,
     unpickle_array,
     unpickle_data_or_file,
 )
+from polarmap.worker.pytree import PackedTree, Structure, describe_type, flatten, unflatten
 from polarmap.worker.task_records import describe_error, to_plain_tuple
 
 MAX_BATCH_SECONDS = 0.1  # after which the rest of a batch is left to others
@@ -107,7 +105,7 @@ def make_call_task(
     referenced_objects : classes and functions that values are made of. f brings along the state of their
         modules.
 
-    >>> from polarmap.worker.pytree import pickle_to_array
+    >>> from polarmap.worker.pickled_values import pickle_to_array
     >>> call = make_call_task(dict.get, args=("a",), unpickle_blocks=True)
     >>> unpickle_array(np.frombuffer(call(pickle_to_array({"a": {1, 2}})).data, np.uint8))
     {1, 2}
@@ -152,7 +150,7 @@ def execute_pickled_call(block: Array) -> PackedTree:
     These are a pickle of f and of pickles of what it is called with, as integers of 8 bits. f may be one that
     was pickled before: a block as bytes, or the path of its file.
 
-    >>> from polarmap.worker.pytree import pickle_to_array
+    >>> from polarmap.worker.pickled_values import pickle_to_array
     >>> packed = execute_pickled_call(pickle_to_array((divmod, (7, 2), {})))
     >>> unpickle_array(np.frombuffer(packed.data, np.uint8))
     (3, 1)
@@ -223,3 +221,41 @@ def sort_repeatedly(n_repeats: int, block: Any) -> float:
     for _ in range(n_repeats):
         sorted_values = np.sort(shuffled)
     return float(sorted_values[0])
+
+
+def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block: Any) -> Array:
+    """block @ operand in `dtype`, for a block that is an array or in CSR form.
+
+    Integers wrap in `dtype` also where a parity block is wider than the data: equations that hold
+    modulo 2^64 hold modulo a smaller power of two. In real products parity of uint64 is what it was
+    before it wrapped, which `check_parity_fits_int64` has made sure int64 can hold.
+
+    >>> multiply_block(np.array([1.0, 2.0]), np.dtype(float), False, np.eye(2)).tolist()
+    [1.0, 2.0]
+    """
+    values = block.data if is_sparse else block
+    if values.dtype == "u8" and dtype.kind in "fc":
+        values = values.view("i8")
+    values = values.astype(dtype, copy=False)
+    if not is_sparse:
+        return np.asarray(values @ operand)
+    block.data = values  # the arrays are the worker's, the matrix is ours
+    return np.asarray(block @ operand.astype(dtype, copy=False))
+
+
+def multiply_block_pair(dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
+    """A_i B_j from A_i and the transpose of B_j."""
+    return np.matmul(block_pair[0], block_pair[1].T, dtype=dtype, casting="unsafe")  # type: ignore[no-any-return]
+
+
+def compute_gram_block(weights: Array | None, dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
+    """A_i^H diag(weights) A_j from the transposes of A_i and A_j; without weights these are 1.
+
+    Of weights (rows, m) there are m such matrices, along the last axis.
+    """
+    left, right = block_pair
+    if weights is None or weights.ndim == 1:
+        right = right if weights is None else np.multiply(right, weights, dtype=dtype, casting="unsafe")
+        return multiply_block_pair(dtype, (left.conj(), right))
+    products = np.multiply(left.conj()[:, np.newaxis], right, dtype=dtype, casting="unsafe")
+    return np.asarray(products @ weights.astype(dtype, copy=False))

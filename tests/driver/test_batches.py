@@ -27,7 +27,7 @@ from polarmap.executors import resolve_executor
 from polarmap.executors.interface import AttemptId, Failure, JobSpec, Outcome
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.worker.pytree import pickle_each, pickle_to_array
+from polarmap.worker.pickled_values import pickle_each, pickle_to_array
 from polarmap.worker.task_functions import make_call_task
 
 SECONDS = 0.05  # of a task, where the script does not say otherwise

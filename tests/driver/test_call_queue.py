@@ -31,7 +31,8 @@ from polarmap.executors.interface import (
 )
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, ReplayExecutor
-from polarmap.worker.pytree import count_layout_bytes, pickle_to_array
+from polarmap.worker.pickled_values import pickle_to_array
+from polarmap.worker.pytree import count_layout_bytes
 from polarmap.worker.task_functions import execute_pickled_call
 
 

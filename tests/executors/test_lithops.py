@@ -41,9 +41,9 @@ from polarmap.executors.remote_workers import RemoteWorkerPool
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker import lithops_tasks
-from polarmap.worker.persistent_worker import DriverAddress
 from polarmap.worker.segments import Location
 from polarmap.worker.task_records import OutputSpec
+from polarmap.worker.worker_entry import DriverAddress
 
 CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda": {"runtime_memory": 2048}}
 DATA = [np.arange(3.0) + task for task in range(3)]

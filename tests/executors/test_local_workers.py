@@ -26,7 +26,7 @@ from polarmap.executors.worker_pool import Allocation, WorkerHandle
 from polarmap.testing import Fault
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
 from polarmap.worker.environment import ProcessEnvironment
-from polarmap.worker.socket_channel import wait_until_ready
+from polarmap.worker.polling import wait_until_ready
 
 
 class Recorded(LocalWorkerPool):

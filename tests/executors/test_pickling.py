@@ -18,8 +18,8 @@ import pytest
 import polarmap.worker
 from polarmap.executors.pickling import find_referenced_modules, pickle_function, pickle_worker_code_by_value
 from polarmap.testing import Fault
-from polarmap.worker.persistent_worker import DriverAddress, make_worker_task
 from polarmap.worker.retries import retry_request
+from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
 
 def test_a_function_comes_back_and_a_traceback_names_its_line() -> None:

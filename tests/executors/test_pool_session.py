@@ -24,9 +24,8 @@ from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors import block_store, pool_session
 from polarmap.executors.interface import AttemptStarted, JobSpec
 from polarmap.testing import Fault
-from polarmap.worker import persistent_worker
-from polarmap.worker.persistent_worker import DriverAddress, open_channel
-from polarmap.worker.socket_channel import (
+from polarmap.worker import worker_entry
+from polarmap.worker.messages import (
     CANCEL,
     FINAL_REPLY,
     JOB,
@@ -34,9 +33,10 @@ from polarmap.worker.socket_channel import (
     TASK_REPLY,
     UNUSABLE,
     Message,
-    SocketChannel,
     encode_frame,
 )
+from polarmap.worker.socket_channel import SocketChannel
+from polarmap.worker.worker_entry import DriverAddress, open_channel
 
 PATIENCE = 30.0
 BOTH, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()
@@ -204,7 +204,7 @@ def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
                 with closing(pool.open(JobSpec(np.negative, blocks))) as run:
                     run.submit([(0, 0)])
                     assert first_ends(run, 1)
-                    cache = persistent_worker._shared_caches[keys[1]]
+                    cache = worker_entry._shared_caches[keys[1]]
                     assert len(cache) <= 2
         assert cache.n_reads == 5
         del blocks, run  # the newest
@@ -214,7 +214,7 @@ def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
             assert first_ends(run, 1)
         assert (len(cache), cache.n_reads) == (1, 5)
         assert len(set(keys)) == 2
-        assert persistent_worker._shared_caches[keys[0]].n_reads == 1
+        assert worker_entry._shared_caches[keys[0]].n_reads == 1
 
 
 def both_at_once(block: Any) -> Any:

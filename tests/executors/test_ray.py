@@ -31,7 +31,7 @@ from polarmap.executors.ray import (
     remove_native_stack_traces,
 )
 from polarmap.executors.worker_listener import is_every_host_local
-from polarmap.worker.persistent_worker import DriverAddress
+from polarmap.worker.worker_entry import DriverAddress
 
 try:
     import ray

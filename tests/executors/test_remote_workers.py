@@ -30,9 +30,9 @@ from polarmap.executors.remote_workers import MAX_BACKOFF_SECONDS, Backoff, Remo
 from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.executors.worker_pool import Allocation
 from polarmap.worker import storage_channel
+from polarmap.worker.messages import CANCELLED, FETCH, HELLO, TASK_REPLY, FrameError, Message
 from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.segments import Location
-from polarmap.worker.socket_channel import CANCELLED, FETCH, HELLO, TASK_REPLY, FrameError, Message
 from polarmap.worker.task_records import OutputSpec, TaskReply
 
 

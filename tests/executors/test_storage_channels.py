@@ -19,17 +19,9 @@ from stored_calls import NONSENSE, nonsense
 from polarmap.errors import ExecutorError
 from polarmap.executors import storage_channels
 from polarmap.executors.storage_channels import DriverStorageChannel, StorageChannelServer, WorkerChannel
+from polarmap.worker.messages import CANCEL, CANCELLED, HELLO, TASK, TASK_REPLY, Message, encode_frame
+from polarmap.worker.polling import wait_until_ready
 from polarmap.worker.retries import retry_request
-from polarmap.worker.socket_channel import (
-    CANCEL,
-    CANCELLED,
-    HELLO,
-    TASK,
-    TASK_REPLY,
-    Message,
-    encode_frame,
-    wait_until_ready,
-)
 from polarmap.worker.storage_channel import (
     HEARTBEAT_SECONDS,
     N_POLLS_PER_MESSAGE,

@@ -21,7 +21,8 @@ from polarmap.errors import CodeError
 from polarmap.executors import worker_listener
 from polarmap.executors.storage_channels import WorkerChannel
 from polarmap.executors.worker_listener import WorkerListener, check_endpoint, list_local_addresses
-from polarmap.worker.socket_channel import PROOF_BYTES, connect_to_driver, wait_until_ready
+from polarmap.worker.handshake import PROOF_BYTES, connect_to_driver
+from polarmap.worker.polling import wait_until_ready
 
 KEY = bytes(range(32))
 
@@ -130,7 +131,7 @@ def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_
 def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
     says: bytes, listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polarmap.worker.socket_channel.PROOF_TIMEOUT", 0.2)
+    monkeypatch.setattr("polarmap.worker.handshake.PROOF_TIMEOUT", 0.2)
     sent = 0
     with called(listener) as stranger:
         assert len(stranger.recv(32)) == 32

@@ -20,7 +20,7 @@ from polarmap.executors import local_workers
 from polarmap.executors.local_workers import LocalWorkerPool
 from polarmap.executors.storage_channels import DriverStorageChannel
 from polarmap.executors.worker_pool import GRACE_SECONDS, MAX_CACHED_TASKS, WorkerHandle, WorkerPool
-from polarmap.worker.socket_channel import (
+from polarmap.worker.messages import (
     CANCELLED,
     FETCH,
     FINAL_REPLY,

@@ -1,4 +1,4 @@
-"""Threads: limits of BLAS that leave no trace, and calls that may never end."""
+"""Limits of the threads of BLAS and OpenMP, which leave no trace."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from queue import SimpleQueue
 
 import numpy as np  # noqa: F401  # whose BLAS this is about
 import pytest
 import sklearn.utils._openmp_helpers  # noqa: F401  # which loads OpenMP
 import threadpoolctl
-from pool_processes import code_of_child, until
 
-from polarmap.worker import blas_threads
-from polarmap.worker.blas_threads import ThreadLimiter, run_in_daemon_thread
+from polarmap.worker.blas_threads import ThreadLimiter
 
 PATIENCE = 50.0
 
@@ -181,32 +178,3 @@ def test_without_threadpoolctl_nothing_is_limited(
         context.setitem(sys.modules, "threadpoolctl", None)
         with limits.limit_process_threads(1), limits.limit_current_thread(1):
             assert threads_now() == {3}
-
-
-def test_a_thread_is_used_again_and_ends_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blas_threads, "_idle_threads", [])
-    monkeypatch.setattr(blas_threads, "THREAD_IDLE_SECONDS", 3.0)
-    before = len(threading.enumerate())
-    ran_on: SimpleQueue[threading.Thread] = SimpleQueue()
-    run_in_daemon_thread(lambda: ran_on.put(threading.current_thread()))
-    first = ran_on.get(timeout=PATIENCE)
-    assert first.daemon
-    assert until(lambda: len(blas_threads._idle_threads) == 1)
-    run_in_daemon_thread(lambda: ran_on.put(threading.current_thread()))
-    assert ran_on.get(timeout=PATIENCE) is first
-    first.join(PATIENCE)
-    assert not first.is_alive()
-    assert len(threading.enumerate()) <= before
-
-
-def test_a_forked_process_has_threads_of_its_own() -> None:
-    done = threading.Event()
-    run_in_daemon_thread(done.set)
-    assert done.wait(PATIENCE)
-
-    def inside() -> None:
-        done = threading.Event()
-        run_in_daemon_thread(done.set)
-        assert done.wait(PATIENCE)
-
-    assert code_of_child(inside, []) == 0

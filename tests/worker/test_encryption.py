@@ -36,8 +36,8 @@ from polarmap.worker.encryption import (
     write_segments,
 )
 from polarmap.worker.lithops_tasks import make_lithops_task
+from polarmap.worker.messages import TASK_REPLY, Message, encode_frame
 from polarmap.worker.segments import DamagedError, Location, Segment
-from polarmap.worker.socket_channel import TASK_REPLY, Message, encode_frame
 from polarmap.worker.task_records import TaskReply
 
 KEY = bytes(range(32))

@@ -16,16 +16,15 @@ import pytest
 from pool_processes import runs, until
 from stored_calls import orders_of
 
-from polarmap.worker.processes import ProcessIdentity, _get_start_time
-from polarmap.worker.socket_channel import (
+from polarmap.worker.fork_server_protocol import (
     FORK_COMMAND,
     FORK_SERVER_REQUEST,
     KILL_COMMAND,
     SERVER_READY,
     WORKER_EXIT_EVENT,
-    FrameDecoder,
-    encode_frame,
 )
+from polarmap.worker.messages import FrameDecoder, encode_frame
+from polarmap.worker.processes import ProcessIdentity, _get_start_time
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 

@@ -1,193 +1,36 @@
-"""The task that stays: which channel it takes, what it makes of its process, when it ends."""
+"""What a persistent worker makes of its process between tasks, and where its results and segments go."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import socket
-import subprocess
 import sys
-import threading
-import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import numpy as np
 import pytest
-from memory_storage import DictStorage
-from servers import Server
 from stored_calls import Bomb, orders_of
 
-from polarmap.executors.lithops import delete_objects_below
-from polarmap.executors.lithops_invocations import open_lithops_storage
-from polarmap.executors.pickling import pickle_worker_code_by_value
-from polarmap.executors.worker_listener import WorkerListener
-from polarmap.worker import persistent_worker
-from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
 from polarmap.worker.environment import ProcessEnvironment
-from polarmap.worker.persistent_worker import (
-    DriverAddress,
-    PersistentWorker,
-    SentModuleFinder,
-    make_worker_task,
-    open_channel,
-    serve_driver,
-    serve_driver_on_thread,
-)
-from polarmap.worker.segments import Location, Segment
-from polarmap.worker.socket_channel import (
+from polarmap.worker.messages import (
     CANCEL,
     CANCELLED,
-    HELLO,
     MAX_INLINE_BYTES,
     SEGMENT,
     TASK,
     TASK_REPLY,
-    BlockingSocketChannel,
     ChannelAuthenticators,
     Message,
     MessageAuthenticator,
-    SocketChannel,
     encode_frame,
-    make_worker_channel,
 )
-from polarmap.worker.storage_channel import ChannelKeys, Mailbox, StorageChannel
-
-KEY = bytes(range(32))
-
-
-def nobody() -> tuple[str, int]:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        host, port = gone.getsockname()
-        return host, port
-
-
-def address(*endpoints: Any, bucket: str | None = None) -> DriverAddress:
-    return DriverAddress(endpoints, KEY, bucket, "polarmap/pool-1", 1000, 1)
-
-
-@pytest.fixture
-def joined() -> Queue[Any]:
-    """Who has called: number, link and channel of each."""
-    return Queue()
-
-
-@pytest.fixture
-def endpoints(joined: Queue[Any]) -> Iterator[Any]:
-    """Where the driver listens."""
-    lock, is_over = threading.Lock(), threading.Event()
-
-    def join(number: int, link: Any, channel: str) -> None:
-        with lock:
-            joined.put((number, link, channel))
-            if is_over.is_set():  # the end of the test was sooner, and nobody else closes the connection
-                link.close()
-
-    listener = WorkerListener(KEY, join, local_only=True)
-    yield listener.endpoints
-    listener.close()
-    with lock:
-        is_over.set()
-        while not joined.empty():
-            joined.get()[1].close()
-
-
-def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
-    expected = [
-        (address(*endpoints, bucket="b"), BlockingSocketChannel),
-        (address(nobody(), bucket="b"), StorageChannel),
-        (address(bucket="b"), StorageChannel),
-    ]
-    for where, kind in expected:
-        with closing(open_channel(where, 1, DictStorage())) as channel:
-            assert type(channel) is kind
-
-
-@pytest.mark.parametrize("seconds", [0.2, 600.0])
-def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_closed(
-    seconds: float, endpoints: Any, joined: Queue[Any]
-) -> None:
-    thread = threading.Thread(target=serve_driver_on_thread, args=[tuple(address(*endpoints)), 3, seconds])
-    thread.start()
-    _, link, _ = joined.get(timeout=30.0)
-    if seconds > 1.0:
-        link.close()
-    thread.join(30.0)
-    assert not thread.is_alive()
-    link.close()
-
-
-def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any], tmp_path: Path) -> None:
-    """As on a function in a cloud, where nothing but the standard library, numpy and Lithops is there."""
-    with pickle_worker_code_by_value():
-        import cloudpickle
-
-        data = cloudpickle.dumps(make_worker_task(address(*endpoints)))
-    (tmp_path / "task").write_bytes(data)
-    code = (
-        "import pickle, sys; task = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "assert 'polarmap' not in sys.modules, 'it came along by name'\n"
-        "task((5, 60.0), None)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "task")]) as worker:
-        number, link, channel = joined.get(timeout=30.0)
-        assert (number, channel) == (5, "TCP")
-        said, is_there = link.receive(30.0)
-        whereabouts = f"\n{socket.gethostname()}\n".encode()
-        told = Message(HELLO, header=str(worker.pid).encode(), data=whereabouts)
-        assert (said, is_there) == ([told], True)
-        link.close()
-        assert worker.wait(10.0) == 0
-
-
-def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    storage = DictStorage()
-    orders = pickle.dumps(tuple(Mailbox(1, {}, {})))
-    storage.put_object("b", ChannelKeys("polarmap/pool-1").mailbox_key, orders)
-    monkeypatch.setattr(persistent_worker, "exit_process_when", lambda is_over: lambda: None)
-    for name in THREAD_LIMIT_VARIABLES:
-        monkeypatch.setenv(name, "9")
-    serve_driver(address(bucket="b")._replace(n_threads=3), 1, 0.01, storage)
-    assert {os.environ[name] for name in THREAD_LIMIT_VARIABLES} == {"3"}
-
-
-def test_a_worker_opens_connections_of_its_own_to_the_storage(
-    monkeypatch: pytest.MonkeyPatch, s3_server: Server, tmp_path: Path
-) -> None:
-    """Since Lithops 3.8 the process that a worker was forked of goes on to use those that it has."""
-    monkeypatch.setattr(persistent_worker, "exit_process_when", lambda is_over: lambda: None)
-    storage = open_lithops_storage(s3_server.config(tmp_path / "s3.yaml"))
-    keys = ChannelKeys("polarmap/pool-1")
-    storage.put_object(storage.bucket, keys.mailbox_key, pickle.dumps(tuple(Mailbox(1, {}, {}))))
-    inherited = ports_of(storage)
-    try:
-        serve_driver(address(bucket=storage.bucket), 1, 0.01, storage)
-        used = ports_of(storage)
-        assert [
-            keys.parse_reply_key(key).worker_id
-            for key in storage.list_keys(storage.bucket, keys.reply_prefix)
-        ] == [1]
-    finally:  # other tests of the session find the bucket empty
-        delete_objects_below(storage, [f"{keys.prefix}/"])
-    assert inherited and used and not inherited & used
-
-
-def ports_of(storage: Any) -> set[int]:
-    """The ports here of the connections that a client of S3 keeps open."""
-    pools = storage.get_client()._endpoint.http_session._manager.pools
-    connections = [one for key in list(pools.keys()) for one in pools[key].pool.queue]
-    return {one.sock.getsockname()[1] for one in connections if one is not None and one.sock is not None}
-
-
-# --- tasks -----------------------------------------------------------------------------------------
-
+from polarmap.worker.persistent_worker import PersistentWorker
+from polarmap.worker.segments import Location, Segment
+from polarmap.worker.socket_channel import SocketChannel, make_worker_channel
 
 seen: list[Any] = []  # by `change`, which travels by its name
 
@@ -290,64 +133,6 @@ def test_a_large_result_for_which_nobody_waits_leaves_nothing(tmp_path: Path, is
         if not is_gone:
             assert [message.kind for message in drivers[0].receive(30.0)[0]] == [CANCELLED]
         assert not [path for path in tmp_path.iterdir() if path.is_dir()]
-
-
-# --- modules that only the driver has ---
-
-
-@pytest.fixture
-def sent() -> Iterator[SentModuleFinder]:
-    before, path = set(sys.modules), list(sys.meta_path)
-    yield SentModuleFinder()
-    sys.meta_path[:] = path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-
-
-def test_modules_and_packages_are_imported(sent: SentModuleFinder) -> None:
-    sent.add_sources(
-        {
-            "sent_package": ("from sent_package.inner import two\none = 1", True),
-            "sent_package.inner": ("two = 2", False),
-            "sent_alone": ("import sent_package\nthree = sent_package.one + sent_package.two", False),
-        }
-    )
-    assert importlib.import_module("sent_alone").three == 3
-    assert importlib.import_module("sent_package.inner").two == 2
-
-
-def test_what_is_installed_comes_first_and_what_was_not_sent_is_not_found(sent: SentModuleFinder) -> None:
-    sent.add_sources({"colorsys": ("wrong = True", False), "json.tool": ("wrong = True", False)})
-    for name in ("colorsys", "json.tool"):
-        assert not hasattr(importlib.import_module(name), "wrong")
-    with pytest.raises(ModuleNotFoundError):
-        importlib.import_module("sent_other")
-
-
-def test_a_module_that_has_changed_is_imported_anew_and_others_are_not(sent: SentModuleFinder) -> None:
-    sent.add_sources({"sent_first": ("value = 1", False), "sent_second": ("value = []", False)})
-    first, second = map(importlib.import_module, ("sent_first", "sent_second"))
-    sent.add_sources({"sent_first": ("value = 2", False), "sent_second": ("value = []", False)})
-    assert importlib.import_module("sent_first").value == 2
-    assert first.value == 1
-    assert importlib.import_module("sent_second") is second
-
-
-def test_it_is_asked_once_however_often_modules_come(sent: SentModuleFinder) -> None:
-    assert sent not in sys.meta_path
-    sent.add_sources({})
-    assert sent not in sys.meta_path
-    for number in range(3):
-        sent.add_sources({f"sent_{number}": ("", False)})
-    assert sys.meta_path.count(sent) == 1
-
-
-def test_tracebacks_show_its_lines(sent: SentModuleFinder) -> None:
-    sent.add_sources({"sent_wrong": ("def f():\n    raise KeyError('here')  # this line", False)})
-    try:
-        importlib.import_module("sent_wrong").f()
-    except KeyError:
-        assert "# this line" in traceback.format_exc()
 
 
 class Said:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from polarmap.worker import polling, socket_channel
+from polarmap.worker.messages import CANCEL, Message, encode_frame
 from polarmap.worker.polling import POLLIN, SelectPoll
-from polarmap.worker.socket_channel import CANCEL, Message, SocketChannel, encode_frame
+from polarmap.worker.socket_channel import SocketChannel
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from polarmap.worker.pickled_values import pickle_to_array, unpickle_data_or_file
 from polarmap.worker.private_files import ensure_private_folder, read_private_segment
-from polarmap.worker.pytree import pickle_to_array, unpickle_data_or_file
 from polarmap.worker.segments import DamagedError, Location, Segment, write_file
 
 

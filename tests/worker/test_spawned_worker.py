@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from polarmap.worker.socket_channel import HELLO, SocketChannel
+from polarmap.worker.messages import HELLO
+from polarmap.worker.socket_channel import SocketChannel
 
 PROGRAM = """
 import json, socket, sys

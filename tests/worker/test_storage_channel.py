@@ -13,7 +13,7 @@ from memory_storage import DictStorage
 from pool_processes import until
 
 from polarmap.worker import storage_channel
-from polarmap.worker.socket_channel import CANCEL, TASK, TASK_REPLY, Message
+from polarmap.worker.messages import CANCEL, TASK, TASK_REPLY, Message
 from polarmap.worker.storage_channel import ChannelKeys, Mailbox, ReplyKey, StorageChannel
 
 KEYS = ChannelKeys("polarmap/pool-1")

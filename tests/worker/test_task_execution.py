@@ -27,9 +27,9 @@ from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.lithops_tasks import make_lithops_task
+from polarmap.worker.messages import TASK_REPLY, Message
 from polarmap.worker.pytree import pack_tree, unpack_leaves
 from polarmap.worker.segments import Location, Segment
-from polarmap.worker.socket_channel import TASK_REPLY, Message
 from polarmap.worker.task_execution import (
     SAMPLE_SIZE,
     TaskIO,

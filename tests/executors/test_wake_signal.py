@@ -1,0 +1,103 @@
+"""A wake signal is readable from set to clear, and its descriptors are closed in time."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import Any
+
+import pytest
+from pool_processes import code_of_child
+
+from polarmap.errors import ExecutorError
+from polarmap.executors import wake_signal
+from polarmap.executors.wake_signal import WakeSignal
+from polarmap.worker.polling import wait_until_ready
+
+
+def readable(signal: WakeSignal) -> bool:
+    return bool(wait_until_ready([signal], select.POLLIN, 0.0))
+
+
+def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
+    signal = WakeSignal()
+    assert not readable(signal)
+    for _ in range(100_000):  # more than a pipe holds
+        signal.set()
+    assert readable(signal)
+    assert signal.clear()
+    assert not readable(signal)
+    assert not signal.clear()
+    signal.close()
+
+
+def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its_descriptor() -> None:
+    for _ in range(100):  # threads of other tests may open a file in between, which then gets the number
+        signal = WakeSignal()
+        number = signal.fileno()
+        signal.close()
+        signal.close()
+        other, end = os.pipe()
+        if number in (other, end):
+            break
+        os.close(other)
+        os.close(end)
+    try:
+        assert number in (other, end)
+        signal.set()
+        signal.clear()
+        assert not select.select([other], [], [], 0.0)[0]
+        assert signal.fileno() == -1
+    finally:
+        os.close(other)
+        os.close(end)
+
+
+def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class ClosedMeanwhile(wake_signal._SendSocket):
+        """By another thread, after this one has looked up the number of the descriptor."""
+
+        def send(self, *arguments: Any) -> int:
+            number = self.fileno()
+            signal.close()
+            numbers.append((number, self.fileno()))
+            return super().send(*arguments)
+
+    numbers = list[tuple[int, int]]()
+    monkeypatch.setattr(wake_signal, "_SendSocket", ClosedMeanwhile)
+    signal = WakeSignal()
+    signal.set()
+    [(before, after)] = numbers
+    assert before == after
+    with pytest.raises(OSError, match="descriptor"):  # it is closed now
+        os.fstat(before)
+
+
+def test_it_closes_its_descriptors_when_it_goes() -> None:
+    signal = WakeSignal()
+    assert signal._write_socket is not None
+    descriptors = signal._read_socket.fileno(), signal._write_socket.fileno()
+    del signal
+    for number in descriptors:
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(number)
+
+
+def test_a_forked_process_closes_its_own_and_that_of_its_parent_is_there() -> None:
+    signal = WakeSignal()
+    assert code_of_child(signal.close, []) == 0
+    signal.set()
+    assert readable(signal)
+    signal.close()
+
+
+def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*arguments: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socketpair", none_left)
+    with pytest.raises(ExecutorError, match="Too many open files"):
+        WakeSignal()

@@ -1,0 +1,43 @@
+"""Threads for calls that may never end: they are used again, and end once they are idle."""
+
+from __future__ import annotations
+
+import threading
+from queue import SimpleQueue
+
+import pytest
+from pool_processes import code_of_child, until
+
+from polarmap.worker import daemon_threads
+from polarmap.worker.daemon_threads import run_in_daemon_thread
+
+PATIENCE = 50.0
+
+
+def test_a_thread_is_used_again_and_ends_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_threads, "_idle_threads", [])
+    monkeypatch.setattr(daemon_threads, "THREAD_IDLE_SECONDS", 3.0)
+    before = len(threading.enumerate())
+    ran_on: SimpleQueue[threading.Thread] = SimpleQueue()
+    run_in_daemon_thread(lambda: ran_on.put(threading.current_thread()))
+    first = ran_on.get(timeout=PATIENCE)
+    assert first.daemon
+    assert until(lambda: len(daemon_threads._idle_threads) == 1)
+    run_in_daemon_thread(lambda: ran_on.put(threading.current_thread()))
+    assert ran_on.get(timeout=PATIENCE) is first
+    first.join(PATIENCE)
+    assert not first.is_alive()
+    assert len(threading.enumerate()) <= before
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    done = threading.Event()
+    run_in_daemon_thread(done.set)
+    assert done.wait(PATIENCE)
+
+    def inside() -> None:
+        done = threading.Event()
+        run_in_daemon_thread(done.set)
+        assert done.wait(PATIENCE)
+
+    assert code_of_child(inside, []) == 0

@@ -1,0 +1,183 @@
+"""Which address of the driver a worker connects to, and how both prove that they have the key."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from polarmap.worker import handshake
+from polarmap.worker.handshake import (
+    NONCE_BYTES,
+    PROOF_BYTES,
+    WORKER_ID_BYTES,
+    authenticate_driver,
+    authenticate_worker,
+    connect_to_driver,
+)
+from polarmap.worker.messages import MAC_BYTES, FrameError
+
+KEY = bytes(range(32))
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        one.settimeout(10.0)
+        yield one
+
+
+def admitted(listening: socket.socket) -> int:
+    connection, _ = listening.accept()
+    with connection:
+        connection.settimeout(10.0)
+        return authenticate_worker(connection, KEY)[0]
+
+
+def test_the_first_address_that_answers_is_taken(listening: socket.socket) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    endpoints = [nobody, ("256.256.256.256", 1), listening.getsockname()]
+    assert connect_to_driver(endpoints[:-1], KEY, 5) is None
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(admitted, listening)
+        channel = connect_to_driver(endpoints, KEY, 5)
+        assert found.result() == 5
+    assert channel is not None
+    channel.close()
+
+
+def test_who_says_nothing_is_no_driver(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshake, "CONNECT_TIMEOUT", 0.2)
+    assert connect_to_driver([listening.getsockname()], KEY, 5) is None
+    listening.accept()[0].close()
+
+
+def test_a_process_with_many_open_files_connects_and_hears(listening: socket.socket) -> None:
+    resource = pytest.importorskip("resource")
+    most = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, before[0]), before[1]))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]  # select() knows 1024
+    try:
+        with ThreadPoolExecutor() as pool:
+            found = pool.submit(admitted, listening)
+            channel = connect_to_driver([listening.getsockname()], KEY, 5)
+            assert channel is not None
+            assert found.result() == 5
+            assert channel.receive(10.0) == ([], False)
+            channel.close()
+    finally:
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Of a connection: the driver's and the worker's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10.0)
+        theirs.settimeout(10.0)
+        yield ours, theirs
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Future[Any]]]:
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit
+
+
+def test_both_sides_prove_it_and_agree_on_their_seals(ends: Any, background: Any) -> None:
+    found = background(authenticate_driver, ends[1], KEY, 123)
+    number, seals = authenticate_worker(ends[0], KEY)
+    assert number == 123
+    theirs = found.result()
+    for sent, heard in ((seals.outgoing, theirs.incoming), (theirs.outgoing, seals.incoming)):
+        for message in ((b"one",), (b"o", b"ne"), (b"",)):
+            assert heard.compute_tag(message) == sent.compute_tag(message)
+
+
+def test_no_two_connections_have_the_same_seals(background: Any) -> None:
+    tags = set()
+    for _ in range(3):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            found = background(authenticate_driver, theirs, KEY, 1)
+            _, seals = authenticate_worker(ours, KEY)
+            tags |= {seals.outgoing.compute_tag([b"x"]), seals.incoming.compute_tag([b"x"])}
+            found.result()
+    assert len(tags) == 6
+
+
+def answered(nonce: bytes) -> bytes:
+    """What a worker that has the key answers to a nonce; it is told nothing more."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        proof = pool.submit(authenticate_driver, theirs, KEY, 1)
+        ours.sendall(nonce)
+        said = ours.recv(PROOF_BYTES)
+        ours.close()
+        with pytest.raises(ConnectionError):
+            proof.result()
+    return said
+
+
+def with_another_number(said: bytes) -> bytes:
+    changed = bytearray(said)
+    changed[NONCE_BYTES + WORKER_ID_BYTES - 1] ^= 2
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        lambda nonce: with_another_number(answered(nonce)),  # changed on its way
+        lambda nonce: answered(os.urandom(NONCE_BYTES)),  # that somebody has listened to earlier
+        lambda nonce: nonce + bytes(WORKER_ID_BYTES) + nonce,  # all that is known without the key
+    ],
+)
+def test_a_worker_is_who_it_says_and_answers_now_and_itself(
+    said: Callable[[bytes], bytes], ends: Any, background: Any
+) -> None:
+    found = background(authenticate_worker, ends[0], KEY)
+    ends[1].sendall(said(ends[1].recv(NONCE_BYTES)))
+    with pytest.raises(FrameError, match="a worker without the key"):
+        found.result()
+
+
+@pytest.mark.parametrize("proof", [lambda answer: os.urandom(MAC_BYTES), lambda answer: answer[-MAC_BYTES:]])
+def test_a_driver_that_makes_up_a_proof_or_sends_back_the_workers_is_refused(
+    proof: Callable[[bytes], bytes], ends: Any, background: Any
+) -> None:
+    found = background(authenticate_driver, ends[1], KEY, 1)
+    ends[0].sendall(os.urandom(NONCE_BYTES))
+    ends[0].sendall(proof(ends[0].recv(PROOF_BYTES)))
+    with pytest.raises(FrameError, match="a driver without the key"):
+        found.result()
+
+
+def test_a_driver_that_says_it_a_byte_at_a_time_is_refused_after_a_while(
+    ends: Any, background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake, "CONNECT_TIMEOUT", 0.2)
+    is_over, sent = threading.Event(), list[int]()
+
+    def trickle() -> None:
+        while not is_over.wait(0.05):
+            sent.append(ends[0].send(b"."))
+
+    found = background(trickle)
+    try:
+        with pytest.raises(TimeoutError):
+            authenticate_driver(ends[1], KEY, 1)
+        assert len(sent) < NONCE_BYTES
+    finally:
+        is_over.set()
+        found.result()

@@ -1,0 +1,163 @@
+"""Which channel a worker opens to its driver, what it sets up in its process, and when it ends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+from memory_storage import DictStorage
+from servers import Server
+
+from polarmap.executors.lithops import delete_objects_below
+from polarmap.executors.lithops_invocations import open_lithops_storage
+from polarmap.executors.pickling import pickle_worker_code_by_value
+from polarmap.executors.worker_listener import WorkerListener
+from polarmap.worker import worker_entry
+from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
+from polarmap.worker.messages import HELLO, Message
+from polarmap.worker.socket_channel import BlockingSocketChannel
+from polarmap.worker.storage_channel import ChannelKeys, Mailbox, StorageChannel
+from polarmap.worker.worker_entry import (
+    DriverAddress,
+    make_worker_task,
+    open_channel,
+    serve_driver,
+    serve_driver_on_thread,
+)
+
+KEY = bytes(range(32))
+
+
+def nobody() -> tuple[str, int]:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        host, port = gone.getsockname()
+        return host, port
+
+
+def address(*endpoints: Any, bucket: str | None = None) -> DriverAddress:
+    return DriverAddress(endpoints, KEY, bucket, "polarmap/pool-1", 1000, 1)
+
+
+@pytest.fixture
+def joined() -> Queue[Any]:
+    """Who has called: number, link and channel of each."""
+    return Queue()
+
+
+@pytest.fixture
+def endpoints(joined: Queue[Any]) -> Iterator[Any]:
+    """Where the driver listens."""
+    lock, is_over = threading.Lock(), threading.Event()
+
+    def join(number: int, link: Any, channel: str) -> None:
+        with lock:
+            joined.put((number, link, channel))
+            if is_over.is_set():  # the end of the test was sooner, and nobody else closes the connection
+                link.close()
+
+    listener = WorkerListener(KEY, join, local_only=True)
+    yield listener.endpoints
+    listener.close()
+    with lock:
+        is_over.set()
+        while not joined.empty():
+            joined.get()[1].close()
+
+
+def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
+    expected = [
+        (address(*endpoints, bucket="b"), BlockingSocketChannel),
+        (address(nobody(), bucket="b"), StorageChannel),
+        (address(bucket="b"), StorageChannel),
+    ]
+    for where, kind in expected:
+        with closing(open_channel(where, 1, DictStorage())) as channel:
+            assert type(channel) is kind
+
+
+@pytest.mark.parametrize("seconds", [0.2, 600.0])
+def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_closed(
+    seconds: float, endpoints: Any, joined: Queue[Any]
+) -> None:
+    thread = threading.Thread(target=serve_driver_on_thread, args=[tuple(address(*endpoints)), 3, seconds])
+    thread.start()
+    _, link, _ = joined.get(timeout=30.0)
+    if seconds > 1.0:
+        link.close()
+    thread.join(30.0)
+    assert not thread.is_alive()
+    link.close()
+
+
+def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any], tmp_path: Path) -> None:
+    """As on a function in a cloud, where nothing but the standard library, numpy and Lithops is there."""
+    with pickle_worker_code_by_value():
+        import cloudpickle
+
+        data = cloudpickle.dumps(make_worker_task(address(*endpoints)))
+    (tmp_path / "task").write_bytes(data)
+    code = (
+        "import pickle, sys; task = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "assert 'polarmap' not in sys.modules, 'it came along by name'\n"
+        "task((5, 60.0), None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "task")]) as worker:
+        number, link, channel = joined.get(timeout=30.0)
+        assert (number, channel) == (5, "TCP")
+        said, is_there = link.receive(30.0)
+        whereabouts = f"\n{socket.gethostname()}\n".encode()
+        told = Message(HELLO, header=str(worker.pid).encode(), data=whereabouts)
+        assert (said, is_there) == ([told], True)
+        link.close()
+        assert worker.wait(10.0) == 0
+
+
+def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = DictStorage()
+    orders = pickle.dumps(tuple(Mailbox(1, {}, {})))
+    storage.put_object("b", ChannelKeys("polarmap/pool-1").mailbox_key, orders)
+    monkeypatch.setattr(worker_entry, "exit_process_when", lambda is_over: lambda: None)
+    for name in THREAD_LIMIT_VARIABLES:
+        monkeypatch.setenv(name, "9")
+    serve_driver(address(bucket="b")._replace(n_threads=3), 1, 0.01, storage)
+    assert {os.environ[name] for name in THREAD_LIMIT_VARIABLES} == {"3"}
+
+
+def test_a_worker_opens_connections_of_its_own_to_the_storage(
+    monkeypatch: pytest.MonkeyPatch, s3_server: Server, tmp_path: Path
+) -> None:
+    """Since Lithops 3.8 the process that a worker was forked of goes on to use those that it has."""
+    monkeypatch.setattr(worker_entry, "exit_process_when", lambda is_over: lambda: None)
+    storage = open_lithops_storage(s3_server.config(tmp_path / "s3.yaml"))
+    keys = ChannelKeys("polarmap/pool-1")
+    storage.put_object(storage.bucket, keys.mailbox_key, pickle.dumps(tuple(Mailbox(1, {}, {}))))
+    inherited = ports_of(storage)
+    try:
+        serve_driver(address(bucket=storage.bucket), 1, 0.01, storage)
+        used = ports_of(storage)
+        assert [
+            keys.parse_reply_key(key).worker_id
+            for key in storage.list_keys(storage.bucket, keys.reply_prefix)
+        ] == [1]
+    finally:  # other tests of the session find the bucket empty
+        delete_objects_below(storage, [f"{keys.prefix}/"])
+    assert inherited and used and not inherited & used
+
+
+def ports_of(storage: Any) -> set[int]:
+    """The ports here of the connections that a client of S3 keeps open."""
+    pools = storage.get_client()._endpoint.http_session._manager.pools
+    connections = [one for key in list(pools.keys()) for one in pools[key].pool.queue]
+    return {one.sock.getsockname()[1] for one in connections if one is not None and one.sock is not None}
