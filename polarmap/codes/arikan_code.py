@@ -14,8 +14,9 @@ import numpy.typing as npt
 from polarmap.codes import modular_decoders, row_program, tiling, transforms
 from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.polar_construction import SplitMix64, choose_frozen_set, compute_transform_shape
+from polarmap.codes.polar_construction import choose_frozen_set, compute_transform_shape
 from polarmap.codes.row_program import RowOperationBatch, RowOperationProgram
+from polarmap.codes.splitmix import SplitMix64
 from polarmap.codes.successive_cancellation import (
     CancellationTracker,
     InactivationDecoder,

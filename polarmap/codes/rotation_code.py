@@ -22,16 +22,13 @@ from polarmap.codes import tiling, transforms
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
 from polarmap.codes.linear_code import SystematicCode
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.polar_construction import (
-    RotationButterflyNetwork,
-    generate_rotation_butterfly_network,
-    sample_subsets,
-)
 from polarmap.codes.real_decoders import (
     ImplicitSystematicDecoder,
     compute_max_amplification,
     has_dense_parity_matrix,
 )
+from polarmap.codes.rotation_network import RotationButterflyNetwork, generate_rotation_butterfly_network
+from polarmap.codes.splitmix import sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, choose_accumulator_dtype, is_integer_dtype
 
 # Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py): of rows in

@@ -26,7 +26,6 @@ from polarmap.codes.modular_decoders import (
     pack_rows_gf2,
     reduce_row_gf2,
 )
-from polarmap.codes.polar_construction import SplitMix64
 from polarmap.codes.real_decoders import ImplicitSystematicDecoder
 from polarmap.codes.row_program import (
     RowOperationBatch,
@@ -34,6 +33,7 @@ from polarmap.codes.row_program import (
     execute_adjoint_operation_batches,
     execute_operation_batches,
 )
+from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype
 
 # Mixtures of all equations, of which the first that are independent are kept: of so many more than those

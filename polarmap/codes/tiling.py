@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.codes import transforms
-from polarmap.codes.polar_construction import RotationButterflyNetwork
+from polarmap.codes.rotation_network import RotationButterflyNetwork
 from polarmap.dtypes import Array, DType, Floats, choose_accumulator_dtype, to_real_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.environment import count_available_cores
