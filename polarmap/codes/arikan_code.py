@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import modular_decoders, row_program, tiling, transforms
+from polarmap.codes import modular_linalg, row_program, tiling, transforms
 from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.polar_construction import choose_frozen_set, compute_transform_shape
@@ -200,7 +200,7 @@ class ArikanCode(PolarCode):
             or min(self.k, self.n - self.k) > MAX_BLAS_INTEGER_ROWS
         ):
             return False
-        return self.norm_inf << 32 < modular_decoders.MAX_EXACT_FLOAT64
+        return self.norm_inf << 32 < modular_linalg.MAX_EXACT_FLOAT64
 
     @cached_property
     def _position_erasure_probabilities(self) -> float | Floats:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.codes import modular_decoders, tiling
+from polarmap.codes import modular_linalg, tiling
 from polarmap.codes.base import (
     COEFFICIENT_TOL,
     ErasureDecoder,
@@ -224,7 +224,7 @@ def locate_erroneous_blocks(
     if len(checks) < 2:
         return []
     if is_integer_dtype(checks.dtype):
-        modular_deviation = modular_decoders.matmul_mod64(checks, values.astype(np.int64))
+        modular_deviation = modular_linalg.matmul_mod64(checks, values.astype(np.int64))
         culprit_indices = _locate_modular_errors(checks.view(np.uint64), modular_deviation, dtype)
         return [int(block_index) for block_index in decoder.arrived_indices[culprit_indices]]
     if dtype.kind == "c":
@@ -259,7 +259,7 @@ def _evaluate_modular_checks(
     violations = []
     for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
         deviation = (
-            modular_decoders.matmul_mod64(checks, tiling.gather_columns(blocks, columns, np.int64)) & bit_mask
+            modular_linalg.matmul_mod64(checks, tiling.gather_columns(blocks, columns, np.int64)) & bit_mask
         )
         violations.append(columns.start + np.flatnonzero(deviation.any(axis=0)))
     violated_entries = np.concatenate(violations) if violations else np.empty(0, np.intp)

@@ -17,7 +17,8 @@ import numpy as np
 from polarmap.codes import tiling
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
 from polarmap.codes.linear_code import SystematicCode
-from polarmap.codes.modular_decoders import ModularSystematicDecoder, matmul_mod64
+from polarmap.codes.modular_decoders import ModularSystematicDecoder
+from polarmap.codes.modular_linalg import matmul_mod64
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.real_decoders import RealDecoder, SystematicDecoder
 from polarmap.dtypes import (

@@ -19,7 +19,7 @@ import numpy as np
 
 from polarmap.codes import transforms
 from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ReceivedBlocks, WeightMasks
-from polarmap.codes.modular_decoders import (
+from polarmap.codes.modular_linalg import (
     compute_null_space_gf2,
     find_independent_rows_gf2,
     invert_mod64,
