@@ -101,7 +101,7 @@ ONLY_FROM = {
         *("polarmap.report", "polarmap.planning.planner"),
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
-    "polarmap.codes.transforms_numba": ["polarmap.codes.transforms", "polarmap.codes.tiling"],
+    "polarmap.codes.transforms_numba": ["polarmap.codes.block_matmul"],
     "polarmap.maps.coded": [
         "polarmap",
         *[f"polarmap.cli.{name}" for name in ("demo", "doctor")],

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import modular_linalg, row_program, tiling, transforms
+from polarmap.codes import block_matmul, modular_linalg, row_program, tiling, transforms
 from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.polar_construction import choose_frozen_set, compute_transform_shape
@@ -153,7 +153,7 @@ class ArikanCode(PolarCode):
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         if self._is_blas_faster(blocks[0].dtype):
-            tiling.dense_matmul(self.encoding_matrix.astype(np.float64), blocks, out)
+            block_matmul.dense_matmul(self.encoding_matrix.astype(np.float64), blocks, out)
         elif out.shape[1] < row_program.MIN_WIDE_COLUMNS:
             self._encode_by_transform(blocks, out)
         else:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.codes import modular_linalg, tiling
+from polarmap.codes import block_matmul, modular_linalg, tiling
 from polarmap.codes.base import (
     COEFFICIENT_TOL,
     ErasureDecoder,
@@ -192,7 +192,7 @@ def _evaluate_real_checks(
     for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
         tile = tiling.gather_columns(blocks, columns, np.float64)
         with tiling.ignore_nonfinite_warnings():
-            deviation = np.abs(tiling.matmul(checks, tile)).max(axis=0, initial=0)
+            deviation = np.abs(block_matmul.matmul(checks, tile)).max(axis=0, initial=0)
             scale = np.abs(tile).max(axis=0)
             is_finite &= bool(np.isfinite(deviation).all())
             violation_mask = deviation > relative_tol * scale + absolute_tol

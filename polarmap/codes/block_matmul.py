@@ -1,0 +1,192 @@
+"""Multiply small matrices with many wide blocks: one path per regime, chosen by measurement.
+
+The measurements are those of benchmarks/coding.py. Blocks are rows: a 2-D array or a sequence of 1-D arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.codes import transforms
+from polarmap.codes.rotation_network import RotationButterflyNetwork
+from polarmap.codes.tiling import (
+    FlatBlocks,
+    gather_columns,
+    ignore_nonfinite_warnings,
+    is_contiguous_array,
+    iter_column_tiles,
+    parallel_for,
+    split_columns_for_cores,
+)
+from polarmap.dtypes import Array, DType, Floats, choose_accumulator_dtype
+
+CompiledLoop = Callable[..., None]
+
+CONVERSION_CHUNK_BYTES = 4 << 20  # converted for one call of compiled loops, which have tiles of their own
+# Multiplications up to which OpenBLAS takes no second thread, and up to which one is not worth it: where
+# workers keep the cores busy, the wait for it takes tens of milliseconds.
+MAX_SINGLE_THREAD_MULTIPLIES = 1 << 18
+MIN_MULTITHREAD_MULTIPLIES = 1 << 22
+# of a product on one thread: of fewer, or of longer rows, it takes longer
+MIN_COLUMNS, MAX_INNER_LENGTH = (
+    64,
+    1024,
+)
+MIN_TILES_PER_THREAD = 4  # fewer take no longer than another thread takes to begin
+MIN_COMPILED_BYTES = 64 << 20  # below, loading the compiled loops costs more than they save
+
+
+def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
+    """out = matrix @ rows through BLAS: rows of one array as they lie, others gathered tile by tile."""
+    if out.dtype == matrix.dtype and is_contiguous_array(rows, out.dtype):
+        with ignore_nonfinite_warnings():
+            matmul(matrix, rows, out)
+        return
+
+    def multiply_tile(columns: slice) -> None:
+        products = np.empty((len(out), columns.stop - columns.start), matrix.dtype)
+        single_threaded_matmul(matrix, gather_columns(rows, columns, matrix.dtype), products)
+        out[:, columns] = products
+
+    slices = list(iter_column_tiles(out.shape[1], len(rows) + len(out), matrix.itemsize))
+    parallel_for(multiply_tile, slices, MIN_TILES_PER_THREAD)
+
+
+def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
+    """matrix @ tile of one inexact dtype; of few entries on this thread alone.
+
+    >>> matmul(np.eye(2), np.ones((2, 3))).tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    if out is None:
+        out = np.empty((len(matrix), tile.shape[1]), matrix.dtype)
+    if matrix.size * tile.shape[1] <= MIN_MULTITHREAD_MULTIPLIES:
+        single_threaded_matmul(matrix, tile, out)
+    else:
+        np.matmul(matrix, tile, out=out)
+    return out
+
+
+def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
+    """out = matrix @ tile, in pieces for which OpenBLAS takes no other thread."""
+    inner_length, width = tile.shape
+    if inner_length > MAX_INNER_LENGTH:
+        partial_sums, half = np.empty_like(out), inner_length // 2
+        single_threaded_matmul(matrix[:, :half], tile[:half], out)
+        single_threaded_matmul(matrix[:, half:], tile[half:], partial_sums)
+        out += partial_sums
+        return
+    max_products = MAX_SINGLE_THREAD_MULTIPLIES // max(inner_length, 1)
+    n_rows = max(1, min(len(matrix), max_products // min(MIN_COLUMNS, max(width, 1))))
+    n_columns = max_products // n_rows
+    for first_row in range(0, len(matrix), n_rows):
+        row_batch = matrix[first_row : first_row + n_rows]
+        for first_column in range(0, width, n_columns):
+            np.matmul(
+                row_batch,
+                tile[:, first_column : first_column + n_columns],
+                out=out[first_row : first_row + n_rows, first_column : first_column + n_columns],
+            )
+
+
+def encode_rotation_parity_tiled(
+    network: RotationButterflyNetwork, rows: FlatBlocks, out: Array, compiled: ModuleType | None = None
+) -> None:
+    """out = the parity rows by two butterflies, those of `compiled` (polarmap.codes.transforms_numba) or
+    numpy's.
+    """
+    if compiled is not None:
+        network_arrays = (
+            network.input_rotations,
+            network.output_rotations,
+            network.permutations,
+            network.kept_rows,
+            network.scale,
+            network.shift,
+        )
+        run_compiled_loop(compiled.encode_rotation_parity, rows, out, *network_arrays)
+        return
+    sum_dtype = choose_accumulator_dtype(out.dtype)
+
+    def encode_tile(columns: slice) -> None:
+        out[:, columns] = transforms.encode_rotation_parity(gather_columns(rows, columns, sum_dtype), network)
+
+    parallel_for(encode_tile, list(iter_column_tiles(out.shape[1], 3 * network.size, sum_dtype.itemsize)))
+
+
+def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
+    """out = weights @ rows, few rows from many, in compiled loops or else through BLAS."""
+    compiled = load_compiled_transforms(rows, out.dtype)
+    if compiled is not None:
+        n_outputs, n_inputs = weights.shape
+        run_compiled_loop(
+            compiled.combine_rows, rows, out, np.pad(weights, ((0, -n_outputs % 4), (0, -n_inputs % 4)))
+        )
+    else:
+        dense_matmul(weights.astype(choose_accumulator_dtype(out.dtype), copy=False), rows, out)
+
+
+def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | None:
+    """polarmap.codes.transforms_numba, if numba is there, `rows` are worth loading it and summed in
+    float64.
+    """
+    return (
+        load_compiled_transforms_if_large(MIN_COMPILED_BYTES, rows)
+        if choose_accumulator_dtype(dtype) == np.float64
+        else None
+    )
+
+
+def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
+    """polarmap.codes.transforms_numba, if numba is there and `rows` have `min_bytes` bytes."""
+    if sum(row.nbytes for row in rows) < min_bytes or find_spec("numba") is None:
+        return None
+    from polarmap.codes import transforms_numba
+
+    return transforms_numba
+
+
+def run_compiled_loop(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, *operands: Array) -> None:
+    """`compiled_loop` over all columns of `out`, which read and write contiguous float64 only."""
+    width = out.shape[1]
+    if out.dtype == np.float64 and all(_is_contiguous_float64(row) and row.size == width for row in rows):
+        row_addresses = _get_row_addresses(rows)
+        parallel_for(
+            lambda columns: compiled_loop(row_addresses, out, columns.start, columns.stop, *operands),
+            split_columns_for_cores(out),
+        )
+    else:
+        parallel_for(
+            partial(_run_loop_on_float64_copies, compiled_loop, rows, out, operands),
+            split_columns_for_cores(out),
+        )
+
+
+def _run_loop_on_float64_copies(
+    compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, operands: tuple[Array, ...], columns: slice
+) -> None:
+    chunk_width = max(128, CONVERSION_CHUNK_BYTES // (8 * len(rows)) // 128 * 128)
+    tile, products = np.empty((len(rows), chunk_width)), np.empty((len(out), chunk_width))
+    for start in range(columns.start, columns.stop, chunk_width):
+        chunk = slice(start, min(columns.stop, start + chunk_width))
+        width = chunk.stop - chunk.start
+        gather_columns(rows, chunk, np.float64, tile[:, :width])
+        compiled_loop(_get_row_addresses(tile), products, 0, width, *operands)
+        out[:, chunk] = products[:, :width]
+
+
+def _is_contiguous_float64(row: Array) -> bool:
+    return row.dtype == np.float64 and row.flags.c_contiguous and row.flags.aligned
+
+
+def _get_row_addresses(rows: FlatBlocks) -> npt.NDArray[np.int64]:
+    """Where each row starts."""
+    if isinstance(rows, np.ndarray):
+        return rows.ctypes.data + rows.strides[0] * np.arange(len(rows))
+    return np.array([row.ctypes.data for row in rows])
