@@ -13,7 +13,7 @@ import numpy as np
 
 import polarmap
 from benchmarks import parse_quick_flag, print_table
-from polarmap.codes import block_matmul
+from polarmap.codes.compute import block_matmul
 from polarmap.testing import Fault, FaultyExecutor
 
 MIB, COLUMNS = 1 << 20, 2_000

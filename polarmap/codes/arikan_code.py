@@ -11,11 +11,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import block_matmul, modular_linalg, row_program, tiling, transforms
+from polarmap.codes import modular_linalg
 from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.compute import block_matmul, row_program, tiling, transforms
+from polarmap.codes.compute.row_program import RowOperationBatch, RowOperationProgram
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.polar_construction import choose_frozen_set, compute_transform_shape
-from polarmap.codes.row_program import RowOperationBatch, RowOperationProgram
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.codes.successive_cancellation import (
     CancellationTracker,

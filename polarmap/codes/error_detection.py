@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.codes import block_matmul, modular_linalg, tiling
+from polarmap.codes import modular_linalg
 from polarmap.codes.base import (
     COEFFICIENT_TOL,
     ErasureDecoder,
@@ -19,6 +19,7 @@ from polarmap.codes.base import (
     compute_invertible_mask,
     compute_nonzero_mask,
 )
+from polarmap.codes.compute import block_matmul, tiling
 from polarmap.dtypes import (
     Array,
     DType,

@@ -13,8 +13,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from polarmap.codes import tiling
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import tiling
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.real_decoders import RealDecoder
 from polarmap.codes.splitmix import SplitMix64, sample_subsets

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import block_matmul, tiling
 from polarmap.codes.base import CodeMatrices, ErasureDecoder
+from polarmap.codes.compute import block_matmul, tiling
 from polarmap.codes.real_decoders import PseudoInverseDecoder, SystematicDecoder
 from polarmap.dtypes import (
     Array,

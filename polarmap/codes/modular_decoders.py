@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes import tiling
 from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import tiling
 from polarmap.codes.modular_linalg import find_independent_rows_gf2, invert_mod64, matmul_mod64
 from polarmap.codes.real_decoders import SystematicDecoder
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.codes import block_matmul, tiling
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import block_matmul, tiling
 from polarmap.codes.linear_code import SystematicCode
 from polarmap.codes.modular_decoders import ModularSystematicDecoder
 from polarmap.codes.modular_linalg import matmul_mod64

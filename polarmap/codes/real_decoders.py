@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes import block_matmul
 from polarmap.codes.base import CodeMatrices, ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, to_real_dtype
 
 # A parity system with a relative singular value below this is taken as singular: its solution

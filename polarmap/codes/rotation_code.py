@@ -18,8 +18,8 @@ from math import inf
 
 import numpy as np
 
-from polarmap.codes import block_matmul, tiling, transforms
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import block_matmul, tiling, transforms
 from polarmap.codes.linear_code import SystematicCode
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.real_decoders import (

@@ -6,7 +6,7 @@ import code_oracles as oracles
 import numpy as np
 import pytest
 
-from polarmap.codes import transforms
+from polarmap.codes.compute import transforms
 from polarmap.codes.rotation_network import fuse_rotation_stages, generate_rotation_butterfly_network
 
 

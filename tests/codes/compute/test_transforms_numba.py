@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from polarmap.codes import block_matmul, transforms, transforms_numba
+from polarmap.codes.compute import block_matmul, transforms, transforms_numba
 from polarmap.codes.polar import PolarCode
 
 SIZES = [(40, 30), (100, 37), (64, 32), (200, 100), (97, 72), (300, 260)]

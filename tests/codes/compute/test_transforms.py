@@ -4,7 +4,7 @@ import code_oracles as oracles
 import numpy as np
 import pytest
 
-from polarmap.codes import transforms
+from polarmap.codes.compute import transforms
 from polarmap.codes.polar import PolarCode
 
 KERNEL = np.array([[1, 1], [0, 1]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap.codes import block_matmul
+from polarmap.codes.compute import block_matmul
 from polarmap.codes.polar import PolarCode
 
 

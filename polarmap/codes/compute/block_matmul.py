@@ -13,9 +13,8 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import transforms
-from polarmap.codes.rotation_network import RotationButterflyNetwork
-from polarmap.codes.tiling import (
+from polarmap.codes.compute import transforms
+from polarmap.codes.compute.tiling import (
     FlatBlocks,
     gather_columns,
     ignore_nonfinite_warnings,
@@ -24,6 +23,7 @@ from polarmap.codes.tiling import (
     parallel_for,
     split_columns_for_cores,
 )
+from polarmap.codes.rotation_network import RotationButterflyNetwork
 from polarmap.dtypes import Array, DType, Floats, choose_accumulator_dtype
 
 CompiledLoop = Callable[..., None]
@@ -98,9 +98,7 @@ def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
 def encode_rotation_parity_tiled(
     network: RotationButterflyNetwork, rows: FlatBlocks, out: Array, compiled: ModuleType | None = None
 ) -> None:
-    """out = the parity rows by two butterflies, those of `compiled` (polarmap.codes.transforms_numba) or
-    numpy's.
-    """
+    """out = the parity rows by two butterflies, those of the module `compiled` or numpy's."""
     if compiled is not None:
         network_arrays = (
             network.input_rotations,
@@ -133,7 +131,7 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
 
 
 def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | None:
-    """polarmap.codes.transforms_numba, if numba is there, `rows` are worth loading it and summed in
+    """The module transforms_numba, if numba is there, `rows` are worth loading it and summed in
     float64.
     """
     return (
@@ -144,10 +142,10 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
 
 
 def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
-    """polarmap.codes.transforms_numba, if numba is there and `rows` have `min_bytes` bytes."""
+    """The module transforms_numba, if numba is there and `rows` have `min_bytes` bytes."""
     if sum(row.nbytes for row in rows) < min_bytes or find_spec("numba") is None:
         return None
-    from polarmap.codes import transforms_numba
+    from polarmap.codes.compute import transforms_numba
 
     return transforms_numba
 

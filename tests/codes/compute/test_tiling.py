@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap.codes import tiling
+from polarmap.codes.compute import tiling
 
 
 @pytest.mark.parametrize("width", [0, 1, 64, 1000])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import block_matmul, tiling
+from polarmap.codes.compute import block_matmul, tiling
 from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_integer_dtype
 
 # of a row in a tile: of less, numpy takes longer to begin a sum than to add it up
