@@ -13,7 +13,7 @@ import numpy as np
 
 import polarmap
 from benchmarks import parse_quick_flag, print_table
-from polarmap.codes import tiling
+from polarmap.codes.compute import block_matmul
 from polarmap.testing import Fault, FaultyExecutor
 
 MIB, COLUMNS = 1 << 20, 2_000
@@ -27,11 +27,11 @@ def peak_mib() -> float:
 
 def peak_mib_with_libraries() -> float:
     """What a map of next to no data takes that loads all libraries, the compiled loops too."""
-    saved_threshold, tiling.MIN_COMPILED_BYTES = tiling.MIN_COMPILED_BYTES, 0
+    saved_threshold, block_matmul.MIN_COMPILED_BYTES = block_matmul.MIN_COMPILED_BYTES, 0
     polarmap.coded_map(
         lambda block: block, np.ones((48, 2)), executor=polarmap.testing.ReplayExecutor({2: np.inf})
     )
-    tiling.MIN_COMPILED_BYTES = saved_threshold
+    block_matmul.MIN_COMPILED_BYTES = saved_threshold
     polarmap.coded_map(lambda block: block, np.ones((48, 2)))
     return peak_mib()
 

@@ -6,7 +6,7 @@ from math import inf
 
 import numpy as np
 
-from polarmap.codes import ArrivalTracker, PolarCode, modular_decoders
+from polarmap.codes import ArrivalTracker, PolarCode, modular_linalg
 from polarmap.codes.product import ProductCode
 
 
@@ -41,7 +41,7 @@ def blocks_of(code: ProductCode, dtype: str, width: int = 3) -> np.ndarray:
 
 def rank(rows: np.ndarray, exact: bool) -> int:
     return (
-        len(modular_decoders.find_independent_rows_gf2(rows))
+        len(modular_linalg.find_independent_rows_gf2(rows))
         if exact
         else int(np.linalg.matrix_rank(rows, tol=1e-9))
     )

@@ -78,7 +78,7 @@ ONLY_FROM = {
     "tqdm": ["polarmap.driver.observers"],
     "IPython": ["polarmap.driver.observers"],  # only in a notebook, which has it
     "xarray": ["polarmap.xr"],
-    "numba": ["polarmap.codes.transforms_numba"],
+    "numba": ["polarmap.codes.compute.transforms_numba"],
     "scipy": [
         *["polarmap.linalg.operators", "polarmap.linalg.sketch", "polarmap.blocks.sparse"],
         *[
@@ -101,7 +101,7 @@ ONLY_FROM = {
         *("polarmap.report", "polarmap.planning.planner"),
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
-    "polarmap.codes.transforms_numba": ["polarmap.codes.transforms", "polarmap.codes.tiling"],
+    "polarmap.codes.compute.transforms_numba": ["polarmap.codes.compute.block_matmul"],
     "polarmap.maps.coded": [
         "polarmap",
         *[f"polarmap.cli.{name}" for name in ("demo", "doctor")],
@@ -122,7 +122,7 @@ CLOCKS_AND_IO = {
     *["http", "io", "logging", "os", "pathlib", "select", "shutil", "socket", "tempfile", "urllib"],
     *["random", "secrets"],
 }
-SPREADS_OVER_CORES = {"polarmap.codes.tiling": {"concurrent"}}
+SPREADS_OVER_CORES = {"polarmap.codes.compute.tiling": {"concurrent"}}
 
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 

@@ -24,8 +24,8 @@ from polarmap.planning import (
     simulate_backups,
     with_stragglers,
 )
-from polarmap.planning.backups import CUBED_RULE
 from polarmap.planning.completion import summarize_simulated_jobs
+from polarmap.planning.simulation.backups import CUBED_RULE
 
 DISTRIBUTIONS: dict[str, Distribution] = {
     "2 % stragglers at 5x": with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0),

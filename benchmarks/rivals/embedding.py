@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.rivals import Array, RivalCode
-from polarmap.codes.tiling import iter_column_tiles, parallel_for
+from polarmap.codes.compute.tiling import iter_column_tiles, parallel_for
 
 MAX_CONDITION = 1e6  # of a check that is inverted
 

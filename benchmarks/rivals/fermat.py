@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.rivals import Array, RivalCode, compile_if_possible
+from polarmap.codes.compute.tiling import iter_column_tiles, parallel_for
 from polarmap.codes.polar_construction import round_up_to_power_of_two
-from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
 PRIME = 65537
 PRIMITIVE_ROOT = 3

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.rivals import Array, RivalCode, compile_if_possible, sample_arrival_orders
+from polarmap.codes.compute.tiling import iter_column_tiles, parallel_for
 from polarmap.codes.real_decoders import compute_left_inverse
-from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
 MAX_EXACT_NORMS = 1024
 

@@ -17,7 +17,7 @@ from polarmap.arrays.write_transaction import parse_manifest, read_manifest_byte
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.arrival_tracker import ArrivalTracker
-from polarmap.codes.tiling import ignore_nonfinite_warnings
+from polarmap.codes.compute.tiling import ignore_nonfinite_warnings
 from polarmap.dtypes import Array, Indices, get_default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.executors.transfers import MAX_PARALLEL_TRANSFERS, map_in_parallel

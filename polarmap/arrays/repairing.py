@@ -15,7 +15,7 @@ from polarmap.arrays.reading import StoredCodedBlocks, decode_stripe_blocks
 from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
 from polarmap.arrays.write_transaction import WriteTransaction
 from polarmap.arrays.zarr_chunks import repair_zarr_array
-from polarmap.codes import modular_decoders
+from polarmap.codes import modular_linalg
 from polarmap.driver.prepared_map import make_observers
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import NotDecodableError, StorageError
@@ -109,9 +109,7 @@ class _ArrayRepair:
             self._transaction.write_heartbeat()
 
         multiply = (
-            modular_decoders.matmul_mod64
-            if runner.is_local and is_integer_dtype(manifest.dtype)
-            else np.matmul
+            modular_linalg.matmul_mod64 if runner.is_local and is_integer_dtype(manifest.dtype) else np.matmul
         )
         compute_sums = make_weighted_sum_function(
             weights[:, is_read_mask], list(map(dtype_of, erased_blocks)), multiply

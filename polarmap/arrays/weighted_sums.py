@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.codes import modular_decoders
+from polarmap.codes import modular_linalg
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, is_integer_dtype
@@ -37,7 +37,7 @@ def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_block
         P = code.encoding_matrix[parity - code.k]
         available_data = available[available < code.k]
         weights[len(data) :, : len(available_data)] = P[:, available_data].astype(weights.dtype)
-        multiply = modular_decoders.matmul_mod64 if is_integer else np.matmul
+        multiply = modular_linalg.matmul_mod64 if is_integer else np.matmul
         weights[len(data) :] += multiply(P[:, data], weights[: len(data)])
     return weights
 

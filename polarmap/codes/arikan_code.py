@@ -11,11 +11,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import modular_decoders, row_program, tiling, transforms
+from polarmap.codes import modular_linalg
 from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.compute import block_matmul, row_program, tiling, transforms
+from polarmap.codes.compute.row_program import RowOperationBatch, RowOperationProgram
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.polar_construction import SplitMix64, choose_frozen_set, compute_transform_shape
-from polarmap.codes.row_program import RowOperationBatch, RowOperationProgram
+from polarmap.codes.polar_construction import choose_frozen_set, compute_transform_shape
+from polarmap.codes.splitmix import SplitMix64
 from polarmap.codes.successive_cancellation import (
     CancellationTracker,
     InactivationDecoder,
@@ -152,7 +154,7 @@ class ArikanCode(PolarCode):
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         if self._is_blas_faster(blocks[0].dtype):
-            tiling.dense_matmul(self.encoding_matrix.astype(np.float64), blocks, out)
+            block_matmul.dense_matmul(self.encoding_matrix.astype(np.float64), blocks, out)
         elif out.shape[1] < row_program.MIN_WIDE_COLUMNS:
             self._encode_by_transform(blocks, out)
         else:
@@ -199,7 +201,7 @@ class ArikanCode(PolarCode):
             or min(self.k, self.n - self.k) > MAX_BLAS_INTEGER_ROWS
         ):
             return False
-        return self.norm_inf << 32 < modular_decoders.MAX_EXACT_FLOAT64
+        return self.norm_inf << 32 < modular_linalg.MAX_EXACT_FLOAT64
 
     @cached_property
     def _position_erasure_probabilities(self) -> float | Floats:

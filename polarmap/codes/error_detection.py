@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.codes import modular_decoders, tiling
+from polarmap.codes import modular_linalg
 from polarmap.codes.base import (
     COEFFICIENT_TOL,
     ErasureDecoder,
@@ -19,6 +19,7 @@ from polarmap.codes.base import (
     compute_invertible_mask,
     compute_nonzero_mask,
 )
+from polarmap.codes.compute import block_matmul, tiling
 from polarmap.dtypes import (
     Array,
     DType,
@@ -192,7 +193,7 @@ def _evaluate_real_checks(
     for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
         tile = tiling.gather_columns(blocks, columns, np.float64)
         with tiling.ignore_nonfinite_warnings():
-            deviation = np.abs(tiling.matmul(checks, tile)).max(axis=0, initial=0)
+            deviation = np.abs(block_matmul.matmul(checks, tile)).max(axis=0, initial=0)
             scale = np.abs(tile).max(axis=0)
             is_finite &= bool(np.isfinite(deviation).all())
             violation_mask = deviation > relative_tol * scale + absolute_tol
@@ -224,7 +225,7 @@ def locate_erroneous_blocks(
     if len(checks) < 2:
         return []
     if is_integer_dtype(checks.dtype):
-        modular_deviation = modular_decoders.matmul_mod64(checks, values.astype(np.int64))
+        modular_deviation = modular_linalg.matmul_mod64(checks, values.astype(np.int64))
         culprit_indices = _locate_modular_errors(checks.view(np.uint64), modular_deviation, dtype)
         return [int(block_index) for block_index in decoder.arrived_indices[culprit_indices]]
     if dtype.kind == "c":
@@ -259,7 +260,7 @@ def _evaluate_modular_checks(
     violations = []
     for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
         deviation = (
-            modular_decoders.matmul_mod64(checks, tiling.gather_columns(blocks, columns, np.int64)) & bit_mask
+            modular_linalg.matmul_mod64(checks, tiling.gather_columns(blocks, columns, np.int64)) & bit_mask
         )
         violations.append(columns.start + np.flatnonzero(deviation.any(axis=0)))
     violated_entries = np.concatenate(violations) if violations else np.empty(0, np.intp)

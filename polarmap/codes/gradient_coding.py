@@ -13,11 +13,11 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from polarmap.codes import tiling
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import tiling
 from polarmap.codes.linear_code import LinearCode
-from polarmap.codes.polar_construction import SplitMix64, sample_subsets
 from polarmap.codes.real_decoders import RealDecoder
+from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, is_integer, is_integer_dtype
 from polarmap.errors import CodeError
 

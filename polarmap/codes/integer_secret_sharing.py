@@ -15,8 +15,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import tiling, transforms
 from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.compute import tiling, transforms
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.modular_decoders import FLOAT_RESULT_ERROR, ModularLinearDecoder
 from polarmap.codes.polar import OPTIMAL_DESIGN_FRACTION

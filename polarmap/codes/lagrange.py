@@ -17,8 +17,8 @@ import numpy as np
 
 from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.linear_code import LinearCode
-from polarmap.codes.polar_construction import sample_subsets
 from polarmap.codes.real_decoders import PseudoInverseDecoder, compute_erasure_amplification
+from polarmap.codes.splitmix import sample_subsets
 from polarmap.dtypes import Floats, Indices, Mask, is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.validation import check_positive_int, is_choice

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import tiling
 from polarmap.codes.base import CodeMatrices, ErasureDecoder
+from polarmap.codes.compute import block_matmul, tiling
 from polarmap.codes.real_decoders import PseudoInverseDecoder, SystematicDecoder
 from polarmap.dtypes import (
     Array,
@@ -111,7 +111,7 @@ class LinearCode(CodeMatrices):
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """Put the parity of flat real blocks into `out`, summed in its working dtype."""
-        tiling.dense_matmul(
+        block_matmul.dense_matmul(
             self.encoding_matrix.astype(choose_accumulator_dtype(out.dtype), copy=False), blocks, out
         )
 

@@ -1,18 +1,14 @@
-"""Recovery of integers modulo 2^64, where exactly the odd numbers divide, and its linear algebra.
-
-A square integer matrix is invertible modulo 2^64 iff it is invertible modulo 2, so every rank
-question here is one over GF(2), answered with rows packed into Python integers.
-"""
+"""Recover integers modulo 2^64, where exactly the odd numbers divide."""
 
 from __future__ import annotations
 
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.codes import tiling
 from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import tiling
+from polarmap.codes.modular_linalg import find_independent_rows_gf2, invert_mod64, matmul_mod64
 from polarmap.codes.real_decoders import SystematicDecoder
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype
 from polarmap.errors import CodeError
@@ -21,8 +17,6 @@ FLOAT_RESULT_ERROR = (
     "integers are masked modulo 2^64, which results of floats do not undo: let f return integers, or mask "
     "data.astype(float), of which colluders learn a little (see SecretSharing)"
 )
-MAX_EXACT_FLOAT64 = 1 << 53  # up to here float64 holds every integer
-_LIMB_BITS = 16  # bits; products of limbs summed over up to 2^20 terms stay exact in float64
 
 
 class ModularDecoder(ErasureDecoder):
@@ -164,152 +158,3 @@ def make_check_combination_matrix(n_checks: int) -> UInt64Array:
     combinations = combinations * combinations * np.uint64(37) % np.uint64(509)
     combinations[0] = 1
     return combinations
-
-
-def find_independent_rows_gf2(matrix: Array) -> list[int]:
-    """Indices of a maximal set of rows independent modulo 2, earliest rows first.
-
-    >>> find_independent_rows_gf2(np.array([[1, 0], [1, 2], [0, 3]]))
-    [0, 2]
-    """
-    basis: dict[int, int] = {}
-    independent_indices: list[int] = []
-    for row_index, row in enumerate(pack_rows_gf2(matrix)):
-        if len(independent_indices) == matrix.shape[1]:
-            break
-        if remainder := reduce_row_gf2(row, basis):
-            basis[remainder.bit_length()] = remainder
-            independent_indices.append(row_index)
-    return independent_indices
-
-
-def reduce_row_gf2(packed_row: int, basis_by_leading_bit: dict[int, int]) -> int:
-    """What of a packed row is no sum of those of a basis, each under its leading bit; 0 if it is one.
-
-    >>> reduce_row_gf2(0b101, {3: 0b110, 2: 0b11}), reduce_row_gf2(0b101, {3: 0b110})
-    (0, 3)
-    """
-    while (leading_bit := packed_row.bit_length()) in basis_by_leading_bit:
-        packed_row ^= basis_by_leading_bit[leading_bit]
-    return packed_row
-
-
-def compute_null_space_gf2(matrix: Array) -> Mask:
-    """Independent vectors z (rows) with matrix @ z = 0 modulo 2, as many as there are.
-
-    >>> compute_null_space_gf2(np.array([[1, 1, 0], [2, 0, 1]])).astype(int).tolist()
-    [[1, 1, 0]]
-    """
-    width = matrix.shape[1]
-    basis: dict[int, int] = {}  # columns above the sums of columns that they are
-    null_vectors = []
-    for column_index, column in enumerate(pack_rows_gf2(matrix.T)):
-        remainder = reduce_row_gf2(column << width | 1 << column_index, basis)
-        if remainder >> width:
-            basis[remainder.bit_length()] = remainder
-        else:
-            null_vectors.append(remainder)
-    return _unpack_rows_gf2(null_vectors, width).astype(bool)
-
-
-def invert_mod64(matrix: Array) -> UInt64Array:
-    """The inverse modulo 2^64 of a square matrix that is invertible modulo 2 (Hensel lifting).
-
-    >>> invert_mod64(np.array([[3]])) * np.uint64(3)
-    array([[1]], dtype=uint64)
-    """
-    size = len(matrix)
-    identity = np.eye(size, dtype=matrix.dtype)
-    # modulo 2
-    inverse = compute_null_space_gf2(np.concatenate([matrix, identity], axis=1))[:, :size].T.astype(np.uint64)
-    unsigned_matrix = matrix.astype(np.int64).view(np.uint64)
-    twice_identity = 2 * np.eye(size, dtype=np.uint64)
-    n_bits = 1
-    while n_bits < 64:  # X <- X (2 I - A X) doubles the number of correct bits
-        n_bits *= 2
-        bit_mask = np.uint64((1 << n_bits) - 1)
-        inverse = (
-            matmul_mod64(
-                inverse, (twice_identity - matmul_mod64(unsigned_matrix & bit_mask, inverse)) & bit_mask
-            )
-            & bit_mask
-        )
-    return inverse
-
-
-def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int], UInt64Array]:
-    """Which unknowns x of matrix @ x = s are determined modulo 2^64, though others may not be.
-
-    Returns rows, columns and W with x[columns] = W @ s[rows].
-
-    >>> rows, columns, W = find_determined_unknowns_mod64(np.array([[1, 0, 0], [0, 1, 1]]))
-    >>> rows, columns, W.tolist()
-    ([0, 1], [0], [[1, 0]])
-    """
-    pivot_rows = find_independent_rows_gf2(matrix)
-    pivot_columns = find_independent_rows_gf2(matrix[pivot_rows].T)
-    pivot_inverse = invert_mod64(matrix[pivot_rows][:, pivot_columns])
-    other_columns = np.setdiff1d(np.arange(matrix.shape[1]), pivot_columns)
-    determined_indices = np.flatnonzero(
-        ~matmul_mod64(pivot_inverse, matrix[pivot_rows][:, other_columns]).any(axis=1)
-    )
-    return (
-        pivot_rows,
-        [pivot_columns[column_index] for column_index in determined_indices],
-        pivot_inverse[determined_indices],
-    )
-
-
-def matmul_mod64(left: Array, right: Array) -> UInt64Array:
-    """left @ right modulo 2^64, through exact float64 products of 16-bit limbs (BLAS).
-
-    >>> matmul_mod64(np.array([[-1, 2]]), np.array([[2**63], [5]], np.uint64)) == 2**63 + 10
-    array([[ True]])
-    """
-    left, right = _view_as_int64(left), _view_as_int64(right)
-    if _compute_max_abs(left) * _compute_max_abs(right) * right.shape[0] < MAX_EXACT_FLOAT64:
-        return (left.astype(np.float64) @ right).astype(np.int64).view(np.uint64)
-    result = np.zeros((len(left), right.shape[1]), np.uint64)
-    right_limbs = _split_into_16_bit_limbs(right)
-    for shift_left, limb_left in _split_into_16_bit_limbs(left):
-        for shift_right, limb_right in right_limbs:
-            if shift_left + shift_right < 64:
-                product = (limb_left @ limb_right).astype(np.int64).view(np.uint64)
-                result += product << np.uint64(shift_left + shift_right)
-    return result
-
-
-def _view_as_int64(matrix: Array) -> npt.NDArray[np.int64]:
-    return matrix.view(np.int64) if matrix.dtype == np.uint64 else matrix.astype(np.int64, copy=False)
-
-
-def _compute_max_abs(matrix: npt.NDArray[np.int64]) -> int:
-    return max(int(matrix.max()), -int(matrix.min())) if matrix.size else 0
-
-
-def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.float64]]]:
-    """(shift, limb) pairs with matrix = sum of limb << shift; small entries need one limb only."""
-    remaining = matrix
-    limbs = []
-    for shift in range(0, 64, _LIMB_BITS):
-        if not remaining.any():
-            break
-        low_limb = (remaining << (64 - _LIMB_BITS)) >> (64 - _LIMB_BITS)  # the signed low limb
-        limbs.append((shift, low_limb.astype(np.float64)))
-        remaining = (remaining - low_limb) >> _LIMB_BITS  # wraps only where the next limb is the last
-    return limbs
-
-
-def pack_rows_gf2(matrix: Array) -> list[int]:
-    """Each row modulo 2 as a Python integer, column 0 in the lowest bit."""
-    packed_bits = np.packbits((matrix & 1).astype(np.uint8), axis=1, bitorder="little")
-    return [int.from_bytes(row.tobytes(), "little") for row in packed_bits]
-
-
-def _unpack_rows_gf2(packed_rows: list[int], n_columns: int) -> Array:
-    """The reverse: numbers 0 and 1, (rows, width)."""
-    n_bytes = -(-n_columns // 8)
-    packed_bits = np.frombuffer(b"".join(row.to_bytes(n_bytes, "little") for row in packed_rows), np.uint8)
-    return np.unpackbits(packed_bits.reshape(len(packed_rows), n_bytes), axis=1, bitorder="little")[
-        :, :n_columns
-    ]

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import tiling
 from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.compute import tiling
 from polarmap.codes.linear_code import SystematicCode
 from polarmap.dtypes import Array, Floats, Indices, check_supported_dtype, is_integer, is_integer_dtype
 from polarmap.errors import CodeError, NotDecodableError, trimmed_tracebacks

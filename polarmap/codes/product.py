@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.codes import tiling
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import block_matmul, tiling
 from polarmap.codes.linear_code import SystematicCode
-from polarmap.codes.modular_decoders import ModularSystematicDecoder, matmul_mod64
+from polarmap.codes.modular_decoders import ModularSystematicDecoder
+from polarmap.codes.modular_linalg import matmul_mod64
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.real_decoders import RealDecoder, SystematicDecoder
 from polarmap.dtypes import (
@@ -391,7 +392,7 @@ def _encode_line_parity(
     if not positions:
         return out
     if not is_integer_dtype(dtype):
-        tiling.combine_rows(parity_matrix.astype(np.float64), data_blocks, out)
+        block_matmul.combine_rows(parity_matrix.astype(np.float64), data_blocks, out)
         return out
     for columns in tiling.iter_column_tiles(out.shape[1], len(data_blocks) + len(out), 8):
         tile = tiling.gather_columns(data_blocks, columns, np.int64)

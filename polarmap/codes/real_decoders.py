@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes import tiling
 from polarmap.codes.base import CodeMatrices, ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, to_real_dtype
 
 # A parity system with a relative singular value below this is taken as singular: its solution
@@ -64,10 +64,10 @@ class RealDecoder(ErasureDecoder):
         arrived_blocks = [received[int(block_index)] for block_index in self.arrived_indices]
         if is_integer_dtype(out.dtype):
             real_result = np.empty(out.shape)
-            tiling.combine_rows(self.weights, arrived_blocks, real_result)
+            block_matmul.combine_rows(self.weights, arrived_blocks, real_result)
             out[:] = np.rint(real_result)
         else:
-            tiling.combine_rows(self.weights, arrived_blocks, out)
+            block_matmul.combine_rows(self.weights, arrived_blocks, out)
 
     @cached_property
     def _pseudo_inverse(self) -> Floats:

@@ -18,20 +18,17 @@ from math import inf
 
 import numpy as np
 
-from polarmap.codes import tiling, transforms
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.compute import block_matmul, tiling, transforms
 from polarmap.codes.linear_code import SystematicCode
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.polar_construction import (
-    RotationButterflyNetwork,
-    generate_rotation_butterfly_network,
-    sample_subsets,
-)
 from polarmap.codes.real_decoders import (
     ImplicitSystematicDecoder,
     compute_max_amplification,
     has_dense_parity_matrix,
 )
+from polarmap.codes.rotation_network import RotationButterflyNetwork, generate_rotation_butterfly_network
+from polarmap.codes.splitmix import sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, choose_accumulator_dtype, is_integer_dtype
 
 # Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py): of rows in
@@ -97,7 +94,7 @@ class RotationCode(PolarCode):
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         sum_dtype, compiled = (
             choose_accumulator_dtype(out.dtype),
-            tiling.load_compiled_transforms(blocks, out.dtype),
+            block_matmul.load_compiled_transforms(blocks, out.dtype),
         )
         max_dense_rows = (
             MAX_DENSE_ROWS if tiling.is_contiguous_array(blocks, sum_dtype) else MAX_DENSE_ROWS_GATHERED
@@ -106,9 +103,9 @@ class RotationCode(PolarCode):
             min(self.n - self.k, self.k) <= (max_dense_rows if compiled else MAX_DENSE_ROWS_UNCOMPILED)
             and self._has_dense_parity_matrix
         ):
-            tiling.dense_matmul(self.encoding_matrix.astype(sum_dtype, copy=False), blocks, out)
+            block_matmul.dense_matmul(self.encoding_matrix.astype(sum_dtype, copy=False), blocks, out)
         else:
-            tiling.encode_rotation_parity_tiled(self.butterfly_network, blocks, out, compiled)
+            block_matmul.encode_rotation_parity_tiled(self.butterfly_network, blocks, out, compiled)
 
     @cached_property
     def _has_dense_parity_matrix(self) -> bool:
@@ -146,7 +143,9 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
         for start in range(0, out.shape[1], batch_width):
             columns = slice(start, min(out.shape[1], start + batch_width))
             with tiling.ignore_nonfinite_warnings():
-                decoded = tiling.matmul(pseudo_inverse, self._compute_syndrome(received, columns, sum_dtype))
+                decoded = block_matmul.matmul(
+                    pseudo_inverse, self._compute_syndrome(received, columns, sum_dtype)
+                )
             out[:, columns] = np.rint(decoded) if is_integer_dtype(out.dtype) else decoded
 
     def _compute_syndrome(

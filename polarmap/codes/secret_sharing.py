@@ -14,8 +14,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from polarmap.codes.linear_code import LinearCode
-from polarmap.codes.polar_construction import SplitMix64, sample_subsets
 from polarmap.codes.real_decoders import compute_left_inverse
+from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Floats, Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_positive_number

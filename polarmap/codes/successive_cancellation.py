@@ -17,23 +17,23 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes import transforms
 from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ReceivedBlocks, WeightMasks
-from polarmap.codes.modular_decoders import (
+from polarmap.codes.compute import transforms
+from polarmap.codes.compute.row_program import (
+    RowOperationBatch,
+    RowOperationProgram,
+    execute_adjoint_operation_batches,
+    execute_operation_batches,
+)
+from polarmap.codes.modular_linalg import (
     compute_null_space_gf2,
     find_independent_rows_gf2,
     invert_mod64,
     pack_rows_gf2,
     reduce_row_gf2,
 )
-from polarmap.codes.polar_construction import SplitMix64
 from polarmap.codes.real_decoders import ImplicitSystematicDecoder
-from polarmap.codes.row_program import (
-    RowOperationBatch,
-    RowOperationProgram,
-    execute_adjoint_operation_batches,
-    execute_operation_batches,
-)
+from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype
 
 # Mixtures of all equations, of which the first that are independent are kept: of so many more than those

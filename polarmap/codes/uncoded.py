@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import tiling
+from polarmap.codes.compute import tiling
 from polarmap.codes.linear_code import SystematicCode
 from polarmap.dtypes import Array, DType, check_supported_dtype
 from polarmap.errors import CodeError

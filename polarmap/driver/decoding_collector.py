@@ -12,7 +12,7 @@ import numpy as np
 from polarmap.blocks.coded import CodedData
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder
-from polarmap.codes.tiling import ignore_nonfinite_warnings
+from polarmap.codes.compute.tiling import ignore_nonfinite_warnings
 from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.function_properties import FunctionProperty
 from polarmap.driver.local_evaluation import LocalEvaluation, copy_block

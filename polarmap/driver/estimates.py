@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.codes import modular_decoders
+from polarmap.codes import modular_linalg
 from polarmap.codes.block_prediction import MissingBlockPredictor, make_missing_block_predictor
 from polarmap.codes.error_detection import estimate_relative_rounding_error
 from polarmap.codes.polar import PolarCode
@@ -156,7 +156,7 @@ def _decode_modular(
     parity_matrix = code.encoding_matrix[np.ix_(parity_indices, predictor.missing_indices)]
     if not parity_matrix.size:
         return {}
-    used_rows, solved_columns, solver = modular_decoders.find_determined_unknowns_mod64(parity_matrix)
+    used_rows, solved_columns, solver = modular_linalg.find_determined_unknowns_mod64(parity_matrix)
     if not solved_columns:
         return {}
     parity_indices = parity_indices[used_rows]
@@ -165,10 +165,10 @@ def _decode_modular(
     ).view(np.uint64)
     if len(known_indices):
         known_data = np.stack([received[int(task_index)].astype(np.int64) for task_index in known_indices])
-        syndromes = syndromes - modular_decoders.matmul_mod64(
+        syndromes = syndromes - modular_linalg.matmul_mod64(
             code.encoding_matrix[np.ix_(parity_indices, known_indices)], known_data
         )
-    return dict(zip(solved_columns, modular_decoders.matmul_mod64(solver, syndromes).astype(dtype)))
+    return dict(zip(solved_columns, modular_linalg.matmul_mod64(solver, syndromes).astype(dtype)))
 
 
 # --- of a map that goes on, or is over ---------------------------------------------------------

@@ -1,7 +1,6 @@
 """Run times as distributions: how they polarize, when a job is complete, how many workers to start."""
 
 from polarmap.driver.lateness import LatenessRule, ParityRule
-from polarmap.planning.backups import BackupRule, SimulatedJobs, simulate_backups
 from polarmap.planning.completion import (
     SCHEMES,
     Completion,
@@ -25,8 +24,6 @@ from polarmap.planning.distributions import (
 from polarmap.planning.empirical import Empirical, as_distribution, load_training_trace
 from polarmap.planning.figures import plot_polarization, plot_run_times
 from polarmap.planning.measurement import Measurement, measure
-from polarmap.planning.on_demand import simulate_on_demand
-from polarmap.planning.overdecomposition import simulate_overdecomposition
 from polarmap.planning.planner import Plan, frontier, plan
 from polarmap.planning.polarization import (
     frozen_set_at_time,
@@ -39,6 +36,10 @@ from polarmap.planning.polarization import (
     virtual_medians,
     virtual_quantile,
 )
+from polarmap.planning.simulation.backups import BackupRule, simulate_backups
+from polarmap.planning.simulation.jobs import SimulatedJobs
+from polarmap.planning.simulation.on_demand import simulate_on_demand
+from polarmap.planning.simulation.overdecomposition import simulate_overdecomposition
 
 __all__ = [
     "SCHEMES",

@@ -17,17 +17,20 @@ from polarmap.codes.uncoded import DEFAULT_BACKUPS
 from polarmap.driver.lateness import make_backup_lateness_rule
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
-from polarmap.planning import backups, decodability, heterogeneous
+from polarmap.planning import decodability, heterogeneous
 from polarmap.planning.decodability import ArrivalsNeeded
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.empirical import as_distribution
-from polarmap.planning.on_demand import simulate_on_demand
 from polarmap.planning.order_statistics import (
     compute_completion_quantiles,
     compute_decoding_probability,
     compute_order_statistic_means,
 )
-from polarmap.planning.overdecomposition import check_task_overhead, simulate_overdecomposition
+from polarmap.planning.replication import ReplicatedJob
+from polarmap.planning.simulation import backups
+from polarmap.planning.simulation.jobs import SimulatedJobs
+from polarmap.planning.simulation.on_demand import simulate_on_demand
+from polarmap.planning.simulation.overdecomposition import check_task_overhead, simulate_overdecomposition
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
 MAX_WORKERS_OR_TRIALS = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
@@ -297,7 +300,7 @@ def lower_bound(n: int, k: int, run_times: object) -> float:
 
 def _simulate_backup_jobs(
     k: int, run_times: Distribution, scheme: str, n_trials: int, rng: np.random.Generator
-) -> backups.SimulatedJobs:
+) -> SimulatedJobs:
     """Jobs of k tasks, all started at once, whose late tasks are started again."""
     first_run_times = np.sort(run_times.sample(rng, (n_trials, k)), axis=1)
 
@@ -312,7 +315,7 @@ def _simulate_backup_jobs(
 
 
 def _compute_replication_completion(n: int, k: int, run_times: Distribution) -> Completion:
-    job, single_task_job = (backups.ReplicatedJob(n_tasks, n // k, run_times) for n_tasks in (k, 1))
+    job, single_task_job = (ReplicatedJob(n_tasks, n // k, run_times) for n_tasks in (k, 1))
     p50, p95, p99 = job.quantile(QUANTILES).tolist()
     worker_seconds, failure_probability = n * single_task_job.mean(), job.failure_probability
     return Completion(
@@ -332,7 +335,7 @@ def _compute_replication_completion(n: int, k: int, run_times: Distribution) -> 
 
 
 def summarize_simulated_jobs(
-    scheme: str, n: int, k: int, simulated_jobs: backups.SimulatedJobs, n_arrivals: Floats | None = None
+    scheme: str, n: int, k: int, simulated_jobs: SimulatedJobs, n_arrivals: Floats | None = None
 ) -> Completion:
     """What simulated jobs give; `n_arrivals`: results that each has awaited, k by default."""
     completed_mask = np.isfinite(simulated_jobs.completion_times)

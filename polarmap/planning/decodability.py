@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.codes.arikan_code import ArikanCode
+from polarmap.codes.modular_linalg import pack_rows_gf2, reduce_row_gf2
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Floats
@@ -159,7 +160,7 @@ def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool)
     modular : for integers modulo 2^64.
     """
     if modular:
-        packed_columns = _pack_check_columns_gf2(code)
+        packed_columns = pack_rows_gf2(code.parity_check_matrix.T)
         return np.array(
             [
                 _count_arrivals_needed_gf2(packed_columns, arrival_order.tolist())
@@ -183,23 +184,13 @@ def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array
 
 def _count_arrivals_needed_gf2(packed_columns: list[int], arrival_order: list[int]) -> int:
     """The arrivals needed in this order, over GF(2), where rows are bits of Python integers."""
-    basis: dict[int, int] = {}  # leading bit -> column
+    basis_by_leading_bit: dict[int, int] = {}
     for n_missing, block_index in enumerate(reversed(arrival_order)):
-        column = packed_columns[block_index]
-        while column and (leading_bit := column.bit_length()) in basis:
-            column ^= basis[leading_bit]
-        if not column:
+        remainder = reduce_row_gf2(packed_columns[block_index], basis_by_leading_bit)
+        if not remainder:
             return len(arrival_order) - n_missing
-        basis[leading_bit] = column
+        basis_by_leading_bit[remainder.bit_length()] = remainder
     raise AssertionError("n columns of n - k bits are dependent")
-
-
-def _pack_check_columns_gf2(code: PolarCode) -> list[int]:
-    """The columns of C = [P, -I] modulo 2, r bits each, as Python integers."""
-    parity_bits = (code.parity_check_matrix.T & 1).astype(np.uint8)
-    return [
-        int.from_bytes(row.tobytes(), "little") for row in np.packbits(parity_bits, axis=1, bitorder="little")
-    ]
 
 
 def _get_infinite_time(dtype: np.dtype[Any]) -> float | int:

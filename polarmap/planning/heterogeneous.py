@@ -16,9 +16,9 @@ import numpy as np
 from polarmap.codes.polar import PolarCode, get_design_erasure_fraction
 from polarmap.dtypes import Indices
 from polarmap.errors import CodeError
-from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.decodability import ARIKAN_SCHEMES, compute_decoding_times, get_decoder_name
 from polarmap.planning.distributions import MAX_SECONDS, Distribution, Floats, Mixture, bisect_predicate
+from polarmap.planning.simulation.jobs import SimulatedJobs
 
 CODE_SCHEMES = ("uncoded", "mds", "rotation", *ARIKAN_SCHEMES)
 MIN_JOBS = 2000  # simulated where decoding one solves no dense system

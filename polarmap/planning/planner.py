@@ -29,8 +29,8 @@ from polarmap.planning.heterogeneous import (
     select_workers_for_scheme,
 )
 from polarmap.planning.objective import Objective
-from polarmap.planning.overdecomposition import check_task_overhead
 from polarmap.planning.sampling_error import SMALL_SAMPLE_SIZE, WorkerCountRange, bootstrap_worker_count_range
+from polarmap.planning.simulation.overdecomposition import check_task_overhead
 from polarmap.validation import check_positive_int, is_choice
 
 if TYPE_CHECKING:

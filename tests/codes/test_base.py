@@ -10,7 +10,7 @@ from polarmap.codes.base import MAX_MODULAR_CHECKS
 from polarmap.codes.gradient_coding import GradientCode
 from polarmap.codes.lagrange import LagrangeCode
 from polarmap.codes.linear_code import LinearCode
-from polarmap.codes.modular_decoders import find_independent_rows_gf2
+from polarmap.codes.modular_linalg import find_independent_rows_gf2
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.product import ProductCode
 from polarmap.codes.secret_sharing import SecretSharingCode

@@ -18,7 +18,7 @@ from polarmap.codes.integer_secret_sharing import (
     compute_min_tasks,
     count_noise_blocks,
 )
-from polarmap.codes.modular_decoders import invert_mod64
+from polarmap.codes.modular_linalg import invert_mod64
 from polarmap.errors import CodeError
 
 

@@ -41,22 +41,3 @@ def test_frozen_inputs_are_closed_downwards(n: int, k: int) -> None:
     for index in frozen:
         bits = [bit for bit in range(index.bit_length()) if index >> bit & 1]
         assert all(index & ~(1 << bit) in frozen for bit in bits)
-
-
-def test_uniform_stream_is_fixed_and_uniform() -> None:
-    stream = polar_construction.SplitMix64(1, 2, 3)
-    numbers = stream.random(10_000)
-    assert numbers[:3].tolist() == FIRST_NUMBERS
-    assert numbers.min() >= 0
-    assert numbers.max() < 1
-    assert abs(numbers.mean() - 0.5) < 0.01
-    assert sorted(stream.permutation(50).tolist()) == list(range(50))
-    assert (polar_construction.SplitMix64(1, 2, 4).random(3) != numbers[:3]).all()
-
-
-def test_uniform_stream_continues_where_it_stopped() -> None:
-    whole, pieces = polar_construction.SplitMix64(7), polar_construction.SplitMix64(7)
-    assert whole.random(5).tolist() == [*pieces.random(2), *pieces.random(3)]
-
-
-FIRST_NUMBERS = [0.3852895748155194, 0.8198491448220133, 0.8862316989122743]

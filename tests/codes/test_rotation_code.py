@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap.codes import ArrivalTracker, PolarCode
-from polarmap.codes.polar_construction import generate_rotation_butterfly_network, sample_subsets
 from polarmap.codes.real_decoders import MAX_DENSE_N, SystematicDecoder, compute_max_amplification
 from polarmap.codes.rotation_code import (
     N_SEEDS,
@@ -17,6 +16,8 @@ from polarmap.codes.rotation_code import (
     normalize_parity_row_sums,
     select_rotation_seed,
 )
+from polarmap.codes.rotation_network import generate_rotation_butterfly_network
+from polarmap.codes.splitmix import sample_subsets
 from polarmap.errors import CodeError
 
 

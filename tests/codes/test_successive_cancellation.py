@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from polar_codes import SIZES, received
 
-from polarmap.codes import row_program
 from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.compute import row_program
 from polarmap.codes.modular_decoders import ModularSystematicDecoder
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.successive_cancellation import (

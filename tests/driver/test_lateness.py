@@ -12,7 +12,7 @@ from simulated_jobs import late_moments
 
 from polarmap.driver.lateness import LateTracker
 from polarmap.planning import Empirical, LatenessRule, ParityRule, ShiftedExponential
-from polarmap.planning.backups import compute_lateness_thresholds
+from polarmap.planning.simulation.jobs import compute_lateness_thresholds
 
 TIMES = st.lists(st.floats(0, 1e6), max_size=30)
 

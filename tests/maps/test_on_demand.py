@@ -17,7 +17,7 @@ from polarmap.codes import PolarCode
 from polarmap.driver import local_evaluation
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.planning import Empirical, simulate_on_demand
-from polarmap.planning.backups import SimulatedJobs
+from polarmap.planning.simulation.jobs import SimulatedJobs
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.types import CodedResult
 

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from polarmap.codes import tiling, transforms, transforms_numba
+from polarmap.codes.compute import block_matmul, transforms, transforms_numba
 from polarmap.codes.polar import PolarCode
 
 SIZES = [(40, 30), (100, 37), (64, 32), (200, 100), (97, 72), (300, 260)]
@@ -15,7 +15,7 @@ SIZES = [(40, 30), (100, 37), (64, 32), (200, 100), (97, 72), (300, 260)]
 
 def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
     out = np.full((code.n - code.k, data.shape[1]), np.nan)
-    tiling.encode_rotation_parity_tiled(code.butterfly_network, data, out, transforms_numba)
+    block_matmul.encode_rotation_parity_tiled(code.butterfly_network, data, out, transforms_numba)
     return out
 
 
@@ -31,11 +31,11 @@ def test_rotation_parity_is_numpys(n: int, k: int, width: int) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 5), (4, 4), (7, 50)])
 @pytest.mark.parametrize("width", [1, 255, 256, 1100])
 def test_combined_is_a_product(shape: tuple[int, int], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiling, "MIN_COMPILED_BYTES", 0)
+    monkeypatch.setattr(block_matmul, "MIN_COMPILED_BYTES", 0)
     stream = np.random.default_rng(width)
     weights, rows = stream.standard_normal(shape), stream.standard_normal((shape[1], width))
     out = np.full((shape[0], width), np.nan)
-    tiling.combine_rows(weights, list(rows), out)
+    block_matmul.combine_rows(weights, list(rows), out)
     np.testing.assert_allclose(out, weights @ rows, atol=1e-12)
 
 
@@ -54,8 +54,8 @@ def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(transforms_numba, name, getattr(transforms_numba, name).py_func)
     monkeypatch.setattr(transforms_numba, "_row_view", piece)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-13)
-    monkeypatch.setattr(tiling, "MIN_COMPILED_BYTES", 0)
-    tiling.combine_rows(weights, data, product)
+    monkeypatch.setattr(block_matmul, "MIN_COMPILED_BYTES", 0)
+    block_matmul.combine_rows(weights, data, product)
     np.testing.assert_allclose(product, weights @ data, atol=1e-13)
 
 

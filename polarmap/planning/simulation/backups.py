@@ -1,6 +1,6 @@
-"""Backup tasks and copies: late tasks are started once more, or every task several times at once.
+"""Simulate backup tasks: late tasks are started once more.
 
-Of several copies of a task the others are stopped the moment the first returns, the cheapest
+Of the attempts at a task the others are stopped the moment the first returns, the cheapest
 accounting there is.
 """
 
@@ -14,17 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.driver.lateness import (
-    NO_RESULT_SECONDS,
-    LatenessRule,
-    LateTracker,
-    compute_cautious_late_after_seconds,
-    compute_late_fraction,
-    compute_min_results_to_extrapolate,
-    extrapolate_quantile,
+from polarmap.driver.lateness import LatenessRule, LateTracker
+from polarmap.planning.distributions import Floats
+from polarmap.planning.simulation.jobs import (
+    SimulatedJobs,
+    compute_lateness_thresholds,
+    find_jobs_with_early_backups,
 )
-from polarmap.planning.distributions import Distribution, Floats
-from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
 
 BackupSampler = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the tasks that are True
 
@@ -68,14 +64,6 @@ class BackupRule(NamedTuple):
 # all tasks were done. Spark 4: spark.speculation.quantile = 0.9, .multiplier = 3.
 CUBED_RULE = BackupRule(min_tasks=10)
 SPARK_RULE = BackupRule(completed_fraction=0.9, min_tasks=2, uses_all_tasks=False)
-
-
-class SimulatedJobs(NamedTuple):
-    """What simulated jobs took: seconds, worker-seconds and tasks started; arrays (trials,)."""
-
-    completion_times: Floats
-    worker_seconds: Floats
-    n_tasks_started: Floats
 
 
 def simulate_backups(
@@ -150,36 +138,6 @@ def simulate_backups(
     return SimulatedJobs(completion_times.max(axis=1), worker_seconds, n_tasks_started)
 
 
-def find_jobs_with_early_backups(
-    sorted_run_times: Floats, rule: LatenessRule, n_spare: int = 0
-) -> npt.NDArray[np.bool_]:
-    """Whether more than `n_spare` tasks are late before half of them have returned, (trials,).
-
-    sorted_run_times : array (trials, tasks): run times of the tasks of each job, ascending.
-    """
-    n_half = compute_min_results_to_extrapolate(rule.n_tasks)
-    n_completed = np.arange(1, n_half)
-    silent_mask = sorted_run_times[:, 0] > max(rule.min_seconds, NO_RESULT_SECONDS * 2.0**n_spare)
-    late_after = np.maximum(
-        rule.min_seconds,
-        compute_cautious_late_after_seconds(sorted_run_times[:, : n_half - 1], n_completed, n_half),
-    )
-    return np.asarray(silent_mask | (late_after < sorted_run_times[:, 1:n_half]).any(axis=1))
-
-
-def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) -> Floats:
-    """`late_after_seconds` once half of the tasks have returned, (trials,); `sorted_run_times` as for
-    `find_jobs_with_early_backups`.
-    """
-    with np.errstate(invalid="ignore"):  # where nothing returns
-        thresholds = extrapolate_quantile(
-            sorted_run_times[:, 0],
-            sorted_run_times[:, compute_min_results_to_extrapolate(rule.n_tasks) - 1],
-            compute_late_fraction(rule.n_tasks),
-        )
-    return np.maximum(rule.min_seconds, thresholds)
-
-
 def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tuple[Floats, Floats]:
     """When each task of one job has returned, (k,), and when each attempt was started, (attempts, k).
 
@@ -243,52 +201,3 @@ def _compute_typical_run_times(sorted_run_times: Floats, rule: BackupRule, n_com
     if rule.uses_all_tasks:
         return sorted_run_times[:, rule.min_completed(sorted_run_times.shape[1]) - 1]
     return (sorted_run_times[:, (n_completed - 1) // 2] + sorted_run_times[:, n_completed // 2]) / 2
-
-
-class ReplicatedJob(NamedTuple):
-    """Tasks with so many copies each: P(T <= t) = (1 - P(one is out at t)^copies)^tasks."""
-
-    n_tasks: int
-    n_copies: int
-    run_times: Distribution
-
-    @property
-    def failure_probability(self) -> float:
-        """Probability that all copies of a task never end."""
-        return float(-np.expm1(self.n_tasks * np.log1p(-(self.run_times.failure_probability**self.n_copies))))
-
-    def quantile(self, p: Floats) -> Floats:
-        """The time by which the job is complete with probability `p`.
-
-        >>> from polarmap.planning.distributions import ShiftedExponential
-        >>> ReplicatedJob(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
-        [0.346574]
-        """
-        return self.run_times.quantile_from_cdf_and_survival(
-            *self._convert_job_to_copy_probabilities(p, 1 - p)
-        )
-
-    def mean(self) -> float:
-        """Expected seconds until all tasks have a result, of the jobs in which all of them do."""
-        cdf, survival = make_full_logit_grid()
-        failure_probability = self.failure_probability
-        copy_probabilities = self._convert_job_to_copy_probabilities(
-            (1 - failure_probability) * cdf, failure_probability + (1 - failure_probability) * survival
-        )
-        return compute_expected_run_time(
-            self.run_times,
-            compute_cell_widths(cdf, survival),
-            *self.run_times.condition_on_completion(*copy_probabilities),
-        )
-
-    def _convert_job_to_copy_probabilities(
-        self, job_cdf: Floats, job_survival: Floats
-    ) -> tuple[Floats, Floats]:
-        """Shares of the copies that have ended, and not, where `job_cdf` of the jobs have."""
-        with np.errstate(divide="ignore"):
-            log_task_cdf = (
-                np.where(job_cdf < 0.5, np.log(job_cdf), np.log1p(-np.minimum(job_survival, 0.5)))
-                / self.n_tasks
-            )
-            log_copy_survival = np.log(-np.expm1(log_task_cdf)) / self.n_copies
-        return -np.expm1(log_copy_survival), np.exp(log_copy_survival)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polarmap.codes.polar_construction import RotationButterflyNetwork
+from polarmap.codes.rotation_network import RotationButterflyNetwork
 from polarmap.dtypes import Array, Floats
 
 DENSE_BASE_SIZE = 64  # rows of a butterfly whose matrix is formed
@@ -72,7 +72,7 @@ def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Flo
 
 
 def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
-    """Products with the small matrices of `polar_construction.fuse_rotation_stages` across x, one after
+    """Products with the small matrices of `rotation_network.fuse_rotation_stages` across x, one after
     another: a new array.
     """
     for matrix in stage_matrices:

@@ -1,4 +1,4 @@
-"""Backups and copies: against the rules asked at small steps, and against jobs simulated one by one."""
+"""Backups: against the rules asked at small steps, and against jobs simulated one by one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from math import inf
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from simulated_jobs import DISTRIBUTIONS
 
 from polarmap.driver.lateness import make_backup_lateness_rule
 from polarmap.planning import (
@@ -23,26 +20,12 @@ from polarmap.planning import (
     simulate_backups,
     with_stragglers,
 )
-from polarmap.planning.backups import (
+from polarmap.planning.simulation.backups import (
     CUBED_RULE,
     SPARK_RULE,
     BackupRule,
     compute_backup_start_times,
-    find_jobs_with_early_backups,
 )
-
-
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
-def test_replicas_of_simulated_jobs(distribution: Distribution) -> None:
-    copies = distribution.sample(np.random.default_rng(5), (3, 10, 40_000))
-    tasks = copies.min(axis=0)
-    finish = tasks.max(axis=0)
-    ended = np.isfinite(finish)
-    found = completion_time(30, 10, "replication", distribution)
-    assert found.mean == pytest.approx(finish[ended].mean(), rel=0.01)
-    assert found.worker_seconds == pytest.approx(3 * tasks.sum(axis=0)[ended].mean(), rel=0.01)
-    assert found.p99 == pytest.approx(np.quantile(finish, 0.99, method="higher"), rel=0.05)
-    assert found.failure_probability == pytest.approx(1 - ended.mean(), abs=1e-3)
 
 
 def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
@@ -179,17 +162,3 @@ def test_the_learned_rule_against_that_of_cubed() -> None:
     )
     assert ours.p99 <= 0.65 * cubed.p99
     assert ours.worker_seconds <= 1.05 * plain.worker_seconds
-
-
-@given(
-    times=st.lists(st.one_of(st.floats(0.01, 10), st.floats(50, 200), st.just(inf)), min_size=1, max_size=12),
-    least=st.sampled_from([0.0, 0.1]),
-)
-def test_jobs_that_are_told_early_are_those_with_a_late_task_before_half_are_back(
-    times: list[float], least: float
-) -> None:
-    """Against the rule, asked after every return."""
-    rule, ascending = LatenessRule(len(times), min_seconds=least), sorted(times)
-    half = -(-len(times) // 2)
-    expected = any(rule.late_after_seconds(ascending[:done]) < ascending[done] for done in range(half))
-    assert find_jobs_with_early_backups(np.array([ascending]), rule).tolist() == [expected]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import CodeError
-from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.distributions import Floats, bisect_predicate
+from polarmap.planning.simulation.jobs import SimulatedJobs
 from polarmap.validation import is_real_number
 
 BISECTION_STEPS = 40  # of the interval in which a moment lies: twelve digits

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from polarmap.codes import row_program, tiling, transforms_numba
+from polarmap.codes.compute import row_program, tiling, transforms_numba
+from polarmap.codes.compute.row_program import RowOperationBatch, RowOperationProgram
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.row_program import RowOperationBatch, RowOperationProgram
 
 INTEGERS = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
 WIDTH = 1500  # more than WIDE, and no multiple of a tile

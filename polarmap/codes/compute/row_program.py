@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import tiling
+from polarmap.codes.compute import block_matmul, tiling
 from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_integer_dtype
 
 # of a row in a tile: of less, numpy takes longer to begin a sum than to add it up
@@ -120,7 +120,7 @@ class RowOperationProgram:
     def _compute_row_by_row(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         sum_dtype, (operations, n_rows) = choose_row_sum_dtype(out.dtype), self._compact_operations_and_n_rows
         tile_width = max(tiling.TILE_BYTES // n_rows, MIN_TILE_ROW_BYTES) // sum_dtype.itemsize // 64 * 64
-        compiled = tiling.load_compiled_transforms_if_large(MIN_COMPILED_BYTES, blocks)
+        compiled = block_matmul.load_compiled_transforms_if_large(MIN_COMPILED_BYTES, blocks)
         execute = compiled.execute_row_operations if compiled else execute_row_operations
 
         def run_tile(columns: slice) -> None:

@@ -15,8 +15,12 @@ import numpy as np
 
 from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, compute_min_results_to_extrapolate
 from polarmap.errors import CodeError
-from polarmap.planning.backups import SimulatedJobs, compute_lateness_thresholds, find_jobs_with_early_backups
 from polarmap.planning.distributions import Distribution, Floats
+from polarmap.planning.simulation.jobs import (
+    SimulatedJobs,
+    compute_lateness_thresholds,
+    find_jobs_with_early_backups,
+)
 
 
 def simulate_on_demand(

@@ -1,0 +1,26 @@
+"""Which simulated jobs have late tasks early: against the rule, asked after every return."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polarmap.planning import LatenessRule
+from polarmap.planning.simulation.jobs import find_jobs_with_early_backups
+
+
+@given(
+    times=st.lists(st.one_of(st.floats(0.01, 10), st.floats(50, 200), st.just(inf)), min_size=1, max_size=12),
+    least=st.sampled_from([0.0, 0.1]),
+)
+def test_jobs_that_are_told_early_are_those_with_a_late_task_before_half_are_back(
+    times: list[float], least: float
+) -> None:
+    """Against the rule, asked after every return."""
+    rule, ascending = LatenessRule(len(times), min_seconds=least), sorted(times)
+    half = -(-len(times) // 2)
+    expected = any(rule.late_after_seconds(ascending[:done]) < ascending[done] for done in range(half))
+    assert find_jobs_with_early_backups(np.array([ascending]), rule).tolist() == [expected]
