@@ -9,7 +9,8 @@ with require_extra("polarmap.convex", "scipy and scikit-learn", "convex"):
     from polarmap.models.losses import LogisticLoss, SquaredLoss
     from polarmap.models.penalties import AffineSet, ElasticNetPenalty, LinearBoxPenalty
     from polarmap.models.projections import l1_ball, simplex
-    from polarmap.models.proximal_gradient import Solution, fista
+    from polarmap.models.proximal_gradient import fista
+    from polarmap.models.solver import Solution
     from polarmap.models.sparse_models import (
         ElasticNet,
         Lasso,

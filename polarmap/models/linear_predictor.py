@@ -10,7 +10,7 @@ import numpy as np
 from polarmap.dtypes import Floats
 from polarmap.models.coded_estimator import CodedEstimator
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.proximal_gradient import Solution
+from polarmap.models.solver import Solution
 
 
 class LinearPredictorEstimator(CodedEstimator):

@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
+from polarmap.models.solver import Solution, run_solver
 
 GAP_INTERVAL = 10  # iterations, at whose end the gap is looked at, for one product more
 MIN_CURVATURE_GROWTH = 1.2  # of the curvature, at least, where a step was too long
 CANCELLATION_TOL = 1e-10  # relative to the loss: a smaller difference of values has too few digits
 PROBE_STEP = 1e-3  # of eta: a step along which a loss is as good as quadratic
-
-
-class Solution(NamedTuple):
-    """What `fista` has found.
-
-    Attributes
-    ----------
-    x : (N,) or (N, outputs)
-    objective : float
-        loss(A x) + penalty(x).
-    dual_gap : float or None
-        The objective is at most that far above its minimum. None where loss or penalty has no conjugate.
-    optimality : float
-        Norm of the gradient map L (x - prox(x - gradient / L)), 0 at a minimum.
-    n_iter : int
-    converged : bool
-    """
-
-    x: Floats
-    objective: float
-    dual_gap: float | None
-    optimality: float
-    n_iter: int
-    converged: bool
 
 
 def fista(
@@ -94,20 +71,6 @@ def fista(
     _check_fista_arguments(penalty, loss, tol, max_iter)
     problem = CompositeProblem(operator, loss, penalty)
     return run_solver(FistaSolver(problem, problem.check_starting_point(start)), tol, max_iter, callback)
-
-
-def run_solver(
-    solver: Any, tol: float, max_iter: int, callback: Callable[[float, float], None] | None
-) -> Solution:
-    """What a method finds in `max_iter` steps, or as few as it takes; the callback is told of each."""
-    while solver.n_iter < max_iter:
-        solver.step()
-        if callback is not None:
-            callback(solver.objective, solver.optimality)
-        if solver.has_converged(tol) or solver.has_stalled:
-            break
-    solution: Solution = solver.make_solution(tol)
-    return solution
 
 
 class CompositeProblem:

@@ -13,10 +13,9 @@ from polarmap.models.proximal_gradient import (
     CompositeProblem,
     FistaSolver,
     ProximalSolver,
-    Solution,
     evaluate_penalty,
-    run_solver,
 )
+from polarmap.models.solver import Solution, run_solver
 
 MAX_GRAM_SIZE = 1000  # unknowns: beyond, what Newton steps solve here takes long
 GRAM_COLUMNS_PER_ITERATION = (

@@ -16,8 +16,8 @@ from polarmap.models.linear_predictor import LinearPredictorEstimator
 from polarmap.models.logistic import LogisticMixin
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_gradient import Solution
 from polarmap.models.proximal_newton import proximal_newton
+from polarmap.models.solver import Solution
 from polarmap.optional import require_extra
 
 

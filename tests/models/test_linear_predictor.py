@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from polarmap.models.linear_predictor import LinearPredictorEstimator
 from polarmap.models.losses import BernoulliFamily, MultinomialFamily, WeightedLoss
-from polarmap.models.proximal_gradient import Solution
+from polarmap.models.solver import Solution
 from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)
