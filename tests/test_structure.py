@@ -85,7 +85,7 @@ ONLY_FROM = {
             f"polarmap.models.{name}"
             for name in (
                 *("coded_estimator", "cone_interior_point", "convex_network", "operators", "krylov_solvers"),
-                *("losses", "penalized_loss", "penalties", "svm", "whitening"),
+                *("losses", "penalties", "smooth_solvers", "svm", "whitening"),
             )
         ],
     ],

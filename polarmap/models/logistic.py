@@ -10,7 +10,7 @@ import numpy as np
 from polarmap.dtypes import Array, Floats
 from polarmap.models.coded_estimator import ProbabilisticClassifierMixin
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.penalized_loss import SmoothEstimator
+from polarmap.models.smooth_estimator import SmoothEstimator
 
 
 @dataclass(eq=False, repr=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,6 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
-from polarmap.models.linear_predictor import LinearPredictorEstimator
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
 from polarmap.models.proximal_gradient import CompositeProblem
@@ -24,25 +22,6 @@ POLISH_MAX_TOL = 1e-6  # a tol above which nobody asks for more digits
 POLISH_MAX_GRADIENT = 1e-3  # a gradient below which Newton's steps can be trusted
 NEWTON_TOL = 1e-2  # times tol: the gradient at which Newton's steps by Gram matrices end
 SCIPY_METHODS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "trust-krylov"}
-
-
-@dataclass(eq=False, repr=False)
-class SmoothEstimator(LinearPredictorEstimator):
-    """A model whose coefficients minimize a loss with an L2 penalty."""
-
-    _: KW_ONLY
-    solver: str = "lbfgs"
-    tol: float = 1e-7
-    max_iter: int = 500
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        self._check_choice("solver", SCIPY_METHODS)
-
-    def _make_solver(
-        self, operator: Any, loss: WeightedLoss, penalty_strengths: Floats, start: Floats
-    ) -> Callable[..., Solution]:
-        return partial(minimize_smooth, self.solver, operator, loss, penalty_strengths, start)
 
 
 def minimize_smooth(
