@@ -11,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.cones import ConeConstrainedLoss
-from polarmap.models.gates import GatedOperator
+from polarmap.models.operators import GatedOperator
 from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.solver import Solution, run_solver
 

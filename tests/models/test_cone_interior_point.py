@@ -14,9 +14,9 @@ from straggling_models import options
 from polarmap.convexnn import ConvexMLPRegressor
 from polarmap.models import cone_interior_point as module
 from polarmap.models import convex_network
+from polarmap.models.activation_gates import sample_gates
 from polarmap.models.cone_interior_point import cone_interior_point
 from polarmap.models.cones import ConeConstrainedLoss
-from polarmap.models.gates import sample_gates
 from polarmap.models.losses import BernoulliFamily, GaussianFamily, ProfiledLoss
 
 STREAM = np.random.default_rng(0)
