@@ -84,7 +84,7 @@ ONLY_FROM = {
         *[
             f"polarmap.models.{name}"
             for name in (
-                *("coded_estimator", "cone_interior_point", "convex_network", "operators", "krylov_solvers"),
+                *("coded_estimator", "cone_interior_point", "convex_network", "operators", "least_squares"),
                 *("losses", "penalties", "smooth_solvers", "svm", "whitening"),
             )
         ],

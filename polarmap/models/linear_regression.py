@@ -11,7 +11,7 @@ from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin
 from polarmap.models.iteration_log import IterationLog
-from polarmap.models.krylov_solvers import AugmentedOperator, solve_least_squares
+from polarmap.models.least_squares import AugmentedOperator, solve_least_squares
 
 
 @dataclass(eq=False, repr=False)

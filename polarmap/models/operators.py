@@ -1,4 +1,4 @@
-"""Linear operators of standardized, weighted and gated features and of an intercept, by products with X alone."""
+"""Linear operators of standardized, weighted or gated features and of an intercept, by products with X."""
 
 from __future__ import annotations
 

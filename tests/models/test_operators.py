@@ -1,4 +1,4 @@
-"""Scaled sparse features and gated ones, with the dense matrix as the oracle; models of them, with scikit-learn."""
+"""Operators of scaled and gated features, compared with the dense matrix; their models, with scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Least squares with an L2 penalty by scipy's Krylov solvers, and how far these have come."""
+"""Least squares with an L2 penalty by Krylov methods (LSQR, LSMR, CG), preconditioned by a Gram matrix."""
 
 from __future__ import annotations
 
