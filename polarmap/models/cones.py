@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from polarmap.dtypes import Floats
 from polarmap.models.losses import ProfiledLoss
-from polarmap.models.solver import Solution, run_solver
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MAX_NEWTON_STEPS = 30
 RESIDUAL_TOL = 1e-13  # relative to the targets: an equation that holds to that holds

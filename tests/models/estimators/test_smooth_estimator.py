@@ -11,7 +11,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from benchmarks.numpy_estimators import with_numpy_products
 from polarmap.glm import LogisticRegression, PoissonRegression, Ridge
-from polarmap.models import proximal_newton
+from polarmap.models.solvers import proximal_newton
 from polarmap.testing import ReplayExecutor
 
 CANCER, LABELS = load_breast_cancer(return_X_y=True)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
-from polarmap.models.proximal_gradient import (
+from polarmap.models.solvers.proximal_gradient import (
     CompositeProblem,
     FistaSolver,
     ProximalSolver,
     evaluate_penalty,
 )
-from polarmap.models.solver import Solution, run_solver
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MAX_GRAM_SIZE = 1000  # unknowns: beyond, what Newton steps solve here takes long
 GRAM_COLUMNS_PER_ITERATION = (

@@ -11,12 +11,12 @@ from scipy import sparse
 
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError
-from polarmap.models.box_interior_point import box_interior_point
-from polarmap.models.coded_estimator import CodedClassifierMixin, CodedEstimator
+from polarmap.models.estimators.coded_estimator import CodedClassifierMixin, CodedEstimator
 from polarmap.models.losses import SquaredLoss
 from polarmap.models.penalties import LinearBoxPenalty
-from polarmap.models.proximal_gradient import fista
-from polarmap.models.proximal_newton import MAX_GRAM_SIZE
+from polarmap.models.solvers.box_interior_point import box_interior_point
+from polarmap.models.solvers.proximal_gradient import fista
+from polarmap.models.solvers.proximal_newton import MAX_GRAM_SIZE
 
 
 @dataclass(eq=False, repr=False)

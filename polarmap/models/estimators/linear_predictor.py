@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from polarmap.dtypes import Floats
-from polarmap.models.coded_estimator import CodedEstimator
+from polarmap.models.estimators.coded_estimator import CodedEstimator
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.solver import Solution
+from polarmap.models.solvers.solver import Solution
 
 
 class LinearPredictorEstimator(CodedEstimator):

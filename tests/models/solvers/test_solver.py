@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap.models.solver import Solution, Solver, run_solver
+from polarmap.models.solvers.solver import Solution, Solver, run_solver
 
 
 class Halving:

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from polarmap.dtypes import Floats
-from polarmap.models.linear_predictor import LinearPredictorEstimator
+from polarmap.models.estimators.linear_predictor import LinearPredictorEstimator
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.smooth_solvers import SCIPY_METHODS, minimize_smooth
-from polarmap.models.solver import Solution
+from polarmap.models.solvers.smooth_solvers import SCIPY_METHODS, minimize_smooth
+from polarmap.models.solvers.solver import Solution
 
 
 @dataclass(eq=False, repr=False)

@@ -9,8 +9,8 @@ from scipy.sparse.linalg import aslinearoperator
 from polarmap.models.losses import BernoulliFamily, MultinomialFamily, WeightedLoss
 from polarmap.models.operators import AppendedInterceptOperator
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_gradient import CompositeProblem
-from polarmap.models.smooth_solvers import ScipyObjective
+from polarmap.models.solvers.proximal_gradient import CompositeProblem
+from polarmap.models.solvers.smooth_solvers import ScipyObjective
 
 STREAM = np.random.default_rng(0)
 A = STREAM.standard_normal((20, 3))

@@ -13,9 +13,9 @@ from scipy.sparse.linalg import LinearOperator, cg
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_gradient import CompositeProblem
-from polarmap.models.proximal_newton import ProximalNewtonSolver, count_first_order_iterations
-from polarmap.models.solver import Solution, run_solver
+from polarmap.models.solvers.proximal_gradient import CompositeProblem
+from polarmap.models.solvers.proximal_newton import ProximalNewtonSolver, count_first_order_iterations
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MAX_NEWTON_STEPS = 2
 POLISH_MAX_TOL = 1e-6  # a tol above which nobody asks for more digits

@@ -11,13 +11,13 @@ import numpy as np
 
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin
-from polarmap.models.linear_predictor import LinearPredictorEstimator
-from polarmap.models.logistic import LogisticMixin
+from polarmap.models.estimators.coded_estimator import CodedEstimator, CodedRegressorMixin
+from polarmap.models.estimators.linear_predictor import LinearPredictorEstimator
+from polarmap.models.estimators.logistic import LogisticMixin
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_newton import proximal_newton
-from polarmap.models.solver import Solution
+from polarmap.models.solvers.proximal_newton import proximal_newton
+from polarmap.models.solvers.solver import Solution
 from polarmap.optional import require_extra
 
 

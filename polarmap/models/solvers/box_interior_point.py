@@ -9,7 +9,7 @@ import numpy as np
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.penalties import LinearBoxPenalty
-from polarmap.models.solver import Solution, run_solver
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MIN_START_FRACTION = 0.1  # of the way from 0 to the middle of the box: next to a bound all steps are short
 MIN_GRADIENT_SCALE = 1e-3  # of the slope at 0, where the gradient is nothing

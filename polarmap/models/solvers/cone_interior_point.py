@@ -13,7 +13,7 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.cones import ConeConstrainedLoss
 from polarmap.models.operators import GatedOperator
 from polarmap.models.penalties import GroupLassoPenalty
-from polarmap.models.solver import Solution, run_solver
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MAX_SYSTEM_SIZE = 1000  # weights of an output and sign, beyond which gates are coupled by products
 MAX_GRAM_ENTRIES = 30_000_000  # numbers in one of each sign, gate and output: 240 MB, and some copies

@@ -12,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator, lsmr, lsqr
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.iteration_log import IterationLog, warn_if_not_converged
-from polarmap.models.proximal_newton import count_first_order_iterations
+from polarmap.models.solvers.proximal_newton import count_first_order_iterations
 from polarmap.models.whitening import MIN_RELATIVE_SCALE, WhiteningOperator
 
 MAX_CONDITION = 1e12  # of scaled features, above which least squares have no digits left

@@ -16,13 +16,17 @@ from sklearn.utils.validation import check_is_fitted
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError
 from polarmap.models.activation_gates import ActivationGates, sample_gates
-from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin, ProbabilisticClassifierMixin
-from polarmap.models.cone_interior_point import MAX_GRAM_ENTRIES, cone_interior_point
 from polarmap.models.cones import ConeConstrainedLoss, admm
+from polarmap.models.estimators.coded_estimator import (
+    CodedEstimator,
+    CodedRegressorMixin,
+    ProbabilisticClassifierMixin,
+)
 from polarmap.models.losses import GaussianFamily, LossFamily, ProfiledLoss
 from polarmap.models.operators import AppendedInterceptOperator, GatedOperator
 from polarmap.models.penalties import GroupLassoPenalty
-from polarmap.models.proximal_gradient import fista
+from polarmap.models.solvers.cone_interior_point import MAX_GRAM_ENTRIES, cone_interior_point
+from polarmap.models.solvers.proximal_gradient import fista
 from polarmap.models.whitening import fit_whitening_operator
 
 ACTIVATIONS = ("gated_relu", "relu")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from polarmap.dtypes import Array, Floats
-from polarmap.models.coded_estimator import ProbabilisticClassifierMixin
+from polarmap.models.estimators.coded_estimator import ProbabilisticClassifierMixin
+from polarmap.models.estimators.smooth_estimator import SmoothEstimator
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.smooth_estimator import SmoothEstimator
 
 
 @dataclass(eq=False, repr=False)

@@ -30,7 +30,7 @@ from polarmap.models.operators import (
     StandardizedOperator,
     compute_weighted_mean_and_variance,
 )
-from polarmap.models.solver import Solution
+from polarmap.models.solvers.solver import Solution
 from polarmap.validation import is_real_number
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
-from polarmap.models.solver import Solution, run_solver
+from polarmap.models.solvers.solver import Solution, run_solver
 
 GAP_INTERVAL = 10  # iterations, at whose end the gap is looked at, for one product more
 MIN_CURVATURE_GROWTH = 1.2  # of the curvature, at least, where a step was too long

@@ -9,9 +9,9 @@ import numpy as np
 
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin
+from polarmap.models.estimators.coded_estimator import CodedEstimator, CodedRegressorMixin
 from polarmap.models.iteration_log import IterationLog
-from polarmap.models.least_squares import AugmentedOperator, solve_least_squares
+from polarmap.models.solvers.least_squares import AugmentedOperator, solve_least_squares
 
 
 @dataclass(eq=False, repr=False)
