@@ -46,11 +46,8 @@ def sample_gates(
         directions, offsets = np.hstack([directions, new_directions]), np.append(offsets, new_offsets)
         pre_activations = np.asarray(X @ directions) + offsets
         distinct_indices = _find_distinct_pattern_indices(pre_activations >= 0)[:n_gates]
-        directions, offsets, pre_activations = (
-            directions[:, distinct_indices],
-            offsets[distinct_indices],
-            pre_activations[:, distinct_indices],
-        )
+        directions, offsets = directions[:, distinct_indices], offsets[distinct_indices]
+        pre_activations = pre_activations[:, distinct_indices]
         if len(distinct_indices) == n_gates or 0 < len(distinct_indices) == n_gates_before:
             break
     return ActivationGates(directions, offsets, pre_activations >= 0, np.abs(pre_activations))

@@ -30,14 +30,11 @@ class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
         coded_operator, operator, mean, scale = self._make_standardized_operator(X, normalized_weight)
         coefficient_scales = np.repeat(scale, y.shape[1]) if y.ndim == 2 else scale
         start = np.zeros((X.shape[1], *y.shape[1:]))
-        loss, penalty = (
-            SquaredLoss(y - target_mean, normalized_weight),
-            self._make_penalty(coefficient_scales),
-        )
+        loss = SquaredLoss(y - target_mean, normalized_weight)
+        penalty = self._make_penalty(coefficient_scales)
         with coded_operator:
-            scaled_coef = self._minimize(
-                coded_operator, partial(proximal_newton, operator, loss, penalty, start)
-            )
+            solve = partial(proximal_newton, operator, loss, penalty, start)
+            scaled_coef = self._minimize(coded_operator, solve)
         self.coef_ = scaled_coef.T * scale
         intercept = target_mean - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept

@@ -89,9 +89,8 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         sample_norms[sample_norms == 0] = 1.0
         norm_column = sample_norms[:, np.newaxis]
         # The variable is y a |x|, between 0 and y C |x|: its Hessian has 1 on the diagonal.
-        signed_bound = (
-            label_signs * norm_column * self._compute_box_bounds(class_indices, sample_weight, indicators)
-        )
+        bound = self._compute_box_bounds(class_indices, sample_weight, indicators)
+        signed_bound = label_signs * norm_column * bound
         penalty = LinearBoxPenalty(
             np.minimum(signed_bound, 0).reshape(-1),
             np.maximum(signed_bound, 0).reshape(-1),
