@@ -3,6 +3,10 @@
 from polarmap.optional import require_extra
 
 with require_extra("polarmap.convexnn", "scipy and scikit-learn", "convex"):
-    from polarmap.models.convex_network import ConvexMLPClassifier, ConvexMLPRegressor, TwoLayerNetwork
+    from polarmap.models.estimators.convex_network import (
+        ConvexMLPClassifier,
+        ConvexMLPRegressor,
+        TwoLayerNetwork,
+    )
 
 __all__ = ["ConvexMLPClassifier", "ConvexMLPRegressor", "TwoLayerNetwork"]

@@ -56,6 +56,10 @@ WITHOUT_NUMPY = [
     ],
 ]
 CLI = ["polarmap.cli", *[f"polarmap.cli.{one.stem}" for one in (ROOT / "polarmap" / "cli").glob("[!_]*.py")]]
+ESTIMATORS = [
+    f"polarmap.models.estimators.{path.stem}"
+    for path in (ROOT / "polarmap" / "models" / "estimators").glob("[!_]*.py")
+]
 # Import -> the only modules that may contain it. Every library except numpy is listed here.
 ONLY_FROM = {
     "lithops": ["polarmap.executors.lithops_internals", "polarmap.cli.deploy"],
@@ -81,18 +85,17 @@ ONLY_FROM = {
     "numba": ["polarmap.codes.compute.transforms_numba"],
     "scipy": [
         *["polarmap.linalg.operators", "polarmap.linalg.sketch", "polarmap.blocks.sparse"],
+        *[f"polarmap.models.{name}" for name in ("losses", "operators", "penalties", "whitening")],
         *[
-            f"polarmap.models.{name}"
-            for name in (
-                *("coded_estimator", "cone_interior_point", "convex_network", "operators", "krylov_solvers"),
-                *("losses", "penalized_loss", "penalties", "svm", "whitening"),
-            )
+            f"polarmap.models.solvers.{name}"
+            for name in ("cone_interior_point", "least_squares", "smooth_solvers")
         ],
+        *[f"polarmap.models.estimators.{name}" for name in ("coded_estimator", "convex_network", "svm")],
     ],
-    "pyproximal": ["polarmap.models.projections", "polarmap.models.sparse_models"],
+    "pyproximal": ["polarmap.models.projections", "polarmap.models.estimators.sparse_models"],
     "sklearn": [
-        f"polarmap.models.{name}"
-        for name in ("coded_estimator", "convex_network", "iteration_log", "poisson")
+        "polarmap.models.iteration_log",
+        *[f"polarmap.models.estimators.{name}" for name in ("coded_estimator", "convex_network", "poisson")],
     ],
     "matplotlib": [
         *(f"polarmap.plot.{name}" for name in ["figure_style", "notebook_figure", "timeline"]),
@@ -101,6 +104,8 @@ ONLY_FROM = {
         *("polarmap.report", "polarmap.planning.planner"),
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
+    # Losses, operators and solvers know no estimators.
+    "polarmap.models.estimators": ["polarmap.convex", "polarmap.convexnn", "polarmap.glm", *ESTIMATORS],
     "polarmap.codes.compute.transforms_numba": ["polarmap.codes.compute.block_matmul"],
     "polarmap.maps.coded": [
         "polarmap",

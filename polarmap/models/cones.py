@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from polarmap.dtypes import Floats
 from polarmap.models.losses import ProfiledLoss
-from polarmap.models.proximal_gradient import Solution, run_solver
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MAX_NEWTON_STEPS = 30
 RESIDUAL_TOL = 1e-13  # relative to the targets: an equation that holds to that holds
@@ -62,13 +62,11 @@ class ConeConstrainedLoss:
             slope = rho + curvature * n_active
             change = residual / slope
             if self.loss.fit_intercept:
-                intercept_change = (self._compute_weighted_mean(change) - intercept_gradient) / (
-                    curvature * self._compute_weighted_mean(1.0 / slope)
-                )
-                self._intercept, change = (
-                    self._intercept + intercept_change,
-                    change - curvature * intercept_change / slope,
-                )
+                intercept_curvature = curvature * self._compute_weighted_mean(1.0 / slope)
+                mean_change = self._compute_weighted_mean(change)
+                intercept_change = (mean_change - intercept_gradient) / intercept_curvature
+                self._intercept = self._intercept + intercept_change
+                change = change - curvature * intercept_change / slope
             self._nu = self._nu - change
         return unit_inputs.reshape(point.shape)
 
@@ -83,29 +81,20 @@ class ConeConstrainedLoss:
         """
         loss_gradient = self.loss.gradient(self._eta)
         nu_change = (loss_gradient / (rho * self.loss.weights) - self._nu)[:, np.newaxis, np.newaxis, :]
-        return loss_gradient, rho * (
-            multipliers + (self._branch_signs * nu_change).reshape(multipliers.shape)
-        )
+        multiplier_change = (self._branch_signs * nu_change).reshape(multipliers.shape)
+        return loss_gradient, rho * (multipliers + multiplier_change)
 
     def make_feasible(self, weights: Floats, unit_inputs: Floats) -> tuple[Floats, Floats]:
         """W (features, columns) and E = A W, moved into the cones along their interior points."""
-        split_inputs, split_weights = (
-            self._split_by_sign_gate_and_output(unit_inputs),
-            self._split_by_sign_gate_and_output(weights),
-        )
+        split_inputs = self._split_by_sign_gate_and_output(unit_inputs)
+        split_weights = self._split_by_sign_gate_and_output(weights)
         signed_slacks, violation_ratios = self._cone_signs * split_inputs, np.zeros_like(split_inputs)
-        np.divide(
-            -signed_slacks,
-            self._margins,
-            out=violation_ratios,
-            where=(signed_slacks < 0) & (self._margins > 0),
-        )
+        violated_mask = (signed_slacks < 0) & (self._margins > 0)
+        np.divide(-signed_slacks, self._margins, out=violation_ratios, where=violated_mask)
         shift_lengths = np.where(split_weights.any(axis=0), violation_ratios.max(axis=0), 0.0)
-        feasible_pair = (
-            split_weights + shift_lengths * self._interior_points,
-            split_inputs + shift_lengths * self._cone_signs * self._margins,
-        )
-        return feasible_pair[0].reshape(weights.shape), feasible_pair[1].reshape(unit_inputs.shape)
+        feasible_weights = split_weights + shift_lengths * self._interior_points
+        feasible_inputs = split_inputs + shift_lengths * self._cone_signs * self._margins
+        return feasible_weights.reshape(weights.shape), feasible_inputs.reshape(unit_inputs.shape)
 
     def value(self, unit_inputs: Floats) -> float:
         """The loss at an E within the cones."""
@@ -113,9 +102,8 @@ class ConeConstrainedLoss:
 
     def compute_network_outputs(self, unit_inputs: Floats) -> Floats:
         """Of the network before its intercept, (samples, outputs)."""
-        return np.asarray(
-            (self._branch_signs * self._split_by_sign_gate_and_output(unit_inputs)).sum(axis=(1, 2))
-        )
+        split_inputs = self._split_by_sign_gate_and_output(unit_inputs)
+        return np.asarray((self._branch_signs * split_inputs).sum(axis=(1, 2)))
 
     def _split_by_sign_gate_and_output(self, columns: Floats) -> Floats:
         """(rows, signs, gates, outputs)."""
@@ -123,9 +111,8 @@ class ConeConstrainedLoss:
 
     def _project_on_cones(self, split_point: Floats) -> tuple[Floats, Floats]:
         """E by nu, and how many units of each sample and output change with it."""
-        signed_slacks = self._cone_signs * (
-            split_point - self._branch_signs * self._nu[:, np.newaxis, np.newaxis, :]
-        )
+        nu = self._nu[:, np.newaxis, np.newaxis, :]
+        signed_slacks = self._cone_signs * (split_point - self._branch_signs * nu)
         n_active = ((signed_slacks > 0) & (self._branch_signs != 0)).sum(axis=(1, 2))
         return self._cone_signs * np.maximum(signed_slacks, 0.0), n_active
 
@@ -201,9 +188,8 @@ class _AdmmSolver:
 
     def make_solution(self, tol: float) -> Solution:
         """The best that was looked at."""
-        return Solution(
-            self.best_x, self.objective, self.dual_gap, self.optimality, self.n_iter, self.has_converged(tol)
-        )
+        converged = self.has_converged(tol)
+        return Solution(self.best_x, self.objective, self.dual_gap, self.optimality, self.n_iter, converged)
 
     def _update_best_objective_and_bound(self) -> None:
         """Objective and bound, by one product."""
@@ -235,9 +221,6 @@ class _AdmmSolver:
 
 def _compute_relative_rms_change(sample_weight: Floats, change: Floats, reference: Floats) -> float:
     """Root mean square of a change, relative to that of what changes."""
+    squared_change = float(np.sum(sample_weight * change**2))
     squared_reference = float(np.sum(sample_weight * reference**2))
-    return (
-        math.sqrt(float(np.sum(sample_weight * change**2)) / squared_reference)
-        if squared_reference > 0
-        else 0.0
-    )
+    return math.sqrt(squared_change / squared_reference) if squared_reference > 0 else 0.0

@@ -25,11 +25,8 @@ class IterationLog:
 
     def __init__(self, label: str, operator: CodedOperator, verbose: int) -> None:
         self._label, self._operator, self._verbose = label, operator, verbose
-        self._n_iter, self._n_products_before, self._iteration_started_at = (
-            0,
-            operator.n_products,
-            time.perf_counter(),
-        )
+        self._n_iter, self._n_products_before = 0, operator.n_products
+        self._iteration_started_at = time.perf_counter()
 
     def __bool__(self) -> bool:
         """Whether anything is printed."""

@@ -164,14 +164,8 @@ class WeightedLoss:
         """Mean curvature of a sample's loss in the model without features: by it coefficients are scaled."""
         mean = self.family.mean(self.fit_null_predictor()[np.newaxis])
         unit_vectors = np.eye(mean.shape[1])
-        return float(
-            np.mean(
-                [
-                    self.family.hessian_product(mean, unit_vector[np.newaxis])[0] @ unit_vector
-                    for unit_vector in unit_vectors
-                ]
-            )
-        )
+        curvatures = [self.family.hessian_product(mean, unit[np.newaxis])[0] @ unit for unit in unit_vectors]
+        return float(np.mean(curvatures))
 
 
 class SquaredLoss(WeightedLoss):
@@ -280,9 +274,8 @@ class ProfiledLoss(WeightedLoss):
 
         def multiply(direction: Floats) -> Floats:
             if inverse_intercept_hessian is not None:
-                intercept_gradient = np.sum(
-                    self.weights * self.family.hessian_product(mean, direction), axis=0
-                )
+                products = self.weights * self.family.hessian_product(mean, direction)
+                intercept_gradient = np.sum(products, axis=0)
                 direction = direction - inverse_intercept_hessian @ intercept_gradient
             return np.asarray(self.weights * self.family.hessian_product(mean, direction))
 
@@ -337,9 +330,8 @@ class ProfiledLoss(WeightedLoss):
         direction.
         """
         ridge = float(np.linalg.norm(gradient)) / max_norm
-        return np.asarray(
-            -np.linalg.solve(self._compute_intercept_hessian(mean) + ridge * np.eye(len(gradient)), gradient)
-        )
+        hessian = self._compute_intercept_hessian(mean) + ridge * np.eye(len(gradient))
+        return np.asarray(-np.linalg.solve(hessian, gradient))
 
     def _backtrack_intercept_step(
         self, eta: Floats, intercept: Floats, step: Floats, slope: float

@@ -1,10 +1,11 @@
-"""Features as solvers see them, centred, scaled, beside a constant, of which only those of the data exist."""
+"""Linear operators of standardized, weighted or gated features and of an intercept, by products with X."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator
 
@@ -83,3 +84,26 @@ class AppendedInterceptOperator(RealMatrixOperator):
 
     def _rmatmat(self, U: Floats) -> Floats:
         return np.vstack([self._operator.H @ U, self._intercept_scaling * U.sum(axis=0)])
+
+
+class GatedOperator(RealMatrixOperator):
+    """[D_1 A, ..., D_P A] with D_i = diag(pattern i), by products with A alone: one of P times the columns.
+
+    Columns are ordered by those of A first, by gates second.
+    """
+
+    def __init__(self, operator: Any, patterns: npt.ArrayLike) -> None:
+        self._operator, self._patterns = operator, np.asarray(patterns, dtype=np.float64)
+        n_samples, n_features = operator.shape
+        super().__init__(np.float64, (n_samples, n_features * self._patterns.shape[1]))
+
+    def _matmat(self, V: Floats) -> Floats:
+        n_samples, n_features = self._operator.shape
+        products = self._operator.matmat(np.reshape(V, (n_features, -1)))
+        products = np.reshape(products, (n_samples, self._patterns.shape[1], -1))
+        return np.asarray(np.einsum("sg,sgo->so", self._patterns, products))
+
+    def _rmatmat(self, U: Floats) -> Floats:
+        gated = self._patterns[:, :, np.newaxis] * U[:, np.newaxis, :]
+        product = self._operator.rmatmat(gated.reshape(len(U), -1))
+        return np.reshape(product, (-1, U.shape[1]))

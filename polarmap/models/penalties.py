@@ -114,9 +114,8 @@ class GroupLassoPenalty:
 
     def __call__(self, x: Floats) -> float:
         """At x (rows * columns,)."""
-        return float(
-            self._strength * np.linalg.norm(self._row_scale * self._reshape_to_matrix(x), axis=0).sum()
-        )
+        scaled = self._row_scale * self._reshape_to_matrix(x)
+        return float(self._strength * np.linalg.norm(scaled, axis=0).sum())
 
     def prox(self, x: Floats, tau: float) -> Floats:
         """The p that minimizes tau times the penalty, + |p - x|^2 / 2."""
@@ -136,9 +135,8 @@ class GroupLassoPenalty:
 
     def dual_scale(self, dual: Floats) -> float:
         """The largest factor up to 1 by which v gets a finite conjugate."""
-        max_norm = float(
-            np.linalg.norm(self._reshape_to_matrix(dual) / self._row_scale, axis=0).max(initial=0.0)
-        )
+        scaled = self._reshape_to_matrix(dual) / self._row_scale
+        max_norm = float(np.linalg.norm(scaled, axis=0).max(initial=0.0))
         return min(1.0, self._strength / max_norm) if max_norm > 0 else 1.0
 
     def _reshape_to_matrix(self, x: Floats) -> Floats:

@@ -43,9 +43,8 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
     """
     n_features = X.shape[1] + fit_intercept
     if n_features > MAX_ROTATED_FEATURES:
-        second_moments = np.append(
-            compute_weighted_mean_and_variance(X, sample_weight, False)[1], [1.0] * fit_intercept
-        )
+        _, second_moments = compute_weighted_mean_and_variance(X, sample_weight, False)
+        second_moments = np.append(second_moments, [1.0] * fit_intercept)
         # The largest eigenvalue is at most that many times the largest moment of one.
         return WhiteningOperator(
             sparse.eye_array(n_features), _clip_scale(np.sqrt(n_features * second_moments))

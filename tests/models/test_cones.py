@@ -7,8 +7,8 @@ import pytest
 from conic_solver import conic_minimum
 from plain_networks import PlainOperator
 
+from polarmap.models.activation_gates import sample_gates
 from polarmap.models.cones import ConeConstrainedLoss, admm
-from polarmap.models.gates import sample_gates
 from polarmap.models.losses import GaussianFamily, ProfiledLoss
 from polarmap.models.penalties import GroupLassoPenalty
 

@@ -15,7 +15,7 @@ from straggling_models import options, standardized
 from benchmarks.numpy_estimators import with_numpy_products
 from polarmap.convex import ElasticNet, SparseLogisticRegression
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
-from polarmap.models import proximal_newton
+from polarmap.models.solvers import proximal_newton
 
 MODELS = [
     *(Ridge(2.0, solver=solver) for solver in ("lsqr", "cg")),

@@ -1,4 +1,4 @@
-"""Scaled sparse features, with the dense matrix as the oracle; models of them, with scikit-learn."""
+"""Operators of scaled and gated features, compared with the dense matrix; their models, with scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquare
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
 from polarmap.models.operators import (
     AppendedInterceptOperator,
+    GatedOperator,
     StandardizedOperator,
     compute_weighted_mean_and_variance,
 )
@@ -55,6 +56,17 @@ def test_products_beside_a_constant_are_those_of_the_whole_matrix() -> None:
         V, U = STREAM.standard_normal(shape), STREAM.standard_normal((5, *shape[1:]))
         np.testing.assert_allclose(operator @ V, whole @ V)
         np.testing.assert_allclose(operator.T @ U, whole.T @ U)
+
+
+def test_products_of_gated_features_are_those_of_the_dense_operator() -> None:
+    stream = np.random.default_rng(0)
+    A, patterns = stream.standard_normal((7, 3)), stream.random((7, 4)) < 0.5
+    operator = GatedOperator(aslinearoperator(A), patterns)
+    whole = np.stack([patterns.T[gate][:, None] * A for gate in range(4)], axis=2).reshape(7, 12)
+    for shape in ((), (2,)):
+        V, U = stream.standard_normal((12, *shape)), stream.standard_normal((7, *shape))
+        np.testing.assert_allclose(operator @ V, whole @ V, atol=1e-14)
+        np.testing.assert_allclose(operator.T @ U, whole.T @ U, atol=1e-14)
 
 
 @pytest.mark.parametrize("is_centred", [True, False])

@@ -11,7 +11,7 @@ from polarmap import CodedOperator
 from polarmap.errors import ModelError
 from polarmap.glm import LeastSquares, Ridge
 from polarmap.models.iteration_log import IterationLog
-from polarmap.models.krylov_solvers import BidiagonalizationMonitor
+from polarmap.models.solvers.least_squares import BidiagonalizationMonitor
 from polarmap.testing import ReplayExecutor
 
 SOLVERS = {

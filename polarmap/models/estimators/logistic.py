@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from polarmap.dtypes import Array, Floats
-from polarmap.models.coded_estimator import ProbabilisticClassifierMixin
+from polarmap.models.estimators.coded_estimator import ProbabilisticClassifierMixin
+from polarmap.models.estimators.smooth_estimator import SmoothEstimator
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.penalized_loss import SmoothEstimator
 
 
 @dataclass(eq=False, repr=False)
@@ -26,9 +26,8 @@ class LogisticMixin(ProbabilisticClassifierMixin):
         self._check_lower_bounds(C=np.finfo(np.float64).tiny)
 
     def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
-        sample_weight = (
-            sample_weight * self._compute_class_weights(class_indices, sample_weight)[class_indices]
-        )
+        class_weights = self._compute_class_weights(class_indices, sample_weight)
+        sample_weight = sample_weight * class_weights[class_indices]
         loss = WeightedLoss(self._get_loss_family(), indicators, sample_weight / sample_weight.sum())
         self.coef_, self.intercept_ = self._fit_coefficients(X, loss, 1.0 / (self.C * sample_weight.sum()))
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from polarmap.dtypes import Floats
-from polarmap.models.coded_estimator import CodedEstimator
+from polarmap.models.estimators.coded_estimator import CodedEstimator
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.proximal_gradient import Solution
+from polarmap.models.solvers.solver import Solution
 
 
 class LinearPredictorEstimator(CodedEstimator):
@@ -33,14 +33,11 @@ class LinearPredictorEstimator(CodedEstimator):
         start = np.zeros((len(scale), loss.shape[1]))
         penalty_strengths = penalty_strength * (scale**2 if self._is_l2_penalty else scale)
         if self.fit_intercept:
-            start, penalty_strengths = (
-                np.vstack([start, loss.fit_null_predictor() / intercept_scaling]),
-                np.append(penalty_strengths, 0.0),
-            )
+            start = np.vstack([start, loss.fit_null_predictor() / intercept_scaling])
+            penalty_strengths = np.append(penalty_strengths, 0.0)
         with coded_operator:
-            solution = self._minimize(
-                coded_operator, self._make_solver(operator, loss, penalty_strengths, start)
-            )
+            solve = self._make_solver(operator, loss, penalty_strengths, start)
+            solution = self._minimize(coded_operator, solve)
         coef = (solution[: len(scale)] * scale[:, np.newaxis]).T
         return coef, (intercept_scaling * solution[-1] if self.fit_intercept else 0.0) - coef @ mean
 

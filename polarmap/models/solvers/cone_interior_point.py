@@ -11,22 +11,19 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.cones import ConeConstrainedLoss
-from polarmap.models.gates import GatedOperator
+from polarmap.models.operators import GatedOperator
 from polarmap.models.penalties import GroupLassoPenalty
-from polarmap.models.proximal_gradient import Solution, run_solver
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MAX_SYSTEM_SIZE = 1000  # weights of an output and sign, beyond which gates are coupled by products
 MAX_GRAM_ENTRIES = 30_000_000  # numbers in one of each sign, gate and output: 240 MB, and some copies
 CENTERING = 0.1  # of the mean product of a distance and its multiplier, which a step aims at
 RESIDUAL_TOL = 0.1  # of alpha: the most that slopes and norms lack of each other when products get smaller
-INEXACT_NEWTON_TOL = (
-    0.1  # of what is not yet balanced, and then of alpha times the relative gap: the error of a step
-)
+# The error of a step: of what is not yet balanced, and then of alpha times the relative gap.
+INEXACT_NEWTON_TOL = 0.1
 MAX_CG_ITERATIONS = 100  # at the most, where some ten are enough
 FRACTION_TO_BOUNDARY = 0.97  # of the way, at the most
-MAX_COLUMN_GROWTH = (
-    0.5  # of the length of a column, by which it changes at the most until slopes are balanced
-)
+MAX_COLUMN_GROWTH = 0.5  # of the length of a column: its largest change until slopes are balanced
 MAX_STALLED_ITERATIONS = 8  # iterations that get no closer
 ZERO_UNIT_FACTOR = 10.0  # times the norm at which a unit that is of no use is held by its multipliers
 
@@ -84,10 +81,7 @@ class _ConeInteriorPointSolver:
         self._slacks = np.where(self._constraint_mask, self._cone_signs * self._image, 1.0)
         self._multipliers = np.where(self._constraint_mask, self._mu / self._slacks, 0.0)
         # curvatures, and what follows of them
-        self._coupling_curvatures, self._coupling_hessian = (
-            np.zeros(0),
-            np.zeros(0),
-        )
+        self._coupling_curvatures, self._coupling_hessian = np.zeros(0), np.zeros(0)
         self.dual_bound, self._best_iterate, self._n_stalled = -np.inf, (np.inf, self.x, self._image), 0
         self._update_gradient_and_bound()
 
@@ -118,27 +112,20 @@ class _ConeInteriorPointSolver:
             + self._alpha * self.x / epigraphs
             + centering_gradient
         )
-        newton_tol = (
-            self._alpha * min(1.0, self.dual_gap / self._best_iterate[0])
-            if is_balanced
-            else self._max_residual
-        )
-        direction = self._solve_newton(
-            self._compute_column_hessians(epigraphs, roots), -gradient, INEXACT_NEWTON_TOL * newton_tol
-        )
+        newton_tol = self._max_residual
+        if is_balanced:
+            newton_tol = self._alpha * min(1.0, self.dual_gap / self._best_iterate[0])
+        column_hessians = self._compute_column_hessians(epigraphs, roots)
+        direction = self._solve_newton(column_hessians, -gradient, INEXACT_NEWTON_TOL * newton_tol)
         image_direction = np.asarray(self._operator.matmat(direction))
         slack_direction = np.where(self._constraint_mask, self._cone_signs * image_direction, 0.0)
-        multiplier_direction = (
-            target_mu - self._multipliers * slack_direction
-        ) / self._slacks - self._multipliers
-        multiplier_direction = np.where(self._constraint_mask, multiplier_direction, 0.0)
+        new_multipliers = (target_mu - self._multipliers * slack_direction) / self._slacks
+        multiplier_direction = np.where(self._constraint_mask, new_multipliers - self._multipliers, 0.0)
         growth = float((np.linalg.norm(direction, axis=0) / epigraphs).max())
-        step_lengths = (
+        step_length = min(
             _compute_max_step_length(self._slacks, slack_direction),
             _compute_max_step_length(self._multipliers, multiplier_direction),
-        )
-        step_length = min(
-            *step_lengths, 1.0 if is_balanced else MAX_COLUMN_GROWTH / max(MAX_COLUMN_GROWTH, growth)
+            1.0 if is_balanced else MAX_COLUMN_GROWTH / max(MAX_COLUMN_GROWTH, growth),
         )
         self.x, self._image = self.x + step_length * direction, self._image + step_length * image_direction
         self._slacks = self._slacks + step_length * slack_direction
@@ -177,10 +164,8 @@ class _ConeInteriorPointSolver:
     def _update_gradient_and_bound(self) -> None:
         """Slopes, by one product, and the bound that they and the multipliers give."""
         outputs = self._cone_loss.compute_network_outputs(self._image)
-        loss_gradient, self._curvatures = (
-            self._loss.gradient(outputs),
-            self._loss.compute_hessian_diagonal(outputs),
-        )
+        loss_gradient = self._loss.gradient(outputs)
+        self._curvatures = self._loss.compute_hessian_diagonal(outputs)
         inverse_slacks = np.where(self._constraint_mask, self._cone_signs / self._slacks, 0.0)
         gated_columns = [
             self._open_gates * np.tile(values, self._n_gates) for values in (loss_gradient, self._curvatures)
@@ -193,9 +178,8 @@ class _ConeInteriorPointSolver:
         )
         self._column_gradients = self._branch_signs * np.tile(gate_gradients, 2)
         unpenalized_gradients = self._column_gradients - multiplier_terms
-        residuals = np.linalg.norm(
-            unpenalized_gradients + self._alpha * self.x / self._compute_norm_epigraphs()[1], axis=0
-        )
+        norm_gradients = self._alpha * self.x / self._compute_norm_epigraphs()[1]
+        residuals = np.linalg.norm(unpenalized_gradients + norm_gradients, axis=0)
         self.optimality, self._max_residual = float(np.linalg.norm(residuals)), float(residuals.max())
         dual_scale = self._group_penalty.dual_scale(unpenalized_gradients.reshape(-1))
         self.dual_bound = max(self.dual_bound, -self._loss.conjugate(dual_scale * loss_gradient))
@@ -210,19 +194,16 @@ class _ConeInteriorPointSolver:
         solve = self._make_schur_solver(column_hessians)
         if self._is_direct:
             return solve(rhs)
-        shape, loss_hessian = (
-            (rhs.size,) * 2,
-            self._loss.make_hessian_product(self._cone_loss.compute_network_outputs(self._image)),
+        outputs = self._cone_loss.compute_network_outputs(self._image)
+        multiply = partial(
+            self._multiply_by_hessian, column_hessians, self._loss.make_hessian_product(outputs)
         )
-        hessian = LinearOperator(
-            shape, partial(self._multiply_by_hessian, column_hessians, loss_hessian), dtype=np.float64
-        )
+        hessian = LinearOperator((rhs.size,) * 2, multiply, dtype=np.float64)
         preconditioner = LinearOperator(
-            shape, lambda v: solve(v.reshape(rhs.shape)).reshape(-1), dtype=np.float64
+            hessian.shape, lambda v: solve(v.reshape(rhs.shape)).reshape(-1), dtype=np.float64
         )
-        step, _ = cg(
-            hessian, rhs.reshape(-1), M=preconditioner, rtol=0.0, atol=atol, maxiter=MAX_CG_ITERATIONS
-        )
+        options = {"rtol": 0.0, "atol": atol, "maxiter": MAX_CG_ITERATIONS}
+        step, _ = cg(hessian, rhs.reshape(-1), M=preconditioner, **options)
         return np.reshape(step, rhs.shape)
 
     def _make_schur_solver(self, column_hessians: Floats) -> Callable[[Floats], Floats]:
@@ -236,21 +217,16 @@ class _ConeInteriorPointSolver:
         uncoupled = (from_plus @ plus).reshape(*shape, n_features, n_features)
         blocks[:, :, gate_indices, :, gate_indices, :] += uncoupled.swapaxes(0, 1)
         systems = blocks.reshape(*blocks.shape[:2], *(self._n_coupled_gates * n_features,) * 2)
-        solve_branch_sums, solve_systems = (
-            _make_linear_solver(matrices, self._is_direct) for matrices in (branch_sums, systems)
-        )
+        solve_branch_sums = _make_linear_solver(branch_sums, self._is_direct)
+        solve_systems = _make_linear_solver(systems, self._is_direct)
 
         def solve(rhs: Floats) -> Floats:
             rhs_plus, rhs_minus = np.split(rhs.T[..., np.newaxis], 2)
-            reduced_rhs = (
-                (from_plus @ rhs_plus - from_minus @ rhs_minus).reshape(*shape, n_features).swapaxes(1, 2)
-            )
-            differences_by_output = (
-                solve_systems(reduced_rhs.reshape(*systems.shape[:3], 1))
-                .reshape(reduced_rhs.shape)
-                .swapaxes(1, 2)
-            )
-            branch_differences = differences_by_output.reshape(rhs_plus.shape)
+            reduced_rhs = (from_plus @ rhs_plus - from_minus @ rhs_minus).reshape(*shape, n_features)
+            rhs_by_output = reduced_rhs.swapaxes(1, 2)
+            differences_by_output = solve_systems(rhs_by_output.reshape(*systems.shape[:3], 1))
+            differences_by_gate = differences_by_output.reshape(rhs_by_output.shape).swapaxes(1, 2)
+            branch_differences = differences_by_gate.reshape(rhs_plus.shape)
             x_minus = solve_branch_sums(rhs_plus + rhs_minus - plus @ branch_differences)
             return np.concatenate([x_minus + branch_differences, x_minus])[..., 0].T
 
@@ -272,20 +248,15 @@ class _ConeInteriorPointSolver:
         n_features, n_columns = self.x.shape
         weights = self._multipliers / self._slacks
         if not np.array_equal(self._curvatures, self._coupling_curvatures):
-            weights, self._coupling_curvatures = (
-                np.hstack([weights, self._compute_gate_pair_weights()]),
-                self._curvatures,
-            )
+            weights = np.hstack([weights, self._compute_gate_pair_weights()])
+            self._coupling_curvatures = self._curvatures
         grams = np.moveaxis(np.asarray(self._operator.gram(weights)), 2, 0)
         if len(grams) > n_columns:
             self._coupling_hessian = self._assemble_coupling_hessian(grams[n_columns:])
-        norm_hessians = (
-            np.einsum("ac,bc->cab", self.x, self.x) * (self._alpha / (roots * epigraphs))[:, None, None]
-        )
-        return np.asarray(
-            grams[:n_columns]
-            + (np.eye(n_features) - norm_hessians) * (self._alpha / epigraphs)[:, None, None]
-        )
+        norm_factors = (self._alpha / (roots * epigraphs))[:, None, None]
+        norm_hessians = np.einsum("ac,bc->cab", self.x, self.x) * norm_factors
+        penalty_factors = (self._alpha / epigraphs)[:, None, None]
+        return np.asarray(grams[:n_columns] + (np.eye(n_features) - norm_hessians) * penalty_factors)
 
     def _compute_gate_pair_weights(self) -> Floats:
         """Of samples, for the Gram matrices of pairs of gates that are coupled: of pair, group and output."""
@@ -305,20 +276,16 @@ class _ConeInteriorPointSolver:
         hessian[:, :, second_gates, :, first_gates, :] = pairs.swapaxes(3, 4)
         if self._loss.fit_intercept:
             intercept_coupling = self._intercept_coupling.reshape(n_features, n_groups, n_members, n_outputs)
-            hessian -= np.einsum(
-                "agmo,bgno->gomanb", intercept_coupling, intercept_coupling / self._curvatures.sum(axis=0)
-            )
+            scaled_coupling = intercept_coupling / self._curvatures.sum(axis=0)
+            hessian -= np.einsum("agmo,bgno->gomanb", intercept_coupling, scaled_coupling)
         return hessian
 
 
 def _compute_max_step_length(values: Floats, direction: Floats) -> float:
     """How much of the changes keeps positive values positive."""
     decreasing_mask = direction < 0
-    return min(
-        1.0,
-        FRACTION_TO_BOUNDARY
-        * float(np.min(values[decreasing_mask] / -direction[decreasing_mask], initial=np.inf)),
-    )
+    ratios = values[decreasing_mask] / -direction[decreasing_mask]
+    return min(1.0, FRACTION_TO_BOUNDARY * float(np.min(ratios, initial=np.inf)))
 
 
 def _make_linear_solver(systems: Any, is_used_once: bool) -> Callable[[Floats], Floats]:

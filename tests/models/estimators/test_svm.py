@@ -17,7 +17,7 @@ from straggling_models import options, standardized
 from benchmarks.numpy_estimators import with_numpy_products
 from polarmap import CodedOperator
 from polarmap.convex import LinearSVC, SparseLogisticRegression
-from polarmap.models.coded_estimator import CodedEstimator
+from polarmap.models.estimators.coded_estimator import CodedEstimator
 from polarmap.testing import ReplayExecutor
 
 CANCER, LABELS = standardized(load_breast_cancer)
@@ -116,7 +116,7 @@ def test_features_that_leave_no_digits_are_told_and_the_objective_is_true(C: flo
 
 
 def test_products_on_breast_cancer_are_as_many_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = " ".join((Path(__file__).parents[2] / "docs" / "convex.md").read_text(encoding="utf-8").split())
+    page = " ".join((Path(__file__).parents[3] / "docs" / "convex.md").read_text(encoding="utf-8").split())
     said = re.search(
         r"standardized features, `LinearSVC\(1\)` takes (\d+) products and "
         r"`SparseLogisticRegression\(1\)` takes (\d+)\."

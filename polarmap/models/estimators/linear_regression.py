@@ -9,9 +9,9 @@ import numpy as np
 
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin
+from polarmap.models.estimators.coded_estimator import CodedEstimator, CodedRegressorMixin
 from polarmap.models.iteration_log import IterationLog
-from polarmap.models.krylov_solvers import AugmentedOperator, solve_least_squares
+from polarmap.models.solvers.least_squares import AugmentedOperator, solve_least_squares
 
 
 @dataclass(eq=False, repr=False)
@@ -81,8 +81,9 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
                 "singular; use more samples, or Ridge(alpha=...) with alpha > 0"
             )
         normalized_weight, sqrt_weight = sample_weight / sample_weight.sum(), np.sqrt(sample_weight)
+        penalty = self.alpha / sample_weight.sum()
         coded_operator, A, mean, scale = self._make_standardized_operator(
-            X, normalized_weight, self.alpha / sample_weight.sum(), sqrt_weight=sqrt_weight
+            X, normalized_weight, penalty, sqrt_weight=sqrt_weight
         )
         targets = y.reshape(len(y), -1)
         target_mean = normalized_weight @ targets if self.fit_intercept else np.zeros(targets.shape[1])
@@ -97,10 +98,8 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
             ]
             self.report_ = coded_operator.report
         coef = np.stack([v for v, _ in solutions]) * scale
-        intercept, n_iter = (
-            target_mean - coef @ mean,
-            np.array([n_target_iter for _, n_target_iter in solutions]),
-        )
+        intercept = target_mean - coef @ mean
+        n_iter = np.array([n_target_iter for _, n_target_iter in solutions])
         is_single_target = y.ndim == 1
         self.coef_ = coef[0] if is_single_target else coef
         self.intercept_ = float(intercept[0]) if is_single_target else intercept
@@ -109,11 +108,9 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
     def _make_iteration_log_labels(self, n_targets: int) -> list[str]:
         """Names of the fits of each target, for lines of progress."""
         class_name = type(self).__name__
-        return (
-            [class_name]
-            if n_targets == 1
-            else [f"{class_name}, target {i + 1} of {n_targets}" for i in range(n_targets)]
-        )
+        if n_targets == 1:
+            return [class_name]
+        return [f"{class_name}, target {i + 1} of {n_targets}" for i in range(n_targets)]
 
 
 @dataclass(eq=False, repr=False)

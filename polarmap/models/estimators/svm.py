@@ -11,12 +11,12 @@ from scipy import sparse
 
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError
-from polarmap.models.box_interior_point import box_interior_point
-from polarmap.models.coded_estimator import CodedClassifierMixin, CodedEstimator
+from polarmap.models.estimators.coded_estimator import CodedClassifierMixin, CodedEstimator
 from polarmap.models.losses import SquaredLoss
 from polarmap.models.penalties import LinearBoxPenalty
-from polarmap.models.proximal_gradient import fista
-from polarmap.models.proximal_newton import MAX_GRAM_SIZE
+from polarmap.models.solvers.box_interior_point import box_interior_point
+from polarmap.models.solvers.proximal_gradient import fista
+from polarmap.models.solvers.proximal_newton import MAX_GRAM_SIZE
 
 
 @dataclass(eq=False, repr=False)
@@ -89,9 +89,8 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         sample_norms[sample_norms == 0] = 1.0
         norm_column = sample_norms[:, np.newaxis]
         # The variable is y a |x|, between 0 and y C |x|: its Hessian has 1 on the diagonal.
-        signed_bound = (
-            label_signs * norm_column * self._compute_box_bounds(class_indices, sample_weight, indicators)
-        )
+        bound = self._compute_box_bounds(class_indices, sample_weight, indicators)
+        signed_bound = label_signs * norm_column * bound
         penalty = LinearBoxPenalty(
             np.minimum(signed_bound, 0).reshape(-1),
             np.maximum(signed_bound, 0).reshape(-1),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plain_networks import PlainOperator
 
 from polarmap.convex import LinearBoxPenalty
-from polarmap.models.box_interior_point import box_interior_point
+from polarmap.models.solvers.box_interior_point import box_interior_point
 
 STREAM = np.random.default_rng(0)
 

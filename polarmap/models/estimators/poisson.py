@@ -11,8 +11,8 @@ from sklearn.utils.validation import validate_data
 
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
+from polarmap.models.estimators.smooth_estimator import SmoothEstimator
 from polarmap.models.losses import PoissonFamily, WeightedLoss
-from polarmap.models.penalized_loss import SmoothEstimator
 
 
 @dataclass(eq=False, repr=False)

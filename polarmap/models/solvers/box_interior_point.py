@@ -9,7 +9,7 @@ import numpy as np
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.penalties import LinearBoxPenalty
-from polarmap.models.proximal_gradient import Solution, run_solver
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MIN_START_FRACTION = 0.1  # of the way from 0 to the middle of the box: next to a bound all steps are short
 MIN_GRADIENT_SCALE = 1e-3  # of the slope at 0, where the gradient is nothing
@@ -54,30 +54,23 @@ class _MehrotraSolver:
 
     def __init__(self, operator: Any, penalty: LinearBoxPenalty, shape: tuple[int, int]) -> None:
         self._operator, self.n_iter, self.has_stalled = operator, 0, False
-        self._lower, self._upper, self._slope = (
-            bound.reshape(shape) for bound in (penalty.lower, penalty.upper, penalty.slope)
-        )
-        middle, slack = (
-            (self._lower + self._upper) / 2,
-            FLOAT64_EPS * float((self._upper - self._lower).max()),
-        )
+        self._lower, self._upper = penalty.lower.reshape(shape), penalty.upper.reshape(shape)
+        self._slope = penalty.slope.reshape(shape)
+        middle = (self._lower + self._upper) / 2
         image, gram_product = self._multiply_by_gram(middle)
         # The shortest way down from 0 along that to the middle.
         descent, squared_norm = -np.sum(self._slope * middle, axis=0), np.sum(image**2, axis=0)
-        step_length = np.clip(
-            descent / np.where(squared_norm > 0, squared_norm, 1.0), MIN_START_FRACTION, 1.0
-        )
-        self.x, self._image, self._gradient = (
-            step_length * middle,
-            step_length * image,
-            step_length * gram_product + self._slope,
-        )
+        step_length = descent / np.where(squared_norm > 0, squared_norm, 1.0)
+        step_length = np.clip(step_length, MIN_START_FRACTION, 1.0)
+        self.x, self._image = step_length * middle, step_length * image
+        self._gradient = step_length * gram_product + self._slope
         # A bound of 0 on both sides leaves no interior.
-        self._slack_lower, self._slack_upper = self.x - self._lower + slack, self._upper - self.x + slack
+        min_slack = FLOAT64_EPS * float((self._upper - self._lower).max())
+        self._slack_lower = self.x - self._lower + min_slack
+        self._slack_upper = self._upper - self.x + min_slack
         slack = np.minimum(self._slack_lower, self._slack_upper)
-        gradient_scale = np.abs(self._gradient).mean(axis=0) + MIN_GRADIENT_SCALE * np.abs(self._slope).mean(
-            axis=0
-        )
+        slope_scale = np.abs(self._slope).mean(axis=0)
+        gradient_scale = np.abs(self._gradient).mean(axis=0) + MIN_GRADIENT_SCALE * slope_scale
         gradient_scale[gradient_scale == 0] = 1.0
         min_multipliers = INITIAL_MULTIPLIER_SCALE * gradient_scale * slack.mean(axis=0) / slack
         self._multipliers_lower = np.maximum(self._gradient, 0.0) + min_multipliers
@@ -123,48 +116,33 @@ class _MehrotraSolver:
         systems = self._build_newton_systems(weights, active_mask)
         affine_direction = self._complete_direction(self._compute_affine_step(systems, weights), 0.0, 0.0)
         mu = self._compute_duality_measure_after(affine_direction, 0.0)
-        target_mu = (
-            mu
-            * (
-                self._compute_duality_measure_after(
-                    affine_direction, self._compute_max_step_length(affine_direction)
-                )
-                / mu
-            )
-            ** 3
-        )
+        max_step_length = self._compute_max_step_length(affine_direction)
+        affine_mu = self._compute_duality_measure_after(affine_direction, max_step_length)
+        target_mu = mu * (affine_mu / mu) ** 3
         target_lower = target_mu - affine_direction.x * affine_direction.multipliers_lower
         target_upper = target_mu + affine_direction.x * affine_direction.multipliers_upper
         rhs = target_lower / self._slack_lower - target_upper / self._slack_upper - self._gradient
         x, image, gram_product = self._solve_newton(systems, weights, rhs)
         direction = self._complete_direction(x, target_lower, target_upper)
-        step_length = active_mask * np.minimum(
-            1.0, FRACTION_TO_BOUNDARY * self._compute_max_step_length(direction)
-        )
+        max_step_length = self._compute_max_step_length(direction)
+        step_length = active_mask * np.minimum(1.0, FRACTION_TO_BOUNDARY * max_step_length)
         self._take_step(direction, step_length)
-        self._image, self._gradient = (
-            self._image + step_length * image,
-            self._gradient + step_length * gram_product,
-        )
+        self._image = self._image + step_length * image
+        self._gradient = self._gradient + step_length * gram_product
         if self.dual_gap < self._best_gap_and_x[0]:
             self._best_gap_and_x = self.dual_gap, self.x
         previous_sums, self._complementarity_sums = self._complementarity_sums, self._sum_complementarity()
-        self._n_stalled = (
-            0 if self._complementarity_sums.max() < 0.99 * previous_sums.max() else self._n_stalled + 1
-        )
+        has_progressed = self._complementarity_sums.max() < 0.99 * previous_sums.max()
+        self._n_stalled = 0 if has_progressed else self._n_stalled + 1
         # The gap is no more than that, but for rounding.
-        self.has_stalled = (
-            self._n_stalled >= MAX_STALLED_ITERATIONS or self.dual_gap > 2 * self._complementarity_sums.sum()
-        )
+        has_lost_digits = self.dual_gap > 2 * self._complementarity_sums.sum()
+        self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS or has_lost_digits
 
     def _sum_complementarity(self) -> Floats:
         """The sum of distances times multipliers, of each column."""
-        return np.asarray(
-            np.sum(
-                self._slack_lower * self._multipliers_lower + self._slack_upper * self._multipliers_upper,
-                axis=0,
-            )
-        )
+        products_lower = self._slack_lower * self._multipliers_lower
+        products_upper = self._slack_upper * self._multipliers_upper
+        return np.asarray(np.sum(products_lower + products_upper, axis=0))
 
     def make_solution(self, tol: float) -> Solution:
         """With the numbers that go to a bound on it, if that is near enough to the minimum, too."""
@@ -172,12 +150,10 @@ class _MehrotraSolver:
         slope_scale, width = np.abs(self._slope).mean(axis=0), self._upper - self._lower
         at_lower_mask = self._slack_lower * slope_scale <= self._multipliers_lower * width
         at_upper_mask = self._slack_upper * slope_scale <= self._multipliers_upper * width
-        weights = np.where(
-            at_lower_mask | at_upper_mask, 0.0, np.minimum(MAX_WEIGHT, self._compute_newton_weights())
-        )
-        self._move_to_box_point(
-            np.where(at_upper_mask, self._upper, np.where(at_lower_mask, self._lower, best_x))
-        )
+        weights = np.minimum(MAX_WEIGHT, self._compute_newton_weights())
+        weights = np.where(at_lower_mask | at_upper_mask, 0.0, weights)
+        x = np.where(at_lower_mask, self._lower, best_x)
+        self._move_to_box_point(np.where(at_upper_mask, self._upper, x))
         systems = self._build_newton_systems(weights)
         for _ in range(MAX_REFINEMENTS):
             self._move_to_box_point(self.x + self._solve_newton(systems, weights, -self._gradient)[0])
@@ -185,9 +161,8 @@ class _MehrotraSolver:
                 break
         if not self._is_optimal(tol) and not self.dual_gap < best_gap:
             self._move_to_box_point(best_x)
-        return Solution(
-            self.x, self.objective, self.dual_gap, self.optimality, self.n_iter, self._is_optimal(tol)
-        )
+        converged = self._is_optimal(tol)
+        return Solution(self.x, self.objective, self.dual_gap, self.optimality, self.n_iter, converged)
 
     def _move_to_box_point(self, x: Floats) -> None:
         """Go to the point of the box that is next to x."""
@@ -196,9 +171,9 @@ class _MehrotraSolver:
         self._gradient = gram_product + self._slope
 
     def _compute_newton_weights(self) -> Floats:
-        return np.asarray(
-            1.0 / (self._multipliers_lower / self._slack_lower + self._multipliers_upper / self._slack_upper)
-        )
+        ratios_lower = self._multipliers_lower / self._slack_lower
+        ratios_upper = self._multipliers_upper / self._slack_upper
+        return np.asarray(1.0 / (ratios_lower + ratios_upper))
 
     def _build_newton_systems(self, weights: Floats, active_mask: Any = True) -> Floats:
         """1 + A' diag(weights) A for each column that is late, 1 for others; more where 1 is rounding."""
@@ -218,9 +193,8 @@ class _MehrotraSolver:
         products = np.asarray(self._operator.rmatmat(np.hstack([self.x, weights * self._slope])))
         self._image, slope_image = np.hsplit(products, 2)
         image = _solve_columns(systems, self._image - slope_image)
-        gram_product, predicted_gram_product = np.hsplit(
-            np.asarray(self._operator.matmat(np.hstack([self._image, image]))), 2
-        )
+        gram_products = np.asarray(self._operator.matmat(np.hstack([self._image, image])))
+        gram_product, predicted_gram_product = np.hsplit(gram_products, 2)
         self._gradient = gram_product + self._slope
         return -weights * (predicted_gram_product + self._slope)
 
@@ -234,13 +208,10 @@ class _MehrotraSolver:
         """To where distances times multipliers are `target_lower` and `target_upper`, but for second
         order.
         """
-        multipliers_lower = (
-            target_lower - self._multipliers_lower * x
-        ) / self._slack_lower - self._multipliers_lower
-        multipliers_upper = (
-            target_upper + self._multipliers_upper * x
-        ) / self._slack_upper - self._multipliers_upper
-        return _Direction(x, multipliers_lower, multipliers_upper)
+        lower, upper = self._multipliers_lower, self._multipliers_upper
+        lower_change = (target_lower - lower * x) / self._slack_lower - lower
+        upper_change = (target_upper + upper * x) / self._slack_upper - upper
+        return _Direction(x, lower_change, upper_change)
 
     def _compute_max_step_length(self, direction: _Direction) -> Floats:
         """How much of it keeps all distances and multipliers positive, for each column."""
@@ -258,22 +229,17 @@ class _MehrotraSolver:
 
     def _compute_duality_measure_after(self, direction: _Direction, step_length: Any) -> Floats:
         """Of distances and multipliers, after a share of a direction."""
-        slack_lower, slack_upper = (
-            self._slack_lower + step_length * direction.x,
-            self._slack_upper - step_length * direction.x,
-        )
+        slack_lower = self._slack_lower + step_length * direction.x
+        slack_upper = self._slack_upper - step_length * direction.x
         multipliers_lower = self._multipliers_lower + step_length * direction.multipliers_lower
         multipliers_upper = self._multipliers_upper + step_length * direction.multipliers_upper
-        return np.asarray(
-            np.mean(slack_lower * multipliers_lower + slack_upper * multipliers_upper, axis=0) / 2
-        )
+        products = slack_lower * multipliers_lower + slack_upper * multipliers_upper
+        return np.asarray(np.mean(products, axis=0) / 2)
 
     def _take_step(self, direction: _Direction, step_length: Floats) -> None:
         self.x = self.x + step_length * direction.x
-        self._slack_lower, self._slack_upper = (
-            self._slack_lower + step_length * direction.x,
-            self._slack_upper - step_length * direction.x,
-        )
+        self._slack_lower = self._slack_lower + step_length * direction.x
+        self._slack_upper = self._slack_upper - step_length * direction.x
         self._multipliers_lower = self._multipliers_lower + step_length * direction.multipliers_lower
         self._multipliers_upper = self._multipliers_upper + step_length * direction.multipliers_upper
         self.n_iter += 1

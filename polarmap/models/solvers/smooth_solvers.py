@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -12,36 +11,17 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
-from polarmap.models.linear_predictor import LinearPredictorEstimator
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_gradient import CompositeProblem, Solution, run_solver
-from polarmap.models.proximal_newton import ProximalNewtonSolver, count_first_order_iterations
+from polarmap.models.solvers.proximal_gradient import CompositeProblem
+from polarmap.models.solvers.proximal_newton import ProximalNewtonSolver, count_first_order_iterations
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MAX_NEWTON_STEPS = 2
 POLISH_MAX_TOL = 1e-6  # a tol above which nobody asks for more digits
 POLISH_MAX_GRADIENT = 1e-3  # a gradient below which Newton's steps can be trusted
 NEWTON_TOL = 1e-2  # times tol: the gradient at which Newton's steps by Gram matrices end
 SCIPY_METHODS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "trust-krylov"}
-
-
-@dataclass(eq=False, repr=False)
-class SmoothEstimator(LinearPredictorEstimator):
-    """A model whose coefficients minimize a loss with an L2 penalty."""
-
-    _: KW_ONLY
-    solver: str = "lbfgs"
-    tol: float = 1e-7
-    max_iter: int = 500
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        self._check_choice("solver", SCIPY_METHODS)
-
-    def _make_solver(
-        self, operator: Any, loss: WeightedLoss, penalty_strengths: Floats, start: Floats
-    ) -> Callable[..., Solution]:
-        return partial(minimize_smooth, self.solver, operator, loss, penalty_strengths, start)
 
 
 def minimize_smooth(
@@ -67,9 +47,8 @@ def minimize_smooth(
         objective = ScipyObjective(problem, l2_weights, callback)
         scipy_result = _run_scipy(objective, start, solver, tol, n_scipy_iter)
         n_iter = max(1, int(scipy_result.nit))
-        converged = scipy_result.status == 0 or _is_stationary(
-            float(np.abs(scipy_result.jac).max(initial=0.0)), scipy_result.fun, tol
-        )
+        max_gradient = float(np.abs(scipy_result.jac).max(initial=0.0))
+        converged = scipy_result.status == 0 or _is_stationary(max_gradient, scipy_result.fun, tol)
         if converged or n_scipy_iter == max_iter:
             x, value, gradient = _polish_by_newton(objective, scipy_result, tol)
             gradient_norm = float(np.linalg.norm(gradient))
@@ -101,9 +80,8 @@ class ScipyObjective:
         callback: Callable[[float, float], None] | None = None,
     ) -> None:
         self._problem, self._l2_weights, self.callback = problem, l2_weights, callback
-        self._cached_predictors: dict[
-            bytes, Floats
-        ] = {}  # predictors of the last points: a Hessian reuses them
+        # Linear predictors of the last points: a Hessian reuses them.
+        self._cached_predictors: dict[bytes, Floats] = {}
         self._evaluations: dict[bytes, tuple[float, float]] = {}  # since the last iteration, for its line
 
     def value(self, theta: Floats) -> float:
@@ -115,9 +93,8 @@ class ScipyObjective:
         if not np.isfinite(theta).all():
             return np.inf, np.zeros_like(theta)
         value = self.value(theta)
-        gradient = self._compute_penalized_gradient(
-            self._problem.loss.gradient(self._get_linear_predictor(theta)), theta
-        )
+        loss_gradient = self._problem.loss.gradient(self._get_linear_predictor(theta))
+        gradient = self._compute_penalized_gradient(loss_gradient, theta)
         if self.callback is not None:
             self._evaluations[theta.tobytes()] = value, float(np.linalg.norm(gradient))
         return value, gradient
@@ -133,9 +110,8 @@ class ScipyObjective:
         """The Hessian at theta times a direction; NaN for NaN."""
         if not (np.isfinite(theta).all() and np.isfinite(direction).all()):
             return np.full_like(direction, np.nan)
-        loss_hessian_product = self._problem.loss.hessian_product(
-            self._get_linear_predictor(theta), self._compute_linear_predictor(direction)
-        )
+        eta, eta_direction = self._get_linear_predictor(theta), self._compute_linear_predictor(direction)
+        loss_hessian_product = self._problem.loss.hessian_product(eta, eta_direction)
         return self._compute_penalized_gradient(loss_hessian_product, direction)
 
     def _get_linear_predictor(self, theta: Floats) -> Floats:

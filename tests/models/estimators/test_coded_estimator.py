@@ -28,7 +28,7 @@ from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquare
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor
 from polarmap.errors import ModelError, NotDecodableError
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
-from polarmap.models.coded_estimator import CodedEstimator
+from polarmap.models.estimators.coded_estimator import CodedEstimator
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 X6, Y6 = np.arange(18.0).reshape(6, 3) ** 1.5, np.array([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])

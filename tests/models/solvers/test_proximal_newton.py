@@ -31,9 +31,9 @@ from polarmap.convex import (
     fista,
 )
 from polarmap.glm import LogisticRegression, Ridge
-from polarmap.models import proximal_newton as module
-from polarmap.models import svm
-from polarmap.models.proximal_newton import QuadraticModel, proximal_newton
+from polarmap.models.estimators import svm
+from polarmap.models.solvers import proximal_newton as module
+from polarmap.models.solvers.proximal_newton import QuadraticModel, proximal_newton
 
 STREAM = np.random.default_rng(0)
 A = STREAM.standard_normal((40, 6))

@@ -11,13 +11,13 @@ import numpy as np
 
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin
-from polarmap.models.linear_predictor import LinearPredictorEstimator
-from polarmap.models.logistic import LogisticMixin
+from polarmap.models.estimators.coded_estimator import CodedEstimator, CodedRegressorMixin
+from polarmap.models.estimators.linear_predictor import LinearPredictorEstimator
+from polarmap.models.estimators.logistic import LogisticMixin
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_gradient import Solution
-from polarmap.models.proximal_newton import proximal_newton
+from polarmap.models.solvers.proximal_newton import proximal_newton
+from polarmap.models.solvers.solver import Solution
 from polarmap.optional import require_extra
 
 
@@ -30,14 +30,11 @@ class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
         coded_operator, operator, mean, scale = self._make_standardized_operator(X, normalized_weight)
         coefficient_scales = np.repeat(scale, y.shape[1]) if y.ndim == 2 else scale
         start = np.zeros((X.shape[1], *y.shape[1:]))
-        loss, penalty = (
-            SquaredLoss(y - target_mean, normalized_weight),
-            self._make_penalty(coefficient_scales),
-        )
+        loss = SquaredLoss(y - target_mean, normalized_weight)
+        penalty = self._make_penalty(coefficient_scales)
         with coded_operator:
-            scaled_coef = self._minimize(
-                coded_operator, partial(proximal_newton, operator, loss, penalty, start)
-            )
+            solve = partial(proximal_newton, operator, loss, penalty, start)
+            scaled_coef = self._minimize(coded_operator, solve)
         self.coef_ = scaled_coef.T * scale
         intercept = target_mean - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept

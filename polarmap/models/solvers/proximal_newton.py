@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
-from polarmap.models.proximal_gradient import (
+from polarmap.models.solvers.proximal_gradient import (
     CompositeProblem,
     FistaSolver,
     ProximalSolver,
-    Solution,
     evaluate_penalty,
-    run_solver,
 )
+from polarmap.models.solvers.solver import Solution, run_solver
 
 MAX_GRAM_SIZE = 1000  # unknowns: beyond, what Newton steps solve here takes long
-GRAM_COLUMNS_PER_ITERATION = (
-    8  # for as many of a Gram matrix, all steps cost as much as an iteration of two products
-)
+# For as many columns of a Gram matrix, all Newton steps cost as much as an iteration of two products.
+GRAM_COLUMNS_PER_ITERATION = 8
 MODEL_TOL = 1e-8  # of the gradient map of a model, relative to the largest one met
 MAX_PROXIMAL_STEPS, MAX_NEWTON_STEPS, MAX_BACKTRACKS = 30, 30, 40
 INITIAL_SIGMA, SIGMA_GROWTH = 1e4, 10.0  # times the mean of the diagonal of H
@@ -58,10 +56,8 @@ def proximal_newton(
     each pair of these; a squared loss has the same all along. Parameters are as for `fista`; the operator
     has `gram(weights)`, the loss `hessian_product`; the prox of the penalty takes each number on its own.
     """
-    problem, n_first_order = (
-        CompositeProblem(operator, loss, penalty),
-        count_first_order_iterations(operator, start, max_iter),
-    )
+    problem = CompositeProblem(operator, loss, penalty)
+    n_first_order = count_first_order_iterations(operator, start, max_iter)
     if not n_first_order:
         return run_solver(ProximalNewtonSolver(problem, start), tol, max_iter, callback)
     fista_solver = FistaSolver(problem, start)
@@ -93,29 +89,20 @@ class ProximalNewtonSolver(ProximalSolver):
         self.max_optimality = self._reference_optimality or max(self.max_optimality, optimality_before)
         gradient, x = self.compute_gradients()[1], self.x.reshape(-1)
         model = QuadraticModel(self._hessian, gradient.reshape(-1), self.problem.penalty, x, self.curvature)
-        direction = model.minimize(min(MODEL_TOL * self.max_optimality, optimality_before / 1000)).reshape(
-            self.x.shape
-        )
-        eta_direction = self.problem.matmul(direction)
-        step_length = self._line_search(
-            direction, eta_direction, float(np.sum(gradient * direction)), objective_before
-        )
-        self.x, self.eta, self.n_iter = (
-            self.x + step_length * direction,
-            self.eta + step_length * eta_direction,
-            self.n_iter + 1,
-        )
+        model_tol = min(MODEL_TOL * self.max_optimality, optimality_before / 1000)
+        direction = model.minimize(model_tol).reshape(self.x.shape)
+        eta_direction, slope = self.problem.matmul(direction), float(np.sum(gradient * direction))
+        step_length = self._line_search(direction, eta_direction, slope, objective_before)
+        self.x, self.eta = self.x + step_length * direction, self.eta + step_length * eta_direction
+        self.n_iter += 1
         self.optimality = self.compute_optimality()
-        self.has_stalled = (
-            self.optimality > optimality_before / 2
-            and self.objective >= objective_before - 16 * FLOAT64_EPS * abs(objective_before)
-        )
+        stall_objective = objective_before - 16 * FLOAT64_EPS * abs(objective_before)
+        self.has_stalled = self.optimality > optimality_before / 2 and self.objective >= stall_objective
 
     def _estimate_optimality_rounding_error(self) -> float:
         """Also of a gradient that the penalty balances."""
-        return 4 * super()._estimate_optimality_rounding_error() + 16 * FLOAT64_EPS * float(
-            np.linalg.norm(self.compute_gradients()[1])
-        )
+        gradient_norm = float(np.linalg.norm(self.compute_gradients()[1]))
+        return 4 * super()._estimate_optimality_rounding_error() + 16 * FLOAT64_EPS * gradient_norm
 
     def _update_hessian(self) -> None:
         """That at x, and a bound of its largest eigenvalue; weights that stay keep their Gram matrix."""
@@ -131,8 +118,9 @@ class ProximalNewtonSolver(ProximalSolver):
         keys = [hessian_column.tobytes() for hessian_column in hessian_columns]
         for key, hessian_column in zip(keys, hessian_columns):
             if key not in self._cached_grams:
+                previous_gram = previous_grams.get(key)
                 self._cached_grams[key] = (
-                    previous_grams[key] if key in previous_grams else self._compute_gram(hessian_column)
+                    self._compute_gram(hessian_column) if previous_gram is None else previous_gram
                 )
         gram_blocks = np.stack([self._cached_grams[key] for key in keys])
         gram_blocks = gram_blocks.reshape(n_outputs, n_outputs, n_features, n_features).transpose(2, 0, 3, 1)
@@ -154,20 +142,14 @@ class ProximalNewtonSolver(ProximalSolver):
     ) -> float:
         """The share of a step that lessens the objective enough; products are linear: none is needed."""
         penalty = self.problem.penalty
-        slope += evaluate_penalty(penalty, (self.x + direction).reshape(-1)) - evaluate_penalty(
-            penalty, self.x.reshape(-1)
-        )
+        penalty_before = evaluate_penalty(penalty, self.x.reshape(-1))
+        slope += evaluate_penalty(penalty, (self.x + direction).reshape(-1)) - penalty_before
+        rounding = 4 * FLOAT64_EPS * abs(objective_before)
         for n_halvings in range(MAX_BACKTRACKS):
             step_length = 0.5**n_halvings
-            objective_after = self.problem.objective(
-                self.x + step_length * direction, self.eta + step_length * eta_direction
-            )
-            if (
-                objective_after
-                <= objective_before
-                + ARMIJO_FRACTION * step_length * slope
-                + 4 * FLOAT64_EPS * abs(objective_before)
-            ):
+            x, eta = self.x + step_length * direction, self.eta + step_length * eta_direction
+            sufficient_objective = objective_before + ARMIJO_FRACTION * step_length * slope + rounding
+            if self.problem.objective(x, eta) <= sufficient_objective:
                 return step_length
         return 0.0
 
@@ -190,10 +172,9 @@ class QuadraticModel:
         sigma_unit, d = 1.0 / (float(np.trace(self._H)) / len(self._x) or 1.0), np.zeros(len(self._x))
         sigma, best_optimality, n_failures = INITIAL_SIGMA * sigma_unit, self._compute_optimality(d), 0
         for _ in range(MAX_PROXIMAL_STEPS):
-            if (
-                best_optimality <= max(tol, self._estimate_optimality_rounding_error(d))
-                or n_failures == MAX_RETRIES
-            ):
+            if n_failures == MAX_RETRIES:
+                break
+            if best_optimality <= max(tol, self._estimate_optimality_rounding_error(d)):
                 break
             proximal_point, is_exact = self._find_proximal_point(d, sigma, tol)
             optimality = self._compute_optimality(proximal_point)
@@ -233,17 +214,12 @@ class QuadraticModel:
             directional_derivative = float((z - p) @ hessian_step)
             for n_halvings in range(MAX_BACKTRACKS):
                 step_length = 0.5**n_halvings
-                trial = self._evaluate_dual(
-                    z + step_length * step, Hz + step_length * hessian_step, center, sigma
-                )
-                if trial[
-                    0
-                ] <= value + ARMIJO_FRACTION * step_length * directional_derivative + 4 * FLOAT64_EPS * abs(
-                    value
-                ):
+                new_z, new_Hz = z + step_length * step, Hz + step_length * hessian_step
+                new_value, p, prox_derivative = self._evaluate_dual(new_z, new_Hz, center, sigma)
+                sufficient_value = value + ARMIJO_FRACTION * step_length * directional_derivative
+                if new_value <= sufficient_value + 4 * FLOAT64_EPS * abs(value):
                     break
-            z, Hz = z + step_length * step, Hz + step_length * hessian_step
-            value, p, prox_derivative = trial
+            z, Hz, value = new_z, new_Hz, new_value
             if directional_derivative >= -FLOAT64_EPS * abs(value):
                 return p, True
         return p, False
@@ -256,23 +232,19 @@ class QuadraticModel:
         v = center - sigma * gradient
         p = self._prox(v, sigma)
         proximity = float(np.sum((p - center) ** 2)) / (2 * sigma)
-        value = (
-            float(z @ Hz) / 2 - evaluate_penalty(self._penalty, self._x + p) - float(gradient @ p) - proximity
-        )
+        penalty = evaluate_penalty(self._penalty, self._x + p)
+        value = float(z @ Hz) / 2 - penalty - float(gradient @ p) - proximity
         magnitude = np.abs(v) + np.abs(self._x)
-        perturbation = FINITE_DIFFERENCE_STEP * (
-            magnitude + 1e-6 * float(magnitude.max(initial=0.0)) + math.ulp(0.0)
-        )
+        magnitude = magnitude + 1e-6 * float(magnitude.max(initial=0.0)) + math.ulp(0.0)
+        perturbation = FINITE_DIFFERENCE_STEP * magnitude
         return value, p, np.clip((self._prox(v + perturbation, sigma) - p) / perturbation, 0.0, 1.0)
 
     def _solve_newton_system(self, residual: Floats, prox_derivative: Floats) -> Floats:
         """The s with s + moves * (H s) = residual."""
         free_mask = prox_derivative > 0
         free_rows, solution = self._H[free_mask], residual.copy()
-        rhs = residual[free_mask] - prox_derivative[free_mask] * (
-            free_rows[:, ~free_mask] @ residual[~free_mask]
-        )
-        solution[free_mask] = np.linalg.solve(
-            np.eye(len(free_rows)) + prox_derivative[free_mask, np.newaxis] * free_rows[:, free_mask], rhs
-        )
+        free_derivative = prox_derivative[free_mask]
+        rhs = residual[free_mask] - free_derivative * (free_rows[:, ~free_mask] @ residual[~free_mask])
+        system = np.eye(len(free_rows)) + free_derivative[:, np.newaxis] * free_rows[:, free_mask]
+        solution[free_mask] = np.linalg.solve(system, rhs)
         return solution

@@ -8,7 +8,7 @@ from sklearn import datasets, linear_model
 from straggling_models import options, standardized
 
 from polarmap.glm import LogisticRegression
-from polarmap.models import proximal_newton
+from polarmap.models.solvers import proximal_newton
 
 
 @pytest.fixture(params=[1000, 0], ids=["newton", "scipy alone"])

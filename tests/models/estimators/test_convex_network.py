@@ -14,7 +14,7 @@ from straggling_models import options
 
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor, TwoLayerNetwork
 from polarmap.errors import ModelError
-from polarmap.models.convex_network import extract_hidden_units
+from polarmap.models.estimators.convex_network import extract_hidden_units
 from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Which samples each gate lets pass: patterns of random half-spaces, and the operator that they make of A."""
+"""Random gates of ReLU units: half-spaces, and the samples that each of them lets pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.dtypes import Floats
-from polarmap.models.operators import RealMatrixOperator, compute_weighted_mean_and_variance
+from polarmap.models.operators import compute_weighted_mean_and_variance
 
 MAX_ROUNDS = 20  # of sampling, while patterns are wanted and new ones turn up
 MIN_DRAWS = 16  # of a round: that no gate lets a sample pass is less likely than 1e-90
@@ -46,11 +46,8 @@ def sample_gates(
         directions, offsets = np.hstack([directions, new_directions]), np.append(offsets, new_offsets)
         pre_activations = np.asarray(X @ directions) + offsets
         distinct_indices = _find_distinct_pattern_indices(pre_activations >= 0)[:n_gates]
-        directions, offsets, pre_activations = (
-            directions[:, distinct_indices],
-            offsets[distinct_indices],
-            pre_activations[:, distinct_indices],
-        )
+        directions, offsets = directions[:, distinct_indices], offsets[distinct_indices]
+        pre_activations = pre_activations[:, distinct_indices]
         if len(distinct_indices) == n_gates or 0 < len(distinct_indices) == n_gates_before:
             break
     return ActivationGates(directions, offsets, pre_activations >= 0, np.abs(pre_activations))
@@ -61,26 +58,3 @@ def _find_distinct_pattern_indices(patterns: npt.NDArray[np.bool_]) -> npt.NDArr
     packed_patterns = np.packbits(patterns, axis=0)
     _, first_indices = np.unique(packed_patterns, axis=1, return_index=True)
     return np.asarray(np.sort(first_indices[patterns[:, first_indices].any(axis=0)]))
-
-
-class GatedOperator(RealMatrixOperator):
-    """[D_1 A, ..., D_P A] with D_i = diag(pattern i), by products with A alone: one of P times the columns.
-
-    Columns are ordered by those of A first, by gates second.
-    """
-
-    def __init__(self, operator: Any, patterns: npt.ArrayLike) -> None:
-        self._operator, self._patterns = operator, np.asarray(patterns, dtype=np.float64)
-        n_samples, n_features = operator.shape
-        super().__init__(np.float64, (n_samples, n_features * self._patterns.shape[1]))
-
-    def _matmat(self, V: Floats) -> Floats:
-        n_samples, n_features = self._operator.shape
-        products = self._operator.matmat(np.reshape(V, (n_features, -1)))
-        products = np.reshape(products, (n_samples, self._patterns.shape[1], -1))
-        return np.asarray(np.einsum("sg,sgo->so", self._patterns, products))
-
-    def _rmatmat(self, U: Floats) -> Floats:
-        gated = self._patterns[:, :, np.newaxis] * U[:, np.newaxis, :]
-        product = self._operator.rmatmat(gated.reshape(len(U), -1))
-        return np.reshape(product, (-1, U.shape[1]))

@@ -30,7 +30,7 @@ from polarmap.models.operators import (
     StandardizedOperator,
     compute_weighted_mean_and_variance,
 )
-from polarmap.models.proximal_gradient import Solution
+from polarmap.models.solvers.solver import Solution
 from polarmap.validation import is_real_number
 
 
@@ -110,9 +110,8 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
                 "path of a Lithops YAML file, a Pool of one of these), or give it one with "
                 "set_params(executor=...)"
             )
-        operator_options = {
-            name: getattr(self, name) for name in ("blocks", "tasks", "code", "executor", "timeout")
-        }
+        option_names = ("blocks", "tasks", "code", "executor", "timeout")
+        operator_options = {name: getattr(self, name) for name in option_names}
         return CodedOperator(A, **operator_options)
 
     def _make_standardized_operator(
@@ -139,14 +138,9 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         if issparse(X):
             coded_operator = self._make_operator(X)
             standardized = StandardizedOperator(coded_operator, mean, column_scale, sqrt_weight)
-            return (
-                coded_operator,
-                standardized
-                if intercept_scaling is None
-                else AppendedInterceptOperator(standardized, intercept_scaling),
-                mean,
-                scale,
-            )
+            if intercept_scaling is None:
+                return coded_operator, standardized, mean, scale
+            return coded_operator, AppendedInterceptOperator(standardized, intercept_scaling), mean, scale
         A = X - mean
         A *= column_scale
         if sqrt_weight is not None:
@@ -177,9 +171,8 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     def _predict_outputs(self, X: Any) -> Floats:
         """What the model makes of checked features, (samples,) or (samples, outputs)."""
         check_is_fitted(self)
-        return self._compute_outputs(
-            validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
-        )
+        X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
+        return self._compute_outputs(X)
 
     def _compute_outputs(self, X: Any) -> Floats:
         return np.asarray(X @ self.coef_.T + self.intercept_)
@@ -207,9 +200,8 @@ class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
     """Before a `CodedEstimator`: y is numbers, (samples,) or (samples, targets)."""
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Floats]:
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True
-        )
+        options = {"accept_sparse": "csr", "dtype": np.float64, "multi_output": True, "y_numeric": True}
+        X, y = validate_data(self, X, y, **options)
         return X, y.astype(np.float64)
 
     def predict(self, X: Any) -> Floats:
@@ -237,9 +229,8 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
                 f"y holds one class only, {self.classes_.tolist()[0]!r}: there is nothing to tell apart"
             )
         indicators = np.eye(len(self.classes_))[class_indices]
-        self._fit_classes(
-            X, indicators[:, 1:] if len(self.classes_) == 2 else indicators, class_indices, sample_weight
-        )
+        output_indicators = indicators[:, 1:] if len(self.classes_) == 2 else indicators
+        self._fit_classes(X, output_indicators, class_indices, sample_weight)
 
     def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
         """Fit to columns of 0 and 1, for each class or the second of two.

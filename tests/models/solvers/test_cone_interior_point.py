@@ -12,12 +12,12 @@ from plain_networks import PlainClassifier, PlainOperator, PlainRegressor
 from straggling_models import options
 
 from polarmap.convexnn import ConvexMLPRegressor
-from polarmap.models import cone_interior_point as module
-from polarmap.models import convex_network
-from polarmap.models.cone_interior_point import cone_interior_point
+from polarmap.models.activation_gates import sample_gates
 from polarmap.models.cones import ConeConstrainedLoss
-from polarmap.models.gates import sample_gates
+from polarmap.models.estimators import convex_network
 from polarmap.models.losses import BernoulliFamily, GaussianFamily, ProfiledLoss
+from polarmap.models.solvers import cone_interior_point as module
+from polarmap.models.solvers.cone_interior_point import cone_interior_point
 
 STREAM = np.random.default_rng(0)
 X = STREAM.standard_normal((40, 2))

@@ -1,4 +1,4 @@
-"""Least squares with an L2 penalty by scipy's Krylov solvers, and how far these have come."""
+"""Least squares with an L2 penalty by Krylov methods (LSQR, LSMR, CG), preconditioned by a Gram matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator, lsmr, lsqr
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.iteration_log import IterationLog, warn_if_not_converged
-from polarmap.models.proximal_newton import count_first_order_iterations
+from polarmap.models.solvers.proximal_newton import count_first_order_iterations
 from polarmap.models.whitening import MIN_RELATIVE_SCALE, WhiteningOperator
 
 MAX_CONDITION = 1e12  # of scaled features, above which least squares have no digits left
@@ -29,9 +29,9 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
     def preconditioner(self) -> WhiteningOperator:
         """Coordinates in which its columns are orthonormal, but for directions of which A'A has no digits."""
         gram = self.A.gram(np.ones(self.A.shape[0]))
-        eigenvalues, axes = np.linalg.eigh(
-            gram + np.diag(self._sqrt_penalty**2) if len(self._sqrt_penalty) else gram
-        )
+        if len(self._sqrt_penalty):
+            gram = gram + np.diag(self._sqrt_penalty**2)
+        eigenvalues, axes = np.linalg.eigh(gram)
         scale = np.sqrt(np.maximum(eigenvalues, 0.0))
         max_scale = float(scale.max()) or 1.0
         return WhiteningOperator(axes, np.where(scale > MIN_RELATIVE_SCALE * max_scale, scale, max_scale))
@@ -61,11 +61,9 @@ def solve_least_squares(
     if n_unpreconditioned:
         v, n_iter, has_converged = _run_krylov(estimator, system, rhs, iteration_log, n_unpreconditioned)
     if not has_converged and n_iter < estimator.max_iter:
-        preconditioner, n_remaining = system.preconditioner, estimator.max_iter - n_iter
-        z, n_more, has_converged = _run_krylov(
-            estimator, system @ preconditioner, rhs, iteration_log, n_remaining
-        )
-        v, n_iter = np.asarray(preconditioner @ z), n_iter + n_more
+        n_remaining, whitened = estimator.max_iter - n_iter, system @ system.preconditioner
+        z, n_more, has_converged = _run_krylov(estimator, whitened, rhs, iteration_log, n_remaining)
+        v, n_iter = np.asarray(system.preconditioner @ z), n_iter + n_more
     warn_if_not_converged(has_converged, estimator.max_iter)
     return v, max(1, n_iter)
 
@@ -76,9 +74,9 @@ def _run_krylov(
     """The solution, iterations, whether these were enough; ModelError for features without digits."""
     if estimator.solver == "cg":
         return _run_conjugate_gradients(system, rhs, estimator.tol, iteration_log, max_iter)
-    monitored = (
-        BidiagonalizationMonitor(system, rhs, estimator.solver, iteration_log) if iteration_log else system
-    )
+    monitored = system
+    if iteration_log:
+        monitored = BidiagonalizationMonitor(system, rhs, estimator.solver, iteration_log)
     options = {"atol": estimator.tol, "btol": estimator.tol, "conlim": MAX_CONDITION}
     if estimator.solver == "lsqr":
         v, stop_code, n_iter, *_ = lsqr(monitored, rhs, iter_lim=max_iter, **options)
@@ -133,16 +131,13 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
         self._residual_norm *= sine
         self._rho_bar = cosine * alpha
         if self._solver == "lsqr":
-            self._iteration_log.log_iteration(
-                self._residual_norm**2, 2 * abs(self._rho_bar) * self._residual_norm
-            )
+            gradient_norm = 2 * abs(self._rho_bar) * self._residual_norm
+            self._iteration_log.log_iteration(self._residual_norm**2, gradient_norm)
             return
         theta, rho_bar = sine * alpha, self._cosine_bar * rho
         theta_norm = math.hypot(rho_bar, theta)
-        self._cosine_bar, self._half_gradient_norm = (
-            rho_bar / theta_norm,
-            theta / theta_norm * self._half_gradient_norm,
-        )
+        self._cosine_bar = rho_bar / theta_norm
+        self._half_gradient_norm = theta / theta_norm * self._half_gradient_norm
         self._iteration_log.log_iteration(None, 2 * self._half_gradient_norm)
 
 
@@ -160,7 +155,6 @@ def _run_conjugate_gradients(
         previous_squared_residual, squared_residual = squared_residual, float(residual @ residual)
         direction = residual + squared_residual / previous_squared_residual * direction
         if iteration_log:  # |b - A v|^2 where A'A v = A'b - residual
-            iteration_log.log_iteration(
-                float(target @ target - v @ (rhs + residual)), 2 * math.sqrt(squared_residual)
-            )
+            objective = float(target @ target - v @ (rhs + residual))
+            iteration_log.log_iteration(objective, 2 * math.sqrt(squared_residual))
     return v, n_iter, squared_residual <= squared_tol

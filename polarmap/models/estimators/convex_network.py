@@ -15,14 +15,18 @@ from sklearn.utils.validation import check_is_fitted
 
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin, ProbabilisticClassifierMixin
-from polarmap.models.cone_interior_point import MAX_GRAM_ENTRIES, cone_interior_point
+from polarmap.models.activation_gates import ActivationGates, sample_gates
 from polarmap.models.cones import ConeConstrainedLoss, admm
-from polarmap.models.gates import ActivationGates, GatedOperator, sample_gates
+from polarmap.models.estimators.coded_estimator import (
+    CodedEstimator,
+    CodedRegressorMixin,
+    ProbabilisticClassifierMixin,
+)
 from polarmap.models.losses import GaussianFamily, LossFamily, ProfiledLoss
-from polarmap.models.operators import AppendedInterceptOperator
+from polarmap.models.operators import AppendedInterceptOperator, GatedOperator
 from polarmap.models.penalties import GroupLassoPenalty
-from polarmap.models.proximal_gradient import fista
+from polarmap.models.solvers.cone_interior_point import MAX_GRAM_ENTRIES, cone_interior_point
+from polarmap.models.solvers.proximal_gradient import fista
 from polarmap.models.whitening import fit_whitening_operator
 
 ACTIVATIONS = ("gated_relu", "relu")
@@ -74,18 +78,15 @@ def extract_hidden_units(
     # A column w becomes w / sqrt(|w|) in the first layer and sqrt(|w|), or minus that for the second sign, in
     # the second: of all pairs with that product these have the smallest squares, whose sum is 2 |w|.
     n_features, n_signs, n_gates, n_outputs = convex_weights.shape
-    weight_columns, norms = (
-        convex_weights.reshape(n_features, -1),
-        np.linalg.norm(convex_weights, axis=0).reshape(-1),
-    )
+    weight_columns = convex_weights.reshape(n_features, -1)
+    norms = np.linalg.norm(convex_weights, axis=0).reshape(-1)
     used_indices = np.flatnonzero(norms) if norms.any() else np.zeros(1, np.intp)
     sqrt_norms = np.sqrt(norms[used_indices])
     first_layer = weight_columns[:, used_indices] / np.where(sqrt_norms > 0, sqrt_norms, 1.0)
     sign_indices, gate_indices, output_indices = np.unravel_index(used_indices, (n_signs, n_gates, n_outputs))
     second_layer = np.zeros((len(used_indices), n_outputs))
-    second_layer[np.arange(len(used_indices)), output_indices] = np.where(
-        sign_indices == 1, -sqrt_norms, sqrt_norms
-    )
+    signed_norms = np.where(sign_indices == 1, -sqrt_norms, sqrt_norms)
+    second_layer[np.arange(len(used_indices)), output_indices] = signed_norms
     bias = first_layer[-1] if has_bias else np.zeros(len(used_indices))
     return [first_layer[: n_features - has_bias], second_layer], bias, gate_indices
 
@@ -120,20 +121,17 @@ class ConvexNetwork(CodedEstimator):
         loss = ProfiledLoss(family, y, normalized_weight, bool(self.fit_intercept))
         convex_weights = self._fit_convex_weights(X, loss, gates)
         coefs, bias, unit_gates = extract_hidden_units(convex_weights, loss.fit_intercept)
-        network_gates = (
-            (gates.directions, gates.offsets, unit_gates) if self.activation == "gated_relu" else None
-        )
+        is_gated = self.activation == "gated_relu"
+        network_gates = (gates.directions, gates.offsets, unit_gates) if is_gated else None
         network = TwoLayerNetwork(coefs, [bias, np.zeros(y.shape[1])], network_gates)
         intercept = np.array(loss.find_optimal_intercept(network(X)))
         self.network_ = network._replace(intercepts=[bias, intercept])
         self.coefs_, self.intercepts_ = self.network_.coefs, self.network_.intercepts
         self.gates_, self.gate_intercepts_ = gates.directions, gates.offsets
-        combined_weights = (
-            convex_weights[:, 0] - convex_weights[:, 1]
-            if convex_weights.shape[1] == 2
-            else convex_weights[:, 0]
-        )
-        combined_weights, n_features = combined_weights.transpose(1, 0, 2), X.shape[1]
+        combined_weights, n_features = convex_weights[:, 0], X.shape[1]
+        if convex_weights.shape[1] == 2:
+            combined_weights = combined_weights - convex_weights[:, 1]
+        combined_weights = combined_weights.transpose(1, 0, 2)
         self.convex_coef_ = combined_weights[:, :n_features]
         self.convex_intercept_ = (
             combined_weights[:, n_features] if loss.fit_intercept else np.zeros_like(combined_weights[:, 0])
@@ -150,33 +148,31 @@ class ConvexNetwork(CodedEstimator):
         n_columns = int(np.prod(shape[1:]))
         penalty = GroupLassoPenalty(float(self.alpha), 1.0 / whitening.scale, n_columns)
         with self._make_operator(X) as coded_operator:
-            operator = (
-                AppendedInterceptOperator(coded_operator, 1.0) if loss.fit_intercept else coded_operator
-            ) @ whitening
+            operator: Any = coded_operator
+            if loss.fit_intercept:
+                operator = AppendedInterceptOperator(coded_operator, 1.0)
+            operator = operator @ whitening
             if n_signs == 1:
                 start = np.zeros((shape[0] * shape[2], shape[3]))
                 gated_operator = GatedOperator(operator, gates.patterns)
-                solution = self._minimize(
-                    coded_operator, partial(fista, gated_operator, loss, penalty, start)
-                )
+                solve = partial(fista, gated_operator, loss, penalty, start)
             else:
                 interior_points = whitening.whiten_coefficients(_make_cone_interior_points(gates, loss))
                 cone_loss = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior_points)
                 start = np.zeros((shape[0], n_columns))
-                solution = self._minimize(coded_operator, partial(admm, operator, cone_loss, penalty, start))
+                solve = partial(admm, operator, cone_loss, penalty, start)
+            solution = self._minimize(coded_operator, solve)
         return np.asarray(whitening @ solution.reshape(shape[0], -1)).reshape(shape)
 
     def _fit_by_interior_point(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
         """The weights of a ReLU network."""
         X = X.toarray() if issparse(X) else X  # cones have far more numbers: two of a sample for each gate
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
-        cone_loss = ConeConstrainedLoss(
-            loss, gates.patterns, gates.margins, _make_cone_interior_points(gates, loss)
-        )
+        interior_points = _make_cone_interior_points(gates, loss)
+        cone_loss = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior_points)
         with self._make_operator(A) as coded_operator:
-            return self._minimize(
-                coded_operator, partial(cone_interior_point, coded_operator, cone_loss, float(self.alpha))
-            )
+            solve = partial(cone_interior_point, coded_operator, cone_loss, float(self.alpha))
+            return self._minimize(coded_operator, solve)
 
     def to_mlp(self) -> Any:
         """The fitted ReLU network as an MLPRegressor or MLPClassifier of scikit-learn, with these weights.
@@ -280,9 +276,8 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
 
     def _make_unfitted_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
         X, y = np.zeros((1, self.n_features_in_)), np.zeros((1, len(self.intercepts_[1])))
-        return MLPRegressor(hidden_layer_sizes=hidden_layer_sizes).partial_fit(
-            X, y[:, 0] if self._has_single_target else y
-        )
+        mlp = MLPRegressor(hidden_layer_sizes=hidden_layer_sizes)
+        return mlp.partial_fit(X, y[:, 0] if self._has_single_target else y)
 
     def predict(self, X: Any) -> Floats:
         """The network's outputs: (samples,) or (samples, targets)."""

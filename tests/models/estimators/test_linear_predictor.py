@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from polarmap.models.linear_predictor import LinearPredictorEstimator
+from polarmap.models.estimators.linear_predictor import LinearPredictorEstimator
 from polarmap.models.losses import BernoulliFamily, MultinomialFamily, WeightedLoss
-from polarmap.models.proximal_gradient import Solution
+from polarmap.models.solvers.solver import Solution
 from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)

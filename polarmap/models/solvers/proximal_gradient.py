@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
+from polarmap.models.solvers.solver import Solution, run_solver
 
 GAP_INTERVAL = 10  # iterations, at whose end the gap is looked at, for one product more
 MIN_CURVATURE_GROWTH = 1.2  # of the curvature, at least, where a step was too long
 CANCELLATION_TOL = 1e-10  # relative to the loss: a smaller difference of values has too few digits
 PROBE_STEP = 1e-3  # of eta: a step along which a loss is as good as quadratic
-
-
-class Solution(NamedTuple):
-    """What `fista` has found.
-
-    Attributes
-    ----------
-    x : (N,) or (N, outputs)
-    objective : float
-        loss(A x) + penalty(x).
-    dual_gap : float or None
-        The objective is at most that far above its minimum. None where loss or penalty has no conjugate.
-    optimality : float
-        Norm of the gradient map L (x - prox(x - gradient / L)), 0 at a minimum.
-    n_iter : int
-    converged : bool
-    """
-
-    x: Floats
-    objective: float
-    dual_gap: float | None
-    optimality: float
-    n_iter: int
-    converged: bool
 
 
 def fista(
@@ -96,20 +73,6 @@ def fista(
     return run_solver(FistaSolver(problem, problem.check_starting_point(start)), tol, max_iter, callback)
 
 
-def run_solver(
-    solver: Any, tol: float, max_iter: int, callback: Callable[[float, float], None] | None
-) -> Solution:
-    """What a method finds in `max_iter` steps, or as few as it takes; the callback is told of each."""
-    while solver.n_iter < max_iter:
-        solver.step()
-        if callback is not None:
-            callback(solver.objective, solver.optimality)
-        if solver.has_converged(tol) or solver.has_stalled:
-            break
-    solution: Solution = solver.make_solution(tol)
-    return solution
-
-
 class CompositeProblem:
     """loss(A x) + penalty(x), whose products with A are counted nowhere but in the operator."""
 
@@ -160,10 +123,9 @@ class CompositeProblem:
         dual_scale = float(self.penalty.dual_scale(dual))
         if dual_scale == 0.0:
             return math.inf
-        dual_objective = float(self.loss.conjugate(dual_scale * loss_gradient)) + float(
-            self.penalty.conjugate(dual_scale * dual)
-        )
-        return max(0.0, self.objective(x, eta) + dual_objective)
+        loss_conjugate = float(self.loss.conjugate(dual_scale * loss_gradient))
+        penalty_conjugate = float(self.penalty.conjugate(dual_scale * dual))
+        return max(0.0, self.objective(x, eta) + (loss_conjugate + penalty_conjugate))
 
 
 def evaluate_penalty(penalty: Any, x: Floats) -> float:
@@ -200,35 +162,29 @@ class ProximalSolver:
 
     def compute_optimality(self) -> float:
         """Its norm at x."""
-        prox_point = self.problem.prox(
-            self.x - self.compute_gradients()[1] / self.curvature, 1.0 / self.curvature
-        )
+        _, gradient = self.compute_gradients()
+        prox_point = self.problem.prox(self.x - gradient / self.curvature, 1.0 / self.curvature)
         return self.curvature * float(np.linalg.norm(self.x - prox_point))
 
     def dual_gap(self) -> float:
         """At x; infinite where it is not known."""
-        return (
-            self.problem.dual_gap(self.x, self.eta, *self.compute_gradients())
-            if self.problem.has_dual_gap
-            else math.inf
-        )
+        if not self.problem.has_dual_gap:
+            return math.inf
+        return self.problem.dual_gap(self.x, self.eta, *self.compute_gradients())
 
     def has_converged(self, tol: float) -> bool:
         """By the gap where there is one; it is looked at where it may be small."""
-        is_stationary = self.optimality <= max(
-            tol * self.max_optimality, self._estimate_optimality_rounding_error()
-        )
+        rounding_error = self._estimate_optimality_rounding_error()
+        is_stationary = self.optimality <= max(tol * self.max_optimality, rounding_error)
         if not self.problem.has_dual_gap or (self.n_iter % self.gap_interval and not is_stationary):
             return is_stationary
         dual_gap, objective = self.dual_gap(), abs(self.objective)
         if dual_gap == math.inf:
             return is_stationary
         rounding = 16 * FLOAT64_EPS * max(self._initial_loss, objective)
-        return (
-            dual_gap <= tol * objective
-            if tol * objective >= rounding
-            else dual_gap <= rounding and is_stationary
-        )
+        if tol * objective >= rounding:
+            return dual_gap <= tol * objective
+        return dual_gap <= rounding and is_stationary
 
     def _estimate_optimality_rounding_error(self) -> float:
         """What is left of the gradient map where it should be 0."""
@@ -238,9 +194,8 @@ class ProximalSolver:
         """What it has found by now, and how far from the minimum that may be."""
         dual_gap, optimality, objective = self.dual_gap(), self.compute_optimality(), self.objective
         # A step would lower the objective by about that.
-        is_at_rounding = optimality**2 / (2.0 * self.curvature) <= 16 * FLOAT64_EPS * max(
-            self._initial_loss, abs(objective)
-        )
+        rounding = 16 * FLOAT64_EPS * max(self._initial_loss, abs(objective))
+        is_at_rounding = optimality**2 / (2.0 * self.curvature) <= rounding
         converged = self.has_converged(tol) or (self.has_stalled and is_at_rounding)
         finite_gap = None if dual_gap == math.inf else dual_gap
         return Solution(self.x, objective, finite_gap, optimality, self.n_iter, converged)
@@ -276,10 +231,8 @@ class FistaSolver(ProximalSolver):
         self._momentum = (1.0 + math.sqrt(1.0 + 4.0 * previous_momentum**2)) / 2.0
         extrapolation = (previous_momentum - 1.0) / self._momentum
         # Products are linear: that of the extrapolated point costs none.
-        self._extrapolated, self._extrapolated_eta = (
-            x + extrapolation * (x - self.x),
-            eta + extrapolation * (eta - self.eta),
-        )
+        self._extrapolated = x + extrapolation * (x - self.x)
+        self._extrapolated_eta = eta + extrapolation * (eta - self.eta)
         self.x, self.eta, self.n_iter = x, eta, self.n_iter + 1
 
     def _take_backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
@@ -288,11 +241,10 @@ class FistaSolver(ProximalSolver):
             x = self.problem.prox(self._extrapolated - gradient / self.curvature, 1.0 / self.curvature)
             eta, displacement = self.problem.matmul(x), x - self._extrapolated
             squared_norm = float(np.sum(displacement**2))
-            observed_curvature = (
-                2.0 * self._compute_bregman_divergence(loss_gradient, eta) / squared_norm
-                if squared_norm
-                else 0.0
-            )
+            observed_curvature = 0.0
+            if squared_norm:
+                divergence = self._compute_bregman_divergence(loss_gradient, eta)
+                observed_curvature = 2.0 * divergence / squared_norm
             if observed_curvature <= self.curvature * (1.0 + 1e-6):
                 break
             self.curvature = max(MIN_CURVATURE_GROWTH * self.curvature, observed_curvature)
@@ -303,10 +255,8 @@ class FistaSolver(ProximalSolver):
     def _compute_bregman_divergence(self, loss_gradient: Floats, eta: Floats) -> float:
         """The loss at eta less its tangent at y: by values, or by gradients where these have no digits."""
         loss, eta_change = self.problem.loss, eta - self._extrapolated_eta
-        loss_value = float(loss.value(eta))
-        divergence = (
-            loss_value - float(loss.value(self._extrapolated_eta)) - float(np.sum(loss_gradient * eta_change))
-        )
+        loss_value, value_before = float(loss.value(eta)), float(loss.value(self._extrapolated_eta))
+        divergence = loss_value - value_before - float(np.sum(loss_gradient * eta_change))
         if divergence > CANCELLATION_TOL * abs(loss_value):
             return divergence
         return 0.5 * float(np.sum((loss.gradient(eta) - loss_gradient) * eta_change))
