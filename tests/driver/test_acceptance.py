@@ -199,11 +199,11 @@ def test_with_all_data_any_function_gives_the_bits_of_a_plain_map(
 def test_whatever_arrives_first_f_that_is_not_linear_is_warned_of(code: str, options: dict[str, Any]) -> None:
     for seed in range(12):
         order = np.random.default_rng(seed).permutation(12).tolist()
-        with pytest.warns(RuntimeWarning, match="those of a plain map, but .* f is not linear") as told:
+        with pytest.warns(RuntimeWarning, match="those of a plain map, but .* f is not linear") as warned:
             result = coded_map(
                 np.exp, FLOATS, blocks=8, tasks=12, code=code, executor=arriving(order, 12), **options
             )
-        assert len(told) == 1
+        assert len(warned) == 1
         assert_same(result, plain_map(np.exp, FLOATS, 8))
         assert result.report.residual is not None
         assert result.report.residual > 1e-3

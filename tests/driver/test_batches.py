@@ -59,7 +59,7 @@ class Served:
     def __init__(
         self,
         f: Callable[[Any], Any],
-        *some: ItemSequence,
+        *sequences: ItemSequence,
         seconds: float | None = 1e-3,
         script: dict[int, float] | None = None,
         faults: dict[int, Fault] | None = None,
@@ -68,17 +68,24 @@ class Served:
         self.batches, self.handed = BatchPolicy(True, MAX_BATCHES, 1, faults or {}), list[list[int]]()
         if seconds is not None:
             self.batches._seconds_by_class["kind"] = seconds
-        for items in some:
+        for items in sequences:
             self.batches.enqueue_items(items, range(len(items.blocks)))
-        self.found: dict[int, Any] = {}
-        self.withdrawn: list[AttemptId] = []
+        self.results: dict[int, Any] = {}
+        self.cancelled_attempts: list[AttemptId] = []
         self.faults = faults or {}
         executor = ReplayExecutor(dict.fromkeys(range(1000), SECONDS) | (script or {}))
         self.run = executor.open(JobSpec(make_call_task(f, unpickle_blocks=True), self.batches, self.faults))
-        self.run.submit, self.run.cancel = self._submit, self.withdrawn.extend  # type: ignore[method-assign, assignment]
-        count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in some)
+        self.run.submit, self.run.cancel = self._submit, self.cancelled_attempts.extend  # type: ignore[method-assign, assignment]
+        count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in sequences)
         self.collector = BatchCollector(
-            self.batches, count, self._take, self._note, True, str, TaskTable(0), JobTimer(self.run.now)
+            self.batches,
+            count,
+            self._store_results,
+            self._note,
+            True,
+            str,
+            TaskTable(0),
+            JobTimer(self.run.now),
         )
         self._steps = schedule_tasks(self.run, self.batches, retries, self.collector)
         self.step()
@@ -87,13 +94,13 @@ class Served:
         self.handed += [list(self.batches.batches[task][1]) for task, _ in attempts]
         ReplaySession.submit(self.run, attempts)
 
-    def _take(self, some: Any) -> None:
-        for number, data in some:
-            assert number not in self.found
-            self.found[number] = unpickle_result(data)
+    def _store_results(self, outcome: Any) -> None:
+        for number, data in outcome:
+            assert number not in self.results
+            self.results[number] = unpickle_result(data)
 
     def _note(self, outcome: Outcome) -> None:
-        self.found[outcome.task] = str(outcome.failure)
+        self.results[outcome.task] = str(outcome.failure)
 
     def step(self) -> None:
         for outcome in next(self._steps):
@@ -103,7 +110,7 @@ class Served:
         """What becomes of all."""
         while not self.collector.has_sufficient_results:
             self.step()
-        return self.found
+        return self.results
 
     def first(self) -> list[list[int]]:
         """What is handed on before anything has ended."""
@@ -120,16 +127,16 @@ def negative(number: int) -> Any:
 def test_each_item_of_a_batch_has_its_own_end_and_those_that_fail_are_tried_again_alone() -> None:
     served = Served(negative, NumberSequence(100))
     assert [len(batch) for batch in served.first()[:3]] == [20, 20, 15]  # a quarter of what waits
-    found = served.serve()
+    results = served.serve()
     again = [[3], [5]]
     assert [number for batch in served.handed if batch not in again for number in batch] == list(range(100))
     assert [batch for batch in served.handed if batch in again] == again
-    assert found[3] == "ValueError: unlucky"
+    assert results[3] == "ValueError: unlucky"
     assert (
-        found[5]
+        results[5]
         == "TypeError: f returned a _thread.lock that cannot be pickled: cannot pickle '_thread.lock' object"
     )
-    assert [found[number] for number in range(6, 100)] == [-number for number in range(6, 100)]
+    assert [results[number] for number in range(6, 100)] == [-number for number in range(6, 100)]
     table = served.collector.make_report_table_builder()()
     assert [task.n_attempts for task in table] == [2 if number in (3, 5) else 1 for number in range(100)]
     assert table.arrived.keys() == set(range(100)) - {3, 5}
@@ -178,11 +185,11 @@ def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themsel
         negative, NumberSequence(40), script={1: LATE_BATCH_SECONDS * (1.5 if ends_late else 1e6)}
     )
     late, last = served.first()[1], len(served.handed)
-    found = served.serve()
-    assert served.withdrawn == [(1, 0)]
+    results = served.serve()
+    assert served.cancelled_attempts == [(1, 0)]
     alone = [batch for batch in served.handed[last:] if batch[0] in late]
     assert alone == [[number] for number in late]
-    assert sorted(found) == list(range(40))
+    assert sorted(results) == list(range(40))
     assert [task.n_attempts for task in served.collector.make_report_table_builder()()][6:] == [1] * 34
 
 
@@ -212,12 +219,12 @@ def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int)
     # The first fault strikes the batch that holds both items. All later ones strike an item that is alone.
     faults = {unlucky: Fault("kill", attempts=1 + retries), doomed: Fault("kill", attempts=99)}
     served = Served(abs, NumberSequence(40), faults=faults, retries=retries)
-    found = served.serve()
-    assert {number for number, end in found.items() if end != number} == {doomed}
-    assert "struck by 'kill'" in found[doomed]
-    [batch, *others] = [numbers for numbers in served.handed if {unlucky, doomed} & set(numbers)]
+    results = served.serve()
+    assert {number for number, end in results.items() if end != number} == {doomed}
+    assert "struck by 'kill'" in results[doomed]
+    [batch, *later_batches] = [numbers for numbers in served.handed if {unlucky, doomed} & set(numbers)]
     assert {unlucky, doomed} < set(batch)
-    assert sorted(others) == [[unlucky]] * (retries + 1) + [[doomed]] * (retries + 1)
+    assert sorted(later_batches) == [[unlucky]] * (retries + 1) + [[doomed]] * (retries + 1)
     attempts = {
         number: task.n_attempts for number, task in enumerate(served.collector.make_report_table_builder()())
     }
@@ -235,8 +242,8 @@ def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> 
     with Pool(workers=1) as pool:
         assert can_batch_items(pool, 1, 1)
         assert can_batch_items(resolve_executor(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
-        others: list[Any] = [ReplayExecutor(), FaultyExecutor(ReplayExecutor())]
-        assert not any(can_batch_items(resolve_executor(one), 1, 1) for one in others)
+        executors: list[Any] = [ReplayExecutor(), FaultyExecutor(ReplayExecutor())]
+        assert not any(can_batch_items(resolve_executor(executor), 1, 1) for executor in executors)
         assert not can_batch_items(pool, 0, 1)
         assert not can_batch_items(pool, 1, 0)
 

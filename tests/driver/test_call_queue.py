@@ -43,14 +43,14 @@ class Served:
         self,
         seconds: Mapping[int, float] | None = None,
         faults: Mapping[int, Fault] | None = None,
-        most: int = 4,
+        max_in_flight: int = 4,
         backups: int = 2,
         retries: int = 1,
     ) -> None:
-        self.most = 0  # calls that were under way at a time
-        self.calls = CallQueue(Mock(), print, most, backups, retries)
+        self.max_open_calls = 0  # calls that were under way at a time
+        self.calls = CallQueue(Mock(), print, max_in_flight, backups, retries)
         self.calls._is_thread_running = True  # by hand
-        self.withdrawn: list[tuple[int, int]] = []
+        self.cancelled_attempts: list[tuple[int, int]] = []
         self.open(seconds, faults)
 
     def open(
@@ -58,22 +58,22 @@ class Served:
     ) -> None:
         calls = self.calls
         self.run = ReplayExecutor(seconds).open(JobSpec(execute_pickled_call, calls, faults or {}))
-        self.run.cancel = self.withdrawn.extend  # type: ignore[method-assign]
+        self.run.cancel = self.cancelled_attempts.extend  # type: ignore[method-assign]
         calls._session, calls.timer = self.run, JobTimer(self.run.now)
         self._steps = schedule_tasks(self.run, calls, calls._max_retries, calls)
 
     def add(self, count: int) -> list[SubmittedCall]:
         """So many calls, which wait from now on."""
-        some = [
+        new_calls = [
             SubmittedCall(Future(), "f", pickle_to_array((abs, (-number,), {}))) for number in range(count)
         ]
-        for one in some:
-            self.calls.submit(one, [0])
-        return some
+        for call in new_calls:
+            self.calls.submit(call, [0])
+        return new_calls
 
     def step(self) -> None:
         outcomes = next(self._steps)
-        self.most = max(self.most, len(self.calls.task_table))
+        self.max_open_calls = max(self.max_open_calls, len(self.calls.task_table))
         for outcome in outcomes:
             self.calls.add_outcome(outcome)
         self.calls.try_finish()
@@ -86,7 +86,7 @@ class Served:
         """Until no call waits or is under way."""
         for number in range(2000):
             if not self.calls._n_unfinished:
-                next(self._steps)  # it withdraws what is left of them
+                next(self._steps)  # it cancels what is left of them
                 return
             self.step()
             yield number
@@ -99,34 +99,34 @@ def attempts(served: Served, task: int) -> int:
 
 def test_calls_end_as_the_run_says_in_their_order_and_nothing_of_them_is_kept() -> None:
     served = Served()
-    some = served.add(10)
+    submitted = served.add(10)
     list(served.serve())
-    assert served.most == 4
-    assert [one.future.result(0) for one in some] == list(range(10))
+    assert served.max_open_calls == 4
+    assert [call.future.result(0) for call in submitted] == list(range(10))
     assert len(served.calls.task_table) == 0
     assert not any(kind._running for kind in served.calls._trackers_by_class.values())
-    assert served.withdrawn == []
+    assert served.cancelled_attempts == []
 
 
-def test_a_late_call_is_started_once_more_and_what_is_left_of_it_is_withdrawn() -> None:
+def test_a_late_call_is_started_once_more_and_what_is_left_of_it_is_cancelled() -> None:
     served = Served(faults={3: Fault("sleep", 1000.0)})
-    some = served.add(4)
+    submitted = served.add(4)
     list(served.serve())
-    assert some[3].future.result(0) == 3
+    assert submitted[3].future.result(0) == 3
     assert 2.0 < served.run.now() < 100.0
-    assert served.withdrawn == [(3, 0)]
+    assert served.cancelled_attempts == [(3, 0)]
     assert len(served.calls.task_table) == 0
 
 
 def test_there_are_no_backups_while_other_calls_wait_for_a_worker() -> None:
     served = Served({task: 50.0 if task in (3, 4, 5) else 1.0 for task in range(20)})
     served.add(20)
-    most = {True: 1, False: 1}
+    max_in_flight = {True: 1, False: 1}
     for _ in served.serve():
         count = max((task.n_attempts for task in served.calls.task_table), default=1)
-        others_wait = bool(served.calls._queue)
-        most[others_wait] = max(count, most[others_wait])
-    assert most[True] == 1 < most[False]
+        has_queued_calls = bool(served.calls._queue)
+        max_in_flight[has_queued_calls] = max(count, max_in_flight[has_queued_calls])
+    assert max_in_flight[True] == 1 < max_in_flight[False]
 
 
 def test_what_calls_of_a_function_took_is_remembered_from_run_to_run() -> None:
@@ -164,7 +164,7 @@ def test_no_more_is_remembered_than_tells_what_is_late() -> None:
 
 
 def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_are_not() -> None:
-    served = Served(faults={0: Fault("sleep", 1000.0)}, most=2)
+    served = Served(faults={0: Fault("sleep", 1000.0)}, max_in_flight=2)
     kinds = served.calls._trackers_by_class
     served.calls.submit(SubmittedCall(Future(), "asleep", pickle_to_array((int, (), {}))), [0])
     for number in range(3 * MAX_ITEM_CLASSES):
@@ -183,23 +183,23 @@ def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_a
 def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
     """The first attempt raises late, while its backup sleeps; nothing is started in the place of either."""
     faults = {3: Fault("raise", attempts=1)}
-    served = Served({3: 50.0, 4: 200.0}, faults, most=5, backups=1, retries=3)
-    some = served.add(5)
+    served = Served({3: 50.0, 4: 200.0}, faults, max_in_flight=5, backups=1, retries=3)
+    submitted = served.add(5)
     counts = {}
     for _ in served.serve():
         counts |= {task: attempts(served, task) for task in served.calls.task_table.task_indices()}
-    assert some[3].future.exception(0) is not None
-    assert [one.future.result(0) for one in (*some[:3], some[4])] == [0, 1, 2, 4]
+    assert submitted[3].future.exception(0) is not None
+    assert [call.future.result(0) for call in (*submitted[:3], submitted[4])] == [0, 1, 2, 4]
     assert counts == {0: 1, 1: 1, 2: 1, 3: 2, 4: 2}
-    assert set(served.withdrawn) == {(3, 1), (4, 1)}
+    assert set(served.cancelled_attempts) == {(3, 1), (4, 1)}
 
 
 def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
     faults = {0: Fault("kill"), 1: Fault("kill", attempts=2), 2: Fault("raise"), 3: Fault("garbage")}
     served = Served(faults=faults)
-    some = served.add(4)
+    submitted = served.add(4)
     list(served.serve())
-    errors = [one.future.exception(0) for one in some]
+    errors = [call.future.exception(0) for call in submitted]
     assert errors[0] is None
     assert isinstance(errors[1], WorkerLostError)
     assert "lost 2 times" in str(errors[1])
@@ -228,11 +228,11 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     for outcome in ends:
         calls.add_outcome(outcome)
     assert calls.try_finish()
-    told = [failure for failure in (first, second) if failure is not LOST]
+    failures = [failure for failure in (first, second) if failure is not LOST]
     error = call.future.exception(0)
-    if not told:
+    if not failures:
         assert isinstance(error, WorkerLostError)
-    elif told[0] is None:
+    elif failures[0] is None:
         assert call.future.result(0) == 7
     else:
         assert isinstance(error, KeyError)
@@ -260,43 +260,43 @@ class Breaks(ReplayExecutor):
 
 def test_calls_that_have_begun_fail_with_their_run_and_others_go_on_in_the_next() -> None:
     served = Served()
-    some, executor = served.add(9), Breaks()
+    submitted, executor = served.add(9), Breaks()
     executor.calls = served.calls
     served.calls._executor = executor
     served.calls._run_session()
-    assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
+    assert [str(call.future.exception(0)) for call in submitted[:2]] == ["gone"] * 2
     assert served.calls._n_unfinished
     served.calls._run_session()
-    assert [one.future.result(0) for one in some[2:]] == list(range(2, 9))
+    assert [call.future.result(0) for call in submitted[2:]] == list(range(2, 9))
 
 
 def test_all_fail_where_none_is_opened() -> None:
     served = Served()
-    some = served.add(3)
-    assert some[2].future.cancel()
+    submitted = served.add(3)
+    assert submitted[2].future.cancel()
     served.calls._executor = Mock(open=Mock(side_effect=OSError("gone")))
     served.calls._run_session()
-    assert some[0].future.done()  # nothing else was there when it came
+    assert submitted[0].future.done()  # nothing else was there when it came
     served.calls._run_session()
     assert not served.calls._n_unfinished
-    assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
-    assert len(wait([some[2].future], 0.0).done) == 1
+    assert [str(call.future.exception(0)) for call in submitted[:2]] == ["gone"] * 2
+    assert len(wait([submitted[2].future], 0.0).done) == 1
 
 
 def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
     served = Served()
-    some = served.add(9)
+    submitted = served.add(9)
     served.take()
-    assert [one.future.running() for one in some] == [True] + [False] * 8  # nothing else was there
+    assert [call.future.running() for call in submitted] == [True] + [False] * 8  # nothing else was there
     assert build_block(served.calls, 2) is not None
-    assert some[3].future.cancel()
+    assert submitted[3].future.cancel()
     with pytest.raises(CancelledError):
         build_block(served.calls, 3)
     served.calls.shutdown(cancel_futures=True)
-    assert len(wait([one.future for one in some], 0.0).done) == 7  # who waits for them is told
-    assert [one.future.cancelled() for one in some] == [False, True, False] + [True] * 6
+    assert len(wait([call.future for call in submitted], 0.0).done) == 7  # who waits for them is told
+    assert [call.future.cancelled() for call in submitted] == [False, True, False] + [True] * 6
     list(served.serve())
-    assert [some[task].future.result(0) for task in (0, 2)] == [0, 2]
+    assert [submitted[task].future.result(0) for task in (0, 2)] == [0, 2]
 
 
 def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it() -> None:
@@ -321,18 +321,18 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
 
 
 def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over() -> None:
-    served, some = Served(), MappedCalls("f")
-    some.blocks += [pickle_to_array((abs, (-number,), {})) for number in range(6)]
-    served.calls.submit(some, range(6))
+    served, mapped = Served(), MappedCalls("f")
+    mapped.blocks += [pickle_to_array((abs, (-number,), {})) for number in range(6)]
+    served.calls.submit(mapped, range(6))
     served.take()
     for _ in range(2):  # of a run that looks twice
         assert build_block(served.calls, 1) is not None
-    served.calls.cancel_calls([some])
+    served.calls.cancel_calls([mapped])
     for _ in range(2):
         with pytest.raises(CancelledError):
             build_block(served.calls, 2)
     list(served.serve())
-    assert (some._outcomes, some.select_claimed_items(range(6))) == ({0: (True, 0), 1: (True, 1)}, [0, 1])
+    assert (mapped._outcomes, mapped.select_claimed_items(range(6))) == ({0: (True, 0), 1: (True, 1)}, [0, 1])
 
 
 def test_a_call_is_told_once() -> None:
@@ -359,13 +359,13 @@ def test_a_function_is_the_same_whoever_calls_it() -> None:
         "".join,
         test_a_call_is_told_once,
     ]
-    assert len({get_function_key(one) for one in functions}) == len(functions)
+    assert len({get_function_key(function) for function in functions}) == len(functions)
     assert get_function_key(Thing().method) == get_function_key(Thing.method)
     assert get_function_key(Thing()) == get_function_key(Thing())
     assert get_function_key(partial(min, 1)) == get_function_key(min)
     # each is gone before the next
-    made = {get_function_key(eval(f"lambda: {number}")) for number in range(20)}
-    assert len(made) == 20
+    keys = {get_function_key(eval(f"lambda: {number}")) for number in range(20)}
+    assert len(keys) == 20
 
 
 def test_a_call_may_come_while_a_run_ends() -> None:
@@ -432,10 +432,10 @@ def call() -> SubmittedCall:
 
 
 def submit(calls: CallQueue, count: int) -> list[Future[Any]]:
-    some = [call() for _ in range(count)]
-    for one in some:
-        calls.submit(one, [0])
-    return [one.future for one in some]
+    submitted = [call() for _ in range(count)]
+    for submitted_call in submitted:
+        calls.submit(submitted_call, [0])
+    return [submitted_call.future for submitted_call in submitted]
 
 
 @pytest.fixture
@@ -448,9 +448,9 @@ def test_a_run_is_open_while_there_are_calls_and_no_longer(closed: list[bool]) -
     calls = calls_on(executor, lambda: closed.append(True))
     for turn in (1, 2):
         executor.may_open.clear()
-        found = submit(calls, 10)
+        futures = submit(calls, 10)
         executor.may_open.set()
-        assert [one.result(PATIENCE) for one in found] == [0] * 10
+        assert [future.result(PATIENCE) for future in futures] == [0] * 10
         assert executor.opened == turn
         assert until(lambda: executor.open_now == 0)
     assert not closed
@@ -473,7 +473,7 @@ def test_a_thread_without_calls_ends_and_another_one_takes_the_next() -> None:
 
 def test_calls_fail_where_no_run_can_be_opened(closed: list[bool]) -> None:
     calls = calls_on(Counting(OSError("gone")), lambda: closed.append(True))
-    assert [str(one.exception(PATIENCE)) for one in submit(calls, 10)] == ["gone"] * 10
+    assert [str(future.exception(PATIENCE)) for future in submit(calls, 10)] == ["gone"] * 10
     calls.shutdown()
     calls.wait_for_all_calls()
     assert closed == [True]
@@ -483,15 +483,15 @@ def test_calls_that_no_run_was_given_are_cancelled_and_those_under_way_end_first
     executor = Counting()
     executor.may_open.clear()
     calls = calls_on(executor, lambda: closed.append(True))
-    found = submit(calls, 20)
+    futures = submit(calls, 20)
     calls.shutdown(cancel_futures=True)
-    assert [one for one in found if one.running()] == found[:1]
-    assert len(wait(found, 0.0).done) == 19
-    assert all(one.cancelled() for one in found[1:])
+    assert [future for future in futures if future.running()] == futures[:1]
+    assert len(wait(futures, 0.0).done) == 19
+    assert all(future.cancelled() for future in futures[1:])
     with pytest.raises(RuntimeError, match="after shutdown"):
         calls.submit(call(), [0])
     assert not closed
     executor.may_open.set()
-    assert found[0].result(PATIENCE) == 0
+    assert futures[0].result(PATIENCE) == 0
     calls.wait_for_all_calls()
     assert closed == [True]

@@ -152,14 +152,14 @@ def test_a_map_in_which_nothing_can_arrive_says_so(schedule: str, retries: int) 
 def test_an_inaccurate_pattern_is_returned_with_its_bound(dtype: str, how: str) -> None:
     data, code = FLOATS.astype(dtype), PolarCode(32, 24)
     limit = 0.1 if dtype == "f2" else 1e-4
-    found = 0
+    n_rejected = 0
     for seed in range(400):
         lost = np.random.default_rng(seed).permutation(32)[:8].tolist()
         arrived = ~np.isin(np.arange(32), lost)
         amplification = code.make_decoder(arrived, modular=False).amplification
         if amplification * np.finfo(dtype).eps <= limit:
             continue
-        found += 1
+        n_rejected += 1
         faults = dict.fromkeys(lost, Fault("kill", attempts=9)) if how == "kill" else {}
         executor = FaultyExecutor(ReplayExecutor() if faults else losing(*lost), faults)
         options = {"blocks": 24, "tasks": 32, "verify": False}
@@ -169,9 +169,9 @@ def test_an_inaccurate_pattern_is_returned_with_its_bound(dtype: str, how: str) 
         off = np.abs(result.concatenate().astype(float) - truth).max() / np.abs(truth).max()
         assert off <= result.report.error_bound
         assert result.report.seconds < 30.0  # no result that would help is waited for any longer
-        if found == 3:
+        if n_rejected == 3:
             break
-    assert found >= 2
+    assert n_rejected >= 2
 
 
 def test_different_failures_are_counted_separately() -> None:

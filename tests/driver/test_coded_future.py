@@ -81,9 +81,9 @@ class Results:
 
 def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
     error = RuntimeError("no")
-    one = ScriptedMap(error=error)
-    future = one.start()
-    one.go.set()
+    scripted = ScriptedMap(error=error)
+    future = scripted.start()
+    scripted.go.set()
     assert future.exception(SECONDS) is error
     assert future.blocks[0].exception(0) is error
     assert future.blocks[1].result(0) == "early"
@@ -91,20 +91,20 @@ def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
 
 def test_a_wait_within_another_of_the_same_thread_ends_that_one_for_nobody() -> None:
     """As that of a signal handler, which interrupts its thread while it waits."""
-    one = ScriptedMap()
-    future = one.start()
+    scripted = ScriptedMap()
+    future = scripted.start()
     with future._background_map.keep_running_while_waiting(future):
         with future._background_map.keep_running_while_waiting(future.blocks[0]):
             pass
         future._background_map.on_futures_unreferenced()
-        one.go.set()
+        scripted.go.set()
         assert future.result(SECONDS) == ["zero", "one"]
 
 
 def test_cancelling_wakes_the_map_and_ends_it() -> None:
-    one, called = ScriptedMap(), list[Any]()
-    future = one.start()
-    assert one.began.wait(SECONDS)
+    scripted, called = ScriptedMap(), list[Any]()
+    future = scripted.start()
+    assert scripted.began.wait(SECONDS)
     future.add_done_callback(called.append)
     with ThreadPoolExecutor(1) as threads:
         waiter = threads.submit(wait, [future, *future.blocks], SECONDS)
@@ -112,8 +112,8 @@ def test_cancelling_wakes_the_map_and_ends_it() -> None:
         assert len(waiter.result(SECONDS).done) == 3
     assert future.cancel()
     assert called == [future]
-    assert one.woken.wait(SECONDS)
-    assert one.ended.wait(SECONDS)
+    assert scripted.woken.wait(SECONDS)
+    assert scripted.ended.wait(SECONDS)
     assert future.cancelled()
     assert future.blocks[0].cancelled()
     assert future.blocks[1].result(0) == "early"
@@ -122,73 +122,73 @@ def test_cancelling_wakes_the_map_and_ends_it() -> None:
 
 
 def test_a_map_that_is_called_off_while_it_is_cut_does_not_begin() -> None:
-    one = ScriptedMap()
-    map_ = BackgroundMap(one.prepared, ())
+    scripted = ScriptedMap()
+    map_ = BackgroundMap(scripted.prepared, ())
     map_.cancel()
     with pytest.raises(MapCancelled):
-        map_.on_start(one.running)
+        map_.on_start(scripted.running)
 
 
 def test_cancelling_from_many_threads_at_once() -> None:
-    one = ScriptedMap()
-    future = one.start()
-    told: list[bool] = []
-    threads = [threading.Thread(target=lambda: told.append(future.cancel())) for _ in range(8)]
+    scripted = ScriptedMap()
+    future = scripted.start()
+    notified: list[bool] = []
+    threads = [threading.Thread(target=lambda: notified.append(future.cancel())) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(SECONDS)
-    assert told == [True] * 8
+    assert notified == [True] * 8
 
 
 def test_a_block_may_be_cancelled_by_itself() -> None:
-    one = ScriptedMap()
-    future = one.start()
-    assert one.began.wait(SECONDS)
+    scripted = ScriptedMap()
+    future = scripted.start()
+    assert scripted.began.wait(SECONDS)
     assert future.blocks[0].cancel()
     assert future.blocks[0].cancel()
-    one.go.set()
+    scripted.go.set()
     assert future.result(SECONDS) == ["zero", "one"]
 
 
 @pytest.mark.parametrize("what", ["future", "block", "callback", "lasting"])
 def test_a_map_goes_on_while_it_is_of_use(what: str) -> None:
-    one, results, told = ScriptedMap(is_stored=what == "lasting"), list[Any](), threading.Event()
-    future = one.start()
-    assert one.began.wait(SECONDS)
+    scripted, results, notified = ScriptedMap(is_stored=what == "lasting"), list[Any](), threading.Event()
+    future = scripted.start()
+    assert scripted.began.wait(SECONDS)
     keep: Any = {"future": future, "block": future.blocks[0]}.get(what)
     if what == "callback":
 
         def note(done: Any) -> None:
             results.append(done.result())
-            told.set()
+            notified.set()
 
         future.add_done_callback(note)
     del future
     gc.collect()
-    assert not one.woken.is_set()
-    one.go.set()
-    assert one.ended.wait(SECONDS)
-    assert not one.woken.is_set()
+    assert not scripted.woken.is_set()
+    scripted.go.set()
+    assert scripted.ended.wait(SECONDS)
+    assert not scripted.woken.is_set()
     if what == "callback":
-        assert told.wait(SECONDS)
+        assert notified.wait(SECONDS)
         assert results == [["zero", "one"]]
     del keep
 
 
 def test_a_map_that_is_of_no_use_any_more_ends() -> None:
-    one = ScriptedMap()
-    future = one.start()
-    assert one.began.wait(SECONDS)
+    scripted = ScriptedMap()
+    future = scripted.start()
+    assert scripted.began.wait(SECONDS)
     del future  # by its count of references: no collection is needed
-    assert one.woken.is_set()
-    assert one.ended.wait(SECONDS)
+    assert scripted.woken.is_set()
+    assert scripted.ended.wait(SECONDS)
 
 
 def test_a_callback_is_called_once_also_where_it_comes_late() -> None:
-    one, calls = ScriptedMap(), list[Any]()
-    future = one.start()
-    one.go.set()
+    scripted, calls = ScriptedMap(), list[Any]()
+    future = scripted.start()
+    scripted.go.set()
     future.result(SECONDS)
     future.add_done_callback(calls.append)
     assert calls == [future]
@@ -198,13 +198,13 @@ def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(coded_future, "_has_other_threads", lambda: False)  # those of pytest do
-    kept, lasting = ScriptedMap(), ScriptedMap(is_stored=True)
-    futures = kept.start(), lasting.start()
-    assert kept.began.wait(SECONDS)
+    in_memory, lasting = ScriptedMap(), ScriptedMap(is_stored=True)
+    futures = in_memory.start(), lasting.start()
+    assert in_memory.began.wait(SECONDS)
     assert lasting.began.wait(SECONDS)
     ender = threading.Thread(target=BackgroundMap.finish_maps_at_exit)
     ender.start()
-    assert kept.ended.wait(SECONDS)
+    assert in_memory.ended.wait(SECONDS)
     assert ender.is_alive()
     lasting.go.set()
     ender.join(SECONDS)

@@ -160,7 +160,7 @@ def needed_by(decoder: ArrivalTracker, order: list[int]) -> int:
 
 
 def test_floats_beside_integers_have_an_error() -> None:
-    data = [(one, float(one[0])) for one in WHOLE[:K]]
+    data = [(block, float(block[0])) for block in WHOLE[:K]]
     order = arrivals(PolarCode(N, K, "arikan"), N - 2, np.random.default_rng(0), exact=True)
     result = coded(lambda pair: (pair[0], pair[1] / 7), data, executor=arriving(order, N))
     assert_same(result, plain_map(lambda pair: (pair[0], pair[1] / 7), data, K), 1e-11)

@@ -11,14 +11,14 @@ SECONDS = 30.0
 
 
 def test_an_estimate_is_made_for_whoever_waits_and_only_then() -> None:
-    stream, asked, made = EstimateStream(), threading.Event(), list[int]()
+    stream, asked, built = EstimateStream(), threading.Event(), list[int]()
 
     def make() -> str:
-        made.append(1)
+        built.append(1)
         return "three"
 
     stream.publish_estimate_if_awaited(2, make)
-    assert made == []
+    assert built == []
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(stream.wait_for_next_estimate, 0, asked.set)
         assert asked.wait(SECONDS)
@@ -28,7 +28,7 @@ def test_an_estimate_is_made_for_whoever_waits_and_only_then() -> None:
     # of somebody else's asking
     assert stream.wait_for_next_estimate(0, lambda: None) == EstimateSnapshot(3, "three")
     stream.publish_estimate_if_awaited(4, make)
-    assert made == [1]
+    assert built == [1]
 
 
 def test_who_has_seen_the_latest_waits_for_the_next_or_the_end() -> None:
@@ -39,7 +39,7 @@ def test_who_has_seen_the_latest_waits_for_the_next_or_the_end() -> None:
         assert asked.acquire(timeout=SECONDS)
         stream.publish_estimate_if_awaited(5, lambda: "seen")
         stream.publish_estimate_if_awaited(6, lambda: "new")
-        assert {one.result(SECONDS) for one in both} == {EstimateSnapshot(6, "new")}
+        assert {future.result(SECONDS) for future in both} == {EstimateSnapshot(6, "new")}
         last = pool.submit(stream.wait_for_next_estimate, 6, asked.release)
         assert asked.acquire(timeout=SECONDS)
         stream.close()

@@ -27,14 +27,14 @@ from polarmap.testing import Fault
 KILLED_ONCE, KILLED_ALWAYS = Fault("kill"), Fault("kill", attempts=99)
 
 
-def needing(count: int, n: int) -> CountingCollector:
+def make_collector(count: int, n: int) -> CountingCollector:
     tasks = TaskTable(n)
     tasks.start_attempts(range(n), 0.0)
     return CountingCollector(tasks, count)
 
 
 def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None:
-    tasks = needing(4, 4).task_table
+    tasks = make_collector(4, 4).task_table
     tasks.record_outcome(returned(0), 1.0)
     tasks.record_outcome(lost(1), 1.0)
     failed = "; failed 1 task: WorkerLost"
@@ -70,7 +70,7 @@ def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None
 
 
 def test_the_machines_of_failed_tasks_are_named_five_at_most() -> None:
-    tasks = needing(12, 12).task_table
+    tasks = make_collector(12, 12).task_table
     for index in range(8):
         tasks.record_outcome(lost(index)._replace(host=f"node{index // 2}"), 1.0)
     assert format_too_few_results_message(tasks, 12).endswith(
@@ -78,8 +78,8 @@ def test_the_machines_of_failed_tasks_are_named_five_at_most() -> None:
     )
     for index in range(8, 12):
         tasks.record_outcome(lost(index)._replace(host=f"node{index}"), 1.0)
-    told = "(on node0, node1, node2, node3, node8 and 3 more)"
-    assert format_too_few_results_message(tasks, 12).endswith(f"failed 12 tasks: WorkerLost {told}")
+    ending = "(on node0, node1, node2, node3, node8 and 3 more)"
+    assert format_too_few_results_message(tasks, 12).endswith(f"failed 12 tasks: WorkerLost {ending}")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_machines_of_failed_tasks_are_named_five_at_most() -> None:
 def test_what_f_raises_everywhere_is_raised_before_all_have_said_so(
     spare: int, returns: bool, raises: bool
 ) -> None:
-    collector, error = needing(8 - spare, 8), KeyError("x")
+    collector, error = make_collector(8 - spare, 8), KeyError("x")
     if returns:
         collector.task_table.record_outcome(returned(7), 1.0)
     for index in range(3):
@@ -102,7 +102,7 @@ def test_what_f_raises_everywhere_is_raised_before_all_have_said_so(
 
 
 def test_lost_workers_do_not_hide_what_f_raises_everywhere() -> None:
-    collector, error = needing(6, 8), KeyError("x")
+    collector, error = make_collector(6, 8), KeyError("x")
     for index in (0, 1):
         collector.task_table.record_outcome(lost(index), 1.0)
     for index in (2, 3, 4):
@@ -148,8 +148,8 @@ def test_the_note_of_what_f_raises_counts_what_else_failed() -> None:
     with pytest.raises(ValueError, match="no such block") as raised:
         coded_map(failing_on(*range(1, 8)), DATA, blocks=8, tasks=12, executor=faulty(faults))
     first, second = raised.value.__notes__
-    told = "f raised in 8 of 12 tasks, and the others do not determine the results"
-    assert first == f"{told}: task 1 raised this"
+    message = "f raised in 8 of 12 tasks, and the others do not determine the results"
+    assert first == f"{message}: task 1 raised this"
     assert second.startswith("other failures: ")
     assert "4 tasks: WorkerLost" in second
     assert "1 task: RuntimeError: injected fault" in second
@@ -177,13 +177,13 @@ def test_a_lost_worker_does_not_hide_what_f_has_raised_on_the_same_item() -> Non
     items = [1, 2, 0, 3]
     with pytest.raises(ZeroDivisionError, match="item 2 of 4 raised this"):
         hedged_map((6).__floordiv__, items, **options)
-    found = hedged_map((6).__floordiv__, items, return_exceptions=True, **options)
-    assert isinstance(found[2], ZeroDivisionError)
-    assert [found[0], found[1], found[3]] == [6, 3, 2]
+    results = hedged_map((6).__floordiv__, items, return_exceptions=True, **options)
+    assert isinstance(results[2], ZeroDivisionError)
+    assert [results[0], results[1], results[3]] == [6, 3, 2]
 
 
 def test_tasks_that_no_worker_has_begun_are_queued() -> None:
-    tasks = needing(3, 3).task_table
+    tasks = make_collector(3, 3).task_table
     tasks.record_start(0, 0, 1.0)
     tasks.record_outcome(returned(0), 1.0)
     assert "2.5 s, 2 tasks are queued" in format_timeout_message(tasks, 3, 2.5)

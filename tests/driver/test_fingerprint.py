@@ -121,9 +121,9 @@ def test_made_again_it_is_the_same_function(name: str) -> None:
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_what_may_make_it_non_linear_makes_another_function(name: str) -> None:
-    one, other = DIFFERENT[name]
-    assert compute_function_fingerprint(one) != compute_function_fingerprint(other)
-    assert compute_function_fingerprint(one) == compute_function_fingerprint(one)
+    first, other = DIFFERENT[name]
+    assert compute_function_fingerprint(first) != compute_function_fingerprint(other)
+    assert compute_function_fingerprint(first) == compute_function_fingerprint(first)
 
 
 def test_a_class_defined_anew_under_its_name_counts() -> None:
@@ -214,9 +214,9 @@ class SlottedArray(np.ndarray):
     __slots__ = ("p",)
 
 
-def getattr_p(one: Any) -> int:
+def getattr_p(owner: Any) -> int:
     try:
-        return int(one.p)
+        return int(owner.p)
     except AttributeError:
         return 1
 
@@ -253,17 +253,17 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     "attribute of a class": (int, lambda _: (lambda b: b**Holder.p, setter(Holder, "p"))),
     "attribute of a metaclass": (
         lambda: type("Kind", (type,), {"p": 1})("Made", (), {}),
-        lambda one: (lambda b: b**one.p, setter(type(one), "p")),
+        lambda obj: (lambda b: b**obj.p, setter(type(obj), "p")),
     ),
     "attribute of an instance": (
         Holder,
-        lambda one: (lambda b: b**one.own, setter(one, "own")),
+        lambda obj: (lambda b: b**obj.own, setter(obj, "own")),
     ),
     "array in an instance, in place": (
         lambda: Holder(np.ones(5)),
-        lambda one: (one, lambda p: one.own.fill(p)),
+        lambda obj: (obj, lambda p: obj.own.fill(p)),
     ),
-    "property": (Holder, lambda one: (lambda b: b**one.read, setter(one, "own"))),
+    "property": (Holder, lambda obj: (lambda b: b**obj.read, setter(obj, "own"))),
     "__call__ replaced": (
         lambda: type("Kind", (), {"__call__": lambda self, b: b}),
         lambda kind: (kind(), lambda p: setattr(kind, "__call__", lambda self, b: b**p)),
@@ -278,19 +278,19 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     ),
     "containers in containers": (
         lambda: {"a": [{"p": 1}]},
-        lambda one: (lambda b: b ** one["a"][0]["p"], item(one["a"][0], "p")),
+        lambda obj: (lambda b: b ** obj["a"][0]["p"], item(obj["a"][0], "p")),
     ),
     "subclass of a container": (
         lambda: type("Own", (dict,), {})(p=1),
-        lambda one: (lambda b: b ** one["p"], item(one, "p")),
+        lambda obj: (lambda b: b ** obj["p"], item(obj, "p")),
     ),
     "container of the library": (
         lambda: collections.deque([1]),
-        lambda one: (lambda b: b ** one[0], item(one, 0)),
+        lambda obj: (lambda b: b ** obj[0], item(obj, 0)),
     ),
     "set": (
         lambda: {"linear"},
-        lambda one: (lambda b: b if "linear" in one else b**2, lambda p: one.clear()),
+        lambda obj: (lambda b: b if "linear" in obj else b**2, lambda p: obj.clear()),
     ),
     "function of numpy": (
         int,
@@ -302,29 +302,29 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     ),
     "enum": (
         lambda: enum.Enum("Numbers", {"ONE": 1}),
-        lambda one: (lambda b: b**one.ONE.value, setter(one.ONE, "_value_")),
+        lambda obj: (lambda b: b**obj.ONE.value, setter(obj.ONE, "_value_")),
     ),
     "attribute of an array": (
         lambda: np.ones(5).view(OwnArray),
-        lambda one: (lambda b: b**one.p, setter(one, "p")),
+        lambda obj: (lambda b: b**obj.p, setter(obj, "p")),
     ),
     "attribute of an array of objects": (
         lambda: np.array([1], object).view(OwnArray),
-        lambda one: (lambda b: b**one.p, setter(one, "p")),
+        lambda obj: (lambda b: b**obj.p, setter(obj, "p")),
     ),
     "slot of an array": (
         lambda: np.ones(5).view(SlottedArray),
-        lambda one: (lambda b: b ** getattr_p(one), setter(one, "p")),
+        lambda obj: (lambda b: b ** getattr_p(obj), setter(obj, "p")),
     ),
     "attribute of a matrix": (
         lambda: noted(np.ones((5, 5)).view(np.matrix)),
-        lambda one: (lambda b: b**one.p, setter(one, "p")),
+        lambda obj: (lambda b: b**obj.p, setter(obj, "p")),
     ),
     "attribute of a record array": (
         lambda: noted(np.ones(5).view(np.recarray)),
-        lambda one: (lambda b: b**one.p, setter(one, "p")),
+        lambda obj: (lambda b: b**obj.p, setter(obj, "p")),
     ),
-    "attribute of a memory map": (memory_map, lambda one: (lambda b: b**one.p, setter(one, "p"))),
+    "attribute of a memory map": (memory_map, lambda obj: (lambda b: b**obj.p, setter(obj, "p"))),
     "global of an installed package": (
         lambda: module_of_library("options = {'p': 1}\ndef helper(b): return b ** options['p']"),
         lambda module: (module.helper, item(module.options, "p")),
@@ -346,9 +346,9 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     ),
     "array of objects": (
         lambda: np.array([1], object),
-        lambda one: (lambda b: b ** one[0], lambda p: one.fill(p)),
+        lambda obj: (lambda b: b ** obj[0], lambda p: obj.fill(p)),
     ),
-    "vectorized function": (lambda: [1], lambda one: (np.vectorize(lambda x: x ** one[0]), item(one, 0))),
+    "vectorized function": (lambda: [1], lambda obj: (np.vectorize(lambda x: x ** obj[0]), item(obj, 0))),
     "attribute of a module": (
         lambda: module_of("p = 1"),
         lambda module: (lambda b: b**module.p, setter(module, "p")),
@@ -374,7 +374,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     "exec": (
         lambda: module_of("p = 1"),
         lambda module: (
-            lambda b: exec("from reached import p", found := {}) or b ** found["p"],
+            lambda b: exec("from reached import p", names := {}) or b ** names["p"],
             setter(module, "p"),
         ),
     ),
@@ -391,11 +391,11 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     ),
     "field of a dataclass": (
         dataclasses.make_dataclass("Fields", [("p", int, 1)], frozen=True),
-        lambda one: (lambda b: b**one.p, lambda p: object.__setattr__(one, "p", p)),
+        lambda obj: (lambda b: b**obj.p, lambda p: object.__setattr__(obj, "p", p)),
     ),
     "method of a container": (
         lambda: {"p": 1},
-        lambda one: (functools.partial(lambda get, b: b ** get("p"), one.get), item(one, "p")),
+        lambda obj: (functools.partial(lambda get, b: b ** get("p"), obj.get), item(obj, "p")),
     ),
     "getter of a module": (
         lambda: (module_of("p = 1"), operator.attrgetter("p")),
@@ -403,16 +403,16 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     ),
     "weak reference": (
         Holder,
-        lambda one: (
-            functools.partial(lambda seen, b: b ** seen().own, weakref.ref(one)),
-            setter(one, "own"),
+        lambda obj: (
+            functools.partial(lambda seen, b: b ** seen().own, weakref.ref(obj)),
+            setter(obj, "own"),
         ),
     ),
     "numbers of a generator": (
         lambda: [1],
-        lambda one: (
-            functools.partial(lambda numbers, b: b ** next(numbers), (one[0] for _ in iter(int, 1))),
-            item(one, 0),
+        lambda obj: (
+            functools.partial(lambda numbers, b: b ** next(numbers), (obj[0] for _ in iter(int, 1))),
+            item(obj, 0),
         ),
     ),
 }
@@ -437,8 +437,8 @@ def _() -> Any:
         def __call__(self, b: Any) -> Any:
             return b**self.__p
 
-    one = Slotted()
-    return one, setter(one, "_Slotted__p")
+    slotted = Slotted()
+    return slotted, setter(slotted, "_Slotted__p")
 
 
 @change("cached property")
@@ -548,5 +548,5 @@ def test_what_f_reaches_has_changed(name: str, monkeypatch: pytest.MonkeyPatch) 
     finally:
         while UNPATCHED:
             setattr(*UNPATCHED.pop())
-        for made in ("reached", "reached.inner", "above", "above.inner"):
-            sys.modules.pop(made, None)
+        for module_name in ("reached", "reached.inner", "above", "above.inner"):
+            sys.modules.pop(module_name, None)

@@ -25,7 +25,7 @@ def test_once_half_are_back_nothing_is_late_before_the_median(
     age = LatenessRule(tasks, min_seconds=least).late_after_seconds(sorted(durations))
     assert age >= least
     if len(durations) >= tasks / 2:
-        assert sum(one <= age for one in durations) >= tasks / 2
+        assert sum(seconds <= age for seconds in durations) >= tasks / 2
 
 
 @pytest.mark.parametrize("tasks", [24, 100, 8])
@@ -65,8 +65,8 @@ def test_tasks_started_later_tell_until_half_of_the_others_are_back(
 ) -> None:
     attempts: LateTracker[str] = LateTracker(LatenessRule(4))
     attempts.on_start("that runs", began)
-    for is_later, some in enumerate((durations, later)):
-        for took in some:
+    for is_later, run_times in enumerate((durations, later)):
+        for took in run_times:
             attempts.record_run_time(took, bool(is_later))
     assert attempts.find_next_late_time() == pytest.approx(moment)
     assert late_moments(LatenessRule(4), durations, [began], later) == [pytest.approx(moment)]

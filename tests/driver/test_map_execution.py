@@ -36,33 +36,33 @@ class Diary(Observer):
     """Writes down what it is told; and the report so far at each moment."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
+        self.events: list[tuple[Any, ...]] = []
         self.states: list[list[str]] = []
         self.execution: MapExecution | None = None
 
     def on_start(self, execution: MapExecution) -> None:
         self.execution = execution
-        self.told.append(("began", execution.current_report().needed))
+        self.events.append(("began", execution.current_report().needed))
 
     def on_tasks_started(self, task_indices: Collection[int], elapsed_seconds: float) -> None:
-        self.told.append(("started", *task_indices))
+        self.events.append(("started", *task_indices))
 
     def on_attempt_end(self, outcome: Outcome, elapsed_seconds: float) -> None:
         assert self.execution is not None
-        self.told.append(("ended", outcome.task, outcome.failure is None, elapsed_seconds))
+        self.events.append(("ended", outcome.task, outcome.failure is None, elapsed_seconds))
         self.states.append([task.state for task in self.execution.current_report().tasks])
 
     def on_item_result(self, item_index: int, get_result: Callable[[], Any]) -> None:
-        self.told.append(("arrived", item_index, get_result()))
+        self.events.append(("arrived", item_index, get_result()))
 
     def on_poll(self, n_arrived: int) -> None:
-        self.told.append(("looked", n_arrived))
+        self.events.append(("looked", n_arrived))
 
     def on_stripes_done(self, n_done: int, n_stripes: int) -> None:
-        self.told.append(("counted", n_done, n_stripes))
+        self.events.append(("counted", n_done, n_stripes))
 
     def on_finish(self, report_or_error: Report | BaseException | None) -> None:
-        self.told.append(("finished", type(report_or_error)))
+        self.events.append(("finished", type(report_or_error)))
 
 
 def test_what_happens_is_told_where_it_happens() -> None:
@@ -70,7 +70,7 @@ def test_what_happens_is_told_where_it_happens() -> None:
     executor = FaultyExecutor(ReplayExecutor({0: 1.0, 1: 2.0, 2: 3.0, 3: math.inf}), {1: Fault("kill")})
     options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": executor, "progress": (diary,)}
     result = polarmap.coded_map(np.negative, THREE, verify=False, **options)
-    assert [told for told in diary.told if told[0] != "looked"] == [
+    assert [event for event in diary.events if event[0] != "looked"] == [
         ("began", 3),
         ("ended", 0, True, 1.0),
         ("ended", 1, False, 2.0),
@@ -79,7 +79,7 @@ def test_what_happens_is_told_where_it_happens() -> None:
         ("ended", 1, True, 6.0),
         ("finished", Report),
     ]
-    counts = [told[1] for told in diary.told if told[0] == "looked"]
+    counts = [event[1] for event in diary.events if event[0] == "looked"]
     assert (counts[0], counts[1], counts[-1]) == (0, 1, 3)
     assert counts == sorted(counts)
     assert diary.states[0] == ["arrived", "running", "running", "running"]
@@ -92,7 +92,8 @@ def test_results_of_any_function_are_told_one_by_one() -> None:
     diary = Diary()
     result = polarmap.hedged_map(abs, [-1, 2], executor=ReplayExecutor({0: 9.0}), progress=(diary,))  # type: ignore[arg-type]
     assert list(result) == [1, 2]
-    assert [told for told in diary.told if told[0] == "arrived"] == [("arrived", 1, 2), ("arrived", 0, 1)]
+    arrivals = [event for event in diary.events if event[0] == "arrived"]
+    assert arrivals == [("arrived", 1, 2), ("arrived", 0, 1)]
 
 
 def test_a_map_that_raises_has_finished_for_all() -> None:
@@ -101,14 +102,14 @@ def test_a_map_that_raises_has_finished_for_all() -> None:
     options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": never, "progress": diaries}
     with pytest.raises(CodedTimeoutError):
         polarmap.coded_map(np.negative, THREE, timeout=2.0, **options)
-    assert [diary.told[-1] for diary in diaries] == [("finished", CodedTimeoutError)] * 2
+    assert [diary.events[-1] for diary in diaries] == [("finished", CodedTimeoutError)] * 2
 
 
 def test_nobody_looks_on_at_a_plain_map(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "polarmap")
-    assert [type(one).__name__ for one in make_observers(False)][-1:] == ["LogObserver"]
+    assert [type(observer).__name__ for observer in make_observers(False)][-1:] == ["LogObserver"]
     caplog.set_level("WARNING", "polarmap")
-    assert "LogObserver" not in [type(one).__name__ for one in make_observers(False)]
+    assert "LogObserver" not in [type(observer).__name__ for observer in make_observers(False)]
 
 
 def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
@@ -118,9 +119,9 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
     running.wake()
     run = running.executor.open(JobSpec(abs, UncodedBlocks([], ())))
-    need = UncodedCollector(print, False, str, TaskTable(4), JobTimer(run.now))
-    running.session, running.collector = run, need
-    need.task_table.start_attempts([0, 1], 0.0)
+    collector = UncodedCollector(print, False, str, TaskTable(4), JobTimer(run.now))
+    running.session, running.collector = run, collector
+    collector.task_table.start_attempts([0, 1], 0.0)
     assert [task.state for task in running.current_report().tasks] == ["queued"] * 2 + ["held back"] * 2
     running.session = running.collector = None
     running.wake()
@@ -131,7 +132,7 @@ def test_stripes_are_counted_from_none_to_the_end() -> None:
     diary = Diary()
     with report_stripe_progress((diary,), 3) as show:
         show(2)
-    assert diary.told == [("counted", 0, 3), ("counted", 2, 3), ("finished", type(None))]
+    assert diary.events == [("counted", 0, 3), ("counted", 2, 3), ("finished", type(None))]
 
 
 # --- the executor is opened once, and closed whatever happens ----------------------------------

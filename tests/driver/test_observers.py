@@ -33,7 +33,7 @@ DATA = np.random.default_rng(0).standard_normal((24, 3))
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
     """The text of the records of one level, without the number of the map."""
-    records = [one for one in caplog.records if one.name == "polarmap" and one.levelno == level]
+    records = [record for record in caplog.records if record.name == "polarmap" and record.levelno == level]
     return [record.getMessage().partition(": ")[2] for record in records]
 
 
@@ -42,18 +42,18 @@ def test_a_map_tells_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture)
     faults = {1: Fault("kill", attempts=9)}
     executor = FaultyExecutor(ReplayExecutor({3: math.inf}), faults)
     report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor, verify=True).report
-    told = lines(caplog)
-    assert told[0] == "start: 8 tasks for 6 blocks, 6 results needed (replay, rotation code)"
-    assert told[1].startswith("lost: task 1 after ")
-    assert report.tasks[1].failures[0] in told[1]
-    assert told[2:5] == [
+    logged = lines(caplog)
+    assert logged[0] == "start: 8 tasks for 6 blocks, 6 results needed (replay, rotation code)"
+    assert logged[1].startswith("lost: task 1 after ")
+    assert report.tasks[1].failures[0] in logged[1]
+    assert logged[2:5] == [
         "late: 3, not waited for or started twice",
         f"decoded blocks: 1, 3 in {1e3 * report.decode_seconds:.1f} ms, "
         f"error {report.error_bound:.1g} at most",
         "checked: f of a decoded block agrees",
     ]
-    assert told[5] == f"ended after {report.seconds:.2f} s"
-    assert len(told) == 6
+    assert logged[5] == f"ended after {report.seconds:.2f} s"
+    assert len(logged) == 6
     assert lines(caplog, logging.DEBUG) == []
 
 
@@ -139,22 +139,22 @@ class Memory:
 
     def counted(self) -> dict[str, float]:
         """The sum of each counter."""
-        found = self.reader.get_metrics_data()
-        [scope] = found.resource_metrics[0].scope_metrics
+        metrics = self.reader.get_metrics_data()
+        [scope] = metrics.resource_metrics[0].scope_metrics
         return {
-            one.name.removeprefix("polarmap."): sum(point.value for point in one.data.data_points)
-            for one in scope.metrics
+            metric.name.removeprefix("polarmap."): sum(point.value for point in metric.data.data_points)
+            for metric in scope.metrics
         }
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
     """As if the program had set these providers, which a process can do only once."""
-    found = Memory()
-    monkeypatch.setattr(trace, "get_tracer", found.tracers.get_tracer)
-    monkeypatch.setattr(metrics, "get_meter", found.meters.get_meter)
+    memory = Memory()
+    monkeypatch.setattr(trace, "get_tracer", memory.tracers.get_tracer)
+    monkeypatch.setattr(metrics, "get_meter", memory.meters.get_meter)
     observers._create_counters.cache_clear()
-    yield found
+    yield memory
     observers._create_counters.cache_clear()
 
 

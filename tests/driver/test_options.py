@@ -32,16 +32,16 @@ GONE = ["parity", "subtasks", "plan", "private", "noise", "deadline", "store", "
 
 def keywords(verb: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(verb).parameters.values()
-    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+    return {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
 def test_maps_spell_their_options_alike(verb: Callable[..., Any]) -> None:
     """What a verb shares with coded_map has the same name, order and default."""
-    ours, shared = keywords(coded_map), keywords(verb)
-    order = [name for name in shared if name in ours]
-    assert order == [name for name in ours if name in shared]
-    assert {name: shared[name] for name in order} == {name: ours[name] for name in order}
+    coded_map_keywords, shared = keywords(coded_map), keywords(verb)
+    order = [name for name in shared if name in coded_map_keywords]
+    assert order == [name for name in coded_map_keywords if name in shared]
+    assert {name: shared[name] for name in order} == {name: coded_map_keywords[name] for name in order}
 
 
 @pytest.mark.parametrize("name", GONE)
@@ -79,14 +79,14 @@ def test_a_timeout_is_where_a_map_fails_or_estimates() -> None:
 
 
 def test_a_plan_says_when_tasks_start_and_which() -> None:
-    made = polarmap.plan(8, ShiftedExponential(1.0, 0.1), max_workers=12, code="sequential", n_trials=20)
-    settings = check_options("auto", None, None, 1, schedule=made)
-    assert (settings.schedule, settings.parity_required_by) == (made.schedule, "the plan")
-    assert (settings.n_upfront_parity, settings.run_times) == (made.n_upfront_parity, made.run_times)
-    options = apply_plan(CodeOptions(degree=1), made)
-    assert (options.blocks, options.tasks) == (8, made.n)
+    plan = polarmap.plan(8, ShiftedExponential(1.0, 0.1), max_workers=12, code="sequential", n_trials=20)
+    settings = check_options("auto", None, None, 1, schedule=plan)
+    assert (settings.schedule, settings.parity_required_by) == (plan.schedule, "the plan")
+    assert (settings.n_upfront_parity, settings.run_times) == (plan.n_upfront_parity, plan.run_times)
+    options = apply_plan(CodeOptions(degree=1), plan)
+    assert (options.blocks, options.tasks) == (8, plan.n)
     assert isinstance(options.code, PolarCode)
     assert options.code.kernel == "arikan"
-    assert repr(apply_plan(CodeOptions(8, made.n, "arikan"), made)) == repr(options)
+    assert repr(apply_plan(CodeOptions(8, plan.n, "arikan"), plan)) == repr(options)
     with pytest.raises(CodeError, match="the plan says which code, 'sequential': leave code='rotation' out"):
-        apply_plan(CodeOptions(code="rotation"), made)
+        apply_plan(CodeOptions(code="rotation"), plan)

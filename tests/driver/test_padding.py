@@ -29,7 +29,7 @@ LAST = 14
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _f_here_ends_within_one_look() -> Iterator[None]:
+def _local_f_ends_within_one_poll() -> Iterator[None]:
     """Clocks are virtual: what a busy machine takes for f of a few rows is not to be seen on them."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("polarmap.driver.local_evaluation.EVALUATION_POLL_SECONDS", 60.0)
@@ -119,7 +119,7 @@ def test_a_matrix_keeps_its_class() -> None:
 def test_nested_results_may_have_another_structure_without_padding() -> None:
     f = lambda block: {len(block): block.sum(axis=0)}  # noqa: E731
     result = coded_map(f, DATA, **SIZES, executor=losing(3))
-    assert [list(one) for one in result] == [[4]] * 14 + [[3]]
+    assert [list(block) for block in result] == [[4]] * 14 + [[3]]
     assert_same(result[14:], plain(f, DATA, 15)[14:])
 
 
@@ -130,7 +130,7 @@ def test_padding_is_cut_off_where_the_data_is_not_finite(bad: float) -> None:
     data[:4] = bad  # in the rows that f is tried on
     result = coded_map(lambda block: 5 - 2 * block, data, **SIZES, executor=ReplayExecutor())
     np.testing.assert_array_equal(result.concatenate(), 5 - 2 * data)
-    assert [len(one) for one in result] == [4] * 14 + [3]
+    assert [len(block) for block in result] == [4] * 14 + [3]
 
 
 # --- other tasks are lost: the result of the last block is its own -----------------------------
@@ -260,9 +260,9 @@ def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known
 
     for data in (DATA, DATA[:59] + 1, DATA[:59] - 1):
         coded_map(f, data, **SIZES, executor=losing(), verify=False)
-        told = capsys.readouterr().out.splitlines()
-        here = [line for line in told if line.startswith("here")]
-        on_rows = [line for line in told if line == "worker 3"]
+        lines = capsys.readouterr().out.splitlines()
+        here = [line for line in lines if line.startswith("here")]
+        on_rows = [line for line in lines if line == "worker 3"]
         assert (here, on_rows) == (
             (["here 2", "here 4", "here 4"], ["worker 3"]) if data is DATA else ([], [])
         )
@@ -279,9 +279,9 @@ def test_rows_that_cancel_do_not_hide_that_f_mixes_them() -> None:
         return block - block.mean(axis=0)
 
     data = np.tile([[1.0], [-1.0]], (29, 1))
-    for one in (data, np.arange(58.0).reshape(58, 1)):
-        result = coded_map(f, one, blocks=15, tasks=20, executor=losing(), verify=False)
-        assert_same(result, plain(f, one, 15))
+    for rows in (data, np.arange(58.0).reshape(58, 1)):
+        result = coded_map(f, rows, blocks=15, tasks=20, executor=losing(), verify=False)
+        assert_same(result, plain(f, rows, 15))
 
 
 # --- other ways to call a map -------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_a_deadline_leaves_a_right_last_block_or_says_that_it_is_not() -> None:
         result = coded_map(mean, DATA, **options, executor=ReplayExecutor(slow | {LAST: math.inf}))
     assert math.isinf(result.report.errors[LAST]) and LAST in result.report.estimated_blocks
     result = coded_map(twice, DATA, **options, executor=ReplayExecutor(slow | {LAST: math.inf}))
-    assert [len(one) for one in result] == [4] * 14 + [3]
+    assert [len(block) for block in result] == [4] * 14 + [3]
 
 
 def test_a_deadline_while_the_last_block_is_awaited_keeps_the_others_exact() -> None:

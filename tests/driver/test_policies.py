@@ -27,8 +27,8 @@ def note_began(task_table: TaskTable, indices: Iterable[int], when: float) -> No
         task_table.record_start(index, task_table[index].n_attempts - 1, when)
 
 
-def backed_up(n: int, most: int = 2) -> tuple[BackupPolicy, TaskTable, CountingCollector]:
-    policy = BackupPolicy(n, LatenessRule(n, min_seconds=0.1), most)
+def backed_up(n: int, max_backups: int = 2) -> tuple[BackupPolicy, TaskTable, CountingCollector]:
+    policy = BackupPolicy(n, LatenessRule(n, min_seconds=0.1), max_backups)
     tasks = TaskTable(n, policy.late_tracker)
     tasks.start_attempts(policy.initial_tasks, 0.0)
     return policy, tasks, CountingCollector(tasks, n)
@@ -67,7 +67,7 @@ def test_a_task_that_waits_for_a_slot_is_not_late() -> None:
 
 
 def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
-    policy, tasks, collector = backed_up(4, most=3)
+    policy, tasks, collector = backed_up(4, max_backups=3)
     note_began(tasks, range(4), 0.0)
     for task in (0, 1, 2):
         tasks.record_outcome(returned(task), 1.0)
@@ -80,10 +80,10 @@ def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
 
 
 @given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))
-def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], most: int) -> None:
+def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], max_backups: int) -> None:
     """Against a look at every attempt, at the moments at which something happens; backups never return."""
     n, rule = len(times), LatenessRule(len(times), min_seconds=0.1)
-    policy, tasks, collector = backed_up(n, most)
+    policy, tasks, collector = backed_up(n, max_backups)
     note_began(tasks, range(n), 0.0)
     began: list[list[float]] = [[0.0] for _ in range(n)]
     late: set[tuple[int, int]] = set()
@@ -92,15 +92,17 @@ def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], mo
         tasks.record_outcome(returned(task), now)
         durations.append(now)
         age = rule.late_after_seconds(durations)
-        running = [one for one in range(n) if not tasks[one].has_result]
-        late |= {(one, turn) for one in running for turn, when in enumerate(began[one]) if when + age <= now}
-        last = {one: len(began[one]) - 1 for one in running}
-        expected = [one for one in running if (one, last[one]) in late and last[one] < most]
+        running = [index for index in range(n) if not tasks[index].has_result]
+        late |= {
+            (index, turn) for index in running for turn, when in enumerate(began[index]) if when + age <= now
+        }
+        last = {index: len(began[index]) - 1 for index in running}
+        expected = [index for index in running if (index, last[index]) in late and last[index] < max_backups]
         assert list(policy.choose_tasks_to_start(tasks, collector, now)) == expected
         tasks.start_attempts(expected, now)
         note_began(tasks, expected, now)
-        for one in expected:
-            began[one].append(now)
+        for task_index in expected:
+            began[task_index].append(now)
 
 
 def on_demand(n: int, k: int) -> tuple[OnDemandParityPolicy, TaskTable, CountingCollector]:

@@ -62,9 +62,9 @@ DATA = np.arange(24.0).reshape(12, 2)
 
 
 def test_what_is_prepared_may_be_run_again() -> None:
-    made = prepare_coded_map(np.negative, DATA, CodeOptions(4, 5), ReplayExecutor(), MapOptions())
+    prepared = prepare_coded_map(np.negative, DATA, CodeOptions(4, 5), ReplayExecutor(), MapOptions())
     for _ in range(2):
-        np.testing.assert_array_equal(made.execute(()).concatenate(), -DATA)
+        np.testing.assert_array_equal(prepared.execute(()).concatenate(), -DATA)
 
 
 # --- who looks on ---

@@ -89,19 +89,19 @@ def test_type_checkers_know_what_f_returns_and_find_misspelt_options(
     # the objects of mypy would stay in this one, and take as long to be freed as to be made.
     command = [sys.executable, "-m", "mypy", str(source), "--config-file", str(config)]
     path = {"PYTHONPATH": str(Path(polarmap.__file__).parents[1])}
-    told = subprocess.run(
+    output = subprocess.run(
         [*command, "--cache-dir", str(tmp_path)],
         cwd=tmp_path,
         env=os.environ | path,
         capture_output=True,
         text=True,
     ).stdout
-    lines = [line.partition(": ")[2] for line in told.splitlines() if "overload variants" not in line]
+    lines = [line.partition(": ")[2] for line in output.splitlines() if "overload variants" not in line]
     assert 'note: Revealed type is "float"' in lines
     assert 'note: Revealed type is "polarmap.arrays.stored_result.StoredResult[float]"' in lines
     assert any("Unexpected keyword argument" in line for line in lines)
     assert any('Module has no attribute "coded_mop"' in line for line in lines)
-    assert {line.split(":")[1] for line in told.splitlines() if ": error:" in line} == {"6", "7", "8"}
+    assert {line.split(":")[1] for line in output.splitlines() if ": error:" in line} == {"6", "7", "8"}
 
 
 # --- reports are built when they are read, and hold words and numbers alone ------------------------
@@ -112,17 +112,17 @@ class Held:
 
 
 def test_a_report_is_made_when_it_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+    built: list[Any] = []
     final_report = map_execution.build_final_report
     monkeypatch.setattr(
-        map_execution, "build_final_report", lambda *args: made.append(args) or final_report(*args)
+        map_execution, "build_final_report", lambda *args: built.append(args) or final_report(*args)
     )
     options: dict[str, Any] = {"executor": ReplayExecutor(), "progress": ()}  # nobody looks on
     result = polarmap.coded_map(np.negative, np.eye(6), blocks=3, tasks=4, **options)
     assert list(map(len, result)) == [2, 2, 2]
-    assert not made
+    assert not built
     assert result.report is result.report
-    assert len(made) == 1
+    assert len(built) == 1
     assert states(result.report)["surplus"] == [3]
 
 
@@ -139,7 +139,7 @@ def test_a_report_that_nobody_has_read_keeps_nothing_of_what_f_raised() -> None:
     options: dict[str, Any] = {"executor": ReplayExecutor({0: 0.5}), "progress": (), "verify": False}
     result = polarmap.coded_map(f, np.eye(6), blocks=3, tasks=4, **options)
     gc.collect()
-    assert [one() for one in held] == [None]
+    assert [reference() for reference in held] == [None]
     assert result.report.tasks[0].failures == ("KeyError: 'lost'",)
     assert result.report.recovered == (0,)
 
@@ -183,7 +183,7 @@ class Diary:
         descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(descriptor, f"{float(block.ravel()[0])!r}\n".encode())
         os.close(descriptor)
-        is_data = any(abs(block.ravel()[0] - one) < 1e-12 for one in BLOCKS.ravel())
+        is_data = any(abs(block.ravel()[0] - value) < 1e-12 for value in BLOCKS.ravel())
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until and not os.path.exists(self._gate):
             if is_data and (block.ravel()[0] != BLOCKS[0, 0] or len(self.lines()) > K):
@@ -198,7 +198,7 @@ class Diary:
     def begun(self) -> set[int]:
         """The tasks that have begun, by the values of their blocks."""
         values = np.concatenate([BLOCKS, CODE.encode(BLOCKS)[-(N - K) :]]).ravel()
-        return {int(np.abs(values - one).argmin()) for one in self.lines()}
+        return {int(np.abs(values - value).argmin()) for value in self.lines()}
 
     def open(self) -> None:
         Path(self._gate).touch()
@@ -213,17 +213,17 @@ def test_states_are_those_of_what_has_begun(place: str, tmp_path: Path) -> None:
         time.sleep(0.3)  # in which a task that was wrongly taken to be cancelled would begin
         begun = diary.begun()
         diary.open()
-    found = {state: set(indices) for state, indices in states(report).items()}
-    assert found["arrived"] == set(range(K))
-    assert found.keys() <= {"arrived", "abandoned", "cancelled"}
-    assert not begun & found.get("cancelled", set())
+    tasks_by_state = {state: set(indices) for state, indices in states(report).items()}
+    assert tasks_by_state["arrived"] == set(range(K))
+    assert tasks_by_state.keys() <= {"arrived", "abandoned", "cancelled"}
+    assert not begun & tasks_by_state.get("cancelled", set())
     # A free worker counts as beginning what it is handed: one that is slow may be told not to before it does.
-    assert len(found["abandoned"] - begun) <= {"threads": 0, "dask": N, "localhost": N}.get(
+    assert len(tasks_by_state["abandoned"] - begun) <= {"threads": 0, "dask": N, "localhost": N}.get(
         place, FREE_WORKERS
     )
-    assert begun - set(range(K)) <= found["abandoned"]
+    assert begun - set(range(K)) <= tasks_by_state["abandoned"]
     if place != "localhost":  # which has a process for each task
-        assert found["cancelled"]
+        assert tasks_by_state["cancelled"]
 
 
 @pytest.mark.parametrize("place", ["threads", "processes", "default", "pool"])
@@ -249,6 +249,6 @@ def written(diary: Diary) -> set[int]:
     blocks = BLOCKS[::-1] * 3
     values = np.concatenate([blocks, CODE.encode(blocks)[-(N - K) :]]).ravel()
     try:
-        return {int(np.abs(values - one).argmin()) for one in diary.lines()}
+        return {int(np.abs(values - value).argmin()) for value in diary.lines()}
     except FileNotFoundError:
         return set()

@@ -30,9 +30,9 @@ class RecordingTracker(LateTracker[tuple[int, int]]):
         self.durations.append((run_seconds, is_restart))
 
 
-def told_of(n: int) -> tuple[TaskTable, RecordingTracker]:
-    told = RecordingTracker()
-    return TaskTable(n, told), told
+def make_table_and_tracker(n: int) -> tuple[TaskTable, RecordingTracker]:
+    tracker = RecordingTracker()
+    return TaskTable(n, tracker), tracker
 
 
 def ended(task: int, attempt: int, failure: Failure | None = None) -> Outcome:
@@ -52,18 +52,18 @@ def test_a_task_runs_until_all_its_attempts_have_ended() -> None:
 
 
 def test_what_fails_after_a_result_is_not_told() -> None:
-    tasks, told = told_of(1)
+    tasks, tracker = make_table_and_tracker(1)
     tasks.start_attempts([0], 0.0)
     tasks.start_attempts([0], 1.0)
     tasks.record_outcome(ended(0, 1), 2.5)
     tasks.record_outcome(ended(0, 0, LOST), 3.0)
     assert tasks[0].failures == []
-    assert told.durations == [(2.0, True)]
+    assert tracker.durations == [(2.0, True)]
     assert not tasks.failed
 
 
 def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
-    tasks, told = told_of(2)
+    tasks, tracker = make_table_and_tracker(2)
     tasks.start_attempts([0, 1], 0.0)
     assert tasks.queued == {0, 1}
     tasks.record_start(0, 0, 0.5)
@@ -74,17 +74,17 @@ def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
     tasks.record_start(0, 1, 3.0)
     assert (tasks.queued, tasks[0].dispatched_at) == ({1}, {0: 0.5, 1: 3.0})
     tasks.record_outcome(ended(0, 0), 4.0)
-    assert told.durations == [(3.5, False)]
+    assert tracker.durations == [(3.5, False)]
     tasks.record_outcome(ended(1, 0), 5.0)  # it began and ended while nobody looked
-    assert told.durations == [(3.5, False), (2.0, True)]
+    assert tracker.durations == [(3.5, False), (2.0, True)]
     assert not tasks.queued
-    assert not told.run
-    tasks, told = told_of(1)
+    assert not tracker.run
+    tasks, tracker = make_table_and_tracker(1)
     for attempt, began in ((0, 0.5), (1, 3.0)):
         tasks.start_attempts([0], began)
         tasks.record_start(0, attempt, began)
     tasks.record_outcome(ended(0, 1), 4.0)
-    assert told.durations == [(1.0, True)]
+    assert tracker.durations == [(1.0, True)]
 
 
 def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
@@ -99,20 +99,20 @@ def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
 
 
 def test_a_result_that_counts_is_one_whatever_its_copies_do() -> None:
-    tasks, told = told_of(1)
+    tasks, tracker = make_table_and_tracker(1)
     tasks.start_attempts([0], 0.0)
     tasks.start_attempts([0], 1.0)
     tasks.record_outcome(ended(0, 1), 2.0)
     tasks.restore_result(0)
     tasks.record_outcome(ended(0, 0), 3.0)
-    assert told.durations == [(2.0, True)]
+    assert tracker.durations == [(2.0, True)]
     assert (tasks.in_flight.keys(), tasks.failed) == (set(), set())
 
 
 def test_tasks_may_be_added_and_forgotten_whatever_is_told_of_them_later() -> None:
-    tasks, told = told_of(0)
-    tasks.add_task(0, told)
-    tasks.add_task(1, told)
+    tasks, tracker = make_table_and_tracker(0)
+    tasks.add_task(0, tracker)
+    tasks.add_task(1, tracker)
     assert (len(tasks), tasks.held_back) == (2, {0, 1})
     tasks.start_attempts([0], 0.0)
     tasks.start_attempts([0], 1.0)
@@ -121,11 +121,11 @@ def test_tasks_may_be_added_and_forgotten_whatever_is_told_of_them_later() -> No
     tasks.record_start(0, 1, 1.0)
     tasks.discard_task(0)
     tasks.discard_task(0)
-    assert told.run == set()
+    assert tracker.run == set()
     tasks.record_start(0, 1, 3.0)
     tasks.record_outcome(ended(0, 1), 3.0)
     assert (tasks.in_flight.keys(), tasks.failed, tasks.queued, tasks.held_back) == (set(), set(), set(), {1})
-    assert (tasks.task_indices(), told.durations) == ([1], [])
+    assert (tasks.task_indices(), tracker.durations) == ([1], [])
 
 
 def test_what_workers_spent_on_results_is_known_of_the_latest_of_each_task() -> None:
@@ -142,17 +142,17 @@ def test_what_workers_spent_on_results_is_known_of_the_latest_of_each_task() -> 
 
 
 def test_who_looks_for_late_attempts_is_told_of_those_whose_results_are_wanted() -> None:
-    tasks, told = told_of(1)
+    tasks, tracker = make_table_and_tracker(1)
     for attempt in range(2):
         tasks.start_attempts([0], float(attempt))
         tasks.record_start(0, attempt, float(attempt))
-    assert told.run == {(0, 0), (0, 1)}
+    assert tracker.run == {(0, 0), (0, 1)}
     tasks.record_outcome(ended(0, 0), 2.0)
-    assert told.run == set()
+    assert tracker.run == set()
     tasks.reject_result(0, ODD)
-    assert told.run == {(0, 1)}
+    assert tracker.run == {(0, 1)}
     tasks.restore_result(0)
-    assert told.run == set()
+    assert tracker.run == set()
 
 
 def states_of(tasks: TaskTable) -> list[str]:

@@ -37,7 +37,7 @@ def test_the_first_result_of_a_task_counts_whatever_its_copies_do() -> None:
     collector.task_table.start_attempts([0], 0.5)
     take(collector, returned(0, 1))
     take(collector, returned(0, 0))
-    assert [(one.task, one.attempt) for one in noted] == [(0, 1)]
+    assert [(outcome.task, outcome.attempt) for outcome in noted] == [(0, 1)]
     assert not collector.has_sufficient_results
     take(collector, returned(1))
     assert collector.has_sufficient_results
@@ -52,8 +52,8 @@ def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Ex
     assert not collector.can_pending_tasks_suffice()
     with pytest.raises(expected) as caught:
         collector.on_tasks_exhausted()
-    told = str(caught.value) if error is None else caught.value.__notes__[-1]
-    assert ("1 of 2 needed results arrived, and no more" if error is None else "item 1 raised") in told
+    message = str(caught.value) if error is None else caught.value.__notes__[-1]
+    assert ("1 of 2 needed results arrived, and no more" if error is None else "item 1 raised") in message
 
 
 def test_failures_that_count_are_told_to_those_who_look_on() -> None:
@@ -62,8 +62,8 @@ def test_failures_that_count_are_told_to_those_who_look_on() -> None:
             seen.append(n_arrived)
 
     seen = list[int]()
-    found = hedged_map(
+    results = hedged_map(
         lambda x: 1 / x, [0, 1, 2], return_exceptions=True, executor=ReplayExecutor(), progress=(Counts(),)
     )
-    assert isinstance(found[0], ZeroDivisionError)
+    assert isinstance(results[0], ZeroDivisionError)
     assert seen[-1] == 3

@@ -90,7 +90,7 @@ def fate(f: Callable[[Any], Any], executor: Any, **options: Any) -> tuple[str, C
 
 
 def wrong_blocks(result: CodedResult, expected: Sequence[np.ndarray]) -> list[int]:
-    return [index for index, one in enumerate(result) if not np.array_equal(one, expected[index])]
+    return [index for index, block in enumerate(result) if not np.array_equal(block, expected[index])]
 
 
 def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
@@ -193,7 +193,7 @@ def test_a_lie_among_integers_is_found_or_its_worker_listed(
     f = lambda block: block @ np.array([1, 2, 3])  # noqa: E731
     result, liar = lied_to(f, data, (k + parity, k), min(late, parity), lie, seed)
     if result is not None and result.report.verified != "not needed":  # else they are a plain map's
-        right = [np.array_equal(one, other) for one, other in zip(result, plain_map(f, data, k))]
+        right = [np.array_equal(block, other) for block, other in zip(result, plain_map(f, data, k))]
         assert all(right) or liar in result.report.unchecked
 
 
@@ -332,7 +332,9 @@ def test_whether_checks_mix_blocks_is_asked_only_while_nothing_is_known_of_f(
     is_mixing = Verifier.has_check_of_block_sum.fget
     assert is_mixing is not None
     monkeypatch.setattr(
-        Verifier, "has_check_of_block_sum", property(lambda one: asked.append(one) or is_mixing(one))
+        Verifier,
+        "has_check_of_block_sum",
+        property(lambda verifier: asked.append(verifier) or is_mixing(verifier)),
     )
     # Integers need as many arrivals as their pattern says: a few are over, to be checked against.
     order = np.random.default_rng(0).permutation(64).tolist()

@@ -61,9 +61,9 @@ def test_late_data_tasks_are_waited_for_where_wrapped_parity_cannot_replace_them
     seconds = {task: 5.0 + task for task in late}
     for faults in ({}, {late[0]: Fault("kill")}):  # a task whose worker was lost gets its further attempt
         executor = FaultyExecutor(ReplayExecutor(seconds), faults)
-        for f, some in ((lambda block: block @ np.ones(3), data), (minus_the_sum, data // 16)):
-            result = coded_map(f, some, executor=executor, **options)
-            assert_same(result, plain_map(f, some, 3))
+        for f, blocks in ((lambda block: block @ np.ones(3), data), (minus_the_sum, data // 16)):
+            result = coded_map(f, blocks, executor=executor, **options)
+            assert_same(result, plain_map(f, blocks, 3))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -
         except (CodeError, CodedTimeoutError, NotDecodableError, NotLinearError):
             continue
         except TypeError as error:  # of data tasks, too: of more than may be missing
-            fit = all(-(2**63) <= one < 2**64 for one in plain_map(f, data, k))
+            fit = all(-(2**63) <= value < 2**64 for value in plain_map(f, data, k))
             if fit or "numpy's have 64" not in str(error):
                 raise
             continue

@@ -26,15 +26,15 @@ def everything() -> list[Any]:
 
 def assert_everything(result: CodedResult) -> None:
     assert len(result) == len(everything())
-    for (found, nothing), wanted in zip(result, everything()):
+    for (value, nothing), wanted in zip(result, everything()):
         assert nothing is None
-        assert type(found) is type(wanted)
+        assert type(value) is type(wanted)
         if hasattr(wanted, "equals"):
-            assert found.equals(wanted)
+            assert value.equals(wanted)
         elif hasattr(wanted, "nnz"):
-            assert (found != wanted).nnz == 0
+            assert (value != wanted).nnz == 0
         else:
-            assert found == wanted
+            assert value == wanted
 
 
 def test_anything_goes_there_and_back(executor: Any) -> None:
@@ -59,6 +59,6 @@ def test_f_may_write_into_what_it_gets(executor: Any) -> None:
     items = [(None, np.full(size, 1.0)) for size in (3, 20_000)]
     for _ in range(2):  # what is kept of blocks is not what f wrote into
         result = hedged_map(doubled, items, executor=executor, timeout=60)
-        assert [set(one.tolist()) for one in result] == [{2.0}] * 2
-    assert all(one.min() == 1.0 for _, one in items)
+        assert [set(block.tolist()) for block in result] == [{2.0}] * 2
+    assert all(array.min() == 1.0 for _, array in items)
     result[0][:] = 5.0  # nor is it read-only here

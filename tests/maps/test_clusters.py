@@ -116,8 +116,8 @@ def test_operators_models_sums_and_gradients(executor: Any) -> None:
     np.testing.assert_allclose(model.coef_, X, rtol=1e-6, atol=1e-6)
     total = coded_sum(lambda part: part.T @ part, np.split(A, 6), tolerate=2, executor=executor)
     np.testing.assert_allclose(total.value, A.T @ A)
-    found = coded_gradient(lambda z: float(np.sum(z**3)), X, executor=executor)
-    np.testing.assert_allclose(found.gradient, 3 * X**2, atol=1e-3)
+    result = coded_gradient(lambda z: float(np.sum(z**3)), X, executor=executor)
+    np.testing.assert_allclose(result.gradient, 3 * X**2, atol=1e-3)
 
 
 def test_calls_futures_and_estimates(executor: Any) -> None:

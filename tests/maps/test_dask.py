@@ -28,8 +28,8 @@ PATIENCE = 50.0
 def cluster() -> Iterator[Any]:
     """Two worker processes, which Dask replaces when they are killed."""
     sizes = {"n_workers": 2, "threads_per_worker": 4, "processes": True, "memory_limit": 0}
-    with distributed.LocalCluster(**sizes, dashboard_address=":0") as one:
-        yield one
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def waits_once(folder: Path, corners: tuple[float, ...], block: np.ndarray) -> n
 def kill_whoever_hangs(folder: Path, count: int) -> set[int]:
     """Kill the processes that hold so many hanging tasks."""
     deadline = time.monotonic() + PATIENCE
-    while len(found := list(folder.iterdir())) < count and time.monotonic() < deadline:
+    while len(paths := list(folder.iterdir())) < count and time.monotonic() < deadline:
         time.sleep(0.01)
-    victims = {int(path.name.partition("-")[0]) for path in found}
+    victims = {int(path.name.partition("-")[0]) for path in paths}
     for process in victims:
         os.kill(process, signal.SIGKILL)
     return victims

@@ -69,8 +69,8 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
     assert report.recovered == ()
     assert report.errors[:7] == (0.0,) * 7
     scale = np.sqrt(np.mean(np.square(blocks)))
-    for index, (one, block) in enumerate(zip(result, blocks)):
-        off = np.sqrt(np.mean((one - block) ** 2)) / scale
+    for index, (estimate, block) in enumerate(zip(result, blocks)):
+        off = np.sqrt(np.mean((estimate - block) ** 2)) / scale
         if index < 7:
             assert off == 0
         else:
@@ -105,7 +105,7 @@ def test_f_on_the_driver_holds_up_no_deadline(monkeypatch: pytest.MonkeyPatch) -
     """Only parity came: f of a data block, here, tells the dtype of its results."""
     waits, within = list[float](), LocalEvaluation.wait_for_leaves
     monkeypatch.setattr(
-        LocalEvaluation, "wait_for_leaves", lambda run, most: waits.append(most) or within(run, most)
+        LocalEvaluation, "wait_for_leaves", lambda run, timeout: waits.append(timeout) or within(run, timeout)
     )
     estimated(np.arange(8).reshape(4, 2), losing(0, 1, 2, 3), np.negative, timeout=1.25)
     assert waits
@@ -116,7 +116,7 @@ def test_results_of_too_little_parity_alone_have_the_dtype_of_those_of_data() ->
     """It is asked for when the time is over, and f of a data block is quick."""
     data = np.arange(12, dtype=np.int16).reshape(4, 3)
     result = estimated(data, losing(0, 1, 2, 3, 4, 5), np.negative, blocks=4)
-    assert [one.dtype for one in result] == [np.dtype(np.int16)] * 4
+    assert [block.dtype for block in result] == [np.dtype(np.int16)] * 4
 
 
 def test_failed_tasks_are_estimated_too_instead_of_failing() -> None:

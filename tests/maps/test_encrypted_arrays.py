@@ -48,8 +48,8 @@ def crc_alike(data, wanted):
 @pytest.fixture(scope="module")
 def pool():
     """Of workers here; none keeps a block of an array that is gone."""
-    with polarmap.Pool(workers=2) as one:
-        yield one
+    with polarmap.Pool(workers=2) as pool:
+        yield pool
 
 
 def failed(report):
@@ -79,14 +79,14 @@ def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
         assert KEY.hex().encode() not in data
         assert not any(row[at : at + 8] in data for row in plain for at in range(0, len(row), 8))
     again = polarmap.open_coded("a", store, key=f"env:{NAME}")
-    for one in (coded, again):
-        assert one.check().ok
-        np.testing.assert_array_equal(one[:], A)
-        np.testing.assert_array_equal(one[7:19, 3], A[7:19, 3])
+    for array in (coded, again):
+        assert array.check().ok
+        np.testing.assert_array_equal(array[:], A)
+        np.testing.assert_array_equal(array[7:19, 3], A[7:19, 3])
     damage(store, coded.block_segments(1)[0], "missing")
     forge(store, coded.block_segments(5)[0])
     audit = again.check()
-    assert [(one.block, one.kind) for one in audit.damaged] == [(1, "missing"), (5, "forged")]
+    assert [(array.block, array.kind) for array in audit.damaged] == [(1, "missing"), (5, "forged")]
     np.testing.assert_allclose(again[:], A, rtol=1e-12, atol=1e-12)
     assert again.repair().damaged_blocks == [1, 5]
     assert again.check().ok
@@ -101,7 +101,7 @@ def test_repair_is_of_what_lies_there_now(store):
     opened = polarmap.encode(A, storage=store, **OPTIONS)
     anew = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
     damage(store, anew.block_segments(1)[0], "missing")
-    assert [one.kind for one in opened.repair().damaged] == ["missing"]
+    assert [damage.kind for damage in opened.repair().damaged] == ["missing"]
     np.testing.assert_allclose(opened[:], 2 * A, rtol=1e-12, atol=1e-12)
 
 
@@ -217,10 +217,10 @@ def test_an_array_cannot_be_passed_off_as_another(store):
 
 def swapped(store, coded):
     """Two blocks change places: each is a good part, but of the other."""
-    one, other = coded.block_segments(0)[0].key, coded.block_segments(3)[0].key
-    first, second = store.get(one), store.get(other)
-    store.put(one, second)
-    store.put(other, first)
+    first_key, second_key = coded.block_segments(0)[0].key, coded.block_segments(3)[0].key
+    first, second = store.get(first_key), store.get(second_key)
+    store.put(first_key, second)
+    store.put(second_key, first)
     return [0, 3]
 
 
@@ -270,11 +270,13 @@ def test_workers_read_and_verify_it_themselves(store, pool, kind):
         "here": lambda workers: nullcontext(pool),
     }
     with pools[kind](2) as executor:
-        found = 0
-        while found < 2:  # the second finds what is kept; a map may end before it hears of what was changed
+        n_failed = 0
+        while (
+            n_failed < 2
+        ):  # the second finds what is kept; a map may end before it hears of what was changed
             y = polarmap.coded_map(product, coded, executor=executor, retries=0)
             np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-9, atol=1e-9)
-            found, report = found + bool(failed(y.report)), str(y.report)
+            n_failed, report = n_failed + bool(failed(y.report)), str(y.report)
         assert set(failed(y.report)) <= {first, second}
         assert "is not what was encrypted: somebody has changed or replaced it" in report
 
@@ -283,7 +285,7 @@ def test_when_everything_was_changed_it_is_said_once(store, pool):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     for index in range(6):
         forge(store, coded.block_segments(index)[0])
-    assert {one.kind for one in coded.check().damaged} == {"forged"}
+    assert {damage.kind for damage in coded.check().damaged} == {"forged"}
     with pytest.raises(NotDecodableError, match="somebody has changed or replaced it"):
         polarmap.coded_map(product, coded, executor=pool)
     with pytest.raises(NotDecodableError):
@@ -294,8 +296,8 @@ def test_when_everything_was_changed_it_is_said_once(store, pool):
 
 def test_workers_with_another_key_have_one_clear_error(store):
     coded = polarmap.encode(A, storage=store, **{**OPTIONS, "key": f"env:{NAME}"})
-    told = pytest.raises(NotDecodableError, match="this is not the key that was used to encrypt")
-    with process_pool(2, **{NAME: bytes(32).hex()}) as pool, told:
+    raises_wrong_key = pytest.raises(NotDecodableError, match="this is not the key that was used to encrypt")
+    with process_pool(2, **{NAME: bytes(32).hex()}) as pool, raises_wrong_key:
         polarmap.coded_map(product, coded, executor=pool, retries=0)
 
 

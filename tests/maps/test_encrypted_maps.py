@@ -33,8 +33,8 @@ def key_in_the_environment(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pool():
-    with Pool(workers=2) as one:
-        yield one
+    with Pool(workers=2) as pool:
+        yield pool
 
 
 def numbers(*arrays):
@@ -49,15 +49,15 @@ def written(server):
 
 def seen(server, *arrays):
     data = written(server)
-    return [one for one in numbers(*arrays) if one in data]
+    return [number for number in numbers(*arrays) if number in data]
 
 
 @pytest.mark.parametrize(("server", "place"), [("s3", "functions"), ("redis", "kept")], indirect=["server"])
 def test_no_storage_ever_sees_data_or_results(server, config, place):
     control, B = random_array((24, 40), seed=2), random_array((24, 40), seed=1234)
     parity = polarmap.codes.PolarCode(6, 4).encode_parity(B.reshape(4, -1))
-    with Pool(config, workers=6, listen=False) as kept:
-        executor = kept if place == "kept" else config
+    with Pool(config, workers=6, listen=False) as pool:
+        executor = pool if place == "kept" else config
         y = polarmap.coded_map(total, B, executor=executor, key=f"env:{NAME}", **SIZES)
         np.testing.assert_allclose(y.concatenate(), B.sum(axis=1), rtol=1e-10, atol=1e-10)
         if place == "kept":
@@ -77,8 +77,8 @@ class Elsewhere(Executor):
 @pytest.mark.parametrize("kind", ["localhost", "kept", "elsewhere"])
 def test_the_key_itself_does_not_leave_this_machine(kind, tmp_path):
     yaml = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
-    with Pool(yaml) as kept:
-        executor = {"localhost": "localhost", "kept": kept, "elsewhere": Elsewhere()}[kind]
+    with Pool(yaml) as pool:
+        executor = {"localhost": "localhost", "kept": pool, "elsewhere": Elsewhere()}[kind]
         with pytest.raises(ExecutorError, match=r"key= is the key itself, .* pass key='env:NAME'") as caught:
             polarmap.coded_map(total, A, executor=executor, key=KEY)
     assert KEY.hex() not in str(caught.value)
@@ -110,10 +110,10 @@ def test_every_kind_of_map(pool, f, data, options):
     plain = polarmap.coded_map(f, data, executor=pool, **options)
     faulty = FaultyExecutor(pool, {1: Fault("raise", attempts=9)})
     y = polarmap.coded_map(f, data, executor=faulty, key=KEY, **{**options, "tasks": options["tasks"] + 2})
-    for one, other in zip(y, plain, strict=True):
-        for leaf in one if isinstance(one, dict) else [None]:
-            ours, theirs = (one, other) if leaf is None else (one[leaf], other[leaf])
-            np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-7)
+    for result, other in zip(y, plain, strict=True):
+        for leaf in result if isinstance(result, dict) else [None]:
+            actual, expected = (result, other) if leaf is None else (result[leaf], other[leaf])
+            np.testing.assert_allclose(actual, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])

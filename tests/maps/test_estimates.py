@@ -35,10 +35,10 @@ class Turnstile:
 
     def __init__(self, firsts: Any) -> None:
         self.gates = {float(first): threading.Event() for first in firsts}
-        self.others = threading.Event()  # parity blocks
+        self.parity_gate = threading.Event()  # parity blocks
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
-        assert self.gates.get(float(block[0]), self.others).wait(SECONDS)
+        assert self.gates.get(float(block[0]), self.parity_gate).wait(SECONDS)
         return 2 * block
 
     def let_through(self, *blocks: int) -> None:
@@ -46,15 +46,15 @@ class Turnstile:
             self.gates[float(BLOCKS[block, 0])].set()
 
     def open(self) -> None:
-        for gate in (*self.gates.values(), self.others):
+        for gate in (*self.gates.values(), self.parity_gate):
             gate.set()
 
 
 def after(estimates: Iterator[CodedResult[Any]], arrived: int) -> CodedResult[Any]:
     """The first estimate from so many results."""
-    for one in estimates:
-        if sum(task.arrived is not None for task in one.report.tasks) == arrived:
-            return one
+    for estimate in estimates:
+        if sum(task.arrived is not None for task in estimate.report.tasks) == arrived:
+            return estimate
     raise AssertionError(f"no estimate from {arrived} results")
 
 
@@ -66,14 +66,14 @@ def test_estimates_improve_as_results_arrive_and_the_last_is_exact(threads: Thre
     few = after(estimates, 3)
     f.let_through(1)
     more = after(estimates, 4)
-    for one, arrived in ((few, [0, 2, 5]), (more, [0, 1, 2, 5])):
-        for index, result in enumerate(one):
+    for estimate, arrived in ((few, [0, 2, 5]), (more, [0, 1, 2, 5])):
+        for index, result in enumerate(estimate):
             expected = 2 * (BLOCKS[index] if index in arrived else BLOCKS[arrived].mean(axis=0))
             np.testing.assert_allclose(result, expected)
             assert not result.flags.writeable
-        assert one.report.estimated_blocks == tuple(index for index in range(6) if index not in arrived)
-        assert not one.report.is_final
-        assert "estimated blocks: " in str(one.report)
+        assert estimate.report.estimated_blocks == tuple(index for index in range(6) if index not in arrived)
+        assert not estimate.report.is_final
+        assert "estimated blocks: " in str(estimate.report)
     assert math.inf > few.report.error_p90 > more.report.error_p90 > 0
     f.open()
     *_, last = estimates
@@ -88,7 +88,7 @@ def test_an_estimate_is_that_of_a_deadline_at_its_moment(threads: ThreadPoolExec
     f = Turnstile(BLOCKS[:, 0])
     future = polarmap.submit(polarmap.coded_map, f, list(BLOCKS), tasks=8, executor=threads)
     f.let_through(4)
-    f.others.set()
+    f.parity_gate.set()
     now = after(future.estimates(), 3)  # one data block, two of parity
     f.open()
     late = polarmap.coded_map(

@@ -54,14 +54,14 @@ WAYS = [kind for kind in KINDS if kind not in ("workers", "pool")]
 
 @pytest.fixture(scope="module", params=WAYS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with ExitStack() as stack, KINDS[request.param](stack) as one:
-        yield one
+    with ExitStack() as stack, KINDS[request.param](stack) as executor:
+        yield executor
 
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Executor]:
-    with Executor(workers=2) as one:
-        yield one
+    with Executor(workers=2) as executor:
+        yield executor
 
 
 # --- what calls give ---------------------------------------------------------------------------------
@@ -73,11 +73,11 @@ def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
         return block
 
     values = [None, "text", {1, 2}, {"a": [None, np.arange(3)]}, 2**80, Path("x"), np.float32(1.5)]
-    found = [executor.submit(lambda *a, **k: (a, k), value, self=1) for value in values]
-    for value, future in zip(values, found, strict=True):
-        (one,), named = future.result(PATIENCE)
-        assert type(one) is type(value)
-        assert pickle.dumps(one) == pickle.dumps(value)
+    futures = [executor.submit(lambda *a, **k: (a, k), value, self=1) for value in values]
+    for value, future in zip(values, futures, strict=True):
+        (argument,), named = future.result(PATIENCE)
+        assert type(argument) is type(value)
+        assert pickle.dumps(argument) == pickle.dumps(value)
         assert named == {"self": 1}
     assert list(executor.map(pow, range(5), range(5))) == [1, 1, 4, 27, 256]
     assert executor.submit(add, np.zeros(300_000)).result(PATIENCE)[-1] == 1.0
@@ -101,8 +101,8 @@ def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor:
         assert "in fail" in "".join(traceback.format_exception(raised))  # its own, or its cause
     raised = executor.submit(json.loads, "x").exception(PATIENCE)
     assert isinstance(raised, json.JSONDecodeError)
-    told = "".join(traceback.format_exception(raised))
-    assert "raise JSONDecodeError(" in told  # the line of a module that is there
+    text = "".join(traceback.format_exception(raised))
+    assert "raise JSONDecodeError(" in text  # the line of a module that is there
     assert "1 and 2" in str(executor.submit(lambda: fail(OddError(1, 2))).exception(PATIENCE))
     for call in ((threading.Lock,), (id, threading.Lock())):
         with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
@@ -112,10 +112,10 @@ def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor:
 
 def test_arguments_travel_as_they_are_when_they_are_submitted(two: Executor) -> None:
     large, small = np.zeros(1_000_000), [0]
-    found = [two.submit(lambda a, b: (a.sum(), b), large, small) for _ in range(8)]
+    futures = [two.submit(lambda a, b: (a.sum(), b), large, small) for _ in range(8)]
     large += 1
     small.append(1)
-    assert [one.result(PATIENCE) for one in found] == [(0.0, [0])] * 8
+    assert [future.result(PATIENCE) for future in futures] == [(0.0, [0])] * 8
 
 
 # --- map ---------------------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def test_arguments_travel_as_they_are_when_they_are_submitted(two: Executor) -> 
 def test_map_gives_results_in_order_whatever_the_chunks(two: Executor) -> None:
     for chunksize in (1, 3, 40, 50):
         for buffersize in (None, 1, 7):
-            found = two.map(pow, range(40), range(50), chunksize=chunksize, buffersize=buffersize)
-            assert list(found) == [pow(number, number) for number in range(40)]
+            results = two.map(pow, range(40), range(50), chunksize=chunksize, buffersize=buffersize)
+            assert list(results) == [pow(number, number) for number in range(40)]
     assert list(two.map(abs, [])) == list(two.map(abs, [], chunksize=5)) == []
 
 
@@ -137,11 +137,11 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
             read.append(number)
             yield number
 
-    found = two.map(abs, numbers(), buffersize=4)
+    results = two.map(abs, numbers(), buffersize=4)
     assert len(read) == 4
-    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(read) == 7
-    found.close()  # type: ignore[attr-defined]
+    results.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o777, None], ids=["private", "open to others", "no folder"])
@@ -166,8 +166,8 @@ def test_a_large_function_of_a_map_is_a_file_where_there_is_a_place_for_one(
 
 def test_a_map_with_a_buffer_keeps_the_executor_that_nobody_else_has() -> None:
     for chunksize in (1, 3):
-        found = Executor(ReplayExecutor()).map(abs, range(20), chunksize=chunksize, buffersize=2)
-        assert list(found) == list(range(20))
+        results = Executor(ReplayExecutor()).map(abs, range(20), chunksize=chunksize, buffersize=2)
+        assert list(results) == list(range(20))
 
 
 def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> None:
@@ -180,10 +180,10 @@ def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> Non
 
 def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) -> None:
     items: list[Any] = [1, threading.Lock(), np.arange(10_000.0), 3]
-    found = two.map(np.sum, items)
-    assert next(found) == 1
+    results = two.map(np.sum, items)
+    assert next(results) == 1
     with pytest.raises(TypeError, match="pickle"):
-        next(found)
+        next(results)
     assert list(two.map(np.sum, items[2:])) == [49995000.0, 3]
     with pytest.raises(TypeError, match="pickle"):
         list(two.map(partial(id, items[1]), [1]))
@@ -195,14 +195,14 @@ def test_calls_of_a_map_that_no_worker_was_given_are_cancelled_by_a_shutdown(
     """Those that its pool has, of which one runs and one is told ahead, and those that it has not yet."""
     monkeypatch.setattr("polarmap.maps.executor.MAX_QUEUED_CALLS", 40)
     with Executor(workers=1) as executor:
-        found = executor.map(linger, [tmp_path] * 90, map(str, range(90)))
+        results = executor.map(linger, [tmp_path] * 90, map(str, range(90)))
         assert until((tmp_path / "0 began").exists)
         executor.shutdown(wait=False, cancel_futures=True)
         for number in range(90):
             touch(tmp_path, f"{number} may end")
-        assert next(found) == "0"
+        assert next(results) == "0"
         with pytest.raises(futures.CancelledError):
-            list(found)
+            list(results)
 
 
 def test_a_map_that_times_out_or_raises_cancels_the_rest(tmp_path: Path) -> None:
@@ -232,9 +232,9 @@ def test_options_of_map_are_checked(two: Executor, wrong: dict[str, Any], error:
 
 def test_a_thousand_futures_take_one_thread(two: Executor) -> None:
     before = threading.active_count()
-    found = [two.submit(abs, -number) for number in range(1000)]
+    futures = [two.submit(abs, -number) for number in range(1000)]
     assert threading.active_count() <= before + 3  # its own, and those of the pool
-    assert [one.result(PATIENCE) for one in found] == list(range(1000))
+    assert [future.result(PATIENCE) for future in futures] == list(range(1000))
 
 
 def test_callbacks_may_submit_more(two: Executor) -> None:
@@ -242,7 +242,7 @@ def test_callbacks_may_submit_more(two: Executor) -> None:
 
     def more(future: futures.Future[int]) -> None:
         again = two.submit(abs, -future.result())
-        again.add_done_callback(lambda one: seen.set_result(one.result()))
+        again.add_done_callback(lambda future: seen.set_result(future.result()))
 
     two.submit(int, "-7").add_done_callback(more)
     assert seen.result(PATIENCE) == 7
@@ -316,22 +316,22 @@ def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_pa
             os.kill(os.getpid(), signal.SIGKILL)
         return 7
 
-    others = [executor.submit(abs, -1) for _ in range(5)]
+    later_futures = [executor.submit(abs, -1) for _ in range(5)]
     assert executor.submit(die_once, tmp_path / "died").result(PATIENCE) == 7
     with pytest.raises(WorkerLostError, match="lost 2 times") as raised:
         executor.submit(os._exit, 3).result(PATIENCE)
     assert isinstance(raised.value, futures.BrokenExecutor)
-    assert [one.result(PATIENCE) for one in others] == [1] * 5
+    assert [future.result(PATIENCE) for future in later_futures] == [1] * 5
     assert executor.submit(int).result(PATIENCE) == 0
 
 
 def test_faults_strike_calls_by_number() -> None:
     faults = {0: Fault("kill"), 1: Fault("raise"), 2: Fault("kill", attempts=2), 3: Fault("sleep", 0.1)}
     with Executor(FaultyExecutor(ReplayExecutor(), faults)) as executor:
-        found = [executor.submit(abs, -number) for number in range(5)]
-        assert [found[number].result(PATIENCE) for number in (0, 3, 4)] == [0, 3, 4]
-        assert found[1].exception(PATIENCE) is not None
-        assert isinstance(found[2].exception(PATIENCE), WorkerLostError)
+        futures = [executor.submit(abs, -number) for number in range(5)]
+        assert [futures[number].result(PATIENCE) for number in (0, 3, 4)] == [0, 3, 4]
+        assert futures[1].exception(PATIENCE) is not None
+        assert isinstance(futures[2].exception(PATIENCE), WorkerLostError)
 
 
 def test_a_script_that_has_no_end_for_a_call_loses_it() -> None:
@@ -348,7 +348,7 @@ def test_after_shutdown_nothing_is_taken_and_nothing_left(kind: str) -> None:
     before = set(threading.enumerate())
     with ExitStack() as stack:
         executor = KINDS[kind](stack)
-        found = [executor.submit(abs, -1) for _ in range(5)]
+        futures = [executor.submit(abs, -1) for _ in range(5)]
         executor.shutdown(wait=False)
         with pytest.raises(RuntimeError, match="after shutdown"):
             executor.submit(int)
@@ -356,9 +356,9 @@ def test_after_shutdown_nothing_is_taken_and_nothing_left(kind: str) -> None:
             executor.submit(id, threading.Lock())
         executor.shutdown()
         executor.shutdown(cancel_futures=True)
-        assert [one.result(0) for one in found] == [1] * 5
+        assert [future.result(0) for future in futures] == [1] * 5
         new = set(threading.enumerate()) - before
-        assert not [one for one in new if one.name == "polarmap-executor"]
+        assert not [thread for thread in new if thread.name == "polarmap-executor"]
 
 
 def test_workers_of_its_own_end_with_it_and_those_of_a_pool_stay() -> None:
@@ -464,9 +464,9 @@ def test_dask_computes_on_it(two: Executor) -> None:
 def test_a_map_runs_where_it_does(executor: Executor) -> None:
     data = np.arange(12.0).reshape(6, 2)
     options: dict[str, Any] = {"executor": executor, "timeout": PATIENCE}
-    found = polarmap.coded_map(np.sum, data, blocks=3, tasks=4, **options)
-    assert [round(float(one), 9) for one in found] == [6.0, 22.0, 38.0]
-    assert found.report.executor == executor._executor.name
+    result = polarmap.coded_map(np.sum, data, blocks=3, tasks=4, **options)
+    assert [round(float(total), 9) for total in result] == [6.0, 22.0, 38.0]
+    assert result.report.executor == executor._executor.name
     assert list(polarmap.hedged_map(str, range(3), **options)) == ["0", "1", "2"]
 
 

@@ -48,14 +48,14 @@ def hedged_map(f: Any, executor: Any) -> Any:
     return list(polarmap.hedged_map(f, range(3), executor=executor, retries=0, timeout=PATIENCE))
 
 
-def kept(f: Any, executor: Any, **options: Any) -> Any:
+def stored_error(f: Any, executor: Any, **options: Any) -> Any:
     """An exception that stands in the place of a result."""
     options |= {"executor": executor, "retries": 0, "timeout": PATIENCE, "return_exceptions": True}
     raise list(polarmap.hedged_map(f, range(3), **options))[1]
 
 
-def kept_of_groups(f: Any, executor: Any) -> Any:
-    return kept(f, executor, blocks=2)
+def stored_error_of_group(f: Any, executor: Any) -> Any:
+    return stored_error(f, executor, blocks=2)
 
 
 def of_a_future(f: Any, executor: Any) -> Any:
@@ -81,8 +81,8 @@ def executor_map_in_chunks(f: Any, executor: Any) -> Any:
 NAMED = {
     coded_map: "each of the first . of 3 tasks to end raised",
     hedged_map: "item . of 3 raised|each of the first . of 3 tasks to end raised",
-    kept: "^item 1 of 3 raised",
-    kept_of_groups: "^item 1 of 3 raised",
+    stored_error: "^item 1 of 3 raised",
+    stored_error_of_group: "^item 1 of 3 raised",
     of_a_future: "item . of 3 raised|each of the first . of 3 tasks to end raised",
     submit: "^a call of fails.<locals>.f raised",
     executor_map: r"^call 0 of map\(fails.<locals>.f\) raised",
@@ -92,8 +92,8 @@ NAMED = {
 
 @pytest.fixture(scope="module", params=["default", "threads", "processes", "dask", "localhost", "replay"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
-    with executor_of_kind(request.param, 2) as one:
-        yield one
+    with executor_of_kind(request.param, 2) as executor:
+        yield executor
 
 
 @pytest.mark.parametrize("verb", NAMED, ids=lambda verb: verb.__name__)
@@ -115,9 +115,9 @@ def test_an_item_that_exits_takes_no_other_of_its_group_with_it() -> None:
         return sys.exit(3) if item == 2 else -item
 
     options: dict[str, Any] = {"blocks": 2, "retries": 0, "return_exceptions": True, "timeout": PATIENCE}
-    found = list(polarmap.hedged_map(f, range(6), **options))
-    assert isinstance(found[2], FunctionExitError)
-    assert found[:2] + found[3:] == [0, -1, -3, -4, -5]
+    results = list(polarmap.hedged_map(f, range(6), **options))
+    assert isinstance(results[2], FunctionExitError)
+    assert results[:2] + results[3:] == [0, -1, -3, -4, -5]
 
 
 def test_a_worker_that_ends_without_raising_is_lost() -> None:

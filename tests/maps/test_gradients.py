@@ -67,41 +67,41 @@ def test_gradient_from_any_decodable_subset(code: str, scheme: str, digits: int,
     late = arriving(order[: min(count + 1, n)], n)
     x = point(d)
     try:
-        found = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=late)
+        result = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=late)
     except NotDecodableError:  # too inaccurate, which the report of a longer wait must show
-        found = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=arriving(order, n))
+        result = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=arriving(order, n))
     exact = curved_gradient(x)
-    assert found.gradient.shape == x.shape
-    assert np.abs(found.gradient - exact).max() < 10.0**-digits * max(1, np.abs(exact).max())
+    assert result.gradient.shape == x.shape
+    assert np.abs(result.gradient - exact).max() < 10.0**-digits * max(1, np.abs(exact).max())
 
 
 def test_gradient_has_the_shape_of_x_and_unit_steps_of_every_size() -> None:
     x = point(24).reshape(2, 3, 4)
-    found = coded_gradient(curved, x, blocks=6, tasks=9, executor=losing(0, 4, 5))
-    np.testing.assert_allclose(found.gradient, curved_gradient(x), rtol=1e-7, atol=1e-7)
-    assert found.report.recovered == (0, 4, 5)
-    assert found.slopes.shape == (24,)
+    result = coded_gradient(curved, x, blocks=6, tasks=9, executor=losing(0, 4, 5))
+    np.testing.assert_allclose(result.gradient, curved_gradient(x), rtol=1e-7, atol=1e-7)
+    assert result.report.recovered == (0, 4, 5)
+    assert result.slopes.shape == (24,)
 
 
 def test_scalar_x() -> None:
-    found = coded_gradient(lambda x: float(x) ** 3, 2.0, executor=losing(0))
-    assert found.gradient == pytest.approx(12)
-    assert found.gradient.shape == ()
+    result = coded_gradient(lambda x: float(x) ** 3, 2.0, executor=losing(0))
+    assert result.gradient == pytest.approx(12)
+    assert result.gradient.shape == ()
 
 
 def test_coordinates_of_very_different_scale() -> None:
     scale = 10.0 ** np.arange(-6, 6)
     x = 0.5 * scale
-    found = coded_gradient(
+    result = coded_gradient(
         lambda x: curved(x / scale), x, scale=scale, blocks=6, tasks=9, executor=losing(0, 2, 3)
     )
-    np.testing.assert_allclose(found.gradient * scale, curved_gradient(x / scale), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(result.gradient * scale, curved_gradient(x / scale), rtol=1e-6, atol=1e-7)
 
 
 def test_a_far_point_is_stepped_from_in_proportion() -> None:
     x = np.array([1e9, 1.0, -1e6])
-    found = coded_gradient(lambda x: np.sum(np.log1p(x**2)), x, executor=losing(1))
-    np.testing.assert_allclose(found.gradient, 2 * x / (1 + x**2), rtol=1e-7)
+    result = coded_gradient(lambda x: np.sum(np.log1p(x**2)), x, executor=losing(1))
+    np.testing.assert_allclose(result.gradient, 2 * x / (1 + x**2), rtol=1e-7)
 
 
 @settings(max_examples=25)
@@ -110,23 +110,23 @@ def test_directions_give_the_projection_on_their_span(d: int, r: int, seed: int)
     directions = np.random.default_rng(seed).standard_normal((r, d)) * 10.0 ** (seed % 5 - 2)
     x = point(d, seed)
     workers = r + 2 if r < 6 else 8
-    found = coded_gradient(
+    result = coded_gradient(
         curved, x, directions=directions, blocks=min(r, 6), tasks=workers, executor=losing(0)
     )
     exact = curved_gradient(x)
     expected = np.linalg.pinv(directions) @ directions @ exact
     condition = np.linalg.cond(directions)
-    np.testing.assert_allclose(found.gradient, expected, atol=1e-7 * condition * np.abs(exact).max())
+    np.testing.assert_allclose(result.gradient, expected, atol=1e-7 * condition * np.abs(exact).max())
     np.testing.assert_allclose(
-        found.slopes, directions @ exact, atol=1e-6 * np.abs(directions @ exact).max() + 1e-9
+        result.slopes, directions @ exact, atol=1e-6 * np.abs(directions @ exact).max() + 1e-9
     )
 
 
 def test_directions_of_the_shape_of_x() -> None:
     x = point(12).reshape(3, 4)
     basis = np.linalg.qr(np.random.default_rng(1).standard_normal((12, 12)))[0].reshape(12, 3, 4)
-    found = coded_gradient(curved, x, directions=basis, tasks=8, executor=losing(2, 3))
-    np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
+    result = coded_gradient(curved, x, directions=basis, tasks=8, executor=losing(2, 3))
+    np.testing.assert_allclose(result.gradient, curved_gradient(x), atol=1e-7)
 
 
 def test_evaluations_are_counted() -> None:
@@ -139,11 +139,11 @@ def test_evaluations_are_counted() -> None:
             calls.append(1)
             return curved(x)
 
-        found = coded_gradient(
+        result = coded_gradient(
             f, point(d), scheme=scheme, blocks=4, tasks=6, verify=False, executor=losing(*lost)
         )
-        assert found.evaluations == len(calls)
-        assert found.evaluations_started == started
+        assert result.evaluations == len(calls)
+        assert result.evaluations_started == started
 
 
 def test_evaluations_of_a_further_attempt_were_started_too() -> None:
@@ -166,12 +166,12 @@ def test_every_call_of_f_is_counted_also_on_the_driver() -> None:
         calls.append(1)
         return curved(x)
 
-    found = coded_gradient(f, point(18), blocks=6, tasks=8, executor=losing(2, 5))
-    assert found.report.verified == "local"
-    assert found.evaluations == 6 * 6
-    assert found.evaluations_started == 8 * 6 + 6
-    assert len(calls) == found.evaluations + 6
-    assert repr(found) == "<GradientResult of shape 18, 36 evaluations of f count, 54 were started>"
+    result = coded_gradient(f, point(18), blocks=6, tasks=8, executor=losing(2, 5))
+    assert result.report.verified == "local"
+    assert result.evaluations == 6 * 6
+    assert result.evaluations_started == 8 * 6 + 6
+    assert len(calls) == result.evaluations + 6
+    assert repr(result) == "<GradientResult of shape 18, 36 evaluations of f count, 54 were started>"
 
 
 # --- the check -----------------------------------------------------------------------------------
@@ -193,14 +193,14 @@ def test_every_call_of_f_is_counted_also_on_the_driver() -> None:
 )
 def test_truncation_and_rounding_pass_the_check(scheme: str, f: Any, x: np.ndarray) -> None:
     for lost in [(0,), (1, 3), (7, 9)]:
-        found = coded_gradient(f, x, scheme=scheme, blocks=8, tasks=12, verify=True, executor=losing(*lost))
-        assert found.report.verified in ("parity", "not needed")
+        result = coded_gradient(f, x, scheme=scheme, blocks=8, tasks=12, verify=True, executor=losing(*lost))
+        assert result.report.verified in ("parity", "not needed")
 
 
 def test_local_check_allows_for_what_decoding_amplifies() -> None:
-    found = coded_gradient(rosen, np.ones(8), blocks=8, tasks=10, executor=losing(0, 3))
-    assert found.report.verified == "local"
-    assert np.abs(found.gradient).max() < 1e-5
+    result = coded_gradient(rosen, np.ones(8), blocks=8, tasks=10, executor=losing(0, 3))
+    assert result.report.verified == "local"
+    assert np.abs(result.gradient).max() < 1e-5
 
 
 def test_a_kink_is_no_slope() -> None:
@@ -221,16 +221,16 @@ def test_noise_is_no_slope_until_the_step_is_long_enough() -> None:
     late = losing(0, 5)
     with pytest.raises(NotLinearError):
         coded_gradient(noisy, x, blocks=8, tasks=12, executor=late)
-    found = coded_gradient(noisy, x, h=1e-2, blocks=8, tasks=12, executor=late)
-    np.testing.assert_allclose(found.gradient, 2 * x, rtol=1e-3)
+    result = coded_gradient(noisy, x, h=1e-2, blocks=8, tasks=12, executor=late)
+    np.testing.assert_allclose(result.gradient, 2 * x, rtol=1e-3)
 
 
 def test_accuracy_that_is_asked_for_is_waited_for() -> None:
     code = PolarCode(12, 8)
     orders = [np.random.default_rng(seed).permutation(12) for seed in range(30)]
     for order in orders:
-        found = coded_gradient(curved, point(8), code=code, rtol=1e-9, executor=arriving(order, 12))
-        assert found.report.amplification * (DEFAULT_STEP["central"] ** 2) < 1e-9
+        result = coded_gradient(curved, point(8), code=code, rtol=1e-9, executor=arriving(order, 12))
+        assert result.report.amplification * (DEFAULT_STEP["central"] ** 2) < 1e-9
 
 
 # --- iterations ----------------------------------------------------------------------------------
@@ -239,11 +239,11 @@ def test_accuracy_that_is_asked_for_is_waited_for() -> None:
 def test_minimize_arrives_where_the_exact_gradient_does() -> None:
     x = np.array([1.3, 0.7, 0.8, 1.9, 1.2])
     gradient = CodedGradient(rosen, blocks=5, tasks=8, executor=losing(0, 2, 4))
-    found = minimize(rosen, x, jac=gradient)
+    solution = minimize(rosen, x, jac=gradient)
     exact = minimize(rosen, x, jac=rosen_der)
-    np.testing.assert_allclose(found.x, exact.x, atol=1e-4)
-    assert gradient.calls == found.njev
-    assert gradient.evaluations == found.njev * 2 * 5
+    np.testing.assert_allclose(solution.x, exact.x, atol=1e-4)
+    assert gradient.calls == solution.njev
+    assert gradient.evaluations == solution.njev * 2 * 5
     assert gradient.report is not None
     assert gradient.report.verified == "local"  # at each point: f may have a kink at one of them
 
@@ -319,9 +319,9 @@ def test_f_that_returns_no_number_is_a_mistake_wherever_it_runs() -> None:
 
 
 def test_a_gradient_prints_one_line() -> None:
-    found = coded_gradient(np.sum, np.ones(8), executor=ReplayExecutor())
-    counts = f"{found.evaluations} evaluations of f count, {found.evaluations_started} were started"
-    assert repr(found) == f"<GradientResult of shape 8, {counts}>"
+    result = coded_gradient(np.sum, np.ones(8), executor=ReplayExecutor())
+    counts = f"{result.evaluations} evaluations of f count, {result.evaluations_started} were started"
+    assert repr(result) == f"<GradientResult of shape 8, {counts}>"
 
 
 # --- directions and slopes ----------------------------------------------------------------------
@@ -337,9 +337,8 @@ def received(*sizes: dict[str, float]) -> list[list[np.ndarray]]:
         "result_eps": 1e-16,
         "second_difference": 0.5,
     }
-    return [
-        [np.zeros(2), np.array([(usual | one)[name] for name in SlopeErrorInputs._fields])] for one in sizes
-    ]
+    records = [usual | values for values in sizes]
+    return [[np.zeros(2), np.array([row[name] for name in SlopeErrorInputs._fields])] for row in records]
 
 
 def test_truncation_is_judged_by_how_much_f_changes_or_bends() -> None:
@@ -369,8 +368,8 @@ def test_slopes_come_back_in_the_order_of_their_directions(count: int, k: int) -
 
 def test_the_gradient_is_the_shortest_vector_with_these_slopes() -> None:
     base, gradient = np.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), np.array([1.0, -1.0, 5.0])
-    found = solve_gradient(base @ gradient, base, np.ones(3))
-    np.testing.assert_allclose(found, [1.0, -1.0, 0.0], atol=1e-14)
+    solved = solve_gradient(base @ gradient, base, np.ones(3))
+    np.testing.assert_allclose(solved, [1.0, -1.0, 0.0], atol=1e-14)
     np.testing.assert_allclose(solve_gradient(np.ones(3), None, np.full(3, 4.0)), 0.25)
     assert np.isnan(solve_gradient(np.array([np.nan, 1.0]), base, np.ones(3))).all()
 

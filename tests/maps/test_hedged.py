@@ -120,8 +120,8 @@ class Table(ReplayExecutor):
 
 
 class TableSession(ReplaySession):
-    def __init__(self, table: np.ndarray, payload: JobSpec) -> None:
-        super().__init__({}, payload)
+    def __init__(self, table: np.ndarray, job_spec: JobSpec) -> None:
+        super().__init__({}, job_spec)
         self._table = table
 
     def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
@@ -173,7 +173,7 @@ def test_exceptions_as_results_are_no_failures() -> None:
     assert type(result[0]) is ValueError and result[0].args == ("a",)
 
 
-def fails_on_b(item: Any) -> Any:
+def fail_on_b(item: Any) -> Any:
     if item == "b":
         raise LookupError(f"no {item}")
     return item
@@ -184,7 +184,7 @@ def test_what_f_raises_is_raised_with_the_number_of_its_item(items: str) -> None
     """It was a NotDecodableError that counts results."""
     executor = ReplayExecutor(dict.fromkeys(range(1, 4), math.inf) if items == "bbbb" else None)
     with pytest.raises(LookupError, match="no b") as caught:
-        hedged_map(fails_on_b, list(items), executor=executor, retries=0)
+        hedged_map(fail_on_b, list(items), executor=executor, retries=0)
     assert type(caught.value) is LookupError
     assert caught.value.__notes__ == [f"item {items.index('b')} of {len(items)} raised this"]
 
@@ -193,7 +193,7 @@ def test_one_that_fails_does_not_wait_for_late_ones() -> None:
     executor = ReplayExecutor({0: math.inf, 2: math.inf})
     for options in ({"retries": 0}, {}):
         with pytest.raises(LookupError, match="item 1 of 4 raised this"):
-            hedged_map(fails_on_b, list("abcd"), executor=executor, backups=0, **options)
+            hedged_map(fail_on_b, list("abcd"), executor=executor, backups=0, **options)
 
 
 def test_f_that_fails_everywhere_is_not_tried_again() -> None:
@@ -211,9 +211,7 @@ def test_f_that_fails_everywhere_is_not_tried_again() -> None:
 
 
 def test_exceptions_stand_in_the_place_of_results() -> None:
-    result = hedged_map(
-        fails_on_b, list("abcb"), executor=ReplayExecutor(), retries=0, return_exceptions=True
-    )
+    result = hedged_map(fail_on_b, list("abcb"), executor=ReplayExecutor(), retries=0, return_exceptions=True)
     assert [result[0], result[2]] == ["a", "c"]
     for index in (1, 3):
         error: Any = result[index]
@@ -229,7 +227,7 @@ def test_exceptions_stand_in_the_place_of_results() -> None:
 
 def test_all_may_be_exceptions_and_each_is_tried_again_as_often_as_retries_say() -> None:
     result = hedged_map(
-        fails_on_b, ["b"] * 6, executor=ReplayExecutor(), retries=2, return_exceptions=True, timeout=60
+        fail_on_b, ["b"] * 6, executor=ReplayExecutor(), retries=2, return_exceptions=True, timeout=60
     )
     assert [type(error) for error in result] == [LookupError] * 6
     assert [task.attempts for task in result.report.tasks] == [3] * 6
@@ -239,7 +237,7 @@ def test_all_may_be_exceptions_and_each_is_tried_again_as_often_as_retries_say()
 
 def test_lost_workers_and_results_that_cannot_be_read_are_exceptions_too() -> None:
     class StubbornError(Exception):  # pickle does not find its arguments
-        def __init__(self, one: int, two: int) -> None:
+        def __init__(self, first: int, two: int) -> None:
             super().__init__("message")
 
     executor = FaultyExecutor(ReplayExecutor({2: math.inf}), {0: Fault("kill", attempts=9)})
@@ -253,23 +251,25 @@ def test_lost_workers_and_results_that_cannot_be_read_are_exceptions_too() -> No
 
 def test_a_future_tells_of_exceptions_that_are_kept_as_of_results() -> None:
     options: dict[str, Any] = {"executor": ReplayExecutor(), "retries": 0, "return_exceptions": True}
-    future = submit(hedged_map, fails_on_b, list("abc"), **options)
+    future = submit(hedged_map, fail_on_b, list("abc"), **options)
     result = future.result(30)
     assert isinstance(result[1], LookupError)
     assert [block.result(30) for block in future.blocks] == list(result)
 
 
 def test_arguments_of_a_call() -> None:
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def arguments_of(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
     options: dict[str, Any] = {"executor": ReplayExecutor()}
     pairs = [("a", 1), ("b", None)]
-    assert list(hedged_map(told, pairs, **options)) == [((pair,), {}) for pair in pairs]
-    assert list(hedged_map(told, pairs, star=True, **options)) == [(pair, {}) for pair in pairs]
-    result = hedged_map(told, zip("ab", "cd"), star=True, args=(Path("x"), 2), kwargs={"y": {3}}, **options)
+    assert list(hedged_map(arguments_of, pairs, **options)) == [((pair,), {}) for pair in pairs]
+    assert list(hedged_map(arguments_of, pairs, star=True, **options)) == [(pair, {}) for pair in pairs]
+    result = hedged_map(
+        arguments_of, zip("ab", "cd"), star=True, args=(Path("x"), 2), kwargs={"y": {3}}, **options
+    )
     assert list(result) == [((*pair, Path("x"), 2), {"y": {3}}) for pair in zip("ab", "cd")]
-    with_array = hedged_map(told, DATA, blocks=2, args=[1], **options)
+    with_array = hedged_map(arguments_of, DATA, blocks=2, args=[1], **options)
     np.testing.assert_array_equal(with_array[1][0][0], DATA[25:])
     assert with_array[0][0][1] == 1
 
@@ -284,7 +284,7 @@ def test_iterators_sets_and_ranges() -> None:
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 6, 7])
 def test_a_sequence_in_fewer_blocks_gives_one_result_an_item(blocks: int) -> None:
-    pairs = [(one, 2) for one in range(5)] + [(None, 2), ([0] * 200, 2)]
+    pairs = [(number, 2) for number in range(5)] + [(None, 2), ([0] * 200, 2)]
     result = hedged_map(lambda a, b: (a, b), pairs, star=True, blocks=blocks, executor=ReplayExecutor())
     assert list(result) == pairs
     assert (result.report.n, len(result.report.tasks)) == (blocks, blocks)
@@ -384,9 +384,9 @@ def test_bad_data_is_refused(data: Any, options: dict[str, Any], words: str) -> 
 
 
 def test_an_item_of_a_block_of_several_that_fails_leaves_the_others_their_results() -> None:
-    found = hedged_map(fails_on_b, list("abcd"), blocks=2, executor=ReplayExecutor(), return_exceptions=True)
-    assert [found[0], *found[2:]] == ["a", "c", "d"]
-    assert (str(found[1]), found[1].__notes__) == ("no b", ["item 1 of 4 raised this"])
+    results = hedged_map(fail_on_b, list("abcd"), blocks=2, executor=ReplayExecutor(), return_exceptions=True)
+    assert [results[0], *results[2:]] == ["a", "c", "d"]
+    assert (str(results[1]), results[1].__notes__) == ("no b", ["item 1 of 4 raised this"])
     with pytest.raises(LookupError, match="no b") as caught:
-        hedged_map(fails_on_b, list("abcd"), blocks=2, executor=ReplayExecutor())
+        hedged_map(fail_on_b, list("abcd"), blocks=2, executor=ReplayExecutor())
     assert caught.value.__notes__ == ["one of items 0 to 1 of 4 raised this"]

@@ -39,13 +39,13 @@ times_x = times(x)
 def leftovers() -> set[str]:
     """Files below the temporary folder that are not what stays until exit, nor Lithops' shared folder."""
     root = Path(tempfile.gettempdir())
-    kept = {"owner", "python", "paths", "localhost-runner.log"}
-    found = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
+    permanent_names = {"owner", "python", "paths", "localhost-runner.log"}
+    paths = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
     return {
         str(path)
-        for path in found  # of folders, some may be removed meanwhile
+        for path in paths  # of folders, some may be removed meanwhile
         if path.is_file()
-        and path.name not in kept
+        and path.name not in permanent_names
         and not path.name.startswith("runner-")
         and not path.is_relative_to(SHARED)
         and "pytest-of" not in str(path)
@@ -67,7 +67,7 @@ def children() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays():
+def _nothing_is_left():
     before = leftovers()
     yield
     assert leftovers() - before == set()
@@ -172,14 +172,14 @@ def workers_are_gone(folder: Path) -> bool:
 
 
 def workers_of(folder: Path) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("TMPDIR", "").startswith(str(folder)):
-                found.append(process)
+                processes.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             pass
-    return found
+    return processes
 
 
 def assert_nothing_runs_or_lies_in(folder: Path) -> None:

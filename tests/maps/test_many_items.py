@@ -104,10 +104,10 @@ def test_arrays_of_a_function_are_read_once_by_each_worker() -> None:
 
     leave_out_others()
     with Pool(workers=2) as pool:
-        found = list(polarmap.hedged_map(count, range(20), executor=pool, timeout=PATIENCE))
-    assert {times for times, _, _ in found} == {1}
-    assert all(is_mapped for _, is_mapped, _ in found)
-    assert {total for _, _, total in found} == {float(large[1:].sum())}
+        results = list(polarmap.hedged_map(count, range(20), executor=pool, timeout=PATIENCE))
+    assert {times for times, _, _ in results} == {1}
+    assert all(is_mapped for _, is_mapped, _ in results)
+    assert {total for _, _, total in results} == {float(large[1:].sum())}
     assert large[0, 0] == np.random.default_rng(0).standard_normal()
 
 
@@ -123,8 +123,8 @@ def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(tmp_path: An
 
     leave_out_others()
     with Executor(workers=24, backups=0) as executor:
-        found = list(executor.map(begin, range(24)))
-    assert found == [24] * 24
+        results = list(executor.map(begin, range(24)))
+    assert results == [24] * 24
 
 
 def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None:
@@ -138,10 +138,10 @@ def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None
     leave_out_others()
     with Pool(workers=2) as pool:
         options: dict[str, Any] = {"executor": pool, "timeout": PATIENCE}
-        found = polarmap.hedged_map(f, range(1000), return_exceptions=True, **options)
-    assert isinstance(found[700], WorkerLostError)
-    assert [one for one in found if one is not found[700]] == [-item for item in range(1000) if item != 700]
-    assert found.report.tasks[700].attempts >= 2
+        results = polarmap.hedged_map(f, range(1000), return_exceptions=True, **options)
+    assert isinstance(results[700], WorkerLostError)
+    assert [r for r in results if r is not results[700]] == [-item for item in range(1000) if item != 700]
+    assert results.report.tasks[700].attempts >= 2
 
 
 @pytest.mark.parametrize("name", ["hedged_map", "Executor.map"])
@@ -168,13 +168,13 @@ def test_faults_strike_items_while_short_ones_are_batched(
             assert result.report.tasks[700].attempts >= 2
         else:
             with Executor(faulty) as executor:
-                found = executor.map(identity, range(1000), timeout=PATIENCE)
+                results = executor.map(identity, range(1000), timeout=PATIENCE)
                 if kind == "raise":  # which is as if f had raised: only lost calls are started again
-                    assert [next(found) for _ in range(700)] == list(range(700))
+                    assert [next(results) for _ in range(700)] == list(range(700))
                     with pytest.raises(RuntimeError, match="injected fault"):
-                        next(found)
+                        next(results)
                 else:
-                    assert list(found) == list(range(1000))
+                    assert list(results) == list(range(1000))
     assert (sizes[700] == 1) == (kind == "raise")
     assert max(sizes.values()) > 1
 
@@ -193,17 +193,17 @@ def test_an_item_uses_up_its_retries_only_by_losses_of_its_own(name: str, tmp_pa
         return -item
 
     leave_out_others()
-    found = list[Any]()
+    results = list[Any]()
     with Pool(workers=2) as pool:
         if name == "hedged_map":
             options: dict[str, Any] = {"executor": pool, "timeout": PATIENCE, "return_exceptions": True}
-            found = list(polarmap.hedged_map(f, range(1000), **options))
-            assert isinstance(found.pop(doomed), WorkerLostError)
+            results = list(polarmap.hedged_map(f, range(1000), **options))
+            assert isinstance(results.pop(doomed), WorkerLostError)
         else:
             with Executor(pool) as executor, pytest.raises(WorkerLostError):
-                found.extend(executor.map(f, range(1000), timeout=PATIENCE))
-    assert found == [-item for item in range(1000) if item != doomed][: len(found)]
-    assert len(found) == (999 if name == "hedged_map" else doomed)
+                results.extend(executor.map(f, range(1000), timeout=PATIENCE))
+    assert results == [-item for item in range(1000) if item != doomed][: len(results)]
+    assert len(results) == (999 if name == "hedged_map" else doomed)
     retries, workers_lost = 1, {item: len((tmp_path / str(item)).read_text()) for item in n_deaths}
     assert retries + 1 <= workers_lost[doomed] <= retries + 2
 
@@ -219,12 +219,12 @@ def test_what_f_raises_on_one_of_many_items_is_raised_with_its_number() -> None:
         options: dict[str, Any] = {"executor": pool, "timeout": PATIENCE}
         with pytest.raises(LookupError, match="no such item") as caught:
             polarmap.hedged_map(f, range(1000), **options)
-        found = polarmap.hedged_map(f, range(1000), return_exceptions=True, **options)
+        results = polarmap.hedged_map(f, range(1000), return_exceptions=True, **options)
         with Executor(pool) as executor, pytest.raises(LookupError, match="no such item"):
             list(executor.map(f, range(1000)))
-    assert caught.value.__notes__ == found[700].__notes__ == ["item 700 of 1000 raised this"]
-    assert found.report.tasks_in_state("failed") == [700]
-    assert [task.attempts for task in found.report.tasks] == [1 + (item == 700) for item in range(1000)]
+    assert caught.value.__notes__ == results[700].__notes__ == ["item 700 of 1000 raised this"]
+    assert results.report.tasks_in_state("failed") == [700]
+    assert [task.attempts for task in results.report.tasks] == [1 + (item == 700) for item in range(1000)]
 
 
 @pytest.mark.parametrize("name", ["hedged_map", "Executor.map"])
@@ -238,8 +238,8 @@ def test_an_item_that_does_not_end_keeps_no_other_short_one_waiting(name: str, t
     leave_out_others()
     with Pool(workers=2) as pool:
         if name == "hedged_map":
-            found = list(polarmap.hedged_map(f, range(1000), executor=pool, timeout=PATIENCE))
+            results = list(polarmap.hedged_map(f, range(1000), executor=pool, timeout=PATIENCE))
         else:
             with Executor(pool) as executor:
-                found = list(executor.map(f, range(1000), timeout=PATIENCE))
-    assert found == [-item for item in range(1000)]
+                results = list(executor.map(f, range(1000), timeout=PATIENCE))
+    assert results == [-item for item in range(1000)]

@@ -161,11 +161,11 @@ def g(b): return b * SCALE if held.lock is None else b
 def h(b):
     with lock: return b * SCALE if generator else b
 """
-    found = run_program(text, tmp_path, opaque=source)
-    assert found.pop("same") == [[2.0]] * 3
-    assert found.pop("by value") == [3.0]
-    assert len(found) == 3
-    for name, error in found.items():
+    output = run_program(text, tmp_path, opaque=source)
+    assert output.pop("same") == [[2.0]] * 3
+    assert output.pop("by value") == [3.0]
+    assert len(output) == 3
+    for name, error in output.items():
         assert name in error
         assert "cloudpickle.register_pickle_by_value(opaque)" in error
 
@@ -199,9 +199,9 @@ with polarmap.Pool(workers=1) as pool:
     count = lambda x: list(polarmap.hedged_map(lambda b: caches.loads(b) + x, [0.0, 0.0], executor=pool))
     told["loads"] = [count(x) for x in range(3)]
 """
-    found = run_program(text, tmp_path, caches=CACHES)
-    assert found.pop("loads") == [[1.0 + x] * 2 for x in range(3)]
-    assert found == {f"{name} {scale}": [[scale]] * 2 for name in "fgh" for scale in (2.0, 3.0)}
+    output = run_program(text, tmp_path, caches=CACHES)
+    assert output.pop("loads") == [[1.0 + x] * 2 for x in range(3)]
+    assert output == {f"{name} {scale}": [[scale]] * 2 for name in "fgh" for scale in (2.0, 3.0)}
 
 
 def test_what_the_driver_has_filled_in_already_is_no_error(tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ with polarmap.Pool(workers=1) as pool:
         told.setdefault("reads", []).append(factor(lambda b: edited.f(b), executor=pool))
         told.setdefault("names", []).append(factor(lambda b: b * edited.SCALE, executor=pool))
 """
-    found = run_program(text, tmp_path, edited=OLD)
-    assert found == {"sets": [[5.0]] * 2, "reads": [[2.0]] * 2, "names": [[2.0]] * 2}
+    output = run_program(text, tmp_path, edited=OLD)
+    assert output == {"sets": [[5.0]] * 2, "reads": [[2.0]] * 2, "names": [[2.0]] * 2}
 
 
 def test_maps_that_run_at_once_each_find_the_state_that_they_were_begun_with(tmp_path: Path) -> None:

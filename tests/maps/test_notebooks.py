@@ -73,10 +73,10 @@ def test_nothing_is_said_while_maps_are_called(outputs: dict[str, list[Output]])
 
 
 def test_a_report_is_its_text_and_a_small_timeline(outputs: dict[str, list[Output]]) -> None:
-    found = shown(outputs["report"])
-    assert found["text/html"].count("<rect") == 8
-    assert "of 8 results were enough" in found["text/html"]
-    assert len(found["text/plain"].splitlines()) <= 10
+    shown_report = shown(outputs["report"])
+    assert shown_report["text/html"].count("<rect") == 8
+    assert "of 8 results were enough" in shown_report["text/html"]
+    assert len(shown_report["text/plain"].splitlines()) <= 10
 
 
 @pytest.mark.parametrize("name", ["figure", "frontier"])
@@ -98,10 +98,10 @@ def test_plans_and_results_are_short(name: str, outputs: dict[str, list[Output]]
 
 
 def test_the_bar_is_a_widget(outputs: dict[str, list[Output]]) -> None:
-    found = [output for output in outputs["bar"] if output["output_type"] == "display_data"]
+    displays = [output for output in outputs["bar"] if output["output_type"] == "display_data"]
     assert [
         list(output["data"])
-        for output in found
+        for output in displays
         if "application/vnd.jupyter.widget-view+json" in output["data"]
     ]
     assert not [output for output in outputs["bar"] if output["output_type"] == "stream"]
@@ -139,11 +139,11 @@ with report_stripe_progress((polarmap.driver.observers.ProgressBar(True),), 30) 
 
 def test_a_notebook_without_widgets_has_one_line_for_a_bar_at_most() -> None:
     """Though the bar has changed some thirty times: what is printed would all be kept."""
-    found = outputs_of(WITHOUT_WIDGETS)
-    assert found["setup"] == []
+    outputs = outputs_of(WITHOUT_WIDGETS)
+    assert outputs["setup"] == []
     for name, ends in (("bar", ""), ("stripes", "30/30 stripes")):
-        assert [output["output_type"] for output in found[name]] == ["display_data"]
-        text = found[name][0]["data"]["text/plain"]
+        assert [output["output_type"] for output in outputs[name]] == ["display_data"]
+        text = outputs[name][0]["data"]["text/plain"]
         assert len(text.splitlines()) <= 1
         assert ends in text
-    assert found["bar"][0]["data"]["text/plain"] == ""
+    assert outputs["bar"][0]["data"]["text/plain"] == ""

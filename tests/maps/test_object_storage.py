@@ -82,8 +82,8 @@ def test_large_results_come_as_lithops_returns_them_and_nothing_stays(config):
 
     before = {*open_store(config).keys("")}
     y = polarmap.coded_map(spread, A, blocks=2, tasks=3, executor=config, timeout=100)
-    for found, block in zip(y, np.split(A, 2), strict=True):
-        np.testing.assert_allclose(found, spread(block))
-        assert found.flags.writeable
+    for result, block in zip(y, np.split(A, 2), strict=True):
+        np.testing.assert_allclose(result, spread(block))
+        assert result.flags.writeable
     left = {key.partition("/")[0] for key in {*open_store(config).keys("")} - before}
     assert left <= {"ready", "lithops.runtimes"}  # of the server, and what Lithops knows of an interpreter

@@ -194,13 +194,13 @@ def test_maps_go_on_after_interrupts_at_any_time() -> None:
     assert driver.stdout is not None
     with driver:
         assert driver.stdout.readline() == "ready\n"
-        others = descendants(driver.pid)
+        processes = descendants(driver.pid)
         for _ in range(40):
             pause.wait(0.02 + float(stream.uniform(0.0, 0.1)))  # no time may be a wrong one
             os.killpg(driver.pid, signal.SIGINT)
         pause.wait(0.2)
-        others |= descendants(driver.pid)
+        processes |= descendants(driver.pid)
         driver.send_signal(signal.SIGUSR1)
         assert driver.stdout.readline() == "right\n"
         assert driver.wait(PATIENCE) == 0
-    assert_nothing_is_left(driver.pid, others)
+    assert_nothing_is_left(driver.pid, processes)

@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
     def pools(self) -> set[str]:
         """Those, and jobs of Lithops, of which anything is left."""
-        return {found[0] for key in self.left() if (found := re.search(r"pool-\w+|jobs/[\w-]+?/", key))}
+        return {match[0] for key in self.left() if (match := re.search(r"pool-\w+|jobs/[\w-]+?/", key))}
 
     def left(self) -> list[str]:
         """Objects."""
@@ -65,8 +65,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def pool(place: Place) -> Iterator[Pool]:
     """One for all tests: what one of them does to it must not be seen by the next."""
-    with place.pool() as one:
-        yield one
+    with place.pool() as pool:
+        yield pool
     assert until(lambda: not any(map(is_of_lithops, descendants())))
     assert place.pools() == set()
 
@@ -117,8 +117,8 @@ def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, 
             sys.modules.pop(name, None)
         import far_away
 
-        found = polarmap.hedged_map(far_away.f, [X, 2 * X], executor=pool, timeout=PATIENCE)
-        np.testing.assert_array_equal(found[1], 2 * X + 1 + float(text))
+        results = polarmap.hedged_map(far_away.f, [X, 2 * X], executor=pool, timeout=PATIENCE)
+        np.testing.assert_array_equal(results[1], 2 * X + 1 + float(text))
     for name in ("far_away", "near_by"):
         sys.modules.pop(name, None)
 
@@ -138,12 +138,12 @@ def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
 
 @over("redis")
 def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -> None:
-    others = place.pools()
+    other_pools = place.pools()
     driver = program(DRIVER + "\nshare()", str(place.yaml), str(place.server is None))
     with driver:
         assert driver.wait(PATIENCE) == 0
     assert not folders(driver.pid)
-    assert until(lambda: place.pools() <= others)
+    assert until(lambda: place.pools() <= other_pools)
 
 
 # Workers have the driver's seconds: with its modules they get what stands in these.
@@ -208,18 +208,18 @@ def test_a_driver_that_is_killed_takes_its_workers_with_it(
     """Over both kinds of channels at once: some wait for a sign of life. Half of the workers work."""
     places = [place_of(channel, request, tmp_path) for channel in ("socket", "redis")]
     before = [place.pools() for place in places]
-    drivers, others = [], set[int]()
+    drivers, processes = [], set[int]()
     for place in places:  # one after the other: Lithops copies itself to a folder that they share
         driver = program(DRIVER + "\nstay()", str(place.yaml), str(place.server is None))
         drivers.append(driver)
         assert driver.stdout is not None
-        others |= {int(one) for one in driver.stdout.readline().split()}
+        processes |= {int(process_id) for process_id in driver.stdout.readline().split()}
         assert driver.stdout.readline() == "busy\n"
-        others |= descendants(driver.pid)
+        processes |= descendants(driver.pid)
     for driver in drivers:
         driver.kill()
         driver.communicate(timeout=PATIENCE)
-    assert until(lambda: not any(map(runs, others)), 45.0)
+    assert until(lambda: not any(map(runs, processes)), 45.0)
     with Pool() as another:  # removes what dead processes have left
         check(another)
     assert not any(folders(driver.pid) for driver in drivers)

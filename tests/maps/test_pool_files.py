@@ -26,15 +26,15 @@ PATIENCE = 60.0
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     leave_out_others()
-    with Pool() as one:
-        yield one
+    with Pool() as pool:
+        yield pool
 
 
 @pytest.fixture
 def product(pool: Pool) -> Iterator[CodedOperator]:
-    with CodedOperator(A, executor=pool) as one:
-        check(one)
-        yield one
+    with CodedOperator(A, executor=pool) as operator:
+        check(operator)
+        yield operator
 
 
 def check(product: CodedOperator) -> None:
@@ -74,8 +74,8 @@ def test_a_map_whose_files_are_removed_ends_and_so_do_later_ones(
         return block @ x
 
     with suppress(ExecutorError):  # that there is no room
-        found = polarmap.coded_map(remove_once, A, blocks=6, tasks=8, executor=pool, timeout=PATIENCE)
-        np.testing.assert_allclose(found.concatenate(), A @ X)
+        result = polarmap.coded_map(remove_once, A, blocks=6, tasks=8, executor=pool, timeout=PATIENCE)
+        np.testing.assert_allclose(result.concatenate(), A @ X)
     assert mark.exists()
     check(product)
 
@@ -84,7 +84,7 @@ def link(place: Path, tmp_path: Path) -> None:
     place.symlink_to(tmp_path)
 
 
-def others_folder(place: Path, tmp_path: Path) -> None:
+def foreign_folder(place: Path, tmp_path: Path) -> None:
     if os.getuid():
         pytest.skip("only root can make what belongs to somebody else")
     place.mkdir()
@@ -102,13 +102,18 @@ def use_large_function(product: CodedOperator, pool: Pool) -> None:
 
 
 def use_large_results(product: CodedOperator, pool: Pool) -> None:
-    for found in polarmap.hedged_map(lambda x: np.full(1 << 16, x), [3.0, 3.0], executor=pool):
-        np.testing.assert_array_equal(found, np.full(1 << 16, 3.0))
+    for result in polarmap.hedged_map(lambda x: np.full(1 << 16, x), [3.0, 3.0], executor=pool):
+        np.testing.assert_array_equal(result, np.full(1 << 16, 3.0))
 
 
 @pytest.mark.parametrize(
     ("put", "use"),
-    [(link, use_blocks), (link, use_large_function), (link, use_large_results), (others_folder, use_blocks)],
+    [
+        (link, use_blocks),
+        (link, use_large_function),
+        (link, use_large_results),
+        (foreign_folder, use_blocks),
+    ],
 )
 def test_a_folder_that_somebody_else_has_put_in_place_is_not_used(
     put: Callable[[Path, Path], None], use: Callable[[Any, Pool], None], pool: Pool, tmp_path: Path
@@ -117,15 +122,15 @@ def test_a_folder_that_somebody_else_has_put_in_place_is_not_used(
     with CodedOperator(A, executor=pool) as product:
         check(product)
         first, second = mine = folders()
-        for theirs in ([first], [second], mine):
+        for blocks in ([first], [second], mine):
             remove_folders()
-            for place in theirs:
+            for place in blocks:
                 put(place, tmp_path)
-            fails = len(theirs) > 1 and use is not use_large_results
+            fails = len(blocks) > 1 and use is not use_large_results
             message = "something else is in the place of"
             with pytest.raises(ExecutorError, match=message) if fails else nullcontext():
                 use(product, pool)
-            for place in theirs:
+            for place in blocks:
                 assert os.listdir(place) == []
                 (Path.unlink if place.is_symlink() else Path.rmdir)(place)
             use(product, pool)

@@ -104,7 +104,7 @@ def test_both_processes_map(name: str) -> None:
     with program(f"{scene}\nprint('right', flush=True)\ntime.sleep(600)\n") as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "right\n"
-        others = descendants(driver.pid)
+        processes = descendants(driver.pid)
         driver.terminate()
         driver.wait(PATIENCE)
-    assert_nothing_is_left(driver.pid, others)
+    assert_nothing_is_left(driver.pid, processes)

@@ -117,7 +117,7 @@ def facts() -> Callable[[Any], str]:
         import time
         import warnings
 
-        handlers = [str(signal.getsignal(one)) for one in range(1, 65)]
+        handlers = [str(signal.getsignal(number)) for number in range(1, 65)]
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         seeded = (
             random.Random(0).random() == random.random(),
@@ -128,31 +128,49 @@ def facts() -> Callable[[Any], str]:
         values = [np.dot([3.0], [4.0]), np.linalg.norm([3.0, 4.0]), np.empty(3).size, sorted([2, 1])]
         around = (
             os.getcwd(),
-            sorted(one for one in os.environ.items() if one[0] != "PYTEST_CURRENT_TEST"),
+            sorted(item for item in os.environ.items() if item[0] != "PYTEST_CURRENT_TEST"),
             sys.path,
         )
         streams = (
-            [os.readlink(f"/proc/self/fd/{one}") for one in range(3)],
+            [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in range(3)],
             type(sys.stdout),
             type(sys.stderr),
         )
         traced = sys.gettrace(), sys.getprofile(), sys.getrecursionlimit(), gc.isenabled()
-        limits = [resource.getrlimit(one) for one in range(16)]
-        told = np.geterr(), str(np.array([1 / 3])), locale.setlocale(locale.LC_ALL), warnings.filters
+        limits = [resource.getrlimit(number) for number in range(16)]
+        settings = (
+            np.geterr(),
+            str(np.array([1 / 3])),
+            locale.setlocale(locale.LC_ALL),
+            warnings.filters,
+        )
         few = (
             len(os.listdir("/proc/self/fd")) < 50,
             threading.active_count(),
             time.time() > 1e9,
             os.path.exists("/"),
         )
-        who = os.nice(0), os.sched_getaffinity(0), signal.getitimer(signal.ITIMER_REAL)
-        found = (handlers, blocked, seeded, umask, values, around, streams, traced, limits, told, few, who)
-        return "\n".join(map(str, found))
+        process = os.nice(0), os.sched_getaffinity(0), signal.getitimer(signal.ITIMER_REAL)
+        state = (
+            handlers,
+            blocked,
+            seeded,
+            umask,
+            values,
+            around,
+            streams,
+            traced,
+            limits,
+            settings,
+            few,
+            process,
+        )
+        return "\n".join(map(str, state))
 
     return f
 
 
-def told(pool: Any, f: Callable[[Any], Any], count: int = 4) -> list[Any]:
+def collect_results(pool: Any, f: Callable[[Any], Any], count: int = 4) -> list[Any]:
     """What f returns on workers, whichever these are; no task may be lost."""
     return list(
         polarmap.hedged_map(
@@ -163,26 +181,26 @@ def told(pool: Any, f: Callable[[Any], Any], count: int = 4) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool(workers=2) as one:
-        yield one
+    with Pool(workers=2) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
 def pristine() -> str:
     with Pool(workers=1) as fresh:
-        [found] = told(fresh, facts(), 1)
-    return str(found)
+        [state] = collect_results(fresh, facts(), 1)
+    return str(state)
 
 
 @pytest.mark.parametrize("deed", DEEDS)
 def test_the_next_map_does_not_know_what_f_did(deed: str, pool: Pool, pristine: str) -> None:
     returned = list[Any]()
     with contextlib.suppress(Exception, SystemExit):  # what f raises itself, as it is
-        returned.extend(told(pool, doing(DEEDS[deed])))
-    assert all(one == X @ X for one in returned)
+        returned.extend(collect_results(pool, doing(DEEDS[deed])))
+    assert all(block == X @ X for block in returned)
     assert not any(task.failures for task in check(pool, retries=0).report.tasks)
-    for one in told(pool, facts()):
-        assert one.splitlines() == pristine.splitlines()
+    for state in collect_results(pool, facts()):
+        assert state.splitlines() == pristine.splitlines()
 
 
 def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp_path: Path) -> None:
@@ -214,14 +232,14 @@ def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp
     rows = A[:2]
 
     maps = [polarmap.hedged_map(f, [rows] * 6, executor=pool, timeout=PATIENCE) for _ in range(8)]
-    workers = {float(one) for found in maps for one in found}
+    workers = {float(value) for results in maps for value in results}
     assert len(workers) <= 4  # if each map lost its workers, there were 8 at least
 
 
 @pytest.mark.parametrize("deed", ["leaks all descriptors", "forgets numpy"])
 def test_what_f_returns_after_that_is_its_result(deed: str) -> None:
-    with Pool(workers=1) as one:
-        assert told(one, doing(DEEDS[deed]), 1) == [X @ X]
+    with Pool(workers=1) as pool:
+        assert collect_results(pool, doing(DEEDS[deed]), 1) == [X @ X]
 
 
 WANTS = {
@@ -235,7 +253,7 @@ def test_a_worker_that_cannot_read_a_block_is_replaced_and_its_task_done_elsewhe
     want: str, tmp_path: Path
 ) -> None:
     """Not f has failed: the report tells of a lost worker, and why."""
-    said, deed = WANTS[want]
+    message, deed = WANTS[want]
     program = "import os\nimport numpy as np\n" + textwrap.dedent(deed)
 
     def f(block: Any) -> Any:
@@ -248,9 +266,9 @@ def test_a_worker_that_cannot_read_a_block_is_replaced_and_its_task_done_elsewhe
         return y
 
     rows = np.pad(A, ((0, 0), (0, INLINE_BLOCK_BYTES)))  # in files: smaller ones come with their tasks
-    with Pool(workers=1) as one:
-        found = polarmap.hedged_map(f, [*rows], executor=one, backups=0, retries=1, timeout=PATIENCE)
-    np.testing.assert_allclose([*found], A.sum(axis=1))
-    failures = [failure for task in found.report.tasks for failure in task.failures]
+    with Pool(workers=1) as pool:
+        results = polarmap.hedged_map(f, [*rows], executor=pool, backups=0, retries=1, timeout=PATIENCE)
+    np.testing.assert_allclose([*results], A.sum(axis=1))
+    failures = [failure for task in results.report.tasks for failure in task.failures]
     [lost] = [failure for failure in failures if "WorkerLost" in failure]
-    assert re.match(f"WorkerLost: its worker could not read its block: .*{said}", lost)
+    assert re.match(f"WorkerLost: its worker could not read its block: .*{message}", lost)

@@ -24,15 +24,15 @@ from polarmap.errors import NotDecodableError
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     leave_out_others()
-    with Pool() as one:
-        yield one
+    with Pool() as pool:
+        yield pool
     assert until(lambda: not descendants(), 5.0)
     assert not folders()
 
 
 def workers() -> list[int]:
     """Of the one pool of this process: its fork server's children."""
-    return sorted(one for server in descendants() for one in descendants(server))
+    return sorted(worker for server in descendants() for worker in descendants(server))
 
 
 def test_how_workers_ended_is_told(pool: Pool) -> None:
@@ -78,8 +78,8 @@ def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Poo
     turn = 0
     while not mark.exists():  # it may have written all before it was seen
         turn += 1
-        found = polarmap.coded_map(f, A, blocks=6, tasks=8, executor=pool)
-        np.testing.assert_allclose(found.concatenate(), A @ wide)
+        result = polarmap.coded_map(f, A, blocks=6, tasks=8, executor=pool)
+        np.testing.assert_allclose(result.concatenate(), A @ wide)
     assert not [path for folder in folders() for path in folder.glob("map-*")]
     assert until(lambda: not runs(int(mark.read_text())))
 

@@ -73,8 +73,8 @@ def cluster() -> Iterator[Any]:
 
     sizes = {"n_workers": 1, "threads_per_worker": SLOTS}
     options = {"processes": True, "dashboard_address": ":0", "memory_limit": 0}
-    with distributed.LocalCluster(**sizes, **options) as one:
-        yield one
+    with distributed.LocalCluster(**sizes, **options) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +207,12 @@ def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(pool: Exe
     """Also when a straggler goes on."""
     with threadpoolctl.threadpool_limits(64):
         here = blas_threads()
-        told = coded(partial(tells_threads, gate, corners_of(1)), pool, tasks=12, verify=False)
+        result = coded(partial(tells_threads, gate, corners_of(1)), pool, tasks=12, verify=False)
         assert blas_threads() == here
     share = (
         max(1, count_available_cores() // SLOTS) if not type(pool).__module__.startswith("distributed") else 1
     )
-    np.testing.assert_allclose(told.concatenate(), share, rtol=1e-6)
+    np.testing.assert_allclose(result.concatenate(), share, rtol=1e-6)
 
 
 # --- stragglers --------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ def test_a_map_goes_on_whose_storage_was_away_until_its_job_had_given_up(s3_serv
         while not started.exists():
             time.sleep(0.02)
         lines = psutil.process_iter(["ppid", "cmdline"])  # None of one that nobody has reaped
-        ours = [one for one in lines if one.info["ppid"] == os.getpid()]
-        runners = [one for one in ours if "lithops.localhost" in str(one.info["cmdline"])]
+        children = [process for process in lines if process.info["ppid"] == os.getpid()]
+        runners = [process for process in children if "lithops.localhost" in str(process.info["cmdline"])]
         s3_server.kill()
         over.touch()
         psutil.wait_procs(runners, timeout=150)

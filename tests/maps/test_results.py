@@ -59,15 +59,15 @@ def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
         def f(block: Any) -> Any:
             raise error
 
-        with pytest.raises(expected) as found:
+        with pytest.raises(expected) as raised:
             coded_map(f, MATRIX, blocks=2, tasks=3, executor=executor, retries=0, timeout=60)
-        return found.value
+        return raised.value
 
     with executor_of_kind(kind, 2) as executor:
         for error in (Mine("a", 3), Local("b"), KeyError("c"), StopIteration(4)):
             would_end_generators = isinstance(error, StopIteration)
-            told = caught(error, FunctionExitError if would_end_generators else type(error))
-            cause = told.__cause__ if would_end_generators else told
+            seen = caught(error, FunctionExitError if would_end_generators else type(error))
+            cause = seen.__cause__ if would_end_generators else seen
             assert type(cause) is type(error)
             assert cause.args == error.args
             assert getattr(cause, "more", None) == getattr(error, "more", None)

@@ -39,7 +39,8 @@ def test_a_map_sends_the_same_mixture_again_when_a_task_is_tried_again() -> None
     )
     expected = plain_map(lambda block: block @ W, DATA, 4)
     assert_same(result, expected, rtol=1e-8)
-    assert not any(np.array_equal(one, block) for one in seen for block in np.split(DATA[:28], 4))
+    blocks = np.split(DATA[:28], 4)
+    assert not any(np.array_equal(mixture, block) for mixture in seen for block in blocks)
 
 
 @pytest.mark.parametrize("lost", [(), (0,), (2, 7)])
@@ -110,11 +111,11 @@ def test_integers_are_those_of_the_plain_map(dtype: str, lost: Any, verify: bool
     result = coded_map(
         product_and_sum, data, blocks=5, tasks=18, code=SecretSharing(2), executor=executor, verify=verify
     )
-    for found, block in zip(result, np.split(data, 5)):
+    for result_block, block in zip(result, np.split(data, 5)):
         expected = product_and_sum(block)
         for name in expected:
-            assert (found[name] == expected[name]).all()
-            assert found[name].dtype == expected[name].dtype
+            assert (result_block[name] == expected[name]).all()
+            assert result_block[name].dtype == expected[name].dtype
     assert result.report.code == "masked against 2, uniform noise"
     assert result.report.error_bound == 0
 
@@ -193,7 +194,7 @@ def test_numpy_does_not_warn_of_masked_data_that_is_not_finite() -> None:
             executor=ReplayExecutor(),
         )
     assert list(result) == pytest.approx([7.0, 7.0])
-    assert [str(one.message) for one in caught if "encountered in" in str(one.message)] == []
+    assert [str(warning.message) for warning in caught if "encountered in" in str(warning.message)] == []
 
 
 @pytest.mark.filterwarnings("ignore:the data is NaN")

@@ -31,23 +31,23 @@ A = np.random.default_rng(0).standard_normal((BLOCKS * 4, 100))
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     sizes = {"n_workers": 4, "threads_per_worker": TASKS // 4, "processes": True, "memory_limit": 0}
-    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as one:
-        yield one
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as client:
+        yield client
 
 
 @pytest.fixture
 def links() -> Iterator[SlowLinks]:
-    with slow_links() as one:
-        yield one
+    with slow_links() as network:
+        yield network
 
 
 @pytest.fixture
 def pool(client: Any, links: SlowLinks) -> Iterator[Pool]:
     """Its workers have all called."""
-    with Pool(client, workers=TASKS) as one:
-        check_map(one)
+    with Pool(client, workers=TASKS) as pool:
+        check_map(pool)
         assert until(lambda: len(links.first(TASKS)) == TASKS)
-        yield one
+        yield pool
 
 
 def check_map(pool: Pool, factor: float = 2.0, f: Any = None, data: np.ndarray = A, **options: Any) -> Any:
@@ -82,9 +82,9 @@ def test_large_results_on_slow_links_are_not_awaited(pool: Pool, links: SlowLink
         link.rate = SLOW
     before = [link.bytes_to_target for link in slow]
     result = polarmap.coded_map(large_result, A, executor=pool, blocks=BLOCKS, tasks=TASKS, timeout=PATIENCE)
-    found = [link.bytes_to_target - count for link, count in zip(slow, before)]
+    n_bytes = [link.bytes_to_target - count for link, count in zip(slow, before)]
     np.testing.assert_allclose(result.concatenate(), large_result(A), atol=1e-9)
-    assert max(found) < RESULT_BYTES
+    assert max(n_bytes) < RESULT_BYTES
 
 
 def test_links_cut_between_maps_are_not_awaited(pool: Pool, links: SlowLinks) -> None:

@@ -37,8 +37,8 @@ def lossy(faults: Any = LOST) -> FaultyExecutor:
     return FaultyExecutor(ReplayExecutor(), faults)
 
 
-def assert_close(found: Any, expected: Any) -> None:
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+def assert_close(actual: Any, expected: Any) -> None:
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
 # --- coded_map -----------------------------------------------------------------------------------
@@ -53,10 +53,11 @@ def test_every_format_is_cut_into_csr_rows(form: str, kind: Any) -> None:
         seen.add(type(rows))
         return rows @ X
 
-    found = coded_map(f, matrix, blocks=6, tasks=9, executor=lossy())
-    assert_close(found.concatenate(), A @ X)
-    assert found.report.recovered == (1, 4) and found.report.k == 6
-    assert found.report.code_reason in str(found.report) and "coded: a parity block has" in str(found.report)
+    result = coded_map(f, matrix, blocks=6, tasks=9, executor=lossy())
+    assert_close(result.concatenate(), A @ X)
+    report = result.report
+    assert report.recovered == (1, 4) and report.k == 6
+    assert report.code_reason in str(report) and "coded: a parity block has" in str(report)
     assert seen == {scipy.sparse.csr_matrix if kind is scipy.sparse.coo_matrix else scipy.sparse.csr_array}
 
 
@@ -84,16 +85,16 @@ def test_products_of_any_matrix(
     if verb == "map":
         k = compute_max_nonempty_blocks(rows, min(k, rows))
         result = coded_map(lambda block: block @ x, matrix, blocks=k, tasks=k + 5, executor=executor)
-        found = result.concatenate()
+        joined = result.concatenate()
     else:
         with CodedOperator(matrix, blocks=k, tasks=k + 6, executor=executor) as operator:
-            found = operator @ x if verb == "rows" else operator.T @ x
-    assert found.dtype == expected.dtype
+            joined = operator @ x if verb == "rows" else operator.T @ x
+    assert joined.dtype == expected.dtype
     if dtype[0] in "iu":
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(joined, expected)
     else:
         scale = np.abs(expected).max(initial=1.0)
-        np.testing.assert_allclose(found, expected, atol=scale * (1e-3 if dtype == "f4" else 1e-9))
+        np.testing.assert_allclose(joined, expected, atol=scale * (1e-3 if dtype == "f4" else 1e-9))
 
 
 def test_reductions_and_functions_that_write() -> None:
@@ -108,8 +109,8 @@ def test_reductions_and_functions_that_write() -> None:
 
     with Pool(workers=2) as pool:
         for _ in range(2):  # of blocks that stay
-            found = coded_map(double, A, blocks=5, executor=pool)
-            assert_close(found.concatenate(), 2 * (A @ X))
+            result = coded_map(double, A, blocks=5, executor=pool)
+            assert_close(result.concatenate(), 2 * (A @ X))
 
 
 def test_a_function_that_is_not_linear_is_found_out() -> None:
@@ -127,24 +128,24 @@ def test_nan_is_told_by_its_row() -> None:
     matrix = A.copy()
     matrix.data[matrix.indptr[17]] = math.nan
     with pytest.warns(RuntimeWarning, match="NaN or inf at 1 place, the first of them in row 17"):
-        found = coded_map(lambda rows: rows @ X, matrix, blocks=5, tasks=8, executor=ReplayExecutor())
-    assert_close(found.concatenate(), matrix @ X)
+        result = coded_map(lambda rows: rows @ X, matrix, blocks=5, tasks=8, executor=ReplayExecutor())
+    assert_close(result.concatenate(), matrix @ X)
 
 
 @pytest.mark.parametrize("options", [{"schedule": "on_demand"}, {"timeout": 9.0, "on_timeout": "estimate"}])
 def test_who_asks_for_parity_gets_it(options: Any, copies: None) -> None:
-    found = coded_map(lambda rows: rows @ X, A, blocks=6, tasks=9, executor=lossy(), **options)
-    assert_close(found.concatenate(), A @ X)
-    assert found.report.recovered and found.report.code_reason.startswith("coded, because ")
+    result = coded_map(lambda rows: rows @ X, A, blocks=6, tasks=9, executor=lossy(), **options)
+    assert_close(result.concatenate(), A @ X)
+    assert result.report.recovered and result.report.code_reason.startswith("coded, because ")
 
 
 def test_results_may_stay_in_storage(tmp_path: Any, copies: None) -> None:
     with ThreadPoolExecutor(4) as pool:
-        found = coded_map(
+        result = coded_map(
             lambda rows: rows @ X, A, blocks=6, tasks=9, executor=pool, out=Stored("product", tmp_path)
         )
-    assert_close(found.concatenate(), A @ X)
-    assert found.report.code_reason == "coded, because out= asks for it"
+    assert_close(result.concatenate(), A @ X)
+    assert result.report.code_reason == "coded, because out= asks for it"
 
 
 # --- copies of late tasks ------------------------------------------------------------------------
@@ -152,17 +153,17 @@ def test_results_may_stay_in_storage(tmp_path: Any, copies: None) -> None:
 
 def test_late_tasks_get_copies(copies: None) -> None:
     slow = FaultyExecutor(ReplayExecutor(), {2: Fault("sleep", 60.0), 3: Fault("raise")})
-    found = coded_map(lambda rows: rows @ X, A, blocks=6, executor=slow)
-    np.testing.assert_array_equal(found.concatenate(), A @ X)
-    report = found.report
+    result = coded_map(lambda rows: rows @ X, A, blocks=6, executor=slow)
+    np.testing.assert_array_equal(result.concatenate(), A @ X)
+    report = result.report
     assert (report.n, report.k, report.code) == (6, 6, "no code, backup tasks")
     assert [report.tasks[task].attempts for task in (2, 3)] == [2, 2] and report.seconds < 60
     assert report.code_reason.startswith("copies of late tasks: a parity block has ")
 
 
 def test_copies_need_no_linear_function(copies: None) -> None:
-    found = coded_map(lambda rows: (rows * rows) @ X, A, blocks=6, executor=ReplayExecutor())
-    assert_close(found.concatenate(), (A * A) @ X)
+    result = coded_map(lambda rows: (rows * rows) @ X, A, blocks=6, executor=ReplayExecutor())
+    assert_close(result.concatenate(), (A * A) @ X)
 
 
 def test_an_operator_copies_late_tasks(copies: None) -> None:
@@ -185,10 +186,10 @@ def test_solvers_with_dead_workers() -> None:
     b = np.random.default_rng(4).standard_normal(120)
     unlucky = FaultyExecutor(None, {1: Fault("kill"), 4: Fault("sleep", 60.0)})
     with CodedOperator(matrix, blocks=6, tasks=9, executor=unlucky) as operator:
-        found = lsqr(operator, b, atol=1e-12, btol=1e-12, iter_lim=30)[0]
+        solution = lsqr(operator, b, atol=1e-12, btol=1e-12, iter_lim=30)[0]
         values = svds(operator, k=2, return_singular_vectors=False)
         assert operator.report.code == "rotation code"
-    np.testing.assert_allclose(found, np.linalg.lstsq(matrix.toarray(), b)[0], atol=1e-8)
+    np.testing.assert_allclose(solution, np.linalg.lstsq(matrix.toarray(), b)[0], atol=1e-8)
     np.testing.assert_allclose(sorted(values), np.linalg.svd(matrix.toarray(), compute_uv=False)[[1, 0]])
 
 

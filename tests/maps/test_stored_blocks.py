@@ -83,8 +83,8 @@ def test_parity_that_cannot_be_read_says_nothing_of_f(stored, A, verify):
     """Data tasks reported, and f is not known yet: what is missing in storage is no fault of f."""
     for index in (6, 7):
         file_of(stored, index).unlink()
-    told = pytest.warns(RuntimeWarning, match="a parity block could not be read here: DamagedError")
-    with ThreadPoolExecutor(4) as pool, told if verify is True else nullcontext():
+    warns = pytest.warns(RuntimeWarning, match="a parity block could not be read here: DamagedError")
+    with ThreadPoolExecutor(4) as pool, warns if verify is True else nullcontext():
         result = polarmap.coded_map(row_sums, stored, executor=pool, verify=verify)
     np.testing.assert_array_equal(result.concatenate(), A @ np.ones(7))
     assert result.report.tasks_in_state("failed") == [6, 7]

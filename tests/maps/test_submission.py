@@ -77,7 +77,8 @@ def test_the_result_is_that_of_coded_map() -> None:
     result = future.result(SECONDS)
     assert isinstance(future, CodedFuture)
     np.testing.assert_allclose(result.concatenate(), -A, rtol=1e-12)
-    assert [np.shares_memory(block.result(), one) for block, one in zip(future.blocks, result)] == [True] * 4
+    shares = [np.shares_memory(block.result(), rows) for block, rows in zip(future.blocks, result)]
+    assert shares == [True] * 4
     assert future.report is result.report
     assert future.done()
     assert not future.running()
@@ -118,7 +119,7 @@ def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
     garbage = polarmap.testing.FaultyExecutor(
         ReplayExecutor({0: 0.5}), {0: polarmap.testing.Fault("garbage", attempts=9)}
     )
-    told = r"told of blocks \[0\] before the others turned out to be garbage"
+    warning = r"told of blocks \[0\] before the others turned out to be garbage"
 
     def done() -> CodedFuture[Any]:
         future = polarmap.submit(
@@ -127,7 +128,7 @@ def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
         wait([future], SECONDS)
         return future
 
-    with pytest.warns(RuntimeWarning, match=told):
+    with pytest.warns(RuntimeWarning, match=warning):
         future = done()
     np.testing.assert_allclose(future.result().concatenate(), -A, atol=1e-12)
     assert not np.allclose(future.blocks[0].result(), -A[:4])
@@ -470,14 +471,14 @@ def test_data_is_taken_as_it_is_when_submit_returns(
         future = polarmap.submit(verb, plus, data, **options)
         change(data)
         held_back()
-        found = future.result(SECONDS)
+        value = future.result(SECONDS)
     if verb is polarmap.coded_sum:
-        found, expected = [found.value], [expected.value]
-    for one, other in zip(found, expected, strict=True):
-        while isinstance(one, (dict, tuple)):
-            one, other = (next(iter(x.values())) if isinstance(x, dict) else x[0] for x in (one, other))
-        one, other = (x.toarray() if scipy.sparse.issparse(x) else x for x in (one, other))
-        np.testing.assert_allclose(one, other, atol=1e-9)
+        value, expected = [value.value], [expected.value]
+    for actual, other in zip(value, expected, strict=True):
+        while isinstance(actual, (dict, tuple)):
+            actual, other = (next(iter(x.values())) if isinstance(x, dict) else x[0] for x in (actual, other))
+        actual, other = (x.toarray() if scipy.sparse.issparse(x) else x for x in (actual, other))
+        np.testing.assert_allclose(actual, other, atol=1e-9)
 
 
 def test_factors_points_and_what_is_to_be_stored_are_taken_as_they_are(
@@ -494,12 +495,12 @@ def test_factors_points_and_what_is_to_be_stored_are_taken_as_they_are(
         polarmap.submit(polarmap.encode, A, blocks=6, tasks=8, name="taken", storage=tmp_path),
     ]
     expected = [A @ B, A.T @ (w[:, None] * A), 3 * x**2, A.copy()]
-    for one in (A, B, w, x):
-        one.fill(-1)
+    for array in (A, B, w, x):
+        array.fill(-1)
     held_back()
     product, gram, gradient, stored = (future.result(SECONDS) for future in futures)
-    for one, other in zip([product.array, gram.array, gradient.gradient, stored[:]], expected):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+    for array, other in zip([product.array, gram.array, gradient.gradient, stored[:]], expected):
+        np.testing.assert_allclose(array, other, atol=1e-6)
 
 
 def test_f_is_taken_as_it_is_where_it_travels_and_called_as_it_is_on_threads(

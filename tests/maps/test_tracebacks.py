@@ -26,8 +26,8 @@ SIZES: dict[str, Any] = {"blocks": 4, "tasks": 6}
 
 @pytest.fixture(scope="module", params=["replay", "default", "threads", "processes"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
-    with executor_of_kind(request.param, 2) as one:
-        yield one
+    with executor_of_kind(request.param, 2) as executor:
+        yield executor
 
 
 # A call of each verb, with an f that raises and an executor.
@@ -72,7 +72,7 @@ def failing() -> FaultyExecutor:
     return FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3, 6), Fault("raise", attempts=9)))
 
 
-def losing_one() -> FaultyExecutor:
+def losing_first_task() -> FaultyExecutor:
     return FaultyExecutor(ReplayExecutor(), {0: Fault("kill", attempts=9)})
 
 
@@ -88,9 +88,9 @@ def operated(executor: Any, **options: Any) -> None:
 MISTAKES: dict[str, Callable[[], Any]] = {
     "too few results": lambda: polarmap.coded_map(np.negative, ROWS, executor=failing(), **SIZES),
     "a timeout": lambda: polarmap.coded_map(np.negative, ROWS, executor=late(), timeout=5, **SIZES),
-    "not linear": lambda: polarmap.coded_map(np.exp, ROWS, executor=losing_one(), **SIZES),
+    "not linear": lambda: polarmap.coded_map(np.exp, ROWS, executor=losing_first_task(), **SIZES),
     "not linear, a future": lambda: polarmap.submit(
-        polarmap.coded_map, np.exp, ROWS, executor=losing_one(), **SIZES
+        polarmap.coded_map, np.exp, ROWS, executor=losing_first_task(), **SIZES
     ).result(PATIENCE),
     "not smooth": lambda: polarmap.coded_gradient(
         lambda x: float(np.abs(x).sum() + x[0] ** 0.5), np.zeros(6), executor=late(), timeout=5
@@ -166,8 +166,8 @@ def test_a_program_that_fails_prints_a_screen(how: str, tmp_path: Path) -> None:
         pytest.importorskip("IPython")
         command = [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", str(script)]
     run = subprocess.run(command, capture_output=True, text=True, env=None)
-    told = run.stdout + run.stderr
+    output = run.stdout + run.stderr
     assert run.returncode == 1
-    assert "KeyError" in told and "polarmap.coded_map(f" in told
-    assert told.count("/polarmap/") <= 2
-    assert len(told.splitlines()) < 60
+    assert "KeyError" in output and "polarmap.coded_map(f" in output
+    assert output.count("/polarmap/") <= 2
+    assert len(output.splitlines()) < 60

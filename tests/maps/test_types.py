@@ -43,7 +43,7 @@ def square(block: np.matrix) -> np.matrix:
 def test_f_sees_matrices_and_returns_them_from_a_coded_map() -> None:
     result = coded_map(square, MATRIX, blocks=4, tasks=6, executor=late())
     assert result.report.recovered == (0,)
-    assert all(type(one) is np.matrix for one in result)
+    assert all(type(block) is np.matrix for block in result)
     joined = result.concatenate()
     assert type(joined) is np.matrix
     np.testing.assert_allclose(np.asarray(joined), np.asarray(MATRIX) @ np.asarray(TURN), atol=1e-12)
@@ -82,14 +82,14 @@ def test_a_hedged_map_keeps_the_names_of_fields() -> None:
     assert joined.dtype == RECORDS.dtype
     assert (joined == RECORDS[RECORDS["at"][:, 0] > 4]).all()
     scalars = hedged_map(lambda block: block[0], RECORDS, executor=ReplayExecutor())
-    assert [one["at"].tolist() for one in scalars] == RECORDS["at"].tolist()
+    assert [scalar["at"].tolist() for scalar in scalars] == RECORDS["at"].tolist()
 
 
 @pytest.mark.parametrize("align", [False, True])
 def test_fields_with_gaps_between_them_survive_packing(align: bool) -> None:
     dtype = np.dtype({"names": ["a", "b"], "formats": ["i1", ">f8"], "offsets": [3, 16], "itemsize": 32})
-    for one in (dtype, np.dtype([("a", "i1"), ("b", "f8")], align=align), np.dtype([])):
-        assert unpack_leaves(*pack_tree(np.zeros(3, one))[1:])[0].dtype == one
+    for data_type in (dtype, np.dtype([("a", "i1"), ("b", "f8")], align=align), np.dtype([])):
+        assert unpack_leaves(*pack_tree(np.zeros(3, data_type))[1:])[0].dtype == data_type
 
 
 def test_records_are_summands_no_more_than_text_is() -> None:
@@ -154,7 +154,7 @@ def test_containers_come_back_as_they_were(tree: Any) -> None:
     if not isinstance(tree, Scaled):  # which no pickle brings back
         results.append(hedged_map(lambda block: block, [tree, tree], executor=ReplayExecutor()))
     for result in results:
-        assert [type(one) for one in result] == [type(tree)] * 2
+        assert [type(block) for block in result] == [type(tree)] * 2
         assert str(result[1]) == str(tree)
     total = coded_sum(lambda part: tree, [1.0, 2.0], executor=ReplayExecutor()).value
     assert type(total) is type(tree)
@@ -215,7 +215,7 @@ NO_RESULTS: dict[str, tuple[Any, str]] = {
     "deque": (lambda: deque([1.0]), r"a collections.deque: use list\("),
     "array.array": (lambda: array.array("d", [1.0]), "an array.array: use "),
     "set": (lambda: {1.0}, r"a set: use list\("),
-    "generator": (lambda: (one for one in [1.0]), r"a generator: use list\("),
+    "generator": (lambda: (number for number in [1.0]), r"a generator: use list\("),
     "None": (lambda: None, "None: use arrays, numbers"),
     "Decimal": (lambda: decimal.Decimal(1), "a decimal.Decimal: use arrays, numbers"),
     "DataFrame": (Frame, r"Frame: use its .to_numpy\(\)"),
