@@ -322,13 +322,10 @@ class Report:
 
     def _format_machine_lines(self) -> list[str]:
         """Return how many workers run on how many machines, and whether one machine has too many tasks."""
-        n_workers_per_host = list(self.workers_by_host.values())
-        verb = "runs" if sum(n_workers_per_host) == 1 else "run"
-        workers, machines = (
-            format_count(sum(n_workers_per_host), "worker"),
-            format_count(len(n_workers_per_host), "machine"),
-        )
-        distribution_text = f"{workers} {verb} on {machines}" if n_workers_per_host else ""
+        n_workers, n_machines = sum(self.workers_by_host.values()), len(self.workers_by_host)
+        verb = "runs" if n_workers == 1 else "run"
+        workers, machines = format_count(n_workers, "worker"), format_count(n_machines, "machine")
+        distribution_text = f"{workers} {verb} on {machines}" if n_machines else ""
         risk_text = format_machine_overload_message([task.host for task in self.tasks], self.n, self.k)
         return [line for line in (distribution_text, risk_text) if line]
 

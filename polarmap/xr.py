@@ -413,16 +413,14 @@ def _check_rowwise(
     except Exception as error:
         warn(f"it could not be verified that f acts on each row by itself: here it raised {error!r}")
         return
-    if separate_result.shape != result_array[:n_rows].shape or not _has_same_first_rows(
-        separate_result, result_array
-    ):
+    has_same_shape = separate_result.shape == result_array[:n_rows].shape
+    if not (has_same_shape and _has_same_first_rows(separate_result, result_array)):
         raise CodeError(
             f"f of {n_rows} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in "
             "dim all dimensions that it works along"
         )
-    FunctionProperty(
-        f, ROWWISE_PROPERTY, dtypes
-    ).remember_value()  # as it is now: what it holds may change by calls
+    # As f is now: calls may change what it holds.
+    FunctionProperty(f, ROWWISE_PROPERTY, dtypes).remember_value()
 
 
 def _has_same_first_rows(separate_result: Array, concatenated_result: Array) -> bool:

@@ -46,12 +46,8 @@ class CodedArray:
 
     def _set_manifest(self, manifest: Manifest) -> None:
         self._coded_blocks = StoredCodedBlocks(self.store, manifest)
-        self.name, self.shape, self.code, self.rows_per_block = (
-            manifest.name,
-            manifest.shape,
-            manifest.code,
-            manifest.rows_per_block,
-        )
+        self.name, self.shape, self.code = manifest.name, manifest.shape, manifest.code
+        self.rows_per_block = manifest.rows_per_block
         self.dtype = manifest.dtype.newbyteorder("=")
         self.n, self.k = manifest.code.n, manifest.code.k
 
@@ -162,10 +158,8 @@ class CodedArray:
         """
         with trimmed_tracebacks:
             while True:
-                manifest, audit = (
-                    self._coded_blocks.manifest,
-                    audits.audit_array(self._coded_blocks, executor),
-                )
+                manifest = self._coded_blocks.manifest
+                audit = audits.audit_array(self._coded_blocks, executor)
                 # else somebody else has repaired it
                 if audit.ok or not self._coded_blocks.refresh_manifest(manifest):
                     return audit
@@ -194,9 +188,8 @@ class CodedArray:
         """
         with trimmed_tracebacks:
             manifest, manifest_bytes = _load_manifest(self.store, self.name, self.key)
-            repaired_manifest, audit = repairing.repair_array(
-                StoredCodedBlocks(self.store, manifest), manifest_bytes, executor
-            )
+            coded_blocks = StoredCodedBlocks(self.store, manifest)
+            repaired_manifest, audit = repairing.repair_array(coded_blocks, manifest_bytes, executor)
             self._set_manifest(repaired_manifest)
             return audit
 
@@ -230,9 +223,8 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     """
     with trimmed_tracebacks:
         store = open_store(storage)
-        manifest, _ = _load_manifest(
-            store, check_array_name(name), None if key is None else check_encryption_key(key)
-        )
+        checked_key = None if key is None else check_encryption_key(key)
+        manifest, _ = _load_manifest(store, check_array_name(name), checked_key)
         return CodedArray(store, manifest)
 
 

@@ -108,10 +108,8 @@ class ArrayJobRunner:
         self, f: Function, task_blocks: TaskBlocks, on_task_done: OnTaskDone, output: OutputSpec | None
     ) -> None:
         def on_outcome(outcome: Outcome) -> None:
-            segments, summary = (
-                list(outcome.result_ref.segments) if outcome.result_ref else [],
-                outcome.leaves[-1],
-            )
+            segments = list(outcome.result_ref.segments) if outcome.result_ref else []
+            summary = outcome.leaves[-1]
             if output is not None:
                 summary = self._load_task_summary(summary, segments.pop())
             on_task_done(outcome.task, segments, summary)

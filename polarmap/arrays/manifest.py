@@ -170,9 +170,8 @@ class Manifest:
         """The keys of all objects that hold parts, or belong to the Zarr array."""
         keys = {segment.key for segments in self.segments for segment in segments}
         if self.has_zarr_array:
-            keys |= {chunk.key for chunk in self.zarr_chunks} | {
-                segment.key for segment in self.zarr_metadata
-            }
+            keys |= {chunk.key for chunk in self.zarr_chunks}
+            keys |= {segment.key for segment in self.zarr_metadata}
         return keys
 
     @cached_property
@@ -182,9 +181,8 @@ class Manifest:
         extents: dict[str, tuple[int, int]] = {}
         for segment in itertools.chain.from_iterable(self.segments):
             if segment.key.startswith(prefix):
-                end = max(
-                    segment.offset + self.get_stored_segment_size(segment), *extents.get(segment.key, (0, 0))
-                )
+                end = segment.offset + self.get_stored_segment_size(segment)
+                end = max(end, *extents.get(segment.key, (0, 0)))
                 extents[segment.key] = end, end
         for chunk in self.zarr_chunks:
             if self.has_zarr_array or chunk.key in extents:
@@ -195,9 +193,8 @@ class Manifest:
     @property
     def owned_bytes(self) -> int:
         """Bytes in storage that exist for this array only, without manifest and metadata."""
-        return sum(length for _, length in self.object_extents.values()) - sum(
-            segment.size for segment in self.zarr_metadata
-        )
+        metadata_bytes = sum(segment.size for segment in self.zarr_metadata)
+        return sum(length for _, length in self.object_extents.values()) - metadata_bytes
 
     def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[bytes, str | None]]:
         """As text: the same of the same array, whoever made it, and whatever was asked of it meanwhile."""
@@ -216,10 +213,8 @@ class Manifest:
         """The bytes of the object that is stored."""
         array, version, tag = self._to_json_fields(serialize_code(self.code)), FORMAT_VERSION, {}
         if self.encryption is not None:
-            version, tag = (
-                ENCRYPTED_FORMAT_VERSION,
-                {"tag": self.encryption.compute_tag(_to_canonical_json(array)).hex()},
-            )
+            version = ENCRYPTED_FORMAT_VERSION
+            tag = {"tag": self.encryption.compute_tag(_to_canonical_json(array)).hex()}
         crc32 = zlib.crc32(_to_canonical_json(array))
         document = {"format": FORMAT_NAME, "version": version, "crc32": crc32, "array": array, **tag}
         return json.dumps(document, separators=(",", ":")).encode()

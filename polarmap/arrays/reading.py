@@ -83,14 +83,12 @@ class StoredCodedBlocks(CodedData):
         """Whether another thread knows by now, or storage tells, where else parts lie than was known."""
         store = self.segment_store.store
         with suppress(StorageError):
-            manifest_bytes = (
-                read_manifest_bytes(store, stale_manifest.name) if self.manifest is stale_manifest else None
-            )
+            is_stale = self.manifest is stale_manifest
+            manifest_bytes = read_manifest_bytes(store, stale_manifest.name) if is_stale else None
             if manifest_bytes is not None and manifest_bytes != self._last_manifest_bytes:
                 new_manifest = parse_manifest(store, stale_manifest.name, manifest_bytes, self.encryption_key)
-                if new_manifest.segments != stale_manifest.segments and new_manifest.describes_same_array(
-                    stale_manifest
-                ):
+                has_moved = new_manifest.segments != stale_manifest.segments
+                if has_moved and new_manifest.describes_same_array(stale_manifest):
                     self.manifest = new_manifest
                 self._last_manifest_bytes = manifest_bytes
         return self.manifest is not stale_manifest
@@ -112,31 +110,18 @@ class StoredCodedBlocks(CodedData):
     def _read_rows(self, start: int, stop: int) -> Array:
         manifest, inner_shape = self.manifest, self.manifest.shape[1:]
         out = np.empty((stop - start, *inner_shape), manifest.dtype.newbyteorder("="))
-        flat_out, start_element, stop_element = (
-            out.reshape(-1),
-            start * prod(inner_shape),
-            stop * prod(inner_shape),
-        )
+        flat_out, row_size = out.reshape(-1), prod(inner_shape)
+        start_element, stop_element = start * row_size, stop * row_size
         pieces = list[tuple[Array, int, int, slice]]()  # where to read it to, stripe, block, columns
         for block_index in range(start // manifest.rows_per_block, -(-stop // manifest.rows_per_block)):
             block_start = block_index * manifest.stripe_bounds[-1]  # of this block, in elements of the whole
-            for stripe_index, (stripe_start, stripe_stop) in enumerate(pairwise(manifest.stripe_bounds)):
-                piece_start, piece_stop = (
-                    max(start_element, block_start + stripe_start),
-                    min(stop_element, block_start + stripe_stop),
-                )
-                if piece_start < piece_stop:
-                    columns = slice(
-                        piece_start - block_start - stripe_start, piece_stop - block_start - stripe_start
-                    )
-                    pieces.append(
-                        (
-                            flat_out[piece_start - start_element : piece_stop - start_element],
-                            stripe_index,
-                            block_index,
-                            columns,
-                        )
-                    )
+            for stripe_index, stripe_bounds in enumerate(pairwise(manifest.stripe_bounds)):
+                stripe_start, stripe_stop = block_start + stripe_bounds[0], block_start + stripe_bounds[1]
+                first, last = max(start_element, stripe_start), min(stop_element, stripe_stop)
+                if first < last:
+                    target = flat_out[first - start_element : last - start_element]
+                    columns = slice(first - stripe_start, last - stripe_start)
+                    pieces.append((target, stripe_index, block_index, columns))
 
         def read_block_piece(piece: tuple[Array, int, int, slice]) -> bool:
             target, stripe_index, block_index, columns = piece
@@ -167,9 +152,8 @@ class StoredCodedBlocks(CodedData):
             for intact_block, segment_values in self.read_intact_segments(stripe_index, batch).items():
                 intact_columns[intact_block] = segment_values[columns]
                 tracker.add(intact_block)
-        return decode_stripe_blocks(manifest, stripe_index, [block_index], intact_columns, columns.start)[
-            block_index
-        ]
+        blocks = decode_stripe_blocks(manifest, stripe_index, [block_index], intact_columns, columns.start)
+        return blocks[block_index]
 
     def read_intact_segments(self, stripe_index: int, block_indices: Sequence[int]) -> dict[int, Array]:
         """The good parts of a stripe as flat arrays by block; who is not there is damaged."""
@@ -232,11 +216,9 @@ def make_arrival_tracker(
     """
     dtype = manifest.dtype
     is_integer = is_integer_dtype(dtype)
-    max_amplification = (
-        get_default_rtol(dtype) / machine_epsilon(dtype)
-        if requires_well_conditioned and not is_integer
-        else np.inf
-    )
+    max_amplification = np.inf
+    if requires_well_conditioned and not is_integer:
+        max_amplification = get_default_rtol(dtype) / machine_epsilon(dtype)
     tracker = ArrivalTracker(manifest.code, modular=is_integer, max_amplification=max_amplification)
     for block_index in block_indices:
         tracker.add(block_index)
@@ -290,11 +272,9 @@ def _decode_rows(
 ) -> Array:
     decoder = tracker.decoder
     decoded_rows = decoder.decode(dict(intact_rows), manifest.dtype.newbyteorder("="))
-    return (
-        decoded_rows
-        if len(decoded_rows) == len(target_indices)
-        else decoded_rows[np.searchsorted(decoder.missing_indices, target_indices)]
-    )
+    if len(decoded_rows) == len(target_indices):
+        return decoded_rows
+    return decoded_rows[np.searchsorted(decoder.missing_indices, target_indices)]
 
 
 def _decode_nonfinite_columns(
@@ -318,9 +298,8 @@ def _decode_nonfinite_columns(
         else:
             decoded_rows[:, columns] = np.nan
             if max(finite_blocks, default=0) < manifest.code.k:
-                decoded_rows[:, columns] = np.where(
-                    positions < prod(manifest.shape), decoded_rows[:, columns], 0
-                )
+                is_data_mask = positions < prod(manifest.shape)
+                decoded_rows[:, columns] = np.where(is_data_mask, decoded_rows[:, columns], 0)
         undecodable.append(positions[~np.isfinite(decoded_rows[:, columns])])
     return np.concatenate(undecodable)
 

@@ -103,38 +103,25 @@ class _ArrayRepair:
 
         def on_task_done(task: int, segments: list[Segment], all_finite: Array) -> None:
             if all_finite.all():
-                rebuilt_by_stripe[stripe_indices[task]] = dict(
-                    zip([*rewritten_blocks, *erased_blocks], segments)
-                )
+                block_indices = [*rewritten_blocks, *erased_blocks]
+                rebuilt_by_stripe[stripe_indices[task]] = dict(zip(block_indices, segments))
             self._transaction.write_heartbeat()
 
-        multiply = (
-            modular_linalg.matmul_mod64 if runner.is_local and is_integer_dtype(manifest.dtype) else np.matmul
-        )
-        compute_sums = make_weighted_sum_function(
-            weights[:, is_read_mask], list(map(dtype_of, erased_blocks)), multiply
-        )
+        is_modular = runner.is_local and is_integer_dtype(manifest.dtype)
+        multiply = modular_linalg.matmul_mod64 if is_modular else np.matmul
+        dtypes = list(map(dtype_of, erased_blocks))
+        compute_sums = make_weighted_sum_function(weights[:, is_read_mask], dtypes, multiply)
         rebuild_task = make_rebuild_function(compute_sums, list(map(read_blocks.index, rewritten_blocks)))
         segments = [
             [manifest.segments[block_index][stripe_index] for block_index in read_blocks]
             for stripe_index in stripe_indices
         ]
-        max_stripe_size = max(
-            manifest.stripe_bounds[stripe_index + 1] - manifest.stripe_bounds[stripe_index]
-            for stripe_index in stripe_indices
-        )
-        output = OutputSpec(
-            runner.segment_store.location,
-            key_prefix,
-            max_stripe_size,
-            len(rewritten_blocks) + len(erased_blocks),
-        )
-        runner.run_tasks(
-            rebuild_task,
-            SegmentTaskBlocks(runner.segment_store, segments, list(map(dtype_of, read_blocks))),
-            on_task_done,
-            output,
-        )
+        bounds, n_outputs = manifest.stripe_bounds, len(rewritten_blocks) + len(erased_blocks)
+        max_stripe_size = max(bounds[index + 1] - bounds[index] for index in stripe_indices)
+        output = OutputSpec(runner.segment_store.location, key_prefix, max_stripe_size, n_outputs)
+        read_dtypes = list(map(dtype_of, read_blocks))
+        task_blocks = SegmentTaskBlocks(runner.segment_store, segments, read_dtypes)
+        runner.run_tasks(rebuild_task, task_blocks, on_task_done, output)
         return rebuilt_by_stripe
 
     def _decode_stripe(self, stripe_index: int, rewritten_blocks: Collection[int]) -> dict[int, Array]:
@@ -150,11 +137,8 @@ class _ArrayRepair:
             if block_index in intact_rows
         }
         erased_data_blocks = [block_index for block_index in damaged_blocks if block_index < code.k]
-        rebuilt |= (
-            decode_stripe_blocks(manifest, stripe_index, erased_data_blocks, intact_rows)
-            if erased_data_blocks
-            else {}
-        )
+        if erased_data_blocks:
+            rebuilt |= decode_stripe_blocks(manifest, stripe_index, erased_data_blocks, intact_rows)
         if max(damaged_blocks, default=0) >= code.k:
             parity = code.encode_parity(
                 [

@@ -199,10 +199,8 @@ class StoredObjectsSource:
         while start < stop:
             object_index, object_start = divmod(start, object_size)
             n_items = min(stop - start, object_size - object_start)
-            remaining_out[:n_items], remaining_out = (
-                self._read_items(object_index, object_start, n_items),
-                remaining_out[n_items:],
-            )
+            remaining_out[:n_items] = self._read_items(object_index, object_start, n_items)
+            remaining_out = remaining_out[n_items:]
             start += n_items
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:

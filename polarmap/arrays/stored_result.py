@@ -135,20 +135,16 @@ def prepare_stored_map(
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""
     _check_output(out, options)
-    execution, coded_data = prepare_coded_execution(
-        data, code_options, executor, replace(options, parity_required_by="out=")
-    )
+    options_for_storage = replace(options, parity_required_by="out=")
+    execution, coded_data = prepare_coded_execution(data, code_options, executor, options_for_storage)
     storage = getattr(data, "store", None) if out.storage is None else out.storage
 
     def compute_sample(block: Any) -> Any:
         return sample_evenly(np.asarray(f(block)))  # all that the driver needs to know of a result
 
     def execute(observers: Observers) -> StoredResult[T]:
-        code, name, max_items = (
-            coded_data.code,
-            check_array_name(out.name),
-            max(1, MAX_STRIPE_BYTES // (8 * coded_data.n)),
-        )
+        code, name = coded_data.code, check_array_name(out.name)
+        max_items = max(1, MAX_STRIPE_BYTES // (8 * coded_data.n))
         if not isinstance(code, PolarCode):
             raise CodeError(
                 f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {code!r}"

@@ -96,18 +96,14 @@ class StripeEncoder:
 
         def compare_checksums(task: int, segments: list[Segment], summary: Array) -> None:
             stripe_index = stripes[task]
-            if summary[N_NONFINITE_FIELDS:].tolist() == [
-                segment.crc32 for segment in earlier_segments[stripe_index][: plan.code.k]
-            ]:
-                self._summaries[stripe_index], reused_stripes[stripe_index] = (
-                    summary,
-                    earlier_segments[stripe_index],
-                )
+            earlier_checksums = [segment.crc32 for segment in earlier_segments[stripe_index][: plan.code.k]]
+            if summary[N_NONFINITE_FIELDS:].tolist() == earlier_checksums:
+                self._summaries[stripe_index] = summary
+                reused_stripes[stripe_index] = earlier_segments[stripe_index]
 
         task_blocks = StripeTaskBlocks(plan, self._source, stripes)
-        self._runner.run_tasks(
-            make_stripe_encode_function(None, include_data=False), task_blocks, compare_checksums
-        )
+        compute_checksums = make_stripe_encode_function(None, include_data=False)
+        self._runner.run_tasks(compute_checksums, task_blocks, compare_checksums)
         return reused_stripes
 
     def _encode_stripes(
@@ -131,13 +127,10 @@ class StripeEncoder:
             if len(segments_by_stripe) < len(stripes):  # else the manifest comes next
                 transaction.record_finished_stripe(stripe_index, segments)
 
-        n_arrays, max_items = (
-            code.n if include_data else code.n - code.k,
-            max(plan.max_stripe_size, code.k + N_NONFINITE_FIELDS),
-        )
-        output = OutputSpec(
-            self._runner.segment_store.location, f"{transaction.prefix}stripes", max_items, n_arrays
-        )
+        n_arrays = code.n if include_data else code.n - code.k
+        max_items = max(plan.max_stripe_size, code.k + N_NONFINITE_FIELDS)
+        location = self._runner.segment_store.location
+        output = OutputSpec(location, f"{transaction.prefix}stripes", max_items, n_arrays)
         encode_parity: Callable[[Any], Any] = code.encode_parity
         if not self._runner.is_local:
             weights = compute_recovery_weights(code, plan.dtype, range(code.k, code.n))
@@ -222,17 +215,12 @@ class StripeTaskBlocks(TaskBlocks):
 
 def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) -> None:
     """Say what NaN and inf the notes of stripes tell of, in whose places nothing lost can be decoded."""
-    counts_by_stripe = [
-        (stripe_index, summary[:N_NONFINITE_FIELDS].tolist()) for stripe_index, summary in summaries
-    ]
-    n_nonfinite, n_overflowing = (
-        sum(counts[field_index] for _, counts in counts_by_stripe) for field_index in (0, 2)
-    )
+    counts_by_stripe = [(stripe, summary[:N_NONFINITE_FIELDS].tolist()) for stripe, summary in summaries]
+    n_nonfinite, n_overflowing = (sum(counts[i] for _, counts in counts_by_stripe) for i in (0, 2))
     text = []
     if n_nonfinite:
-        stripe_starts = list(
-            accumulate(map(plan.count_stripe_elements, range(len(plan.hyperslabs))), initial=0)
-        )
+        stripe_sizes = map(plan.count_stripe_elements, range(len(plan.hyperslabs)))
+        stripe_starts = list(accumulate(stripe_sizes, initial=0))
         nonfinite_positions = [
             (stripe_index, *divmod(first_index, plan.count_stripe_elements(stripe_index)))
             for stripe_index, (n_in_stripe, first_index, _) in counts_by_stripe

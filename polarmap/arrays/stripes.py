@@ -43,9 +43,8 @@ class StripePlan(NamedTuple):
     def get_data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
         """What of the array a stripe of a data block is; its rows may lie beyond the last."""
         rows, *inner_slices = self.hyperslabs[stripe_index]
-        return slice(
-            block_index * self.rows_per_block + rows.start, block_index * self.rows_per_block + rows.stop
-        ), *inner_slices
+        block_start = block_index * self.rows_per_block
+        return slice(block_start + rows.start, block_start + rows.stop), *inner_slices
 
     def count_stripe_elements(self, stripe_index: int) -> int:
         """Elements of a stripe of one block."""
@@ -60,9 +59,8 @@ class StripePlan(NamedTuple):
 
     def is_padded_chunk(self, stripe_index: int) -> bool:
         """Whether a stripe of a data block is less than the chunk that it is: zeros are stored behind it."""
-        return self.has_chunk_per_stripe and self.count_stripe_elements(stripe_index) < prod(
-            self.chunk_shape or ()
-        )
+        chunk_size = prod(self.chunk_shape or ())
+        return self.has_chunk_per_stripe and self.count_stripe_elements(stripe_index) < chunk_size
 
     @property
     def max_stripe_size(self) -> int:

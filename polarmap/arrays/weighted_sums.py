@@ -21,10 +21,8 @@ def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_block
     dtype : of the data.
     """
     is_integer, available = is_integer_dtype(dtype), np.setdiff1d(np.arange(code.n), erased_blocks)
-    data, parity = (
-        np.array([index for index in erased_blocks if (index < code.k) == is_data], np.intp)
-        for is_data in (True, False)
-    )
+    data = np.array([index for index in erased_blocks if index < code.k], np.intp)
+    parity = np.array([index for index in erased_blocks if index >= code.k], np.intp)
     weights = np.zeros((len(erased_blocks), len(available)), np.uint64 if is_integer else np.float64)
     if len(data):
         tracker = ArrivalTracker(code, modular=is_integer)

@@ -185,10 +185,8 @@ def list_array_names(store: Store) -> list[str]:
 
 def collect_garbage(store: Store, array_name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
-    inactive_keys = []
-    for prefix, owned_keys in _group_keys_by_transaction(
-        array_name, store.keys(get_array_key_prefix(array_name))
-    ).items():
+    inactive_keys, array_keys = [], store.keys(get_array_key_prefix(array_name))
+    for prefix, owned_keys in _group_keys_by_transaction(array_name, array_keys).items():
         lock_record = _read_lock_record(store, prefix) if f"{prefix}{LOCK_FILE}" in owned_keys else {}
         if not _may_transaction_be_active(prefix, lock_record):
             inactive_keys += owned_keys

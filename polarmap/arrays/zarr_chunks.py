@@ -119,10 +119,8 @@ def _concatenate_chunks_on_workers(
     ]
     if runner.is_local or not split_chunks:
         return manifest
-    segments_by_chunk, concatenated_chunks = (
-        [_get_source_segments(manifest, chunk) for chunk in split_chunks],
-        list[ZarrChunk](),
-    )
+    segments_by_chunk = [_get_source_segments(manifest, chunk) for chunk in split_chunks]
+    concatenated_chunks = list[ZarrChunk]()
 
     def on_task_done(task: int, segments: list[Segment], summary: Array) -> None:
         concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))

@@ -120,10 +120,8 @@ def _parse_zarr_v3_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
     dtype = np.dtype(byte_order + _parse_zarr_dtype(fields["data_type"]).str[1:])
     key_prefix, default_separator = {"default": ("c", "/"), "v2": ("", ".")}[encoding["name"]]
     separator = encoding.get("configuration", {}).get("separator", default_separator)
-    fill_value, chunk_shape = (
-        _parse_fill_value(dtype, fields.get("fill_value")),
-        grid["configuration"]["chunk_shape"],
-    )
+    fill_value = _parse_fill_value(dtype, fields.get("fill_value"))
+    chunk_shape = grid["configuration"]["chunk_shape"]
     return _ZarrMetadata(fields["shape"], chunk_shape, dtype, key_prefix, separator, fill_value)
 
 

@@ -160,8 +160,6 @@ def _summarize_array_or_error(name: str, storage: str | None) -> tuple[dict[str,
     try:
         coded_array = open_without_key(name, storage)
     except PolarmapError as error:
-        return {
-            "name": name,
-            "error": format_error_message(error),
-        }, f"{name} cannot be opened: {format_error_message(error)}"
+        message = format_error_message(error)
+        return {"name": name, "error": message}, f"{name} cannot be opened: {message}"
     return _summarize_array(coded_array), repr(coded_array)

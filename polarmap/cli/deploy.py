@@ -113,12 +113,10 @@ def _enable_lithops_logging() -> None:
 
 def read_requirements(backend: str) -> list[str]:
     """The packages that a worker of a recipe needs."""
-    lines = map(
-        str.strip, (find_templates_folder() / "backends" / "requirements.txt").read_text().splitlines()
-    )
-    return [line for line in lines if line and not line.startswith("#")] + list(
-        RUNTIME_IMAGES[backend].extra_packages
-    )
+    path = find_templates_folder() / "backends" / "requirements.txt"
+    lines = map(str.strip, path.read_text().splitlines())
+    requirements = [line for line in lines if line and not line.startswith("#")]
+    return requirements + list(RUNTIME_IMAGES[backend].extra_packages)
 
 
 def pin_requirements(requirements: Sequence[str], installed_versions: Mapping[str, str]) -> list[str]:
@@ -139,9 +137,8 @@ def build_runtime(config_path: Path, backend: str) -> str:
     from lithops.version import __version__
 
     runtime_image = RUNTIME_IMAGES[backend]
-    requirements = pin_requirements(
-        read_requirements(backend), check_deployable_config(lithops_config.read_config(config_path))
-    )
+    installed_versions = check_deployable_config(lithops_config.read_config(config_path))
+    requirements = pin_requirements(read_requirements(backend), installed_versions)
     with (
         _open_lithops_executor(config_path, f"{backend} was not deployed") as function_executor,
         _make_build_folder(backend, requirements) as build_folder,
@@ -157,9 +154,8 @@ def build_runtime(config_path: Path, backend: str) -> str:
         compute_handler.init()  # virtual machines: their network
         metadata = compute_handler.deploy_runtime(runtime_name, memory_mb, timeout_seconds)
         metadata["runtime_timeout"] = timeout_seconds
-        storage.put_runtime_meta(
-            compute_handler.get_runtime_key(runtime_name, memory_mb, __version__), metadata
-        )
+        runtime_key = compute_handler.get_runtime_key(runtime_name, memory_mb, __version__)
+        storage.put_runtime_meta(runtime_key, metadata)
         if backend == "aws_lambda":
             _disable_lambda_retries(compute_handler.backend, runtime_name, memory_mb)
         return _format_runtime(runtime_name, memory_mb, timeout_seconds)
@@ -202,19 +198,15 @@ def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
     versions = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
     python_version, numpy_version = sys.version_info[:2], versions["numpy"]
     needs_new_libc = tuple(int(part) for part in numpy_version.split(".")[:2]) >= MIN_NUMPY_NEEDING_NEW_LIBC
-    if (
-        lithops_config.get_backend_name(config) == "aws_lambda"
-        and python_version < MIN_LAMBDA_PYTHON_WITH_NEW_LIBC
-        and needs_new_libc
-    ):
+    backend = lithops_config.get_backend_name(config)
+    has_old_libc = backend == "aws_lambda" and python_version < MIN_LAMBDA_PYTHON_WITH_NEW_LIBC
+    if has_old_libc and needs_new_libc:
         raise ExecutorError(
             f"Lambda's Python {python_version[0]}.{python_version[1]} runs on Amazon Linux 2, "
             f"for which numpy {numpy_version} has no "
             "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
         )
-    if RUNTIME_IMAGES.get(
-        lithops_config.get_backend_name(config), RUNTIME_IMAGES[LOCAL_BACKEND]
-    ).is_virtual_machine:
+    if RUNTIME_IMAGES.get(backend, RUNTIME_IMAGES[LOCAL_BACKEND]).is_virtual_machine:
         configured_packages = set((config.get("standalone") or {}).get("extra_python_packages") or [])
         # it brings itself
         required_packages = [f"{name}=={versions[name]}" for name in versions if name != "lithops"]
@@ -262,10 +254,8 @@ def _patch_lithops_defaults(backend: str, requirements: Sequence[str], build_fol
 
     It would put it into the folder in which its module was imported.
     """
-    runtime_image, compute_mode = (
-        RUNTIME_IMAGES[backend],
-        "standalone" if RUNTIME_IMAGES[backend].is_virtual_machine else "serverless",
-    )
+    runtime_image = RUNTIME_IMAGES[backend]
+    compute_mode = "standalone" if runtime_image.is_virtual_machine else "serverless"
     lithops_settings = vars(import_module(f"lithops.{compute_mode}.backends.{backend}.config"))
     overrides: dict[str, Any] = {}
     if runtime_image.lithops_default_name:

@@ -38,16 +38,11 @@ from polarmap.worker.environment import count_available_cores
 TESTED_PYTHONS = ((3, 11), (3, 14))
 N_BLOCKS, N_TASKS = 4, 6
 # integers: right means equal
-SAMPLE_MATRIX, SAMPLE_VECTOR = (
-    np.arange(8 * N_BLOCKS * 3).reshape(8 * N_BLOCKS, 3),
-    np.array([1, -2, 3]),
-)
+SAMPLE_MATRIX = np.arange(8 * N_BLOCKS * 3).reshape(8 * N_BLOCKS, 3)
+SAMPLE_VECTOR = np.array([1, -2, 3])
 N_LATER_MAPS = 10
 # seconds: several times what they take on one core that is free
-SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = (
-    3.0,
-    0.03,
-)
+SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = 3.0, 0.03
 MIN_FREE_BYTES = 1 << 30  # in the temporary folder, below which blocks of some size do not fit
 OPTIONAL_PACKAGES = {
     "numba": ("fast", "codes with n over about 100 are encoded slower"),
@@ -66,9 +61,8 @@ class CheckResult(NamedTuple):
     advice: str = ""
 
     def __str__(self) -> str:
-        return f"{self.state:<4}  {self.name}: {self.detail}" + (
-            f"\n      {self.advice}" if self.advice else ""
-        )
+        advice_line = f"\n      {self.advice}" if self.advice else ""
+        return f"{self.state:<4}  {self.name}: {self.detail}{advice_line}"
 
 
 @result_command("doctor")
@@ -176,10 +170,8 @@ def _check_configuration(config_path: Path) -> Iterator[CheckResult]:
         )
         return
     lithops_section = config.get("lithops") or {}
-    names_backend, storage = (
-        "backend" in lithops_section,
-        lithops_section.get("storage", "that of Lithops' choice"),
-    )
+    names_backend = "backend" in lithops_section
+    storage = lithops_section.get("storage", "that of Lithops' choice")
     yield CheckResult(
         "configuration",
         "ok" if names_backend else "note",

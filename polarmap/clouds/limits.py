@@ -254,20 +254,11 @@ def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
     >>> check_task_duration(WorkerSpec("aws_lambda", "aws_s3", 1769, timeout_seconds=180), 20.0)
     """
     backend_limits = worker_spec.backend_limits
-    max_seconds = min(
-        (
-            limit
-            for limit in (worker_spec.timeout_seconds, backend_limits and backend_limits.max_seconds)
-            if limit
-        ),
-        default=math.inf,
-    )
+    backend_max_seconds = backend_limits and backend_limits.max_seconds
+    limits = (worker_spec.timeout_seconds, backend_max_seconds)
+    max_seconds = min((limit for limit in limits if limit), default=math.inf)
     if task_seconds > max_seconds:
-        limit_note = (
-            f" (at most {backend_limits.max_seconds})"
-            if backend_limits and backend_limits.max_seconds
-            else ""
-        )
+        limit_note = f" (at most {backend_max_seconds})" if backend_max_seconds else ""
         raise LimitError(
             f"most tasks take {task_seconds:.3g} s, {worker_spec.backend} ends them after "
             f"{max_seconds:g} s: use more blocks "

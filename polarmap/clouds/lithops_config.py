@@ -99,10 +99,8 @@ def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) ->
     backend, storage = _list_referenced_sections(config)
     if not isinstance(error, ModuleNotFoundError) or backend not in RUNTIME_IMAGES:
         return ""
-    extras = {
-        RUNTIME_IMAGES[backend].polarmap_extra,
-        *STORAGE_EXTRAS.intersection([storage.partition("_")[0]]),
-    } - {""}
+    storage_extras = STORAGE_EXTRAS.intersection([storage.partition("_")[0]])
+    extras = {RUNTIME_IMAGES[backend].polarmap_extra, *storage_extras} - {""}
     return f"; install it: {format_extras_install_command(*sorted(extras))}" if extras else ""
 
 

@@ -207,13 +207,9 @@ def find_price_list(worker_spec: WorkerSpec) -> PriceList | None:
     True
     """
     price_list, instance_type = PRICE_LISTS.get(worker_spec.backend), worker_spec.instance_type
-    return (
-        price_list
-        if price_list
-        and instance_type.startswith(price_list.instance_type)
-        and "spot" not in instance_type.lower()
-        else None
-    )
+    if price_list is None or "spot" in instance_type.lower():
+        return None
+    return price_list if instance_type.startswith(price_list.instance_type) else None
 
 
 def count_listing_requests(n_tasks: int) -> int:
@@ -246,15 +242,12 @@ def _compute_cost(
     n_reads: float,
 ) -> Cost:
     """The cost of so many seconds that are billed, of calls with their requests, and of further requests."""
-    cpus_per_worker = (
-        get_cloud_run_cpus(worker_spec.allocated_mb) if worker_spec.cpus is None else worker_spec.cpus
-    )
-    usd_per_second = (
-        worker_spec.allocated_mb / 1024 * price_list.usd_per_gb_second
-        + cpus_per_worker * price_list.usd_per_cpu_second
-    )
+    cpus, memory_gb = worker_spec.cpus, worker_spec.allocated_mb / 1024
+    if cpus is None:
+        cpus = get_cloud_run_cpus(worker_spec.allocated_mb)
+    usd_per_second = memory_gb * price_list.usd_per_gb_second + cpus * price_list.usd_per_cpu_second
     usd_per_write, usd_per_read = USD_PER_WRITE_AND_READ.get(worker_spec.storage, (0.0, 0.0))
-    requests_usd = (WRITES_PER_TASK * n_calls + n_writes) * usd_per_write + (
-        READS_PER_TASK * n_calls + n_reads
-    ) * usd_per_read
-    return Cost(billed_seconds * usd_per_second, n_calls * price_list.usd_per_call, requests_usd)
+    writes_usd = (WRITES_PER_TASK * n_calls + n_writes) * usd_per_write
+    reads_usd = (READS_PER_TASK * n_calls + n_reads) * usd_per_read
+    calls_usd = n_calls * price_list.usd_per_call
+    return Cost(billed_seconds * usd_per_second, calls_usd, writes_usd + reads_usd)

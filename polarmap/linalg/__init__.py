@@ -12,7 +12,5 @@ if typing.TYPE_CHECKING:
 else:
     __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(
         __name__,
-        {
-            "sketch": ["sketched_gram", "sketched_lstsq"],
-        },
+        {"sketch": ["sketched_gram", "sketched_lstsq"]},
     )

@@ -31,10 +31,8 @@ class AdaptiveParitySchedule:
     """
 
     def __init__(self, options: MapOptions) -> None:
-        self._upfront_options, self._on_demand_options = (
-            options,
-            replace(options, schedule="on_demand", run_times=self),
-        )
+        self._upfront_options = options
+        self._on_demand_options = replace(options, schedule="on_demand", run_times=self)
         self._last_seconds = 0.0
         self._n_upfront_left = 0  # so many more products
         self._backoff = MIN_BACKOFF
@@ -42,11 +40,9 @@ class AdaptiveParitySchedule:
     @property
     def map_options(self) -> MapOptions:
         """Those of the next product: where parity need not start with the data, it does on demand."""
-        return (
-            self._upfront_options
-            if self._n_upfront_left or not self._last_seconds
-            else self._on_demand_options
-        )
+        if self._n_upfront_left or not self._last_seconds:
+            return self._upfront_options
+        return self._on_demand_options
 
     def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
         """The seconds that no task should take, of any share."""

@@ -42,9 +42,8 @@ class CodedMatrix:
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
         self.encodings: dict[str, EncodedMatrix] = {}
-        self._max_integers: dict[
-            str, int
-        ] = {}  # integer of a side, as far as it was asked for or is known anyway
+        # The largest integer of each side, where it was asked for or is known anyway.
+        self._max_integers: dict[str, int] = {}
         self._owned_arrays: list[CodedArray] = []
         self._column_pairs: CodedPairs | None = None
 
@@ -67,9 +66,8 @@ class CodedMatrix:
         """Pairs of coded blocks of columns, for A' A; of blocks of their own where these are too many."""
         if self._column_pairs is None:
             code = self.get_encoding("columns").code
-            is_shareable = (
-                isinstance(code, PolarCode) and code.k <= GRAM_COUNTS.k and code.kernel == "rotation"
-            )
+            is_rotation_code = isinstance(code, PolarCode) and code.kernel == "rotation"
+            is_shareable = is_rotation_code and code.k <= GRAM_COUNTS.k
             column_blocks = self.get_encoding("columns" if is_shareable else "paired columns").coded_blocks()
             self._column_pairs = CodedPairs(column_blocks, column_blocks, upper_triangle=True)
         return self._column_pairs
@@ -84,12 +82,8 @@ class CodedMatrix:
     def _encode_axis(self, axis: str) -> EncodedMatrix:
         if self.is_sparse:
             matrix = self._matrix if axis == "rows" else self._matrix.T.tocsr()
-            return encode_sparse(
-                matrix,
-                CodeOptions(*self._choose_block_counts_and_code(matrix.shape[0], False)),
-                keep_parity=True,
-                argument_name="A",
-            )
+            code_options = CodeOptions(*self._choose_block_counts_and_code(matrix.shape[0], False))
+            return encode_sparse(matrix, code_options, keep_parity=True, argument_name="A")
         matrix = self._matrix
         if (cluster_encoding := self._encode_on_cluster(axis)) is not None:
             return cluster_encoding

@@ -105,13 +105,9 @@ def compute_gram(
 
     (columns, columns), and for several w (rows, m) of them (columns, columns, m).
     """
-    block_function, weight_axes = (
-        partial(compute_gram_block, weights, dtype.newbyteorder("=")),
-        () if weights is None else weights.shape[1:],
-    )
-    gram, report = multiply_block_pairs(
-        block_function, coded_pairs, (n_columns, n_columns, *weight_axes), run_product
-    )
+    block_function = partial(compute_gram_block, weights, dtype.newbyteorder("="))
+    shape = (n_columns, n_columns, *(() if weights is None else weights.shape[1:]))
+    gram, report = multiply_block_pairs(block_function, coded_pairs, shape, run_product)
     if not is_integer_dtype(dtype):
         _fill_lower_triangle(gram, coded_pairs.block_layout(0)[0][1][0])
     return gram, report

@@ -59,10 +59,8 @@ def estimate_task_seconds(layout: ProductLayout, shape: ProductShape, itemsize: 
     block_rows = shape[0] / (layout.row_counts.k if layout.row_counts else 1)
     block_columns = shape[2] / (layout.column_counts.k if layout.column_counts else 1)
     n_values = block_rows * shape[1] + shape[1] * block_columns + block_rows * block_columns
-    return (
-        n_values * itemsize / BYTES_PER_SECOND
-        + block_rows * shape[1] * block_columns / MULTIPLY_ADDS_PER_SECOND
-    )
+    n_multiply_adds = block_rows * shape[1] * block_columns
+    return n_values * itemsize / BYTES_PER_SECOND + n_multiply_adds / MULTIPLY_ADDS_PER_SECOND
 
 
 def resolve_block_counts(
@@ -129,15 +127,10 @@ def _make_grid_layout(
 ) -> ProductLayout:
     """A layout in which both factors are coded, as asked for or the cheapest with so many tasks."""
     if blocks is not None or _is_pair(tasks):
-        row_counts = check_axis_block_counts(
-            _resolve_grid_axis_block_counts(blocks, tasks, 0, shape[0]), "rows", shape[0]
-        )
-        return ProductLayout(
-            row_counts,
-            check_axis_block_counts(
-                _resolve_grid_axis_block_counts(blocks, tasks, 1, shape[2]), "columns", shape[2]
-            ),
-        )
+        row_counts = _resolve_grid_axis_block_counts(blocks, tasks, 0, shape[0])
+        row_counts = check_axis_block_counts(row_counts, "rows", shape[0])
+        column_counts = _resolve_grid_axis_block_counts(blocks, tasks, 1, shape[2])
+        return ProductLayout(row_counts, check_axis_block_counts(column_counts, "columns", shape[2]))
     n_tasks = DEFAULT_TASKS if tasks is None else check_positive_int("tasks", tasks)
     if n_tasks > MAX_N:
         raise CodeError(f"a grid has at most {MAX_N} tasks, not tasks={n_tasks}")

@@ -214,11 +214,10 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             dtype = np.result_type(self.dtype, operand.dtype)
             if operand.size == 0:
                 return np.zeros((self.shape[axis == "columns"], *operand.shape[1:]), dtype)
-            encoding = (
-                self._coded_matrix.get_encoding(axis)
-                if is_integer_dtype(dtype)
-                else self._coded_matrix.get_encoding_for_real_operand(axis)
-            )
+            if is_integer_dtype(dtype):
+                encoding = self._coded_matrix.get_encoding(axis)
+            else:
+                encoding = self._coded_matrix.get_encoding_for_real_operand(axis)
             product, self._report = multiply_row_blocks(encoding, operand, dtype, self._run_product)
             self.n_products += 1
             return product

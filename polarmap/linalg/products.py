@@ -256,18 +256,15 @@ def make_product_runner(
         parity_schedule = schedules.get((id(coded_blocks), result_shape))
         if parity_schedule is None:
             traits = FunctionTraits(meets_requirement=True, result_shape=result_shape, is_rowwise=True)
-            parity_schedule = schedules[id(coded_blocks), result_shape] = AdaptiveParitySchedule(
-                replace(options, traits=traits)
-            )
+            parity_schedule = AdaptiveParitySchedule(replace(options, traits=traits))
+            schedules[id(coded_blocks), result_shape] = parity_schedule
         product_options = parity_schedule.map_options
         execution, blocks = prepare_coded_execution(coded_blocks, CodeOptions(), executor, product_options)
         collector, report = execute_coded(execution, block_function, blocks, product_options, get_observers())
         if adapts_parity:
-            used_tasks = collector.task_table.arrived.keys() - collector.unneeded_tasks
-            parity_schedule.observe_product(
-                max(map(collector.task_table.arrived.__getitem__, used_tasks)),
-                bool(len(collector.tracker.missing_indices)),
-            )
+            arrived, has_missing = collector.task_table.arrived, len(collector.tracker.missing_indices) > 0
+            used_tasks = arrived.keys() - collector.unneeded_tasks
+            parity_schedule.observe_product(max(map(arrived.__getitem__, used_tasks)), has_missing)
         return collector.build_result(report), report
 
     return run_product

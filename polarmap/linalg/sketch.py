@@ -184,9 +184,8 @@ def _estimate_solutions(
         for sketch in sketches:
             n_columns = sketch.R.shape[1] - 1
             if sketch.n_rows >= n_columns + 2:
-                x, _, rank, _ = np.linalg.lstsq(
-                    sketch.R[:n_columns, :n_columns], sketch.R[:n_columns, -1], rcond=None
-                )
+                R = sketch.R[:n_columns]
+                x, _, rank, _ = np.linalg.lstsq(R[:, :n_columns], R[:, -1], rcond=None)
                 residual_sum_of_squares = float(np.sum((sketch.R[:, -1] - sketch.R[:, :-1] @ x) ** 2))
                 error = (
                     _estimate_solution_error_p90(sketch, int(rank), residual_sum_of_squares) / target_norm
@@ -206,17 +205,10 @@ def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squ
     # vanish as these become all: E |A (x' - x)|^2 = s^2 rank (total - rows) / (rows - rank - 1).
     degrees_of_freedom = sketch.n_rows - rank
     correction = (sketch.n_total_rows - sketch.n_rows) / (degrees_of_freedom - 1)
-    return (
-        sqrt(
-            residual_sum_of_squares
-            / degrees_of_freedom
-            * rank
-            * correction
-            * compute_f_distribution_p90(rank, degrees_of_freedom)
-        )
-        if rank
-        else 0.0
-    )
+    if not rank:
+        return 0.0
+    mean_squared_error = residual_sum_of_squares / degrees_of_freedom * rank * correction
+    return sqrt(mean_squared_error * compute_f_distribution_p90(rank, degrees_of_freedom))
 
 
 def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]:
@@ -224,9 +216,8 @@ def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[Sketch
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             gram = sketch.R.T @ sketch.R * (sketch.n_total_rows / sketch.n_rows)
-            yield SketchEstimate(
-                gram, _estimate_gram_error_p90(gram, sketch), sketch.n_arrived, sketch.n_tasks
-            )
+            error = _estimate_gram_error_p90(gram, sketch)
+            yield SketchEstimate(gram, error, sketch.n_arrived, sketch.n_tasks)
 
 
 def _estimate_gram_error_p90(gram: Array, sketch: _Sketch) -> float:
@@ -237,10 +228,8 @@ def _estimate_gram_error_p90(gram: Array, sketch: _Sketch) -> float:
     # Mixed rows are taken to be normal: of a Wishart matrix of so many rows, E |value - G|^2 =
     # c (tr(G)^2 + |G|^2) with c = 1 / rows, less what has been seen of all. `gram` is larger than G by that.
     relative_variance = (1 - sketch.n_rows / sketch.n_total_rows) / sketch.n_rows
-    # |G|^2
-    true_squared_norm = max(
-        (squared_norm - relative_variance * trace**2) / (1 + relative_variance), trace**2 / len(gram)
-    )
+    true_squared_norm = (squared_norm - relative_variance * trace**2) / (1 + relative_variance)  # |G|^2
+    true_squared_norm = max(true_squared_norm, trace**2 / len(gram))
     fourth_moment = min(float(np.sum((gram @ gram) ** 2)), true_squared_norm**2)
     # Of as many chi-squares as eigenvalues vary.
     degrees_of_freedom = (trace**2 + true_squared_norm) ** 2 / (2 * true_squared_norm**2 + 2 * fourth_moment)
@@ -273,10 +262,8 @@ def _generate_sketches(
             new_futures = [block_future for block_future in done if block_future.exception() is None]
             if new_futures:
                 R = _r_factor(np.concatenate([R, *(block_future.result() for block_future in new_futures)]))
-                n_arrived, n_rows = (
-                    n_arrived + len(new_futures),
-                    n_rows + sum(rows_by_future[block_future] for block_future in new_futures),
-                )
+                n_arrived += len(new_futures)
+                n_rows += sum(rows_by_future[block_future] for block_future in new_futures)
                 yield _Sketch(R, n_rows, n_total_rows, n_arrived, n_tasks)
         future.result()
     finally:

@@ -9,19 +9,24 @@ from polarmap.dtypes import Floats
 
 
 class Solution(NamedTuple):
-    """What `fista` has found.
+    """The solution of `fista` or another solver.
 
     Attributes
     ----------
     x : (N,) or (N, outputs)
+        The minimizer, or the closest iterate.
     objective : float
         loss(A x) + penalty(x).
     dual_gap : float or None
-        The objective is at most that far above its minimum. None where loss or penalty has no conjugate.
+        An upper bound on the distance of the objective to its minimum. None if the loss or the penalty has no
+        conjugate.
     optimality : float
-        Norm of the gradient map L (x - prox(x - gradient / L)), 0 at a minimum.
+        The solver's measure of optimality, 0 at a minimum. For `fista` it is the norm of the gradient map
+        L (x - prox(x - gradient / L)).
     n_iter : int
+        The number of iterations.
     converged : bool
+        Whether the solution is as accurate as `tol` asks for, or as rounding allows.
     """
 
     x: Floats
@@ -64,7 +69,10 @@ class Solver(Protocol):
 def run_solver(
     solver: Solver, tol: float, max_iter: int, callback: Callable[[float, float], None] | None
 ) -> Solution:
-    """What a method finds in `max_iter` steps, or as few as it takes; the callback is told of each."""
+    """Run a solver until it has converged or stalled, or has done `max_iter` iterations; return its solution.
+
+    callback : called after each iteration with the objective and the measure of optimality.
+    """
     while solver.n_iter < max_iter:
         solver.step()
         if callback is not None:
