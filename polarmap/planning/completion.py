@@ -234,7 +234,7 @@ def completion_from_arrivals(
     mean = float(probabilities @ order_statistics.times / completion_probability)
     variance = 0.0
     if np.isfinite(mean) and arrival_counts.n_trials:
-        variance = arrival_counts.probabilities @ (order_statistics.times - mean) ** 2
+        variance = float(arrival_counts.probabilities @ (order_statistics.times - mean) ** 2)
     decodable_probabilities = arrival_counts.decodable_probabilities(n)
     quantiles = compute_completion_quantiles(distribution, n, decodable_probabilities, QUANTILES)
     p50, p95, p99 = quantiles.tolist()

@@ -109,8 +109,8 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
     >>> sequential_decoding_times(code, np.array([[1.0], [9.0], [3.0], [2.0]])).tolist()
     [2.0]
     """
-    is_sequential = isinstance(code, ArikanCode) and code.decoder == "sequential"
-    if not is_sequential or arrival_times.ndim != 2 or len(arrival_times) != code.n:
+    is_table = arrival_times.ndim == 2 and len(arrival_times) == code.n
+    if not isinstance(code, ArikanCode) or code.decoder != "sequential" or not is_table:
         raise CodeError(f"arrivals of shape ({code.n}, trials) at a sequential decoder are needed")
     zero_input_mask, n_trials = code.zero_input_mask, arrival_times.shape[1]
     mother_length = zero_input_mask.size

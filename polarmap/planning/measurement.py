@@ -170,7 +170,10 @@ def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None
         cdf = distribution.cdf(completed_times)
         return float(np.maximum(abs(cdf - step_heights[1:]), abs(cdf - step_heights[:-1])).max())
 
-    candidates = ShiftedExponential.fit(completed_times), Pareto.fit(completed_times)
+    candidates: list[ShiftedExponential | Pareto] = [
+        ShiftedExponential.fit(completed_times),
+        Pareto.fit(completed_times),
+    ]
     return min(candidates, key=compute_cdf_distance)
 
 
