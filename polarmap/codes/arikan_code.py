@@ -87,8 +87,8 @@ class ArikanCode(PolarCode):
     def encoding_matrix(self) -> Array:
         """P, shape (n - k, k): small numbers, int64; row by row where it has fewer rows than columns."""
         if self.n - self.k < self.k:
-            # exact: sums of few
-            return self.left_multiply_encoding_matrix(np.eye(self.n - self.k)).astype(np.int64, order="C")
+            parity_rows = self.left_multiply_encoding_matrix(np.eye(self.n - self.k))
+            return parity_rows.astype(np.int64, order="C")  # The float64 sums have few terms and are exact.
         return self.compute_encoding_matrix_columns(np.arange(self.k))
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
@@ -121,9 +121,8 @@ class ArikanCode(PolarCode):
         data_indicator = np.zeros(self.mother_code_length)
         data_indicator[self.codeword_positions[: self.k]] = 1
         column_weights = data_indicator.reshape(self.transform_shape)
-        row_sums = transforms.compute_arikan_abs_row_sums(
-            np.where(self.zero_input_mask, 0.0, 1.0), column_weights
-        )
+        diagonal = np.where(self.zero_input_mask, 0.0, 1.0)
+        row_sums = transforms.compute_arikan_abs_row_sums(diagonal, column_weights)
         return int(row_sums.reshape(-1)[self.codeword_positions[self.k :]].max())
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
@@ -132,11 +131,9 @@ class ArikanCode(PolarCode):
             return SuccessiveCancellationDecoder(
                 self, arrived_mask, self.codeword_positions, self.zero_input_mask, modular
             )
-        return (
-            self._make_inactivation_decoder(arrived_mask)
-            if modular
-            else super().make_decoder(arrived_mask, modular)
-        )
+        if modular:
+            return self._make_inactivation_decoder(arrived_mask)
+        return super().make_decoder(arrived_mask, modular)
 
     def _make_inactivation_decoder(self, arrived_mask: Mask) -> InactivationDecoder:
         return InactivationDecoder(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
@@ -146,11 +143,9 @@ class ArikanCode(PolarCode):
         if self.decoder == "sequential":
             tracker, positions = CancellationTracker(self.zero_input_mask), self.codeword_positions
             return lambda block_index: tracker.add_known_position(int(positions[block_index]))
-        return (
-            ModularDecodabilityTracker(self.n, self.k, self._make_inactivation_decoder).add
-            if modular
-            else None
-        )
+        if not modular:
+            return None
+        return ModularDecodabilityTracker(self.n, self.k, self._make_inactivation_decoder).add
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         if self._is_blas_faster(blocks[0].dtype):
@@ -162,10 +157,9 @@ class ArikanCode(PolarCode):
 
     def _encode_by_transform(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """out = P rows by inverse(T), freeze, T (Arikan 2011, systematic), in the working dtype."""
-        sum_dtype, (data_positions, parity_positions) = (
-            choose_accumulator_dtype(out.dtype),
-            np.split(self.codeword_positions, [self.k]),
-        )
+        sum_dtype = choose_accumulator_dtype(out.dtype)
+        data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
+        tiles = tiling.iter_column_tiles(out.shape[1], self.mother_code_length, sum_dtype.itemsize)
 
         def encode_tile(columns: slice) -> None:
             table = np.zeros((self.mother_code_length, columns.stop - columns.start), sum_dtype)
@@ -177,10 +171,7 @@ class ArikanCode(PolarCode):
             transforms.apply_arikan_transform(stacked_table)
             out[:, columns] = table[parity_positions]
 
-        tiling.parallel_for(
-            encode_tile,
-            list(tiling.iter_column_tiles(out.shape[1], self.mother_code_length, sum_dtype.itemsize)),
-        )
+        tiling.parallel_for(encode_tile, list(tiles))
 
     @cached_property
     def _encoding_program(self) -> RowOperationProgram:
@@ -195,11 +186,9 @@ class ArikanCode(PolarCode):
 
     def _is_blas_faster(self, dtype: DType) -> bool:
         """Whether a BLAS product is quicker than sums of 64-bit integers, and float64 holds its sums."""
-        if (
-            not is_integer_dtype(dtype)
-            or dtype.itemsize != 4
-            or min(self.k, self.n - self.k) > MAX_BLAS_INTEGER_ROWS
-        ):
+        if not is_integer_dtype(dtype) or dtype.itemsize != 4:
+            return False
+        if min(self.k, self.n - self.k) > MAX_BLAS_INTEGER_ROWS:
             return False
         return self.norm_inf << 32 < modular_linalg.MAX_EXACT_FLOAT64
 
@@ -236,11 +225,9 @@ class ArikanCode(PolarCode):
         if feasible_levels > n_levels:
             size, n_transforms = compute_transform_shape(self.n, n_levels)
             raise CodeError(
-                f"levels={n_levels} makes {n_transforms} butterflies of {size} blocks, each "
-                "with a data block and a "
-                f"parity block of its own, and there are {self.k} and {self.n - self.k}: use "
-                f"levels={feasible_levels} "
-                "or more"
+                f"levels={n_levels} makes {n_transforms} butterflies of {size} blocks, each with a data "
+                f"block and a parity block of its own, and there are {self.k} and {self.n - self.k}: use "
+                f"levels={feasible_levels} or more"
             )
         return n_levels
 
@@ -263,14 +250,10 @@ def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) ->
             upper, lower = np.arange(length).reshape(-1, 2, half).swapaxes(0, 1).reshape(2, -1)
             addend_mask = ~zero_mask[lower]
             upper, lower = upper[addend_mask], lower[addend_mask]
-            unset_mask, zero_rows = zero_mask[upper], np.full(len(upper), length)
+            unset, zero_rows = zero_mask[upper], np.full(len(upper), length)
             sources = lower if sign > 0 else zero_rows  # a copy is quicker than a sum with zero
-            batches.append(
-                RowOperationBatch(upper[~unset_mask], upper[~unset_mask], lower[~unset_mask], sign)
-            )
-            batches.append(
-                RowOperationBatch(upper[unset_mask], sources[unset_mask], lower[unset_mask], min(sign, 0))
-            )
+            batches.append(RowOperationBatch(upper[~unset], upper[~unset], lower[~unset], sign))
+            batches.append(RowOperationBatch(upper[unset], sources[unset], lower[unset], min(sign, 0)))
             zero_mask[upper] = False
         if sign < 0:
             zero_mask |= zero_input_mask.reshape(-1)

@@ -53,10 +53,8 @@ class ArrivalTracker:
         self._missing_indices: Indices | None = None
         self._n_missing_targets, self._n_systematic = code.n_targets, len(code.systematic_indices)
         self._next_rank_check = code.recovery_threshold
-        self._decodability_tracker, self._is_tracked_decodable = (
-            code.make_decodability_tracker(modular),
-            False,
-        )
+        self._decodability_tracker = code.make_decodability_tracker(modular)
+        self._is_tracked_decodable = False
         self._untracked_arrivals: list[int] = []
 
     def add(self, block_index: int) -> bool:
@@ -67,11 +65,8 @@ class ArrivalTracker:
             return self.is_ready
         self.arrived_mask[block_index] = True
         self.n_arrived += 1
-        self._previous_decoder, self._decoder, self._missing_indices = (
-            self._decoder or self._previous_decoder,
-            None,
-            None,
-        )
+        self._previous_decoder = self._decoder or self._previous_decoder
+        self._decoder = self._missing_indices = None
         self._n_missing_targets -= block_index < self._n_systematic
         self._untracked_arrivals.append(int(block_index))
         self.is_decodable = self._check_decodability()

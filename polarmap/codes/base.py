@@ -97,11 +97,9 @@ def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
 
 def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
     """Which multiply no deviation to zero: modulo 2^64 the odd ones, an even one wraps some to nothing."""
-    return (
-        np.asarray(coefficients % 2 == 1)
-        if is_integer_dtype(coefficients.dtype)
-        else compute_nonzero_mask(coefficients)
-    )
+    if is_integer_dtype(coefficients.dtype):
+        return np.asarray(coefficients % 2 == 1)
+    return compute_nonzero_mask(coefficients)
 
 
 class ErasureDecoder(ABC):
@@ -171,9 +169,10 @@ class ErasureDecoder(ABC):
 
     def get_weight_masks(self, dtype: DType) -> WeightMasks:
         """What the missing results of `dtype` are made of."""
-        if is_integer_dtype(dtype) not in self._weight_masks_by_is_integer:
-            self._weight_masks_by_is_integer[is_integer_dtype(dtype)] = self._compute_weight_masks(dtype)
-        return self._weight_masks_by_is_integer[is_integer_dtype(dtype)]
+        is_integer = is_integer_dtype(dtype)
+        if is_integer not in self._weight_masks_by_is_integer:
+            self._weight_masks_by_is_integer[is_integer] = self._compute_weight_masks(dtype)
+        return self._weight_masks_by_is_integer[is_integer]
 
     @cached_property
     def _weight_masks_by_is_integer(self) -> dict[bool, WeightMasks]:

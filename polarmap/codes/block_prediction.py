@@ -66,11 +66,8 @@ class MissingBlockPredictor(NamedTuple):
         mean = float(mean_squares.mean())
         relative_variance = float(mean_squares.var(ddof=1)) / mean**2 if mean > 0 else 0.0
         degrees_of_freedom = max(0.5, 1 / (relative_variance / 2 + 1 / n_others))
-        return sqrt(
-            compute_f_distribution_p90(
-                degrees_of_freedom * max(1.0, self.n_unobserved), degrees_of_freedom * n_others
-            )
-        )
+        dfn, dfd = degrees_of_freedom * max(1.0, self.n_unobserved), degrees_of_freedom * n_others
+        return sqrt(compute_f_distribution_p90(dfn, dfd))
 
     def _compute_mean_square_deviations(self, received: Floats) -> Floats:
         """The mean squared deviation of every received block from the mean, as if it were of data."""
@@ -116,31 +113,22 @@ def make_missing_block_predictor(
     """
     encoding_matrix = code.encoding_matrix.astype(np.float64)
     arrived_indices, k = np.flatnonzero(arrived_mask), code.k
-    missing_indices, arrived_data_indices = (
-        np.flatnonzero(~arrived_mask[:k]),
-        np.flatnonzero(arrived_mask[:k]),
-    )
-    arrived_parity_indices = np.flatnonzero(arrived_mask[k:])
+    missing_indices, data_indices = np.flatnonzero(~arrived_mask[:k]), np.flatnonzero(arrived_mask[:k])
+    parity_indices = np.flatnonzero(arrived_mask[k:])
     n_arrived = len(arrived_indices)
     centring_matrix = np.eye(n_arrived) - 1 / n_arrived
-    system_matrix = encoding_matrix[np.ix_(arrived_parity_indices, missing_indices)]
+    system_matrix = encoding_matrix[np.ix_(parity_indices, missing_indices)]
     pseudo_inverse = (
         np.linalg.pinv(system_matrix, rcond=np.sqrt(rounding_error))
         if system_matrix.size
         else np.zeros(system_matrix.T.shape)
     )
-    syndrome_matrix = np.concatenate(
-        [
-            -encoding_matrix[np.ix_(arrived_parity_indices, arrived_data_indices)],
-            np.eye(len(arrived_parity_indices)),
-        ],
-        axis=1,
-    )
+    data_coefficients = encoding_matrix[np.ix_(parity_indices, data_indices)]
+    syndrome_matrix = np.concatenate([-data_coefficients, np.eye(len(parity_indices))], axis=1)
     weights = 1 / n_arrived + pseudo_inverse @ syndrome_matrix @ centring_matrix
     unobserved_projector = np.eye(len(missing_indices)) - pseudo_inverse @ system_matrix
-    mean_square_errors = (unobserved_projector**2).sum(axis=1) + unobserved_projector.sum(
-        axis=1
-    ) ** 2 / n_arrived
+    mean_square_errors = (unobserved_projector**2).sum(axis=1)
+    mean_square_errors += unobserved_projector.sum(axis=1) ** 2 / n_arrived
     mean_square_errors[mean_square_errors < DETERMINED_TOL**2] = 0.0
     arrived_generator = code.generator_matrix[arrived_indices].astype(np.float64)
     deviation_norms = (

@@ -115,12 +115,9 @@ def bound_undetected_error(
     if max_residual is not None and len(decoder.verification_checks):
         deviation_bounds = _divide_or_inf(max_residual, np.abs(decoder.verification_checks).max(axis=0))
     for block_index, local_error in error_by_data_block.items():
-        deviation_bounds = np.minimum(
-            deviation_bounds,
-            _divide_or_inf(
-                local_error, np.abs(weights[np.searchsorted(decoder.missing_indices, block_index)])
-            ),
-        )
+        block_weights = weights[np.searchsorted(decoder.missing_indices, block_index)]
+        local_bounds = _divide_or_inf(local_error, np.abs(block_weights))
+        deviation_bounds = np.minimum(deviation_bounds, local_bounds)
     finite_mask = np.isfinite(deviation_bounds)
     return float((error_gains[finite_mask] * deviation_bounds[finite_mask]).max(initial=0.0))
 
@@ -148,20 +145,13 @@ def evaluate_parity_checks(
     that, too.
     """
     if dtype.kind == "c":
-        real_part_dtype = to_real_dtype(dtype)
+        real_dtype = to_real_dtype(dtype)
         real_blocks = {
-            block_index: block.astype(dtype, copy=False).view(real_part_dtype)
+            block_index: block.astype(dtype, copy=False).view(real_dtype)
             for block_index, block in received.items()
         }
-        real_residual = evaluate_parity_checks(
-            decoder,
-            real_blocks,
-            real_part_dtype,
-            rtol,
-            lowest_precision_dtype,
-            absolute_tolerance,
-            magnitude_before_cancellation,
-        )
+        tolerances = rtol, lowest_precision_dtype, absolute_tolerance, magnitude_before_cancellation
+        real_residual = evaluate_parity_checks(decoder, real_blocks, real_dtype, *tolerances)
         return real_residual._replace(violations=np.unique(real_residual.violations // 2))
     arrived_blocks = [received[int(block_index)] for block_index in decoder.arrived_indices]
     checks = decoder.get_parity_check_matrix(dtype)
@@ -170,13 +160,8 @@ def evaluate_parity_checks(
     rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
     max_value = max(compute_max_abs(arrived_blocks), magnitude_before_cancellation)
     absolute_tol = max(estimate_relative_rounding_error(rounding_dtype) * max_value, absolute_tolerance)
-    return _evaluate_real_checks(
-        checks,
-        arrived_blocks,
-        max(compute_parity_check_tolerance(rounding_dtype), rtol or 0.0),
-        absolute_tol,
-        max_value,
-    )
+    relative_tol = max(compute_parity_check_tolerance(rounding_dtype), rtol or 0.0)
+    return _evaluate_real_checks(checks, arrived_blocks, relative_tol, absolute_tol, max_value)
 
 
 def _evaluate_real_checks(
@@ -202,9 +187,8 @@ def _evaluate_real_checks(
         max_rounding = max(max_rounding, float(deviation.max(initial=0)) / (max_value or 1.0))
         violations.append(columns.start + np.flatnonzero(violation_mask))
     violated_entries = np.concatenate(violations) if violations else np.empty(0, np.intp)
-    return ParityCheckResidual(
-        max_violation if len(violated_entries) else max_rounding, violated_entries, is_finite
-    )
+    residual = max_violation if len(violated_entries) else max_rounding
+    return ParityCheckResidual(residual, violated_entries, is_finite)
 
 
 def locate_erroneous_blocks(
@@ -215,11 +199,9 @@ def locate_erroneous_blocks(
     lowest_precision_dtype: DType | None = None,
 ) -> list[int]:
     """The blocks of which one alone can explain the broken entries; needs two equations or more."""
-    entries = violated_entries[
-        np.linspace(0, len(violated_entries) - 1, min(len(violated_entries), MAX_LOCATION_ENTRIES)).astype(
-            int
-        )
-    ]
+    n_violated = len(violated_entries)
+    sample = np.linspace(0, n_violated - 1, min(n_violated, MAX_LOCATION_ENTRIES)).astype(int)
+    entries = violated_entries[sample]
     values = np.stack([received[int(block_index)][entries] for block_index in decoder.arrived_indices])
     checks = decoder.get_parity_check_matrix(dtype)
     if len(checks) < 2:
@@ -232,9 +214,9 @@ def locate_erroneous_blocks(
         values = np.concatenate([values.real, values.imag], axis=1)
     deviation = checks @ values.astype(np.float64)
     deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)  # its squares must not overflow
-    max_residual_norm = max(
-        1e-6, 8 * compute_parity_check_tolerance(_choose_tolerance_dtype(dtype, lowest_precision_dtype))
-    ) * np.linalg.norm(deviation)
+    rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
+    relative_tol = max(1e-6, 8 * compute_parity_check_tolerance(rounding_dtype))
+    max_residual_norm = relative_tol * np.linalg.norm(deviation)
     check_norms = np.linalg.norm(checks, axis=0)
     checked_indices = np.flatnonzero(check_norms > COEFFICIENT_TOL)  # the others stand in no equation
     directions = (checks[:, checked_indices] / check_norms[checked_indices]).T
@@ -259,9 +241,8 @@ def _evaluate_modular_checks(
     bit_mask = np.uint64((1 << 8 * dtype.itemsize) - 1)
     violations = []
     for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
-        deviation = (
-            modular_linalg.matmul_mod64(checks, tiling.gather_columns(blocks, columns, np.int64)) & bit_mask
-        )
+        tile = tiling.gather_columns(blocks, columns, np.int64)
+        deviation = modular_linalg.matmul_mod64(checks, tile) & bit_mask
         violations.append(columns.start + np.flatnonzero(deviation.any(axis=0)))
     violated_entries = np.concatenate(violations) if violations else np.empty(0, np.intp)
     return ParityCheckResidual(float(len(violated_entries) > 0), violated_entries, True)
@@ -275,18 +256,16 @@ def _locate_modular_errors(checks: UInt64Array, deviation: UInt64Array, dtype: D
     """
     bit_mask = np.uint64((1 << 8 * dtype.itemsize) - 1)
     explaining_columns = []
-    for column, check_coefficients in enumerate(checks.T):
-        # the largest power of two in each
-        largest_powers_of_two = np.where(
-            check_coefficients > 0, check_coefficients & (~check_coefficients + np.uint64(1)), bit_mask
-        )
-        pivot = int(np.argmin(largest_powers_of_two))
-        if not check_coefficients[pivot]:
+    for column, coefficients in enumerate(checks.T):
+        lowest_bits = coefficients & (~coefficients + np.uint64(1))
+        powers_of_two = np.where(coefficients > 0, lowest_bits, bit_mask)  # the largest that divide each
+        pivot = int(np.argmin(powers_of_two))
+        if not coefficients[pivot]:
             continue
-        remaining_deviation = (check_coefficients // largest_powers_of_two[pivot])[:, None] * deviation[
-            pivot
-        ] - (check_coefficients[pivot] // largest_powers_of_two[pivot]) * deviation
-        remainder = deviation[pivot] & (largest_powers_of_two[pivot] - np.uint64(1)) & bit_mask
+        power_of_two, pivot_deviation = powers_of_two[pivot], deviation[pivot]
+        quotients = coefficients // power_of_two
+        remaining_deviation = quotients[:, None] * pivot_deviation - quotients[pivot] * deviation
+        remainder = pivot_deviation & (power_of_two - np.uint64(1)) & bit_mask
         if not (remaining_deviation & bit_mask).any() and not remainder.any():
             explaining_columns.append(column)
     return np.array(explaining_columns, np.intp)

@@ -99,9 +99,8 @@ class GradientCode(LinearCode):
         """B, shape (n, n): worker i returns the combination B_i of all values, s + 1 of them not zero."""
         matrix = np.zeros((self.n, self.n))
         for first_worker, size in self.group_starts_and_sizes:
-            matrix[first_worker : first_worker + size, first_worker : first_worker + size] = (
-                make_group_generator_matrix(size, self.max_stragglers)
-            )
+            group = slice(first_worker, first_worker + size)
+            matrix[group, group] = make_group_generator_matrix(size, self.max_stragglers)
         return matrix
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
@@ -138,15 +137,12 @@ class GradientDecoder(RealDecoder):
         if not self._is_every_value_covered():
             return np.full_like(weights, np.inf)
         for first_worker, size in self.code.group_starts_and_sizes:
-            arrived_positions = np.flatnonzero(
-                (self.arrived_indices >= first_worker) & (self.arrived_indices < first_worker + size)
-            )
-            group_weights = _compute_group_sum_weights(
-                size, self.code.max_stragglers, self.arrived_indices[arrived_positions] - first_worker
-            )
+            members = self.arrived_indices - first_worker
+            in_group = (members >= 0) & (members < size)
+            group_weights = _compute_group_sum_weights(size, self.code.max_stragglers, members[in_group])
             if group_weights is None:
                 return np.full_like(weights, np.inf)
-            weights[0, arrived_positions] = group_weights
+            weights[0, in_group] = group_weights
         return weights
 
     def _is_every_value_covered(self) -> bool:
@@ -214,26 +210,19 @@ def make_group_generator_matrix(group_size: int, max_stragglers: int) -> Floats:
     erasure_patterns = sample_subsets(group_size, max_stragglers, MAX_PATTERNS)
 
     def compute_max_weight_norm(matrix: Floats) -> float:
-        pattern_weights = [
-            _solve_for_sum_weights(np.delete(matrix, erased, axis=0)) for erased in erasure_patterns
-        ]
+        remainders = (np.delete(matrix, erased, axis=0) for erased in erasure_patterns)
+        pattern_weights = map(_solve_for_sum_weights, remainders)
         return max(
             np.inf if weights is None else float(np.linalg.norm(weights)) for weights in pattern_weights
         )
 
-    return min(
-        (
-            _make_cyclic_generator_matrix(_make_random_check_matrix(group_size, max_stragglers, seed))
-            for seed in range(N_SEEDS)
-        ),
-        key=compute_max_weight_norm,
-    )
+    check_matrices = (_make_random_check_matrix(group_size, max_stragglers, seed) for seed in range(N_SEEDS))
+    return min(map(_make_cyclic_generator_matrix, check_matrices), key=compute_max_weight_norm)
 
 
 def _make_highest_frequency_check_matrix(size: int, n_checks: int) -> Floats:
-    phases = np.outer(np.arange((size - n_checks + 1) // 2, size // 2 + 1), np.arange(size)) * (
-        2 * np.pi / size
-    )
+    frequencies = np.arange((size - n_checks + 1) // 2, size // 2 + 1)
+    phases = np.outer(frequencies, np.arange(size)) * (2 * np.pi / size)
     waves = np.concatenate([np.cos(phases), np.sin(phases)])
     return np.asarray(waves[np.linalg.norm(waves, axis=1) > 1e-6])  # the sine of the highest of all is zero
 
@@ -259,9 +248,8 @@ def _compute_group_sum_weights(
 ) -> Floats | None:
     """How to combine what arrived of one group into its sum; None if that is not determined."""
     if group_size > max_stragglers + 1:
-        return _solve_for_sum_weights(
-            make_group_generator_matrix(group_size, max_stragglers)[arrived_indices]
-        )
+        generator_matrix = make_group_generator_matrix(group_size, max_stragglers)
+        return _solve_for_sum_weights(generator_matrix[arrived_indices])
     return np.eye(1, len(arrived_indices))[0] if len(arrived_indices) else None  # the first is as good as any
 
 

@@ -66,19 +66,16 @@ class IntegerSecretSharingCode(LinearCode):
     is_mds = False
 
     def __init__(self, n: int, k: int, n_colluders: int) -> None:
-        n, k, n_colluders = (
-            check_positive_int("n", n),
-            check_positive_int("k", k),
-            check_positive_int("n_colluders", n_colluders),
-        )
+        n, k = check_positive_int("n", n), check_positive_int("k", k)
+        n_colluders = check_positive_int("n_colluders", n_colluders)
         if n > MAX_N:
             raise CodeError(f"a code of masked integers has at most {MAX_N} workers, not n = {n}")
         n_noise_blocks = count_noise_blocks(n, n_colluders)
         if n <= k + n_noise_blocks:
             raise CodeError(
-                f"{k} data blocks, and {n_noise_blocks} of noise against {n_colluders} "
-                f"colluders among {n} workers, need "
-                f"{k + n_noise_blocks} results and a spare one: use n = {compute_min_tasks(k, n_colluders)}"
+                f"{k} data blocks, and {n_noise_blocks} of noise against {n_colluders} colluders among {n} "
+                f"workers, need {k + n_noise_blocks} results and a spare one: "
+                f"use n = {compute_min_tasks(k, n_colluders)}"
             )
         self.n, self.k, self.n_colluders = n, k, n_colluders
         self.name = f"masked against {self.n_colluders}, uniform noise"
@@ -101,33 +98,28 @@ class IntegerSecretSharingCode(LinearCode):
         """Inputs of the butterfly that carry the data blocks, then those that carry noise."""
         noise_inputs = choose_noise_input_indices(self.n, self.n_colluders)
         mother_length = round_up_to_power_of_two(self.n)
-        position_probabilities = np.full(
-            mother_length, OPTIMAL_DESIGN_FRACTION * (self.n - self.k - len(noise_inputs)) / self.n
-        )
+        erasure_probability = OPTIMAL_DESIGN_FRACTION * (self.n - self.k - len(noise_inputs)) / self.n
+        position_probabilities = np.full(mother_length, erasure_probability)
         position_probabilities[: mother_length - self.n] = 1.0
         candidate_inputs = np.setdiff1d(np.arange(mother_length - self.n, mother_length), noise_inputs)
-        data_inputs = candidate_inputs[
-            np.argsort(
-                compute_input_erasure_probabilities(position_probabilities)[candidate_inputs], kind="stable"
-            )[: self.k]
-        ]
-        return np.concatenate([np.sort(data_inputs), noise_inputs])
+        input_probabilities = compute_input_erasure_probabilities(position_probabilities)[candidate_inputs]
+        best_first = candidate_inputs[np.argsort(input_probabilities, kind="stable")]
+        return np.concatenate([np.sort(best_first[: self.k]), noise_inputs])
 
     @cached_property
     def encoding_matrix(self) -> Array:
         """G = [D, N], shape (n, k + noise blocks), of zeros and ones."""
-        mother_length = round_up_to_power_of_two(self.n)
-        columns = np.zeros((mother_length, len(self.data_and_noise_input_indices)), np.int64)
-        columns[self.data_and_noise_input_indices, np.arange(len(self.data_and_noise_input_indices))] = 1
+        mother_length, input_indices = round_up_to_power_of_two(self.n), self.data_and_noise_input_indices
+        columns = np.zeros((mother_length, len(input_indices)), np.int64)
+        columns[input_indices, np.arange(len(input_indices))] = 1
         return transforms.apply_arikan_transform(columns)[mother_length - self.n :]
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""
         data_dtype = check_supported_dtype(dtype, "the data")
         if not is_integer_dtype(data_dtype):
-            raise CodeError(
-                f"{data_dtype} blocks cannot be masked modulo 2^64: use SecretSharingCode(n, k, t)"
-            )
+            advice = "use SecretSharingCode(n, k, t)"
+            raise CodeError(f"{data_dtype} blocks cannot be masked modulo 2^64: {advice}")
         return data_dtype if data_dtype.itemsize == 8 else np.dtype(np.int64)
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:

@@ -76,11 +76,8 @@ class LagrangeCode(LinearCode):
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
         with trimmed_tracebacks:
-            n, k, degree = (
-                check_positive_int("n", n),
-                check_positive_int("k", k),
-                check_positive_int("degree", degree),
-            )
+            n, k = check_positive_int("n", n), check_positive_int("k", k)
+            degree = check_positive_int("degree", degree)
             if not is_choice(points, ("auto", "circle", "chebyshev")):
                 raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
             if points == "auto":
@@ -91,11 +88,10 @@ class LagrangeCode(LinearCode):
                 raise CodeError(f"a Lagrange code has at most {MAX_POINTS} coded blocks, not n = {n}")
             if n <= threshold:
                 feasible_k = compute_max_k(n - 1, degree, points)
+                smaller_k_text = f", or with n = {n} use k <= {feasible_k}" if feasible_k > 0 else ""
                 raise CodeError(
                     f"f of degree {degree} on k = {k} blocks needs {threshold} results and a spare one: "
-                    f"with k = {k} use n > {threshold}"
-                    + f", or with n = {n} use k <= {feasible_k}"
-                    * (feasible_k > 0)
+                    f"with k = {k} use n > {threshold}{smaller_k_text}"
                 )
         self.name = f"Lagrange, degree {self.degree} on the {self.points} points"
         self.requirement = f"a polynomial of degree {self.degree} or less in its block"
@@ -153,25 +149,19 @@ class LagrangeCode(LinearCode):
         max_erasures = self.n - self.recovery_threshold
         if not is_integer(n_erasures) or not 0 < n_erasures <= max_erasures:
             raise CodeError(f"{self!r} bears between 1 and {max_erasures} losses, not {n_erasures!r}")
-        erasure_patterns = sample_subsets(self.n, n_erasures, MAX_PATTERNS)
-        sampled_amplifications = [
-            compute_erasure_amplification(self.generator_matrix, erased_indices, self.k)
-            for erased_indices in erasure_patterns
-        ]
-        burst_amplifications = [
-            compute_erasure_amplification(self.generator_matrix, erased_indices, self.k)
-            for erased_indices in self._list_burst_erasure_patterns(n_erasures)
-        ]
-        median, p90 = np.quantile(sampled_amplifications, [0.5, RELIABLE_QUANTILE], method="inverted_cdf")
-        return AmplificationSummary(
-            float(median), float(p90), max(sampled_amplifications + burst_amplifications)
+        sampled_patterns = sample_subsets(self.n, n_erasures, MAX_PATTERNS)
+        burst_patterns = self._list_burst_erasure_patterns(n_erasures)
+        sampled, bursts = (
+            [compute_erasure_amplification(self.generator_matrix, erased, self.k) for erased in patterns]
+            for patterns in (sampled_patterns, burst_patterns)
         )
+        median, p90 = np.quantile(sampled, [0.5, RELIABLE_QUANTILE], method="inverted_cdf")
+        return AmplificationSummary(float(median), float(p90), max(sampled + bursts))
 
     def is_well_conditioned(self, max_amplification: float) -> bool:
         """Whether nine in ten ways to lose half of the spare results stay within `max_amplification`."""
-        return (
-            self.summarize_amplification((self.n - self.recovery_threshold + 1) // 2).p90 <= max_amplification
-        )
+        n_erasures = (self.n - self.recovery_threshold + 1) // 2
+        return self.summarize_amplification(n_erasures).p90 <= max_amplification
 
     def _list_burst_erasure_patterns(self, n_erasures: int) -> list[Indices]:
         blocks_by_node = np.argsort(self.node_indices)
@@ -218,19 +208,14 @@ class LagrangeDecoder(PseudoInverseDecoder):
         if self.code.n <= MAX_EXACT_AMPLIFICATION_N or not len(self.missing_indices):
             return super().amplification
         erased_indices = np.setdiff1d(np.arange(self.code.n), self.arrived_indices)
-        return compute_erasure_amplification(
-            self.code.generator_matrix,
-            erased_indices,
-            len(self.missing_indices) + len(self.arrived_data_indices),
-        )
+        n_targets = len(self.missing_indices) + len(self.arrived_data_indices)
+        return compute_erasure_amplification(self.code.generator_matrix, erased_indices, n_targets)
 
     @property
     def _system_rank_deficit(self) -> int:
-        return (
-            super()._system_rank_deficit
-            if self.code.n <= MAX_EXACT_AMPLIFICATION_N
-            else int(not np.isfinite(self.amplification))
-        )
+        if self.code.n <= MAX_EXACT_AMPLIFICATION_N:
+            return super()._system_rank_deficit
+        return int(not np.isfinite(self.amplification))
 
 
 def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:

@@ -92,10 +92,8 @@ class LinearCode(CodeMatrices):
         array (n - len(systematic), b), of `parity_dtype`.
         """
         tiling.check_flat_blocks(blocks, self.n_input_blocks, self)
-        dtype, parity_shape = (
-            self.parity_dtype(blocks[0].dtype),
-            (self.n - len(self.systematic_indices), blocks[0].size),
-        )
+        dtype = self.parity_dtype(blocks[0].dtype)
+        parity_shape = self.n - len(self.systematic_indices), blocks[0].size
         if out is None:
             out = np.empty(parity_shape, dtype)
         if out.shape != parity_shape or out.dtype != dtype or not out.flags.c_contiguous:
@@ -111,9 +109,8 @@ class LinearCode(CodeMatrices):
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """Put the parity of flat real blocks into `out`, summed in its working dtype."""
-        block_matmul.dense_matmul(
-            self.encoding_matrix.astype(choose_accumulator_dtype(out.dtype), copy=False), blocks, out
-        )
+        sum_dtype = choose_accumulator_dtype(out.dtype)
+        block_matmul.dense_matmul(self.encoding_matrix.astype(sum_dtype, copy=False), blocks, out)
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
         """How to recover what is wanted from the results of the mask `arrived_mask`."""

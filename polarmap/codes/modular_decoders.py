@@ -52,9 +52,8 @@ class ModularDecoder(ErasureDecoder):
         system_checks = np.zeros((len(combinations), len(self.system_matrix)), np.uint64)
         system_checks[:, other_rows] = combinations
         if self.system_matrix.shape[1]:
-            system_checks[:, self.pivot_row_indices] -= matmul_mod64(
-                matmul_mod64(combinations, self.system_matrix[other_rows]), self._pivot_inverse
-            )
+            combined_rows = matmul_mod64(combinations, self.system_matrix[other_rows])
+            system_checks[:, self.pivot_row_indices] -= matmul_mod64(combined_rows, self._pivot_inverse)
         return self._expand_checks_to_arrived_blocks(system_checks)
 
     @cached_property
@@ -71,22 +70,17 @@ class ModularSystematicDecoder(ModularDecoder, SystematicDecoder):
 
     def compute_modular_weights(self) -> UInt64Array:
         """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
-        pivot_inverse = self._pivot_inverse
-        known_matrix = self.code.encoding_matrix[
-            np.ix_(self.arrived_parity_indices[self.pivot_row_indices], self.arrived_data_indices)
-        ]
+        n_data = len(self.arrived_data_indices)
+        pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
+        known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
-        weights[:, : len(self.arrived_data_indices)] = np.uint64(0) - matmul_mod64(
-            pivot_inverse, known_matrix
-        )
-        weights[:, len(self.arrived_data_indices) + self.pivot_row_indices] = pivot_inverse
+        weights[:, :n_data] = np.uint64(0) - matmul_mod64(self._pivot_inverse, known_matrix)
+        weights[:, n_data + self.pivot_row_indices] = self._pivot_inverse
         return weights
 
     def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
-        data_checks = np.uint64(0) - matmul_mod64(
-            system_checks,
-            self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.arrived_data_indices)],
-        )
+        arrived = np.ix_(self.arrived_parity_indices, self.arrived_data_indices)
+        data_checks = np.uint64(0) - matmul_mod64(system_checks, self.code.encoding_matrix[arrived])
         return np.concatenate([data_checks, system_checks], axis=1)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -152,9 +146,7 @@ def make_check_combination_matrix(n_checks: int) -> UInt64Array:
     """
     if n_checks <= MAX_MODULAR_CHECKS:
         return np.eye(n_checks, dtype=np.uint64)
-    combinations = np.outer(np.arange(1, MAX_MODULAR_CHECKS + 1), np.arange(1, n_checks + 1)).astype(
-        np.uint64
-    )
-    combinations = combinations * combinations * np.uint64(37) % np.uint64(509)
+    products = np.outer(np.arange(1, MAX_MODULAR_CHECKS + 1), np.arange(1, n_checks + 1)).astype(np.uint64)
+    combinations = products * products * np.uint64(37) % np.uint64(509)
     combinations[0] = 1
     return combinations

@@ -69,20 +69,16 @@ def invert_mod64(matrix: Array) -> UInt64Array:
     """
     size = len(matrix)
     identity = np.eye(size, dtype=matrix.dtype)
-    # modulo 2
-    inverse = compute_null_space_gf2(np.concatenate([matrix, identity], axis=1))[:, :size].T.astype(np.uint64)
+    null_vectors = compute_null_space_gf2(np.concatenate([matrix, identity], axis=1))
+    inverse = null_vectors[:, :size].T.astype(np.uint64)  # modulo 2
     unsigned_matrix = matrix.astype(np.int64).view(np.uint64)
     twice_identity = 2 * np.eye(size, dtype=np.uint64)
     n_bits = 1
     while n_bits < 64:  # X <- X (2 I - A X) doubles the number of correct bits
         n_bits *= 2
         bit_mask = np.uint64((1 << n_bits) - 1)
-        inverse = (
-            matmul_mod64(
-                inverse, (twice_identity - matmul_mod64(unsigned_matrix & bit_mask, inverse)) & bit_mask
-            )
-            & bit_mask
-        )
+        correction = twice_identity - matmul_mod64(unsigned_matrix & bit_mask, inverse)
+        inverse = matmul_mod64(inverse, correction & bit_mask) & bit_mask
     return inverse
 
 
@@ -99,14 +95,9 @@ def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int],
     pivot_columns = find_independent_rows_gf2(matrix[pivot_rows].T)
     pivot_inverse = invert_mod64(matrix[pivot_rows][:, pivot_columns])
     other_columns = np.setdiff1d(np.arange(matrix.shape[1]), pivot_columns)
-    determined_indices = np.flatnonzero(
-        ~matmul_mod64(pivot_inverse, matrix[pivot_rows][:, other_columns]).any(axis=1)
-    )
-    return (
-        pivot_rows,
-        [pivot_columns[column_index] for column_index in determined_indices],
-        pivot_inverse[determined_indices],
-    )
+    other_weights = matmul_mod64(pivot_inverse, matrix[pivot_rows][:, other_columns])
+    determined = np.flatnonzero(~other_weights.any(axis=1))
+    return pivot_rows, [pivot_columns[index] for index in determined], pivot_inverse[determined]
 
 
 def matmul_mod64(left: Array, right: Array) -> UInt64Array:
@@ -159,6 +150,5 @@ def _unpack_rows_gf2(packed_rows: list[int], n_columns: int) -> Array:
     """The reverse: numbers 0 and 1, (rows, width)."""
     n_bytes = -(-n_columns // 8)
     packed_bits = np.frombuffer(b"".join(row.to_bytes(n_bytes, "little") for row in packed_rows), np.uint8)
-    return np.unpackbits(packed_bits.reshape(len(packed_rows), n_bytes), axis=1, bitorder="little")[
-        :, :n_columns
-    ]
+    packed_table = packed_bits.reshape(len(packed_rows), n_bytes)
+    return np.unpackbits(packed_table, axis=1, bitorder="little")[:, :n_columns]

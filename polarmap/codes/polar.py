@@ -213,9 +213,8 @@ class PolarCode(SystematicCode):
         if isinstance(self.erasure, float):
             return np.arange(self.n)
         worker_indices = np.empty(self.n, np.intp)
-        worker_indices[np.argsort(-self._block_erasure_probabilities, kind="stable")] = np.argsort(
-            -self.erasure, kind="stable"
-        )
+        worst_blocks_first = np.argsort(-self._block_erasure_probabilities, kind="stable")
+        worker_indices[worst_blocks_first] = np.argsort(-self.erasure, kind="stable")
         return worker_indices
 
     @property
@@ -236,9 +235,8 @@ class PolarCode(SystematicCode):
     @property
     def parity_check_matrix(self) -> Array:
         """C = [P, -I], shape (n - k, n): C x = 0 for every codeword x."""
-        return np.concatenate(
-            [self.encoding_matrix, -np.eye(self.n - self.k, dtype=self.encoding_matrix.dtype)], axis=1
-        )
+        identity = np.eye(self.n - self.k, dtype=self.encoding_matrix.dtype)
+        return np.concatenate([self.encoding_matrix, -identity], axis=1)
 
     @cached_property
     def norm_inf(self) -> int:
@@ -262,9 +260,8 @@ class PolarCode(SystematicCode):
         data_blocks = _to_numeric_array(blocks)
         if data_blocks.ndim == 0 or len(data_blocks) != self.k:
             raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data_blocks.shape}")
-        flat_blocks = data_blocks.reshape(self.k, -1).astype(
-            check_supported_dtype(data_blocks.dtype, "the data"), copy=False
-        )
+        dtype = check_supported_dtype(data_blocks.dtype, "the data")
+        flat_blocks = data_blocks.reshape(self.k, -1).astype(dtype, copy=False)
         coded = np.empty((self.n, flat_blocks.shape[1]), self.parity_dtype(flat_blocks.dtype))
         tiling.parallel_copy(flat_blocks, coded[: self.k])
         self.encode_parity(flat_blocks, out=coded[self.k :])
@@ -326,9 +323,7 @@ class PolarCode(SystematicCode):
                     f"{len(block_arrays)} of {self.n} blocks do not determine the {self.k} data blocks; "
                     f"at least {max(1, self.k - len(block_arrays))} more needed"
                 )
-            received = {
-                block_index: block_array.reshape(-1) for block_index, block_array in block_arrays.items()
-            }
+            received = {index: block.reshape(-1) for index, block in block_arrays.items()}
             result = np.empty((self.k, first_block.size), dtype)
             for block_index, block in received.items():
                 if block_index < self.k:

@@ -76,9 +76,8 @@ class ProductCode(SystematicCode):
         self.column_code, self.row_code = column_code, row_code
         self.n, self.k = column_code.n * row_code.n, column_code.k * row_code.k
         if self.n > MAX_TASKS:
-            raise CodeError(
-                f"a grid of {column_code.n} x {row_code.n} is more than {MAX_TASKS} tasks: use fewer workers"
-            )
+            grid_text = f"a grid of {column_code.n} x {row_code.n}"
+            raise CodeError(f"{grid_text} is more than {MAX_TASKS} tasks: use fewer workers")
         if "sequential" in (column_code.decoder, row_code.decoder):
             raise CodeError("a grid is decoded by decoder='optimal' only")
         if column_code.kernel != row_code.kernel:
@@ -178,9 +177,8 @@ class ProductDecoder(RealDecoder):
 
     @property
     def _can_decode_iteratively(self) -> bool:
-        return bool(
-            self._mask_recoverable_by_counting[: self.code.column_code.k, : self.code.row_code.k].all()
-        )
+        k_rows, k_columns = self.code.column_code.k, self.code.row_code.k
+        return bool(self._mask_recoverable_by_counting[:k_rows, :k_columns].all())
 
     @cached_property
     def _is_joint_decoding_tractable(self) -> bool:
@@ -189,12 +187,12 @@ class ProductDecoder(RealDecoder):
         The codewords that vanish outside a rows and b columns have (a - r_A)(b - r_B) dimensions;
         every known cell among these takes away one at most.
         """
-        unknown_mask, product_code = ~self._mask_recoverable_by_counting, self.code
+        column_code, row_code = self.code.column_code, self.code.row_code
+        unknown_mask = ~self._mask_recoverable_by_counting
         n_rows, n_columns = int(unknown_mask.any(axis=1).sum()), int(unknown_mask.any(axis=0).sum())
-        n_free_dimensions = max(0, n_rows - product_code.column_code.n + product_code.column_code.k) * max(
-            0, n_columns - product_code.row_code.n + product_code.row_code.k
-        )
-        if n_free_dimensions > n_rows * n_columns - int(unknown_mask.sum()):
+        n_free_rows = max(0, n_rows - column_code.n + column_code.k)
+        n_free_columns = max(0, n_columns - row_code.n + row_code.k)
+        if n_free_rows * n_free_columns > n_rows * n_columns - int(unknown_mask.sum()):
             return False
         return len(self.joint.arrived_parity_indices) * len(self.missing_indices) ** 2 <= MAX_JOINT_FLOPS
 
@@ -205,21 +203,18 @@ class ProductDecoder(RealDecoder):
             return None
         if not (self._can_decode_iteratively and self.iterative_decoder.is_complete):
             return None
-        return select_required_line_decodings(
-            self.iterative_decoder.line_decodings, set(self.missing_indices.tolist())
-        )
+        missing = set(self.missing_indices.tolist())
+        return select_required_line_decodings(self.iterative_decoder.line_decodings, missing)
 
     @cached_property
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived)."""
         if self.line_decodings is None or self.modular:
             return self.joint.weights
-        out = np.empty((len(self.missing_indices), len(self.arrived_indices)))
-        self._decode_iteratively(
-            self.line_decodings,
-            dict(zip(self.arrived_indices.tolist(), np.eye(len(self.arrived_indices)))),
-            out,
-        )
+        n_arrived = len(self.arrived_indices)
+        out = np.empty((len(self.missing_indices), n_arrived))
+        unit_vectors = dict(zip(self.arrived_indices.tolist(), np.eye(n_arrived)))
+        self._decode_iteratively(self.line_decodings, unit_vectors, out)
         return out
 
     @property
@@ -255,9 +250,7 @@ class ProductDecoder(RealDecoder):
         received: ReceivedBlocks,
         out: Array,
     ) -> None:
-        arrived_blocks = {
-            int(block_index): received[int(block_index)] for block_index in self.arrived_indices
-        }
+        arrived_blocks = {index: received[index] for index in self.arrived_indices.tolist()}
         known_blocks = decode_lines(line_decodings, arrived_blocks, out.dtype)
         for target, block_index in zip(out, self.missing_indices.tolist()):
             target[:] = known_blocks[block_index]
@@ -338,9 +331,8 @@ def select_required_line_decodings(
     """The steps on the way to the `missing_indices` blocks, each with the blocks that are wanted of it."""
     required_blocks, selected = set(missing_indices), []
     for decoding in reversed(line_decodings):
-        recovered_blocks = required_blocks & set(
-            decoding.block_indices[decoding.newly_known_indices].tolist()
-        )
+        newly_known_blocks = decoding.block_indices[decoding.newly_known_indices]
+        recovered_blocks = required_blocks & set(newly_known_blocks.tolist())
         if recovered_blocks:
             selected.append((decoding, recovered_blocks))
             required_blocks |= set(decoding.block_indices[decoding.decoder.arrived_indices].tolist())
@@ -354,29 +346,22 @@ def decode_lines(
     sum_dtype = choose_accumulator_dtype(dtype)
     known_blocks = dict(received)
     for decoding, required_blocks in line_decodings:
+        decoder, block_indices = decoding.decoder, decoding.block_indices.tolist()
         line_blocks = {
-            int(position): known_blocks[int(decoding.block_indices[position])]
-            for position in decoding.decoder.arrived_indices
+            position: known_blocks[block_indices[position]] for position in decoder.arrived_indices.tolist()
         }
-        line_blocks |= dict(
-            zip(decoding.decoder.missing_indices.tolist(), decoding.decoder.decode(line_blocks, sum_dtype))
-        )
-        parity_positions = [
-            position for position in decoding.newly_known_indices.tolist() if position >= decoding.code.k
-        ]
+        line_blocks |= zip(decoder.missing_indices.tolist(), decoder.decode(line_blocks, sum_dtype))
+        newly_known = decoding.newly_known_indices.tolist()
         parity_positions = [
             position
-            for position in parity_positions
-            if int(decoding.block_indices[position]) in required_blocks
+            for position in newly_known
+            if position >= decoding.code.k and block_indices[position] in required_blocks
         ]
-        line_blocks |= dict(
-            zip(
-                parity_positions, _encode_line_parity(decoding.code, parity_positions, line_blocks, sum_dtype)
-            )
-        )
+        parity_blocks = _encode_line_parity(decoding.code, parity_positions, line_blocks, sum_dtype)
+        line_blocks |= zip(parity_positions, parity_blocks)
         known_blocks |= {
-            int(decoding.block_indices[position]): line_blocks[position]
-            for position in decoding.newly_known_indices.tolist()
+            block_indices[position]: line_blocks[position]
+            for position in newly_known
             if position in line_blocks
         }
     return known_blocks

@@ -31,9 +31,9 @@ class RealDecoder(ErasureDecoder):
     @cached_property
     def rank_deficit(self) -> int:
         """How many more results it takes at the least; 0 once the missing ones are determined."""
-        return (
-            max(-self.n_redundant_checks, 0) or self._system_rank_deficit if len(self.missing_indices) else 0
-        )
+        if not len(self.missing_indices):
+            return 0
+        return max(-self.n_redundant_checks, 0) or self._system_rank_deficit
 
     @property
     def _system_rank_deficit(self) -> int:
@@ -48,12 +48,12 @@ class RealDecoder(ErasureDecoder):
         """
         width = next(iter(received.values())).size
         if dtype.kind == "c":
-            real_part_dtype = to_real_dtype(dtype)
+            real_dtype = to_real_dtype(dtype)
             real_blocks = {
-                block_index: np.ascontiguousarray(received[block_index], dtype).view(real_part_dtype)
-                for block_index in self.arrived_indices.tolist()
+                index: np.ascontiguousarray(received[index], dtype).view(real_dtype)
+                for index in self.arrived_indices.tolist()
             }
-            return self.decode(real_blocks, real_part_dtype).view(dtype)
+            return self.decode(real_blocks, real_dtype).view(dtype)
         out = np.empty((len(self.missing_indices), width), dtype)
         if len(self.missing_indices) and width:
             self.decode_into(received, out)
@@ -133,10 +133,8 @@ class SystematicDecoder(RealDecoder):
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
         """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
-        return np.asarray(
-            weights
-            @ self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.arrived_data_indices)]
-        )
+        arrived = np.ix_(self.arrived_parity_indices, self.arrived_data_indices)
+        return np.asarray(weights @ self.code.encoding_matrix[arrived])
 
     @property
     def n_redundant_checks(self) -> int:
@@ -150,10 +148,8 @@ class SystematicDecoder(RealDecoder):
         n_arrived_data = len(self.arrived_data_indices)
         for start in range(0, len(weights), WEIGHT_BATCH):  # they may be the most memory of a map
             batch = slice(start, start + WEIGHT_BATCH)
-            np.negative(
-                self.multiply_by_arrived_data_columns(self._pseudo_inverse[batch]),
-                out=weights[batch, :n_arrived_data],
-            )
+            data_weights = self.multiply_by_arrived_data_columns(self._pseudo_inverse[batch])
+            np.negative(data_weights, out=weights[batch, :n_arrived_data])
         weights[:, n_arrived_data:] = self._pseudo_inverse
         return weights
 
@@ -161,10 +157,9 @@ class SystematicDecoder(RealDecoder):
         """Up to `max_checks` equations on the arrived blocks, (s, arrived): orthonormal on the parity
         blocks.
         """
-        null_space_checks = self._compute_null_space_checks(max_checks)
-        return np.concatenate(
-            [-self.multiply_by_arrived_data_columns(null_space_checks), null_space_checks], axis=1
-        )
+        parity_checks = self._compute_null_space_checks(max_checks)
+        data_checks = -self.multiply_by_arrived_data_columns(parity_checks)
+        return np.concatenate([data_checks, parity_checks], axis=1)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
         """Take over the pseudo-inverse of `previous`, of fewer results, without a factorization.
@@ -178,48 +173,36 @@ class SystematicDecoder(RealDecoder):
             return
         if not np.isfinite(cached_values.get("_pseudo_inverse", np.inf)).all():
             return
-        known_mask, previous_parity_mask = (
-            np.zeros(self.code.k, bool),
-            np.zeros(self.code.n - self.code.k, bool),
-        )
+        n_parity, parity_indices = self.code.n - self.code.k, self.arrived_parity_indices
+        known_mask, previous_parity_mask = np.zeros(self.code.k, bool), np.zeros(n_parity, bool)
         known_mask[self.arrived_data_indices] = previous_parity_mask[previous.arrived_parity_indices] = True
-        recovered_mask, new_parity_mask = (
-            known_mask[previous.missing_indices],
-            ~previous_parity_mask[self.arrived_parity_indices],
-        )
-        unit_vectors = np.zeros((int(new_parity_mask.sum()), self.code.n - self.code.k))
-        unit_vectors[np.arange(len(unit_vectors)), self.arrived_parity_indices[new_parity_mask]] = 1
+        recovered_mask = known_mask[previous.missing_indices]
+        new_parity_mask = ~previous_parity_mask[parity_indices]
+        unit_vectors = np.zeros((int(new_parity_mask.sum()), n_parity))
+        unit_vectors[np.arange(len(unit_vectors)), parity_indices[new_parity_mask]] = 1
         new_rows = self.code.left_multiply_encoding_matrix(unit_vectors)[:, self.missing_indices]
-        self.system_matrix = np.empty(
-            (len(self.arrived_parity_indices), len(self.missing_indices)), previous.system_matrix.dtype
-        )
-        self.system_matrix[new_parity_mask], self.system_matrix[~new_parity_mask] = (
-            new_rows,
-            previous.system_matrix[:, ~recovered_mask],
-        )
+        system_shape = len(parity_indices), len(self.missing_indices)
+        self.system_matrix = np.empty(system_shape, previous.system_matrix.dtype)
+        self.system_matrix[new_parity_mask] = new_rows
+        self.system_matrix[~new_parity_mask] = previous.system_matrix[:, ~recovered_mask]
         orthonormal_basis = np.linalg.qr(previous._pseudo_inverse[recovered_mask].T)[0]
         pseudo_inverse = previous._pseudo_inverse[~recovered_mask]
         pseudo_inverse -= pseudo_inverse @ orthonormal_basis @ orthonormal_basis.T
         row_products = new_rows @ pseudo_inverse
-        new_columns = np.linalg.solve(
-            np.eye(len(row_products)) + row_products @ row_products.T, row_products @ pseudo_inverse.T
-        ).T
+        gram_matrix = np.eye(len(row_products)) + row_products @ row_products.T
+        new_columns = np.linalg.solve(gram_matrix, row_products @ pseudo_inverse.T).T
         pseudo_inverse -= new_columns @ row_products
-        updated_inverse = np.empty((len(self.missing_indices), len(self.arrived_parity_indices)))
-        updated_inverse[:, new_parity_mask], updated_inverse[:, ~new_parity_mask] = (
-            new_columns,
-            pseudo_inverse,
-        )
-        for start in range(0, len(updated_inverse), WEIGHT_BATCH):
+        updated = np.empty(system_shape[::-1])
+        updated[:, new_parity_mask] = new_columns
+        updated[:, ~new_parity_mask] = pseudo_inverse
+        for start in range(0, len(updated), WEIGHT_BATCH):
             batch = slice(start, start + WEIGHT_BATCH)
-            residual_matrix = (
-                np.eye(len(updated_inverse[batch]), len(updated_inverse), start)
-                - updated_inverse[batch] @ self.system_matrix
-            )
+            identity = np.eye(len(updated[batch]), len(updated), start)
+            residual_matrix = identity - updated[batch] @ self.system_matrix
             if not np.abs(residual_matrix).max(initial=0) <= UPDATE_TOL:  # nor NaN
                 return
-            updated_inverse[batch] += residual_matrix @ updated_inverse
-        self._pseudo_inverse = updated_inverse
+            updated[batch] += residual_matrix @ updated
+        self._pseudo_inverse = updated
 
 
 class ImplicitSystematicDecoder(SystematicDecoder):
@@ -283,9 +266,8 @@ def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors:
     [[0.8], [0.6]]
     """
     n_rows, n_columns = matrix.shape
-    null_vectors = np.cos(
-        np.outer(np.arange(1, n_rows + 1), np.arange(1, min(max_vectors, n_rows - n_columns) + 1)) * 0.7
-    )
+    n_vectors = min(max_vectors, n_rows - n_columns)
+    null_vectors = np.cos(np.outer(np.arange(1, n_rows + 1), np.arange(1, n_vectors + 1)) * 0.7)
     for _ in range(2):  # once leaves what rounding has hidden in what was taken away
         null_vectors -= pseudo_inverse.T @ (matrix.T @ null_vectors)
         null_vectors, _ = np.linalg.qr(null_vectors)
@@ -299,9 +281,8 @@ def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) 
     In each row, which is ascending, equally many are data blocks, and as many parity blocks as are missing.
     """
     k = parity_matrix.shape[1]
-    data_indices, parity_indices = np.split(
-        arrived_patterns, [np.searchsorted(arrived_patterns[0], k)], axis=1
-    )
+    n_data = np.searchsorted(arrived_patterns[0], k)
+    data_indices, parity_indices = np.split(arrived_patterns, [n_data], axis=1)
     missing_mask = np.ones((len(arrived_patterns), k), bool)
     np.put_along_axis(missing_mask, data_indices, False, axis=1)
     missing_indices = np.nonzero(missing_mask)[1].reshape(len(arrived_patterns), -1)

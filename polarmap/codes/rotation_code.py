@@ -80,9 +80,8 @@ class RotationCode(PolarCode):
                 parity_weights, self.butterfly_network, self.k
             ).T
 
-        tiling.parallel_for(
-            multiply_rows, list(tiling.iter_column_tiles(len(weights), 3 * self.butterfly_network.size, 8))
-        )
+        tiles = tiling.iter_column_tiles(len(weights), 3 * self.butterfly_network.size, 8)
+        tiling.parallel_for(multiply_rows, list(tiles))
         return products
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
@@ -92,17 +91,13 @@ class RotationCode(PolarCode):
         return SyndromeDecoder(self, arrived_mask)
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        sum_dtype, compiled = (
-            choose_accumulator_dtype(out.dtype),
-            block_matmul.load_compiled_transforms(blocks, out.dtype),
-        )
-        max_dense_rows = (
-            MAX_DENSE_ROWS if tiling.is_contiguous_array(blocks, sum_dtype) else MAX_DENSE_ROWS_GATHERED
-        )
-        if (
-            min(self.n - self.k, self.k) <= (max_dense_rows if compiled else MAX_DENSE_ROWS_UNCOMPILED)
-            and self._has_dense_parity_matrix
-        ):
+        sum_dtype = choose_accumulator_dtype(out.dtype)
+        compiled = block_matmul.load_compiled_transforms(blocks, out.dtype)
+        is_contiguous = tiling.is_contiguous_array(blocks, sum_dtype)
+        max_dense_rows = MAX_DENSE_ROWS if is_contiguous else MAX_DENSE_ROWS_GATHERED
+        if not compiled:
+            max_dense_rows = MAX_DENSE_ROWS_UNCOMPILED
+        if min(self.n - self.k, self.k) <= max_dense_rows and self._has_dense_parity_matrix:
             block_matmul.dense_matmul(self.encoding_matrix.astype(sum_dtype, copy=False), blocks, out)
         else:
             block_matmul.encode_rotation_parity_tiled(self.butterfly_network, blocks, out, compiled)
@@ -123,9 +118,8 @@ class RotationCode(PolarCode):
     @cached_property
     def butterfly_network(self) -> RotationButterflyNetwork:
         """The butterflies that P is made of."""
-        return normalize_parity_row_sums(
-            generate_rotation_butterfly_network(self.n, self.k, self.seed), self.k
-        )
+        network = generate_rotation_butterfly_network(self.n, self.k, self.seed)
+        return normalize_parity_row_sums(network, self.k)
 
 
 class SyndromeDecoder(ImplicitSystematicDecoder):
@@ -135,18 +129,16 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Put the missing results into `out`: the parity of the known ones, what it lacks, the solution."""
-        sum_dtype = (
-            np.dtype(np.float64) if is_integer_dtype(out.dtype) else choose_accumulator_dtype(out.dtype)
-        )
+        is_integer = is_integer_dtype(out.dtype)
+        sum_dtype = np.dtype(np.float64) if is_integer else choose_accumulator_dtype(out.dtype)
         pseudo_inverse = self._pseudo_inverse.astype(sum_dtype, copy=False)
         batch_width = max(64, SYNDROME_BYTES // ((self.code.n - self.code.k) * sum_dtype.itemsize))
         for start in range(0, out.shape[1], batch_width):
             columns = slice(start, min(out.shape[1], start + batch_width))
             with tiling.ignore_nonfinite_warnings():
-                decoded = block_matmul.matmul(
-                    pseudo_inverse, self._compute_syndrome(received, columns, sum_dtype)
-                )
-            out[:, columns] = np.rint(decoded) if is_integer_dtype(out.dtype) else decoded
+                syndrome = self._compute_syndrome(received, columns, sum_dtype)
+                decoded = block_matmul.matmul(pseudo_inverse, syndrome)
+            out[:, columns] = np.rint(decoded) if is_integer else decoded
 
     def _compute_syndrome(
         self, received: ReceivedBlocks, columns: slice, sum_dtype: np.dtype[np.floating]
@@ -156,11 +148,10 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
         data_blocks = [zero_block] * self.code.k
         for block_index in self.arrived_data_indices.tolist():
             data_blocks[block_index] = received[block_index][columns].astype(sum_dtype, copy=False)
-        parity_blocks = [
-            received[int(block_index) + self.code.k] for block_index in self.arrived_parity_indices
-        ]
+        k, parity_indices = self.code.k, self.arrived_parity_indices
+        parity_blocks = [received[k + parity_index] for parity_index in parity_indices.tolist()]
         syndrome = tiling.gather_columns(parity_blocks, columns, sum_dtype)
-        syndrome -= self.code.encode_parity(data_blocks)[self.arrived_parity_indices]
+        syndrome -= self.code.encode_parity(data_blocks)[parity_indices]
         return syndrome
 
 
@@ -184,11 +175,9 @@ def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> Rota
 def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
     """The scale and the shift of each row of P, of which this is R."""
     k, mean = unscaled_matrix.shape[1], unscaled_matrix.mean(axis=1)
-    scale = (
-        1 / np.linalg.norm(unscaled_matrix - mean[:, None], axis=1)
-        if k > 2
-        else np.ones(len(unscaled_matrix))
-    )
+    scale = np.ones(len(unscaled_matrix))
+    if k > 2:
+        scale /= np.linalg.norm(unscaled_matrix - mean[:, None], axis=1)
     return scale, 1 / k - scale * mean
 
 
@@ -204,9 +193,8 @@ def compute_rotation_parity_matrix(
         identity[column_indices[columns], np.arange(identity.shape[1])] = 1.0
         parity_matrix[:, columns] = transforms.encode_rotation_parity(identity, network)
 
-    tiling.parallel_for(
-        transform_columns, list(tiling.iter_column_tiles(len(column_indices), 3 * network.size, 8))
-    )
+    tiles = tiling.iter_column_tiles(len(column_indices), 3 * network.size, 8)
+    tiling.parallel_for(transform_columns, list(tiles))
     return parity_matrix
 
 
@@ -223,12 +211,10 @@ def select_rotation_seed(n: int, k: int) -> int:
         scale, shift = compute_row_normalization(unscaled_matrix)
         parity_matrix, max_amplification = scale[:, None] * unscaled_matrix + shift[:, None], 0.0
         for arrived_indices in patterns:
-            max_amplification = max(
-                max_amplification, compute_max_amplification(parity_matrix, arrived_indices)
-            )
-            # no better than one before, whatever the other patterns give
+            amplification = compute_max_amplification(parity_matrix, arrived_indices)
+            max_amplification = max(max_amplification, amplification)
             if max_amplification >= min_amplification:
-                break
+                break  # The seed is no better than an earlier one, whatever the other patterns give.
         else:
             best_seed, min_amplification = seed, max_amplification
     return best_seed

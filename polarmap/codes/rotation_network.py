@@ -72,14 +72,9 @@ def generate_rotation_butterfly_network(n: int, k: int, seed: int) -> RotationBu
         group_index * size + random_stream.permutation(size)[: min(size, n_parity - group_index * size)]
         for group_index in range(n_output_groups)
     ]
+    scale, shift = np.ones(n_parity), np.zeros(n_parity)
     return RotationButterflyNetwork(
-        size,
-        input_rotations,
-        output_rotations,
-        permutations,
-        np.concatenate(kept_rows),
-        np.ones(n_parity),
-        np.zeros(n_parity),
+        size, input_rotations, output_rotations, permutations, np.concatenate(kept_rows), scale, shift
     )
 
 

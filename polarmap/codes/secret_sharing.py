@@ -114,11 +114,8 @@ class SecretSharingCode(LinearCode):
     )
 
     def __init__(self, n: int, k: int, n_colluders: int, noise: float = 100.0) -> None:
-        n, k, n_colluders = (
-            check_positive_int("n", n),
-            check_positive_int("k", k),
-            check_positive_int("n_colluders", n_colluders),
-        )
+        n, k = check_positive_int("n", n), check_positive_int("k", k)
+        n_colluders = check_positive_int("n_colluders", n_colluders)
         if n > MAX_N:
             raise CodeError(f"a masked code has at most {MAX_N} workers, not n = {n}")
         if not is_positive_number(noise):
@@ -127,9 +124,8 @@ class SecretSharingCode(LinearCode):
             raise CodeError("a masked code needs at least k = 2 data blocks")
         if n <= k + n_colluders:
             raise CodeError(
-                f"{k} data blocks and {n_colluders} of noise need {k + n_colluders} results "
-                f"and a spare one, so n = {n} workers "
-                f"are too few: use n > {k + n_colluders}"
+                f"{k} data blocks and {n_colluders} of noise need {k + n_colluders} results and a spare one, "
+                f"so n = {n} workers are too few: use n > {k + n_colluders}"
             )
         self.n, self.k, self.n_colluders, self.noise = n, k, n_colluders, float(noise)
         self.name = f"masked against {self.n_colluders}, noise {self.noise:g}"
@@ -177,29 +173,21 @@ class SecretSharingCode(LinearCode):
         return max(self._compute_leakage_bits(coalition, correlated) for coalition in coalitions)
 
     def _compute_leakage_bits(self, coalition: Indices, correlated: bool) -> float:
-        data_matrix, noise_matrix = (
-            self.encoding_matrix[coalition, : self.k],
-            self.encoding_matrix[coalition, self.k :],
-        )
-        signal_to_noise = (
-            np.linalg.solve(noise_matrix, data_matrix)
-            / self.noise_std
-            * (np.sqrt(self.k) if correlated else 1.0)
-        )
+        data_matrix, noise_matrix = np.split(self.encoding_matrix[coalition], [self.k], axis=1)
+        signal_to_noise = np.linalg.solve(noise_matrix, data_matrix) / self.noise_std
+        if correlated:
+            signal_to_noise *= np.sqrt(self.k)
         return float(0.5 * np.log2(1 + np.linalg.svd(signal_to_noise, compute_uv=False) ** 2).sum())
 
     def is_well_conditioned(self, max_amplification: float) -> bool:
         """Whether nine in ten ways to lose half of the spare results stay within `max_amplification`."""
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
-        arrival_patterns = sample_subsets(self.n, self.n - n_erasures, MAX_PATTERNS)
         amplifications = [
             _compute_amplification(self.encoding_matrix, self.k, arrived_indices)
-            for arrived_indices in arrival_patterns
+            for arrived_indices in sample_subsets(self.n, self.n - n_erasures, MAX_PATTERNS)
         ]
-        return (
-            self.rms_gain * float(np.quantile(amplifications, RELIABLE_QUANTILE, method="inverted_cdf"))
-            <= max_amplification
-        )
+        p90 = float(np.quantile(amplifications, RELIABLE_QUANTILE, method="inverted_cdf"))
+        return self.rms_gain * p90 <= max_amplification
 
 
 def make_noise_matrix(n: int, n_colluders: int) -> Floats:
@@ -229,25 +217,18 @@ def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
     arrival_patterns = sample_subsets(n, k + n_colluders, MAX_PATTERNS)
 
     def compute_max_amplification(generator_matrix: Floats) -> float:
-        return max(
-            _compute_amplification(generator_matrix, k, arrived_indices)
-            for arrived_indices in arrival_patterns
-        )
+        return max(_compute_amplification(generator_matrix, k, arrived) for arrived in arrival_patterns)
 
-    return min(
-        (_make_random_generator_matrix(n, k, n_colluders, seed) for seed in range(N_SEEDS)),
-        key=compute_max_amplification,
-    )
+    candidates = (_make_random_generator_matrix(n, k, n_colluders, seed) for seed in range(N_SEEDS))
+    return min(candidates, key=compute_max_amplification)
 
 
 def _make_random_generator_matrix(n: int, k: int, n_colluders: int, seed: int) -> Floats:
     """Rows sum to one; beside that, D is a random rotation orthogonal to the noise and the constant."""
     noise_matrix = NOISE_ROW_NORM * make_noise_matrix(n, n_colluders)
     row_remainders = 1 - noise_matrix.sum(axis=1, keepdims=True)
-    tall_normals, square_normals = (
-        SplitMix64(n_rows, k - 1, stream_seed).standard_normal(n_rows, k - 1)
-        for n_rows, stream_seed in ((n, seed), (k, seed + N_SEEDS))
-    )
+    tall_normals = SplitMix64(n, k - 1, seed).standard_normal(n, k - 1)
+    square_normals = SplitMix64(k, k - 1, seed + N_SEEDS).standard_normal(k, k - 1)
     basis = np.linalg.qr(np.concatenate([np.ones((n, 1)), noise_matrix, tall_normals], axis=1))[0]
     rotation = np.linalg.qr(np.concatenate([np.ones((k, 1)), square_normals], axis=1))[0]
     data_part = basis[:, n_colluders + 1 :] @ rotation[:, 1:].T * np.sqrt(n / k)
@@ -255,4 +236,5 @@ def _make_random_generator_matrix(n: int, k: int, n_colluders: int, seed: int) -
 
 
 def _compute_amplification(generator_matrix: Floats, k: int, arrived_indices: Indices) -> float:
-    return float(np.linalg.norm(compute_left_inverse(generator_matrix[arrived_indices])[:k], axis=1).max())
+    weights = compute_left_inverse(generator_matrix[arrived_indices])[:k]
+    return float(np.linalg.norm(weights, axis=1).max())

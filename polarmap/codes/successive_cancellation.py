@@ -155,10 +155,8 @@ class InactivationDecoder(ImplicitSystematicDecoder):
     ) -> None:
         super().__init__(code, arrived_mask)
         self._positions, self._zero_input_mask = positions, zero_input_mask
-        self._received_positions, self._zero_input_indices = (
-            positions[self.arrived_indices],
-            np.flatnonzero(zero_input_mask),
-        )
+        self._received_positions = positions[self.arrived_indices]
+        self._zero_input_indices = np.flatnonzero(zero_input_mask)
 
     @property
     def _system_rank_deficit(self) -> int:
@@ -176,9 +174,8 @@ class InactivationDecoder(ImplicitSystematicDecoder):
     def _modular_check_matrix(self) -> UInt64Array:
         """Of C x, for x as it is recovered."""
         check_coefficients = np.zeros((self._zero_input_mask.size, N_RANDOM_CHECKS), np.int64)
-        uniforms = SplitMix64(self.code.n, self.code.k).random(
-            len(self._zero_input_indices) * N_RANDOM_CHECKS
-        )
+        n_uniforms = len(self._zero_input_indices) * N_RANDOM_CHECKS
+        uniforms = SplitMix64(self.code.n, self.code.k).random(n_uniforms)
         check_coefficients[self._zero_input_indices] = uniforms.reshape(-1, N_RANDOM_CHECKS) < 0.5
         combinations = self._apply_arikan_transform(check_coefficients, inverse=True, transpose=True)
         checks = np.ascontiguousarray(self._apply_adjoint_operations(self.operation_batches, combinations).T)
@@ -189,32 +186,21 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         if not (self.modular and is_integer_dtype(dtype) and len(self.missing_indices)):
             return super()._compute_weight_masks(dtype)
         random_stream = SplitMix64(self.code.k, self.code.n)
-        n_missing, n_words = len(self.missing_indices), -(-len(self.missing_indices) // 64)
+        missing_positions = self._positions[self.missing_indices]
+        n_missing, n_words = len(missing_positions), -(-len(missing_positions) // 64)
+        batches = self._row_program.batches_needed_for_output
         combinations = np.zeros((self._zero_input_mask.size, 1), np.int64)
-        combinations[self._positions[self.missing_indices], 0] = random_stream.integers(n_missing)
-        used_mask = (
-            self._apply_adjoint_operations(self._row_program.batches_needed_for_output, combinations)[:, 0]
-            != 0
-        )
-        random_inputs, random_outputs = (
-            random_stream.integers(len(self.arrived_indices)),
-            np.empty((n_missing, 1), np.int64),
-        )
+        combinations[missing_positions, 0] = random_stream.integers(n_missing)
+        used_mask = self._apply_adjoint_operations(batches, combinations)[:, 0] != 0
+        random_inputs = random_stream.integers(len(self.arrived_indices))
+        random_outputs = np.empty((n_missing, 1), np.int64)
         self._row_program.compute_output_rows(random_inputs[:, np.newaxis], random_outputs)
+        combined_mask = ~np.isin(random_outputs[:, 0], random_inputs)
         bit_table = np.zeros((self._zero_input_mask.size, 8 * n_words), np.uint8)
-        bit_table[self._positions[self.missing_indices]] = np.packbits(
-            np.eye(n_missing, 64 * n_words, dtype=bool), axis=1
-        )
-        weight_parities = np.unpackbits(
-            self._apply_adjoint_operations(
-                self._row_program.batches_needed_for_output, bit_table.view(np.uint64)
-            ).view(np.uint8),
-            axis=1,
-            count=n_missing,
-        )
-        return WeightMasks(
-            used_mask, ~np.isin(random_outputs[:, 0], random_inputs), weight_parities.T.astype(bool)
-        )
+        bit_table[missing_positions] = np.packbits(np.eye(n_missing, 64 * n_words, dtype=bool), axis=1)
+        parity_bits = self._apply_adjoint_operations(batches, bit_table.view(np.uint64)).view(np.uint8)
+        weight_parities = np.unpackbits(parity_bits, axis=1, count=n_missing)
+        return WeightMasks(used_mask, combined_mask, weight_parities.T.astype(bool))
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Replay the steps on the blocks; floats by least squares."""
@@ -238,12 +224,12 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         """What each missing block is made of, (missing, arrived)."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)), dtype)
         for start in range(0, len(weights), COLUMNS_PER_PASS):
-            wanted_positions = self._positions[self.missing_indices[start : start + COLUMNS_PER_PASS]]
-            combinations = np.zeros((self._zero_input_mask.size, len(wanted_positions)), dtype)
-            combinations[wanted_positions, np.arange(len(wanted_positions))] = 1
-            weights[start : start + COLUMNS_PER_PASS] = self._apply_adjoint_operations(
-                self._row_program.batches_needed_for_output, combinations
-            ).T
+            rows = slice(start, start + COLUMNS_PER_PASS)
+            missing_positions = self._positions[self.missing_indices[rows]]
+            combinations = np.zeros((self._zero_input_mask.size, len(missing_positions)), dtype)
+            combinations[missing_positions, np.arange(len(missing_positions))] = 1
+            batches = self._row_program.batches_needed_for_output
+            weights[rows] = self._apply_adjoint_operations(batches, combinations).T
         return weights
 
     def _apply_adjoint_operations(
@@ -261,17 +247,13 @@ class InactivationDecoder(ImplicitSystematicDecoder):
     @cached_property
     def operation_batches(self) -> list[RowOperationBatch]:
         """All leaves from those that arrived: with variables at zero, then with those that solve C x = 0."""
-        batches, n_inactivated = (
-            self._cancellation_program.operation_batches,
-            self._cancellation_program.n_inactivated,
-        )
+        program = self._cancellation_program
+        batches, n_inactivated = program.operation_batches, program.n_inactivated
         if not n_inactivated:
             return batches
-        inactivated_rows, n_positions = (
-            self._cancellation_program.zero_row + 1 + np.arange(n_inactivated),
-            self._zero_input_mask.size,
-        )
-        zero_rows = np.full(n_inactivated, self._cancellation_program.zero_row)
+        inactivated_rows = program.zero_row + 1 + np.arange(n_inactivated)
+        zero_rows = np.full(n_inactivated, program.zero_row)
+        n_positions = self._zero_input_mask.size
         scratch_rows = n_positions + np.arange(n_positions)
         result = [
             RowOperationBatch(inactivated_rows, zero_rows, zero_rows, 0),
@@ -280,34 +262,27 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         ]
         stacked_rows, half = scratch_rows.reshape(len(self._zero_input_mask), -1), 1
         while half < len(stacked_rows):
-            upper, lower = (
-                stacked_rows.reshape(-1, 2, half * stacked_rows.shape[1]).swapaxes(0, 1).reshape(2, -1)
-            )
+            row_pairs = stacked_rows.reshape(-1, 2, half * stacked_rows.shape[1])
+            upper, lower = row_pairs.swapaxes(0, 1).reshape(2, -1)
             result.append(RowOperationBatch(upper, upper, lower, -1))
             half *= 2
         pivot_inputs = self._zero_input_indices[self._pivot_check_indices]
-        solution_weights, syndrome_rows = (
-            -invert_mod64(self._compute_checks_on_inactivated_inputs(np.int64, pivot_inputs)).view(np.int64),
-            scratch_rows[pivot_inputs],
-        )
+        pivot_checks = self._compute_checks_on_inactivated_inputs(np.int64, pivot_inputs)
+        solution_weights = -invert_mod64(pivot_checks).view(np.int64)
+        syndrome_rows = scratch_rows[pivot_inputs]
         for diagonal in range(n_inactivated):  # a diagonal at a time, of which no two read one row
-            shifted_indices = (np.arange(n_inactivated) + diagonal) % n_inactivated
+            columns = (np.arange(n_inactivated) + diagonal) % n_inactivated
+            factors = solution_weights[np.arange(n_inactivated), columns]
             result.append(
-                RowOperationBatch(
-                    inactivated_rows,
-                    inactivated_rows,
-                    syndrome_rows[shifted_indices],
-                    solution_weights[np.arange(n_inactivated), shifted_indices],
-                )
+                RowOperationBatch(inactivated_rows, inactivated_rows, syndrome_rows[columns], factors)
             )
         return result + batches
 
     def find_codewords_supported_on_erasures(self) -> Mask:
         """Independent codewords modulo 2 that vanish on all that arrived, (deficit, n)."""
         null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
-        return np.asarray(
-            self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))[self._positions].T & 1, bool
-        )
+        leaves = self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))
+        return np.asarray(leaves[self._positions].T & 1, bool)
 
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
@@ -327,9 +302,8 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         checks = np.empty((len(input_indices), len(unit_vectors)), dtype)
         for start in range(0, len(unit_vectors), COLUMNS_PER_PASS):
             columns = slice(start, start + COLUMNS_PER_PASS)
-            checks[:, columns] = self._apply_arikan_transform(
-                self._propagate_inactivated_inputs(unit_vectors[:, columns]), inverse=True
-            )[input_indices]
+            leaves = self._propagate_inactivated_inputs(unit_vectors[:, columns])
+            checks[:, columns] = self._apply_arikan_transform(leaves, inverse=True)[input_indices]
         return checks
 
     def _propagate_inactivated_inputs(self, input_values: Array) -> Array:
@@ -340,7 +314,7 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         return table[: self._zero_input_mask.size]
 
     def _apply_arikan_transform(self, table: Array, **options: bool) -> Array:
-        """The butterflies, as kernels.arikan, of columns of leaves, in place."""
+        """The butterflies, as transforms.apply_arikan_transform, of columns of leaves, in place."""
         transforms.apply_arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
         return table
 
@@ -373,13 +347,12 @@ class ModularDecodabilityTracker:
         if self._n_until_threshold > 0:
             return False
         if self._n_until_threshold == 0:
-            self._unresolved_codewords = self._make_decoder(
-                self._arrived_mask
-            ).find_codewords_supported_on_erasures()
-        elif reduced_column := reduce_row_gf2(
-            pack_rows_gf2(self._unresolved_codewords[:, [block_index]].T)[0], self._arrived_basis
-        ):
-            self._arrived_basis[reduced_column.bit_length()] = reduced_column
+            decoder = self._make_decoder(self._arrived_mask)
+            self._unresolved_codewords = decoder.find_codewords_supported_on_erasures()
+        else:
+            column = pack_rows_gf2(self._unresolved_codewords[:, [block_index]].T)[0]
+            if remainder := reduce_row_gf2(column, self._arrived_basis):
+                self._arrived_basis[remainder.bit_length()] = remainder
         return len(self._arrived_basis) == len(self._unresolved_codewords)
 
 

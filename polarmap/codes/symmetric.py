@@ -80,15 +80,10 @@ class SymmetricProductCode(SystematicCode):
     @cached_property
     def encoding_matrix(self) -> Floats:
         """Parity from data, (n - k, k), of the symmetric parts x_ij + x_ji."""
-        data_blocks, parity_rows = (
-            self.block_and_transpose_indices[: self.k],
-            self.block_and_transpose_indices[self.k :, 0] - self.full_grid.k,
-        )
-        full_parity_matrix = self.full_grid.encoding_matrix[parity_rows]
-        return np.asarray(
-            full_parity_matrix[:, data_blocks[:, 0]]
-            + full_parity_matrix[:, data_blocks[:, 1]] * (data_blocks[:, 0] != data_blocks[:, 1])
-        )
+        blocks, transposes = self.block_and_transpose_indices[: self.k].T
+        parity_rows = self.block_and_transpose_indices[self.k :, 0] - self.full_grid.k
+        full_matrix = self.full_grid.encoding_matrix[parity_rows]
+        return np.asarray(full_matrix[:, blocks] + full_matrix[:, transposes] * (blocks != transposes))
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
         """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
@@ -122,35 +117,25 @@ class SymmetricProductDecoder(SystematicDecoder):
         The entries of a block and of its transpose have errors of their own.
         """
         squared_weights = self._grid_decoder.weights[self._full_grid_row_indices] ** 2
-        squared_by_block = np.zeros((len(squared_weights), self.code.full_grid.n))
-        squared_by_block[:, self._grid_decoder.arrived_indices] = squared_weights
-        block_positions, transpose_positions = self.code.block_and_transpose_indices[self.arrived_indices].T
-        return np.asarray(
-            np.sqrt(
-                squared_by_block[:, block_positions]
-                + squared_by_block[:, transpose_positions] * (block_positions != transpose_positions)
-            )
-        )
+        squared = np.zeros((len(squared_weights), self.code.full_grid.n))
+        squared[:, self._grid_decoder.arrived_indices] = squared_weights
+        blocks, transposes = self.code.block_and_transpose_indices[self.arrived_indices].T
+        return np.asarray(np.sqrt(squared[:, blocks] + squared[:, transposes] * (blocks != transposes)))
 
     @property
     def _full_grid_row_indices(self) -> Indices:
         """The rows that recover our missing blocks among those of the whole grid."""
-        return np.asarray(
-            np.searchsorted(
-                self._grid_decoder.missing_indices,
-                self.code.block_and_transpose_indices[self.missing_indices, 0],
-            )
-        )
+        grid_indices = self.code.block_and_transpose_indices[self.missing_indices, 0]
+        return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
         """The missing data blocks (len(missing), b) from the flat square blocks that arrived."""
         grid_blocks = {}
-        for block_index in self.arrived_indices.tolist():
-            block_position, transpose_position = self.code.block_and_transpose_indices[block_index].tolist()
-            grid_blocks[transpose_position] = conjugate_transpose_flat_block(
-                received[block_index], self.code.n_block_rows
-            )
-            grid_blocks[block_position] = received[block_index]
+        for index in self.arrived_indices.tolist():
+            block = received[index]
+            position, transpose_position = self.code.block_and_transpose_indices[index].tolist()
+            grid_blocks[transpose_position] = conjugate_transpose_flat_block(block, self.code.n_block_rows)
+            grid_blocks[position] = block
         return self._grid_decoder.decode(grid_blocks, dtype)[self._full_grid_row_indices]
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
@@ -169,6 +154,5 @@ def conjugate_transpose_flat_block(block: Array, n_block_rows: int | None = None
     array([1.-0.j, 3.-0.j, 0.-2.j, 4.-0.j])
     """
     n_block_rows = n_block_rows or isqrt(block.size)
-    return np.ascontiguousarray(block.reshape(n_block_rows, n_block_rows, -1).swapaxes(0, 1).conj()).reshape(
-        -1
-    )
+    square = block.reshape(n_block_rows, n_block_rows, -1)
+    return np.ascontiguousarray(square.swapaxes(0, 1).conj()).reshape(-1)

@@ -17,17 +17,22 @@ from polarmap.codes.uncoded import DEFAULT_BACKUPS
 from polarmap.driver.lateness import make_backup_lateness_rule
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
-from polarmap.planning import decodability, heterogeneous
-from polarmap.planning.decodability import ArrivalsNeeded
+from polarmap.planning.decodability import ARIKAN_SCHEMES, ArrivalsNeeded, simulate_arrivals_needed
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.empirical import as_distribution
+from polarmap.planning.heterogeneous import (
+    CODE_SCHEMES,
+    HeterogeneousWorkers,
+    is_sequence_of_distributions,
+    simulate_heterogeneous_workers,
+)
 from polarmap.planning.order_statistics import (
     compute_completion_quantiles,
     compute_decoding_probability,
     compute_order_statistic_means,
 )
 from polarmap.planning.replication import ReplicatedJob
-from polarmap.planning.simulation import backups
+from polarmap.planning.simulation.backups import CUBED_RULE, SPARK_RULE, simulate_backups
 from polarmap.planning.simulation.jobs import SimulatedJobs
 from polarmap.planning.simulation.on_demand import simulate_on_demand
 from polarmap.planning.simulation.overdecomposition import check_task_overhead, simulate_overdecomposition
@@ -35,9 +40,8 @@ from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
 MAX_WORKERS_OR_TRIALS = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
-FRAMEWORK_RULES = {"backup-cubed": backups.CUBED_RULE, "backup-spark": backups.SPARK_RULE}
+FRAMEWORK_RULES = {"backup-cubed": CUBED_RULE, "backup-spark": SPARK_RULE}
 BACKUP_SCHEMES = ("backup", *FRAMEWORK_RULES)
-CODE_SCHEMES = heterogeneous.CODE_SCHEMES
 SCHEMES = (*CODE_SCHEMES, "on_demand", "small_blocks", "replication", *BACKUP_SCHEMES)
 
 
@@ -148,13 +152,11 @@ def completion_time(
     with trimmed_tracebacks:
         _check_scheme(n, k, scheme, n_trials)
         _check_options(seed, n_upfront_parity, tasks_per_worker, task_overhead, erasure)
-        if heterogeneous.is_sequence_of_distributions(run_times):
-            workers = heterogeneous.HeterogeneousWorkers(run_times)
+        if is_sequence_of_distributions(run_times):
+            workers = HeterogeneousWorkers(run_times)
             _check_one_distribution_per_worker(n, workers)
             if not workers.is_homogeneous:
-                jobs, n_arrivals = heterogeneous.simulate_heterogeneous_workers(
-                    workers, k, scheme, erasure, n_trials, seed
-                )
+                jobs, n_arrivals = simulate_heterogeneous_workers(workers, k, scheme, erasure, n_trials, seed)
                 return summarize_simulated_jobs(scheme, n, k, jobs, n_arrivals)
             run_times = workers.mixture_distribution
         distribution = as_distribution(run_times)
@@ -162,16 +164,12 @@ def completion_time(
             return _make_impossible_completion(scheme, n, k)
         rng = np.random.default_rng(seed)
         if scheme in BACKUP_SCHEMES:
-            return summarize_simulated_jobs(
-                scheme, k, k, _simulate_backup_jobs(k, distribution, scheme, n_trials, rng)
-            )
+            jobs = _simulate_backup_jobs(k, distribution, scheme, n_trials, rng)
+            return summarize_simulated_jobs(scheme, k, k, jobs)
         if scheme == "on_demand":
-            jobs = simulate_on_demand(
-                distribution.sample(rng, (n_trials, k)),
-                distribution.sample(rng, (n_trials, n - k)),
-                n_upfront_parity,
-                distribution,
-            )
+            data_times = distribution.sample(rng, (n_trials, k))
+            parity_times = distribution.sample(rng, (n_trials, n - k))
+            jobs = simulate_on_demand(data_times, parity_times, n_upfront_parity, distribution)
             return summarize_simulated_jobs(scheme, n, k, jobs)._replace(n_upfront_parity=n_upfront_parity)
         if scheme == "small_blocks":
             worker_times = distribution.sample(rng, (n_trials, n))
@@ -196,8 +194,8 @@ def arrivals_needed(
     [6.0]
     """
     _check_scheme(n, k, scheme, n_trials)
-    if scheme in decodability.ARIKAN_SCHEMES and n > k:
-        return decodability.simulate_arrivals_needed(n, k, scheme, erasure, n_trials, seed)
+    if scheme in ARIKAN_SCHEMES and n > k:
+        return simulate_arrivals_needed(n, k, scheme, erasure, n_trials, seed)
     if scheme not in CODE_SCHEMES:
         raise CodeError(f"{scheme} is no code: which results it awaits is not a matter of their number")
     return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # any k, and no fewer
@@ -234,14 +232,12 @@ def completion_from_arrivals(
     if completion_probability < 1e-300:
         return _make_impossible_completion(scheme, n, k)
     mean = float(probabilities @ order_statistics.times / completion_probability)
-    variance = (
-        arrival_counts.probabilities @ (order_statistics.times - mean) ** 2
-        if np.isfinite(mean) and arrival_counts.n_trials
-        else 0.0
-    )
-    p50, p95, p99 = compute_completion_quantiles(
-        distribution, n, arrival_counts.decodable_probabilities(n), QUANTILES
-    ).tolist()
+    variance = 0.0
+    if np.isfinite(mean) and arrival_counts.n_trials:
+        variance = float(arrival_counts.probabilities @ (order_statistics.times - mean) ** 2)
+    decodable_probabilities = arrival_counts.decodable_probabilities(n)
+    quantiles = compute_completion_quantiles(distribution, n, decodable_probabilities, QUANTILES)
+    p50, p95, p99 = quantiles.tolist()
     undecodable = 1 - float(arrival_counts.probabilities.sum())
     return Completion(
         scheme=scheme,
@@ -278,12 +274,9 @@ def completion_cdf(
     >>> completion_cdf(2, 1, "mds", ShiftedExponential(0.0, 1.0), [1.0]).round(4).tolist()  # a minimum
     [0.8647]
     """
-    decodable_probabilities = arrivals_needed(
-        n, k, scheme, n_trials=n_trials, seed=seed
-    ).decodable_probabilities(n)
-    return compute_decoding_probability(
-        n, decodable_probabilities, np.asarray(as_distribution(run_times).cdf(times))
-    )
+    arrival_counts = arrivals_needed(n, k, scheme, n_trials=n_trials, seed=seed)
+    arrival_probabilities = np.asarray(as_distribution(run_times).cdf(times))
+    return compute_decoding_probability(n, arrival_counts.decodable_probabilities(n), arrival_probabilities)
 
 
 def lower_bound(n: int, k: int, run_times: object) -> float:
@@ -308,29 +301,18 @@ def _simulate_backup_jobs(
         return run_times.sample(rng, int(late_mask.sum()))
 
     if scheme in FRAMEWORK_RULES:
-        return backups.simulate_backups(first_run_times, sample_backups, FRAMEWORK_RULES[scheme])
-    return backups.simulate_backups(
-        first_run_times, sample_backups, make_backup_lateness_rule(k), DEFAULT_BACKUPS
-    )
+        return simulate_backups(first_run_times, sample_backups, FRAMEWORK_RULES[scheme])
+    rule = make_backup_lateness_rule(k)
+    return simulate_backups(first_run_times, sample_backups, rule, DEFAULT_BACKUPS)
 
 
 def _compute_replication_completion(n: int, k: int, run_times: Distribution) -> Completion:
     job, single_task_job = (ReplicatedJob(n_tasks, n // k, run_times) for n_tasks in (k, 1))
     p50, p95, p99 = job.quantile(QUANTILES).tolist()
-    worker_seconds, failure_probability = n * single_task_job.mean(), job.failure_probability
+    times = job.mean(), 0.0, p50, p95, p99
+    worker_seconds = n * single_task_job.mean()
     return Completion(
-        "replication",
-        n,
-        k,
-        job.mean(),
-        0.0,
-        p50,
-        p95,
-        p99,
-        worker_seconds,
-        float(k),
-        float(n),
-        failure_probability,
+        "replication", n, k, *times, worker_seconds, float(k), float(n), job.failure_probability
     )
 
 
@@ -339,9 +321,10 @@ def summarize_simulated_jobs(
 ) -> Completion:
     """What simulated jobs give; `n_arrivals`: results that each has awaited, k by default."""
     completed_mask = np.isfinite(simulated_jobs.completion_times)
-    if not completed_mask.any():
+    n_completed = int(completed_mask.sum())
+    if not n_completed:
         return _make_impossible_completion(scheme, n, k)
-    completion_times, n_completed = simulated_jobs.completion_times[completed_mask], int(completed_mask.sum())
+    completion_times = simulated_jobs.completion_times[completed_mask]
     p50, p95, p99 = np.quantile(simulated_jobs.completion_times, QUANTILES, method="higher").tolist()
     return Completion(
         scheme=scheme,
@@ -364,7 +347,7 @@ def _make_impossible_completion(scheme: str, n: int, k: int) -> Completion:
     return Completion(scheme, n, k, inf, 0.0, inf, inf, inf, inf, float(k), float(n), 1.0)
 
 
-def _check_one_distribution_per_worker(n: int, workers: heterogeneous.HeterogeneousWorkers) -> None:
+def _check_one_distribution_per_worker(n: int, workers: HeterogeneousWorkers) -> None:
     n_distributions = len(workers.distributions)
     if n_distributions != n:
         raise CodeError(
@@ -377,10 +360,8 @@ def _check_options(
 ) -> None:
     if not is_nonnegative_int(seed):
         raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
-    for name, value, min_value in (
-        ("n_upfront_parity", n_upfront_parity, 0),
-        ("tasks_per_worker", tasks_per_worker, 1),
-    ):
+    limits = ("n_upfront_parity", n_upfront_parity, 0), ("tasks_per_worker", tasks_per_worker, 1)
+    for name, value, min_value in limits:
         if not is_nonnegative_int(value) or not min_value <= value <= MAX_WORKERS_OR_TRIALS:
             raise CodeError(
                 f"{name} must be an integer from {min_value} to {MAX_WORKERS_OR_TRIALS:,}, not {value!r}"

@@ -45,9 +45,8 @@ class ArrivalsNeeded(NamedTuple):
 
     def decodable_probabilities(self, n: int) -> Floats:
         """P(m arrivals suffice) for m = 0..n."""
-        return np.append(0.0, self.probabilities.cumsum())[
-            np.searchsorted(self.counts, np.arange(n + 1), "right")
-        ]
+        cumulative = np.append(0.0, self.probabilities.cumsum())
+        return cumulative[np.searchsorted(self.counts, np.arange(n + 1), "right")]
 
 
 def get_decoder_name(scheme: str) -> str:
@@ -72,9 +71,8 @@ def simulate_arrivals_needed(
     code = PolarCode(n, k, "arikan", get_decoder_name(scheme), erasure)
     ordered_ranks = np.repeat(np.arange(1, n + 1, dtype=np.int32)[None], n_trials, axis=0)
     arrival_ranks = np.ascontiguousarray(np.random.default_rng(seed).permuted(ordered_ranks, axis=1).T)
-    arrival_counts, frequencies = np.unique(
-        compute_decoding_times(code, arrival_ranks, scheme), return_counts=True
-    )
+    decoding_ranks = compute_decoding_times(code, arrival_ranks, scheme)
+    arrival_counts, frequencies = np.unique(decoding_ranks, return_counts=True)
     return ArrivalsNeeded(arrival_counts.astype(float), frequencies / n_trials, n_trials)
 
 
@@ -84,11 +82,8 @@ def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -
         return sequential_decoding_times(code, arrival_times)
     arrival_orders = np.argsort(arrival_times, axis=0, kind="stable").T
     n_needed = count_arrivals_needed(code, arrival_orders, modular=scheme == "integers")
-    return np.asarray(
-        arrival_times[
-            arrival_orders[np.arange(len(arrival_orders)), n_needed - 1], np.arange(len(arrival_orders))
-        ]
-    )
+    trials = np.arange(len(arrival_orders))
+    return np.asarray(arrival_times[arrival_orders[trials, n_needed - 1], trials])
 
 
 def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
@@ -114,12 +109,8 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
     >>> sequential_decoding_times(code, np.array([[1.0], [9.0], [3.0], [2.0]])).tolist()
     [2.0]
     """
-    if (
-        not isinstance(code, ArikanCode)
-        or code.decoder != "sequential"
-        or arrival_times.ndim != 2
-        or len(arrival_times) != code.n
-    ):
+    is_table = arrival_times.ndim == 2 and len(arrival_times) == code.n
+    if not isinstance(code, ArikanCode) or code.decoder != "sequential" or not is_table:
         raise CodeError(f"arrivals of shape ({code.n}, trials) at a sequential decoder are needed")
     zero_input_mask, n_trials = code.zero_input_mask, arrival_times.shape[1]
     mother_length = zero_input_mask.size
@@ -132,10 +123,9 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
         tile[: mother_length - code.n] = _get_infinite_time(arrival_times.dtype)
         tile[code.codeword_positions] = batch_times
         _polarize_arrival_times(tile.reshape(*zero_input_mask.shape, -1))
+        decoding_times = tile[~zero_input_mask.ravel()].max(axis=0)
         data_arrival_times = batch_times[: code.k].max(axis=0)
-        finish_times[start : start + tile_width] = np.minimum(
-            tile[~zero_input_mask.ravel()].max(axis=0), data_arrival_times
-        )
+        finish_times[start : start + tile_width] = np.minimum(decoding_times, data_arrival_times)
     return finish_times
 
 
@@ -161,16 +151,10 @@ def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool)
     """
     if modular:
         packed_columns = pack_rows_gf2(code.parity_check_matrix.T)
-        return np.array(
-            [
-                _count_arrivals_needed_gf2(packed_columns, arrival_order.tolist())
-                for arrival_order in arrival_orders
-            ]
-        )
+        counts = [_count_arrivals_needed_gf2(packed_columns, order.tolist()) for order in arrival_orders]
+        return np.array(counts)
     check_matrix = code.parity_check_matrix.astype(float)
-    return np.array(
-        [_count_arrivals_needed_over_reals(check_matrix, arrival_order) for arrival_order in arrival_orders]
-    )
+    return np.array([_count_arrivals_needed_over_reals(check_matrix, order) for order in arrival_orders])
 
 
 def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array) -> int:

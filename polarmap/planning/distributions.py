@@ -63,10 +63,8 @@ class Distribution(ABC):
 
     def survival(self, times: npt.ArrayLike) -> Floats:
         """P(T > t): the probability that a worker is still out, its erasure probability at t."""
-        return (
-            self.failure_probability
-            + (1 - self.failure_probability) * self.conditional_cdf_and_survival(np.asarray(times, float))[1]
-        )
+        conditional_survival = self.conditional_cdf_and_survival(np.asarray(times, float))[1]
+        return self.failure_probability + (1 - self.failure_probability) * conditional_survival
 
     def quantile(self, p: npt.ArrayLike) -> Floats:
         """The smallest t with P(T <= t) >= p; inf above 1 - failure_probability.
@@ -81,11 +79,8 @@ class Distribution(ABC):
 
     def quantile_from_cdf_and_survival(self, cdf: Floats, survival: Floats) -> Floats:
         """The time by which a share `cdf` = 1 - `survival` of all tasks has ended; inf if fewer ever do."""
-        return np.where(
-            cdf > 1 - self.failure_probability,
-            inf,
-            self.conditional_quantile(*self.condition_on_completion(cdf, survival)),
-        )
+        quantiles = self.conditional_quantile(*self.condition_on_completion(cdf, survival))
+        return np.where(cdf > 1 - self.failure_probability, inf, quantiles)
 
     def condition_on_completion(self, cdf: Floats, survival: Floats) -> tuple[Floats, Floats]:
         """Shares of the tasks that end, from those of all tasks; `cdf` is at most all that do."""
@@ -93,15 +88,11 @@ class Distribution(ABC):
         if failure_probability == 1:
             return np.zeros_like(cdf), np.ones_like(survival)
         completion_probability = 1 - failure_probability
-        # Where all that end have ended, rounding would leave something of `survival`.
-        remaining = (
-            np.where(cdf < completion_probability, survival - failure_probability, 0.0)
-            if failure_probability
-            else survival
-        )
-        return np.minimum(cdf / completion_probability, 1.0), np.maximum(
-            remaining / completion_probability, 0.0
-        )
+        if failure_probability:
+            # Where all that end have ended, rounding would leave something of `survival`.
+            survival = np.where(cdf < completion_probability, survival - failure_probability, 0.0)
+        conditional_cdf = np.minimum(cdf / completion_probability, 1.0)
+        return conditional_cdf, np.maximum(survival / completion_probability, 0.0)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         """Independent run times; inf for a task that never ends."""
@@ -161,10 +152,8 @@ class ShiftedExponential(Distribution):
         ShiftedExponential(shift=1.0, scale=1.5)
         """
         checked_times, completed_mask = check_observations(times, completed)
-        return cls(
-            float(checked_times[completed_mask].min()),
-            _estimate_exponential_scale(checked_times, completed_mask, "the scale of an exponential"),
-        )
+        scale = _estimate_exponential_scale(checked_times, completed_mask, "the scale of an exponential")
+        return cls(float(checked_times[completed_mask].min()), scale)
 
     def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
         standardized = np.maximum(times - self.shift, 0.0) / self.scale
@@ -211,10 +200,8 @@ class Pareto(Distribution):
         if scale <= 0:
             raise CodeError("a Pareto distribution has no run time of 0")
         log_times = np.log(np.maximum(checked_times, scale))
-        return cls(
-            scale,
-            1 / _estimate_exponential_scale(log_times, completed_mask, "the shape of a Pareto distribution"),
-        )
+        parameter_name = "the shape of a Pareto distribution"
+        return cls(scale, 1 / _estimate_exponential_scale(log_times, completed_mask, parameter_name))
 
     def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
         exponent = self.shape * np.log(np.maximum(times, self.scale) / self.scale)
@@ -286,11 +273,8 @@ class FailureProne(Distribution):
         if probabilities.ndim:
             raise CodeError(f"tasks fail with one probability, not with {probabilities.size}")
         own_probability = float(probabilities)
-        object.__setattr__(
-            self,
-            "failure_probability",
-            own_probability + (1 - own_probability) * self.run_times.failure_probability,
-        )
+        failure_probability = own_probability + (1 - own_probability) * self.run_times.failure_probability
+        object.__setattr__(self, "failure_probability", failure_probability)
 
     def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
         return self.run_times.conditional_cdf_and_survival(times)
@@ -363,56 +347,44 @@ class Mixture(Distribution):
 
     def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
         component_pairs = [component.conditional_cdf_and_survival(times) for component in self.components]
-        cdf = sum(
-            weight * component[0] for weight, component in zip(self._conditional_weights, component_pairs)
-        )
-        survival = sum(
-            weight * component[1] for weight, component in zip(self._conditional_weights, component_pairs)
-        )
+        weighted_pairs = list(zip(self._conditional_weights, component_pairs))
+        cdf = sum(weight * component_cdf for weight, (component_cdf, _) in weighted_pairs)
+        survival = sum(weight * component_survival for weight, (_, component_survival) in weighted_pairs)
         return np.asarray(cdf), np.asarray(survival)
 
     def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
         """By bisection between the components' quantiles, which bracket it."""
-        component_quantiles = np.stack(
-            [component.conditional_quantile(cdf, survival) for component in self.components]
-        )
+        quantiles = np.stack([component.conditional_quantile(cdf, survival) for component in self.components])
 
         def is_reached(times: Floats) -> Mask:
             """Whether the quantile is at most `times`, asked in the half that is accurate."""
             time_cdf, time_survival = self.conditional_cdf_and_survival(times)
             return np.asarray(np.where(cdf < 0.5, time_cdf >= cdf, time_survival <= survival))
 
-        low, high = component_quantiles.min(axis=0), component_quantiles.max(axis=0)
+        low, high = quantiles.min(axis=0), quantiles.max(axis=0)
         return np.where(is_reached(low), low, bisect_predicate(is_reached, low, high))
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         component_indices = rng.choice(len(self.components), size=size, p=self.weights)
         times = np.empty(component_indices.shape)
         for component_index, component in enumerate(self.components):
-            times[component_indices == component_index] = component.sample(
-                rng, int((component_indices == component_index).sum())
-            )
+            component_mask = component_indices == component_index
+            times[component_mask] = component.sample(rng, int(component_mask.sum()))
         return times
 
     def integrated_quantile(self, survival: Floats) -> Floats:
         quantiles = self.conditional_quantile(1 - survival, survival)
-        component_survivals = [
-            component.conditional_cdf_and_survival(quantiles)[1] for component in self.components
-        ]
+        weights, components = self._conditional_weights, self.components
+        survivals = [component.conditional_cdf_and_survival(quantiles)[1] for component in components]
         integrals = sum(
             weight * component.integrated_quantile(component_survival)
-            for weight, component, component_survival in zip(
-                self._conditional_weights, self.components, component_survivals
-            )
+            for weight, component, component_survival in zip(weights, components, survivals)
         )
         # Where the distribution has a step at `quantiles`, part of it belongs to this side.
-        remaining_probability = survival - sum(
-            weight * component_survival
-            for weight, component_survival in zip(self._conditional_weights, component_survivals)
-        )
-        atom = np.multiply(
-            quantiles, remaining_probability, out=np.zeros_like(survival), where=np.isfinite(quantiles)
-        )
+        survival_at_quantiles = sum(weight * survival for weight, survival in zip(weights, survivals))
+        atom = np.zeros_like(survival)
+        finite_mask = np.isfinite(quantiles)
+        np.multiply(quantiles, survival - survival_at_quantiles, out=atom, where=finite_mask)
         return np.asarray(integrals + atom)
 
 
@@ -468,9 +440,9 @@ def check_probabilities(p: npt.ArrayLike) -> Floats:
         values = np.asarray(p, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise CodeError(f"a probability is a number between 0 and 1: {error}") from None
-    if not ((values >= 0) & (values <= 1)).all():
-        invalid_value = values[~((values >= 0) & (values <= 1))].flat[0]
-        raise CodeError(f"a probability lies between 0 and 1, not at {invalid_value:g}")
+    valid_mask = (values >= 0) & (values <= 1)
+    if not valid_mask.all():
+        raise CodeError(f"a probability lies between 0 and 1, not at {values[~valid_mask].flat[0]:g}")
     return values
 
 
@@ -485,9 +457,9 @@ def check_observations(times: npt.ArrayLike, completed: npt.ArrayLike | None = N
     if not (checked_times >= 0).all():
         index = int(np.flatnonzero(~(checked_times >= 0))[0])
         raise CodeError(f"run time {index} is {checked_times[index]:g}; a run time is 0 or more seconds")
-    completed_mask = (
-        np.ones(checked_times.shape, bool) if completed is None else np.asarray(completed, bool).ravel()
-    )
+    completed_mask = np.ones(checked_times.shape, bool)
+    if completed is not None:
+        completed_mask = np.asarray(completed, bool).ravel()
     if completed_mask.shape != checked_times.shape:
         raise CodeError(f"{completed_mask.size} marks of what ended for {checked_times.size} run times")
     checked_times = np.where(checked_times > MAX_SECONDS, inf, checked_times)

@@ -145,15 +145,12 @@ class Empirical(Distribution):
             for task in report.tasks:
                 if task.launched is None or task.state in UNSTARTED_STATES:
                     continue
+                started_at = get_start_time(task)
                 if task.arrived is None:
-                    times.append(
-                        inf if task.state == "failed" else max(0.0, censored_at - get_start_time(task))
-                    )
+                    times.append(inf if task.state == "failed" else max(0.0, censored_at - started_at))
                     completed.append(False)
                 elif clock == "arrived" or task.seconds is not None:
-                    times.append(
-                        task.arrived - get_start_time(task) if clock == "arrived" else task.seconds or 0.0
-                    )
+                    times.append(task.arrived - started_at if clock == "arrived" else task.seconds or 0.0)
                     completed.append(True)
         if not times:
             raise CodeError("no reports given, or none that holds a run time")
@@ -262,14 +259,10 @@ def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
     local_counts = [
         (report.n_cores, report.max_concurrent_tasks) for report in reports if report.n_cores is not None
     ]
-    return (
-        SharedCores(
-            max(n_cores for n_cores, _ in local_counts),
-            max(max_concurrent for _, max_concurrent in local_counts),
-        )
-        if local_counts
-        else None
-    )
+    if not local_counts:
+        return None
+    n_cores, max_concurrent_tasks = map(max, zip(*local_counts))
+    return SharedCores(n_cores, max_concurrent_tasks)
 
 
 def _compute_censoring_time(report: Report, clock: str) -> float:

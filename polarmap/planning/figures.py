@@ -72,10 +72,9 @@ def plot_polarization(
         raise CodeError(f"depths to draw lie between 0 and {MAX_DEPTH}, not {depths}")
     figure, axes = figure_style.new_figure(2.7 * len(depths) + 0.9, 3.6, n_columns=len(depths), sharey=True)
     times = _make_time_grid(distribution)
+    cdf, survival = distribution.cdf(times), distribution.survival(times)
     for panel, depth in zip(axes[0], depths):
-        _draw_virtual_cdfs(
-            panel, times, distribution.cdf(times), 1 - polarize(distribution.survival(times), depth)
-        )
+        _draw_virtual_cdfs(panel, times, cdf, 1 - polarize(survival, depth))
     _add_legend(axes[0, int(np.argmax(depths))])
     axes[0, 0].set_ylabel("probability of being done by then", fontsize=10, color=figure_style.TEXT_COLOR)
     return figure_style.save_figure(figure, path)
@@ -84,28 +83,17 @@ def plot_polarization(
 def _make_time_grid(distribution: Distribution) -> Floats:
     """Times from a little before the first return to where hardly any worker is still out."""
     completion_probability = 1 - distribution.failure_probability
-    first_time, last_time = distribution.quantile(
-        [1e-4 * completion_probability, (1 - 10 * MIN_SURVIVAL) * completion_probability]
-    ).tolist()
-    return np.linspace(
-        max(0.0, first_time - 0.1 * (last_time - first_time)),
-        last_time + 0.05 * (last_time - first_time) + 1e-9,
-        N_POINTS,
-    )
+    p = np.array([1e-4, 1 - 10 * MIN_SURVIVAL]) * completion_probability
+    first_time, last_time = distribution.quantile(p).tolist()
+    span = last_time - first_time
+    return np.linspace(max(0.0, first_time - 0.1 * span), last_time + 0.05 * span + 1e-9, N_POINTS)
 
 
 def _draw_density(axes: Axes, distribution: Distribution, times: Floats) -> None:
     edges = np.linspace(times[0], times[-1], 60)
-    probabilities = np.diff(distribution.cdf(edges))
-    axes.bar(
-        edges[:-1],
-        100 * probabilities,
-        np.diff(edges),
-        align="edge",
-        color=figure_style.BLUE,
-        edgecolor="white",
-        lw=0.4,
-    )
+    percentages, widths = 100 * np.diff(distribution.cdf(edges)), np.diff(edges)
+    style: dict[str, Any] = {"color": figure_style.BLUE, "edgecolor": "white", "lw": 0.4}
+    axes.bar(edges[:-1], percentages, widths, align="edge", **style)
     count_text = f" ({distribution.n_observations} tasks)" if isinstance(distribution, Empirical) else ""
     figure_style.label_axes(
         axes, f"Run times{count_text}", "run time of a task, seconds", "share of the tasks, %"
@@ -116,18 +104,12 @@ def _draw_density(axes: Axes, distribution: Distribution, times: Floats) -> None
 def _draw_survival(
     axes: Axes, distribution: Distribution, times: Floats, fitted_distribution: Distribution | None
 ) -> None:
-    axes.semilogy(
-        times,
-        _replace_nonpositive_by_nan(distribution.survival(times)),
-        color=figure_style.BLUE,
-        lw=1.8,
-        label="observed",
-    )
+    survival = _replace_nonpositive_by_nan(distribution.survival(times))
+    axes.semilogy(times, survival, color=figure_style.BLUE, lw=1.8, label="observed")
     if fitted_distribution is not None:
         fit = _replace_nonpositive_by_nan(fitted_distribution.survival(times))
-        axes.semilogy(
-            times, fit, "--", color=figure_style.VERMILLION, lw=1.5, label=type(fitted_distribution).__name__
-        )
+        label = type(fitted_distribution).__name__
+        axes.semilogy(times, fit, "--", color=figure_style.VERMILLION, lw=1.5, label=label)
         axes.legend(frameon=False, fontsize=9)
     for p, style in ((0.5, ":"), (0.99, "--")):
         time = float(distribution.quantile(p))
@@ -195,21 +177,13 @@ def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = No
     worker_seconds = [candidate.worker_seconds for candidate in candidates]
     axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
     _annotate_worker_counts(axes, candidates, plan, time_metric)
-    _highlight_candidate(
-        axes, plan.uncoded, time_metric, "s", figure_style.GREY, f"plain map, {plan.uncoded.n} workers"
-    )
-    _highlight_candidate(
-        axes, plan.expected, time_metric, "*", figure_style.VERMILLION, f"plan, {plan.expected.n} workers"
-    )
-    metric_label = {"mean": "mean completion time"}.get(
-        time_metric, f"completion time, {time_metric[1:]} % quantile"
-    )
-    figure_style.label_axes(
-        axes,
-        f"{plan.k} blocks: what waiting less costs",
-        "worker-seconds paid, mean",
-        f"{metric_label}, seconds",
-    )
+    uncoded_label, plan_label = f"plain map, {plan.uncoded.n} workers", f"plan, {plan.expected.n} workers"
+    _highlight_candidate(axes, plan.uncoded, time_metric, "s", figure_style.GREY, uncoded_label)
+    _highlight_candidate(axes, plan.expected, time_metric, "*", figure_style.VERMILLION, plan_label)
+    quantile_label = f"completion time, {time_metric[1:]} % quantile"
+    metric_label = "mean completion time" if time_metric == "mean" else quantile_label
+    title = f"{plan.k} blocks: what waiting less costs"
+    figure_style.label_axes(axes, title, "worker-seconds paid, mean", f"{metric_label}, seconds")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.08)
     axes.legend(frameon=False, fontsize=9)
@@ -220,15 +194,12 @@ def _annotate_worker_counts(axes: Axes, candidates: list[Any], plan: Any, time_m
     """Write the number of workers beside those points that are far enough from each other."""
     max_time = max([getattr(candidate, time_metric) for candidate in candidates], default=1.0)
     worker_seconds = [candidate.worker_seconds for candidate in candidates] or [0.0]
-    min_worker_seconds, worker_seconds_range = (
-        worker_seconds[0],
-        (worker_seconds[-1] - worker_seconds[0]) or 1.0,
-    )
+    min_worker_seconds = worker_seconds[0]
+    worker_seconds_range = (worker_seconds[-1] - min_worker_seconds) or 1.0
 
     def compute_relative_position(candidate: Any) -> tuple[float, float]:
-        return (candidate.worker_seconds - min_worker_seconds) / worker_seconds_range, getattr(
-            candidate, time_metric
-        ) / max_time
+        relative_cost = (candidate.worker_seconds - min_worker_seconds) / worker_seconds_range
+        return relative_cost, getattr(candidate, time_metric) / max_time
 
     labelled_positions = [compute_relative_position(plan.expected), compute_relative_position(plan.uncoded)]
     for candidate in candidates:
@@ -237,14 +208,8 @@ def _annotate_worker_counts(axes: Axes, candidates: list[Any], plan: Any, time_m
             continue
         labelled_positions.append((relative_x, relative_y))
         point = (candidate.worker_seconds, getattr(candidate, time_metric))
-        axes.annotate(
-            f"n = {candidate.n}",
-            point,
-            (5, 6),
-            textcoords="offset points",
-            fontsize=8,
-            color=figure_style.TEXT_COLOR,
-        )
+        style: dict[str, Any] = {"fontsize": 8, "color": figure_style.TEXT_COLOR}
+        axes.annotate(f"n = {candidate.n}", point, (5, 6), textcoords="offset points", **style)
 
 
 def _highlight_candidate(
@@ -252,14 +217,5 @@ def _highlight_candidate(
 ) -> None:
     value = getattr(candidate, time_metric)
     if isfinite(value):
-        marker_size = 15 if marker == "*" else 8
-        axes.plot(
-            [candidate.worker_seconds],
-            [value],
-            marker,
-            color=color,
-            ms=marker_size,
-            mec="white",
-            label=label,
-            zorder=3,
-        )
+        style: dict[str, Any] = {"color": color, "ms": 15 if marker == "*" else 8, "mec": "white"}
+        axes.plot([candidate.worker_seconds], [value], marker, label=label, zorder=3, **style)

@@ -62,16 +62,13 @@ class HeterogeneousWorkers:
         """The distribution of the run times of a worker that is drawn at random."""
         if self.is_homogeneous:
             return self._distinct_distributions[0]
-        return Mixture(
-            self._distinct_distributions, np.bincount(self._class_indices) / len(self._class_indices)
-        )
+        class_frequencies = np.bincount(self._class_indices) / len(self._class_indices)
+        return Mixture(self._distinct_distributions, class_frequencies)
 
     def survival_probabilities(self, time: float) -> Floats:
         """P(T > time) of each, (m,)."""
-        class_survival = np.array(
-            [float(distribution.survival(time)) for distribution in self._distinct_distributions]
-        )
-        return np.asarray(class_survival[self._class_indices])
+        class_survival = [float(distribution.survival(time)) for distribution in self._distinct_distributions]
+        return np.asarray(np.array(class_survival)[self._class_indices])
 
     def sample_run_times(self, rng: np.random.Generator, n_jobs: int) -> Floats:
         """Run times of all of them in so many jobs, (m, jobs); inf for a task that never ends."""
@@ -88,13 +85,15 @@ class HeterogeneousWorkers:
         At any time those are the n most likely to be back, so the time is found by bisection; inf, where
         too many never end.
         """
+
+        def is_late_enough(time: float) -> bool:
+            return self._compute_expected_completions(n, time) >= expected_completions
+
         low, high = 0.0, 1.0
-        while self._compute_expected_completions(n, high) < expected_completions and isfinite(high):
+        while not is_late_enough(high) and isfinite(high):
             low, high = high, 2 * high if high < MAX_SECONDS else inf
         time = bisect_predicate(
-            lambda time: np.array(self._compute_expected_completions(n, float(time)) >= expected_completions),
-            np.array(low),
-            np.array(high),
+            lambda time: np.array(is_late_enough(float(time))), np.array(low), np.array(high)
         )
         worker_survival = self.survival_probabilities(float(time))
         worker_indices = np.sort(np.argsort(worker_survival, kind="stable")[:n])
@@ -112,9 +111,8 @@ def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distri
     n_distributions = sum(isinstance(entry, Distribution) for entry in run_times)
     if 0 < n_distributions < len(run_times):
         raise CodeError(
-            f"{n_distributions} of {len(run_times)} entries of run_times are Distributions: "
-            "give one for each worker, "
-            "Empirical(seconds) where it has been observed"
+            f"{n_distributions} of {len(run_times)} entries of run_times are Distributions: give one for "
+            "each worker, Empirical(seconds) where it has been observed"
         )
     return n_distributions > 0
 
@@ -152,16 +150,13 @@ def simulate_heterogeneous_workers(
     n_jobs = n_trials if scheme in ("optimal", "integers") else max(n_trials, MIN_JOBS)
     run_times = workers.sample_run_times(np.random.default_rng(seed), n_jobs)
     if scheme in ARIKAN_SCHEMES and n > k:
-        design_erasure = (
-            select_workers_for_scheme(workers, n, k, scheme).erasure_probabilities
-            if erasure is None
-            else erasure
-        )
+        design_erasure: float | Floats | None = erasure
+        if erasure is None:
+            design_erasure = select_workers_for_scheme(workers, n, k, scheme).erasure_probabilities
         code = PolarCode(n, k, "arikan", get_decoder_name(scheme), design_erasure)
         completion_times = compute_decoding_times(code, run_times[code.worker_indices], scheme)
     else:
         completion_times = np.partition(run_times, k - 1, axis=0)[k - 1]
     worker_seconds = np.minimum(run_times, completion_times).sum(axis=0)
-    return SimulatedJobs(completion_times, worker_seconds, np.full(n_jobs, float(n))), (
-        run_times <= completion_times
-    ).sum(axis=0).astype(float)
+    n_arrivals = (run_times <= completion_times).sum(axis=0).astype(float)
+    return SimulatedJobs(completion_times, worker_seconds, np.full(n_jobs, float(n))), n_arrivals

@@ -60,32 +60,24 @@ class Measurement(NamedTuple):
 
     def _format_lines(self) -> Iterator[str]:
         n_tasks = len(self.warm)
-        yield (
-            f"{n_tasks} tasks of {self.task_seconds:g} s on {self.executor}, in a first map and "
-            "in a second one"
-        )
+        map_text = "in a first map and in a second one"
+        yield f"{n_tasks} tasks of {self.task_seconds:g} s on {self.executor}, {map_text}"
         columns = "".join(f"{name:>9}" for name in ("median", "90 %", "99 %", "slowest"))
         yield f"{'':6}{'lost':>6}{columns}   nearest law, as --distribution has it"
         for name, times in (("cold", self.cold), ("warm", self.warm)):
-            completed_times, closest = (
-                [seconds for seconds in times if seconds < inf],
-                fit_closest_family(times),
-            )
-            quantile_text = (
-                "".join(f"{seconds:9.3g}" for seconds in np.quantile(completed_times, [0.5, 0.9, 0.99, 1.0]))
-                if completed_times
-                else ""
-            )
+            completed_times = [seconds for seconds in times if seconds < inf]
             n_lost = len(times) - len(completed_times)
-            yield f"{name:6}{n_lost:6}{quantile_text:36}   {_format_distribution_option(closest)}".rstrip()
+            quantiles = np.quantile(completed_times, [0.5, 0.9, 0.99, 1.0]) if completed_times else ()
+            quantile_text = "".join(f"{seconds:9.3g}" for seconds in quantiles)
+            option_text = _format_distribution_option(fit_closest_family(times))
+            yield f"{name:6}{n_lost:6}{quantile_text:36}   {option_text}".rstrip()
         if self.shared_cores is not None:
             yield str(self.shared_cores)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it as JSON, which `polarmap.plan` and `polarmap plan --times` take."""
-        fields = self._asdict() | {
-            name: _replace_inf_by_none(getattr(self, name)) for name in ("cold", "warm")
-        }
+        fields = self._asdict()
+        fields |= {name: _replace_inf_by_none(fields[name]) for name in ("cold", "warm")}
         fields["shared_cores"] = self.shared_cores and self.shared_cores._asdict()
         Path(path).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 

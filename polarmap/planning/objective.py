@@ -96,22 +96,19 @@ class Objective:
         time than they added to the cost, and workers beyond it save a smaller one.
         """
         if self.slack is None and self.metric != "cost":
-            return min(
-                candidates,
-                key=lambda candidate: (
-                    self.evaluate_candidate(candidate) * candidate.worker_seconds,
-                    candidate.worker_seconds,
-                    candidate.n,
-                ),
-            )
-        max_value = (1 + (WORKER_SECONDS_SLACK if self.slack is None else self.slack)) * min(
-            map(self.evaluate_candidate, candidates)
-        )
+            return min(candidates, key=self._get_knee_sort_key)
+        slack = WORKER_SECONDS_SLACK if self.slack is None else self.slack
+        max_value = (1 + slack) * min(map(self.evaluate_candidate, candidates))
         near_optimal = [
             candidate for candidate in candidates if self.evaluate_candidate(candidate) <= max_value
         ]
         secondary_metric = "p99" if self.metric == "cost" else "worker_seconds"
         return min(near_optimal, key=lambda candidate: (getattr(candidate, secondary_metric), candidate.n))
+
+    def _get_knee_sort_key(self, candidate: Completion) -> tuple[float, float, int]:
+        """Return time times worker-seconds, then what decides between candidates for which it is equal."""
+        worker_seconds = candidate.worker_seconds
+        return self.evaluate_candidate(candidate) * worker_seconds, worker_seconds, candidate.n
 
 
 def _filter_or_raise(

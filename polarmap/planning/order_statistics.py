@@ -63,37 +63,30 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
     integrated_quantiles = run_times.integrated_quantile(survival)
     cell_integrals = compute_cell_integrals(integrated_quantiles)
     last_finite_cell = np.flatnonzero(cell_integrals < OVERFLOW_CAP)[-1]
+    integrals_below = run_times.integrated_quantile(np.ones(1))
     with np.errstate(invalid="ignore"):
-        mean_below = np.minimum(
-            (run_times.integrated_quantile(np.ones(1)) - integrated_quantiles) / cdf, OVERFLOW_CAP
-        )
+        mean_below = np.minimum((integrals_below - integrated_quantiles) / cdf, OVERFLOW_CAP)
     times, worker_seconds = np.empty(len(ranks)), np.empty(len(ranks))
     batch_size = max(1, MAX_TABLE_SIZE // len(cdf))
     for start in range(0, len(ranks), batch_size):
-        rank_batch = ranks[start : start + batch_size]
-        log_densities = compute_order_statistic_log_density(
-            n, rank_batch, grid, run_times.failure_probability
-        )
+        batch = slice(start, start + batch_size)
+        m = ranks[batch]
+        log_densities = compute_order_statistic_log_density(n, m, grid, run_times.failure_probability)
         # However unlikely it is that so many end: if they do, then with this density.
         density = np.exp(log_densities - log_densities.max(axis=1, keepdims=True))
         total_density = integrate_over_cells(density, widths)
         mean_times = integrate_over_cells(density, cell_integrals) / total_density
-        mean_times[
-            density[:, last_finite_cell] * cell_integrals[last_finite_cell]
-            > DIVERGENCE_TOL * mean_times * total_density
-        ] = np.inf
-        times[start : start + batch_size] = mean_times
+        last_integrals = density[:, last_finite_cell] * cell_integrals[last_finite_cell]
+        mean_times[last_integrals > DIVERGENCE_TOL * mean_times * total_density] = np.inf
+        times[batch] = mean_times
         mean_earlier = integrate_over_cells(density * mean_below, widths) / total_density
-        worker_seconds[start : start + batch_size] = (rank_batch - 1) * mean_earlier + (
-            n - rank_batch + 1
-        ) * mean_times
+        worker_seconds[batch] = (m - 1) * mean_earlier + (n - m + 1) * mean_times
     if not np.isfinite(run_times.conditional_mean()):
         times[ranks == n] = worker_seconds[ranks == n] = np.inf
-    return OrderStatisticMeans(
-        times,
-        worker_seconds,
-        np.array([_compute_job_failure_probability(n, int(m), run_times.failure_probability) for m in ranks]),
-    )
+    failure_probabilities = [
+        _compute_job_failure_probability(n, int(m), run_times.failure_probability) for m in ranks
+    ]
+    return OrderStatisticMeans(times, worker_seconds, np.array(failure_probabilities))
 
 
 def compute_completion_quantiles(
@@ -114,11 +107,8 @@ def compute_completion_quantiles(
         np.zeros(p.shape),
         max_arrival_probability,
     )
-    return np.where(
-        p > compute_decoding_probability(n, decodable_probabilities, max_arrival_probability),
-        np.inf,
-        run_times.quantile(arrival_probabilities),
-    )
+    max_probability = compute_decoding_probability(n, decodable_probabilities, max_arrival_probability)
+    return np.where(p > max_probability, np.inf, run_times.quantile(arrival_probabilities))
 
 
 def compute_decoding_probability(
@@ -140,10 +130,8 @@ def compute_decoding_probability(
         with np.errstate(divide="ignore", invalid="ignore"):
             log_successes = np.where(counts > 0, counts * np.log(batch), 0.0)
             log_failures = np.where(counts < n, (n - counts) * np.log1p(-batch), 0.0)
-        result[start : start + batch_size] = (
-            np.exp(compute_log_binomial_coefficients(n) + log_successes + log_failures)
-            @ decodable_probabilities
-        )
+        log_probabilities = compute_log_binomial_coefficients(n) + log_successes + log_failures
+        result[start : start + batch_size] = np.exp(log_probabilities) @ decodable_probabilities
     return np.clip(result, 0.0, 1.0).reshape(arrival_probability.shape)
 
 
@@ -157,11 +145,8 @@ def compute_order_statistic_log_density(
     m, (cdf, survival) = ranks[:, None], cdf_and_survival_nodes
     log_arrived = np.log(cdf) + np.log1p(-failure_probability)
     log_missing = np.log(failure_probability + (1 - failure_probability) * survival)
-    constant = (
-        np.log(m)
-        + compute_log_binomial_coefficients(n)[ranks.astype(int)][:, None]
-        + np.log1p(-failure_probability)
-    )
+    log_binomials = compute_log_binomial_coefficients(n)[ranks.astype(int)][:, None]
+    constant = np.log(m) + log_binomials + np.log1p(-failure_probability)
     return np.asarray(constant + (m - 1) * log_arrived + (n - m) * log_missing)
 
 
@@ -175,9 +160,8 @@ def make_order_statistic_quadrature_nodes(
     coarse_grid = cdf, survival = compute_logistic_and_complement(COARSE_LOGITS)
     log_jacobian = np.log(cdf) + np.log(survival)  # d below / d logit
     extreme_ranks = np.array([ranks.min(), ranks.max()], float)
-    log_weights = (
-        compute_order_statistic_log_density(n, extreme_ranks, coarse_grid, failure_probability) + log_jacobian
-    )
+    log_weights = compute_order_statistic_log_density(n, extreme_ranks, coarse_grid, failure_probability)
+    log_weights += log_jacobian
     low, high = (
         np.flatnonzero(rank_log_weights > rank_log_weights.max() - margin)
         for rank_log_weights, margin in zip(log_weights, LOG_NEGLIGIBLE)
@@ -202,6 +186,5 @@ def _compute_job_failure_probability(n: int, min_completed: int, task_failure_pr
     if not task_failure_probability:
         return 0.0
     failure_indicator = (np.arange(n + 1) < min_completed).astype(float)
-    return float(
-        compute_decoding_probability(n, failure_indicator, np.array([1 - task_failure_probability]))[0]
-    )
+    completion_probability = np.array([1 - task_failure_probability])
+    return float(compute_decoding_probability(n, failure_indicator, completion_probability)[0])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf, isfinite
+from operator import attrgetter
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.decodability import get_decoder_name
 from polarmap.planning.distributions import Distribution, Scaled
-from polarmap.planning.empirical import SharedCores, to_distribution_and_observations
+from polarmap.planning.empirical import Empirical, SharedCores, to_distribution_and_observations
 from polarmap.planning.figures import draw_time_cost_frontier
 from polarmap.planning.heterogeneous import (
     HeterogeneousWorkers,
@@ -130,11 +132,9 @@ class Plan(PlannedSchedule):
             _format_row("", "n", "mean s", "p50 s", "p99 s", "worker-s"),
             _format_candidate("plain", self.uncoded),
         ]
-        candidates = self._select_table_rows(MAX_TABLE_LINES - 1 - len(table_lines) - len(footer))
-        table_lines += [
-            _format_candidate("plan" if candidate is self.expected else "", candidate)
-            for candidate in candidates
-        ]
+        for candidate in self._select_table_rows(MAX_TABLE_LINES - 1 - len(table_lines) - len(footer)):
+            label = "plan" if candidate is self.expected else ""
+            table_lines.append(_format_candidate(label, candidate))
         return "\n".join(table_lines + footer)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
@@ -146,10 +146,8 @@ class Plan(PlannedSchedule):
         blocks, tasks, code, _ = code_options
         for name, given_value, planned_value in (("blocks", blocks, self.k), ("tasks", tasks, self.n)):
             if given_value is not None and not (is_integer(given_value) and given_value == planned_value):
-                raise CodeError(
-                    f"{name}={given_value}, but the plan is for {planned_value}: leave {name} "
-                    "out, or plan again"
-                )
+                advice = f"leave {name} out, or plan again"
+                raise CodeError(f"{name}={given_value}, but the plan is for {planned_value}: {advice}")
         kernels = {"rotation": ("rotation",), "uncoded": ()}.get(self.code, ("arikan",))
         if not is_choice(code, ("auto", *kernels)):
             raise CodeError(f"the plan says which code, {self.code!r}: leave code={code!r} out")
@@ -179,46 +177,36 @@ class Plan(PlannedSchedule):
 
     def _describe_coded_alternative(self) -> str:
         """What the code that comes nearest to being worth it would save, and cost."""
-        time_metric = self.time_metric
-        coded_candidates = [entry for entry in self.frontier if entry.n > entry.k]
+        coded_candidates = [candidate for candidate in self.frontier if candidate.n > candidate.k]
         if not coded_candidates:
             return "more workers would not save time"
-        best_candidate = min(
-            coded_candidates, key=lambda entry: getattr(entry, time_metric) * entry.worker_seconds
-        )
-        time_change = _format_change(
-            getattr(self.expected, time_metric), getattr(best_candidate, time_metric), " s"
-        )
-        worker_seconds_change = _format_change(self.expected.worker_seconds, best_candidate.worker_seconds)
+        get_time = attrgetter(self.time_metric)
+        best = min(coded_candidates, key=lambda candidate: get_time(candidate) * candidate.worker_seconds)
+        time_change = _format_change(get_time(self.expected), get_time(best), " s")
+        worker_seconds_change = _format_change(self.expected.worker_seconds, best.worker_seconds)
         return (
-            f"{best_candidate.n} workers would change its {time_metric} {time_change}, its "
+            f"{best.n} workers would change its {self.time_metric} {time_change}, its "
             f"worker-seconds {worker_seconds_change}"
         )
 
     def _select_table_rows(self, max_rows: int) -> list[Completion]:
         """The plan, unless it is the plain map, and a few others of the frontier, by n."""
         row_indices = np.linspace(0, len(self.frontier) - 1, min(max_rows, len(self.frontier))).astype(int)
-        rows_by_key = {
-            _get_candidate_key(self.frontier[row_index]): self.frontier[row_index]
-            for row_index in row_indices.tolist()
-        }
-        rows_by_key[_get_candidate_key(self.expected)] = self.expected
+        rows = [*(self.frontier[row_index] for row_index in row_indices.tolist()), self.expected]
+        rows_by_key = {_get_candidate_key(candidate): candidate for candidate in rows}
         rows_by_key.pop(_get_candidate_key(self.uncoded), None)  # shown as plain
         return [rows_by_key[candidate_key] for candidate_key in sorted(rows_by_key)]
 
     def _describe_workers(self) -> str:
         if self.schedule == "on_demand":
-            n_on_demand = self.n - self.k - self.n_upfront_parity
-            return (
-                f"start {self._format_worker_count(self.k + self.n_upfront_parity)} workers, and "
-                f"up to {n_on_demand} on demand,"
-            )
+            n_upfront = self.k + self.n_upfront_parity
+            count_text = self._format_worker_count(n_upfront)
+            return f"start {count_text} workers, and up to {self.n - n_upfront} on demand,"
         if self.expected.tasks_per_worker > 1:
             count_text = self._format_worker_count(self.n_workers)
             return f"keep {count_text} workers, and give them {self.n} tasks one by one,"
-        return f"start {self._format_worker_count(self.n)} workers" + (
-            ", those in plan.workers," if self.worker_indices else ""
-        )
+        selection_text = ", those in plan.workers," if self.worker_indices else ""
+        return f"start {self._format_worker_count(self.n)} workers{selection_text}"
 
     def _format_worker_count(self, n_workers: int) -> str:
         """Return a number of workers as text, as a range if few tasks were observed."""
@@ -317,42 +305,38 @@ def plan(
     """
     with trimmed_tracebacks:
         workers = HeterogeneousWorkers(run_times) if is_sequence_of_distributions(run_times) else None
-        distribution, observations = (
-            to_distribution_and_observations(run_times)
-            if workers is None
-            else (workers.mixture_distribution, None)
-        )
+        distribution, observations = _to_common_distribution(run_times, workers)
         worker_limit = _compute_max_workers(k, max_workers, worker_spec, distribution, workers)
         _check_positive_size("trials", n_trials)
         goal = Objective(objective, slack, deadline, budget, max_failure_probability)
         heterogeneous_workers = None if workers is None or workers.is_homogeneous else workers
         _check_schedule(schedule, code, heterogeneous_workers)
         _check_overdecomposition_options(task_overhead, schedule, code, heterogeneous_workers)
-        candidates = _make_candidates(
-            k, worker_limit, code, schedule, heterogeneous_workers or distribution, n_trials, seed
-        )
+        worker_times = heterogeneous_workers or distribution
+        candidates = _make_candidates(k, worker_limit, code, schedule, worker_times, n_trials, seed)
         feasible = goal.filter_feasible_candidates(candidates)
         selected = goal.select_candidate(feasible)
         if task_overhead is not None:
-            overdecomposed = goal.filter_feasible_candidates(
-                [
-                    selected,
-                    *_make_overdecomposed_candidates(selected, distribution, task_overhead, n_trials, seed),
-                ]
+            overdecomposed = _make_overdecomposed_candidates(
+                selected, distribution, task_overhead, n_trials, seed
             )
-            feasible, selected = feasible + overdecomposed, min(overdecomposed, key=goal.evaluate_candidate)
+            feasible_overdecomposed = goal.filter_feasible_candidates([selected, *overdecomposed])
+            feasible = feasible + feasible_overdecomposed
+            selected = min(feasible_overdecomposed, key=goal.evaluate_candidate)
         worker_indices, erasure = _assign_workers_to_tasks(workers, selected)
         tasks_per_worker, size_range = selected.tasks_per_worker, None
         if observations is not None and observations.n_completed < SMALL_SAMPLE_SIZE:
-            has_tail = distribution is not observations
-            size_range = bootstrap_worker_count_range(
-                observations,
+            sizes, chosen_size = (
                 _list_candidate_worker_counts(k, worker_limit),
-                goal,
                 _get_candidate_key(selected)[0],
-                seed,
-                has_tail,
             )
+            has_tail = distribution is not observations
+            size_range = bootstrap_worker_count_range(observations, sizes, goal, chosen_size, seed, has_tail)
+        is_on_demand = selected.scheme == "on_demand"
+        n_upfront_parity = tasks_per_worker * (selected.n - k)
+        task_times = distribution
+        if tasks_per_worker > 1:
+            task_times = Scaled(distribution, 1 / tasks_per_worker, task_overhead or 0.0)
         return Plan(
             n=selected.n * tasks_per_worker,
             k=k * tasks_per_worker,
@@ -362,13 +346,9 @@ def plan(
             uncoded=candidates[0],
             frontier=frontier(feasible, goal.time_metric),
             worker_spec=worker_spec,
-            schedule="on_demand" if selected.scheme == "on_demand" else "upfront",
-            n_upfront_parity=selected.n_upfront_parity
-            if selected.scheme == "on_demand"
-            else tasks_per_worker * (selected.n - k),
-            run_times=distribution
-            if tasks_per_worker == 1
-            else Scaled(distribution, 1 / tasks_per_worker, task_overhead or 0.0),
+            schedule="on_demand" if is_on_demand else "upfront",
+            n_upfront_parity=selected.n_upfront_parity if is_on_demand else n_upfront_parity,
+            run_times=task_times,
             worker_indices=worker_indices,
             erasure=erasure,
             n_completed=None if observations is None else observations.n_completed,
@@ -388,15 +368,21 @@ def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tupl
     >>> [option.n for option in frontier(options)]
     [5, 6, 8]
     """
+    get_time = attrgetter(time_metric)
     frontier_candidates: list[Completion] = []
-    for candidate in sorted(
-        candidates, key=lambda entry: (entry.worker_seconds, getattr(entry, time_metric))
-    ):
-        if not frontier_candidates or getattr(candidate, time_metric) < getattr(
-            frontier_candidates[-1], time_metric
-        ):
+    for candidate in sorted(candidates, key=attrgetter("worker_seconds", time_metric)):
+        if not frontier_candidates or get_time(candidate) < get_time(frontier_candidates[-1]):
             frontier_candidates.append(candidate)
     return tuple(frontier_candidates)
+
+
+def _to_common_distribution(
+    run_times: object, workers: HeterogeneousWorkers | None
+) -> tuple[Distribution, Empirical | None]:
+    """Return the distribution of a worker drawn at random, and the observations that it is made of."""
+    if workers is not None:
+        return workers.mixture_distribution, None
+    return to_distribution_and_observations(run_times)
 
 
 def _compute_max_workers(
@@ -411,22 +397,18 @@ def _compute_max_workers(
     if workers is not None:
         worker_limit = len(workers.distributions)
     if max_workers is not None:
-        worker_limit = min(
-            _check_positive_size("max_workers", max_workers), worker_limit if workers else MAX_N
-        )
+        upper_limit = worker_limit if workers else MAX_N
+        worker_limit = min(_check_positive_size("max_workers", max_workers), upper_limit)
     if worker_spec is not None and not isinstance(worker_spec, WorkerSpec):
-        raise CodeError(
-            f"worker_spec must be a polarmap.clouds.limits.WorkerSpec, not {type(worker_spec).__name__}"
-        )
+        type_name = type(worker_spec).__name__
+        raise CodeError(f"worker_spec must be a polarmap.clouds.limits.WorkerSpec, not {type_name}")
     if worker_spec is not None:
         limits.check_task_duration(worker_spec, float(run_times.quantile(0.5)))
         worker_limit = min(worker_limit, limits.get_max_concurrency(worker_spec) or worker_limit)
     if worker_limit < k:
-        limit_text = (
-            f"max_workers is {worker_limit}"
-            if workers is None
-            else f"there are {worker_limit} in run_times or max_workers"
-        )
+        limit_text = f"max_workers is {worker_limit}"
+        if workers is not None:
+            limit_text = f"there are {worker_limit} in run_times or max_workers"
         raise CodeError(f"k = {k} blocks need at least as many workers, {limit_text}")
     return worker_limit
 
@@ -447,19 +429,13 @@ def _make_candidates(
     seed: int,
 ) -> list[Completion]:
     """The plain map first, then what there is to choose from."""
-    sizes, n_jobs = _list_candidate_worker_counts(k, max_workers), max(n_trials, 2000)
-    candidates = [
-        _make_candidate(n, k, code, run_times, n_trials, seed)
-        for n in (sizes if schedule != "on_demand" else [k])
-    ]
+    sizes = _list_candidate_worker_counts(k, max_workers)
+    upfront_sizes = [k] if schedule == "on_demand" else sizes
+    candidates = [_make_candidate(n, k, code, run_times, n_trials, seed) for n in upfront_sizes]
     if schedule != "upfront":
-        candidates += [
-            completion_time(
-                max_workers, k, "on_demand", run_times, n_upfront_parity=n - k, n_trials=n_jobs, seed=seed
-            )
-            for n in sizes
-            if n < max_workers
-        ]
+        simulate = partial(completion_time, max_workers, k, "on_demand", run_times, seed=seed)
+        n_jobs = max(n_trials, 2000)
+        candidates += [simulate(n_upfront_parity=n - k, n_trials=n_jobs) for n in sizes if n < max_workers]
     return candidates
 
 
@@ -468,14 +444,18 @@ def _make_overdecomposed_candidates(
 ) -> list[Completion]:
     """Several times as many blocks on as many workers as were chosen, which stay."""
     n, k, n_jobs = base.n, base.k, max(n_trials, MIN_SAMPLED_RUN_TIMES // base.n)
+    simulate = partial(
+        completion_time,
+        n,
+        k,
+        "small_blocks",
+        run_times,
+        task_overhead=task_overhead,
+        n_trials=n_jobs,
+        seed=seed,
+    )
     return [
-        completion_time(
-            *(n, k, "small_blocks", run_times),
-            tasks_per_worker=tasks_per_worker,
-            task_overhead=task_overhead,
-            n_trials=n_jobs,
-            seed=seed,
-        )
+        simulate(tasks_per_worker=tasks_per_worker)
         for tasks_per_worker in TASKS_PER_WORKER_CHOICES
         if n * tasks_per_worker <= MAX_N
     ]
@@ -483,11 +463,9 @@ def _make_overdecomposed_candidates(
 
 def _get_candidate_key(candidate: Completion) -> tuple[int, int, int]:
     """What distinguishes options: workers that start at once, those that may later, tasks for each."""
-    return (
-        (candidate.k + candidate.n_upfront_parity, candidate.n, 1)
-        if candidate.scheme == "on_demand"
-        else (candidate.n, 0, candidate.tasks_per_worker)
-    )
+    if candidate.scheme == "on_demand":
+        return candidate.k + candidate.n_upfront_parity, candidate.n, 1
+    return candidate.n, 0, candidate.tasks_per_worker
 
 
 def _make_candidate(
@@ -495,10 +473,8 @@ def _make_candidate(
 ) -> Completion:
     distributions: object = run_times
     if isinstance(run_times, HeterogeneousWorkers):
-        distributions = [
-            run_times.distributions[worker_index]
-            for worker_index in select_workers_for_scheme(run_times, n, k, code).worker_indices
-        ]
+        worker_indices = select_workers_for_scheme(run_times, n, k, code).worker_indices
+        distributions = [run_times.distributions[worker_index] for worker_index in worker_indices]
     return completion_time(n, k, "uncoded" if n == k else code, distributions, n_trials=n_trials, seed=seed)
 
 
@@ -548,8 +524,8 @@ def _check_overdecomposition_options(
         return
     if schedule != "upfront" or code != "rotation" or heterogeneous_workers:
         raise CodeError(
-            "task_overhead= is for schedule='upfront', code='rotation' and workers that are "
-            "alike: leave it out"
+            "task_overhead= is for schedule='upfront', code='rotation' and workers that are alike: "
+            "leave it out"
         )
     check_task_overhead(task_overhead)
 
@@ -572,12 +548,11 @@ def _format_change(before: float, after: float, unit: str = "") -> str:
 
 def _format_candidate(label: str, candidate: Completion) -> str:
     time_texts = [f"{value:.3g}" for value in (candidate.mean, candidate.p50, candidate.p99)]
-    size_text = (
-        f"{candidate.k + candidate.n_upfront_parity}-{candidate.n}"
-        if candidate.scheme == "on_demand"
-        else str(candidate.n)
-    )
-    size_text += f" x {candidate.tasks_per_worker}" if candidate.tasks_per_worker > 1 else ""
+    size_text = str(candidate.n)
+    if candidate.scheme == "on_demand":
+        size_text = f"{candidate.k + candidate.n_upfront_parity}-{candidate.n}"
+    if candidate.tasks_per_worker > 1:
+        size_text += f" x {candidate.tasks_per_worker}"
     return _format_row(label, size_text, *time_texts, f"{candidate.worker_seconds:.4g}")
 
 

@@ -40,9 +40,8 @@ def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
     [0.9375, 0.5625, 0.4375, 0.0625]
     """
     survival_probabilities = check_probabilities(np.atleast_1d(np.asarray(survival, float)))
-    return compute_input_erasure_probabilities(
-        np.repeat(survival_probabilities[None], 1 << _check_depth(depth), axis=0)
-    )
+    rows = np.repeat(survival_probabilities[None], 1 << _check_depth(depth), axis=0)
+    return compute_input_erasure_probabilities(rows)
 
 
 def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: npt.ArrayLike) -> Floats:
@@ -76,9 +75,8 @@ def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: 
     np.float64(0.3466)
     """
     probabilities = check_probabilities(p)
-    return run_times.quantile_from_cdf_and_survival(
-        *_invert_polarization(depth, worker_index, probabilities, 1 - probabilities)
-    )
+    cdf, survival = _invert_polarization(depth, worker_index, probabilities, 1 - probabilities)
+    return run_times.quantile_from_cdf_and_survival(cdf, survival)
 
 
 def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> float:
@@ -95,11 +93,9 @@ def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> floa
     if run_times.failure_probability:
         return np.inf
     cdf, survival = make_full_logit_grid()
-    return compute_expected_run_time(
-        run_times,
-        compute_cell_widths(cdf, survival),
-        *_invert_polarization(depth, worker_index, cdf, survival),
-    )
+    widths = compute_cell_widths(cdf, survival)
+    worker_cdf, worker_survival = _invert_polarization(depth, worker_index, cdf, survival)
+    return compute_expected_run_time(run_times, widths, worker_cdf, worker_survival)
 
 
 def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
@@ -153,14 +149,11 @@ def sequential_failure_bound(n: int, k: int, run_times: Distribution, time: floa
     >>> round(sequential_failure_bound(8, 4, ShiftedExponential(1.0, 1.0), 3.0), 3)
     0.006
     """
-    frozen_inputs, punctured = (
-        frozen_set_at_time(n, k, run_times, time),
-        np.arange(round_up_to_power_of_two(n) - n),
-    )
-    survival = compute_input_erasure_probabilities(
-        np.append(np.ones(len(punctured)), np.full(n, run_times.survival(time)))
-    )
-    return float(min(1.0, np.delete(survival, np.append(punctured, frozen_inputs)).sum()))
+    frozen_inputs = frozen_set_at_time(n, k, run_times, time)
+    punctured = np.arange(round_up_to_power_of_two(n) - n)
+    position_survival = np.append(np.ones(len(punctured)), np.full(n, run_times.survival(time)))
+    input_survival = compute_input_erasure_probabilities(position_survival)
+    return float(min(1.0, np.delete(input_survival, np.append(punctured, frozen_inputs)).sum()))
 
 
 def sequential_completion_bound(n: int, k: int, run_times: Distribution, probability: float = 0.99) -> float:
@@ -185,14 +178,11 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
             return np.array(arrived_probability == 1)
         return np.array(sequential_failure_bound(n, k, run_times, time) <= max_failure_probability)
 
-    arrival_probability = float(
-        bisect_predicate(is_within_bound, np.array(0.0), np.array(max_arrival_probability))
-    )
-    return (
-        float(run_times.quantile(arrival_probability))
-        if arrival_probability < max_arrival_probability
-        else np.inf
-    )
+    low, high = np.array(0.0), np.array(max_arrival_probability)
+    arrival_probability = float(bisect_predicate(is_within_bound, low, high))
+    if arrival_probability < max_arrival_probability:
+        return float(run_times.quantile(arrival_probability))
+    return np.inf
 
 
 def _invert_polarization(

@@ -37,11 +37,9 @@ def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int)
     below can take every second node for a comparison.
     """
     tail_logits = np.arange(stop_logit + TAIL_STEP, MAX_LOGIT, TAIL_STEP)
-    return compute_logistic_and_complement(
-        np.concatenate(
-            [np.linspace(start_logit, stop_logit, n_nodes), tail_logits[: len(tail_logits) // 2 * 2]]
-        )
-    )
+    even_tail_logits = tail_logits[: len(tail_logits) // 2 * 2]
+    logits = np.concatenate([np.linspace(start_logit, stop_logit, n_nodes), even_tail_logits])
+    return compute_logistic_and_complement(logits)
 
 
 def make_full_logit_grid() -> tuple[Floats, Floats]:
@@ -82,10 +80,8 @@ def compute_expected_run_time(
     poles of it cost no accuracy. Of the tasks that end; extrapolated like `integrate_over_cells`. inf where
     none exists.
     """
-    widths, integrals = (
-        compute_cell_widths(cdf, survival),
-        compute_cell_integrals(run_times.integrated_quantile(survival)),
-    )
+    widths = compute_cell_widths(cdf, survival)
+    integrals = compute_cell_integrals(run_times.integrated_quantile(survival))
     narrow_mask = widths <= 1e-12 * np.where(cdf[1:] < 0.5, cdf[1:], survival[:-1])
     if narrow_mask.any():  # than eps: the quantile is the same on both sides
         narrow_quantiles = run_times.conditional_quantile(cdf[:-1][narrow_mask], survival[:-1][narrow_mask])
@@ -94,9 +90,8 @@ def compute_expected_run_time(
     fine, last_finite_cell = cell_means @ cell_weights, np.flatnonzero(cell_means < OVERFLOW_CAP)[-1]
     if cell_means[last_finite_cell] * cell_weights[last_finite_cell] > DIVERGENCE_TOL * fine:
         return np.inf
-    coarse = _divide_capped(
-        _sum_adjacent_pairs(integrals), _sum_adjacent_pairs(widths)
-    ) @ _sum_adjacent_pairs(cell_weights)
+    coarse_means = _divide_capped(_sum_adjacent_pairs(integrals), _sum_adjacent_pairs(widths))
+    coarse = coarse_means @ _sum_adjacent_pairs(cell_weights)
     return float((4 * fine - coarse) / 3)
 
 

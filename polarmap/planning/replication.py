@@ -32,9 +32,8 @@ class ReplicatedJob(NamedTuple):
         >>> ReplicatedJob(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
         [0.346574]
         """
-        return self.run_times.quantile_from_cdf_and_survival(
-            *self._convert_job_to_copy_probabilities(p, 1 - p)
-        )
+        cdf, survival = self._convert_job_to_copy_probabilities(p, 1 - p)
+        return self.run_times.quantile_from_cdf_and_survival(cdf, survival)
 
     def mean(self) -> float:
         """Expected seconds until all tasks have a result, of the jobs in which all of them do."""
@@ -43,20 +42,14 @@ class ReplicatedJob(NamedTuple):
         copy_probabilities = self._convert_job_to_copy_probabilities(
             (1 - failure_probability) * cdf, failure_probability + (1 - failure_probability) * survival
         )
-        return compute_expected_run_time(
-            self.run_times,
-            compute_cell_widths(cdf, survival),
-            *self.run_times.condition_on_completion(*copy_probabilities),
-        )
+        conditional = self.run_times.condition_on_completion(*copy_probabilities)
+        return compute_expected_run_time(self.run_times, compute_cell_widths(cdf, survival), *conditional)
 
     def _convert_job_to_copy_probabilities(
         self, job_cdf: Floats, job_survival: Floats
     ) -> tuple[Floats, Floats]:
         """Shares of the copies that have ended, and not, where `job_cdf` of the jobs have."""
         with np.errstate(divide="ignore"):
-            log_task_cdf = (
-                np.where(job_cdf < 0.5, np.log(job_cdf), np.log1p(-np.minimum(job_survival, 0.5)))
-                / self.n_tasks
-            )
-            log_copy_survival = np.log(-np.expm1(log_task_cdf)) / self.n_copies
+            log_job_cdf = np.where(job_cdf < 0.5, np.log(job_cdf), np.log1p(-np.minimum(job_survival, 0.5)))
+            log_copy_survival = np.log(-np.expm1(log_job_cdf / self.n_tasks)) / self.n_copies
         return -np.expm1(log_copy_survival), np.exp(log_copy_survival)

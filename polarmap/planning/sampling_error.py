@@ -79,21 +79,17 @@ def bootstrap_worker_count_range(
     """
     rng = np.random.default_rng(seed)
     samples = [sample for _ in range(N_RESAMPLES) if (sample := observations.resample(rng)) is not None]
-    reference_size, *resampled_sizes = _choose_worker_counts(
-        [observations, *samples], worker_counts, objective, has_tail
-    )
-    feasible_sizes = [size for size in resampled_sizes if size is not None]
+    all_samples = [observations, *samples]
+    reference_size, *sizes = _choose_worker_counts(all_samples, worker_counts, objective, has_tail)
+    feasible_sizes = [size for size in sizes if size is not None]
     low = high = chosen_count
     if feasible_sizes:
-        tail_probability = (1 - COVERAGE) / 2
-        percentiles = (
-            np.quantile(feasible_sizes, [tail_probability, 1 - tail_probability], method="nearest")
-            .astype(int)
-            .tolist()
-        )
+        tail = (1 - COVERAGE) / 2
+        percentiles = np.quantile(feasible_sizes, [tail, 1 - tail], method="nearest")
+        min_size, max_size = percentiles.astype(int).tolist()
         offset = 0 if reference_size is None else chosen_count - reference_size
-        low = max(worker_counts[0], min(chosen_count, percentiles[0] + offset))
-        high = min(worker_counts[-1], max(chosen_count, percentiles[1] + offset))
+        low = max(worker_counts[0], min(chosen_count, min_size + offset))
+        high = min(worker_counts[-1], max(chosen_count, max_size + offset))
     return WorkerCountRange(low, high, 1 - (1 - CONFIDENCE) ** (1 / observations.n_completed))
 
 
@@ -103,15 +99,11 @@ def _choose_worker_counts(
     """Yield the number of workers that is chosen for each sample, None where none meets the limits."""
     step_functions = [_compute_empirical_cdf_steps(sample, has_tail) for sample in samples]
     max_steps = max(len(times) for times, _ in step_functions)
-    times, cdf = (
-        np.array(
-            [
-                np.pad(step_function[field], (0, max_steps - len(step_function[field])), mode="edge")
-                for step_function in step_functions
-            ]
-        )
-        for field in (0, 1)
-    )
+    padded = [
+        [np.pad(values, (0, max_steps - len(values)), mode="edge") for values in step_function]
+        for step_function in step_functions
+    ]
+    times, cdf = np.array(padded).swapaxes(0, 1)
     for candidates in zip(*compute_completions_by_worker_count(times, cdf, worker_counts)):
         try:
             yield objective.select_candidate(objective.filter_feasible_candidates(candidates)).n
@@ -150,10 +142,8 @@ def compute_completions_by_worker_count(
             rows = zip(mean, worker_seconds, *quantiles.values(), 1 - completed_cdf[:, -1], strict=True)
             completions.append(
                 [
-                    Completion(
-                        "rotation", n, k, mean, 0.0, p50, p95, p99, worker_seconds, k, n, failure_probability
-                    )
-                    for mean, worker_seconds, p50, p95, p99, failure_probability in rows
+                    Completion("rotation", n, k, mean, 0.0, p50, p95, p99, seconds, k, n, failure_probability)
+                    for mean, seconds, p50, p95, p99, failure_probability in rows
                 ]
             )
     return completions
@@ -166,9 +156,8 @@ def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Flo
     if has_tail and failure_probability:
         tail_probabilities = (np.arange(TAIL_STEPS) + 0.5) / TAIL_STEPS
         times = np.append(times, times[-1] - sample.tail_scale * np.log1p(-tail_probabilities))
-        cdf = np.append(
-            cdf, 1 - failure_probability + failure_probability * np.arange(1, TAIL_STEPS + 1) / TAIL_STEPS
-        )
+        tail_cdf = failure_probability * np.arange(1, TAIL_STEPS + 1) / TAIL_STEPS
+        cdf = np.append(cdf, 1 - failure_probability + tail_cdf)
     return times, cdf
 
 

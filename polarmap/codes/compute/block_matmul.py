@@ -33,11 +33,8 @@ CONVERSION_CHUNK_BYTES = 4 << 20  # converted for one call of compiled loops, wh
 # workers keep the cores busy, the wait for it takes tens of milliseconds.
 MAX_SINGLE_THREAD_MULTIPLIES = 1 << 18
 MIN_MULTITHREAD_MULTIPLIES = 1 << 22
-# of a product on one thread: of fewer, or of longer rows, it takes longer
-MIN_COLUMNS, MAX_INNER_LENGTH = (
-    64,
-    1024,
-)
+# A product on one thread takes longer with fewer columns, or with longer rows.
+MIN_COLUMNS, MAX_INNER_LENGTH = 64, 1024
 MIN_TILES_PER_THREAD = 4  # fewer take no longer than another thread takes to begin
 MIN_COMPILED_BYTES = 64 << 20  # below, loading the compiled loops costs more than they save
 
@@ -86,13 +83,10 @@ def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
     n_rows = max(1, min(len(matrix), max_products // min(MIN_COLUMNS, max(width, 1))))
     n_columns = max_products // n_rows
     for first_row in range(0, len(matrix), n_rows):
-        row_batch = matrix[first_row : first_row + n_rows]
+        rows = slice(first_row, first_row + n_rows)
         for first_column in range(0, width, n_columns):
-            np.matmul(
-                row_batch,
-                tile[:, first_column : first_column + n_columns],
-                out=out[first_row : first_row + n_rows, first_column : first_column + n_columns],
-            )
+            columns = slice(first_column, first_column + n_columns)
+            np.matmul(matrix[rows], tile[:, columns], out=out[rows, columns])
 
 
 def encode_rotation_parity_tiled(
@@ -100,15 +94,9 @@ def encode_rotation_parity_tiled(
 ) -> None:
     """out = the parity rows by two butterflies, those of the module `compiled` or numpy's."""
     if compiled is not None:
-        network_arrays = (
-            network.input_rotations,
-            network.output_rotations,
-            network.permutations,
-            network.kept_rows,
-            network.scale,
-            network.shift,
-        )
-        run_compiled_loop(compiled.encode_rotation_parity, rows, out, *network_arrays)
+        rotations = network.input_rotations, network.output_rotations
+        operands = *rotations, network.permutations, network.kept_rows, network.scale, network.shift
+        run_compiled_loop(compiled.encode_rotation_parity, rows, out, *operands)
         return
     sum_dtype = choose_accumulator_dtype(out.dtype)
 
@@ -123,9 +111,8 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
     compiled = load_compiled_transforms(rows, out.dtype)
     if compiled is not None:
         n_outputs, n_inputs = weights.shape
-        run_compiled_loop(
-            compiled.combine_rows, rows, out, np.pad(weights, ((0, -n_outputs % 4), (0, -n_inputs % 4)))
-        )
+        padded_weights = np.pad(weights, ((0, -n_outputs % 4), (0, -n_inputs % 4)))
+        run_compiled_loop(compiled.combine_rows, rows, out, padded_weights)
     else:
         dense_matmul(weights.astype(choose_accumulator_dtype(out.dtype), copy=False), rows, out)
 
@@ -134,11 +121,9 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
     """The module transforms_numba, if numba is there, `rows` are worth loading it and summed in
     float64.
     """
-    return (
-        load_compiled_transforms_if_large(MIN_COMPILED_BYTES, rows)
-        if choose_accumulator_dtype(dtype) == np.float64
-        else None
-    )
+    if choose_accumulator_dtype(dtype) != np.float64:
+        return None
+    return load_compiled_transforms_if_large(MIN_COMPILED_BYTES, rows)
 
 
 def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
@@ -152,18 +137,14 @@ def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> Modul
 
 def run_compiled_loop(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, *operands: Array) -> None:
     """`compiled_loop` over all columns of `out`, which read and write contiguous float64 only."""
-    width = out.shape[1]
+    width, slices = out.shape[1], split_columns_for_cores(out)
     if out.dtype == np.float64 and all(_is_contiguous_float64(row) and row.size == width for row in rows):
         row_addresses = _get_row_addresses(rows)
         parallel_for(
-            lambda columns: compiled_loop(row_addresses, out, columns.start, columns.stop, *operands),
-            split_columns_for_cores(out),
+            lambda columns: compiled_loop(row_addresses, out, columns.start, columns.stop, *operands), slices
         )
     else:
-        parallel_for(
-            partial(_run_loop_on_float64_copies, compiled_loop, rows, out, operands),
-            split_columns_for_cores(out),
-        )
+        parallel_for(partial(_run_loop_on_float64_copies, compiled_loop, rows, out, operands), slices)
 
 
 def _run_loop_on_float64_copies(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from polarmap.codes.compute import block_matmul, tiling
 from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_integer_dtype
 
-# of a row in a tile: of less, numpy takes longer to begin a sum than to add it up
+# Bytes of a row in a tile: with fewer, numpy takes longer to begin a sum than to add it up.
 MIN_TILE_ROW_BYTES = 1 << 13
 MIN_WIDE_COLUMNS = 1 << 10  # columns from which on rows are added one by one
 MIN_COMPILED_BYTES = 1 << 28  # numba takes 0.6 s to load, and saves 0.3 s for each GB
@@ -47,12 +47,8 @@ class RowOperationProgram:
     def __init__(
         self, batches: Sequence[RowOperationBatch], n_rows: int, input_rows: Indices, output_rows: Indices
     ) -> None:
-        self._batches, self.n_rows, self.input_rows, self.output_rows = (
-            batches,
-            n_rows,
-            input_rows,
-            output_rows,
-        )
+        self._batches, self.n_rows = batches, n_rows
+        self.input_rows, self.output_rows = input_rows, output_rows
 
     @property
     def operation_table(self) -> npt.NDArray[np.int64]:
@@ -85,11 +81,8 @@ class RowOperationProgram:
             needed_mask = used_mask[target_rows]
             if not needed_mask.any():
                 continue
-            target_rows, source_rows, addend_rows = (
-                target_rows[needed_mask],
-                source_rows[needed_mask],
-                addend_rows[needed_mask],
-            )
+            target_rows, source_rows = target_rows[needed_mask], source_rows[needed_mask]
+            addend_rows = addend_rows[needed_mask]
             factor = factor[needed_mask] if isinstance(factor, np.ndarray) else factor
             used_mask[target_rows] = False
             used_mask[source_rows] = True
@@ -113,12 +106,12 @@ class RowOperationProgram:
             execute_operation_batches(self.batches_needed_for_output, table)
             out[:, columns] = table[self.output_rows]
 
-        tiling.parallel_for(
-            run_tile, list(tiling.iter_column_tiles(out.shape[1], self.n_rows, sum_dtype.itemsize))
-        )
+        tiles = tiling.iter_column_tiles(out.shape[1], self.n_rows, sum_dtype.itemsize)
+        tiling.parallel_for(run_tile, list(tiles))
 
     def _compute_row_by_row(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        sum_dtype, (operations, n_rows) = choose_row_sum_dtype(out.dtype), self._compact_operations_and_n_rows
+        sum_dtype = choose_row_sum_dtype(out.dtype)
+        operations, n_rows = self._compact_operations_and_n_rows
         tile_width = max(tiling.TILE_BYTES // n_rows, MIN_TILE_ROW_BYTES) // sum_dtype.itemsize // 64 * 64
         compiled = block_matmul.load_compiled_transforms_if_large(MIN_COMPILED_BYTES, blocks)
         execute = compiled.execute_row_operations if compiled else execute_row_operations

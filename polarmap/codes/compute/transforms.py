@@ -43,10 +43,8 @@ def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Flo
     [2.0, 2.0, 2.0, 2.0]
     """
     size = min(len(diagonal), DENSE_BASE_SIZE)
-    transform, inverse_transform = (
-        apply_arikan_transform(np.eye(size)),
-        apply_arikan_transform(np.eye(size), inverse=True),
-    )
+    transform = apply_arikan_transform(np.eye(size))
+    inverse_transform = apply_arikan_transform(np.eye(size), inverse=True)
     cache: dict[bytes, Floats] = {}
 
     def compute_sums(diagonal_part: Floats, weights_part: Floats) -> Floats:
@@ -56,16 +54,10 @@ def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Flo
         if key not in cache and len(diagonal_part) == size:
             cache[key] = np.abs((transform * diagonal_part) @ inverse_transform) @ weights_part
         elif key not in cache:
-            (minus, plus), (left_weights, right_weights) = (
-                np.split(diagonal_part, 2),
-                np.split(weights_part, 2),
-            )
-            cache[key] = np.concatenate(
-                [
-                    compute_sums(minus, left_weights) + compute_sums(plus - minus, right_weights),
-                    compute_sums(plus, right_weights),
-                ]
-            )
+            minus, plus = np.split(diagonal_part, 2)
+            left_weights, right_weights = np.split(weights_part, 2)
+            upper_sums = compute_sums(minus, left_weights) + compute_sums(plus - minus, right_weights)
+            cache[key] = np.concatenate([upper_sums, compute_sums(plus, right_weights)])
         return cache[key]
 
     return np.stack([compute_sums(*pair) for pair in zip(diagonal.T, column_weights.T, strict=True)], axis=1)
@@ -89,9 +81,8 @@ def encode_rotation_parity(data: Array, network: RotationButterflyNetwork) -> Ar
     padded = np.zeros((len(network.input_rotations) * network.size, data.shape[1]), data.dtype)
     padded[: len(data)] = data
     group_sum = apply_butterfly_stages(padded, network.input_stage_matrices)
-    parity = apply_butterfly_stages(
-        group_sum[network.permutations.reshape(-1)], network.output_stage_matrices
-    )[network.kept_rows]
+    shuffled = group_sum[network.permutations.reshape(-1)]
+    parity = apply_butterfly_stages(shuffled, network.output_stage_matrices)[network.kept_rows]
     parity *= network.scale[:, None].astype(data.dtype)
     parity += network.shift[:, None].astype(data.dtype) * data.sum(axis=0)
     return parity
@@ -102,11 +93,10 @@ def apply_rotation_parity_adjoint(parity: Array, network: RotationButterflyNetwo
     width = parity.shape[1]
     stacked = np.zeros((network.permutations.size, width), parity.dtype)
     stacked[network.kept_rows] = network.scale[:, None] * parity
-    groups = apply_butterfly_stages(stacked, _transpose_stages(network.output_stage_matrices)).reshape(
-        -1, network.size, width
-    )
+    groups = apply_butterfly_stages(stacked, _transpose_stages(network.output_stage_matrices))
     group_sum = np.zeros((network.size, width), parity.dtype)
-    for group, permutation in zip(groups, network.permutations, strict=True):
+    grouped_rows = groups.reshape(-1, network.size, width)
+    for group, permutation in zip(grouped_rows, network.permutations, strict=True):
         group_sum[permutation] += group
     data = apply_butterfly_stages(group_sum, _transpose_stages(network.input_stage_matrices))[:k]
     return np.asarray(data + network.shift @ parity)

@@ -129,10 +129,8 @@ def encode_rotation_parity(
             _apply_rotations(tile, output_rotations[group])
             while n_written < kept_rows.shape[0] and kept_rows[n_written] < (group + 1) * size:
                 # A slice: its indices count from zero, else there are no vector instructions.
-                source, parity = (
-                    tile[kept_rows[n_written] - group * size],
-                    out[n_written, tile_start:tile_stop],
-                )
+                source = tile[kept_rows[n_written] - group * size]
+                parity = out[n_written, tile_start:tile_stop]
                 a, b = scale[n_written], shift[n_written]
                 for w in range(parity.size):
                     parity[w] = source[w] * a + column_sums[w] * b
@@ -148,14 +146,10 @@ def combine_rows(row_addresses: Indices, out: Floats, start: int, stop: int, wei
         tile_stop = min(tile_start + PRODUCT_TILE_COLUMNS, stop)
         sums[:] = 0.0
         for j in range(0, weights.shape[1], 4):
-            x0, x1 = (
-                _row_view(row_addresses, j, tile_start, tile_stop),
-                _row_view(row_addresses, min(j + 1, last_row), tile_start, tile_stop),
-            )
-            x2, x3 = (
-                _row_view(row_addresses, min(j + 2, last_row), tile_start, tile_stop),
-                _row_view(row_addresses, min(j + 3, last_row), tile_start, tile_stop),
-            )
+            x0 = _row_view(row_addresses, j, tile_start, tile_stop)
+            x1 = _row_view(row_addresses, min(j + 1, last_row), tile_start, tile_stop)
+            x2 = _row_view(row_addresses, min(j + 2, last_row), tile_start, tile_stop)
+            x3 = _row_view(row_addresses, min(j + 3, last_row), tile_start, tile_stop)
             for i in range(0, weights.shape[0], 4):
                 _accumulate_four_rows(sums[i : i + 4], weights[i : i + 4, j : j + 4], x0, x1, x2, x3)
         for i in range(out.shape[0]):

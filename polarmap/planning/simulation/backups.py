@@ -52,12 +52,8 @@ class BackupRule(NamedTuple):
         >>> BackupRule().min_completed(5), BackupRule(uses_all_tasks=False).min_completed(5)
         (3, 2)
         """
-        return max(
-            1,
-            ceil(n_tasks * self.completed_fraction)
-            if self.uses_all_tasks
-            else floor(n_tasks * self.completed_fraction),
-        )
+        round_count = ceil if self.uses_all_tasks else floor
+        return max(1, round_count(n_tasks * self.completed_fraction))
 
 
 # cubed.runtime.backup.should_launch_backup: a task slower than 3 x the run time by which half of
@@ -98,10 +94,8 @@ def simulate_backups(
     sorted_run_times = np.sort(first_run_times, axis=1)
     early_mask = np.zeros(len(first_run_times), bool)
     if isinstance(rule, LatenessRule):
-        backup_after, early_mask = (
-            compute_lateness_thresholds(sorted_run_times, rule)[:, None],
-            find_jobs_with_early_backups(sorted_run_times, rule),
-        )
+        backup_after = compute_lateness_thresholds(sorted_run_times, rule)[:, None]
+        early_mask = find_jobs_with_early_backups(sorted_run_times, rule)
     else:
         backup_after = compute_backup_start_times(sorted_run_times, rule)[:, None]
     completion_times, backup_start_times, backup_run_times = first_run_times.copy(), [], []
@@ -114,27 +108,21 @@ def simulate_backups(
         run_times[late_mask] = sample_backups(late_mask)
         backup_run_times.append(run_times)
         backup_start_times.append(np.where(late_mask, start_times, inf))
-        completion_times = np.where(
-            late_mask, np.minimum(completion_times, start_times + run_times), completion_times
-        )
+        earlier_end = np.minimum(completion_times, start_times + run_times)
+        completion_times = np.where(late_mask, earlier_end, completion_times)
     for job_index in np.flatnonzero(early_mask).tolist():
         assert isinstance(rule, LatenessRule)
-        attempt_run_times = np.array(
-            [first_run_times[job_index], *(run_times[job_index] for run_times in backup_run_times)]
-        )
+        attempt_run_times = np.array([times[job_index] for times in (first_run_times, *backup_run_times)])
         completion_times[job_index], attempt_start_times = _simulate_backup_events(attempt_run_times, rule)
         for stored_start_times, start_times in zip(backup_start_times, attempt_start_times[1:]):
             stored_start_times[job_index] = start_times
-    n_tasks_started, worker_seconds = (
-        np.full(len(first_run_times), float(first_run_times.shape[1])),
-        completion_times.sum(axis=1),
-    )
+    n_tasks_started = np.full(len(first_run_times), float(first_run_times.shape[1]))
+    worker_seconds = completion_times.sum(axis=1)
     for start_times in backup_start_times:
         backup_mask = np.isfinite(start_times)
         n_tasks_started += backup_mask.sum(axis=1)
-        worker_seconds += np.where(
-            backup_mask, completion_times - np.where(backup_mask, start_times, 0.0), 0.0
-        ).sum(axis=1)
+        backup_seconds = completion_times - np.where(backup_mask, start_times, 0.0)
+        worker_seconds += np.where(backup_mask, backup_seconds, 0.0).sum(axis=1)
     return SimulatedJobs(completion_times.max(axis=1), worker_seconds, n_tasks_started)
 
 
@@ -150,20 +138,18 @@ def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tu
     def start_attempt(task: int, attempt: int, current_time: float) -> None:
         started_at[attempt, task] = current_time
         late_tracker.on_start((task, attempt), current_time)
-        if np.isfinite(attempt_run_times[attempt, task]):
-            heapq.heappush(
-                completion_queue, (current_time + float(attempt_run_times[attempt, task]), task, attempt)
-            )
+        run_time = float(attempt_run_times[attempt, task])
+        if run_time < inf:
+            heapq.heappush(completion_queue, (current_time + run_time, task, attempt))
 
     for task in range(attempt_run_times.shape[1]):
         start_attempt(task, 0, 0.0)
     while np.isinf(completed_at).any():
-        current_time = min(
-            completion_queue[0][0] if completion_queue else inf, late_tracker.find_next_late_time()
-        )
+        next_completion_time = completion_queue[0][0] if completion_queue else inf
+        current_time = min(next_completion_time, late_tracker.find_next_late_time())
         if current_time == inf:
             break
-        if completion_queue and completion_queue[0][0] == current_time:
+        if next_completion_time == current_time:
             _, task, attempt = heapq.heappop(completion_queue)
             if np.isinf(completed_at[task]):
                 completed_at[task] = current_time
@@ -190,9 +176,8 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
     for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):  # the earliest moment comes last
         late_after = rule.slowdown * _compute_typical_run_times(sorted_run_times, rule, n_completed)
         candidate_times = np.maximum(sorted_run_times[:, n_completed - 1], late_after)
-        start_times = np.where(
-            candidate_times < sorted_run_times[:, n_completed], candidate_times, start_times
-        )
+        is_in_time = candidate_times < sorted_run_times[:, n_completed]
+        start_times = np.where(is_in_time, candidate_times, start_times)
     return start_times
 
 

@@ -36,10 +36,9 @@ def find_jobs_with_early_backups(
     n_half = compute_min_results_to_extrapolate(rule.n_tasks)
     n_completed = np.arange(1, n_half)
     silent_mask = sorted_run_times[:, 0] > max(rule.min_seconds, NO_RESULT_SECONDS * 2.0**n_spare)
-    late_after = np.maximum(
-        rule.min_seconds,
-        compute_cautious_late_after_seconds(sorted_run_times[:, : n_half - 1], n_completed, n_half),
-    )
+    early_run_times = sorted_run_times[:, : n_half - 1]
+    late_after = compute_cautious_late_after_seconds(early_run_times, n_completed, n_half)
+    late_after = np.maximum(rule.min_seconds, late_after)
     return np.asarray(silent_mask | (late_after < sorted_run_times[:, 1:n_half]).any(axis=1))
 
 
@@ -47,10 +46,8 @@ def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) ->
     """`late_after_seconds` once half of the tasks have returned, (trials,); `sorted_run_times` as for
     `find_jobs_with_early_backups`.
     """
+    n_half = compute_min_results_to_extrapolate(rule.n_tasks)
+    first, median = sorted_run_times[:, 0], sorted_run_times[:, n_half - 1]
     with np.errstate(invalid="ignore"):  # where nothing returns
-        thresholds = extrapolate_quantile(
-            sorted_run_times[:, 0],
-            sorted_run_times[:, compute_min_results_to_extrapolate(rule.n_tasks) - 1],
-            compute_late_fraction(rule.n_tasks),
-        )
+        thresholds = extrapolate_quantile(first, median, compute_late_fraction(rule.n_tasks))
     return np.maximum(rule.min_seconds, thresholds)

@@ -60,12 +60,10 @@ def simulate_on_demand(
     start_times = np.concatenate([np.zeros(data_times.shape), parity_start_times], axis=1)
     stop_times = completion_times[:, None]
     with np.errstate(invalid="ignore"):
-        worker_seconds = np.where(
-            start_times < stop_times, np.minimum(end_times, stop_times) - start_times, 0.0
-        ).sum(axis=1)
-    return SimulatedJobs(
-        completion_times, worker_seconds, k + (parity_start_times < stop_times).sum(axis=1).astype(float)
-    )
+        task_seconds = np.minimum(end_times, stop_times) - start_times
+    worker_seconds = np.where(start_times < stop_times, task_seconds, 0.0).sum(axis=1)
+    n_parity_started = (parity_start_times < stop_times).sum(axis=1).astype(float)
+    return SimulatedJobs(completion_times, worker_seconds, k + n_parity_started)
 
 
 def _compute_parity_start_times(
@@ -73,15 +71,12 @@ def _compute_parity_start_times(
 ) -> Floats:
     """When each parity task is started, (trials, n - k); inf if it never is."""
     k = data_times.shape[1]
-    sorted_upfront_times = np.sort(
-        np.concatenate([data_times, parity_times[:, :n_upfront_parity]], axis=1), axis=1
-    )
+    upfront_times = np.concatenate([data_times, parity_times[:, :n_upfront_parity]], axis=1)
+    sorted_upfront_times = np.sort(upfront_times, axis=1)
     rule = LatenessRule(k, run_times)
-    early_mask = (
-        np.zeros(len(data_times), bool)
-        if run_times is not None
-        else find_jobs_with_early_backups(sorted_upfront_times, rule, n_upfront_parity)
-    )
+    early_mask = np.zeros(len(data_times), bool)
+    if run_times is None:
+        early_mask = find_jobs_with_early_backups(sorted_upfront_times, rule, n_upfront_parity)
     start_times = np.full(parity_times.shape, inf)
     for job_index in np.flatnonzero(early_mask).tolist():
         start_times[job_index] = _simulate_parity_start_times(
@@ -91,10 +86,10 @@ def _compute_parity_start_times(
     if run_times is not None:
         late_after = first_late_at = np.full(int(regular_mask.sum()), rule.late_after_seconds(()))
     else:
-        late_after = compute_lateness_thresholds(sorted_upfront_times[regular_mask], rule)
-        first_late_at = np.maximum(
-            late_after, sorted_upfront_times[regular_mask, compute_min_results_to_extrapolate(k) - 1]
-        )
+        regular_times = sorted_upfront_times[regular_mask]
+        late_after = compute_lateness_thresholds(regular_times, rule)
+        n_half = compute_min_results_to_extrapolate(k)
+        first_late_at = np.maximum(late_after, regular_times[:, n_half - 1])
     start_times[regular_mask] = _compute_parity_start_times_in_rounds(
         data_times[regular_mask], parity_times[regular_mask], n_upfront_parity, first_late_at, late_after
     )
@@ -114,26 +109,21 @@ def _compute_parity_start_times_in_rounds(
     start_times[:, :n_upfront_parity] = 0.0
     for round_index in range(parity_times.shape[1] - n_upfront_parity):
         round_times = (first_late_at + round_index * late_after_seconds)[:, None]
-        n_results = (data_times <= round_times).sum(axis=1) + (start_times + parity_times <= round_times).sum(
-            axis=1
-        )
+        n_results = (data_times <= round_times).sum(axis=1)
+        n_results += (start_times + parity_times <= round_times).sum(axis=1)
         if (n_results >= k).all():
             break
-        n_started = np.isfinite(start_times).sum(axis=1)
-        new_mask = (parity_indices >= n_started[:, None]) & (
-            parity_indices < (n_started + k - n_results)[:, None]
-        )
+        n_started = np.isfinite(start_times).sum(axis=1)[:, None]
+        n_due = n_started + k - n_results[:, None]
+        new_mask = (parity_indices >= n_started) & (parity_indices < n_due)
         start_times = np.where(new_mask, round_times, start_times)
     return start_times
 
 
 def _simulate_parity_start_times(data_times: Floats, parity_times: Floats, n_upfront_parity: int) -> Floats:
     """Start times of the parity tasks of one job, by the rule as a map asks it."""
-    k, attempt_times, rule = (
-        len(data_times),
-        np.concatenate([data_times, parity_times]),
-        ParityRule(len(data_times)),
-    )
+    k, attempt_times = len(data_times), np.concatenate([data_times, parity_times])
+    rule = ParityRule(k)
     start_times, late_tracker = np.full(len(attempt_times), inf), LateTracker[int](rule.lateness_rule)
     completion_queue: list[tuple[float, int]] = []  # a heap
     current_time, n_started, n_completed, n_due = 0.0, 0, 0, k + n_upfront_parity
@@ -160,14 +150,10 @@ def _check_run_times(
     data_times: Floats, parity_times: Floats, n_upfront_parity: int
 ) -> tuple[Floats, Floats]:
     data_times, parity_times = np.asarray(data_times, np.float64), np.asarray(parity_times, np.float64)
-    if (
-        data_times.ndim != 2
-        or parity_times.ndim != 2
-        or len(data_times) != len(parity_times)
-        or not data_times.shape[1]
-    ):
+    is_table = data_times.ndim == parity_times.ndim == 2
+    if not is_table or len(data_times) != len(parity_times) or not data_times.shape[1]:
         raise CodeError(
-            f"run times of shapes (n_trials, k) and (n_trials, n - k) are needed, "
+            "run times of shapes (n_trials, k) and (n_trials, n - k) are needed, "
             f"not {data_times.shape} and {parity_times.shape}"
         )
     if not 0 <= n_upfront_parity <= parity_times.shape[1]:

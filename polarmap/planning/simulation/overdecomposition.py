@@ -62,19 +62,13 @@ def simulate_overdecomposition(
     last_end_times = np.full(worker_times.shape, np.inf)
     if n_results > n_queued:
         with np.errstate(invalid="ignore"):
-            last_end_times = np.where(
-                task_seconds < np.inf,
-                (np.floor(completion_times[:, None] / task_seconds) + 1) * task_seconds,
-                np.inf,
-            )
-        completion_times = np.partition(last_end_times, n_results - n_queued - 1, axis=1)[
-            :, n_results - n_queued - 1
-        ]
-    return SimulatedJobs(
-        completion_times,
-        np.minimum(last_end_times, completion_times[:, None]).sum(axis=1),
-        np.full(n_trials, min(n * tasks_per_worker, n_results + n - 1.0)),
-    )
+            next_end_times = (np.floor(completion_times[:, None] / task_seconds) + 1) * task_seconds
+        last_end_times = np.where(task_seconds < np.inf, next_end_times, np.inf)
+        rank = n_results - n_queued - 1
+        completion_times = np.partition(last_end_times, rank, axis=1)[:, rank]
+    worker_seconds = np.minimum(last_end_times, completion_times[:, None]).sum(axis=1)
+    n_tasks_started = np.full(n_trials, min(n * tasks_per_worker, n_results + n - 1.0))
+    return SimulatedJobs(completion_times, worker_seconds, n_tasks_started)
 
 
 def check_task_overhead(task_overhead: object) -> None:
@@ -89,11 +83,8 @@ def _compute_completion_times(task_seconds: Floats, n_completions: int) -> Float
         return np.zeros(len(task_seconds))
     with np.errstate(invalid="ignore", divide="ignore"):
         rate = (1 / task_seconds).sum(axis=1)
-        # each is in the midst of one at most
-        low, high = (
-            n_completions / rate,
-            (n_completions + task_seconds.shape[1]) / rate,
-        )
+        low = n_completions / rate
+        high = (n_completions + task_seconds.shape[1]) / rate  # Each worker has one unfinished task at most.
         return bisect_predicate(
             lambda time: np.floor(time[:, None] / task_seconds).sum(axis=1) >= n_completions,
             low,
