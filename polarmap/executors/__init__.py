@@ -203,11 +203,9 @@ def suggest_n_blocks(executor_spec: Any, max_blocks: int) -> int:
 
     There three for each core keep all of them busy, and more only cost.
     """
-    return (
-        min(max_blocks, BLOCKS_PER_CORE * count_available_cores())
-        if is_on_local_cores(executor_spec)
-        else max_blocks
-    )
+    if not is_on_local_cores(executor_spec):
+        return max_blocks
+    return min(max_blocks, BLOCKS_PER_CORE * count_available_cores())
 
 
 def is_on_local_cores(executor_spec: Any) -> bool:

@@ -30,12 +30,7 @@ FREE_SPACE_DIVISOR = 2  # of the memory that is free in a folder, one such part 
 MAX_PARALLEL_WRITES = 16  # objects written at once
 NETWORK_BYTES_PER_SECOND = 1e8  # of blocks in a second over a usual network
 # places of what workers keep until they are told
-LOCATION_KINDS_CACHED_BY_ID = (
-    "driver",
-    "private",
-    "dask",
-    "ray",
-)
+LOCATION_KINDS_CACHED_BY_ID = ("driver", "private", "dask", "ray")
 
 
 class PublishedBlocks:
@@ -62,9 +57,8 @@ class PublishedBlocks:
     ) -> None:
         self.blocks_weakref, self._source_location = weakref.ref(blocks), blocks.location
         self._location, self._block_store, self.block_set_id = location, block_store, block_set_id
-        self.cache_id = (
-            block_set_id if (self._source_location or location).kind in LOCATION_KINDS_CACHED_BY_ID else None
-        )
+        is_cached_by_id = (self._source_location or location).kind in LOCATION_KINDS_CACHED_BY_ID
+        self.cache_id = block_set_id if is_cached_by_id else None
         self.key_prefixes, self.n_bytes, self.use_count = list[str](), 0, 0
         self._lock = threading.RLock()
         tasks = range(blocks.n if self._source_location is None else 0)
@@ -104,29 +98,22 @@ class PublishedBlocks:
         if self._source_location is not None or not self._block_store.writes_in_parallel:
             return
         with self._lock:
-            components = dict.fromkeys(
-                component for task in tasks for component in blocks.block_components(task)
-            )
+            components = dict.fromkeys(item for task in tasks for item in blocks.block_components(task))
             new_components = [component for component in components if component not in self._segments]
             if not new_components:
                 return
             blocks.block_leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
             self._reserve_block_space(blocks)
-            self._segments |= zip(
-                new_components,
-                map_in_parallel(
-                    partial(self._store_component, blocks), new_components, MAX_PARALLEL_WRITES, deadline
-                ),
-            )
+            store = partial(self._store_component, blocks)
+            new_segments = map_in_parallel(store, new_components, MAX_PARALLEL_WRITES, deadline)
+            self._segments |= zip(new_components, new_segments)
 
     def publish_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
         """What the worker of a task gets; stored now if it is not yet."""
         with self._lock:
-            return (
-                self._publish_new_block(blocks, task)
-                if self._source_location is None
-                else make_block_ref(blocks, task)
-            )
+            if self._source_location is not None:
+                return make_block_ref(blocks, task)
+            return self._publish_new_block(blocks, task)
 
     def read_component(self, blocks: TaskBlocks, segment_key: str) -> bytes | memoryview:
         """Return the bytes of a piece as a worker gets them that asks for this key.
@@ -160,9 +147,8 @@ class PublishedBlocks:
             for component in components:
                 if component not in self._segments:
                     self._segments[component] = self._store_component(blocks, component)
-            block_ref = BlockRef(
-                self._location, tuple(self._segments[component] for component in components), layout
-            )
+            segments = tuple(self._segments[component] for component in components)
+            block_ref = BlockRef(self._location, segments, layout)
         self._unpublished.difference_update(components)
         if not self._unpublished and self._block_store.holds_bytes:
             blocks.release_memory()
@@ -200,9 +186,8 @@ class PublishedBlocks:
             if not self._block_store.holds_bytes:
                 return segment
             try:
-                crc32 = self._block_store.put_segment(
-                    segment.key, encrypt_if_location_requires(self._location, segment, *buffers)
-                )
+                stored_buffers = encrypt_if_location_requires(self._location, segment, *buffers)
+                crc32 = self._block_store.put_segment(segment.key, stored_buffers)
                 return segment._replace(crc32=crc32)
             except OSError as error:
                 last_error = error
@@ -270,13 +255,8 @@ class BlockStore:
         """What is stored of the blocks of a map, in use until `release_blocks` is called."""
         blocks, location = job_spec.blocks, self.location._replace(encryption=job_spec.encryption)
         with self.lock:
-            self._evict_block_sets(
-                [
-                    set_key
-                    for set_key, published in self._published.items()
-                    if published.blocks_weakref() is None
-                ]
-            )
+            published_sets = self._published.items()
+            self._evict_block_sets([key for key, item in published_sets if item.blocks_weakref() is None])
             set_key = id(blocks), location
             published_blocks = self._published.pop(set_key, None)
             if published_blocks is None:
@@ -367,14 +347,11 @@ class MemoryMappedBlockStore(BlockStore):
             file_system = os.statvfs(memory_folder)
         except OSError:
             return False
-        if n_bytes > min(
-            self._max_memory_bytes, file_system.f_bavail * file_system.f_frsize // FREE_SPACE_DIVISOR
-        ):
+        n_free_bytes = file_system.f_bavail * file_system.f_frsize
+        if n_bytes > min(self._max_memory_bytes, n_free_bytes // FREE_SPACE_DIVISOR):
             return False
         published_in_memory = {
-            set_key: published
-            for set_key, published in self._published.items()
-            if len(published.key_prefixes) > 1
+            key: published for key, published in self._published.items() if len(published.key_prefixes) > 1
         }
         n_used_bytes = sum(published.n_bytes for published in published_in_memory.values())
         evictable_keys = []

@@ -133,9 +133,8 @@ class DaskSubmitter(ClusterSubmitter):
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
         client, task_key = self._connection.client, f"polarmap-task-{uuid.uuid4()}"
-        dask_future = client.submit(
-            call, *arguments, **{"pure": False, "key": task_key, **self._connection.submit_options}
-        )
+        options = {"pure": False, "key": task_key, **self._connection.submit_options}
+        dask_future = client.submit(call, *arguments, **options)
         self._connection.executor._futures.add(dask_future)  # which its shutdown cancels
         client.loop.add_callback(self._copy_result, dask_future, future)
         # Only the fetch holds the Dask future: the cluster discards a result once it has been fetched.
@@ -190,12 +189,9 @@ class DaskWorkerProvider(WorkerProvider):
             self._n_threads_by_address: dict[str, int] = self._connection.client.nthreads()
             self._workers_listed_at = time.monotonic()  # for them
             self.max_workers = sum(self._n_threads_by_address.values()) or None
-            self.shares_host = is_every_host_local(
-                [parse_host(address) for address in self._n_threads_by_address]
-            )
-            self.driver_host = (
-                urlsplit(self._connection.client.scheduler_comm.comm.local_address).hostname or ""
-            )
+            self.shares_host = is_every_host_local([*map(parse_host, self._n_threads_by_address)])
+            local_address = self._connection.client.scheduler_comm.comm.local_address
+            self.driver_host = urlsplit(local_address).hostname or ""
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 
@@ -278,17 +274,13 @@ class DaskWorkerProvider(WorkerProvider):
 
     def _make_placement_options(self, worker_id: int, machine: str | None) -> dict[str, Any]:
         """Return the options of a task for the worker of Dask that has the fewest of ours for each thread."""
-        addresses = [
-            dask_address for dask_address in self._n_threads_by_address if parse_host(dask_address) == machine
-        ]
+        addresses = [item for item in self._n_threads_by_address if parse_host(item) == machine]
         if not addresses:
             return {}
         n_started_by_address = Counter(self._dask_address_by_worker.values())
+        n_threads = self._n_threads_by_address
         chosen_address = min(
-            addresses,
-            key=lambda dask_address: (
-                (n_started_by_address[dask_address] + 1) / max(1, self._n_threads_by_address[dask_address])
-            ),
+            addresses, key=lambda item: (n_started_by_address[item] + 1) / max(1, n_threads[item])
         )
         self._dask_address_by_worker[worker_id] = chosen_address
         return {"workers": [chosen_address], "allow_other_workers": True}

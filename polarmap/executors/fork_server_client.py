@@ -116,11 +116,9 @@ class ForkServerClient:
         self._read_events()
         exit_code = self._process.poll()
         if not self._is_ready and exit_code is not None and (exit_code >= 0 or exit_code == -signal.SIGALRM):
-            exit_description = (
-                f"ended with code {exit_code}"
-                if exit_code >= 0
-                else f"took more than {INTERPRETER_START_SECONDS} s"
-            )
+            exit_description = f"took more than {INTERPRETER_START_SECONDS} s"
+            if exit_code >= 0:
+                exit_description = f"ended with code {exit_code}"
             raise ExecutorError(
                 f"the worker processes of this machine did not start: {sys.executable} {exit_description}; "
                 "standard error says why"
@@ -192,9 +190,8 @@ class ForkServerClient:
             if worker_socket is None:
                 self._control_socket.sendall(request, socket.MSG_DONTWAIT)
             else:
-                socket.send_fds(
-                    self._control_socket, [request], [worker_socket.fileno()], socket.MSG_DONTWAIT
-                )
+                descriptors = [worker_socket.fileno()]
+                socket.send_fds(self._control_socket, [request], descriptors, socket.MSG_DONTWAIT)
 
 
 def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:

@@ -115,9 +115,8 @@ class FuturesSession:
     def submit(self, attempts: Sequence[AttemptId]) -> None:
         """Hand them to the pool."""
         for attempt in attempts:
-            future = self._pending_futures[attempt] = self._not_started[attempt] = self._submit_attempt(
-                *attempt
-            )
+            future = self._submit_attempt(*attempt)
+            self._pending_futures[attempt] = self._not_started[attempt] = future
             future.add_done_callback(partial(lambda *finished: self._finished_queue.put(finished), attempt))
 
     def wait(self, timeout: float) -> list[Event]:
@@ -137,11 +136,7 @@ class FuturesSession:
         self, finished: list[FinishedAttempt], reason: str
     ) -> list[FinishedAttempt]:
         """Return those that ended with a result before the engine was gone; ExecutorError if none did."""
-        results = [
-            finished_attempt
-            for finished_attempt in finished
-            if not (finished_attempt[1].cancelled() or finished_attempt[1].exception())
-        ]
+        results = [item for item in finished if not (item[1].cancelled() or item[1].exception())]
         if not results:
             raise ExecutorError(f"{self._executor_name} runs no tasks: {reason}")
         for finished_attempt in finished:
@@ -187,11 +182,9 @@ class FuturesSession:
     def _submit_attempt(self, task: int, attempt: int) -> Future[Any]:
         """Submit an attempt; ExecutorError if the pool takes not even the first."""
         try:
-            call_arguments = (
-                self._task_function,
-                self._make_block_argument(task, attempt),
-                self._job_spec.make_task_request(task, attempt),
-            )
+            block_argument = self._make_block_argument(task, attempt)
+            request = self._job_spec.make_task_request(task, attempt)
+            call_arguments = self._task_function, block_argument, request
             cancel_token = self._get_cancel_token(task, attempt)
             future: Future[Any] = self._pool.submit(
                 run_task_in_future, *call_arguments, cancel_token, self._n_threads_per_task
@@ -290,13 +283,9 @@ class FuturesSession:
 
 def choose_cluster_submitter(executor_spec: Any) -> type[DaskSubmitter | RaySubmitter] | None:
     """What calls the engine of a cluster that is meant; None where none is."""
-    return (
-        DaskSubmitter
-        if is_dask_client(executor_spec)
-        else RaySubmitter
-        if is_ray_spec(executor_spec)
-        else None
-    )
+    if is_dask_client(executor_spec):
+        return DaskSubmitter
+    return RaySubmitter if is_ray_spec(executor_spec) else None
 
 
 def format_pool_error(error: BaseException) -> str:

@@ -149,9 +149,8 @@ class TaskBlocks:
 
     def block_leaves(self, task: int) -> list[Array]:
         """The arrays of block `task`: those of its pieces in a row."""
-        return [
-            leaf for component in self.block_components(task) for leaf in self.component_leaves(component)
-        ]
+        components = self.block_components(task)
+        return [leaf for component in components for leaf in self.component_leaves(component)]
 
     def block_layout(self, task: int) -> Layout:
         """Dtype and shape of each of them."""
@@ -212,9 +211,9 @@ class JobSpec:
 
     def get_n_unpadded_rows(self, task: int) -> int | None:
         """Return the rows of data on which this task evaluates f as well; None if that is not needed."""
-        return (
-            self.padded_block[1] if self.padded_block is not None and self.padded_block[0] == task else None
-        )
+        if self.padded_block is None or self.padded_block[0] != task:
+            return None
+        return self.padded_block[1]
 
     def find_injected_fault(self, task: int, attempt: int) -> Fault | None:
         """Return the fault that an attempt is to suffer."""
@@ -249,9 +248,8 @@ class JobSpec:
         except DamagedError as error:
             return make_lost_worker_outcome(task, attempt, f"its reply {error}")
         except Exception as error:  # of a forger, or of a class that is not here
-            return make_lost_worker_outcome(
-                task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}"
-            )
+            message = f"its reply cannot be read: {type(error).__name__}: {error}"
+            return make_lost_worker_outcome(task, attempt, message)
         return Outcome(task, attempt, leaves, structure, None, seconds, result_ref, unpadded_result, host)
 
 
@@ -400,10 +398,8 @@ def check_location_reachable(
     if kind == "driver":
         problem, remedy = f"is in {location.root}, which workers cannot reach", "use a thread pool"
     elif kind == "folder" and remote_backend:
-        problem = (
-            f"{usage} folder {location.root!r} of this machine, "
-            f"which workers on {remote_backend} cannot reach"
-        )
+        folder = f"folder {location.root!r} of this machine"
+        problem = f"{usage} {folder}, which workers on {remote_backend} cannot reach"
         remedy = "use storage= of that backend"
     elif kind == "bucket" and not reachable_storage:
         problem, remedy = f"is in {bucket}", "pass executor=, the Lithops configuration of that bucket"
@@ -417,11 +413,9 @@ def check_location_reachable(
 
 def to_failure(error_info: ErrorInfo) -> Failure:
     """A worker's error, with the exception itself."""
-    exception = (
-        error_info.exception
-        if isinstance(error_info.exception, BaseException)
-        else _rebuild_exception(error_info)
-    )
+    exception = error_info.exception
+    if not isinstance(exception, BaseException):
+        exception = _rebuild_exception(error_info)
     if isinstance(exception, ModuleStateError):
         exception = CodeError(error_info.message)
     if isinstance(exception, DamagedError):
@@ -438,14 +432,10 @@ def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
     """
     from concurrent.futures.process import _RemoteTraceback
 
-    unpickled: Any = None
+    exception: BaseException = RuntimeError(f"{error_info.type}: {error_info.message}")
     with contextlib.suppress(Exception):  # its own
         unpickled = pickle.loads(error_info.exception)  # type: ignore[arg-type]
-    exception = (
-        unpickled
-        if isinstance(unpickled, BaseException)
-        else RuntimeError(f"{error_info.type}: {error_info.message}")
-    )
+        exception = unpickled if isinstance(unpickled, BaseException) else exception
     traceback_text: Any = f'\n"""\n{error_info.traceback}"""'
     exception.__cause__ = _RemoteTraceback(traceback_text)
     return exception

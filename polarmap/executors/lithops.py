@@ -74,9 +74,8 @@ class LithopsExecutor:
         if is_config_path(executor_spec):
             check_config_path(executor_spec)
         if not is_localhost_spec(executor_spec):
-            config = (
-                read_complete_config(executor_spec) if is_config_path(executor_spec) else executor_spec.config
-            )
+            is_path = is_config_path(executor_spec)
+            config = read_complete_config(executor_spec) if is_path else executor_spec.config
             self.name, self.worker_spec = f"lithops/{config['lithops']['backend']}", parse_worker_spec(config)
         self.is_local = self.name in ("localhost", "lithops/localhost")
 
@@ -86,11 +85,8 @@ class LithopsExecutor:
         invocations = LithopsInvocations(self._executor_spec, shares_executor=True)
         try:
             check_location_reachable(job_spec.blocks.location, "lies in", *invocations.backend_and_storage)
-            check_location_reachable(
-                job_spec.output_spec and job_spec.output_spec.location,
-                "is to stay in",
-                *invocations.backend_and_storage,
-            )
+            location = job_spec.output_spec and job_spec.output_spec.location
+            check_location_reachable(location, "is to stay in", *invocations.backend_and_storage)
             return LithopsSession(invocations, job_spec)
         except BaseException:
             invocations.close()
@@ -130,24 +126,17 @@ class LithopsSession:
             task_address["scratch"] = (
                 str(get_process_temp_folder()) if self._invocations.uses_private_folder else None
             )
-        low_priority_tasks = (
-            self._job_spec.low_priority_tasks if is_first and self._invocations.is_local else ()
-        )
+        has_low_priorities = is_first and self._invocations.is_local
+        low_priority_tasks = self._job_spec.low_priority_tasks if has_low_priorities else ()
         task_arguments = {}
         for task, attempt in attempts:
-            request_fields = to_plain_tuple(
-                self._job_spec.make_task_request(
-                    task, attempt, self._published_blocks.publish_block(blocks, task)
-                )
-            )
+            block_ref = self._published_blocks.publish_block(blocks, task)
+            request_fields = to_plain_tuple(self._job_spec.make_task_request(task, attempt, block_ref))
             niceness = PARITY_NICE if task in low_priority_tasks else 0
             task_arguments[task, attempt] = {"fields": (request_fields, {**task_address, "nice": niceness})}
         try:
-            self._invocations.invoke(
-                function_executor,
-                make_lithops_task(self._job_spec.f, blocks.structure, self._module_state),
-                task_arguments,
-            )
+            task_function = make_lithops_task(self._job_spec.f, blocks.structure, self._module_state)
+            self._invocations.invoke(function_executor, task_function, task_arguments)
         except ExecutorError:
             pickle_function(self._job_spec.f, self._invocations.name)  # the likely reason, in plain words
             raise
@@ -177,9 +166,8 @@ class LithopsSession:
         With "localhost" also those that it has not: each has had a process of its own since it was submitted.
         """
         now = time.monotonic()
-        started_ids = self._invocations.collect_started_keys(
-            include_unseen=self._invocations.uses_private_folder
-        )
+        include_unseen = self._invocations.uses_private_folder
+        started_ids = self._invocations.collect_started_keys(include_unseen=include_unseen)
         return [AttemptStarted(task, attempt, now) for task, attempt in started_ids]
 
     def close(self) -> PersistentUsage | None:
@@ -193,16 +181,14 @@ class LithopsSession:
     def _poll_outcomes(self, start_events: list[Event]) -> list[Outcome]:
         """All that has ended since the last look; what has begun is added to `start_events`."""
         outcomes = list[Outcome]()
-        for attempt, reply in self._invocations.collect_finished_results(
-            may_query=not self._has_seen_progress
-        ).items():
+        results = self._invocations.collect_finished_results(may_query=not self._has_seen_progress)
+        for attempt, reply in results.items():
             if isinstance(reply, InterpreterError):
                 raise ExecutorError(f"{self._invocations.name} runs no task: {reply}")
             outcomes.append(self._to_outcome(attempt, reply))
         now = time.monotonic()
-        start_events += [
-            AttemptStarted(task, attempt, now) for task, attempt in self._invocations.collect_started_keys()
-        ]
+        started_keys = self._invocations.collect_started_keys()
+        start_events += [AttemptStarted(task, attempt, now) for task, attempt in started_keys]
         self._has_seen_progress |= bool(start_events or outcomes)
         return outcomes
 
@@ -233,9 +219,8 @@ class LithopsWorkerProvider(WorkerProvider):
         self.shares_files = self._invocations.is_local
         self.backend_and_storage = self._invocations.backend_and_storage
         self.listing_interval = slow_down_monitoring(self._invocations.function_executor)
-        self.worker_spec = (
-            None if self.shares_files else parse_worker_spec(self._invocations.function_executor.config)
-        )
+        config = self._invocations.function_executor.config
+        self.worker_spec = None if self.shares_files else parse_worker_spec(config)
         self.max_workers = None if self.worker_spec is None else self.worker_spec.max_workers
         self.max_worker_seconds = compute_max_worker_seconds(self.worker_spec)
         self.storage = open_lithops_storage(self._invocations.function_executor)
@@ -256,18 +241,11 @@ class LithopsWorkerProvider(WorkerProvider):
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
         """Start one job."""
-        worker_arguments = {
-            worker_id: {"worker": (worker_id, lifetime_seconds)}
-            for worker_id, lifetime_seconds in lifetimes.items()
-        }
+        worker_arguments = {key: {"worker": (key, seconds)} for key, seconds in lifetimes.items()}
         function_executor = self._invocations.get_executor_for_next_job(len(lifetimes))
         slow_down_monitoring(function_executor)
-        self._invocations.invoke(
-            function_executor,
-            make_worker_task(driver_address),
-            worker_arguments,
-            timeout=int(self.max_worker_seconds),
-        )
+        task, timeout = make_worker_task(driver_address), int(self.max_worker_seconds)
+        self._invocations.invoke(function_executor, task, worker_arguments, timeout=timeout)
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
         """Those of which Lithops knows that they have ended, and why.
@@ -291,9 +269,8 @@ class LithopsWorkerProvider(WorkerProvider):
         self._block_store.close()
         leftover_prefixes = self._invocations.close()
         if self._has_stored_objects:
-            delete_objects_below(
-                self.storage, [f"{self.key_prefix}/", *leftover_prefixes, *self._block_store.garbage_prefixes]
-            )
+            prefixes = [f"{self.key_prefix}/", *leftover_prefixes, *self._block_store.garbage_prefixes]
+            delete_objects_below(self.storage, prefixes)
 
     def make_block_store(self) -> BucketBlockStore:
         """In the bucket of the configuration."""

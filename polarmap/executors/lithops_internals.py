@@ -71,9 +71,8 @@ def write_runner_script(interpreter: str, localhost_version: int, in_private_fol
     in_private_folder : whether the files of Lithops lie in our folder, too.
     """
     folder, is_this_interpreter = get_process_temp_folder(), interpreter == get_interpreter_for_lithops()
-    script_path = (
-        folder / f"runner-{crc32(f'{localhost_version} {in_private_folder} {interpreter}'.encode())}"
-    )
+    checksum = crc32(f"{localhost_version} {in_private_folder} {interpreter}".encode())
+    script_path = folder / f"runner-{checksum}"
     module_paths = get_absolute_sys_path() if is_this_interpreter else [_make_lithops_only_folder()]
     write_file(str(folder), f"{script_path.name}.paths", json.dumps(module_paths).encode())
     python_code = (
@@ -239,10 +238,7 @@ def slow_down_monitoring(function_executor: Any) -> float:
     config = function_executor.internal_storage.get_storage_config()
     monitoring_interval = max(MAX_POLL_INTERVAL, float(config["monitoring_interval"]))
     # its own, and what `clone_function_executor` copies
-    for settings in (
-        config,
-        function_executor.config["lithops"],
-    ):
+    for settings in (config, function_executor.config["lithops"]):
         settings["monitoring_interval"] = monitoring_interval
     return monitoring_interval
 
@@ -277,9 +273,9 @@ def collect_module_sources(pickled_function: bytes, function_executor: Any) -> d
 def is_localhost_function_executor(function_executor: Any) -> bool:
     """Whether its workers are processes of this machine, in no container."""
     is_localhost_backend = function_executor.backend == "localhost"
-    return (
-        is_localhost_backend and type(function_executor.compute_handler.env).__name__ == "DefaultEnvironment"
-    )
+    if not is_localhost_backend:
+        return False
+    return type(function_executor.compute_handler.env).__name__ == "DefaultEnvironment"
 
 
 def find_exited_without_status(function_executor: Any, futures: Sequence[Any]) -> list[Any]:
@@ -287,16 +283,10 @@ def find_exited_without_status(function_executor: Any, futures: Sequence[Any]) -
     if function_executor.backend != "localhost":
         return []
     get_status = function_executor.internal_storage.get_call_status
-    finished = [
-        future for future in futures if _is_job_finished(function_executor.compute_handler, future.job_key)
-    ]
+    handler = function_executor.compute_handler
+    finished = [future for future in futures if _is_job_finished(handler, future.job_key)]
     try:
-        return [
-            finished_future
-            for finished_future in finished
-            if get_status(finished_future.executor_id, finished_future.job_id, finished_future.call_id)
-            is None
-        ]
+        return [item for item in finished if get_status(item.executor_id, item.job_id, item.call_id) is None]
     except Exception:
         return []
 
@@ -365,9 +355,8 @@ def close_function_executor(function_executor: Any) -> None:
     By the keys of its jobs: without them Lithops kills what runs, but not a job that its thread
     is just about to start.
     """
-    abandon_jobs(
-        function_executor, function_executor.futures, {future.job_key for future in function_executor.futures}
-    )
+    futures = function_executor.futures
+    abandon_jobs(function_executor, futures, {future.job_key for future in futures})
     with contextlib.suppress(Exception):
         function_executor.__exit__(None, None, None)
     atexit.unregister(function_executor._clean_at_exit)

@@ -41,9 +41,7 @@ from polarmap.worker.retries import retry_request
 SUBMIT_RETRY_SECONDS = 1.0  # in which Lithops is given a job again that it could not store
 LISTING_INTERVAL = 0.1  # between two looks that may ask a storage
 WRITE_SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
-STORAGE_TIMEOUT = (
-    10  # seconds to connect to one, and to wait for the next byte; whoever asks decides how often
-)
+STORAGE_TIMEOUT = 10  # Seconds to connect to a storage, and to wait for the next byte. Callers retry.
 
 PAYLOAD_TOO_LARGE_ADVICE = (
     ": tasks are told of many parts; say data_limit: 0 in the lithops section of the configuration, or use "
@@ -85,9 +83,7 @@ class LithopsInvocations:
         self._shared_executor = (
             executor_spec if shares_executor and is_lithops_executor(executor_spec) else None
         )
-        self._job_keys_by_executor: dict[
-            Any, set[str]
-        ] = {}  # FunctionExecutors, and how Lithops calls the jobs of each
+        self._job_keys_by_executor: dict[Any, set[str]] = {}  # by FunctionExecutor: Lithops' keys of its jobs
         self.function_executor = (
             open_function_executor(executor_spec) if self._shared_executor is None else self._shared_executor
         )
@@ -111,9 +107,8 @@ class LithopsInvocations:
         ):
             return self.function_executor
         try:
-            new_executor = open_function_executor(
-                "localhost" if self.uses_private_folder else self.function_executor, n_slots
-            )
+            executor_spec = "localhost" if self.uses_private_folder else self.function_executor
+            new_executor = open_function_executor(executor_spec, n_slots)
         except Exception as error:
             raise ExecutorError(f"{self.name} takes no job: {_format_error(error)}") from error
         self._job_keys_by_executor[new_executor] = set()
@@ -135,13 +130,8 @@ class LithopsInvocations:
             map_options["exclude_modules"] = ["polarmap", "numpy"]
         try:
             with pickle_worker_code_by_value():
-                submit = partial(
-                    function_executor.map,
-                    task_function,
-                    list(arguments_by_key.values()),
-                    chunksize=1,
-                    **map_options,
-                )
+                arguments = list(arguments_by_key.values())
+                submit = partial(function_executor.map, task_function, arguments, chunksize=1, **map_options)
                 # Here another map may just have removed the folder of jobs, when it was empty.
                 futures = retry_request(submit, SUBMIT_RETRY_SECONDS if self.is_local else 0.0)
         except Exception as error:
@@ -197,22 +187,13 @@ class LithopsInvocations:
 
     def close_idle_executors(self) -> list[str]:
         """Let go of those FunctionExecutors but the first that run nothing any more; what is left of them."""
-        return self._close_executors(
-            [
-                function_executor
-                for function_executor in self._job_keys_by_executor
-                if function_executor is not self.function_executor
-                and not self._get_futures_running_on(function_executor)
-            ]
-        )
+        others = [item for item in self._job_keys_by_executor if item is not self.function_executor]
+        return self._close_executors([item for item in others if not self._get_futures_running_on(item)])
 
     def _get_futures_running_on(self, function_executor: Any) -> dict[Any, Any]:
         """From key to future, of what runs on one of them."""
-        return {
-            key: future
-            for key, future in self.running_futures.items()
-            if future.job_key in self._job_keys_by_executor[function_executor]
-        }
+        job_keys = self._job_keys_by_executor[function_executor]
+        return {key: future for key, future in self.running_futures.items() if future.job_key in job_keys}
 
     def _close_executors(self, function_executors: Sequence[Any]) -> list[str]:
         leftover_prefixes = []
@@ -241,17 +222,14 @@ class LithopsInvocations:
         self, function_executor: Any, may_query: bool
     ) -> dict[Any, InvocationLostError]:
         """Those whose processes have ended and left nothing: killed, or their storage was away."""
-        key_by_future = {
-            future: key for key, future in self._get_futures_running_on(function_executor).items()
-        }
+        running = self._get_futures_running_on(function_executor)
+        key_by_future = {future: key for key, future in running.items()}
         restart_dead_monitor(function_executor, list(key_by_future))
         silent_futures = find_exited_without_status(function_executor, list(key_by_future))
         reason = find_interpreter_error(function_executor) if silent_futures and may_query else ""
-        error = (
-            InterpreterError(reason)
-            if reason
-            else InvocationLostError("its worker process ended without reporting")
-        )
+        error = InvocationLostError("its worker process ended without reporting")
+        if reason:
+            error = InterpreterError(reason)
         for future in silent_futures:
             del self.running_futures[key_by_future[future]]
         return {key_by_future[future]: error for future in silent_futures}
@@ -267,9 +245,8 @@ def _format_error(error: Exception) -> str:
 def read_complete_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
     """A configuration with Lithops' defaults, without asking anything of its cloud."""
     with _open_config_file(config_path) as (file, defaults):
-        config: dict[str, Any] = import_lithops().config.default_config(
-            str(file), None, {"backend": defaults}
-        )
+        default_config = import_lithops().config.default_config
+        config: dict[str, Any] = default_config(str(file), None, {"backend": defaults})
         return config
 
 
@@ -328,10 +305,8 @@ def _open_config_file(config_path: str | os.PathLike[str]) -> Iterator[tuple[Pat
     is_localhost_backend = lithops_config.get_backend_name(config) == "localhost"
     names_runtime = "runtime" in (config.get("localhost") or {})
     try:
-        yield (
-            file,
-            {"runtime": get_interpreter_for_lithops()} if is_localhost_backend and not names_runtime else {},
-        )
+        needs_runtime = is_localhost_backend and not names_runtime
+        yield file, {"runtime": get_interpreter_for_lithops()} if needs_runtime else {}
     except Exception as error:
         hint = lithops_config.make_missing_client_hint(config, error)
         raise ExecutorError(f"Lithops cannot use {str(file)!r}: {_format_error(error)}{hint}") from error

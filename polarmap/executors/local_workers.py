@@ -107,12 +107,9 @@ class LocalWorkerPool(WorkerPool):
             busy_workers = [
                 worker for other in self._get_open_allocations() for worker in list(other.workers.values())
             ]
-            n_idle = sum(
-                other.state_since < idle_since and is_process_idle(other.pid) for other in busy_workers
-            )
-            n_extra = compute_n_extra_tasks(
-                count_available_cores(), len(busy_workers) - n_idle, n_idle, n_queued
-            )
+            n_idle = sum(item.state_since < idle_since and is_process_idle(item.pid) for item in busy_workers)
+            n_busy = len(busy_workers) - n_idle
+            n_extra = compute_n_extra_tasks(count_available_cores(), n_busy, n_idle, n_queued)
             if n_extra and allocation.cores_were_idle:
                 self._concurrency_limit += n_extra
                 self._wake_next_session(allocation)
@@ -122,13 +119,12 @@ class LocalWorkerPool(WorkerPool):
         """End those that nobody has needed lately beyond what was asked for, or what keeps the cores busy."""
         with self._lock:
             self._poll_unallocated_workers()
-            n_persistent = (
-                count_available_cores() + N_SPARE_WORKERS if self._max_workers is None else self._max_workers
-            )
+            n_persistent = self._max_workers
+            if n_persistent is None:
+                n_persistent = count_available_cores() + N_SPARE_WORKERS
+            n_surplus = len(self._workers) - n_persistent
             idle_before = time.monotonic() - SPARE_WORKER_IDLE_SECONDS
-            self._remove_idle_workers(
-                len(self._workers) - n_persistent, lambda worker: worker.state_since, idle_before
-            )
+            self._remove_idle_workers(n_surplus, lambda worker: worker.state_since, idle_before)
 
     def close(self) -> None:
         """End them all."""

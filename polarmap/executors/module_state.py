@@ -118,9 +118,8 @@ def analyze_code(code: types.CodeType) -> CodeNames:
 def _list_installed_path_prefixes() -> tuple[str, ...]:
     """Return what the names of files begin with that are not the caller's."""
     package_parent = os.path.dirname(os.path.dirname(__file__))
-    installed_paths = {
-        sysconfig.get_paths()[path_name] for path_name in ("stdlib", "platstdlib", "purelib", "platlib")
-    }
+    paths = sysconfig.get_paths()
+    installed_paths = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     installed_paths |= {package_parent, *site.getsitepackages(), site.getusersitepackages()}
     return ("<frozen", *(os.path.join(folder, "") for folder in installed_paths))
 
@@ -214,14 +213,12 @@ class _ModuleStateWalk:
 
     def __init__(self, reached_objects: Sequence[Any], kept_alive: Sequence[Any]) -> None:
         self._kept_alive = kept_alive
-        self._described_values: dict[
-            tuple[str, str], tuple[Any, Any]
-        ] = {}  # description and value of each name
+        # Description and value by module and path.
+        self._described_values: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._queue, self._visited_ids = list[Any](), set[int]()
         self._attribute_names = set[str]()  # that code names, of whatever
-        self._assigned_names: dict[
-            str, set[str]
-        ] = {}  # globals and attributes that functions of a module assign
+        # Globals and attributes that functions of a module assign, by module.
+        self._assigned_names: dict[str, set[str]] = {}
         self._modules: dict[str, types.ModuleType] = {}
         self._is_dynamic = False
         self._bindings: list[tuple[Any, str, Any]] = []  # namespace, name and value
@@ -236,9 +233,8 @@ class _ModuleStateWalk:
         while self._queue or self._add_named_module_attributes():
             if self._queue:
                 self._visit_object(self._queue.pop())
-        self._namespace_sizes += [
-            (vars(each_object), len(vars(each_object))) for each_object in self._modules.values()
-        ]
+        namespaces = map(vars, self._modules.values())
+        self._namespace_sizes += [(namespace, len(namespace)) for namespace in namespaces]
         self.items = [
             self._make_item(*module_and_path, *description_and_value)
             for module_and_path, description_and_value in self._described_values.items()
@@ -288,11 +284,9 @@ class _ModuleStateWalk:
         self._modules.setdefault(module_name, sys.modules[module_name])
         self._assigned_names.setdefault(module_name, set()).update(code_names.assigned_globals)
         outer_name, _, _ = getattr(value, "__qualname__", "").partition(".")
-        names = (
-            {outer_name, *code_names.global_names}
-            if value.__module__ == module_name and "<" not in outer_name
-            else code_names.global_names
-        )
+        names = code_names.global_names
+        if value.__module__ == module_name and "<" not in outer_name:
+            names = names | {outer_name}
         for name in sorted(names & function.__globals__.keys()):
             self._add_value(module_name, name, function.__globals__, function.__globals__[name])
 
@@ -301,9 +295,8 @@ class _ModuleStateWalk:
         code_names = analyze_code(function.__code__)
         if not is_library_module(function.__module__ or ""):
             self._attribute_names |= code_names.attribute_names
-            self._is_dynamic |= bool(
-                DYNAMIC_LOOKUP_NAMES & (code_names.global_names | code_names.attribute_names)
-            )
+            looked_up_names = code_names.global_names | code_names.attribute_names
+            self._is_dynamic |= bool(DYNAMIC_LOOKUP_NAMES & looked_up_names)
             self._visit_imports(function, code_names.imported_names)
         return code_names
 
@@ -316,12 +309,9 @@ class _ModuleStateWalk:
         base_packages = [package[:depth] for depth in range(len(package) + 1)]
         for base_package, name in itertools.product(base_packages, sorted(imported_names)):
             parts = [*base_package, *filter(None, name.split("."))]
-            module_names = {
-                ".".join(parts[:length]) for length in range(len(base_package) + bool(name), len(parts) + 1)
-            }
-            self._queue += [
-                sys.modules[module_name] for module_name in sorted(module_names & sys.modules.keys())
-            ]
+            lengths = range(len(base_package) + bool(name), len(parts) + 1)
+            module_names = {".".join(parts[:length]) for length in lengths}
+            self._queue += [sys.modules[item] for item in sorted(module_names & sys.modules.keys())]
 
     def _visit_class(self, user_class: type) -> None:
         """Add the attributes of a class of the caller's, and those of its bases."""
@@ -339,9 +329,8 @@ class _ModuleStateWalk:
         self._add_value(module_name, user_class.__qualname__, namespace, user_class)
         self._namespace_sizes.append((vars(user_class), len(vars(user_class))))
         for name in list_settable_attributes(user_class):
-            self._add_value(
-                module_name, f"{user_class.__qualname__}.{name}", vars(user_class), vars(user_class)[name]
-            )
+            attributes = vars(user_class)
+            self._add_value(module_name, f"{user_class.__qualname__}.{name}", attributes, attributes[name])
 
     def _add_named_module_attributes(self) -> bool:
         """Add what any code names of every module reached; whether that leads on."""

@@ -96,10 +96,8 @@ def pickle_call_to_block(call: Any, by_value: bool) -> Any:
     caller's.
     """
     buffers: list[memoryview] = []
-    block_buffers = PickledFunction(
-        _pickle_with_state(call, by_value, buffers), buffers
-    ).get_buffers_to_send()
-    return np.frombuffer(bytearray().join(block_buffers), np.uint8)
+    pickled_call = PickledFunction(_pickle_with_state(call, by_value, buffers), buffers)
+    return np.frombuffer(bytearray().join(pickled_call.get_buffers_to_send()), np.uint8)
 
 
 def pickle_small_values(values: Iterable[Any]) -> list[bytes | Exception | None]:
@@ -175,9 +173,8 @@ class PickledModuleState:
 def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:
     """Return a pickle, and the functions, classes and modules in the value; large buffers are appended."""
     file = io.BytesIO()
-    pickler = _TrackingPickler(
-        file, protocol=5, buffer_callback=None if buffers is None else make_buffer_collector(buffers)
-    )
+    buffer_callback = None if buffers is None else make_buffer_collector(buffers)
+    pickler = _TrackingPickler(file, protocol=5, buffer_callback=buffer_callback)
     pickler.dump(value)
     return file.getvalue(), pickler.reached
 
@@ -194,14 +191,8 @@ def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -
     roots_pattern = b"|".join(re.escape(root.encode()) for root in root_packages)
     # As short strings, of a length and bytes: what pickletools tells, a hundred times sooner.
     matches = re.finditer(rb"(?s)\x8c(.)(?=%s)" % roots_pattern, pickle_bytes)
-    names = {
-        pickle_bytes[match.end() : match.end() + match[1][0]].decode(errors="ignore") for match in matches
-    }
-    return {
-        module_name
-        for module_name in names & sys.modules.keys()
-        if module_name.partition(".")[0] in root_packages
-    }
+    names = {pickle_bytes[item.end() : item.end() + item[1][0]].decode(errors="ignore") for item in matches}
+    return {name for name in names & sys.modules.keys() if name.partition(".")[0] in root_packages}
 
 
 class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]

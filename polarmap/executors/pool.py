@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,10 +107,8 @@ class Pool:
         tcp_timeout: float = TCP_TIMEOUT,
     ) -> None:
         with trimmed_tracebacks:
-            for argument_name, n in {
-                "workers": 1 if workers is None else workers,
-                "threads_per_worker": threads_per_worker,
-            }.items():
+            counts = {"workers": 1 if workers is None else workers, "threads_per_worker": threads_per_worker}
+            for argument_name, n in counts.items():
                 check_positive_int(argument_name, n)
             for argument_name, value in {
                 "idle_timeout": idle_timeout,
@@ -129,21 +127,12 @@ class Pool:
             self._name, self.worker_spec, make_provider = _resolve_provider(executor)
             self.executor, self.workers, self.is_local = executor, workers, executor is None
             uses_fork, tcp_timeout_seconds = CAN_FORK if fork is None else fork, float(tcp_timeout)
-            resource_options = (
-                float(idle_timeout),
-                int(memory_limit),
-                threads_per_worker,
-                listen_endpoint,
-                uses_fork,
-                tcp_timeout_seconds,
-            )
-            self._open_resources = partial(
-                PoolResources, self._name, make_provider, workers, *resource_options
-            )
+            limits = float(idle_timeout), int(memory_limit), threads_per_worker
+            options = *limits, listen_endpoint, uses_fork, tcp_timeout_seconds
+            self._open_resources = partial(PoolResources, self._name, make_provider, workers, *options)
             is_on_cluster = is_dask_client(executor) or is_ray_spec(executor)
-            self._fallback_executor = (
-                _make_task_executor(executor) if is_on_cluster and listen is False else None
-            )
+            uses_fallback = is_on_cluster and listen is False
+            self._fallback_executor = _make_task_executor(executor) if uses_fallback else None
             self._lock = threading.Lock()
             self._resources: PoolResources | None = None
             self._finalizer: Callable[[], object] = lambda: None  # what ends them, once
@@ -156,11 +145,8 @@ class Pool:
         resources = self._resources
         if self._fallback_executor is not None:
             return self._fallback_executor.name
-        return self._name + (
-            f" ({resources.worker_pool.latest_channel_name})"
-            if resources and resources.worker_pool.latest_channel_name
-            else ""
-        )
+        channel_name = resources.worker_pool.latest_channel_name if resources else ""
+        return f"{self._name} ({channel_name})" if channel_name else self._name
 
     @property
     def workers_by_host(self) -> dict[str, int]:
@@ -280,20 +266,16 @@ class PoolResources:
         is_remote = self._provider is not None
         backend_and_storage = self._provider.backend_and_storage if self._provider is not None else ("", "")
         check_location_reachable(job_spec.blocks.location, "lies in", *backend_and_storage)
-        check_location_reachable(
-            job_spec.output_spec and job_spec.output_spec.location, "is to stay in", *backend_and_storage
-        )
+        location = job_spec.output_spec and job_spec.output_spec.location
+        check_location_reachable(location, "is to stay in", *backend_and_storage)
         if is_remote:
             check_key_is_portable(job_spec, self._pool_name)
         by_value = self._provider is not None and not self._provider.imports_polarmap
-        pickled_function = pickle_function_with_buffers(
-            (job_spec.f, job_spec.blocks.structure), self._pool_name, by_value
-        )
-        module_sources = (
-            {}
-            if self._provider is None
-            else self._provider.collect_module_sources(pickled_function.pickle_bytes)
-        )
+        function_and_structure = job_spec.f, job_spec.blocks.structure
+        pickled_function = pickle_function_with_buffers(function_and_structure, self._pool_name, by_value)
+        module_sources: Mapping[str, tuple[str, bool]] = {}
+        if self._provider is not None:
+            module_sources = self._provider.collect_module_sources(pickled_function.pickle_bytes)
         with self._lock:
             if self._is_closed.is_set():
                 return None
@@ -351,32 +333,21 @@ def _resolve_provider(
         from polarmap.executors.lithops import LithopsExecutor, LithopsWorkerProvider
 
         executor = LithopsExecutor(executor_spec)
-        return (
-            f"persistent workers on {executor.name}",
-            executor.worker_spec,
-            partial(LithopsWorkerProvider, executor_spec),
-        )
+        name = f"persistent workers on {executor.name}"
+        return name, executor.worker_spec, partial(LithopsWorkerProvider, executor_spec)
     if is_dask_client(executor_spec):
         from polarmap.executors.dask import DaskWorkerProvider
 
-        return (
-            f"persistent workers on {DaskWorkerProvider.name}",
-            None,
-            partial(DaskWorkerProvider, executor_spec),
-        )
+        name = f"persistent workers on {DaskWorkerProvider.name}"
+        return name, None, partial(DaskWorkerProvider, executor_spec)
     if is_ray_spec(executor_spec):
         from polarmap.executors.ray import RayWorkerProvider
 
-        return (
-            f"persistent workers on {RayWorkerProvider.name}",
-            None,
-            partial(RayWorkerProvider, executor_spec),
-        )
-    advice = (
-        f"for so many of them, Pool(workers={executor_spec})"
-        if is_integer(executor_spec)
-        else "pass it as executor= of the map"
-    )
+        name = f"persistent workers on {RayWorkerProvider.name}"
+        return name, None, partial(RayWorkerProvider, executor_spec)
+    advice = "pass it as executor= of the map"
+    if is_integer(executor_spec):
+        advice = f"for so many of them, Pool(workers={executor_spec})"
     raise ExecutorError(f"a Pool has no persistent workers on {executor_spec!r:.200}: {advice}")
 
 

@@ -99,9 +99,8 @@ class PoolSession:
         self._last_progress_at = time.monotonic()  # when tasks came, or any ended
         self._published_blocks = block_store.acquire_blocks(job_spec)
         # Of tasks, to later maps of the same blocks.
-        self._get_task_key = lru_cache(MAX_CACHED_TASKS)(
-            partial(self._published_blocks.get_task_key, job_spec.blocks)
-        )
+        get_task_key = partial(self._published_blocks.get_task_key, job_spec.blocks)
+        self._get_task_key = lru_cache(MAX_CACHED_TASKS)(get_task_key)
         self._allocation = self._worker_pool.open_allocation(self._wake_signal.set)
         self._allocation.poller.register(self._wake_signal, POLLIN)
         if not worker_pool.shares_host:
@@ -147,9 +146,8 @@ class PoolSession:
             self._block_store.collect_garbage()
         self._unfinished.update(attempts)
         try:
-            self._published_blocks.publish_in_parallel(
-                self._job_spec.blocks, [task for task, _ in attempts], self.deadline
-            )
+            tasks = [task for task, _ in attempts]
+            self._published_blocks.publish_in_parallel(self._job_spec.blocks, tasks, self.deadline)
         except TimeoutError:
             return
         self._queue += attempts
@@ -191,9 +189,8 @@ class PoolSession:
             remaining_seconds = max(0.0, deadline - time.monotonic())
             may_start = bool(self._queue or self._find_attempts_behind_slow_task())
             poll_timeout = min(remaining_seconds, self._poll_interval) if may_start else remaining_seconds
-            ready_descriptors = self._allocation.poller.poll(
-                None if poll_timeout == inf else 1000 * poll_timeout
-            )
+            poll_milliseconds = None if poll_timeout == inf else 1000 * poll_timeout
+            ready_descriptors = self._allocation.poller.poll(poll_milliseconds)
             readable_workers = [
                 self._allocation.workers.get(descriptor)
                 for descriptor, poll_event in ready_descriptors
@@ -298,9 +295,8 @@ class PoolSession:
                 and self._can_delay_for_locality()
             ):
                 attempts = []
-            worker = self._worker_pool.acquire_worker(
-                self._allocation, len(attempts), partial(self._get_first_task_keys, attempts)
-            )
+            get_task_keys = partial(self._get_first_task_keys, attempts)
+            worker = self._worker_pool.acquire_worker(self._allocation, len(attempts), get_task_keys)
             if worker is None:
                 break
             if attempts is self._queue:
@@ -312,21 +308,18 @@ class PoolSession:
 
     def _find_tasks_cached_on_busy_workers(self) -> set[Hashable]:
         """Tasks that wait, and whose block none has that is free now, but one that will be."""
-        return self._worker_pool.find_tasks_cached_on_abandoned_workers(
-            partial(self._get_first_task_keys, self._queue)
-        )
+        get_task_keys = partial(self._get_first_task_keys, self._queue)
+        return self._worker_pool.find_tasks_cached_on_abandoned_workers(get_task_keys)
 
     def _is_every_queued_task_in(self, task_keys: set[Hashable]) -> bool:
         """Whether tasks wait, and every one of them is one of these."""
-        return 0 < len(self._queue) <= self._locality_window and task_keys.issuperset(
-            self._get_first_task_keys(self._queue)
-        )
+        is_within_window = 0 < len(self._queue) <= self._locality_window
+        return is_within_window and task_keys.issuperset(self._get_first_task_keys(self._queue))
 
     def _can_delay_for_locality(self) -> bool:
         """Whether a task has come or ended within the time that a block takes to a free worker."""
-        return time.monotonic() < self._last_progress_at + self._published_blocks.estimate_transfer_seconds(
-            self._job_spec.blocks
-        )
+        transfer_seconds = self._published_blocks.estimate_transfer_seconds(self._job_spec.blocks)
+        return time.monotonic() < self._last_progress_at + transfer_seconds
 
     def _get_first_task_keys(self, attempts: Iterable[AttemptId]) -> list[Hashable]:
         """The first tasks of these, in the form that means the same to later maps."""
@@ -336,9 +329,8 @@ class PoolSession:
         """Tell a worker of its next tasks, unless it was told of as many as it may be."""
         n_more = 1 + self._compute_prefetch_depth(worker) - len(worker.assigned)
         if n_more > 0:
-            self._send_tasks(
-                worker, [self._pop_best_attempt(worker, cached_elsewhere) for _ in range(n_more)]
-            )
+            attempts = [self._pop_best_attempt(worker, cached_elsewhere) for _ in range(n_more)]
+            self._send_tasks(worker, attempts)
 
     def _compute_prefetch_depth(self, worker: WorkerHandle) -> int:
         """Of how many tasks beyond one a worker may be told: others get one first, and the last ones last."""
@@ -355,9 +347,8 @@ class PoolSession:
             return 0
         if not (self._prefetches and self._worker_pool.has_one_session()):
             return 0
-        n_short_tasks = int(
-            STEAL_AFTER_SECONDS / max(worker.last_task_seconds, STEAL_AFTER_SECONDS / MAX_PREFETCHED)
-        )
+        task_seconds = max(worker.last_task_seconds, STEAL_AFTER_SECONDS / MAX_PREFETCHED)
+        n_short_tasks = int(STEAL_AFTER_SECONDS / task_seconds)
         return min(n_available, max(1, min(n_short_tasks, n_queued // (2 * n_workers))))
 
     def _find_attempts_behind_slow_task(self, started_before: float = inf) -> list[AttemptId]:
@@ -406,9 +397,8 @@ class PoolSession:
                     attempts.remove(attempt_id)
                     self._report_cancelled(attempt_id)
             if task_messages:
-                is_sent = worker.channel.send(
-                    *self._make_job_messages(worker, task_messages[0]), *task_messages
-                )
+                job_messages = self._make_job_messages(worker, task_messages[0])
+                is_sent = worker.channel.send(*job_messages, *task_messages)
                 if worker.channel.has_unsent:
                     self._allocation.update_polled_events(worker)
             elif not is_prefetch:
@@ -426,9 +416,8 @@ class PoolSession:
                 worker.assign_task((self._job_id, *attempt), self._get_task_key(attempt[0]))
             if not is_prefetch:
                 is_connected = worker.pid is not None
-                self._events.append(
-                    AttemptStarted(*attempts[0], worker.state_since, is_connected, worker.host)
-                )
+                event = AttemptStarted(*attempts[0], worker.state_since, is_connected, worker.host)
+                self._events.append(event)
 
     def _report_cancelled(self, attempt_id: AttemptId) -> None:
         """Tell of one that nobody waits for that it is lost."""
@@ -442,12 +431,8 @@ class PoolSession:
         n_rows = None if job_spec.padded_block is None else job_spec.get_n_unpadded_rows(task)
         pickled_block_ref = self._published_blocks.get_pickled_block_ref(job_spec.blocks, task)
         attempt_key, has_no_options = (self._job_id, task, attempt), fault is None and n_rows is None
-        return Message(
-            TASK,
-            attempt_key,
-            pickled_block_ref,
-            b"" if has_no_options else pickle.dumps((fault and tuple(fault), n_rows)),
-        )
+        options = b"" if has_no_options else pickle.dumps((fault and tuple(fault), n_rows))
+        return Message(TASK, attempt_key, pickled_block_ref, options)
 
     def _make_job_messages(self, worker: WorkerHandle, task_message: Message) -> list[Message]:
         """What calls of this map have in common, before the first that a worker is told."""
@@ -455,11 +440,9 @@ class PoolSession:
             return []
         if worker.function_digest == self._function_digest:
             return [Message(JOB, task_message.attempt_key, self._job_header)]
-        modules = (
-            [Message(MODULES, task_message.attempt_key, data=self._pickled_modules)]
-            if self._pickled_modules
-            else []
-        )
+        modules = []
+        if self._pickled_modules:
+            modules = [Message(MODULES, task_message.attempt_key, data=self._pickled_modules)]
         return [*modules, Message(JOB, task_message.attempt_key, self._job_header, *self._function_message)]
 
     def _handle_replies(self, worker: WorkerHandle) -> list[Outcome]:
@@ -480,18 +463,13 @@ class PoolSession:
                     outcomes.append(self._to_outcome(message))
                     worker.last_task_seconds = outcomes[-1].seconds
             except (FrameError, LookupError, ValueError) as error:  # no reply, or no key of a part
-                outcomes.append(
-                    make_lost_worker_outcome(
-                        *message.attempt_key[1:], f"what its worker said is no reply: {error}"
-                    )
-                )
+                reason = f"what its worker said is no reply: {error}"
+                outcomes.append(make_lost_worker_outcome(*message.attempt_key[1:], reason))
                 is_usable = False  # what says such things is not to be trusted with more
         if not is_connected and worker.assigned:
-            outcomes.append(
-                make_lost_worker_outcome(
-                    *worker.assigned.popleft()[0][1:], self._worker_pool.get_exit_reason(worker)
-                )
-            )
+            lost_attempt = worker.assigned.popleft()[0][1:]
+            reason = self._worker_pool.get_exit_reason(worker)
+            outcomes.append(make_lost_worker_outcome(*lost_attempt, reason))
         new_outcomes = []
         for outcome in outcomes:
             if (outcome.task, outcome.attempt) in self._unfinished:  # its end has not been told

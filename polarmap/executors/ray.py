@@ -110,9 +110,8 @@ def hide_native_stack_traces() -> None:
 def remove_native_stack_traces(log_batch: dict[str, Any]) -> None:
     """Remove native stack traces from lines that Ray is about to print, if they are those of a raylet."""
     if log_batch.get("pid") == "raylet":
-        log_batch["lines"] = [
-            line for line in log_batch.get("lines", ()) if not NATIVE_TRACE_PATTERN.search(line)
-        ]
+        lines = log_batch.get("lines", ())
+        log_batch["lines"] = [line for line in lines if not NATIVE_TRACE_PATTERN.search(line)]
 
 
 class RaySubmitter(ClusterSubmitter):
@@ -158,9 +157,8 @@ class RaySubmitter(ClusterSubmitter):
             abandoned_refs, self._abandoned_refs = self._abandoned_refs, []
         with suppress(Exception), self._connection.hold_connection():  # of a Ray that was shut down
             ray = self._connection.ray_module
-            _, unfinished = ray.wait(
-                abandoned_refs, num_returns=len(abandoned_refs), timeout=0, fetch_local=False
-            )
+            n_refs = len(abandoned_refs)
+            _, unfinished = ray.wait(abandoned_refs, num_returns=n_refs, timeout=0, fetch_local=False)
             for object_ref in unfinished:
                 ray.cancel(object_ref)
 
@@ -238,10 +236,8 @@ class RayWorkerProvider(WorkerProvider):
                 )
                 with self._connection.hold_connection():
                     actor = configured_class.remote()
-                    self._actors[worker_id] = (
-                        actor,
-                        actor.serve.remote(tuple(driver_address), worker_id, lifetime_seconds).future(),
-                    )
+                    served_ref = actor.serve.remote(tuple(driver_address), worker_id, lifetime_seconds)
+                    self._actors[worker_id] = actor, served_ref.future()
         except Exception as error:
             reason = self.get_unavailable_reason() or f"{type(error).__name__}: {error}"
             raise ExecutorError(f"{self.name} takes no actors: {reason}") from error
@@ -259,10 +255,8 @@ class RayWorkerProvider(WorkerProvider):
 
     def close(self) -> None:
         """Let the actors end, as they do with their sockets, before they are killed: as with tasks."""
-        wait_for(
-            [exit_future for _, exit_future in self._actors.values()],
-            0 if self.get_unavailable_reason() else GRACE_SECONDS,
-        )
+        exit_futures = [exit_future for _, exit_future in self._actors.values()]
+        wait_for(exit_futures, 0 if self.get_unavailable_reason() else GRACE_SECONDS)
         for worker_id in list(self._actors):
             self._kill_actor(worker_id)
 

@@ -176,9 +176,8 @@ class Backoff:
         """Note a failure: the pause before the next try doubles."""
         now = time.monotonic()
         self._first_failed_at = self._first_failed_at if self.n_failures else now
-        self._next_retry_at = now + min(
-            MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2 ** min(self.n_failures, 10)
-        )
+        seconds = MIN_BACKOFF_SECONDS * 2 ** min(self.n_failures, 10)
+        self._next_retry_at = now + min(MAX_BACKOFF_SECONDS, seconds)
         self.n_failures, self.last_reason = self.n_failures + 1, reason
 
     def can_retry(self) -> bool:
@@ -234,23 +233,16 @@ class RemoteWorkerPool(WorkerPool):
             self._storage_channels = provider.open_storage_channels(self._on_connected)
             if listen_endpoint:
                 endpoint = listen_endpoint if isinstance(listen_endpoint, tuple) else None
+                local_only, host = provider.shares_files, provider.driver_host
                 self._listener = WorkerListener(
-                    key,
-                    self._on_connected,
-                    provider.shares_files,
-                    endpoint,
-                    tcp_timeout,
-                    provider.driver_host,
+                    key, self._on_connected, local_only, endpoint, tcp_timeout, host
                 )
         except Exception as error:
             self.close()
             raise ExecutorError(f"{provider.name} has no workers: {type(error).__name__}: {error}") from error
         endpoints = () if self._listener is None else self._listener.endpoints
-        block_cache_bytes = (
-            block_cache_bytes
-            if provider.worker_spec is None
-            else min(block_cache_bytes, compute_block_cache_bytes(provider.worker_spec))
-        )
+        if provider.worker_spec is not None:
+            block_cache_bytes = min(block_cache_bytes, compute_block_cache_bytes(provider.worker_spec))
         self._driver_address = DriverAddress(
             endpoints, key, provider.bucket, provider.key_prefix, block_cache_bytes, n_threads, tcp_timeout
         )
@@ -259,9 +251,8 @@ class RemoteWorkerPool(WorkerPool):
         """Start as many workers as are missing of the `n_workers` that would be of use now."""
         with self._lock:
             self._check_open()
-            self._n_wanted = max(
-                self._n_wanted, n_workers if self._max_workers is None else min(n_workers, self._max_workers)
-            )
+            n_allowed = n_workers if self._max_workers is None else min(n_workers, self._max_workers)
+            self._n_wanted = max(self._n_wanted, n_allowed)
             self._launch_missing_workers()
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
@@ -294,18 +285,16 @@ class RemoteWorkerPool(WorkerPool):
         """What they have been paid for since this was asked before, from the start to the end of each."""
         with self._lock:
             now = time.monotonic()
-            worker_seconds = self._unbilled_seconds + sum(
-                launched.compute_billed_seconds(self._billed_at) for launched in self._launched.values()
-            )
+            launched = self._launched.values()
+            billed_seconds = sum(item.compute_billed_seconds(self._billed_at) for item in launched)
+            worker_seconds = self._unbilled_seconds + billed_seconds
             n_started = self._n_unbilled_starts
             n_polls = min(now - self._billed_at, worker_seconds) / self._provider.listing_interval
             n_listings = n_polls * count_listing_requests(len(self._launched))
             self._unbilled_seconds, self._n_unbilled_starts, self._billed_at = 0.0, 0, now
-        n_writes, n_reads = (
-            (0, 0)
-            if self._storage_channels is None
-            else self._storage_channels.take_request_counts(worker_seconds)
-        )
+        n_writes, n_reads = 0, 0
+        if self._storage_channels is not None:
+            n_writes, n_reads = self._storage_channels.take_request_counts(worker_seconds)
         return PersistentUsage(worker_seconds, n_started, n_writes + round(n_listings), n_reads)
 
     def explain_missing_workers(self) -> str:
@@ -393,19 +382,16 @@ class RemoteWorkerPool(WorkerPool):
         for _ in range(n_excess):
             n_workers_by_machine = Counter(worker.machine for worker in self._workers.values())
             removable_workers = [
-                each_worker
-                for each_worker in self._workers.values()
-                if each_worker.allocation is None
-                and can_spare_worker(each_worker.machine, self._machines, n_workers_by_machine)
+                item
+                for item in self._workers.values()
+                if item.allocation is None
+                and can_spare_worker(item.machine, self._machines, n_workers_by_machine)
             ]
             if not removable_workers:
                 return
             removed_worker = max(
                 removable_workers,
-                key=lambda each_worker: (
-                    n_workers_by_machine[each_worker.machine],
-                    -self._get_expiry_time(each_worker),
-                ),
+                key=lambda item: (n_workers_by_machine[item.machine], -self._get_expiry_time(item)),
             )
             self._remove_worker(removed_worker)
             self._unreachable_until.pop(removed_worker.machine, None)
@@ -423,17 +409,13 @@ class RemoteWorkerPool(WorkerPool):
         """Return the free worker for the next task: see `choose_worker_for_task`."""
         if allocation is None or not allocation.n_tasks or len(self._machines) < 2:
             return super()._choose_idle_worker(get_task_keys)
-        idle_workers = [
-            each_worker for each_worker in self._workers.values() if each_worker.allocation is None
-        ]
+        idle_workers = [item for item in self._workers.values() if item.allocation is None]
         if len(idle_workers) < 2:
             return idle_workers[0] if idle_workers else None
-        max_tasks_per_machine = compute_max_per_machine(
-            allocation.n_tasks, len({each_worker.machine for each_worker in self._workers.values()})
-        )
-        return choose_worker_for_task(
-            idle_workers, frozenset(get_task_keys()), allocation.n_tasks_by_machine, max_tasks_per_machine
-        )
+        n_machines = len({item.machine for item in self._workers.values()})
+        max_per_machine = compute_max_per_machine(allocation.n_tasks, n_machines)
+        task_keys = frozenset(get_task_keys())
+        return choose_worker_for_task(idle_workers, task_keys, allocation.n_tasks_by_machine, max_per_machine)
 
     def _on_connected(self, worker_id: int, channel: WorkerChannel, channel_name: str) -> None:
         """Take a worker that has called into the table."""
@@ -466,9 +448,8 @@ class RemoteWorkerPool(WorkerPool):
         """
         # the site may refuse as long
         renewal_deadline = time.monotonic() + min(OUTAGE_SECONDS, 0.1 * self._provider.max_worker_seconds)
-        n_expiring = sum(
-            self._get_expiry_time(worker) < renewal_deadline for worker in self._workers.values()
-        )
+        workers = self._workers.values()
+        n_expiring = sum(self._get_expiry_time(worker) < renewal_deadline for worker in workers)
         n_useful = len(self._workers) - self._count_stuck_workers() + self._count_starting_workers()
         n_missing = self._n_wanted + min(n_expiring, -(-self._n_wanted // RENEWAL_DIVISOR)) - n_useful
         if n_missing > 0 and self._startup_backoff.can_retry() and self._launch_backoff.can_retry():
@@ -492,37 +473,26 @@ class RemoteWorkerPool(WorkerPool):
         """How many workers were started, have not called, and may soon."""
         now = time.monotonic()
         launched = self._launched.values()
-        return sum(
-            not (each_worker.has_connected or each_worker.is_extra or each_worker.is_overdue(now))
-            for each_worker in launched
-        )
+        return sum(not (item.has_connected or item.is_extra or item.is_overdue(now)) for item in launched)
 
     def _launch_workers(self, n_workers: int) -> None:
         """Start workers, on the machines that have the fewest if the site does not choose these."""
         reachable = [machine for machine in self._machines if machine not in self._unreachable_until]
         machines = reachable if len(self._machines) > 1 else []
-        self._launch_on_machines(
-            choose_machines(n_workers, machines, self._count_workers_by_machine()) or [""] * n_workers
-        )
+        chosen_machines = choose_machines(n_workers, machines, self._count_workers_by_machine())
+        self._launch_on_machines(chosen_machines or [""] * n_workers)
 
     def _launch_on_machines(self, machines: Sequence[str], is_extra: bool = False) -> None:
         """Start a worker on each of these machines; the site chooses the machine where the name is empty."""
         now, lifetimes, launched = time.monotonic(), {}, {}
-        for worker_id, machine in zip(
-            itertools.islice(self._worker_ids, len(machines)), machines, strict=True
-        ):
-            lifetime_fraction = MIN_LIFETIME_FRACTION + (MAX_LIFETIME_FRACTION - MIN_LIFETIME_FRACTION) * (
-                worker_id * GOLDEN_RATIO % 1
-            )
+        worker_ids = itertools.islice(self._worker_ids, len(machines))
+        for worker_id, machine in zip(worker_ids, machines, strict=True):
+            spread = (MAX_LIFETIME_FRACTION - MIN_LIFETIME_FRACTION) * (worker_id * GOLDEN_RATIO % 1)
+            lifetime_fraction = MIN_LIFETIME_FRACTION + spread
             lifetimes[worker_id] = lifetime_fraction * self._provider.max_worker_seconds
-            launched[worker_id] = LaunchedWorker(
-                now, now + lifetimes[worker_id], machine=machine, is_extra=is_extra
-            )
-        machine_by_worker = {
-            worker_id: each_worker.machine
-            for worker_id, each_worker in launched.items()
-            if each_worker.machine
-        }
+            expires_at = now + lifetimes[worker_id]
+            launched[worker_id] = LaunchedWorker(now, expires_at, machine=machine, is_extra=is_extra)
+        machine_by_worker = {key: item.machine for key, item in launched.items() if item.machine}
         # who calls before it returns waits for our lock
         self._provider.launch_workers(self._driver_address, lifetimes, machine_by_worker)
         self._launched |= launched
@@ -541,9 +511,9 @@ class RemoteWorkerPool(WorkerPool):
         """
         now, reached_machines = time.monotonic(), {worker.machine for worker in self._workers.values()}
         not_connected = {
-            worker_id: launched
-            for worker_id, launched in self._launched.items()
-            if launched.machine and not launched.has_connected and launched.machine not in reached_machines
+            key: item
+            for key, item in self._launched.items()
+            if item.machine and not item.has_connected and item.machine not in reached_machines
         }
         overdue_ids = [
             worker_id
@@ -591,9 +561,8 @@ class RemoteWorkerPool(WorkerPool):
     def _remove_exited_workers(self) -> None:
         """Forget those whose end was told."""
         startup_failure: str | None = None
-        for worker_id, reason in self._provider.collect_exited_workers(
-            may_query=not self.latest_channel_name
-        ).items():
+        exited = self._provider.collect_exited_workers(may_query=not self.latest_channel_name)
+        for worker_id, reason in exited.items():
             launched, worker = self._launched.get(worker_id), self._workers.get(worker_id)
             if launched is not None and not launched.has_connected:
                 startup_failure = reason

@@ -123,9 +123,8 @@ class ReplaySession:
             lost_message = f"its worker has not reported for {GIVE_UP_SECONDS:g} s"
             return GIVE_UP_SECONDS, partial(make_lost_worker_outcome, task, attempt, lost_message)
         if fault.kind in ("kill", "exit"):
-            return seconds, partial(
-                make_lost_worker_outcome, task, attempt, f"its worker was struck by {fault.kind!r}"
-            )
+            reason = f"its worker was struck by {fault.kind!r}"
+            return seconds, partial(make_lost_worker_outcome, task, attempt, reason)
         return seconds, partial(self._compute_outcome, request, seconds)
 
     def _compute_outcome(self, request: TaskRequest, seconds: float) -> Outcome:

@@ -224,9 +224,8 @@ class StorageChannelServer:
         while not self._is_closed.is_set():
             self._posted.wait(max(0.0, self._next_heartbeat_at - time.monotonic()))
             self._posted.clear()
-            if self._is_closed.is_set() or not (
-                self._has_unwritten or time.monotonic() >= self._next_heartbeat_at
-            ):
+            is_due = self._has_unwritten or time.monotonic() >= self._next_heartbeat_at
+            if self._is_closed.is_set() or not is_due:
                 continue
             try:
                 # A sign of life writes all anew: a storage that was killed may have forgotten it.
@@ -244,28 +243,12 @@ class StorageChannelServer:
             with self._lock:
                 channels = list(self._channels.values())  # who is not among them is let go
                 messages = {
-                    channel.worker_id: list(channel.unacknowledged)
-                    for channel in channels
-                    if channel.is_connected
+                    item.worker_id: list(item.unacknowledged) for item in channels if item.is_connected
                 }
-                needed_digests = {
-                    digest
-                    for channel_messages in messages.values()
-                    for _, _, digest in channel_messages
-                    if digest
-                }
-                self._payload_by_digest = {
-                    digest: self._payload_by_digest[digest] for digest in needed_digests
-                }
-                large_digests = {
-                    digest
-                    for digest in needed_digests
-                    if len(self._payload_by_digest[digest]) > MAX_INLINE_BYTES
-                }
-                inline_payloads = {
-                    digest: bytes(self._payload_by_digest[digest])
-                    for digest in needed_digests - large_digests
-                }
+                digests = {key for entries in messages.values() for _, _, key in entries if key}
+                payloads = self._payload_by_digest = {key: self._payload_by_digest[key] for key in digests}
+                large_digests = {key for key in digests if len(payloads[key]) > MAX_INLINE_BYTES}
+                inline_payloads = {key: bytes(payloads[key]) for key in digests - large_digests}
                 self._heartbeat += 1
                 mailbox = pickle.dumps((self._heartbeat, inline_payloads, messages), pickle.HIGHEST_PROTOCOL)
                 was_unwritten, self._has_unwritten = self._has_unwritten, False
@@ -299,9 +282,8 @@ class StorageChannelServer:
             except Exception:  # the storage is away: that nothing was heard says nothing of the workers
                 for channel in list(self._channels.values()):
                     channel.last_heartbeat_at = time.monotonic()
-            poll_interval = compute_next_poll_interval(
-                0.0 if n_replies else poll_interval, time.monotonic() - started_at
-            )
+            poll_seconds = time.monotonic() - started_at
+            poll_interval = compute_next_poll_interval(0.0 if n_replies else poll_interval, poll_seconds)
             if self._poll_soon.wait(poll_interval):
                 self._poll_soon.clear()
                 poll_interval = 0.0

@@ -53,9 +53,9 @@ class WorkerListener:
         self._authentication_key = authentication_key
         self._on_connected = on_connected
         self._tcp_timeout = tcp_timeout
-        hosts = (
-            ["127.0.0.1"] if local_only else put_preferred_host_first(preferred_host, list_local_addresses())
-        )
+        hosts = ["127.0.0.1"]
+        if not local_only:
+            hosts = put_preferred_host_first(preferred_host, list_local_addresses())
         if endpoint is None:
             self._socket = _open_listening_socket(hosts)
         else:
@@ -186,11 +186,7 @@ def list_local_addresses() -> list[str]:
     No name server is asked on Linux and macOS: without a network, its answer would be awaited for long.
     """
     default = [address for address in [find_local_address_towards("192.0.2.1")] if address]
-    addresses = [
-        address_info
-        for address_info in _list_interface_addresses()
-        if not ipaddress.ip_address(address_info).is_loopback
-    ]
+    addresses = [item for item in _list_interface_addresses() if not ipaddress.ip_address(item).is_loopback]
     return list(dict.fromkeys([*default, *addresses, "127.0.0.1"]))
 
 

@@ -55,12 +55,8 @@ def find_underfull_machines(
     """
     n_remaining = sum(n_workers_by_machine.get(machine, 0) for machine in machines) - n_leaving
     max_per_machine = compute_max_per_machine(n_remaining, len(machines))
-    n_remaining_by_machine = {
-        machine: min(n_workers_by_machine.get(machine, 0), max_per_machine) for machine in machines
-    }
-    return choose_machines(
-        n_remaining - sum(n_remaining_by_machine.values()), machines, n_remaining_by_machine
-    )
+    n_kept = {machine: min(n_workers_by_machine.get(machine, 0), max_per_machine) for machine in machines}
+    return choose_machines(n_remaining - sum(n_kept.values()), machines, n_kept)
 
 
 def can_spare_worker(machine: str, machines: Sequence[str], n_workers_by_machine: Mapping[str, int]) -> bool:

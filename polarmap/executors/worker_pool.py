@@ -137,9 +137,8 @@ class WorkerHandle:
             self.state_since = time.monotonic()
         self.assigned.append((attempt_key, task_key))
         if self.machine and self.allocation is not None:
-            self.allocation.n_tasks_by_machine[self.machine] = (
-                self.allocation.n_tasks_by_machine.get(self.machine, 0) + 1
-            )
+            n_tasks_by_machine = self.allocation.n_tasks_by_machine
+            n_tasks_by_machine[self.machine] = n_tasks_by_machine.get(self.machine, 0) + 1
 
     def receive_messages(self) -> tuple[list[Message], bool]:
         """What it has said of its task since the last time, and whether it will say more.
@@ -152,9 +151,8 @@ class WorkerHandle:
             if message.kind == HELLO and message.header.isdigit():
                 self.pid = int(message.header)
                 if message.data:
-                    self._set_machine_and_label(
-                        bytes(message.data[:MAX_LABEL_BYTES]).decode(errors="replace")
-                    )
+                    label = bytes(message.data[:MAX_LABEL_BYTES]).decode(errors="replace")
+                    self._set_machine_and_label(label)
             elif self.assigned and message.attempt_key == self.assigned[0][0]:
                 valid_messages.append(message)
                 self.is_exiting |= message.kind in EXIT_KINDS
@@ -179,13 +177,8 @@ class WorkerHandle:
                 if message.kind in (JOB, MODULES):
                     self.job_id, self.function_digest = -1, None
                 elif message.kind == TASK:
-                    self.assigned = deque(
-                        [
-                            assigned_task
-                            for assigned_task in self.assigned
-                            if assigned_task[0] != message.attempt_key
-                        ]
-                    )
+                    remaining = [item for item in self.assigned if item[0] != message.attempt_key]
+                    self.assigned = deque(remaining)
         if self.assigned:
             channel.send(Message(CANCEL, self.assigned[0][0]))
         return bool(self.assigned or channel.has_unsent)
@@ -230,9 +223,8 @@ class WorkerPool:
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._worker_ids = itertools.count()
         self._workers: dict[int, WorkerHandle] = {}
-        self._allocation_refs = set[
-            weakref.ref[Allocation]
-        ]()  # an interrupt may have kept one from being closed
+        # Weak: an interrupt may have kept an allocation from being closed.
+        self._allocation_refs = set[weakref.ref[Allocation]]()
         self._concurrency_limit = self._get_initial_concurrency_limit()  # of tasks under way
         self._last_change_at = time.monotonic()  # when a task was started or ended last
         self._is_closed = False
@@ -293,10 +285,7 @@ class WorkerPool:
         return 0.0 if self._allocation_refs else time.monotonic() - self._last_change_at
 
     def acquire_worker(
-        self,
-        allocation: Allocation,
-        n_queued: int,
-        get_task_keys: Callable[[], Collection[Hashable]] = tuple,
+        self, allocation: Allocation, n_queued: int, get_task_keys: Callable[[], Collection[Hashable]] = tuple
     ) -> WorkerHandle | None:
         """One for so many tasks that wait: that has done one of these before, is free, or is new.
 
@@ -369,9 +358,8 @@ class WorkerPool:
             self._allocation_refs.discard(weakref.ref(allocation))
             allocation.closed_at = self._last_change_at = time.monotonic()
             if self._allocation_refs:  # what the others need beyond is seen when they leave cores idle
-                self._concurrency_limit = max(
-                    self._count_in_flight_tasks(), self._get_initial_concurrency_limit()
-                )
+                initial_limit = self._get_initial_concurrency_limit()
+                self._concurrency_limit = max(self._count_in_flight_tasks(), initial_limit)
                 self._wake_next_session()
             for worker in list(allocation.workers.values()):
                 if self._is_closed:
@@ -408,16 +396,11 @@ class WorkerPool:
             running_tasks = {item.assigned[0][1] for item in abandoned if item.assigned}
             idle_caches = [item.cached_tasks for item in self._workers.values() if item.allocation is None]
             cached_on_abandoned = {
-                item
-                for item in get_task_keys()
-                if item in running_tasks
-                or any(item in abandoned_worker.cached_tasks for abandoned_worker in abandoned)
+                key
+                for key in get_task_keys()
+                if key in running_tasks or any(key in worker.cached_tasks for worker in abandoned)
             }
-            return {
-                task
-                for task in cached_on_abandoned
-                if not any(task in cached_tasks for cached_tasks in idle_caches)
-            }
+            return {key for key in cached_on_abandoned if not any(key in cache for cache in idle_caches)}
 
     def is_allocation_starved(self, allocation: Allocation) -> bool:
         """Whether no task of its run is under way, and none of others was started or ended for long."""
@@ -465,11 +448,8 @@ class WorkerPool:
 
     def _get_open_allocations(self) -> list[Allocation]:
         """The leases of runs that have not ended."""
-        return [
-            allocation
-            for allocation_ref in list(self._allocation_refs)
-            if (allocation := allocation_ref()) is not None
-        ]
+        refs = list(self._allocation_refs)
+        return [allocation for ref in refs if (allocation := ref()) is not None]
 
     def _count_in_flight_tasks(self) -> int:
         """Tasks of all runs that workers are at."""
@@ -482,14 +462,12 @@ class WorkerPool:
         no map from going on.
         """
         candidates = [
-            allocation
-            for allocation in self._get_open_allocations()
-            if allocation.n_queued and (allocation.can_be_woken or allocation is requester)
+            item
+            for item in self._get_open_allocations()
+            if item.n_queued and (item.can_be_woken or item is requester)
         ]
         next_allocation = min(
-            candidates,
-            key=lambda allocation: (len(allocation.workers), allocation.last_progress_at),
-            default=None,
+            candidates, key=lambda item: (len(item.workers), item.last_progress_at), default=None
         )
         if next_allocation is None:
             return None
@@ -521,11 +499,8 @@ class WorkerPool:
     def _get_abandoned_workers(self) -> list[WorkerHandle]:
         """Those at tasks of maps that have ended, the one that is so for longest first."""
         # A destructor may end a map at any moment.
-        abandoned = [
-            worker
-            for worker in list(self._workers.values())
-            if worker.allocation and worker.allocation.closed_at is not None
-        ]
+        workers = list(self._workers.values())
+        abandoned = [item for item in workers if item.allocation and item.allocation.closed_at is not None]
         return sorted(abandoned, key=WorkerHandle.get_abandoned_seconds, reverse=True)
 
     def _poll_unallocated_workers(self, timeout: float = 0.0) -> None:
@@ -533,15 +508,13 @@ class WorkerPool:
 
         Let go of those that do not, and of free ones that are gone.
         """
-        unallocated = [
-            each_worker for each_worker in list(self._workers.values()) if each_worker.allocation is None
-        ] + self._get_abandoned_workers()
+        unallocated = [item for item in list(self._workers.values()) if item.allocation is None]
+        unallocated += self._get_abandoned_workers()
         readable_channels = set(wait_until_ready([worker.channel for worker in unallocated], POLLIN, timeout))
-        for worker in [
-            each_worker
-            for each_worker in unallocated
-            if each_worker.channel in readable_channels or each_worker.channel.has_unsent
-        ]:
+        ready_workers = [
+            item for item in unallocated if item.channel in readable_channels or item.channel.has_unsent
+        ]
+        for worker in ready_workers:
             is_connected = not worker.channel.has_unsent or worker.write_unsent_messages()
             if is_connected and worker.channel in readable_channels:
                 _, is_connected = worker.receive_messages()
@@ -557,10 +530,8 @@ class WorkerPool:
         """Let so many free workers go, those for which `sort_key` is least and no more than
         `max_sort_key`.
         """
-        idle_workers = sorted(
-            (each_worker for each_worker in self._workers.values() if each_worker.allocation is None),
-            key=sort_key,
-        )
+        unallocated = [item for item in self._workers.values() if item.allocation is None]
+        idle_workers = sorted(unallocated, key=sort_key)
         for worker in idle_workers[: max(0, n_excess)]:
             if sort_key(worker) <= max_sort_key:
                 self._remove_worker(worker)

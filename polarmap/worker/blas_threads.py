@@ -85,12 +85,8 @@ class ThreadLimiter:
         is_new = self._n_loaded_modules != len(sys.modules)
         if is_new:
             libraries = find_threaded_libraries()
-            self._per_thread_libraries = [
-                loaded_library for loaded_library in libraries if loaded_library.user_api == "openmp"
-            ]
-            self._process_libraries = [
-                loaded_library for loaded_library in libraries if loaded_library.user_api != "openmp"
-            ]
+            self._per_thread_libraries = [item for item in libraries if item.user_api == "openmp"]
+            self._process_libraries = [item for item in libraries if item.user_api != "openmp"]
             self._n_loaded_modules = len(sys.modules)
         if is_new or max_threads < self._current_limit:
             self._current_limit = min(max_threads, self._current_limit)

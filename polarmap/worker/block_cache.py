@@ -85,9 +85,8 @@ class BlockCache:
         writable : one that may be written into.
         block_set_id : of the blocks of which it is one; None if it does not go with them.
         """
-        return assemble_block(
-            block_ref, structure, partial(self._get_or_read_bytes, read_segment, block_set_id), writable
-        )
+        read_cached_segments = partial(self._get_or_read_bytes, read_segment, block_set_id)
+        return assemble_block(block_ref, structure, read_cached_segments, writable)
 
     def evict_removed_blocks(self, live_block_set_ids: Collection[int] = ()) -> None:
         """Let go of bytes whose files have been removed, or whose blocks have gone.
@@ -144,11 +143,8 @@ class BlockCache:
         paths = [os.path.join(location.root, segment.key) for segment in stored_segments] if is_file else []
         # None of what the driver has sent, where its folder is on another machine.
         file_signatures = {path: signature for path in paths if (signature := get_file_signature(path))}
-        entry = CacheEntry(
-            memoryview(self._read_segments(read_segment, location, segments)).toreadonly(),
-            file_signatures,
-            block_set_id,
-        )
+        data = memoryview(self._read_segments(read_segment, location, segments)).toreadonly()
+        entry = CacheEntry(data, file_signatures, block_set_id)
         with self._lock:
             self._entries.pop((location, segments), None)
             if len(entry.buffer) <= self._max_bytes:
@@ -180,9 +176,8 @@ def assemble_block(
         leaves = unpack_leaves(block_ref.layout, block_ref.data)
     else:
         leaves = []
-        for segments, layout in group_segments_by_array(
-            tuple([segment for segment in block_ref.segments if segment.size]), block_ref.layout
-        ):
+        nonempty = tuple([segment for segment in block_ref.segments if segment.size])
+        for segments, layout in group_segments_by_array(nonempty, block_ref.layout):
             leaves += unpack_leaves(layout, read_bytes(block_ref.location, segments), writable)
     return unflatten(structure, leaves)
 
@@ -191,9 +186,8 @@ def read_segments(read_segment: ReadSegment, location: Location, segments: tuple
     """The bytes of parts in a row: a copy of several, one as it is read."""
     if len(segments) == 1:
         return read_segment(location, segments[0])
-    buffer = np.empty(
-        sum(segment.size for segment in segments), np.uint8
-    ).data  # its memory is in large pages
+    # numpy places large arrays in large pages.
+    buffer = np.empty(sum(segment.size for segment in segments), np.uint8).data
     start = 0
     for segment in segments:
         buffer[start : start + segment.size] = read_segment(location, segment)
@@ -248,9 +242,8 @@ def group_segments_by_array(
     for segment_stop, segment in enumerate(segments, 1):
         n_bytes += segment.size
         if n_bytes in array_ends or segment_stop == len(segments):
-            array_stop = (
-                bisect_right(array_ends, n_bytes) if segment_stop < len(segments) else len(array_ends)
-            )
+            is_last = segment_stop >= len(segments)
+            array_stop = len(array_ends) if is_last else bisect_right(array_ends, n_bytes)
             groups.append((segments[segment_start:segment_stop], layout[array_start:array_stop]))
             segment_start, array_start = segment_stop, array_stop
     return groups

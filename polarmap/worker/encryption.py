@@ -76,9 +76,8 @@ def encrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> by
     """Nonce, ciphertext and tag of `data`, which can be decrypted under the same name only."""
     aes_gcm, _ = load_ciphers()
     nonce = os.urandom(NONCE_BYTES)
-    return b"".join(
-        (nonce, aes_gcm(derive_keys(encryption)[0]).encrypt(nonce, data, associated_data.encode()))
-    )
+    cipher = aes_gcm(derive_keys(encryption)[0])
+    return b"".join((nonce, cipher.encrypt(nonce, data, associated_data.encode())))
 
 
 def decrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> bytes:
@@ -154,11 +153,9 @@ def encrypt_if_location_requires(location: Location, segment: Segment, *buffers:
     """The bytes of a part, these in a row, as they lie there: encrypted where its place says so."""
     if location.encryption is None:
         return buffers
-    return (
-        [encrypt(location.encryption, make_segment_associated_data(segment), b"".join(buffers))]
-        if segment.size
-        else []
-    )
+    if not segment.size:
+        return []
+    return [encrypt(location.encryption, make_segment_associated_data(segment), b"".join(buffers))]
 
 
 def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) -> Any:
@@ -202,9 +199,8 @@ def write_segments(
 def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
     """Return a reply of which only kind and attempt can be seen, or one that tells why that is impossible."""
     try:
-        data = ENCRYPTED_REPLY + encrypt(
-            encryption, _make_reply_associated_data(*message.attempt_key[1:]), encode_frame(message)
-        )
+        associated_data = _make_reply_associated_data(*message.attempt_key[1:])
+        data = ENCRYPTED_REPLY + encrypt(encryption, associated_data, encode_frame(message))
     except Exception as error:
         data = UNENCRYPTED_ERROR + json.dumps(describe_error(error)[:3]).encode()
     return message._replace(header=b"", data=data)
@@ -216,9 +212,8 @@ def decrypt_reply(task: int, attempt: int, data: Any, encryption: EncryptionFiel
     Nothing is unpickled.
     """
     if data[:1] != UNENCRYPTED_ERROR:
-        [message] = FrameDecoder().feed(
-            decrypt(encryption, _make_reply_associated_data(task, attempt), data[1:])
-        )
+        frame = decrypt(encryption, _make_reply_associated_data(task, attempt), data[1:])
+        [message] = FrameDecoder().feed(frame)
         return message.header, message.data
     error_type, text, traceback_text = json.loads(bytes(data[1:]))
     exception = KeyUnavailableError(str(text)) if error_type == KeyUnavailableError.__name__ else None

@@ -28,9 +28,8 @@ from polarmap.worker.processes import remove_stale_folders
 from polarmap.worker.socket_channel import make_worker_channel
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-CHILDREN_FILE = (
-    "/proc/{0}/task/{0}/children"  # of a process whose only thread, or first one, has started them
-)
+# Lists the children of a process that its first thread has started.
+CHILDREN_FILE = "/proc/{0}/task/{0}/children"
 
 
 class ForkServer:
@@ -43,9 +42,7 @@ class ForkServer:
     def __init__(self, control_socket: socket.socket, driver_folders: list[str]) -> None:
         self._control_socket, self._driver_folders = control_socket, driver_folders
         self._parent_folders = {os.path.dirname(folder) for folder in driver_folders}
-        self._pid_by_worker_id: dict[
-            int, int
-        ] = {}  # number -> process, but for those that the driver wants killed
+        self._pid_by_worker_id: dict[int, int] = {}  # without workers that the driver has asked to kill
         self._signal_reader, self._signal_writer = socket.socketpair()  # a byte for each signal
 
     def serve(self) -> None:
@@ -124,9 +121,8 @@ class ForkServer:
         remove_stale_folders(self._parent_folders)
 
     def _report_exit(self, pid: int, wait_status: int) -> None:
-        for worker_id in [
-            worker_id for worker_id, worker_pid in self._pid_by_worker_id.items() if worker_pid == pid
-        ]:
+        worker_ids = [key for key, worker_pid in self._pid_by_worker_id.items() if worker_pid == pid]
+        for worker_id in worker_ids:
             del self._pid_by_worker_id[worker_id]
             with contextlib.suppress(OSError):  # where its children do not become ours
                 os.killpg(pid, signal.SIGKILL)

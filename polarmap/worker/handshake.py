@@ -49,38 +49,30 @@ def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, Cha
     worker_nonce = response[:NONCE_BYTES]
     worker_id_bytes = response[NONCE_BYTES:-MAC_BYTES]
     proof = response[-MAC_BYTES:]
-    if not hmac.compare_digest(
-        _compute_hmac(key, b"worker", driver_nonce + worker_nonce + worker_id_bytes), proof
-    ):
+    challenge = driver_nonce + worker_nonce + worker_id_bytes
+    if not hmac.compare_digest(_compute_hmac(key, b"worker", challenge), proof):
         raise FrameError("a worker without the key")
-    connection.sendall(_compute_hmac(key, b"driver", driver_nonce + worker_nonce + worker_id_bytes))
-    return int.from_bytes(worker_id_bytes, "big"), ChannelAuthenticators(
-        *_derive_authenticators(key, driver_nonce + worker_nonce)
-    )
+    connection.sendall(_compute_hmac(key, b"driver", challenge))
+    authenticators = ChannelAuthenticators(*_derive_authenticators(key, driver_nonce + worker_nonce))
+    return int.from_bytes(worker_id_bytes, "big"), authenticators
 
 
 def authenticate_driver(connection: socket.socket, key: bytes, worker_id: int) -> ChannelAuthenticators:
     """The worker's side: it proves that it has the key, and so has the driver at the other end."""
     driver_nonce = _receive_exactly(connection, NONCE_BYTES, CONNECT_TIMEOUT)
     worker_nonce, worker_id_bytes = os.urandom(NONCE_BYTES), worker_id.to_bytes(WORKER_ID_BYTES, "big")
-    connection.sendall(
-        worker_nonce
-        + worker_id_bytes
-        + _compute_hmac(key, b"worker", driver_nonce + worker_nonce + worker_id_bytes)
-    )
+    challenge = driver_nonce + worker_nonce + worker_id_bytes
+    connection.sendall(worker_nonce + worker_id_bytes + _compute_hmac(key, b"worker", challenge))
     proof = _receive_exactly(connection, MAC_BYTES, CONNECT_TIMEOUT)
-    if not hmac.compare_digest(
-        _compute_hmac(key, b"driver", driver_nonce + worker_nonce + worker_id_bytes), proof
-    ):
+    if not hmac.compare_digest(_compute_hmac(key, b"driver", challenge), proof):
         raise FrameError("a driver without the key")
     return ChannelAuthenticators(*reversed(_derive_authenticators(key, driver_nonce + worker_nonce)))
 
 
 def _derive_authenticators(key: bytes, nonces: bytes) -> tuple[MessageAuthenticator, MessageAuthenticator]:
     """The seal of messages to the worker, and that of messages to the driver."""
-    return MessageAuthenticator(_compute_hmac(key, b"to worker", nonces)), MessageAuthenticator(
-        _compute_hmac(key, b"to driver", nonces)
-    )
+    to_worker = MessageAuthenticator(_compute_hmac(key, b"to worker", nonces))
+    return to_worker, MessageAuthenticator(_compute_hmac(key, b"to driver", nonces))
 
 
 def _compute_hmac(key: bytes, purpose: bytes, data: bytes) -> bytes:

@@ -43,9 +43,8 @@ def make_lithops_task(
     def task(fields: tuple[Any, ...], storage: Any) -> tuple[bytes, bytes] | None:
         request_fields, address = fields
         _, f = state_and_function
-        return LithopsTaskIO(f, structure, storage, address).execute_request(
-            TaskRequest.from_tuple(request_fields)
-        )
+        request = TaskRequest.from_tuple(request_fields)
+        return LithopsTaskIO(f, structure, storage, address).execute_request(request)
 
     return task
 
@@ -75,10 +74,8 @@ class LithopsTaskIO(TaskIO):
         if self._driver_pid is None:
             exit_process_when(self.is_cancelled)
         else:
-            exit_process_when(
-                self.is_cancelled,
-                partial(kill_job_and_clean_up, self.remove_driver_leftovers, OUTAGE_SECONDS),
-            )
+            kill_job = partial(kill_job_and_clean_up, self.remove_driver_leftovers, OUTAGE_SECONDS)
+            exit_process_when(self.is_cancelled, kill_job)
         reply = run_task(request, self)
         if reply is None or (len(reply.data) > MAX_STATUS_BYTES and self.is_cancelled()):
             return None
@@ -87,9 +84,8 @@ class LithopsTaskIO(TaskIO):
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
         """f and the block."""
         assert request.block_ref is not None
-        return self._f, assemble_block(
-            request.block_ref, self._structure, partial(read_segments, self.read_segment)
-        )
+        read = partial(read_segments, self.read_segment)
+        return self._f, assemble_block(request.block_ref, self._structure, read)
 
     def is_cancelled(self) -> bool:
         """Whether the driver on this machine has died, or the liveness key was deleted."""

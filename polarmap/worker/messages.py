@@ -28,19 +28,8 @@ MODULES, JOB, TASK, CANCEL, SEGMENT = b"s", b"m", b"c", b"x", b"d"
 # Of a worker: its process; a part of a block that it needs; that it has left a task that nobody waits for;
 # that it is not fit for one; the end of a task; the same, of a worker that is not fit for another.
 HELLO, FETCH, CANCELLED, UNUSABLE, TASK_REPLY, FINAL_REPLY = b"p", b"n", b"l", b"u", b"e", b"z"
-MESSAGE_KINDS = {
-    MODULES,
-    JOB,
-    TASK,
-    CANCEL,
-    SEGMENT,
-    HELLO,
-    FETCH,
-    CANCELLED,
-    UNUSABLE,
-    TASK_REPLY,
-    FINAL_REPLY,
-}
+DRIVER_KINDS = {MODULES, JOB, TASK, CANCEL, SEGMENT}
+MESSAGE_KINDS = DRIVER_KINDS | {HELLO, FETCH, CANCELLED, UNUSABLE, TASK_REPLY, FINAL_REPLY}
 TASK_END_KINDS = {CANCELLED, UNUSABLE, TASK_REPLY, FINAL_REPLY}  # each ends a call
 EXIT_KINDS = {UNUSABLE, FINAL_REPLY}  # after these a worker ends itself
 
@@ -94,11 +83,8 @@ def encode_frame(
 ) -> bytes:
     """A message as it travels; `authenticator`: with a tag at its end."""
     kind, attempt_key, header, data, is_file = message
-    buffers = (
-        struct.pack(FRAME_PREFIX, kind, flags | is_file, *attempt_key, len(header), len(data)),
-        header,
-        data,
-    )
+    prefix = struct.pack(FRAME_PREFIX, kind, flags | is_file, *attempt_key, len(header), len(data))
+    buffers = prefix, header, data
     return b"".join(buffers if authenticator is None else (*buffers, authenticator.compute_tag(buffers)))
 
 
@@ -150,14 +136,8 @@ class FrameDecoder:
                 ):
                     if not hmac.compare_digest(self._authenticator.compute_tag((tagged_bytes,)), tag):
                         raise FrameError("a message was changed on its way")
-            attempt_key = job_id, task, attempt
-            message = Message(
-                kind,
-                attempt_key,
-                self._buffer[FRAME_PREFIX_BYTES:start],
-                self._buffer[start:end],
-                bool(flags & FILE_FLAG),
-            )
+            header, data = self._buffer[FRAME_PREFIX_BYTES:start], self._buffer[start:end]
+            message = Message(kind, (job_id, task, attempt), header, data, bool(flags & FILE_FLAG))
             del self._buffer[: end + tag_bytes]
             if flags & CONTINUATION_FLAG:
                 message = self._append_frame(message)
@@ -173,9 +153,7 @@ class FrameDecoder:
         assert isinstance(partial_message.header, bytearray) and isinstance(partial_message.data, bytearray)
         partial_message.header.extend(next_frame.header)
         partial_message.data.extend(next_frame.data)
-        if len(partial_message.header) > MAX_HEADER_BYTES or len(partial_message.data) > MAX_DATA_BYTES:
-            raise FrameError(
-                f"a message {next_frame.kind!r} of {len(partial_message.header)} "
-                f"and {len(partial_message.data)} bytes"
-            )
+        header_size, data_size = len(partial_message.header), len(partial_message.data)
+        if header_size > MAX_HEADER_BYTES or data_size > MAX_DATA_BYTES:
+            raise FrameError(f"a message {next_frame.kind!r} of {header_size} and {data_size} bytes")
         return partial_message

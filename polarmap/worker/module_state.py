@@ -87,13 +87,9 @@ def digest_code(code: types.CodeType) -> str:
 
     It is the same in every process with this version of Python, and wherever the file is.
     """
-    inner_digests = [
-        digest_code(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)
-    ]
+    inner_digests = [digest_code(item) for item in code.co_consts if isinstance(item, types.CodeType)]
     constants = [
-        _format_code_constant(constant)
-        for constant in code.co_consts
-        if not isinstance(constant, types.CodeType)
+        _format_code_constant(item) for item in code.co_consts if not isinstance(item, types.CodeType)
     ]
     variable_names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
     text = repr((code.co_code, code.co_flags, variable_names, constants, inner_digests))
@@ -117,10 +113,7 @@ def reduce_code_with_filename(code: types.CodeType) -> Any:
     constructor, arguments = Pickler.dispatch_table[types.CodeType](code)
     filename = "".join(code.co_filename)  # a string of its own: the same bytes for the same function
     return constructor, tuple(
-        [
-            filename if isinstance(argument, str) and argument == "<dynamic-code>" else argument
-            for argument in arguments
-        ]
+        [filename if isinstance(item, str) and item == "<dynamic-code>" else item for item in arguments]
     )
 
 
@@ -173,11 +166,9 @@ class StatePickler(Pickler):  # type: ignore[misc]
             return super().reducer_override(function)  # by name, unless its module travels by value
         if not isinstance(function, types.FunctionType):
             arguments = function.__wrapped__, function.cache_parameters()
-            return (
-                (types.SimpleNamespace, (), arguments)
-                if self._for_fingerprint
-                else (make_cached_function, arguments)
-            )
+            if self._for_fingerprint:
+                return types.SimpleNamespace, (), arguments
+            return make_cached_function, arguments
         module_name = str(function.__globals__.get("__name__"))
         if (
             vars(sys.modules.get(module_name, types)) is not function.__globals__
@@ -273,13 +264,8 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
     try:
         definition = _find_definition(module_name, path, value)
         if isinstance(definition, type):
-            return ValueDescription(
-                CLASS,
-                _describe_bases(definition),
-                "\n".join(list_settable_attributes(definition)).encode(),
-                [definition],
-                False,
-            )
+            attributes = "\n".join(list_settable_attributes(definition)).encode()
+            return ValueDescription(CLASS, _describe_bases(definition), attributes, [definition], False)
         is_array = type(value) is np.ndarray and not value.dtype.hasobject
         if is_array and value.nbytes > MAX_SENT_ARRAY_BYTES:
             return ValueDescription(DATA, _compute_array_checksum(value), None, [], False)
@@ -288,19 +274,13 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
         pickler.dump(value)
         data = file.getvalue()
         payload = _pickle_for_worker(value, definition) if pickler.contains_code else data
-        return ValueDescription(
-            CODE if definition else DATA,
-            _compute_short_digest(data),
-            payload,
-            pickler.reached,
-            pickler.contains_code,
-        )
+        kind, digest = CODE if definition else DATA, _compute_short_digest(data)
+        return ValueDescription(kind, digest, payload, pickler.reached, pickler.contains_code)
     except Exception:  # of pickle, or of the caller's classes
         reached = [] if pickler is None else pickler.reached
         if definition is not None and not isinstance(definition, type):
-            return ValueDescription(
-                CODE, digest_code(_get_code_object(definition)).encode(), None, reached, True
-            )
+            digest = digest_code(_get_code_object(definition)).encode()
+            return ValueDescription(CODE, digest, None, reached, True)
         value_class = type(value)
         class_name = f"{value_class.__module__}.{value_class.__qualname__}"
         return ValueDescription(OPAQUE, class_name.encode(), None, [value_class, *reached], False)
@@ -312,11 +292,8 @@ def _find_definition(module_name: str, path: str, value: Any) -> Any:
     definition = value.__func__ if is_method else value
     definition_class = type(definition)
     if definition_class in (types.FunctionType, LRU_CACHE_TYPE) or issubclass(definition_class, type):
-        return (
-            definition
-            if definition.__module__ == module_name and is_importable_by_name(definition, path)
-            else None
-        )
+        has_own_name = definition.__module__ == module_name and is_importable_by_name(definition, path)
+        return definition if has_own_name else None
     return None
 
 
@@ -324,16 +301,11 @@ def _compute_array_checksum(array: Any) -> bytes:
     """Return what changes with an array, as soon as it is read once."""
     raw_bytes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     n_whole_bytes = len(raw_bytes) // CHECKSUM_CHUNK_BYTES * CHECKSUM_CHUNK_BYTES
-    chunk_sums = (
-        raw_bytes[:n_whole_bytes]
-        .view(np.uint64)
-        .reshape(-1, CHECKSUM_CHUNK_BYTES // 8)
-        .sum(axis=1, dtype=np.uint64)
-    )
+    chunks = raw_bytes[:n_whole_bytes].view(np.uint64).reshape(-1, CHECKSUM_CHUNK_BYTES // 8)
+    chunk_sums = chunks.sum(axis=1, dtype=np.uint64)
     sample = raw_bytes[:: len(raw_bytes) >> 16]
-    data = repr((array.dtype, array.shape)).encode() + b"".join(
-        map(bytes, (chunk_sums, sample, raw_bytes[n_whole_bytes:]))
-    )
+    rest = raw_bytes[n_whole_bytes:]
+    data = repr((array.dtype, array.shape)).encode() + b"".join(map(bytes, (chunk_sums, sample, rest)))
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
@@ -397,9 +369,8 @@ def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[A
     """Set what differs from the driver's; ModuleStateError where that is impossible."""
     if driver_token == get_process_token():
         return
-    importable_items = [
-        item for item in map(ModuleStateItem._make, items) if _import_if_possible(item.module)
-    ]
+    all_items = map(ModuleStateItem._make, items)
+    importable_items = [item for item in all_items if _import_if_possible(item.module)]
     if not importable_items:
         return
     records = {
@@ -511,9 +482,8 @@ def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
         )
     if not (isinstance(old_function, types.FunctionType) and isinstance(new_function, types.FunctionType)):
         return False
-    if old_function.__globals__ is not new_function.__globals__ or len(old_function.__closure__ or ()) != len(
-        new_function.__closure__ or ()
-    ):
+    n_old_cells, n_new_cells = len(old_function.__closure__ or ()), len(new_function.__closure__ or ())
+    if old_function.__globals__ is not new_function.__globals__ or n_old_cells != n_new_cells:
         return False
     old_function.__code__ = new_function.__code__
     set_function_state(old_function, _get_function_state(new_function))

@@ -105,9 +105,8 @@ class PersistentWorker(TaskIO):
             self._send(Message(HELLO, header=str(os.getpid()).encode(), data=self._encode_identity()))
             while time.monotonic() < deadline:
                 if not self._inbox:
-                    self._receive(
-                        None if deadline == inf and not len(self._block_cache) else CACHE_POLL_INTERVAL
-                    )
+                    can_wait_forever = deadline == inf and not len(self._block_cache)
+                    self._receive(None if can_wait_forever else CACHE_POLL_INTERVAL)
                 if not self._inbox:
                     self._block_cache.evict_removed_blocks()
                 elif not self.handle_message(self._inbox.popleft()):
@@ -148,11 +147,9 @@ class PersistentWorker(TaskIO):
 
     def _reset_process(self) -> str:
         """Let the next f find this process as the first one did; what has changed for good, if anything."""
-        unrestored = (
-            self._process_state.restore_or_describe_change()
-            if self._process_state and self._has_run_f
-            else ""
-        )
+        unrestored = ""
+        if self._process_state and self._has_run_f:
+            unrestored = self._process_state.restore_or_describe_change()
         self._has_run_f = bool(unrestored)
         return unrestored
 
@@ -199,13 +196,10 @@ class PersistentWorker(TaskIO):
         fault = fault and Fault(*fault)
         if self.is_cancelled():  # while it was told ahead, or not read
             return None
+        task_and_attempt = task_message.attempt_key[1:]
+        request = TaskRequest(*task_and_attempt, block_ref, fault, *self._output_and_encryption, n_data_rows)
         with self._limit_threads():
-            return run_task(
-                TaskRequest(
-                    *task_message.attempt_key[1:], block_ref, fault, *self._output_and_encryption, n_data_rows
-                ),
-                self,
-            )
+            return run_task(request, self)
 
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
         """f, made once in each map, and the block.
@@ -242,9 +236,7 @@ class PersistentWorker(TaskIO):
     def is_cancelled(self) -> bool:
         """Whether the driver has said so."""
         self._receive(0.0)
-        return any(
-            message.kind == CANCEL and message.attempt_key[0] == self.job_id for message in self._inbox
-        )
+        return any(item.kind == CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox)
 
     def read_raw_segment(self, location: Location, segment: Segment) -> Any:
         """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""

@@ -67,9 +67,8 @@ def pickle_each(
     """
     _restore_numpy_module()
     pickled_values, buffers, file = list[bytes | Exception | None](), list[memoryview](), io.BytesIO()
-    pickler = pickler_class(
-        file, protocol=5, buffer_callback=make_buffer_collector(buffers) if small_only else None
-    )
+    buffer_callback = make_buffer_collector(buffers) if small_only else None
+    pickler = pickler_class(file, protocol=5, buffer_callback=buffer_callback)
     reached: list[Any] = pickler.reached if exclude_if is not None else []
     for value in values:
         reached.clear()

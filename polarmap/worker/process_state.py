@@ -34,12 +34,7 @@ SIGNALS = tuple(signal.valid_signals())
 TIMERS = tuple(getattr(signal, name) for name in dir(signal) if name.startswith("ITIMER_"))
 RESOURCE_LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 # of descriptors, memory, threads
-EXHAUSTION_ERRNOS = (
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EAGAIN,
-)
+EXHAUSTION_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 SEED_BYTES = 16
 
 
@@ -120,9 +115,8 @@ class ProcessState:
             return "its threads"
         current_state = _get_unrestorable_state()
         if current_state != self._unrestorable_state:
-            return ", ".join(
-                name for name, value in current_state.items() if value != self._unrestorable_state[name]
-            )
+            original = self._unrestorable_state
+            return ", ".join(name for name, value in current_state.items() if value != original[name])
         return "" if _has_free_descriptors() else "its free descriptors"
 
 

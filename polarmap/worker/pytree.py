@@ -80,9 +80,8 @@ def flatten(tree: Any, read_leaf: Callable[[Any], Any] | None = None) -> tuple[l
     """
     leaves: list[Array] = []
     try:
-        return leaves, _flatten_into(
-            tree, leaves, "f returned" if read_leaf is None else "it holds", read_leaf
-        )
+        error_prefix = "f returned" if read_leaf is None else "it holds"
+        return leaves, _flatten_into(tree, leaves, error_prefix, read_leaf)
     except RecursionError:
         raise TypeError("lists, tuples or dicts are nested without end, or nearly so") from None
 
@@ -90,19 +89,14 @@ def flatten(tree: Any, read_leaf: Callable[[Any], Any] | None = None) -> tuple[l
 def _flatten_into(
     tree: Any, leaves: list[Array], error_prefix: str, read_leaf: Callable[[Any], Any] | None
 ) -> Structure:
-    """The structure of a tree, whose leaves are appended; `error_prefix` begins what is said of a wrong
-    one.
-    """
+    """Append the leaves of a tree, and return its structure. `error_prefix` begins each error message."""
     if isinstance(tree, (dict, tuple, list)):
         _check_container(tree, error_prefix)
         children = tree.values() if isinstance(tree, dict) else tree
         child_prefix = f"{error_prefix} {describe_type(tree)} with"
         keys = tuple(tree) if isinstance(tree, dict) else ()
-        return (
-            type(tree),
-            keys,
-            tuple(_flatten_into(child, leaves, child_prefix, read_leaf) for child in children),
-        )
+        structures = tuple(_flatten_into(child, leaves, child_prefix, read_leaf) for child in children)
+        return type(tree), keys, structures
     tree = tree if read_leaf is None else read_leaf(tree)
     leaf_type = _get_leaf_type(tree, error_prefix)
     leaves.append(_leaf_to_array(tree))
@@ -156,20 +150,18 @@ def describe_type(value: Any) -> str:
     if value is None:
         return "None"
     value_class = type(value)
-    name = (
-        value_class.__qualname__
-        if value_class.__module__ == "builtins"
-        else f"{value_class.__module__}.{value_class.__qualname__}"
-    )
+    name = value_class.__qualname__
+    if value_class.__module__ != "builtins":
+        name = f"{value_class.__module__}.{name}"
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _get_conversion_advice(value: Any) -> str:
     """What to use instead."""
-    matching_advice = [text for attribute, text in CONVERSION_ADVICE.items() if hasattr(value, attribute)]
-    return (
-        matching_advice[0] if matching_advice else "use arrays, numbers, or tuples, lists and dicts of these"
-    )
+    for attribute, advice in CONVERSION_ADVICE.items():
+        if hasattr(value, attribute):
+            return advice
+    return "use arrays, numbers, or tuples, lists and dicts of these"
 
 
 def _leaf_to_array(leaf: Any) -> Array:

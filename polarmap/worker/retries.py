@@ -15,14 +15,8 @@ MIN_RETRY_PAUSE = 0.1  # seconds before it is asked again, then twice as long ea
 Result = TypeVar("Result")
 
 _BUSY_CODES = (
-    "SlowDown",
-    "ServiceUnavailable",
-    "InternalError",
-    "RequestTimeout",
-    "500",
-    "502",
-    "503",
-    "504",
+    *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"),
+    *("500", "502", "503", "504"),
 )
 # By name: whichever library raises them need not be installed here.
 _TRANSIENT_ERROR_NAMES = (

@@ -35,14 +35,8 @@ def compute_next_poll_interval(previous_interval: float, poll_seconds: float) ->
     >>> compute_next_poll_interval(0.5, 0.1), compute_next_poll_interval(1.0, 0.1)
     (0.6, 1.0)
     """
-    return min(
-        MAX_POLL_INTERVAL,
-        max(
-            MIN_POLL_INTERVAL,
-            POLL_INTERVAL_GROWTH * previous_interval,
-            min(poll_seconds, SLOW_STORAGE_POLL_INTERVAL),
-        ),
-    )
+    interval = max(POLL_INTERVAL_GROWTH * previous_interval, min(poll_seconds, SLOW_STORAGE_POLL_INTERVAL))
+    return min(MAX_POLL_INTERVAL, max(MIN_POLL_INTERVAL, interval))
 
 
 class Mailbox(NamedTuple):
@@ -186,9 +180,8 @@ class StorageChannel:
     def _pop_next_unread_message(self) -> Message | None:
         """The next message of those that were read; None if there is none."""
         messages = self._mailbox.messages.get(self._worker_id, ())
-        sequence_number, fields, digest = next(
-            (entry for entry in messages if entry[0] > self._last_received), (0, (), None)
-        )
+        new_messages = (entry for entry in messages if entry[0] > self._last_received)
+        sequence_number, fields, digest = next(new_messages, (0, (), None))
         if not sequence_number:
             return None
         message = Message(*fields)
@@ -212,12 +205,6 @@ class StorageChannel:
 
     def _put_reply(self, data: bytes, last_sent: int) -> None:
         """One object more: a message, or a sign of life if it is empty."""
-        reply_key = ReplyKey(
-            self._worker_id,
-            self._instance_id,
-            next(self._sequence_numbers),
-            self._last_received,
-            last_sent,
-            len(data),
-        )
+        identity = self._worker_id, self._instance_id, next(self._sequence_numbers)
+        reply_key = ReplyKey(*identity, self._last_received, last_sent, len(data))
         self._storage.put_object(self._bucket, self._keys.format_reply_key(reply_key), data)

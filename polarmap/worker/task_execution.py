@@ -73,9 +73,8 @@ class TaskIO:
 
     def write_array(self, location: Location, key: str, data: Any, segment_bytes: int) -> list[Segment]:
         """Store an array of the result as an object; its parts, of so many bytes each but the last."""
-        return write_segments(
-            location, key, data, segment_bytes, partial(write_object, location, storage=self.storage)
-        )
+        write = partial(write_object, location, storage=self.storage)
+        return write_segments(location, key, data, segment_bytes, write)
 
 
 def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
@@ -83,9 +82,8 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
     started_at = time.time()
 
     def encode_reply(reply: TaskReply, data: Any = b"") -> Message:
-        message = Message(
-            TASK_REPLY, (task_io.job_id, request.task, request.attempt), task_io.encode_header(reply), data
-        )
+        attempt_key = task_io.job_id, request.task, request.attempt
+        message = Message(TASK_REPLY, attempt_key, task_io.encode_header(reply), data)
         return message if request.encryption is None else encrypt_reply(message, request.encryption)
 
     try:
@@ -106,10 +104,9 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
                 delete_segment_objects(request.output.location, segments, task_io.storage)
                 return None
             result_ref = layout, to_plain_tuple(segments)
-        return encode_reply(
-            TaskReply(None, time.time() - started_at, result.structure, result.layout, result_ref),
-            result.data,
-        )
+        seconds = time.time() - started_at
+        reply = TaskReply(None, seconds, result.structure, result.layout, result_ref)
+        return encode_reply(reply, result.data)
     except BaseException as error:
         return encode_reply(TaskReply(describe_error(error), time.time() - started_at))
 
@@ -147,9 +144,8 @@ def compute_with_and_without_padding(
     with suppress(Exception):
         padded = compute_result(f, block, fault if fault and fault.kind == "garbage" else None)
     both_structures = (BOTH_RESULTS, len(padded.layout), padded.structure, unpadded.structure)
-    return PackedTree(
-        both_structures, padded.layout + unpadded.layout, b"".join([padded.data, unpadded.data])
-    )
+    data = b"".join([padded.data, unpadded.data])
+    return PackedTree(both_structures, padded.layout + unpadded.layout, data)
 
 
 def corrupt_result(result: PackedTree) -> PackedTree:
@@ -173,9 +169,8 @@ def store_result(
         flat = array.reshape(-1)
         samples.append(sample_evenly(flat, max(1, SAMPLE_SIZE // output.n_arrays)))
         key = output.make_object_key(request.task, request.attempt, array_index)
-        segments += task_io.write_array(
-            output.location, key, flat.view(np.uint8).data, output.max_segment_items * flat.itemsize
-        )
+        segment_bytes = output.max_segment_items * flat.itemsize
+        segments += task_io.write_array(output.location, key, flat.view(np.uint8).data, segment_bytes)
     shape = result.layout and result.layout[0][1]
     packed = pack_leaves(samples, ("sample", shape, result.structure))
     return packed, tuple(segments)

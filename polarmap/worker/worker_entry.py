@@ -71,9 +71,8 @@ def serve_driver(
     with closing(open_channel(address, worker_id, storage)) as channel, ExitStack() as cleanup:
         cleanup.callback(exit_process_when(channel.is_peer_closed))
         with ThreadLimiter().limit_process_threads(address.n_threads):
-            PersistentWorker(
-                channel, storage, BlockCache(address.cache_bytes), None, label, machine_address
-            ).serve(deadline)
+            block_cache = BlockCache(address.cache_bytes)
+            PersistentWorker(channel, storage, block_cache, None, label, machine_address).serve(deadline)
 
 
 # Blocks of workers on threads of this process, by the key of their driver.
