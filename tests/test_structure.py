@@ -71,9 +71,7 @@ ONLY_FROM = {
         *("polarmap.executors.module_state", "polarmap.worker.module_state"),
     ],
     "cryptography": ["polarmap.worker.encryption"],
-    "distributed": [
-        *("polarmap.executors.dask", "polarmap.executors.cluster_data", "polarmap.worker.cluster_segments")
-    ],
+    "distributed": ["polarmap.executors.dask", "polarmap.worker.cluster_segments"],
     "ray": ["polarmap.executors.ray", "polarmap.worker.cluster_segments"],
     "threadpoolctl": ["polarmap.worker.blas_threads"],
     "yaml": ["polarmap.clouds.lithops_config"],

@@ -27,6 +27,7 @@ from polarmap.driver.prepared_map import PreparedMap, execute_coded, prepare_cod
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.dtypes import is_integer_dtype
 from polarmap.errors import CodeError
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_execution import sample_evenly
@@ -130,7 +131,7 @@ def prepare_stored_map(
     data: Any,
     code_options: CodeOptions,
     out: Stored,
-    executor: Any,
+    executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""

@@ -19,8 +19,8 @@ from polarmap.driver.daemon_pool import register_before_exit
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import WorkerLostError, replace_exit_exception, trim_traceback
-from polarmap.executors import collect_injected_faults
-from polarmap.executors.interface import JobSpec, MapExecutor, Outcome, Session
+from polarmap.executors.interface import JobSpec, Outcome, Session
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.worker.pytree import Array
 from polarmap.worker.task_functions import execute_pickled_call
 
@@ -165,7 +165,7 @@ class CallQueue(BatchPolicy, Collector):
 
     Parameters
     ----------
-    executor : MapExecutor
+    executor : ResolvedExecutor
     on_close : called once, when it was shut down and all calls have ended.
     max_in_flight : calls that a run is given at a time.
     max_backups : that a late call may get.
@@ -174,7 +174,7 @@ class CallQueue(BatchPolicy, Collector):
 
     def __init__(
         self,
-        executor: MapExecutor,
+        executor: ResolvedExecutor,
         on_close: Callable[[], None],
         max_in_flight: int,
         max_backups: int,
@@ -182,7 +182,7 @@ class CallQueue(BatchPolicy, Collector):
     ) -> None:
         self._executor, self._on_close = executor, on_close
         allow_batches = can_batch_items(executor, max_backups, max_retries)
-        self._policy_arguments = allow_batches, max_in_flight, max_backups, collect_injected_faults(executor)
+        self._policy_arguments = allow_batches, max_in_flight, max_backups, executor.faults
         self._max_retries = max_retries
         self._is_shut_down = False
         self.after_fork()

@@ -29,9 +29,9 @@ from polarmap.driver.policies import (
 )
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.errors import CodeError, trimmed_tracebacks
-from polarmap.executors import partition_if_on_cluster, rewrap_with_faults, unwrap_faulty_executor
 from polarmap.executors.encryption_keys import check_map_encryption_key
 from polarmap.executors.interface import Function, JobSpec
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.worker.task_records import OutputSpec
 
 P = ParamSpec("P")
@@ -111,7 +111,7 @@ def prepare_coded_map(
     f: Callable[[Any], T],
     data: Any,
     code_options: CodeOptions,
-    executor: Any,
+    executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results come home."""
@@ -140,13 +140,13 @@ def _find_no_estimates_reason(coded_data: CodedData) -> str:
 
 
 def prepare_coded_execution(
-    data: Any, code_options: CodeOptions, executor: Any, options: MapOptions
+    data: Any, code_options: CodeOptions, executor: ResolvedExecutor, options: MapOptions
 ) -> tuple[MapExecution, CodedData]:
-    """A map on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
-    execution = MapExecution(_choose_executor(executor, data))
+    """Return a map on an executor and the coded blocks. Raises CodeError if data and options do not fit."""
+    execution = MapExecution(executor.choose_for(data))
     partitioned_data = None
-    if not (executor is None or isinstance(data, np.ndarray) or hasattr(data, "coded_blocks")):
-        partitioned_data = partition_if_on_cluster(executor, data, code_options.check().requested_k)
+    if not (isinstance(data, np.ndarray) or hasattr(data, "coded_blocks")):
+        partitioned_data = executor.partition(data, code_options.check().requested_k)
     if partitioned_data is None:
         coded_data = encode_blocks(data, code_options, options.rtol, options.parity_required_by)
     else:
@@ -158,13 +158,6 @@ def prepare_coded_execution(
     report_fields = {"padding": coded_data.data_blocks.n_padding_rows, "code_reason": coded_data.code_reason}
     execution.set_code(coded_data.code, schedule=options.schedule, **report_fields)
     return execution, coded_data
-
-
-def _choose_executor(executor_spec: Any, data: Any) -> Any:
-    """Where a stored array's workers can read it, when the caller does not say."""
-    if unwrap_faulty_executor(executor_spec) is None:
-        return rewrap_with_faults(executor_spec, getattr(data, "executor", None))
-    return executor_spec
 
 
 def execute_coded(

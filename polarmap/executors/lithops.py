@@ -40,6 +40,7 @@ from polarmap.executors.lithops_invocations import (
     open_lithops_storage,
     read_complete_config,
 )
+from polarmap.executors.persistent_executor import WorkerHost
 from polarmap.executors.pickling import PickledModuleState, pickle_function
 from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
@@ -58,8 +59,8 @@ LOCAL_WORKER_SECONDS = 20 * 86_400.0
 STARTUP_MARGIN_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
 
 
-class LithopsExecutor:
-    """What Lithops runs. A FunctionExecutor of our own is opened for each map and ended with it.
+class LithopsExecutor(WorkerHost):
+    """Tasks as functions of Lithops. A FunctionExecutor of our own is opened for each map and ended with it.
 
     Parameters
     ----------
@@ -67,10 +68,11 @@ class LithopsExecutor:
         With "localhost" there is a process for every task, and all files lie in our temporary folder.
     """
 
+    name = "localhost"
+
     def __init__(self, executor_spec: Any) -> None:
         self._executor_spec = executor_spec
-        self.name = "localhost"
-        self.worker_spec: WorkerSpec | None = None
+        self.prefers_persistent_workers = is_config_path(executor_spec)
         if is_config_path(executor_spec):
             check_config_path(executor_spec)
         if not is_localhost_spec(executor_spec):
@@ -80,7 +82,10 @@ class LithopsExecutor:
         self.is_local = self.name in ("localhost", "lithops/localhost")
 
     def open(self, job_spec: JobSpec) -> LithopsSession:
-        """Its jobs; ExecutorError if Lithops takes none, or for storage that its workers cannot reach."""
+        """Return a session for the tasks of one job.
+
+        Raises ExecutorError if Lithops takes no jobs, or if workers cannot reach the storage of the blocks.
+        """
         check_key_is_portable(job_spec, self.name)
         invocations = LithopsInvocations(self._executor_spec, shares_executor=True)
         try:
@@ -91,6 +96,16 @@ class LithopsExecutor:
         except BaseException:
             invocations.close()
             raise
+
+    def choose_storage(self, data: Any) -> Any:
+        """Return the storage of the configuration, or a folder of this process with "localhost"."""
+        if is_localhost_spec(self._executor_spec):
+            return get_process_temp_folder() / "arrays"
+        return self._executor_spec
+
+    def make_worker_provider(self) -> WorkerProvider:
+        """Return what starts functions that persist."""
+        return LithopsWorkerProvider(self._executor_spec)
 
 
 class LithopsSession:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.clouds.limits import WorkerSpec
 from polarmap.clouds.prices import PersistentUsage
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError
@@ -24,6 +23,7 @@ from polarmap.executors.interface import (
     build_block,
     make_lost_worker_outcome,
 )
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.validation import is_real_number
 from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
 from polarmap.worker.task_execution import run_task
@@ -32,7 +32,7 @@ from polarmap.worker.task_records import Fault, TaskRequest
 GIVE_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 
 
-class ReplayExecutor:
+class ReplayExecutor(ResolvedExecutor):
     """Runs f in this process, and lets each result arrive after as many virtual seconds as you say.
 
     Of the faults, "sleep" delays the arrival, "kill" and "exit" lose the task, the others do as they say.
@@ -53,7 +53,7 @@ class ReplayExecutor:
     """
 
     name = "replay"
-    worker_spec: WorkerSpec | None = None
+    pickles_f = False
 
     def __init__(self, arrival_seconds: Mapping[int, float] | None = None) -> None:
         script: Any = {} if arrival_seconds is None else arrival_seconds
@@ -62,7 +62,7 @@ class ReplayExecutor:
         self._arrival_seconds = dict(script)
 
     def open(self, job_spec: JobSpec) -> ReplaySession:
-        """A run on a virtual clock of its own."""
+        """Return a session with a virtual clock of its own."""
         return ReplaySession(self._arrival_seconds, job_spec)
 
 

@@ -18,7 +18,8 @@ from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_functio
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.dtypes import Array, DType
 from polarmap.errors import CodeError
-from polarmap.executors import is_on_local_cores
+from polarmap.executors import resolve_executor
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.linalg import layouts, operands
 from polarmap.linalg.adaptive_parity import AdaptiveParitySchedule
 from polarmap.report import Report
@@ -123,7 +124,7 @@ def coded_matmul(
             method, (*left_factor.shape, right_factor.shape[1]), blocks, tasks, left_factor.dtype.itemsize
         )
         run_product = make_product_runner(
-            executor, check_options(verify, rtol, timeout, retries), lambda: observers
+            resolve_executor(executor), check_options(verify, rtol, timeout, retries), lambda: observers
         )
         if layout.row_counts and layout.column_counts:
             product, report = _multiply_with_two_coded_factors(
@@ -238,7 +239,7 @@ def multiply_block_pairs(
 
 
 def make_product_runner(
-    executor: Any, options: MapOptions, get_observers: Callable[[], Observers]
+    executor: ResolvedExecutor, options: MapOptions, get_observers: Callable[[], Observers]
 ) -> ProductRunner:
     """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
 
@@ -248,7 +249,9 @@ def make_product_runner(
     the same blocks before tells.
     """
     schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # of coded blocks, by id, and results
-    adapts_parity = is_on_local_cores(executor) and options.schedule == "upfront"
+    # Threads of a pool of the caller may wait for something else than a core.
+    runs_on_cores = executor.is_local and executor.has_persistent_workers
+    adapts_parity = runs_on_cores and options.schedule == "upfront"
 
     def run_product(
         block_function: Callable[[Any], Array], coded_blocks: Any, result_shape: Shape

@@ -18,6 +18,7 @@ from polarmap.driver.options import (
 )
 from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
 from polarmap.driver.results import CodedResult
+from polarmap.executors import resolve_executor
 
 if TYPE_CHECKING:
     from polarmap.arrays.stored_result import Stored, StoredResult
@@ -154,7 +155,7 @@ def coded_map(
     options = check_options(verify, rtol, timeout, retries, on_timeout, schedule, key)
     code_options = apply_plan(CodeOptions(blocks, tasks, code, degree), schedule)
     if out is None:
-        return prepare_coded_map(f, data, code_options, executor, options)
+        return prepare_coded_map(f, data, code_options, resolve_executor(executor), options)
     from polarmap.arrays.stored_result import prepare_stored_map  # as much again as all other maps need
 
-    return prepare_stored_map(f, data, code_options, out, executor, options)
+    return prepare_stored_map(f, data, code_options, out, resolve_executor(executor), options)

@@ -14,6 +14,7 @@ from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import FunctionTraits, check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function
 from polarmap.errors import NotDecodableError, NotLinearError
+from polarmap.executors import resolve_executor
 from polarmap.report import Report
 from polarmap.validation import check_positive_int
 from polarmap.worker.task_functions import make_weighted_sum_task
@@ -108,7 +109,7 @@ def coded_sum(
         check_function(f)
         options = check_options("auto", rtol, timeout, retries)
         options = replace(options, traits=FunctionTraits(meets_requirement=True))
-        execution = MapExecution(executor)
+        execution = MapExecution(resolve_executor(executor))
         n_tasks = None if tasks is None else check_positive_int("tasks", tasks)
         coded_data = GradientCodedBlocks(*cut_data_into_parts(parts, n_tasks), n_tasks, tolerate)
         task_function = make_weighted_sum_task(f)

@@ -48,7 +48,7 @@ class Served:
         retries: int = 1,
     ) -> None:
         self.max_open_calls = 0  # calls that were under way at a time
-        self.calls = CallQueue(Mock(), print, max_in_flight, backups, retries)
+        self.calls = CallQueue(Mock(can_batch=False, faults={}), print, max_in_flight, backups, retries)
         self.calls._is_thread_running = True  # by hand
         self.cancelled_attempts: list[tuple[int, int]] = []
         self.open(seconds, faults)

@@ -162,7 +162,8 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(shared: Pool, tmp_pat
     ("executor", "message"),
     [
         ("cloud.yaml", "no Lithops configuration"),
-        (ThreadPoolExecutor, "as executor= of the map"),
+        (ThreadPoolExecutor(1), "as executor= of the map"),
+        (ThreadPoolExecutor, "is a class: pass an executor that was made of it"),
         (3, r"on 3: for so many of them, Pool\(workers=3\)"),
     ],
 )
@@ -220,7 +221,7 @@ def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytes
     def away(*arguments: object, **options: object) -> dict[int, str]:
         raise ConnectionError("the site is away")
 
-    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.05)
+    monkeypatch.setattr("polarmap.executors.persistent_executor.LIVENESS_INTERVAL", 0.05)
     site = ThreadSite()
     with pool_of(site, workers=2, idle_timeout=0.3) as pool:
         check(pool)
@@ -322,7 +323,7 @@ def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other
 def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.2)
+    monkeypatch.setattr("polarmap.executors.persistent_executor.LIVENESS_INTERVAL", 0.2)
     monkeypatch.setattr("polarmap.executors.local_workers.SPARE_WORKER_IDLE_SECONDS", 0.2)
     monkeypatch.setattr("polarmap.executors.local_workers.GRACE_SECONDS", 0.0)
 
@@ -429,7 +430,7 @@ def test_folders_are_made_only_where_workers_share_them(
 
     site = ThreadSite()
     site.shares_files = is_here
-    monkeypatch.setattr("polarmap.executors.pool.make_temp_folder", full)
+    monkeypatch.setattr("polarmap.executors.persistent_executor.make_temp_folder", full)
     with pool_of(site, workers=2) as pool:
         if is_here:
             with pytest.raises(ExecutorError, match="no room"):
@@ -471,7 +472,7 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
         return os.getpid(), block
 
     monkeypatch.setattr("polarmap.executors.lithops.LOCAL_WORKER_SECONDS", 5.0)
-    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.1)
+    monkeypatch.setattr("polarmap.executors.persistent_executor.LIVENESS_INTERVAL", 0.1)
     seen: list[set[int]] = []
     with Pool(YAML, workers=2) as pool:
         deadline = time.monotonic() + 60.0

@@ -13,7 +13,7 @@ from linalg.test_operators import TALL, K, N, assert_close, operator
 from polarmap import CodedOperator, encode
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
-from polarmap.executors import choose_storage_for_workers
+from polarmap.executors import resolve_executor
 from polarmap.linalg.coded_matrix import CodedMatrix
 from polarmap.linalg.layouts import BlockCounts
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -94,7 +94,7 @@ OBJECTS = N + 3  # of a coded array: its blocks, its manifest, and what says tha
 
 
 def stored() -> list[str]:
-    folder = choose_storage_for_workers("localhost", TALL)
+    folder = resolve_executor("localhost").choose_storage(TALL)
     return [name for _, _, names in os.walk(folder) for name in names]
 
 

@@ -1,0 +1,48 @@
+"""Recognize what a user passes as an executor, and import only what that needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.executor_specs import is_dask_client, is_lithops_spec, is_ray_spec
+from polarmap.executors.interface import MapExecutor
+from polarmap.executors.resolved import CustomExecutor, ResolvedExecutor
+
+
+def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
+    """Return the executor that an object or a name means, without opening anything.
+
+    A resolved executor is returned as it is. Raises ExecutorError, with what to pass instead, for anything
+    else than an executor.
+    """
+    if isinstance(executor_spec, ResolvedExecutor):
+        return executor_spec
+    if isinstance(executor_spec, type):
+        class_name = executor_spec.__name__
+        raise ExecutorError(
+            f"executor={class_name} is a class: pass an executor that was made of it, {class_name}(...)"
+        )
+    if isinstance(executor_spec, MapExecutor):
+        return CustomExecutor(executor_spec)
+    if is_lithops_spec(executor_spec):
+        from polarmap.executors.lithops import LithopsExecutor
+
+        return LithopsExecutor(executor_spec)
+    from polarmap.executors.futures import EngineExecutor, FuturesExecutor
+
+    if is_dask_client(executor_spec):
+        from polarmap.executors.dask import DaskEngine
+
+        return EngineExecutor(DaskEngine, executor_spec)
+    if is_ray_spec(executor_spec):
+        from polarmap.executors.ray import RayEngine
+
+        return EngineExecutor(RayEngine, executor_spec)
+    if hasattr(executor_spec, "submit"):
+        return FuturesExecutor(executor_spec)
+    raise ExecutorError(
+        f"executor={executor_spec!r:.200} is not an executor: pass None or 'localhost', the path "
+        "of a Lithops YAML file, a lithops.FunctionExecutor, a Dask client, ray, or a "
+        "concurrent.futures executor"
+    )
