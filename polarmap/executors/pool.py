@@ -129,7 +129,7 @@ class DefaultPool(Pool):
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
         """Return this pool, or the executor that stored data name: its workers can read their storage."""
-        stored_executor = data.executor if hasattr(data, "coded_blocks") else None
+        stored_executor = getattr(data, "executor", None) if hasattr(data, "coded_blocks") else None
         return self if stored_executor is None else recognize_executor(stored_executor)
 
     def with_persistent_workers(
