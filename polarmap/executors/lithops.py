@@ -18,7 +18,6 @@ from polarmap.clouds.prices import PersistentUsage
 from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.executor_specs import check_config_path, is_config_path, is_localhost_spec
 from polarmap.executors.interface import (
     AttemptId,
     AttemptStarted,
@@ -37,8 +36,8 @@ from polarmap.executors.lithops_internals import (
 from polarmap.executors.lithops_invocations import (
     InterpreterError,
     LithopsInvocations,
+    LithopsSource,
     open_lithops_storage,
-    read_complete_config,
 )
 from polarmap.executors.persistent_executor import WorkerHost
 from polarmap.executors.pickling import PickledModuleState, pickle_function
@@ -64,20 +63,16 @@ class LithopsExecutor(WorkerHost):
 
     Parameters
     ----------
-    executor_spec : "localhost", path or lithops.FunctionExecutor
-        With "localhost" there is a process for every task, and all files lie in our temporary folder.
+    source : LithopsSource
+        Where the FunctionExecutors of maps come from.
     """
 
     name = "localhost"
 
-    def __init__(self, executor_spec: Any) -> None:
-        self._executor_spec = executor_spec
-        self.prefers_persistent_workers = is_config_path(executor_spec)
-        if is_config_path(executor_spec):
-            check_config_path(executor_spec)
-        if not is_localhost_spec(executor_spec):
-            is_path = is_config_path(executor_spec)
-            config = read_complete_config(executor_spec) if is_path else executor_spec.config
+    def __init__(self, source: LithopsSource) -> None:
+        self._source, self.prefers_persistent_workers = source, source.is_config
+        config = source.read_config()
+        if config is not None:
             self.name, self.worker_spec = f"lithops/{config['lithops']['backend']}", parse_worker_spec(config)
         self.is_local = self.name in ("localhost", "lithops/localhost")
 
@@ -87,7 +82,7 @@ class LithopsExecutor(WorkerHost):
         Raises ExecutorError if Lithops takes no jobs, or if workers cannot reach the storage of the blocks.
         """
         check_key_is_portable(job_spec, self.name)
-        invocations = LithopsInvocations(self._executor_spec, shares_executor=True)
+        invocations = LithopsInvocations(self._source, shares_executor=True)
         try:
             check_location_reachable(job_spec.blocks.location, "lies in", *invocations.backend_and_storage)
             location = job_spec.output_spec and job_spec.output_spec.location
@@ -98,14 +93,12 @@ class LithopsExecutor(WorkerHost):
             raise
 
     def choose_storage(self, data: Any) -> Any:
-        """Return the storage of the configuration, or a folder of this process with "localhost"."""
-        if is_localhost_spec(self._executor_spec):
-            return get_process_temp_folder() / "arrays"
-        return self._executor_spec
+        """Return the storage that the functions reach."""
+        return self._source.get_storage()
 
     def make_worker_provider(self) -> WorkerProvider:
         """Return what starts functions that persist."""
-        return LithopsWorkerProvider(self._executor_spec)
+        return LithopsWorkerProvider(self._source)
 
 
 class LithopsSession:
@@ -224,11 +217,11 @@ class LithopsWorkerProvider(WorkerProvider):
 
     Parameters
     ----------
-    executor_spec : "localhost", path or lithops.FunctionExecutor, whose configuration is used.
+    source : LithopsSource
     """
 
-    def __init__(self, executor_spec: Any) -> None:
-        self._invocations = LithopsInvocations(executor_spec)
+    def __init__(self, source: LithopsSource) -> None:
+        self._invocations = LithopsInvocations(source)
         self._has_stored_objects = False  # whether the storage has taken anything
         self.name = self._invocations.name
         self.shares_files = self._invocations.is_local

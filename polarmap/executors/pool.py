@@ -15,7 +15,6 @@ from polarmap.executors.persistent_executor import (
     PersistentExecutor,
     WorkerHost,
 )
-from polarmap.executors.recognition import recognize_executor
 from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.executors.worker_listener import check_endpoint
 from polarmap.validation import check_positive_int, is_positive_number
@@ -130,7 +129,7 @@ class DefaultPool(Pool):
     def choose_for(self, data: Any) -> ResolvedExecutor:
         """Return this pool, or the executor that stored data name: its workers can read their storage."""
         stored_executor = getattr(data, "executor", None) if hasattr(data, "coded_blocks") else None
-        return self if stored_executor is None else recognize_executor(stored_executor)
+        return self if stored_executor is None else _recognize_executor(stored_executor)
 
     def with_persistent_workers(
         self, max_workers: int | None = None
@@ -148,12 +147,19 @@ def _resolve_host(executor: Any) -> WorkerHost:
         raise ExecutorError(
             f"a Pool has no persistent workers on {executor}: for so many of them, Pool(workers={executor})"
         )
-    host = recognize_executor(executor)
+    host = _recognize_executor(executor)
     if not isinstance(host, WorkerHost):
         raise ExecutorError(
             f"a Pool has no persistent workers on {executor!r:.200}: pass it as executor= of the map"
         )
     return host
+
+
+def _recognize_executor(executor: Any) -> ResolvedExecutor:
+    """Return the executor that an argument means. The default pool needs no such import."""
+    from polarmap.executors.recognition import recognize_executor
+
+    return recognize_executor(executor)
 
 
 def shutdown() -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.executor_specs import is_dask_client, is_lithops_spec, is_ray_spec
+from polarmap.executors.executor_specs import (
+    check_config_path,
+    is_config_path,
+    is_dask_client,
+    is_lithops_spec,
+    is_localhost_spec,
+    is_ray_spec,
+)
 from polarmap.executors.interface import MapExecutor
 from polarmap.executors.resolved import CustomExecutor, ResolvedExecutor
+
+if TYPE_CHECKING:
+    from polarmap.executors.lithops_invocations import LithopsSource
 
 
 def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
@@ -28,7 +38,7 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
     if is_lithops_spec(executor_spec):
         from polarmap.executors.lithops import LithopsExecutor
 
-        return LithopsExecutor(executor_spec)
+        return LithopsExecutor(make_lithops_source(executor_spec))
     from polarmap.executors.futures import EngineExecutor, FuturesExecutor
 
     if is_dask_client(executor_spec):
@@ -46,3 +56,18 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
         "of a Lithops YAML file, a lithops.FunctionExecutor, a Dask client, ray, or a "
         "concurrent.futures executor"
     )
+
+
+def make_lithops_source(executor_spec: Any) -> LithopsSource:
+    """Return where the FunctionExecutors come from that "localhost", a path or a FunctionExecutor means.
+
+    Raises ExecutorError for a path that is none of a configuration.
+    """
+    from polarmap.executors.lithops_invocations import ConfigSource, ExecutorSource, LocalhostSource
+
+    if is_localhost_spec(executor_spec):
+        return LocalhostSource()
+    if not is_config_path(executor_spec):
+        return ExecutorSource(executor_spec)
+    check_config_path(executor_spec)
+    return ConfigSource(executor_spec)

@@ -20,6 +20,7 @@ from polarmap.driver.collector import JobTimer
 from polarmap.driver.lateness import RUN_TIME_HISTORY_SIZE
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.errors import WorkerLostError
+from polarmap.executors import resolve_executor
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.interface import (
     Failure,
@@ -380,7 +381,7 @@ def test_a_call_may_come_while_a_run_ends() -> None:
             return super().__iter__()
 
     first, late = (SubmittedCall(Future(), "f", pickle_to_array((abs, (-1,), {}))) for _ in range(2))
-    refusing = Mock(open=Mock(side_effect=KeyError("no run")))
+    refusing = Mock(open=Mock(side_effect=KeyError("no run")), can_batch=False, faults={})
     threads, calls = list[threading.Thread](), CallQueue(refusing, print, 4, 2, 1)
     calls._is_thread_running = True
     calls.submit(first, [0])
@@ -424,7 +425,7 @@ class Counting:
 
 
 def calls_on(executor: Counting, close: Callable[[], None] = lambda: None) -> CallQueue:
-    return CallQueue(executor, close, 4, 0, 0)
+    return CallQueue(resolve_executor(executor), close, 4, 0, 0)
 
 
 def call() -> SubmittedCall:
