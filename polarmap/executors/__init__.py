@@ -9,7 +9,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from polarmap.executors.pool import Pool, default_pool
+from polarmap.executors.pool import Pool, default_executor
 from polarmap.executors.resolved import ResolvedExecutor
 
 
@@ -21,7 +21,7 @@ def resolve_executor(executor_spec: Any) -> ResolvedExecutor:
     executor.
     """
     if executor_spec is None:
-        return default_pool
+        return default_executor
     # Most programs use the default executor alone, and import none of these.
     from polarmap.executors.faults import FaultInjectingExecutor, FaultyExecutor
     from polarmap.executors.recognition import recognize_executor

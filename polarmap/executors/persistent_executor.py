@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -195,12 +195,6 @@ class PersistentExecutor(ResolvedExecutor):
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
         """Partition data that is on the cluster of the workers; return None for other data."""
         return None if self._host is None else self._host.partition(data, n_blocks)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 class PoolResources:

@@ -1,13 +1,14 @@
-"""`Pool`: an executor whose workers persist from map to map, and the pool that is the default."""
+"""`Pool`: an executor whose workers persist from map to map, and the executor that is the default."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
+from polarmap.executors.interface import JobSpec, Session
 from polarmap.executors.local_workers import CAN_FORK
 from polarmap.executors.persistent_executor import (
     DEFAULT_BLOCK_CACHE_BYTES,
@@ -15,13 +16,13 @@ from polarmap.executors.persistent_executor import (
     PersistentExecutor,
     WorkerHost,
 )
-from polarmap.executors.resolved import ResolvedExecutor
+from polarmap.executors.resolved import ExecutorHandle, ResolvedExecutor
 from polarmap.executors.worker_listener import check_endpoint
 from polarmap.validation import check_positive_int, is_positive_number
 from polarmap.worker.socket_channel import TCP_TIMEOUT
 
 
-class Pool(PersistentExecutor):
+class Pool(ExecutorHandle):
     """Persistent workers: an executor for every verb.
 
     The first map starts them; later maps find them, and the blocks of data that they share. Maps without
@@ -110,7 +111,7 @@ class Pool(PersistentExecutor):
                 raise CodeError(
                     f"fork must be None, False, or True where processes can be, not {fork!r:.100}"
                 )
-            super().__init__(
+            self._executor = PersistentExecutor(
                 None if executor is None else _resolve_host(executor),
                 workers,
                 idle_timeout=float(idle_timeout),
@@ -121,24 +122,70 @@ class Pool(PersistentExecutor):
                 tcp_timeout=float(tcp_timeout),
             )
             self.executor, self.workers = executor, workers
+            self.worker_spec, self.is_local = self._executor.worker_spec, self._executor.is_local
+
+    def resolve(self) -> ResolvedExecutor:
+        """Return the executor of the workers."""
+        return self._executor
+
+    @property
+    def name(self) -> str:
+        """Where the workers are, and by which channel they talk with this process once that is known."""
+        return self._executor.name
+
+    @property
+    def workers_by_host(self) -> dict[str, int]:
+        """The number of workers on each machine, by host name; empty for processes of this machine."""
+        return self._executor.workers_by_host
+
+    def __repr__(self) -> str:
+        return repr(self._executor)
+
+    def open(self, job_spec: JobSpec) -> Session:
+        """Return a session for the tasks of one job.
+
+        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot reach its storage.
+        """
+        return self._executor.open(job_spec)
+
+    def stop_workers(self) -> None:
+        """End the workers and discard all blocks; the next map starts other workers."""
+        self._executor.stop_workers()
+
+    def close(self) -> None:
+        """End the workers for good. Safe to call twice."""
+        self._executor.close()
+
+    def after_fork(self) -> None:
+        """Forget the workers, in a process that was forked from the one that has them."""
+        self._executor.after_fork()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
-class DefaultPool(Pool):
-    """The pool of all maps without an executor."""
+class DefaultExecutor(PersistentExecutor):
+    """The processes of this machine that run all maps without an executor."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return this pool, or the executor that stored data name: its workers can read their storage."""
+        """Return this executor, or the one that stored data name: its workers can read their storage."""
         stored_executor = getattr(data, "executor", None) if hasattr(data, "coded_blocks") else None
         return self if stored_executor is None else _recognize_executor(stored_executor)
 
     def with_persistent_workers(
         self, max_workers: int | None = None
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
-        """Return this pool, which stays open, or a pool of at most `max_workers` processes of its own."""
+        """Return this executor, which stays open, or one of at most `max_workers` processes of its own."""
         if max_workers is None:
             return super().with_persistent_workers()
-        pool = Pool(None, max_workers)
-        return pool, pool.close
+        executor = PersistentExecutor(None, max_workers)
+        return executor, executor.close
 
 
 def _resolve_host(executor: Any) -> WorkerHost:
@@ -167,7 +214,7 @@ def shutdown() -> None:
 
     The next such map starts others.
     """
-    default_pool.stop_workers()
+    default_executor.stop_workers()
 
 
-default_pool = DefaultPool()
+default_executor = DefaultExecutor()

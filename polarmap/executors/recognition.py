@@ -14,7 +14,7 @@ from polarmap.executors.executor_specs import (
     is_ray_spec,
 )
 from polarmap.executors.interface import MapExecutor
-from polarmap.executors.resolved import CustomExecutor, ResolvedExecutor
+from polarmap.executors.resolved import CustomExecutor, ExecutorHandle, ResolvedExecutor
 
 if TYPE_CHECKING:
     from polarmap.executors.lithops_invocations import LithopsSource
@@ -28,6 +28,8 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
     """
     if isinstance(executor_spec, ResolvedExecutor):
         return executor_spec
+    if isinstance(executor_spec, ExecutorHandle):
+        return executor_spec.resolve()
     if isinstance(executor_spec, type):
         class_name = executor_spec.__name__
         raise ExecutorError(

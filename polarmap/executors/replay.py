@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.clouds.limits import WorkerSpec
 from polarmap.clouds.prices import PersistentUsage
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError
@@ -23,7 +24,6 @@ from polarmap.executors.interface import (
     build_block,
     make_lost_worker_outcome,
 )
-from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.validation import is_real_number
 from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
 from polarmap.worker.task_execution import run_task
@@ -32,7 +32,7 @@ from polarmap.worker.task_records import Fault, TaskRequest
 GIVE_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 
 
-class ReplayExecutor(ResolvedExecutor):
+class ReplayExecutor:
     """Runs f in this process, and lets each result arrive after as many virtual seconds as you say.
 
     Of the faults, "sleep" delays the arrival, "kill" and "exit" lose the task, the others do as they say.
@@ -53,7 +53,7 @@ class ReplayExecutor(ResolvedExecutor):
     """
 
     name = "replay"
-    pickles_f = False
+    worker_spec: WorkerSpec | None = None
 
     def __init__(self, arrival_seconds: Mapping[int, float] | None = None) -> None:
         script: Any = {} if arrival_seconds is None else arrival_seconds

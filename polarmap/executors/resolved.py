@@ -106,6 +106,14 @@ class ResolvedExecutor(ABC):
         return self, lambda: None
 
 
+class ExecutorHandle(ABC):
+    """An object of this package that users make and pass as `executor=`."""
+
+    @abstractmethod
+    def resolve(self) -> ResolvedExecutor:
+        """Return the executor that it stands for."""
+
+
 class DelegatingExecutor(ResolvedExecutor):
     """An executor that answers every question as another one does."""
 

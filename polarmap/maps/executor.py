@@ -25,7 +25,7 @@ from polarmap.executors.pickling import (
     pickle_small_values,
     pickle_worker_code_by_value,
 )
-from polarmap.executors.resolved import DelegatingExecutor
+from polarmap.executors.resolved import DelegatingExecutor, ExecutorHandle, ResolvedExecutor
 from polarmap.executors.temp_folders import make_temp_folder, remove_owned_folder
 from polarmap.validation import check_positive_int, is_nonnegative_int
 from polarmap.worker.environment import count_available_cores
@@ -38,7 +38,7 @@ T = TypeVar("T")
 MAX_QUEUED_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
 
 
-class Executor(DelegatingExecutor, futures.Executor):
+class Executor(ExecutorHandle, futures.Executor):
     """A `concurrent.futures.Executor`: calls of any function as futures, with backups for late ones.
 
     For tools that take an executor, and for calls that come one by one. What a call returns or raises is
@@ -89,23 +89,36 @@ class Executor(DelegatingExecutor, futures.Executor):
             for name, count in {"backups": backups, "retries": retries}.items():
                 if not is_nonnegative_int(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
-            resolved_executor, on_close = resolve_executor(executor).with_persistent_workers(workers)
-            super().__init__(resolved_executor)
-            if self.has_persistent_workers or self.max_workers is None:
+            used_executor, on_close = resolve_executor(executor).with_persistent_workers(workers)
+            self._executor = used_executor
+            self.worker_spec, self.is_local = used_executor.worker_spec, used_executor.is_local
+            if used_executor.has_persistent_workers or used_executor.max_workers is None:
                 max_in_flight = MAX_QUEUED_CALLS
             else:  # Calls that it was given cannot be withdrawn: it gets one more than it has workers.
-                max_in_flight = self.max_workers + 1
-            self._max_workers = self.max_workers or count_available_cores()  # Dask asks for it.
-            self._shares_files = self.has_persistent_workers and self.is_local
+                max_in_flight = used_executor.max_workers + 1
+            self._max_workers = used_executor.max_workers or count_available_cores()  # Dask asks for it.
+            self._shares_files = used_executor.has_persistent_workers and self.is_local
             # polarmap may be missing on other machines.
-            self._is_remote = self.has_persistent_workers and not self.is_local
+            self._is_remote = used_executor.has_persistent_workers and not self.is_local
             self._pickling_context = (
                 pickle_worker_code_by_value if self._is_remote else contextlib.nullcontext
             )
-            self._call_queue = CallQueue(
-                resolved_executor, on_close, max_in_flight, int(backups), int(retries)
-            )
+            self._call_queue = CallQueue(used_executor, on_close, max_in_flight, int(backups), int(retries))
             weakref.finalize(self, self._call_queue.shutdown).atexit = False
+
+    @property
+    def name(self) -> str:
+        """The name in reports of the executor where calls run."""
+        return self._executor.name
+
+    @property
+    def workers_by_host(self) -> dict[str, int]:
+        """The number of workers on each machine, by host name; empty if it is not known."""
+        return self._executor.workers_by_host
+
+    def resolve(self) -> ResolvedExecutor:
+        """Return the executor where calls run, as long as this one is open."""
+        return ExecutorOfCalls(self, self._executor)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
         """The future of the call `fn(*args, **kwargs)`.
@@ -243,6 +256,18 @@ class Executor(DelegatingExecutor, futures.Executor):
         self._call_queue.shutdown(cancel_futures)
         if wait:
             self._call_queue.wait_for_all_calls()
+
+
+class ExecutorOfCalls(DelegatingExecutor):
+    """The executor of maps on an `Executor`, which it keeps alive: who drops an `Executor` shuts it down."""
+
+    def __init__(self, owner: Executor, executor: ResolvedExecutor) -> None:
+        super().__init__(executor)
+        self._owner = owner
+
+    def open(self, job_spec: JobSpec) -> Session:
+        """Return a session where calls run. Raises RuntimeError after the `shutdown` of the owner."""
+        return self._owner.open(job_spec)
 
 
 def _write_function_file(owner: object, f: PickledFunction) -> str:

@@ -20,6 +20,7 @@ from polarmap.driver.collector import JobTimer
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.prepared_map import PreparedMap
 from polarmap.driver.task_table import TaskTable
+from polarmap.executors import resolve_executor
 from polarmap.executors.interface import Outcome
 from polarmap.testing import ReplayExecutor
 
@@ -32,7 +33,7 @@ class ScriptedMap:
     def __init__(self, *, is_stored: bool = False, error: Exception | None = None) -> None:
         self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))
         self._error = error
-        self.running = MapExecution(ReplayExecutor())
+        self.running = MapExecution(resolve_executor(ReplayExecutor()))
         self.running.set_code(PolarCode(3, 2))
         self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, self.running, 2, is_stored)
 

@@ -24,6 +24,7 @@ from polarmap.driver.prepared_map import make_observers
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.uncoded_collector import UncodedCollector
 from polarmap.errors import CodedTimeoutError, CodeError, NotLinearError
+from polarmap.executors import resolve_executor
 from polarmap.executors.interface import JobSpec, Outcome
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -113,7 +114,7 @@ def test_nobody_looks_on_at_a_plain_map(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
-    running = MapExecution(ReplayExecutor())
+    running = MapExecution(resolve_executor(ReplayExecutor()))
     running.set_code(polarmap.codes.PolarCode(4, 3), padding=2)
     blank = running.current_report()
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)

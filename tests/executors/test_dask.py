@@ -332,7 +332,7 @@ def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_
     ):
         with Pool(client.get_executor(pure=False), workers=2) as pool:
             check(pool)
-            kept = pool._resources
+            kept = pool._executor._resources
             # One whose pool is closed before it has called ends with the error that nobody answers.
             assert kept is not None and until(lambda: len(kept.worker_pool) == 2)
             site: Any = kept._provider

@@ -209,7 +209,7 @@ def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool
 def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
     with Pool(idle_timeout=0.2) as pool:
         before = threading.active_count()
-        first, kept = workers_of(pool), weakref.ref(pool._resources)  # type: ignore[arg-type]
+        first, kept = workers_of(pool), weakref.ref(pool._executor._resources)  # type: ignore[arg-type]
         assert until(lambda: not any(map(runs, first)))
         assert until(lambda: threading.active_count() <= before)
         check(pool)
@@ -233,10 +233,10 @@ def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pyt
     others = set(folders(os.getpid()))
     with Pool(idle_timeout=0.1) as pool:
         check(pool)
-        assert pool._resources is not None
-        begun, go, end = threading.Event(), threading.Event(), pool._resources.worker_pool.close
+        assert pool._executor._resources is not None
+        begun, go, end = threading.Event(), threading.Event(), pool._executor._resources.worker_pool.close
         monkeypatch.setattr(
-            pool._resources.worker_pool, "close", lambda: (begun.set(), go.wait(PATIENCE), end())
+            pool._executor._resources.worker_pool, "close", lambda: (begun.set(), go.wait(PATIENCE), end())
         )
         assert begun.wait(PATIENCE)
         closer = threading.Thread(target=pool.close)
@@ -271,7 +271,7 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
     first = workers_of(pool)
     monkeypatch.setattr(pool, "_lock", MapsWhenItIsLeft())
     pool.stop_workers()
-    kept = pool._resources
+    kept = pool._executor._resources
     assert kept is not None
     assert not kept._is_closed.is_set()
     assert until(lambda: not any(map(runs, first)))
@@ -279,7 +279,7 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
 
 def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> None:
     run = pool.open(JobSpec(product, UncodedBlocks([[X]], ("array",))))
-    kept = pool._resources
+    kept = pool._executor._resources
     assert kept is not None
 
     def close() -> None:
@@ -305,7 +305,7 @@ def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other
     usual, hangs, go = MemoryMappedBlockStore.remove_segments_below, threading.Event(), threading.Event()
     monkeypatch.setattr(MemoryMappedBlockStore, "remove_segments_below", remove)
     check(pool)
-    kept = pool._resources
+    kept = pool._executor._resources
     assert kept is not None
     kept._block_store.garbage_prefixes.append("away/")
     with ThreadPoolExecutor(3) as threads:

@@ -65,7 +65,10 @@ def test_code_of_the_callers_own() -> None:
 )
 def test_a_small_side_keeps_all_options_of_the_callers_code(options: dict[str, Any]) -> None:
     sides = CodedMatrix(
-        np.ones((10, 48)), ReplayExecutor(), BlockCounts(24, 32), PolarCode(32, 24, **options)
+        np.ones((10, 48)),
+        resolve_executor(ReplayExecutor()),
+        BlockCounts(24, 32),
+        PolarCode(32, 24, **options),
     )
     expected = PolarCode(14, 10, **options)
     found = sides.get_encoding("rows").code
