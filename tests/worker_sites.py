@@ -71,8 +71,9 @@ def pool_of(site: WorkerProvider, **options: Any) -> Iterator[Pool]:
     """A pool whose workers are those of a site."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("polarmap.executors.recognition.recognize_executor", lambda spec: HostOf(site))
-        with Pool(Path("threads.yaml"), **options) as pool:
-            yield pool
+        pool = Pool(Path("threads.yaml"), **options)
+    with pool:
+        yield pool
 
 
 def sent_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:

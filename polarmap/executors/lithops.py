@@ -71,8 +71,8 @@ class LithopsExecutor(WorkerHost):
 
     def __init__(self, source: LithopsSource) -> None:
         self._source, self.prefers_persistent_workers = source, source.is_config
-        config = source.read_config()
-        if config is not None:
+        if source.read_config is not None:
+            config = source.read_config()
             self.name, self.worker_spec = f"lithops/{config['lithops']['backend']}", parse_worker_spec(config)
         self.is_local = self.name in ("localhost", "lithops/localhost")
 

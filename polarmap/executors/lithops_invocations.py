@@ -7,11 +7,10 @@ import copy
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polarmap.clouds import lithops_config
 from polarmap.errors import ExecutorError, StorageError
@@ -238,91 +237,54 @@ def _format_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class LithopsSource(ABC):
+class LithopsSource(NamedTuple):
     """Where FunctionExecutors come from.
 
-    Attributes
-    ----------
-    is_config : bool
-        Whether it is a configuration, from which each map opens a FunctionExecutor of its own.
-    uses_private_folder : bool
-        Whether there is a process for each function, and all files are in the temporary folder of this one.
-    shared_executor : lithops.FunctionExecutor or None
-        The one of the caller that maps may use.
+    open_function_executor : called with no arguments, opens a FunctionExecutor, or raises ExecutorError.
+    read_config : called with no arguments, returns the complete configuration; None: there is none.
+    get_storage : called with no arguments, returns the storage that workers reach, as `encode` takes it.
+    is_config : whether it is a configuration, from which each map opens a FunctionExecutor of its own.
+    uses_private_folder : whether there is a process of this machine for each function, and all files are in
+        the temporary folder of this process.
+    shared_executor : the FunctionExecutor of the caller that maps may use; None if there is none.
     """
 
-    is_config = uses_private_folder = False
+    open_function_executor: Callable[[], Any]
+    read_config: Callable[[], Mapping[str, Any]] | None
+    get_storage: Callable[[], Any]
+    is_config: bool = False
+    uses_private_folder: bool = False
     shared_executor: Any = None
 
-    @abstractmethod
-    def read_config(self) -> Mapping[str, Any] | None:
-        """Return the complete configuration of Lithops; None if there is none."""
+    @classmethod
+    def for_localhost(cls) -> LithopsSource:
+        """Return the source of FunctionExecutors of this machine, without a configuration."""
+        return cls(
+            build_localhost_executor,
+            None,
+            lambda: get_process_temp_folder() / "arrays",
+            uses_private_folder=True,
+        )
 
-    @abstractmethod
-    def open_function_executor(self) -> Any:
-        """Open a FunctionExecutor. Raises ExecutorError if Lithops makes none."""
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str]) -> LithopsSource:
+        """Return the source that a configuration file is."""
+        return cls(
+            partial(open_function_executor, path),
+            partial(read_complete_config, path),
+            lambda: path,
+            is_config=True,
+        )
 
-    @abstractmethod
-    def get_storage(self) -> Any:
-        """Return the storage that workers reach, as `encode` takes it."""
-
-
-class LocalhostSource(LithopsSource):
-    """Processes of this machine, one for each function, without a configuration."""
-
-    uses_private_folder = True
-
-    def read_config(self) -> None:
-        """Return None: no configuration is read."""
-
-    def open_function_executor(self) -> Any:
-        """Open a FunctionExecutor on this machine."""
-        return build_localhost_executor()
-
-    def get_storage(self) -> Path:
-        """Return a folder of this process."""
-        return get_process_temp_folder() / "arrays"
-
-
-class ConfigSource(LithopsSource):
-    """A configuration file."""
-
-    is_config = True
-
-    def __init__(self, config_path: str | os.PathLike[str]) -> None:
-        self._config_path = config_path
-
-    def read_config(self) -> Mapping[str, Any]:
-        """Return the configuration with Lithops' defaults."""
-        return read_complete_config(self._config_path)
-
-    def open_function_executor(self) -> Any:
-        """Open a FunctionExecutor as the configuration says."""
-        return open_function_executor(self._config_path)
-
-    def get_storage(self) -> str | os.PathLike[str]:
-        """Return the path of the configuration, which names a storage."""
-        return self._config_path
-
-
-class ExecutorSource(LithopsSource):
-    """A FunctionExecutor of the caller."""
-
-    def __init__(self, function_executor: Any) -> None:
-        self.shared_executor = function_executor
-
-    def read_config(self) -> Mapping[str, Any]:
-        """Return the configuration of the FunctionExecutor."""
-        config: Mapping[str, Any] = self.shared_executor.config
-        return config
-
-    def open_function_executor(self) -> Any:
-        """Open another FunctionExecutor like the one of the caller."""
-        return clone_function_executor(self.shared_executor)
-
-    def get_storage(self) -> Any:
-        """Return the FunctionExecutor, which has a storage."""
-        return self.shared_executor
+    @classmethod
+    def from_executor(cls, function_executor: Any) -> LithopsSource:
+        """Return the source of a FunctionExecutor of the caller, and of others like it."""
+        return cls(
+            partial(clone_function_executor, function_executor),
+            lambda: function_executor.config,
+            lambda: function_executor,
+            shared_executor=function_executor,
+        )
 
 
 # --- configurations ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,26 @@ if TYPE_CHECKING:
     from polarmap.executors.remote_workers import WorkerProvider
 
 BLOCKS_PER_CORE = 3  # They keep all cores busy; more only cost.
-DEFAULT_IDLE_TIMEOUT = 60.0  # seconds without a map after which workers end
 DEFAULT_BLOCK_CACHE_BYTES = 2**30  # memory that blocks may take between maps
+
+
+class PoolOptions(NamedTuple):
+    """The validated options of a `Pool`, with its defaults.
+
+    idle_timeout : seconds without a map after which workers end.
+    block_cache_bytes : `memory_limit=`.
+    n_threads : `threads_per_worker=`.
+    listen_endpoint : `listen=`, whose text is parsed.
+    uses_fork : whether worker processes here are forked.
+    tcp_timeout : seconds.
+    """
+
+    idle_timeout: float = 60.0
+    block_cache_bytes: int = DEFAULT_BLOCK_CACHE_BYTES
+    n_threads: int = 1
+    listen_endpoint: bool | Endpoint = True
+    uses_fork: bool = CAN_FORK
+    tcp_timeout: float = TCP_TIMEOUT
 
 
 class WorkerHost(ResolvedExecutor):
@@ -63,7 +81,7 @@ class WorkerHost(ResolvedExecutor):
         self, max_workers: int | None = None
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
         """Return an executor with persistent workers here, at most `max_workers`, and what ends them."""
-        executor = PersistentExecutor(self, max_workers)
+        executor = PersistentExecutor(self, max_workers, PoolOptions())
         return executor, executor.close
 
 
@@ -76,8 +94,7 @@ class PersistentExecutor(ResolvedExecutor):
         The executor on which the workers are started; None: they are processes of this machine.
     max_workers : int or None
         The number of tasks that run at a time; None: as `Pool` documents.
-    idle_timeout, block_cache_bytes, n_threads, listen_endpoint, uses_fork, tcp_timeout
-        As `idle_timeout`, `memory_limit`, `threads_per_worker`, `listen`, `fork` and `tcp_timeout` of `Pool`.
+    options : PoolOptions
     """
 
     has_persistent_workers = True
@@ -85,32 +102,17 @@ class PersistentExecutor(ResolvedExecutor):
     def __init__(
         self,
         host: WorkerHost | None,
-        max_workers: int | None = None,
-        *,
-        idle_timeout: float = DEFAULT_IDLE_TIMEOUT,
-        block_cache_bytes: int = DEFAULT_BLOCK_CACHE_BYTES,
-        n_threads: int = 1,
-        listen_endpoint: bool | Endpoint = True,
-        uses_fork: bool = CAN_FORK,
-        tcp_timeout: float = TCP_TIMEOUT,
+        max_workers: int | None,
+        options: PoolOptions,
     ) -> None:
         self._host, self.max_workers = host, max_workers
         self._name = "processes here" if host is None else f"persistent workers on {host.name}"
         self.worker_spec = None if host is None else host.worker_spec
         self.is_local = self.can_batch = host is None
-        self._task_executor = None if host is None or listen_endpoint or not host.needs_tcp else host
-        self._open_resources = partial(
-            PoolResources,
-            self._name,
-            None if host is None else host.make_worker_provider,
-            max_workers,
-            idle_timeout,
-            block_cache_bytes,
-            n_threads,
-            listen_endpoint,
-            uses_fork,
-            tcp_timeout,
-        )
+        uses_tasks = host is not None and host.needs_tcp and options.listen_endpoint is False
+        self._task_executor = host if uses_tasks else None
+        make_provider = None if host is None else host.make_worker_provider
+        self._open_resources = partial(PoolResources, self._name, make_provider, max_workers, options)
         self._lock = threading.Lock()
         self._resources: PoolResources | None = None
         self._finalizer: Callable[[], object] = lambda: None  # ends the resources, once
@@ -205,7 +207,7 @@ class PoolResources:
     pool_name : str
     make_provider : callable or None
         Called with no arguments, it returns what starts the workers; None: they are processes here.
-    max_workers, idle_timeout, block_cache_bytes, n_threads, listen_endpoint, uses_fork, tcp_timeout
+    max_workers, options
         As for `PersistentExecutor`.
     """
 
@@ -214,28 +216,28 @@ class PoolResources:
         pool_name: str,
         make_provider: Callable[[], WorkerProvider] | None,
         max_workers: int | None,
-        idle_timeout: float,
-        block_cache_bytes: int,
-        n_threads: int,
-        listen_endpoint: bool | Endpoint,
-        uses_fork: bool,
-        tcp_timeout: float,
+        options: PoolOptions,
     ) -> None:
-        self._pool_name, self._idle_timeout = pool_name, idle_timeout
+        self._pool_name, self._idle_timeout = pool_name, options.idle_timeout
+        block_cache_bytes, n_threads = options.block_cache_bytes, options.n_threads
         self._folders: list[Path] = []  # in which workers read and write, if they share files with us
         self.worker_pool: WorkerPool
         self._block_store: BlockStore
         self._provider = provider = None if make_provider is None else make_provider()
         if provider is None:
             self._block_store = self._make_file_block_store(block_cache_bytes)
-            self.worker_pool = LocalWorkerPool(
-                n_threads, max_workers, list(map(str, self._folders)), uses_fork
-            )
+            folders = list(map(str, self._folders))
+            self.worker_pool = LocalWorkerPool(n_threads, max_workers, folders, options.uses_fork)
         else:
             from polarmap.executors.remote_workers import RemoteWorkerPool
 
             self.worker_pool = RemoteWorkerPool(
-                provider, max_workers, listen_endpoint, block_cache_bytes, n_threads, tcp_timeout
+                provider,
+                max_workers,
+                options.listen_endpoint,
+                block_cache_bytes,
+                n_threads,
+                options.tcp_timeout,
             )
             try:
                 if provider.shares_files or provider.shares_host:

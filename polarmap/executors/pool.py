@@ -12,8 +12,8 @@ from polarmap.executors.interface import JobSpec, Session
 from polarmap.executors.local_workers import CAN_FORK
 from polarmap.executors.persistent_executor import (
     DEFAULT_BLOCK_CACHE_BYTES,
-    DEFAULT_IDLE_TIMEOUT,
     PersistentExecutor,
+    PoolOptions,
     WorkerHost,
 )
 from polarmap.executors.resolved import ExecutorHandle, ResolvedExecutor
@@ -86,7 +86,7 @@ class Pool(ExecutorHandle):
         executor: Any = None,
         workers: int | None = None,
         *,
-        idle_timeout: float = DEFAULT_IDLE_TIMEOUT,
+        idle_timeout: float = 60.0,
         memory_limit: int = DEFAULT_BLOCK_CACHE_BYTES,
         threads_per_worker: int = 1,
         listen: bool | str = True,
@@ -111,16 +111,11 @@ class Pool(ExecutorHandle):
                 raise CodeError(
                     f"fork must be None, False, or True where processes can be, not {fork!r:.100}"
                 )
-            self._executor = PersistentExecutor(
-                None if executor is None else _resolve_host(executor),
-                workers,
-                idle_timeout=float(idle_timeout),
-                block_cache_bytes=int(memory_limit),
-                n_threads=threads_per_worker,
-                listen_endpoint=listen_endpoint,
-                uses_fork=CAN_FORK if fork is None else fork,
-                tcp_timeout=float(tcp_timeout),
-            )
+            limits = float(idle_timeout), int(memory_limit), threads_per_worker
+            uses_fork = CAN_FORK if fork is None else fork
+            options = PoolOptions(*limits, listen_endpoint, uses_fork, float(tcp_timeout))
+            host = None if executor is None else _resolve_host(executor)
+            self._executor = PersistentExecutor(host, workers, options)
             self.executor, self.workers = executor, workers
             self.worker_spec, self.is_local = self._executor.worker_spec, self._executor.is_local
 
@@ -171,7 +166,7 @@ class DefaultExecutor(PersistentExecutor):
     """The processes of this machine that run all maps without an executor."""
 
     def __init__(self) -> None:
-        super().__init__(None)
+        super().__init__(None, None, PoolOptions())
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
         """Return this executor, or the one that stored data name: its workers can read their storage."""
@@ -184,7 +179,7 @@ class DefaultExecutor(PersistentExecutor):
         """Return this executor, which stays open, or one of at most `max_workers` processes of its own."""
         if max_workers is None:
             return super().with_persistent_workers()
-        executor = PersistentExecutor(None, max_workers)
+        executor = PersistentExecutor(None, max_workers, PoolOptions())
         return executor, executor.close
 
 

@@ -65,11 +65,11 @@ def make_lithops_source(executor_spec: Any) -> LithopsSource:
 
     Raises ExecutorError for a path that is none of a configuration.
     """
-    from polarmap.executors.lithops_invocations import ConfigSource, ExecutorSource, LocalhostSource
+    from polarmap.executors.lithops_invocations import LithopsSource
 
     if is_localhost_spec(executor_spec):
-        return LocalhostSource()
+        return LithopsSource.for_localhost()
     if not is_config_path(executor_spec):
-        return ExecutorSource(executor_spec)
+        return LithopsSource.from_executor(executor_spec)
     check_config_path(executor_spec)
-    return ConfigSource(executor_spec)
+    return LithopsSource.from_config(executor_spec)

@@ -36,7 +36,7 @@ from polarmap.executors.lithops import (
     compute_max_worker_seconds,
     delete_objects_below,
 )
-from polarmap.executors.lithops_invocations import ExecutorSource, LithopsInvocations
+from polarmap.executors.lithops_invocations import LithopsInvocations, LithopsSource
 from polarmap.executors.recognition import make_lithops_source
 from polarmap.executors.remote_workers import RemoteWorkerPool
 from polarmap.executors.temp_folders import get_process_temp_folder
@@ -99,7 +99,7 @@ class Run(LithopsSession):
     def __init__(self, **more: Any) -> None:
         self.functions = Functions()
         super().__init__(
-            LithopsInvocations(ExecutorSource(self.functions), shares_executor=True),
+            LithopsInvocations(LithopsSource.from_executor(self.functions), shares_executor=True),
             JobSpec(np.negative, BLOCKS, **more),
         )
 

@@ -283,7 +283,7 @@ def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> N
     assert kept is not None
 
     def close() -> None:
-        with kept._lock, kept._block_store.lock, kept.worker_pool._lock:
+        with kept._lock, kept._block_store.lock, kept.worker_pool._executor._lock:
             run.close()
 
     closer = threading.Thread(target=close, daemon=True)
