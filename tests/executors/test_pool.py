@@ -269,7 +269,7 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
                     threads.submit(check, pool).result(PATIENCE)
 
     first = workers_of(pool)
-    monkeypatch.setattr(pool, "_lock", MapsWhenItIsLeft())
+    monkeypatch.setattr(pool._executor, "_lock", MapsWhenItIsLeft())
     pool.stop_workers()
     kept = pool._executor._resources
     assert kept is not None
@@ -283,7 +283,7 @@ def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> N
     assert kept is not None
 
     def close() -> None:
-        with kept._lock, kept._block_store.lock, kept.worker_pool._executor._lock:
+        with kept._lock, kept._block_store.lock, kept.worker_pool._lock:
             run.close()
 
     closer = threading.Thread(target=close, daemon=True)
