@@ -16,9 +16,9 @@ import numpy as np
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import find_divisors_near
 from polarmap.driver.function_properties import FunctionProperty
+from polarmap.driver.local_checks import leaves_agree
 from polarmap.driver.local_evaluation import LocalEvaluation
 from polarmap.driver.options import MapOptions
-from polarmap.driver.verification import leaves_agree
 from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.executors.interface import TaskResult
@@ -129,22 +129,27 @@ class PaddingAnalyzer:
 
     # -- what f does ------------------------------------------------------------------------
 
-    def is_trial_wait_over(self, now: float, max_wait_seconds: float) -> bool:
-        """Return whether the effects are known, or have been waited for longer than `max_wait_seconds`
-        seconds.
-        """
+    def poll(self, now: float) -> None:
+        """Begin to wait for the effects at `now`, at the first call, and wait a moment for them."""
         if self._wait_started_at is None:
             self._wait_started_at = now
-        return self.has_known_effects or now - self._wait_started_at > max_wait_seconds
+        if self._evaluation is not None:
+            self._evaluation.poll()
+
+    def is_trial_wait_over(self, now: float, max_wait_seconds: float) -> bool:
+        """Return whether the effects are known, or have been waited for longer than `max_wait_seconds`."""
+        if self.has_known_effects:
+            return True
+        return self._wait_started_at is not None and now - self._wait_started_at > max_wait_seconds
 
     def wait_for_padding_effects(self, timeout: float) -> None:
-        """Wait until the effects are known, for so many seconds at most."""
+        """Wait for up to `timeout` seconds until the effects are known."""
         if self._evaluation is not None:
             self._evaluation.wait_for_leaves(timeout)
 
     @property
     def has_known_effects(self) -> bool:
-        """Whether f has been evaluated on a few rows, or need not be."""
+        """Whether f has been evaluated on a few rows, or does not have to be."""
         return self._evaluation is None or not self._evaluation.is_running
 
     def get_padding_effects(

@@ -15,7 +15,8 @@ from plain import arrivals, arriving, assert_same, cut, plain_map, states
 
 from polarmap import coded_map
 from polarmap.codes import PolarCode
-from polarmap.driver import coded_collector
+from polarmap.driver.local_checks import LocalChecks
+from polarmap.driver.parity_checks import ParityChecks
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -39,7 +40,8 @@ def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
 def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     coded(executor=losing(0))  # f is known from here
     monkeypatch.setattr(PolarCode, "make_decoder", lambda *_: pytest.fail("made"))
-    monkeypatch.setattr(coded_collector, "AcceptancePolicy", lambda *_: pytest.fail("made"))
+    for checks, method in ((ParityChecks, "_measure_residuals"), (LocalChecks, "start")):
+        monkeypatch.setattr(checks, method, lambda *_: pytest.fail("checked"))
     result = coded(executor=ReplayExecutor(dict.fromkeys(range(K, N), 1.1)))
     assert_same(result, plain_map(product, DATA, K))
     report = result.report
