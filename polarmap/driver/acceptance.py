@@ -55,6 +55,9 @@ class AcceptancePolicy:
                 verdict = self._judge_decoded_results()
             else:
                 verdict = self._judge_complete_results()
+                if isinstance(verdict, Refused) and self._options.verify is not True:
+                    warning = f"{ALL_DATA_ARRIVED}, but {verdict.error}"
+                    verdict = Accepted(Verification.NOT_NEEDED, warning)
             if isinstance(verdict, Accepted):
                 self._decoder.decode()
             return verdict

@@ -12,7 +12,7 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedData
 from polarmap.codes.base import ErasureDecoder
-from polarmap.driver.acceptance import ALL_DATA_ARRIVED, AcceptancePolicy
+from polarmap.driver.acceptance import AcceptancePolicy
 from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.failure_messages import (
     NONFINITE_TEXT,
@@ -42,7 +42,7 @@ from polarmap.worker.pytree import unflatten
 if TYPE_CHECKING:
     from polarmap.driver.estimates import DeadlineEstimator, Estimate
 
-PERMANENT_DECODING_ERRORS = NotLinearError, CodeError  # each ends a map whose data tasks do not all report
+PERMANENT_DECODING_ERRORS = NotLinearError, CodeError  # Each ends a map whose data tasks do not all report.
 MAX_SETTLE_INTERVAL = 0.25  # seconds between polls for a check, or for a more accurate result
 
 
@@ -90,29 +90,22 @@ class CodedCollector(Collector):
     ) -> None:
         super().__init__(task_table, timer)
         self._coded_data, self._code, self._options = coded_data, coded_data.code, options
+        data_dtypes, is_trusted = coded_data.data_blocks.dtypes, options.verify is False
         self._function_property = FunctionProperty(
-            driver_f,
-            coded_data.code.requirement,
-            coded_data.data_blocks.dtypes,
-            holds_by_construction=options.traits.meets_requirement or options.verify is False,
+            driver_f, self._code.requirement, data_dtypes, options.traits.meets_requirement or is_trusted
         )
         self._limits = limits = WaitLimits(task_table, timer)
         self._evaluator = evaluator = LocalEvaluator(driver_f, coded_data, limits)
         self.received = received = ReceivedResults(coded_data, options.traits.result_shape, task_table)
         self.decoder = decoder = ResultDecoder(coded_data, options, received, evaluator, timer)
-        self.verifier = Verifier(coded_data, options, decoder, evaluator)
+        self.verifier = verifier = Verifier(coded_data, options, decoder, evaluator)
+        is_f_known = self._function_property.value is not None
         self._acceptance_policy = AcceptancePolicy(
-            coded_data,
-            options,
-            decoder,
-            self.verifier,
-            limits,
-            task_table,
-            is_f_known=self._function_property.value is not None,
+            coded_data, options, decoder, verifier, limits, task_table, is_f_known
         )
-        self.padded_block = (
-            None if padding_analyzer is None else PaddedBlock(padding_analyzer, decoder, limits, timer)
-        )
+        self.padded_block: PaddedBlock | None = None
+        if padding_analyzer is not None:
+            self.padded_block = PaddedBlock(padding_analyzer, received, limits, timer)
         self._deadline_estimator = deadline_estimator
         self._accepted_estimate: Estimate | None = None
         self.verification: Verification | None = None
@@ -144,7 +137,7 @@ class CodedCollector(Collector):
             self.decoder.accept_ill_conditioned()
         if self.verification is None and self.received.by_task:
             self._judge_results()
-        if not (self._has_settled_all_blocks() or self._try_estimate()):
+        if not (self._try_settle() or self._try_estimate()):
             return False
         if self.decoder.is_ill_conditioned:
             warn(
@@ -160,7 +153,7 @@ class CodedCollector(Collector):
             return False
         return self.timer.elapsed_seconds - decodable_at > self._limits.max_wait_seconds
 
-    def _has_settled_all_blocks(self) -> bool:
+    def _try_settle(self) -> bool:
         """Poll for the block that is filled up, and return whether all results are accepted."""
         padded_block, is_accepted = self.padded_block, self.verification is not None
         if padded_block is None:
@@ -178,17 +171,12 @@ class CodedCollector(Collector):
         further one: it may tell which task is to blame, or determine the integer.
         """
         decoder, received, tracker = self.decoder, self.received, self.decoder.tracker
-        has_all_unpadded = received.unpadded_result is not None and received.has_all_data_results(
-            received.by_task
-        )
-        if has_all_unpadded and len(tracker.missing_indices):
+        has_padding = received.unpadded_result is not None and len(tracker.missing_indices) > 0
+        if has_padding and received.has_all_data_results(received.by_task):
             self._accept_unpadded_results()
             return
-        if (
-            isinstance(self.decoding_error, PERMANENT_DECODING_ERRORS)
-            and self._refused_decoder is not tracker.decoder
-        ):
-            self.decoding_error = None
+        if self._refused_decoder is not None and self._refused_decoder is not tracker.decoder:
+            self.decoding_error = self._refused_decoder = None
         if not tracker.is_ready:
             return
         if self.decoding_error is not None:
@@ -208,10 +196,8 @@ class CodedCollector(Collector):
         elif isinstance(verdict, Rejected):
             self.received.discard(verdict.task_index, verdict.failure)
             self.decoder.restart()
-        elif isinstance(verdict, Refused) and len(self.decoder.tracker.missing_indices):
-            self._refuse_decoding(verdict.error)
         elif isinstance(verdict, Refused):
-            self._accept_despite(verdict.error)
+            self._wait_for_all_data(verdict.error)
 
     def _accept(self, verification: Verification, warning: str = "") -> None:
         """Let the results be final, and warn the caller of the map."""
@@ -219,10 +205,10 @@ class CodedCollector(Collector):
             warn(warning)
         self.verification, self.received.is_frozen = verification, True
 
-    def _accept_complete_results(self, warning: str = "") -> None:
+    def _accept_complete_results(self) -> None:
         """Accept the results of all data tasks, from which nothing is decoded."""
         self.decoder.decode()
-        self._accept(Verification.NOT_NEEDED, warning)
+        self._accept(Verification.NOT_NEEDED)
 
     def _accept_unpadded_results(self) -> None:
         """Accept the results of all data tasks, of which one has no result of its block with padding."""
@@ -230,26 +216,19 @@ class CodedCollector(Collector):
         warning = "f could not be verified: it raised an exception, or gave another shape, of rows of zeros"
         self._accept(Verification.NOT_NEEDED, warning if self._options.verify is True else "")
 
-    def _accept_despite(self, error: NonFiniteResultError | NotLinearError | CodeError) -> None:
-        """Accept the results of all data tasks, whatever f is; raise the error if the caller insists."""
-        if isinstance(error, NonFiniteResultError):
-            self.decoding_error = error
-            self._accept_complete_results()
-        elif isinstance(error, CodeError) or self._options.verify is True:
-            raise error
-        else:
-            self._accept_complete_results(f"{ALL_DATA_ARRIVED}, but {error}")
-
-    def _refuse_decoding(self, error: NonFiniteResultError | NotLinearError | CodeError) -> None:
-        """Wait for all data tasks instead of decoding, or raise the error if that would not help."""
+    def _wait_for_all_data(self, error: NonFiniteResultError | NotLinearError | CodeError) -> None:
+        """Decode nothing from these results, as they are refused: raise the error if no others would help."""
+        is_complete = not len(self.decoder.tracker.missing_indices)
         has_data_tasks = len(self._code.systematic_indices) > 0
         if isinstance(error, NonFiniteResultError):
             if not has_data_tasks:
                 raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
             self.decoding_error = error
+            if is_complete:
+                self._accept_complete_results()
             return
         must_hold = self._options.traits.meets_requirement or self._options.verify is True
-        if not has_data_tasks or (isinstance(error, NotLinearError) and must_hold):
+        if is_complete or not has_data_tasks or (isinstance(error, NotLinearError) and must_hold):
             raise error
         self.decoding_error, self._refused_decoder = error, self.decoder.tracker.decoder
 
@@ -418,7 +397,8 @@ class CodedCollector(Collector):
             return
         reason, decoder = "", self.decoder
         if self.awaited_task is not None and self.padded_block is not None:
-            reason = f"; task {self.awaited_task} has to return, as {self.padded_block.description}"
+            description = self.padded_block.analyzer.padded_block_description
+            reason = f"; task {self.awaited_task} has to return, as {description}"
         elif not self.can_use_parity:
             reason = f"; results contain {NONFINITE_TEXT}"
         elif decoder.ready_at is not None:
@@ -435,14 +415,14 @@ class CodedCollector(Collector):
     def _raise_awaited_task_failed(self, task_index: int) -> NoReturn:
         """Raise what f raised of the rows of the block that is filled up, or that its task was lost."""
         assert self.padded_block is not None
-        failure = self.task_table[task_index].last_failure
-        label = f"task {task_index} of {self._code.n}: {self.padded_block.description}"
+        failure, analyzer = self.task_table[task_index].last_failure, self.padded_block.analyzer
+        label = f"task {task_index} of {self._code.n}: {analyzer.padded_block_description}"
         if failure is not None and failure.kind == "raised":
             raise build_failure_exception(label, failure)
         self._raise_with_cause(
             NotDecodableError(
                 f"{label}. Rows of zeros change the result of f, so this one cannot be decoded, and its task "
-                f"failed: {failure}. Raise retries=, or {self.padded_block.block_count_advice.lower()}"
+                f"failed: {failure}. Raise retries=, or {analyzer.block_count_advice.lower()}"
             )
         )
 
@@ -485,7 +465,7 @@ class CodedCollector(Collector):
         if not self._has_finite_results or decoder.undecodable_reason:
             return None
         if padded_block is not None and not (
-            padded_block.has_unpadded_result or padded_block.has_known_effects
+            padded_block.has_unpadded_result or padded_block.analyzer.has_known_effects
         ):
             return None
         from polarmap.driver.estimates import estimate_missing_results  # Few maps need it.
@@ -537,7 +517,11 @@ class CodedCollector(Collector):
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
         """Return fields of the report of a map that was over after `elapsed_seconds`."""
         decoder, verification, padded_block = self.decoder, self.verification, self.padded_block
-        wait_seconds, unchecked_tasks = 0.0, tuple[int, ...]()
+        wait_seconds, unchecked_tasks, residuals = (
+            0.0,
+            tuple[int, ...](),
+            self.verifier.parity_checks.residuals,
+        )
         if verification not in (Verification.NOT_NEEDED, Verification.NO):
             wait_seconds = max(0.0, elapsed_seconds - (decoder.ready_at or 0.0) - decoder.decode_seconds)
         if verification in (Verification.PARITY, Verification.LOCAL):
@@ -551,7 +535,7 @@ class CodedCollector(Collector):
             "encode_seconds": self._coded_data.encode_seconds - self._earlier_encode_seconds,
             "decode_seconds": decoder.decode_seconds,
             "redundancy_wait_seconds": wait_seconds,
-            "residual": self.verifier.max_residual,
+            "residual": residuals and residuals.max_residual,
             "verified": str(verification),
             "unchecked": unchecked_tasks,
             "last_block": "" if padded_block is None else padded_block.result_source,

@@ -221,9 +221,9 @@ class DeadlineEstimator:
         estimate = estimate.with_padded_block(padded_block)
         if isinf(estimate.errors[padded_block.task_index]):
             warn(
-                f"{padded_block.description}; its task has not returned in time, and "
+                f"{padded_block.analyzer.padded_block_description}; its task has not returned in time, and "
                 "rows of zeros change the result of f, so its estimate may be far off. "
-                f"{padded_block.block_count_advice}"
+                f"{padded_block.analyzer.block_count_advice}"
             )
         return estimate
 

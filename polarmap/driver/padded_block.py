@@ -7,7 +7,7 @@ from typing import Any
 
 from polarmap.driver.collector import JobTimer
 from polarmap.driver.padding import PaddingAnalyzer, PaddingEffect
-from polarmap.driver.result_decoder import ResultDecoder
+from polarmap.driver.received_results import ReceivedResults
 from polarmap.driver.wait_limits import WaitLimits
 from polarmap.dtypes import Array
 from polarmap.worker.pytree import unflatten
@@ -20,22 +20,22 @@ class PaddedBlock:
     ----------
     analyzer : PaddingAnalyzer
         Finds out what rows of zeros do to f. Its evaluation of f on a few rows is started here.
-    decoder : ResultDecoder
-        Has the received results, among them that of the rows of data.
+    received : ReceivedResults
+        The results that have arrived, among them that of the rows of data.
     limits : WaitLimits
     timer : JobTimer
 
     Attributes
     ----------
+    analyzer : PaddingAnalyzer
     task_index : int
         The number of the block, and of its task.
     """
 
     def __init__(
-        self, analyzer: PaddingAnalyzer, decoder: ResultDecoder, limits: WaitLimits, timer: JobTimer
+        self, analyzer: PaddingAnalyzer, received: ReceivedResults, limits: WaitLimits, timer: JobTimer
     ) -> None:
-        self._analyzer, self._decoder, self._limits, self._timer = analyzer, decoder, limits, timer
-        self._received = decoder.received
+        self.analyzer, self._received, self._limits, self._timer = analyzer, received, limits, timer
         self.task_index = analyzer.task_index
         self._was_awaited = False  # when the other results were determined
         analyzer.start_trial_evaluation()
@@ -43,19 +43,7 @@ class PaddedBlock:
     @property
     def effects(self) -> tuple[PaddingEffect, ...]:
         """What rows of zeros do to each array of a result. What is not known yet counts as a change."""
-        return self._analyzer.get_padding_effects(
-            self._decoder.get_accuracy_limiting_dtype, self._received.leaf_shapes
-        )
-
-    @property
-    def description(self) -> str:
-        """What the block consists of, for messages."""
-        return self._analyzer.padded_block_description
-
-    @property
-    def block_count_advice(self) -> str:
-        """The numbers of blocks that need no padding, as an advice."""
-        return self._analyzer.block_count_advice
+        return self.analyzer.get_padding_effects(self._received.leaf_shapes)
 
     # -- while the map runs -----------------------------------------------------------------
 
@@ -65,23 +53,18 @@ class PaddedBlock:
         return self._received.unpadded_result is not None
 
     @property
-    def has_known_effects(self) -> bool:
-        """Whether it is known what rows of zeros do to f, or can no longer be found out."""
-        return self._analyzer.has_known_effects
-
-    @property
     def must_be_awaited(self) -> bool:
         """Whether the task has to return f of the rows of data, because that result cannot be decoded."""
         return (
             not self.has_unpadded_result
-            and self._analyzer.is_evaluated_unpadded
+            and self.analyzer.is_evaluated_unpadded
             and self._is_trial_wait_over
             and PaddingEffect.CHANGES_RESULT in self.effects
         )
 
     @property
     def _is_trial_wait_over(self) -> bool:
-        return self._analyzer.is_trial_wait_over(
+        return self.analyzer.is_trial_wait_over(
             self._timer.elapsed_seconds, self._limits.redundancy_wait_seconds
         )
 
@@ -90,8 +73,8 @@ class PaddedBlock:
 
         is_accepted : whether these have been accepted already.
         """
-        if not self.has_unpadded_result and (is_accepted or self._analyzer.is_evaluated_unpadded):
-            self._analyzer.poll(self._timer.elapsed_seconds)
+        if not self.has_unpadded_result and (is_accepted or self.analyzer.is_evaluated_unpadded):
+            self.analyzer.poll(self._timer.elapsed_seconds)
 
     def try_settle(self) -> bool:
         """Return whether the result is here, or can be decoded now that the others are accepted.
@@ -103,7 +86,7 @@ class PaddedBlock:
         if not self._is_trial_wait_over:
             return False
         effects = self.effects
-        self._analyzer.raise_if_padding_undecodable(effects)
+        self.analyzer.raise_if_padding_undecodable(effects)
         if PaddingEffect.CHANGES_RESULT not in effects:
             return True
         self._was_awaited = True
@@ -112,7 +95,7 @@ class PaddedBlock:
     def wait_for_effects(self) -> None:
         """Wait for as long as f may take on the driver, unless the result is here."""
         if not self.has_unpadded_result:
-            self._analyzer.wait_for_padding_effects(self._limits.local_evaluation_timeout)
+            self.analyzer.wait_for_padding_effects(self._limits.local_evaluation_timeout)
 
     # -- when it is over --------------------------------------------------------------------
 
@@ -127,7 +110,7 @@ class PaddedBlock:
         unpadded_result = self._received.unpadded_result
         if unpadded_result is None:
             return unflatten(
-                self._received.structure, self._analyzer.trim_padding(padded_leaves, self.effects)
+                self._received.structure, self.analyzer.trim_padding(padded_leaves, self.effects)
             )
         unpadded_leaves = unpadded_result.leaves
         return unflatten(
@@ -141,11 +124,8 @@ class PaddedBlock:
         if unpadded_result is None or self.task_index in unchecked_tasks:
             return unchecked_tasks
         padded_outcome = self._received.by_task.get(self.task_index)
-        if padded_outcome is not None and self._analyzer.is_unpadded_result_consistent(
-            self._decoder.get_accuracy_limiting_dtype,
-            padded_outcome.leaves,
-            unpadded_result.leaves,
-            self.effects,
+        if padded_outcome is not None and self.analyzer.is_unpadded_result_consistent(
+            padded_outcome.leaves, unpadded_result.leaves, self.effects
         ):
             return unchecked_tasks
         return tuple(sorted({*unchecked_tasks, self.task_index}))
@@ -163,8 +143,4 @@ class PaddedBlock:
     def record_effects(self) -> None:
         """Remember for later maps what rows of zeros do to f."""
         outcome = self._received.by_task.get(self.task_index)
-        self._analyzer.record_padding_effects(
-            self._decoder.get_accuracy_limiting_dtype,
-            outcome and outcome.leaves,
-            self._received.unpadded_result,
-        )
+        self.analyzer.record_padding_effects(outcome and outcome.leaves, self._received.unpadded_result)

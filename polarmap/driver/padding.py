@@ -19,12 +19,11 @@ from polarmap.driver.function_properties import FunctionProperty
 from polarmap.driver.local_checks import leaves_agree
 from polarmap.driver.local_evaluation import LocalEvaluation
 from polarmap.driver.options import MapOptions
-from polarmap.dtypes import Array, DType, is_integer_dtype
+from polarmap.driver.result_decoder import find_accuracy_limiting_dtype
+from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
-
-LimitingDtypeGetter = Callable[[DType], DType]  # whose rounding limits results of a dtype
 
 PADDING_PROPERTY = "what rows of zeros do to f"
 SAMPLE_VALUES = np.arange(1, 8)  # numbers of rows on which f is tried, where the data has none that tell
@@ -152,15 +151,13 @@ class PaddingAnalyzer:
         """Whether f has been evaluated on a few rows, or does not have to be."""
         return self._evaluation is None or not self._evaluation.is_running
 
-    def get_padding_effects(
-        self, get_limiting_dtype: LimitingDtypeGetter, result_shapes: Sequence[Shape]
-    ) -> tuple[PaddingEffect, ...]:
+    def get_padding_effects(self, result_shapes: Sequence[Shape]) -> tuple[PaddingEffect, ...]:
         """Return for each array of the results, of these shapes, what rows of zeros do to it.
 
         What is not known by now counts as a change.
         """
         if self._effects is None or len(self._effects) != len(result_shapes):
-            effects = self._find_measured_effects(get_limiting_dtype, len(result_shapes))
+            effects = self._find_measured_effects(len(result_shapes))
             if effects is None:
                 return (PaddingEffect.CHANGES_RESULT,) * len(result_shapes)
             self._effects = effects
@@ -175,9 +172,7 @@ class PaddingAnalyzer:
             return result_shape[:1] == (self._data_blocks.rows_per_block,)
         return self._data_blocks.has_zero_padding
 
-    def _find_measured_effects(
-        self, get_limiting_dtype: LimitingDtypeGetter, n_leaves: int
-    ) -> tuple[PaddingEffect, ...] | None:
+    def _find_measured_effects(self, n_leaves: int) -> tuple[PaddingEffect, ...] | None:
         """Return the effect on each of so many arrays; None if f has not been evaluated so far."""
         if self._is_rowwise:
             return (PaddingEffect.ROWWISE,) * n_leaves
@@ -190,11 +185,10 @@ class PaddingAnalyzer:
         if len(leaves) != 3 * n_leaves:
             return (PaddingEffect.CHANGES_RESULT,) * n_leaves
         trial_results = zip(leaves[:n_leaves], leaves[n_leaves : 2 * n_leaves], leaves[2 * n_leaves :])
-        return tuple(self._classify_padding_effect(get_limiting_dtype, *results) for results in trial_results)
+        return tuple(self._classify_padding_effect(*results) for results in trial_results)
 
     def _classify_padding_effect(
         self,
-        get_limiting_dtype: LimitingDtypeGetter,
         few_rows_result: Array,
         more_rows_result: Array,
         padded_result: Array,
@@ -204,21 +198,20 @@ class PaddingAnalyzer:
         if more_rows_result.dtype.kind in "iufc":
             finite_values = more_rows_result[np.isfinite(more_rows_result)]
         max_magnitude = float(np.abs(finite_values).max(initial=0))
-
-        def agree(leaf: Array, other_leaf: Array) -> bool:
-            return leaves_agree(
-                leaf, other_leaf, get_limiting_dtype(leaf.dtype), self._rtol, 1.0, max_magnitude, 0.0
-            )
-
         n_few_rows, n_more_rows = self._trial_row_counts
-        if (few_rows_result.shape[:1], more_rows_result.shape[:1]) == (
-            (n_few_rows,),
-            (n_more_rows,),
-        ) and agree(few_rows_result, more_rows_result[:n_few_rows]):
+        row_counts = few_rows_result.shape[:1], more_rows_result.shape[:1]
+        if row_counts == ((n_few_rows,), (n_more_rows,)) and self._leaves_agree(
+            few_rows_result, more_rows_result[:n_few_rows], max_magnitude
+        ):
             return PaddingEffect.ROWWISE
-        if few_rows_result.shape == padded_result.shape and agree(few_rows_result, padded_result):
+        has_same_shape = few_rows_result.shape == padded_result.shape
+        if has_same_shape and self._leaves_agree(few_rows_result, padded_result, max_magnitude):
             return PaddingEffect.NO_EFFECT
         return PaddingEffect.CHANGES_RESULT
+
+    def _leaves_agree(self, leaf: Array, other_leaf: Array, max_magnitude: float = 0.0) -> bool:
+        limiting_dtype = find_accuracy_limiting_dtype(leaf.dtype, self._data_blocks.dtypes)
+        return leaves_agree(leaf, other_leaf, limiting_dtype, self._rtol, 1.0, max_magnitude, 0.0)
 
     @property
     def _trial_row_counts(self) -> tuple[int, int]:
@@ -254,7 +247,6 @@ class PaddingAnalyzer:
 
     def record_padding_effects(
         self,
-        get_limiting_dtype: LimitingDtypeGetter,
         padded_leaves: list[Array] | None,
         unpadded_result: TaskResult | None,
     ) -> None:
@@ -267,7 +259,7 @@ class PaddingAnalyzer:
             return
         known_effects = self._known_effects
         if known_effects is None and self._evaluation is not None and self._evaluation.leaves is not None:
-            effects = self._find_measured_effects(get_limiting_dtype, len(self._evaluation.leaves) // 3)
+            effects = self._find_measured_effects(len(self._evaluation.leaves) // 3)
             known_effects = None if effects is None else KnownPaddingEffects(effects)
         if known_effects is None:
             return
@@ -321,7 +313,6 @@ class PaddingAnalyzer:
 
     def is_unpadded_result_consistent(
         self,
-        get_limiting_dtype: LimitingDtypeGetter,
         padded_leaves: Sequence[Array],
         unpadded_leaves: Sequence[Array],
         effects: Sequence[PaddingEffect],
@@ -329,18 +320,8 @@ class PaddingAnalyzer:
         """Return whether the result of the rows of data is what that of the whole block says it is."""
         if PaddingEffect.CHANGES_RESULT in effects or len(padded_leaves) != len(unpadded_leaves):
             return False
-        return all(
-            leaves_agree(
-                trimmed_leaf,
-                unpadded_leaf,
-                get_limiting_dtype(trimmed_leaf.dtype),
-                self._rtol,
-                1.0,
-                0.0,
-                0.0,
-            )
-            for trimmed_leaf, unpadded_leaf in zip(self.trim_padding(padded_leaves, effects), unpadded_leaves)
-        )
+        trimmed_leaves = self.trim_padding(padded_leaves, effects)
+        return all(map(self._leaves_agree, trimmed_leaves, unpadded_leaves))
 
     def trim_padding(self, leaves: Sequence[Array], effects: Sequence[PaddingEffect]) -> list[Array]:
         """Return the arrays of the result of the last block without the rows that stand for padding."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from math import inf
 from typing import Any
@@ -33,6 +33,17 @@ MAX_TRIALS = 4  # sets of tasks for which is cached whether their results would 
 
 class NonFiniteResultError(Exception):
     """Results contain NaN or inf, which parity carries into every decoded block."""
+
+
+def find_accuracy_limiting_dtype(result_dtype: DType, data_dtypes: Sequence[DType]) -> DType:
+    """Return the dtype whose rounding limits the accuracy of a result.
+
+    Parity blocks are rounded to the dtypes of the data, so it is the coarsest of these and of the result.
+    """
+    if is_integer_dtype(result_dtype):
+        return np.dtype(np.float64)
+    inexact_dtypes = [dtype for dtype in data_dtypes if not is_integer_dtype(dtype)]
+    return max([result_dtype, *inexact_dtypes], key=machine_epsilon)
 
 
 class ResultDecoder:
@@ -188,15 +199,8 @@ class ResultDecoder:
         return [leaf.dtype for leaf in self._local_sample]
 
     def get_accuracy_limiting_dtype(self, result_dtype: DType) -> DType:
-        """Return the dtype whose rounding limits results of `result_dtype`.
-
-        Parity blocks are rounded to the dtypes of the data, so it is the coarsest of these and of the result.
-        """
-        if is_integer_dtype(result_dtype):
-            return np.dtype(np.float64)
-        data_dtypes = self.coded_data.data_blocks.dtypes
-        inexact_dtypes = [dtype for dtype in data_dtypes if not is_integer_dtype(dtype)]
-        return max([result_dtype, *inexact_dtypes], key=machine_epsilon)
+        """Return the dtype whose rounding limits results of `result_dtype`."""
+        return find_accuracy_limiting_dtype(result_dtype, self.coded_data.data_blocks.dtypes)
 
     def get_rtol(self, result_dtype: DType) -> float:
         """Return the relative error that decoded results of `result_dtype` may have."""

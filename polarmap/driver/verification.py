@@ -90,12 +90,6 @@ class Verifier:
 
     # -- parity checks ----------------------------------------------------------------------
 
-    @property
-    def max_residual(self) -> float | None:
-        """The largest relative residual of the parity checks as last evaluated; None if they never were."""
-        residuals = self.parity_checks.residuals
-        return None if residuals is None else residuals.max_residual
-
     def evaluate_redundant_checks(self) -> ParityResiduals | None:
         """Return the residuals of the parity checks, or None if no redundant result has arrived."""
         tracker = self._decoder.tracker
