@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from polarmap.blocks.coded import CodedData
+from polarmap.driver.collector import WaitLimits
 from polarmap.driver.local_evaluation import LocalEvaluation
 from polarmap.driver.options import MapOptions
 from polarmap.driver.result_decoder import NonFiniteResultError, ResultDecoder
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.verification import Accepted, Pending, Refused, Verdict, Verifier
-from polarmap.driver.wait_limits import WaitLimits
 from polarmap.errors import CodeError
 from polarmap.report import Verification
 from polarmap.worker.segments import DamagedError

@@ -13,7 +13,7 @@ import numpy as np
 from polarmap.blocks.coded import CodedData
 from polarmap.codes.base import ErasureDecoder
 from polarmap.driver.acceptance import AcceptancePolicy
-from polarmap.driver.collector import Collector, JobTimer
+from polarmap.driver.collector import Collector, JobTimer, WaitLimits
 from polarmap.driver.failure_messages import (
     NONFINITE_TEXT,
     build_failure_exception,
@@ -25,14 +25,11 @@ from polarmap.driver.failure_messages import (
 from polarmap.driver.function_properties import FunctionProperty
 from polarmap.driver.local_evaluation import LocalEvaluator
 from polarmap.driver.options import MapOptions
-from polarmap.driver.padded_block import PaddedBlock
-from polarmap.driver.padding import PaddingAnalyzer
 from polarmap.driver.received_results import ReceivedResults, Reception
 from polarmap.driver.result_decoder import NonFiniteResultError, ResultDecoder
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.verification import Accepted, Refused, Rejected, Verdict, Verifier
-from polarmap.driver.wait_limits import WaitLimits
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.interface import Outcome, read_only_view
@@ -41,6 +38,8 @@ from polarmap.worker.pytree import unflatten
 
 if TYPE_CHECKING:
     from polarmap.driver.estimates import DeadlineEstimator, Estimate
+    from polarmap.driver.padded_block import PaddedBlock
+    from polarmap.driver.padding import PaddingAnalyzer
 
 PERMANENT_DECODING_ERRORS = NotLinearError, CodeError  # Each ends a map whose data tasks do not all report.
 MAX_SETTLE_INTERVAL = 0.25  # seconds between polls for a check, or for a more accurate result
@@ -105,6 +104,8 @@ class CodedCollector(Collector):
         )
         self.padded_block: PaddedBlock | None = None
         if padding_analyzer is not None:
+            from polarmap.driver.padded_block import PaddedBlock  # Few maps need it.
+
             self.padded_block = PaddedBlock(padding_analyzer, received, limits, timer)
         self._deadline_estimator = deadline_estimator
         self._accepted_estimate: Estimate | None = None
@@ -370,9 +371,8 @@ class CodedCollector(Collector):
             self._try_accept_ill_conditioned() or self.received.by_task
         ):
             return
-        awaited_task = self.awaited_task
-        if awaited_task is not None:
-            self._raise_awaited_task_failed(awaited_task)
+        if self.padded_block is not None and self.awaited_task is not None:
+            self._raise_awaited_task_failed(self.padded_block)
         if self._try_accept_ill_conditioned():
             return
         error = find_decisive_exception(self.task_table, self.would_suffice)
@@ -412,10 +412,10 @@ class CodedCollector(Collector):
         )
         self._raise_with_cause(CodedTimeoutError(message))
 
-    def _raise_awaited_task_failed(self, task_index: int) -> NoReturn:
+    def _raise_awaited_task_failed(self, padded_block: PaddedBlock) -> NoReturn:
         """Raise what f raised of the rows of the block that is filled up, or that its task was lost."""
-        assert self.padded_block is not None
-        failure, analyzer = self.task_table[task_index].last_failure, self.padded_block.analyzer
+        task_index, analyzer = padded_block.task_index, padded_block.analyzer
+        failure = self.task_table[task_index].last_failure
         label = f"task {task_index} of {self._code.n}: {analyzer.padded_block_description}"
         if failure is not None and failure.kind == "raised":
             raise build_failure_exception(label, failure)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from polarmap.blocks.coded import CodedData
-from polarmap.driver.wait_limits import WaitLimits
+from polarmap.driver.collector import WaitLimits
 from polarmap.dtypes import Array
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.pytree import Structure, flatten, unflatten

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polarmap.driver.collector import JobTimer
+from polarmap.driver.collector import JobTimer, WaitLimits
 from polarmap.driver.padding import PaddingAnalyzer, PaddingEffect
 from polarmap.driver.received_results import ReceivedResults
-from polarmap.driver.wait_limits import WaitLimits
 from polarmap.dtypes import Array
 from polarmap.worker.pytree import unflatten
 

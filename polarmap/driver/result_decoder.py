@@ -17,7 +17,6 @@ from polarmap.driver.collector import JobTimer
 from polarmap.driver.local_evaluation import LocalEvaluator
 from polarmap.driver.options import MapOptions
 from polarmap.driver.received_results import ReceivedResults, get_leaf_types
-from polarmap.driver.wraparound import find_wraparound_reason, undo_wraparound
 from polarmap.dtypes import (
     Array,
     DType,
@@ -209,8 +208,11 @@ class ResultDecoder:
     @cached_property
     def undecodable_reason(self) -> str:
         """Why parity is of no use, as f has made floats of integers that may wrap; "" if it is of use."""
-        if self._options.traits.meets_requirement:
+        has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes))
+        if self._options.traits.meets_requirement or not has_integers:
             return ""
+        from polarmap.driver.wraparound import find_wraparound_reason  # Few maps need it.
+
         return find_wraparound_reason(self.coded_data, self.result_dtypes())
 
     # -- decoding ---------------------------------------------------------------------------
@@ -252,6 +254,8 @@ class ResultDecoder:
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []
             if leaf_types[leaf_index] == "python" and is_integer_dtype(dtype) and decoder.modular:
+                from polarmap.driver.wraparound import undo_wraparound  # Few maps need it.
+
                 arrived, weights = decoder.arrived_indices, decoder.weights
                 recovered.append(undo_wraparound(self.coded_data, received, arrived, weights, blocks))
             else:
