@@ -5,7 +5,8 @@ Redundant parity checks tell, or f evaluated on the driver.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from polarmap.blocks.coded import CodedData
 from polarmap.codes import error_detection
 from polarmap.codes.base import ErasureDecoder
 from polarmap.driver.function_properties import LINEAR_OR_AFFINE
-from polarmap.driver.local_checks import LocalChecks
 from polarmap.driver.local_evaluation import LocalEvaluation, LocalEvaluator
 from polarmap.driver.options import MapOptions
 from polarmap.driver.parity_checks import ParityChecks, ParityResiduals
@@ -22,6 +22,9 @@ from polarmap.dtypes import Mask, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError, NotLinearError
 from polarmap.executors.interface import Failure
 from polarmap.report import Verification
+
+if TYPE_CHECKING:
+    from polarmap.driver.local_checks import LocalChecks
 
 NOT_LINEAR_MESSAGE = (
     "f is not {requirement} (or not deterministic), so lost results cannot be decoded. For a polynomial "
@@ -79,10 +82,17 @@ class Verifier:
     def __init__(
         self, coded_data: CodedData, options: MapOptions, decoder: ResultDecoder, evaluator: LocalEvaluator
     ) -> None:
-        self._code, self._n_coded = coded_data.code, coded_data.n
+        self._coded_data, self._code, self._options = coded_data, coded_data.code, options
         self._decoder, self._received, self._evaluator = decoder, decoder.received, evaluator
         self.parity_checks = ParityChecks(coded_data, options, decoder, evaluator)
-        self.local_checks = LocalChecks(coded_data, options, decoder, evaluator, self.parity_checks)
+
+    @cached_property
+    def local_checks(self) -> LocalChecks:
+        """The comparison of decoded results with f on the driver, which few maps need."""
+        from polarmap.driver.local_checks import LocalChecks
+
+        parts = self._coded_data, self._options, self._decoder, self._evaluator, self.parity_checks
+        return LocalChecks(*parts)
 
     @property
     def _erasure_decoder(self) -> ErasureDecoder:
@@ -137,7 +147,7 @@ class Verifier:
             for dtype in self._decoder.result_dtypes()
         )
         mismatched_mask = self.local_checks.get_missing_block_mask(self._received.mismatched_blocks)
-        scores = scores + self._block_sum_mask / 2 + self._n_coded * mismatched_mask
+        scores = scores + self._block_sum_mask / 2 + self._coded_data.n * mismatched_mask
         scores[self.local_checks.checked_mask] = -1.0
         return int(decoder.missing_indices[np.argmax(scores)])
 
@@ -192,7 +202,8 @@ class Verifier:
     @property
     def has_check_of_block_sum(self) -> bool:
         """Whether a check involves f of a sum of blocks: a copy of a block tells nothing of f."""
-        if self._block_sum_mask[self.local_checks.checked_mask].any():
+        is_decoded = len(self._erasure_decoder.missing_indices) > 0
+        if is_decoded and self._block_sum_mask[self.local_checks.checked_mask].any():
             return True
         dtypes = set(self._decoder.result_dtypes()) if self.parity_checks.residuals is not None else ()
         return any(
