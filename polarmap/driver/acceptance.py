@@ -18,7 +18,7 @@ ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain
 
 
 class AcceptancePolicy:
-    """Judges results once they determine the others, while more may arrive. It changes none of them.
+    """Judges results once they determine the missing ones, while more may arrive. It does not change them.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class AcceptancePolicy:
         self._must_verify = options.verify is True or (options.verify == "auto" and not is_f_known)
 
     def judge(self) -> Verdict:
-        """Return whether the results may be returned as they are now. Results that may be are decoded."""
+        """Return a verdict on the results that have arrived. Missing ones are decoded if it accepts them."""
         try:
             if len(self._decoder.tracker.missing_indices):
                 verdict = self._judge_decoded_results()
@@ -67,7 +67,7 @@ class AcceptancePolicy:
     # -- where results are missing ----------------------------------------------------------
 
     def _judge_decoded_results(self) -> Verdict:
-        """Return whether results may be returned some of which have to be decoded."""
+        """Judge results some of which have to be decoded."""
         if self._decoder.undecodable_reason:
             raise CodeError(f"a result is missing and cannot be decoded: {self._decoder.undecodable_reason}")
         if self._options.verify is False:
@@ -150,9 +150,9 @@ class AcceptancePolicy:
     # -- where no result is missing ---------------------------------------------------------
 
     def _judge_complete_results(self) -> Verdict:
-        """Return whether the results of all data tasks may be returned: they may, whatever f is.
+        """Judge the results of all data tasks, which may be returned whatever f is.
 
-        If f is not known, one parity check is made all the same: a warning now is better than an error once
+        If f is not known, one parity check is made nevertheless: a warning now is better than an error once
         a worker is lost.
         """
         decoder, code = self._decoder, self._code
@@ -161,7 +161,7 @@ class AcceptancePolicy:
             return Accepted(Verification.NOT_NEEDED)
         if code.n == code.n_targets:
             return Accepted(Verification.NOT_NEEDED)
-        # Of stored data, all blocks would be read to know the reason.
+        # If the data is in storage, all blocks would have to be read to know the reason.
         if self._coded_data.location is None and decoder.undecodable_reason:
             return self._accept_undecodable(decoder.undecodable_reason)
         if decoder.tracker.n_redundant_checks:

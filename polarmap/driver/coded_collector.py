@@ -46,7 +46,7 @@ MAX_SETTLE_INTERVAL = 0.25  # seconds between polls for a check, or for a more a
 
 
 class CodedCollector(Collector):
-    """Collects the results of a coded map, and finishes it once they have been accepted.
+    """Collects the results of a coded map, and finishes the map once they have been accepted.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class CodedCollector(Collector):
     received : ReceivedResults
         The results that have arrived.
     decoder : ResultDecoder
-        Tracks whether they determine the others, and decodes these.
+        Tracks whether they determine the missing results, and decodes these.
     verifier : Verifier
         Checks them.
     padded_block : PaddedBlock or None
@@ -212,13 +212,13 @@ class CodedCollector(Collector):
         self._accept(Verification.NOT_NEEDED)
 
     def _accept_unpadded_results(self) -> None:
-        """Accept the results of all data tasks, of which one has no result of its block with padding."""
+        """Accept the results of all data tasks, although f failed on a block with padding."""
         self.decoder.use_unpadded_results()
         warning = "f could not be verified: it raised an exception, or gave another shape, of rows of zeros"
         self._accept(Verification.NOT_NEEDED, warning if self._options.verify is True else "")
 
     def _wait_for_all_data(self, error: NonFiniteResultError | NotLinearError | CodeError) -> None:
-        """Decode nothing from these results, as they are refused: raise the error if no others would help."""
+        """Decode nothing from refused results, or raise the error if further results would not help."""
         is_complete = not len(self.decoder.tracker.missing_indices)
         has_data_tasks = len(self._code.systematic_indices) > 0
         if isinstance(error, NonFiniteResultError):
@@ -253,7 +253,7 @@ class CodedCollector(Collector):
         return True
 
     def _check_estimable(self) -> None:
-        """Raise an error if there is nothing to estimate from."""
+        """Raise an error if no estimate can be made from the received results."""
         if not self.received.by_task:
             timeout_text = f"the timeout of {self.timer.timeout:g} s"
             self._raise_with_cause(
@@ -264,13 +264,13 @@ class CodedCollector(Collector):
 
     @property
     def _has_finite_results(self) -> bool:
-        """Whether every data task reported, or nothing received is NaN or inf."""
+        """Whether all data tasks have returned a result, or no received result contains NaN or inf."""
         if isinstance(self.decoding_error, NonFiniteResultError):
             return False
         return self.received.has_all_data_results(self.received.by_task) or self.received.has_finite_values
 
     def _describe_contradiction(self) -> str:
-        """Evaluate the parity checks, and return in words by how much they are violated; "" if they hold."""
+        """Evaluate the parity checks, and return a message if they are violated, else ""."""
         residuals = self.verifier.evaluate_redundant_checks()
         if residuals is None or not residuals.is_violated:
             return ""
@@ -283,7 +283,7 @@ class CodedCollector(Collector):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results that can determine the others."""
+        """The smallest number of results from which the missing ones can be decoded."""
         return self._code.recovery_threshold
 
     @property
@@ -297,14 +297,14 @@ class CodedCollector(Collector):
     def decodable_tasks(self) -> Collection[int]:
         """The tasks whose results can be decoded from.
 
-        A task of the short block is not among them if it has returned the result of its own rows, but none of
-        the usual shape with the rows of zeros.
+        The task of the block that is filled up is not among them if it has returned the result of its rows of
+        data only.
         """
         return self.received.by_task.keys()
 
     @property
     def can_use_parity(self) -> bool:
-        """Whether parity helps: not where nothing can be decoded."""
+        """Whether parity helps, which it does unless decoding is ruled out."""
         return self.decoding_error is None
 
     @property
@@ -473,7 +473,7 @@ class CodedCollector(Collector):
         estimate = estimate_missing_results(decoder).with_padded_block(padded_block)
         errors = estimate.errors if any(estimate.errors) else ()
         build_report = partial(replace, report, errors=errors, error_p90=estimate.error_p90)
-        # Blocks may still be decoded from what has arrived: nobody is to write to it.
+        # Blocks may still be decoded from received arrays, so these must not be written to.
         return self._build_result(estimate.block_leaves, LazyReport(build_report), read_only_view)
 
     def build_result(self, report: LazyReport) -> CodedResult[Any]:
@@ -508,7 +508,7 @@ class CodedCollector(Collector):
 
     @property
     def recovered_blocks(self) -> list[int]:
-        """The data blocks whose results are not those of their tasks."""
+        """The data blocks whose results are decoded or estimated."""
         missing_blocks: list[int] = self.decoder.tracker.missing_indices.tolist()
         if self.received.unpadded_result is None or self.padded_block is None:
             return missing_blocks

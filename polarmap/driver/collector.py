@@ -155,7 +155,7 @@ class Collector(ABC):
     @property
     @abstractmethod
     def decodable_tasks(self) -> Collection[int]:
-        """The tasks whose results can be decoded from, or are returned as they are."""
+        """The tasks whose results are returned, or can be decoded from."""
 
     @property
     @abstractmethod
@@ -165,7 +165,7 @@ class Collector(ABC):
     @property
     @abstractmethod
     def awaited_task(self) -> int | None:
-        """The task whose own result is needed while all others are determined; None if there is none."""
+        """The task whose own result is needed while all other results are determined, or None."""
 
     @abstractmethod
     def would_suffice(self, task_indices: Collection[int]) -> bool:
@@ -218,7 +218,7 @@ class Collector(ABC):
 
 
 class EveryTaskCollector(Collector):
-    """A collector that needs a result of every task, and takes the first one of each as it is."""
+    """A collector that needs one result of every task, and decodes nothing."""
 
     @property
     def recovery_threshold(self) -> int:
@@ -237,7 +237,7 @@ class EveryTaskCollector(Collector):
 
     @property
     def awaited_task(self) -> int | None:
-        """None: no result is decoded, so that all of them are awaited."""
+        """Always None: no task is awaited more than others."""
         return None
 
     def would_suffice(self, task_indices: Collection[int]) -> bool:
@@ -245,7 +245,7 @@ class EveryTaskCollector(Collector):
         return len(set(task_indices)) == len(self.task_table)
 
     def can_pending_tasks_suffice(self) -> bool:
-        """Return whether no task has failed for good."""
+        """Return whether each task has arrived, runs or is held back."""
         tasks = self.task_table
         return self.would_suffice(tasks.arrived.keys() | tasks.in_flight.keys() | tasks.held_back)
 
@@ -286,5 +286,5 @@ class EveryTaskCollector(Collector):
         return ()
 
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
-        """Return how the results were verified: as they are those of a plain map, not at all."""
+        """Return the way of verification: nothing is decoded, so that no verification is needed."""
         return {"verified": str(Verification.NOT_NEEDED)}

@@ -114,7 +114,7 @@ def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
 def _compute_error_p90(
     predictor: MissingBlockPredictor, received: Array, expected_errors: list[float], k: int
 ) -> float:
-    """The relative error of all k blocks together that nine in ten orders stay below."""
+    """Return the bound that the relative error of all k blocks together meets in nine of ten orders."""
     joint_error = float(np.linalg.norm(expected_errors)) / float(np.sqrt(k))
     return joint_error and joint_error * predictor.estimate_error_to_std_ratio_p90(
         _to_normalized_reals(received)
@@ -124,7 +124,7 @@ def _compute_error_p90(
 def _compute_expected_errors(
     decoder: ResultDecoder, predictor: MissingBlockPredictor, received: Array, dtype: DType
 ) -> list[float]:
-    """The relative error to expect of each missing block; 0.0 for what is determined within rtol."""
+    """Return the relative error to expect of each missing block: 0.0 if it is determined within rtol."""
     rounding_errors = np.linalg.norm(predictor.weights, axis=1)
     if is_integer_dtype(dtype):  # made of floats: rounded to one
         rounding_errors /= float(np.abs(received).max(initial=0)) or 1.0
@@ -141,20 +141,20 @@ def _compute_expected_errors(
 
 
 def _compute_relative_scatter(predictor: MissingBlockPredictor, received: Array) -> float:
-    """The scatter of blocks around their mean, as a share of their root mean square."""
+    """Return the standard deviation of blocks from their mean, relative to their root mean square."""
     reals = _to_normalized_reals(received)
     root_mean_square = float(np.sqrt(np.mean(reals**2))) if reals.size else 0.0
     return predictor.compute_block_std(reals) / root_mean_square if root_mean_square > 0 else 0.0
 
 
 def _to_normalized_reals(received: Array) -> Array:
-    """Blocks of numbers as blocks of real ones of at most 1, whose squares neither overflow nor vanish."""
+    """Return blocks as real numbers of at most 1, so that their squares neither overflow nor vanish."""
     reals = np.concatenate([received.real, received.imag], axis=1).astype(np.float64)
     return np.asarray(reals / (np.abs(reals).max(initial=0.0) or 1.0))
 
 
 def _round_to_dtype(values: Array, dtype: DType) -> Array:
-    """Integers next to `values`, as far as `dtype` holds them."""
+    """Return `values` rounded to integers, and clipped to the range of `dtype`."""
     min_value, max_value = np.iinfo(dtype).min, np.iinfo(dtype).max
     clipped = np.clip(
         np.rint(values), np.nextafter(float(min_value), 0.0), np.nextafter(float(max_value), 0.0)
@@ -167,7 +167,7 @@ def _round_to_dtype(values: Array, dtype: DType) -> Array:
 def _decode_modular(
     code: PolarCode, predictor: MissingBlockPredictor, received: dict[int, Array], dtype: DType
 ) -> dict[int, Array]:
-    """The missing blocks, by their place among them, that are determined modulo 2^64."""
+    """Return the missing blocks that are determined modulo 2^64, by their position among the missing ones."""
     parity_indices = predictor.arrived_indices[predictor.arrived_indices >= code.k] - code.k
     known_indices = predictor.arrived_indices[predictor.arrived_indices < code.k]
     parity_matrix = code.encoding_matrix[np.ix_(parity_indices, predictor.missing_indices)]
@@ -197,7 +197,7 @@ class DeadlineEstimator:
     def estimate(
         self, decoder: ResultDecoder, padded_block: PaddedBlock | None, is_accepted: bool
     ) -> Estimate:
-        """Return results and estimates, of which there is one for each data block.
+        """Return a result or an estimate for each data block.
 
         Warns if the estimate of the block that is filled up may be far off.
 
@@ -228,18 +228,18 @@ class DeadlineEstimator:
         return estimate
 
 
-# --- for whoever waits for one -----------------------------------------------------------------
+# --- for other threads -------------------------------------------------------------------------
 
 
 class EstimateSnapshot(NamedTuple):
-    """An estimate, and from how many results it was made."""
+    """An estimate, and the number of results from which it was made."""
 
     n_arrived: int
     result: Any
 
 
 class EstimateStream:
-    """Hands estimates from the thread of a map to others, each of which gets the latest."""
+    """Passes estimates from the thread of a map to other threads. Each of them gets the latest one."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -248,7 +248,7 @@ class EstimateStream:
         self._is_closed = False
 
     def publish_estimate_if_awaited(self, n_arrived: int, build_estimate: Callable[[], Any]) -> None:
-        """Make an estimate from so many results if somebody waits for it."""
+        """Build and publish an estimate from `n_arrived` results if a thread waits for one."""
         with self._condition:
             is_new = self._latest is None or self._latest.n_arrived != n_arrived
             is_awaited = self._n_waiting > 0 and is_new
@@ -258,15 +258,17 @@ class EstimateStream:
                 self._condition.notify_all()
 
     def close(self) -> None:
-        """Tell those who wait that no more estimates will come."""
+        """Wake all waiting threads, as no more estimates will come."""
         with self._condition:
             self._is_closed = True
             self._condition.notify_all()
 
     def wait_for_next_estimate(self, n_seen: int, wake: Callable[[], None]) -> EstimateSnapshot | None:
-        """Wait for an estimate from other than `n_seen` results; None when the map is over.
+        """Block until there is an estimate from another number of results than `n_seen`, and return it.
 
-        wake : lets the map look up.
+        Returns None once the map is over.
+
+        wake : called with no arguments to wake the thread of the map.
         """
 
         def has_next() -> bool:

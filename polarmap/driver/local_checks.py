@@ -22,7 +22,7 @@ DECODING_NOISE_FACTOR = 16  # roundings of the largest number of a leaf, times t
 
 
 class LocalChecks:
-    """Evaluates f on blocks whose results are decoded, one after the other, and compares the two.
+    """Evaluates f on blocks whose results are decoded, one block after the other, and compares the results.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class LocalChecks:
     decoder : ResultDecoder
     evaluator : LocalEvaluator
     parity_checks : ParityChecks
-        Tell of which numbers rounding is a share.
+        Know to which magnitudes rounding errors are relative.
 
     Attributes
     ----------
@@ -92,8 +92,8 @@ class LocalChecks:
     def _start_reflection(self, block_index: int) -> tuple[int, LocalEvaluation] | None:
         """Start f on the mirror image of a coded block behind a data block, if all coded blocks have noise.
 
-        With much noise all coded blocks may lie on the same side of a kink, as of |x|, on which f is linear.
-        The mirror image of one of them lies on the other side, unless that block is so close to the data
+        With much noise all coded blocks may be on the same side of a kink, as of |x|, on which f is linear.
+        The mirror image of one of them is on the other side, unless that block is so close to the data
         block that the kink is not between the two: so it is the block whose result has the largest number.
         An affine f of the image is twice f of the data block less f of the coded block.
         """
@@ -206,7 +206,7 @@ def leaves_agree(
         By how much decoding has multiplied the rounding of received results; 0 if the result is a received
         one.
     max_magnitude : float
-        The number of the leaf of which rounding is a share.
+        The magnitude to which rounding errors of the leaf are relative.
     max_error : float
         By how much entries may differ in any case.
     """

@@ -41,7 +41,7 @@ class PaddedBlock:
 
     @property
     def effects(self) -> tuple[PaddingEffect, ...]:
-        """What rows of zeros do to each array of a result. What is not known yet counts as a change."""
+        """The effect of rows of zeros on each array of a result. An unknown effect counts as a change."""
         return self.analyzer.get_padding_effects(self._received.leaf_shapes)
 
     # -- while the map runs -----------------------------------------------------------------
@@ -76,9 +76,9 @@ class PaddedBlock:
             self.analyzer.poll(self._timer.elapsed_seconds)
 
     def try_settle(self) -> bool:
-        """Return whether the result is here, or can be decoded now that the others are accepted.
+        """Return whether the result has arrived or can be decoded, once all other results are accepted.
 
-        Raises CodeError if it will be neither.
+        Raises CodeError if neither will be the case.
         """
         if self.has_unpadded_result:
             return True

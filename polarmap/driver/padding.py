@@ -1,8 +1,8 @@
-"""What rows of zeros do to f, where they fill up the last block of an array whose rows do not divide.
+"""Find out what rows of zeros do to f if they fill up the last block of an array.
 
-The result of that block is f of its own rows, which its task evaluates as well. Where that result is missing,
-it can be decoded only if f gives one row for each row, so that rows of padding can be cut off, or if rows
-of zeros make no difference to f, as to a sum over rows.
+They do if the rows of the array do not divide into blocks. The task of that block evaluates f on its rows of
+data, too. If that result is missing, it can be decoded in two cases: f returns one row for each row, so that
+rows of padding can be cut off, or rows of zeros make no difference to f, as to a sum over rows.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
 PADDING_PROPERTY = "what rows of zeros do to f"
-SAMPLE_VALUES = np.arange(1, 8)  # numbers of rows on which f is tried, where the data has none that tell
+SAMPLE_VALUES = np.arange(1, 8)  # Entries of the rows on which f is tried if those of the data show nothing.
 ROW_FACTOR_STEP = 0.25  # Rows on which f is tried are scaled by 1 + 0.25 row**2: sums of them seldom cancel.
 
 
 class PaddingEffect(Enum):
-    """What rows of zeros at the end of a block do to one array of the result of f."""
+    """The effect of rows of zeros at the end of a block on one array of the result of f."""
 
     ROWWISE = "one row of the result for each row of the block"
     NO_EFFECT = "rows of zeros make no difference"
@@ -39,11 +39,11 @@ class PaddingEffect(Enum):
 
 
 class KnownPaddingEffects(NamedTuple):
-    """What earlier maps have found of f.
+    """The effects of rows of zeros that earlier maps have found.
 
-    effects : for each array of its results.
-    bitwise_equal_layouts : layouts of blocks, with their rows of data, of which f gave the same bits for
-        these rows, whether rows of zeros followed or not.
+    effects : the effect on each array of a result of f.
+    bitwise_equal_layouts : layouts of blocks, each with a number of rows of data, for which f has returned
+        the same bits with and without rows of zeros.
     """
 
     effects: tuple[PaddingEffect, ...]
@@ -55,29 +55,29 @@ class KnownPaddingEffects(NamedTuple):
 
 
 class PaddingAnalyzer:
-    """The rows of zeros in the last block of a map, and what they do to f.
+    """Finds out what the rows of zeros in the last block of a map do to f.
 
-    f is evaluated on the driver, beside the map, on two rows of a block, on four, and on two followed by rows
-    of zeros; once for all maps of the same function.
+    While the map runs, f is evaluated on the driver on two rows of a block, on four, and on two followed by
+    rows of zeros. That is done once for all maps of the same function.
 
     Parameters
     ----------
     f : callable
-        What workers call.
+        The function that workers call.
     coded_data : CodedData
-        Blocks of which the last one is filled up.
+        Blocks, the last of which is filled up.
     options : MapOptions
     is_stored : bool
-        Whether results stay in storage, as blocks of equal size.
+        Whether results are kept in storage, as blocks of equal size.
 
     Attributes
     ----------
     task_index, n_rows : int
         The number of the block that is filled up, and how many rows of data it has.
     is_evaluated_unpadded : bool
-        Whether the task of that block evaluates f on its rows of data alone, too. Not where each row of the
-        result is known to come from one row of the block, where results stay in storage, and where no worker
-        has a block of the data.
+        Whether the task of that block evaluates f on its rows of data alone, too. It does not if each row of
+        the result is known to come from one row of the block, if results are kept in storage, or if no worker
+        gets a data block.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ class PaddingAnalyzer:
         self._f = f
 
     def start_trial_evaluation(self) -> None:
-        """Begin to evaluate f on a few rows, on a thread, if nothing is known of it."""
+        """Start f on a few rows, in a thread, unless the effects are known."""
         if not self._is_rowwise and self._known_effects is None:
             f = self._f
             self._evaluation = LocalEvaluation(lambda blocks: tuple(map(f, blocks)), self._build_trial_blocks)
 
     def _check_blocks_not_empty(self) -> None:
-        """Raise CodeError for a stored array with blocks that hold no row of it."""
+        """Raise CodeError for a stored array with blocks that contain none of its rows."""
         if self.n_rows <= 0:
             raise CodeError(
                 f"the {self._data_blocks.k} blocks of the coded array hold {self._n_data_rows} rows in "
@@ -152,9 +152,9 @@ class PaddingAnalyzer:
         return self._evaluation is None or not self._evaluation.is_running
 
     def get_padding_effects(self, result_shapes: Sequence[Shape]) -> tuple[PaddingEffect, ...]:
-        """Return for each array of the results, of these shapes, what rows of zeros do to it.
+        """Return the effect on each array of a result, given the shapes of these arrays.
 
-        What is not known by now counts as a change.
+        An effect that is not known yet counts as a change.
         """
         if self._effects is None or len(self._effects) != len(result_shapes):
             effects = self._find_measured_effects(len(result_shapes))
@@ -167,13 +167,13 @@ class PaddingAnalyzer:
         )
 
     def _is_effect_valid_for_shape(self, effect: PaddingEffect, result_shape: Shape) -> bool:
-        """Return whether what was found of f on a few rows is true of results of this shape in this map."""
+        """Return whether an effect found on a few rows is true of results of this shape in this map."""
         if effect is PaddingEffect.ROWWISE:
             return result_shape[:1] == (self._data_blocks.rows_per_block,)
         return self._data_blocks.has_zero_padding
 
     def _find_measured_effects(self, n_leaves: int) -> tuple[PaddingEffect, ...] | None:
-        """Return the effect on each of so many arrays; None if f has not been evaluated so far."""
+        """Return the effect on each of `n_leaves` arrays, or None if f has not been evaluated yet."""
         if self._is_rowwise:
             return (PaddingEffect.ROWWISE,) * n_leaves
         if self._known_effects is not None:
@@ -193,7 +193,7 @@ class PaddingAnalyzer:
         more_rows_result: Array,
         padded_result: Array,
     ) -> PaddingEffect:
-        """Return the effect on an array of which these are results: of few rows, of more, with zeros."""
+        """Return the effect on an array, given its results for few rows, for more, and for few with zeros."""
         finite_values = np.zeros(0)
         if more_rows_result.dtype.kind in "iufc":
             finite_values = more_rows_result[np.isfinite(more_rows_result)]
@@ -215,16 +215,16 @@ class PaddingAnalyzer:
 
     @property
     def _trial_row_counts(self) -> tuple[int, int]:
-        """The numbers of rows that f is tried on, which a block has: not one row, which numpy may squeeze."""
+        """The numbers of rows on which f is tried: more than one if possible, as NumPy may squeeze one."""
         rows_per_block = self._data_blocks.rows_per_block
         assert rows_per_block is not None
         n_few_rows = min(2, rows_per_block - 1)
         return n_few_rows, min(n_few_rows + 2, rows_per_block)
 
     def _build_trial_blocks(self) -> tuple[Any, Any, Any]:
-        """Return a few rows of a block of the data, some more of them, and the few filled up with zeros.
+        """Return a few rows of a data block, a few more of them, and the first few filled up with zeros.
 
-        Rows that tell nothing, as those of zeros, are made up, and so are all where the data is in storage.
+        Rows that would show nothing, such as rows of zeros, are made up. Of data in storage all rows are.
         """
         n_few_rows, n_more_rows = self._trial_row_counts
         if self._coded_data.location is None:
@@ -234,7 +234,7 @@ class PaddingAnalyzer:
                 np.zeros((n_more_rows, *shape[1:]), dtype_name)
                 for dtype_name, shape in self._coded_data.block_layout(0)
             ]
-        if len(leaves) == 1:  # of sparse rows there are three
+        if len(leaves) == 1:  # Sparse rows have three leaves.
             leaves = [_make_rows_distinguishable(leaves[0])]
         cut_rows, structure = self._data_blocks.copy_padded_rows, self._coded_data.structure
         row_counts = ((n_few_rows, n_few_rows), (n_more_rows, n_more_rows), (n_few_rows, n_more_rows))
@@ -250,9 +250,9 @@ class PaddingAnalyzer:
         padded_leaves: list[Array] | None,
         unpadded_result: TaskResult | None,
     ) -> None:
-        """Remember for later maps what is known of f by now.
+        """Remember the effects for later maps, as far as they are known.
 
-        padded_leaves, unpadded_result : f of the block that is filled up and f of its rows of data, if its
+        padded_leaves, unpadded_result : f of the block that is filled up, and f of its rows of data, if its
             task has returned them.
         """
         if self._is_rowwise:
@@ -275,7 +275,7 @@ class PaddingAnalyzer:
             self._function_property.remember_value(known_effects)
 
     def raise_if_padding_undecodable(self, effects: Sequence[PaddingEffect]) -> None:
-        """Raise CodeError where rows of zeros change a result that no worker returns without them."""
+        """Raise CodeError if rows of zeros change a result that no worker returns without them."""
         if PaddingEffect.CHANGES_RESULT not in effects or self._is_rowwise:
             return
         if self._is_stored:
@@ -293,7 +293,7 @@ class PaddingAnalyzer:
 
     @property
     def padded_block_description(self) -> str:
-        """What the last block consists of, for messages."""
+        """A description of the last block, for messages."""
         return (
             f"{self._n_data_rows} rows do not divide into {self._data_blocks.k} blocks, so the last one has "
             f"{self.n_rows} of {self._data_blocks.rows_per_block} rows and is filled up with rows of zeros"
@@ -301,7 +301,7 @@ class PaddingAnalyzer:
 
     @property
     def block_count_advice(self) -> str:
-        """The numbers of blocks for which no rows of zeros are needed, as an advice."""
+        """Advice for messages: numbers of blocks that need no rows of zeros."""
         blocks_options = " or ".join(
             f"blocks={n_blocks}" for n_blocks in find_divisors_near(self._n_data_rows, self._data_blocks.k)
         )
@@ -317,14 +317,14 @@ class PaddingAnalyzer:
         unpadded_leaves: Sequence[Array],
         effects: Sequence[PaddingEffect],
     ) -> bool:
-        """Return whether the result of the rows of data is what that of the whole block says it is."""
+        """Return whether the result of the rows of data agrees with the result of the whole block."""
         if PaddingEffect.CHANGES_RESULT in effects or len(padded_leaves) != len(unpadded_leaves):
             return False
         trimmed_leaves = self.trim_padding(padded_leaves, effects)
         return all(map(self._leaves_agree, trimmed_leaves, unpadded_leaves))
 
     def trim_padding(self, leaves: Sequence[Array], effects: Sequence[PaddingEffect]) -> list[Array]:
-        """Return the arrays of the result of the last block without the rows that stand for padding."""
+        """Return the arrays of the result of the last block without rows of padding."""
         leaf_effects = zip(leaves, effects, strict=True)
         return [
             leaf[: self.n_rows] if effect is PaddingEffect.ROWWISE else leaf for leaf, effect in leaf_effects
@@ -332,9 +332,9 @@ class PaddingAnalyzer:
 
 
 def _make_rows_distinguishable(rows: Array) -> Array:
-    """Return rows that show whether f mixes them: other numbers where they are not finite, or all zeros.
+    """Return rows that show whether f mixes them, each multiplied by a different factor.
 
-    They are multiplied by different factors.
+    Entries that are not finite and rows of zeros are replaced.
     """
     sample_rows = np.resize(SAMPLE_VALUES, rows.shape).astype(rows.dtype)
     axes = tuple(range(1, rows.ndim))
@@ -346,7 +346,7 @@ def _make_rows_distinguishable(rows: Array) -> Array:
 
 
 def _has_equal_bits(padded_leaves: Sequence[Array], unpadded_result: TaskResult, n_rows: int) -> bool:
-    """Return whether the first rows of all arrays are, bit for bit, those of the result without padding."""
+    """Return whether the first rows of all arrays equal the result without padding, bit by bit."""
     if len(padded_leaves) != len(unpadded_result.leaves):
         return False
     return all(

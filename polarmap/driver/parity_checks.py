@@ -20,7 +20,7 @@ from polarmap.worker.pytree import flatten, unflatten
 
 
 class ParityResiduals(NamedTuple):
-    """By how much results miss the parity checks.
+    """The residuals of parity checks.
 
     by_leaf : for each leaf the largest relative residual; None for a leaf that is not meant to be decoded.
     is_violated : whether a residual is more than rounding.
@@ -59,8 +59,8 @@ class ParityChecks:
         self._coded_data, self._options = coded_data, options
         self._decoder, self._received, self._evaluator = decoder, decoder.received, evaluator
         self.residuals: ParityResiduals | None = None
-        self._checked_decoder: ErasureDecoder | None = None  # of the results that were evaluated last
-        # Of each leaf the magnitude of its terms before they cancel, in case residuals are not small without.
+        self._checked_decoder: ErasureDecoder | None = None  # `residuals` belong to it.
+        # The magnitude of the terms of each leaf before they cancel; [] as long as residuals are small.
         self._uncancelled_magnitudes: list[float] = []
 
     def evaluate(self) -> ParityResiduals:
@@ -159,11 +159,11 @@ class ParityChecks:
         return compute_error_bounds(received_leaves)
 
     def compute_max_magnitude(self, leaf_index: int, arrays: list[Array] | None = None) -> float:
-        """Return the number of which rounding of a leaf is a share: the largest one in these arrays.
+        """Return the magnitude to which rounding errors of a leaf are relative: the largest absolute value.
 
-        If it is known how large the terms of the leaf are before they cancel, their magnitude counts, too.
+        Terms of a sum that cancel count before they do, if their magnitude is known.
 
-        arrays : by default those of the received results.
+        arrays : the arrays of this leaf; by default in the received results.
         """
         if arrays is None:
             arrays = [outcome.leaves[leaf_index] for outcome in self._received.by_task.values()]

@@ -107,7 +107,7 @@ class ReceivedResults:
             message = f"returned {outcome.result_description} where {expected} is due"
             self._reject_misshapen_result(task_index, message)
             return Reception.IGNORED
-        for group in self._groups.values():  # of a task with an unusual result that was started again
+        for group in self._groups.values():  # A task with an unusual result may have been started again.
             group.pop(task_index, None)
         group = self._groups.setdefault(signature, {})
         group[task_index] = outcome
@@ -128,7 +128,7 @@ class ReceivedResults:
 
     @property
     def first_received(self) -> Outcome:
-        """The result that arrived first of those that count."""
+        """The first result to arrive among the results that count."""
         return next(iter(self.by_task.values()))
 
     @property
@@ -166,7 +166,7 @@ class ReceivedResults:
 
     @property
     def mismatched_blocks(self) -> set[int]:
-        """The data blocks of which a worker returned a result of another structure or shape."""
+        """The data blocks for which a worker has returned a result of another structure or shape."""
         table, data_tasks = self._task_table, self._systematic_indices.tolist()
         failed_tasks = [task for task in data_tasks if table[task].failures]
         return {
@@ -174,7 +174,7 @@ class ReceivedResults:
         }
 
     def has_all_data_results(self, task_indices: Collection[int]) -> bool:
-        """Return whether results of these tasks, with `unpadded_result`, are those of all data tasks."""
+        """Return whether these tasks, with that of `unpadded_result`, include all data tasks."""
         available, n_data_tasks = set(task_indices), len(self._systematic_indices)
         if self.unpadded_result is not None:
             available.add(n_data_tasks - 1)
@@ -197,10 +197,10 @@ class ReceivedResults:
         return has_valid_scalar_shapes(outcome) and self._expected_shape in (None, *outcome.leaf_shapes)
 
     def _outvotes_current_results(self, candidates: dict[int, Outcome]) -> bool:
-        """Return whether these results replace those that count: if they are more.
+        """Return whether `candidates` outnumber the results that count, and replace them.
 
-        If they are equally many, or differ in their dtypes alone, then results of parity blocks never
-        replace those of data blocks: f of wider integers may return another kind.
+        If the numbers are equal, or only the dtypes differ, then results of parity blocks never replace
+        results of data blocks: f of wider integers may return another kind.
         """
         candidate, current = next(iter(candidates.values())), self.first_received
         has_data, had_data = (
@@ -214,7 +214,7 @@ class ReceivedResults:
         return len(candidates) > len(self.by_task)
 
     def _switch_to_group(self, candidates: dict[int, Outcome]) -> None:
-        """Let these results count: those that counted before become failures of their tasks."""
+        """Let `candidates` count. Results that counted before become failures of their tasks."""
         rejected, self.by_task = self.by_task, candidates
         for task_index in candidates:
             self._task_table.restore_result(task_index)

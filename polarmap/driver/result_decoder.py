@@ -1,4 +1,4 @@
-"""Decoder of a map's results: tracks whether the received results determine the others, and computes them."""
+"""Decoder of a map's results: tracks whether received results determine missing ones, and computes these."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def find_accuracy_limiting_dtype(result_dtype: DType, data_dtypes: Sequence[DTyp
 
 
 class ResultDecoder:
-    """Decodes the results of the data tasks from those that have been received.
+    """Decodes missing results of data tasks from received results.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ class ResultDecoder:
     tracker : ArrivalTracker
         Exists from the first result on, which tells the dtypes.
     decodable_at, ready_at : float or None
-        When the results first determined the others, and when they did so with the accuracy asked for, in
-        seconds after the start of the map.
+        When the received results first determined the missing ones, and when they did so with the accuracy
+        asked for, in seconds after the start of the map.
     n_needed : int
         The number of results that had arrived by `ready_at`.
     is_ill_conditioned : bool
@@ -93,7 +93,7 @@ class ResultDecoder:
         self.is_ill_conditioned = False
         self.decoded_results: list[list[Array]] = []
         self.decode_seconds = 0.0
-        self._latest_decoder: ErasureDecoder | None = None  # which computed `decoded_results`
+        self._latest_decoder: ErasureDecoder | None = None  # It has computed `decoded_results`.
         self._local_sample: list[Array] | None = None  # f of a data block, evaluated on the driver
         self._trial_cache: dict[Any, bool] = {}  # whether results of a set of tasks would suffice
 
@@ -136,7 +136,7 @@ class ResultDecoder:
             self.ready_at, self.n_needed = self._timer.elapsed_seconds, received.n_arrived_tasks
 
     def accept_ill_conditioned(self) -> bool:
-        """Decode at any accuracy if the results determine the others at all, and return whether they do."""
+        """Decode at any accuracy if that is possible at all, and return whether it is."""
         if not self.received.by_task or not self.tracker.is_ill_conditioned:
             return False
         self.tracker.accept_ill_conditioned()
@@ -146,12 +146,12 @@ class ResultDecoder:
 
     @property
     def seconds_since_ready(self) -> float:
-        """Seconds since the results determine the others."""
+        """Seconds since `ready_at`."""
         assert self.ready_at is not None
         return self._timer.elapsed_seconds - self.ready_at
 
     def would_suffice(self, task_indices: Collection[int], within_rtol: bool = True) -> bool:
-        """Return whether results of these tasks alone would determine those of all data tasks.
+        """Return whether results of these tasks alone would determine all results of data tasks.
 
         A trial costs as much as decoding; the answers to the last MAX_TRIALS are cached.
 
@@ -239,7 +239,7 @@ class ResultDecoder:
         return self.decoded_results
 
     def use_unpadded_results(self) -> None:
-        """Take the results of all data tasks as they are, although one has none of its block with padding."""
+        """Take the received results of data tasks for `decoded_results`, with [] for a missing one."""
         outcomes = map(self.received.by_task.get, range(self._code.n_targets))
         self.decoded_results = [[] if outcome is None else outcome.leaves for outcome in outcomes]
 

@@ -51,14 +51,14 @@ class Accepted(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The result of one task contradicts the others, and f does not give it on the driver."""
+    """The result of a task contradicts other results, and f on the driver returns something else."""
 
     task_index: int
     failure: Failure
 
 
 class Refused(NamedTuple):
-    """Nothing can be decoded from these results: f is not linear, or they do not determine the others."""
+    """These results cannot be decoded: f is not linear, or they do not determine the missing results."""
 
     error: NonFiniteResultError | NotLinearError | CodeError
 
@@ -67,14 +67,14 @@ Verdict = Pending | Accepted | Rejected | Refused
 
 
 class Verifier:
-    """Checks the results of a map. It changes neither the results nor what is known of f.
+    """Checks the results of a map, without changing them.
 
     Parameters
     ----------
     coded_data : CodedData
     options : MapOptions
     decoder : ResultDecoder
-        Has the received results, and decodes the others.
+        Has the received results, and decodes the missing ones.
     evaluator : LocalEvaluator
         Evaluates f on the driver.
     """
@@ -106,7 +106,7 @@ class Verifier:
         return self.parity_checks.evaluate() if tracker.is_ready and tracker.n_redundant_checks else None
 
     def reject_result_or_blame_f(self, task_index: int) -> Verdict:
-        """Return whether a result that contradicts the others is garbage, or f gives it here, too."""
+        """Judge a result that contradicts others: it is garbage unless f on the driver returns it, too."""
         local_leaves = self._evaluator.wait_for_leaves(self._evaluator.start_on_block(task_index))
         received_leaves = self._received.by_task[task_index].leaves
         if local_leaves is not None and self.local_checks.agrees(local_leaves, received_leaves):
@@ -235,7 +235,7 @@ class Verifier:
     # -- accuracy ---------------------------------------------------------------------------
 
     def compute_error_bound(self) -> float:
-        """Return the largest error that may have gone unnoticed, relative to the largest number of a leaf.
+        """Return the largest error that may be undetected, relative to the largest number of a leaf.
 
         Its causes are rounding, which decoding multiplies, and one worker whose deviation the checks cannot
         tell from rounding.
@@ -253,7 +253,7 @@ class Verifier:
             rounding_unit = machine_epsilon(self._decoder.get_accuracy_limiting_dtype(dtype))
             residual = residuals.by_leaf[leaf_index] if residuals is not None else None
             residual = None if residual is None else residual + rounding_unit
-            decoding_error = 0.0 if is_integer else self.amplification * rounding_unit  # of decoded blocks
+            decoding_error = 0.0 if is_integer else self.amplification * rounding_unit
             undetected_by_block = {
                 index: distances[leaf_index] + rounding_unit + decoding_error
                 for index, distances in distances_by_block.items()
@@ -263,7 +263,7 @@ class Verifier:
             )
             decoded = [leaves[leaf_index] for leaves in self._decoder.decoded_results]
             max_magnitude = self.parity_checks.compute_max_magnitude(leaf_index, decoded)
-            if max_magnitude:  # Parity results may be larger than those that are wanted.
+            if max_magnitude:  # Parity results may be larger than results of data blocks.
                 # Integers that f made of floats, and so rounded, may be off by a half through every weight.
                 integer_rounding = 0.0
                 if is_integer:
@@ -275,7 +275,7 @@ class Verifier:
 
     @property
     def amplification(self) -> float:
-        """The largest amplification of a block decoded from floats, which may stand beside exact integers."""
+        """The largest amplification of a decoded block of floats. Integers may be decoded exactly."""
         decoder = self._erasure_decoder
         if not decoder.modular:
             return decoder.amplification
