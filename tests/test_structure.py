@@ -114,9 +114,7 @@ ONLY_FROM = {
     # No other code asks what the argument `executor=` is.
     "polarmap.executors.executor_specs": ["polarmap.executors.recognition", "polarmap.cli.output"],
     "polarmap.executors.recognition": ["polarmap.executors", "polarmap.executors.pool"],
-    "polarmap.driver.coded_collector": [
-        *["polarmap.arrays.stored_result", "polarmap.driver.estimates", "polarmap.driver.prepared_map"]
-    ],
+    "polarmap.driver.coded_collector": ["polarmap.arrays.stored_result", "polarmap.driver.prepared_map"],
     "polarmap.driver.uncoded_collector": [
         *["polarmap.arrays.array_jobs", "polarmap.maps.hedged", "polarmap.planning.measurement"]
     ],

@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 from polarmap.driver.batches import BatchPolicy, ItemSequence, can_batch_items, unpickle_result
-from polarmap.driver.collector import Collector, JobTimer
+from polarmap.driver.collector import Collector, EveryTaskCollector, JobTimer
 from polarmap.driver.daemon_pool import register_before_exit
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
@@ -157,7 +157,7 @@ class MappedCalls(ItemSequence):
 CallGroup = SubmittedCall | MappedCalls
 
 
-class CallQueue(BatchPolicy, Collector):
+class CallQueue(BatchPolicy, EveryTaskCollector):
     """The calls of an executor: what its schedules start and need, the blocks of its runs, and its thread.
 
     A run is open while there are calls, and no longer; the watch is that of the run. Numbers of tasks go on

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 from polarmap.driver.daemon_pool import BACKGROUND_THREADS, register_before_exit
-from polarmap.driver.estimates import EstimateSnapshot, EstimateStream, build_interim_estimate
+from polarmap.driver.estimates import EstimateSnapshot, EstimateStream
 from polarmap.driver.map_execution import MapExecution, Observer, Observers
 from polarmap.driver.prepared_map import PreparedMap
 from polarmap.errors import CodeError, ExecutorError, trim_traceback, trimmed_tracebacks, warn
@@ -330,7 +330,7 @@ class BackgroundMap(Observer, Generic[R]):
         collector = None if execution is None else execution.collector
         if execution is not None and collector is not None and not self.no_estimates_reason:
             self._estimate_stream.publish_estimate_if_awaited(
-                n_arrived, lambda: build_interim_estimate(collector, execution.current_report())
+                n_arrived, lambda: collector.build_interim_estimate(execution.current_report())
             )
 
     def on_stripes_done(self, n_done: int, n_stripes: int) -> None:

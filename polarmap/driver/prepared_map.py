@@ -186,12 +186,14 @@ def execute_coded(
     job_spec = JobSpec(
         f, coded_data, output_spec=output, low_priority_tasks=parity_tasks, padded_block=padded_block
     )
-    collector_class = CodedCollector
+    deadline_estimator = None
     if options.estimate_on_timeout:
-        from polarmap.driver.estimates import EstimatingCollector  # which few maps need
+        from polarmap.driver.estimates import DeadlineEstimator  # Few maps need it.
 
-        collector_class = EstimatingCollector
-    make_collector = functools.partial(collector_class, padding_analyzer, driver_f, coded_data, options)
+        deadline_estimator = DeadlineEstimator()
+    make_collector = functools.partial(
+        CodedCollector, padding_analyzer, deadline_estimator, driver_f, coded_data, options
+    )
     policy = _make_scheduling_policy(coded_data.code, options)
     if padded_block is not None and not isinstance(coded_data.code, Uncoded):
         policy = AwaitedTaskBackupPolicy(policy, coded_data.n, padded_block[0])

@@ -265,7 +265,8 @@ def make_product_runner(
         execution, blocks = prepare_coded_execution(coded_blocks, CodeOptions(), executor, product_options)
         collector, report = execute_coded(execution, block_function, blocks, product_options, get_observers())
         if adapts_parity:
-            arrived, has_missing = collector.task_table.arrived, len(collector.tracker.missing_indices) > 0
+            arrived = collector.task_table.arrived
+            has_missing = len(collector.decoder.tracker.missing_indices) > 0
             used_tasks = arrived.keys() - collector.unneeded_tasks
             parity_schedule.observe_product(max(map(arrived.__getitem__, used_tasks)), has_missing)
         return collector.build_result(report), report
