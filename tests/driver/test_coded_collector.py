@@ -24,7 +24,7 @@ from polarmap.driver.function_properties import VERIFIED_PROPERTIES
 from polarmap.driver.local_checks import LocalChecks
 from polarmap.driver.padded_block import PaddedBlock
 from polarmap.driver.parity_checks import ParityChecks
-from polarmap.driver.verification import Verifier
+from polarmap.driver.verification import Accepted, Refused, Rejected, Verdict, Verifier
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -343,3 +343,27 @@ def test_predicates_change_nothing(scenario: str, monkeypatch: pytest.MonkeyPatc
     for name in ("verified", "recovered", "needed", "last_block", "errors"):
         assert getattr(result.report, name) == getattr(expected.report, name)
     assert len(result.report.evaluated_locally) == len(expected.report.evaluated_locally)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_verdict_changes_no_results_and_no_tasks(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
+    verdicts, judge = list[Verdict](), AcceptancePolicy.judge
+
+    def judge_and_compare(policy: AcceptancePolicy) -> Verdict:
+        parts = policy._decoder.received, policy._task_table
+        before, properties = [state_of(part) for part in parts], dict(VERIFIED_PROPERTIES)
+        verdicts.append(judge(policy))
+        assert [state_of(part) for part in parts] == before
+        assert properties == VERIFIED_PROPERTIES
+        return verdicts[-1]
+
+    monkeypatch.setattr(AcceptancePolicy, "judge", judge_and_compare)
+    report = coded(**SCENARIOS[scenario]).report
+    accepted = [verdict.verification for verdict in verdicts if isinstance(verdict, Accepted)]
+    assert accepted in ([report.verified], [])
+    if scenario == "garbage":
+        assert [verdict.task_index for verdict in verdicts if isinstance(verdict, Rejected)] == [2]
+    if scenario == "not linear":
+        assert any(isinstance(verdict, Refused) for verdict in verdicts)
