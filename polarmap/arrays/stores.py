@@ -16,7 +16,8 @@ from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, read_segment, write_segments
-from polarmap.worker.segments import Location, Segment, make_missing_segment_error
+from polarmap.worker.locations import DriverLocation, Location
+from polarmap.worker.segments import Segment, make_missing_segment_error
 
 
 def open_store(storage_spec: Any) -> Store:
@@ -43,12 +44,8 @@ def open_store(storage_spec: Any) -> Store:
 
 
 def get_store_location(store: Store) -> Location:
-    """What workers need to read an array in a store themselves; of kind "driver" if only this process can."""
-    if isinstance(store, FolderStore):
-        return Location("folder", str(store.root))
-    if isinstance(store, ObjectStore):
-        return Location("bucket", store.bucket, store.backend)
-    return Location("driver", store.name)
+    """Return where workers find what is in a store."""
+    return store.location if isinstance(store, (FolderStore, ObjectStore)) else DriverLocation(store.name)
 
 
 class SegmentStore:
@@ -57,12 +54,12 @@ class SegmentStore:
     Attributes
     ----------
     store : Store
-    location : Place
-        Where workers find them, and how they are encrypted.
+    location : Location
+        Where workers find the segments, and how these are encrypted.
     """
 
     def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
-        self.store, self.location = store, get_store_location(store)._replace(encryption=encryption)
+        self.store, self.location = store, get_store_location(store).with_encryption(encryption)
 
     @property
     def encryption_key(self) -> str | bytes | None:

@@ -28,9 +28,9 @@ from polarmap.executors.interface import (
 )
 from polarmap.executors.resolved import NO_FAULTS, ResolvedExecutor
 from polarmap.worker.environment import count_available_cores
+from polarmap.worker.locations import INLINE
 from polarmap.worker.pickled_values import unpickle_array
 from polarmap.worker.pytree import Array
-from polarmap.worker.segments import INLINE
 from polarmap.worker.task_functions import MAX_BATCH_SECONDS
 from polarmap.worker.task_records import ErrorInfo, Fault
 

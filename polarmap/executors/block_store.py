@@ -19,18 +19,17 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors.interface import Failure, JobSpec, TaskBlocks
 from polarmap.executors.transfers import map_in_parallel
-from polarmap.worker.encryption import encrypt_if_location_requires
+from polarmap.worker.encryption import Encryption, encrypt_if_location_requires
+from polarmap.worker.locations import INLINE, DriverLocation, Location, PrivateFolderLocation
 from polarmap.worker.private_files import write_private_file
 from polarmap.worker.pytree import count_layout_bytes
-from polarmap.worker.segments import INLINE, Location, Segment
-from polarmap.worker.task_records import BlockRef, to_plain_tuple
+from polarmap.worker.segments import Segment
+from polarmap.worker.task_records import BlockRef
 
 INLINE_BLOCK_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 FREE_SPACE_DIVISOR = 2  # of the memory that is free in a folder, one such part may be used
 MAX_PARALLEL_WRITES = 16  # objects written at once
 NETWORK_BYTES_PER_SECOND = 1e8  # of blocks in a second over a usual network
-# places of what workers keep until they are told
-LOCATION_KINDS_CACHED_BY_ID = ("driver", "private", "dask", "ray")
 
 
 class PublishedBlocks:
@@ -57,8 +56,8 @@ class PublishedBlocks:
     ) -> None:
         self.blocks_weakref, self._source_location = weakref.ref(blocks), blocks.location
         self._location, self._block_store, self.block_set_id = location, block_store, block_set_id
-        is_cached_by_id = (self._source_location or location).kind in LOCATION_KINDS_CACHED_BY_ID
-        self.cache_id = block_set_id if is_cached_by_id else None
+        self._is_inline = self._source_location is not None and self._source_location.is_inline
+        self.cache_id = block_set_id if (self._source_location or location).is_owned_by_blocks else None
         self.key_prefixes, self.n_bytes, self.use_count = list[str](), 0, 0
         self._lock = threading.RLock()
         tasks = range(blocks.n if self._source_location is None else 0)
@@ -68,13 +67,13 @@ class PublishedBlocks:
 
     def get_task_key(self, blocks: TaskBlocks, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
-        if self._source_location is None or self._source_location == INLINE:
+        if self._source_location is None or self._is_inline:
             return self.block_set_id, task
         return self._pickled_refs.get(task) or self.get_pickled_block_ref(blocks, task)
 
     def estimate_transfer_seconds(self, blocks: TaskBlocks) -> float:
         """About how long a block takes to a worker that does not have it; 0 where it is a file here."""
-        is_local = (self._source_location or self._location).kind in ("message", "private", "folder")
+        is_local = (self._source_location or self._location).is_local
         return 0.0 if is_local else count_layout_bytes(blocks.block_layout(0)) / NETWORK_BYTES_PER_SECOND
 
     def get_pickled_block_ref(self, blocks: TaskBlocks, task: int) -> bytes:
@@ -83,9 +82,9 @@ class PublishedBlocks:
             pickled_ref = self._pickled_refs.get(task)
             if pickled_ref is None:
                 location, segments, *other_fields = self.publish_block(blocks, task)
-                fields = to_plain_tuple(location), tuple(map(tuple, segments)), *other_fields
+                fields = location.fields, tuple(map(tuple, segments)), *other_fields
                 pickled_ref = pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
-                if self._source_location != INLINE:  # where blocks come and go
+                if not self._is_inline:  # inline blocks come and go
                     self._pickled_refs[task] = pickled_ref
             return pickled_ref
 
@@ -206,7 +205,7 @@ def _remove_prefixes_if_store_alive(
 def make_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
     """What the worker of a task gets of blocks that lie in storage already, or travel in messages."""
     assert blocks.location is not None
-    if blocks.location == INLINE:
+    if blocks.location.is_inline:
         return _make_inline_block_ref(blocks, task)
     return BlockRef(blocks.location, blocks.block_segments(task), blocks.block_layout(task))
 
@@ -243,23 +242,28 @@ class BlockStore:
     holds_bytes = writes_in_parallel = is_memory_mapped = False
 
     def __init__(self, key_prefix: str) -> None:
-        self.location, self._key_prefix = Location("driver", key_prefix), key_prefix
+        self.location: Location = DriverLocation(key_prefix)
+        self._key_prefix = key_prefix
         self.lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._garbage_lock = threading.Lock()
         self.next_block_set_id = 0  # of the next blocks that come
-        # By the identity of the blocks, and by place: with a key each map has its own. The latest used last.
-        self._published: dict[tuple[int, Location], PublishedBlocks] = {}
+        # By the identity of the blocks and the encryption, of which each map with a key has its own. The set
+        # that was used last comes last.
+        self._published: dict[tuple[int, Encryption | None], PublishedBlocks] = {}
         self.garbage_prefixes: list[str] = []
 
     def acquire_blocks(self, job_spec: JobSpec) -> PublishedBlocks:
         """What is stored of the blocks of a map, in use until `release_blocks` is called."""
-        blocks, location = job_spec.blocks, self.location._replace(encryption=job_spec.encryption)
+        blocks = job_spec.blocks
         with self.lock:
             published_sets = self._published.items()
             self._evict_block_sets([key for key, item in published_sets if item.blocks_weakref() is None])
-            set_key = id(blocks), location
+            set_key = id(blocks), job_spec.encryption
             published_blocks = self._published.pop(set_key, None)
             if published_blocks is None:
+                location = self.location
+                if job_spec.encryption is not None:
+                    location = location.with_encryption(job_spec.encryption)
                 published_blocks = PublishedBlocks(blocks, location, self, self.next_block_set_id)
                 self.next_block_set_id += 1
             self._published[set_key] = published_blocks
@@ -302,7 +306,7 @@ class BlockStore:
         finally:
             self._garbage_lock.release()
 
-    def _evict_block_sets(self, set_keys: Iterable[tuple[int, Location]]) -> None:
+    def _evict_block_sets(self, set_keys: Iterable[tuple[int, Encryption | None]]) -> None:
         self.garbage_prefixes += [
             key_prefix for set_key in set_keys for key_prefix in self._published.pop(set_key).key_prefixes
         ]
@@ -321,7 +325,7 @@ class MemoryMappedBlockStore(BlockStore):
 
     def __init__(self, memory_folder: Path | None, disk_folder: Path, max_memory_bytes: int) -> None:
         super().__init__("")
-        self.location, self._owner_pid = Location("private", "/"), os.getpid()
+        self.location, self._owner_pid = PrivateFolderLocation("/"), os.getpid()
         self._memory_folder = memory_folder
         self._disk_folder = disk_folder
         self._max_memory_bytes = max_memory_bytes

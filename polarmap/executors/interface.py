@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.clouds.prices import PersistentUsage
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import CodeError
 from polarmap.worker.encryption import Encryption, decrypt_reply
+from polarmap.worker.locations import Location
 from polarmap.worker.module_state import ModuleStateError
 from polarmap.worker.pytree import (
     BOTH_RESULTS,
@@ -25,7 +26,7 @@ from polarmap.worker.pytree import (
     unflatten,
     unpack_leaves,
 )
-from polarmap.worker.segments import DamagedError, Location, Segment
+from polarmap.worker.segments import DamagedError, Segment
 from polarmap.worker.task_records import (
     BlockRef,
     ErrorInfo,
@@ -355,34 +356,6 @@ def read_only_view(array: Array) -> Array:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def check_location_reachable(
-    location: Location | None, usage: str = "lies in", remote_backend: str = "", reachable_storage: str = ""
-) -> None:
-    """ExecutorError for storage that workers cannot reach.
-
-    usage : of the array.
-    remote_backend : the backend of Lithops that runs the workers; empty: they are on this machine.
-    reachable_storage : whose buckets they reach; empty: none.
-    """
-    if location is None or location.kind == "message":
-        return
-    kind, bucket = location.kind, f"{location.backend} bucket {location.root!r}"
-    if kind == "driver":
-        problem, remedy = f"is in {location.root}, which workers cannot reach", "use a thread pool"
-    elif kind == "folder" and remote_backend:
-        folder = f"folder {location.root!r} of this machine"
-        problem = f"{usage} {folder}, which workers on {remote_backend} cannot reach"
-        remedy = "use storage= of that backend"
-    elif kind == "bucket" and not reachable_storage:
-        problem, remedy = f"is in {bucket}", "pass executor=, the Lithops configuration of that bucket"
-    elif kind == "bucket" and location.backend != reachable_storage:
-        problem = f"{usage} {bucket}, but this executor stores in {reachable_storage}"
-        remedy = "use the Lithops configuration of that bucket for both"
-    else:
-        return
-    raise ExecutorError(f"the array {problem}: {remedy}")
 
 
 def to_failure(error_info: ErrorInfo) -> Failure:

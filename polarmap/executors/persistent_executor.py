@@ -17,10 +17,11 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import BlockStore, MemoryMappedBlockStore
 from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.interface import JobSpec, Session, check_location_reachable
+from polarmap.executors.interface import JobSpec, Session
 from polarmap.executors.local_workers import CAN_FORK, LocalWorkerPool
 from polarmap.executors.pickling import pickle_function_with_buffers
 from polarmap.executors.pool_session import PoolSession
+from polarmap.executors.reach import Reach
 from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.executors.temp_folders import (
     get_process_temp_folder,
@@ -256,10 +257,8 @@ class PoolResources:
     def open_session(self, job_spec: JobSpec) -> PoolSession | None:
         """Tasks of one map; None if the workers have ended."""
         is_remote = self._provider is not None
-        backend_and_storage = self._provider.backend_and_storage if self._provider is not None else ("", "")
-        check_location_reachable(job_spec.blocks.location, "lies in", *backend_and_storage)
-        location = job_spec.output_spec and job_spec.output_spec.location
-        check_location_reachable(location, "is to stay in", *backend_and_storage)
+        reach = Reach() if self._provider is None else self._provider.reach
+        reach.check_job(job_spec)
         if is_remote:
             check_key_is_portable(job_spec, self._pool_name)
         by_value = self._provider is not None and not self._provider.imports_polarmap

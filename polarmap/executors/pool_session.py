@@ -49,7 +49,6 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.polling import POLLIN, POLLOUT
 from polarmap.worker.private_files import check_private_folder, write_private_file
-from polarmap.worker.segments import INLINE
 from polarmap.worker.task_records import to_plain_tuple
 
 STEAL_AFTER_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -108,7 +107,7 @@ class PoolSession:
         self._owner_pid = os.getpid()
         # No worker has a block that travels. What is stored is to come from one worker; a worker at a task
         # reads no block that is longer than the buffer of its socket.
-        is_inline = job_spec.blocks.location == INLINE
+        is_inline = job_spec.blocks.location is not None and job_spec.blocks.location.is_inline
         self._locality_window = 1 if is_inline else LOCALITY_WINDOW
         self._prefetches = not (job_spec.output_spec or is_inline)
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL

@@ -16,6 +16,7 @@ from polarmap.clouds.limits import WorkerSpec, compute_block_cache_bytes
 from polarmap.clouds.prices import PersistentUsage, count_listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import BlockStore
+from polarmap.executors.reach import Reach
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer, WorkerChannel
 from polarmap.executors.worker_listener import WorkerListener
 from polarmap.executors.worker_placement import (
@@ -56,7 +57,7 @@ class WorkerProvider:
     shares_host : whether they are, as far as it is known now: they map blocks, and ask for what they do not
         find.
     imports_polarmap : whether they can import this package; else what they need of it travels with each f.
-    backend_and_storage : of its workers, as `check_location_reachable` takes them.
+    reach : the storage that its workers can use.
     bucket, key_prefix : of what workers and driver leave for each other; None where there is no storage.
     listing_interval : between listings of a storage, which say who has ended; inf where it is known without.
     worker_spec : what each worker is given, as far as that is known.
@@ -71,7 +72,7 @@ class WorkerProvider:
     max_worker_seconds = inf
     max_workers: int | None = None
     shares_files = shares_host = imports_polarmap = False
-    backend_and_storage = "", ""
+    reach = Reach()
     bucket: str | None = None
     key_prefix = ""
     listing_interval = inf

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarmap.worker.locations import Location
 from polarmap.worker.pytree import Layout, Structure, flatten, unflatten, unpack_leaves
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
 CACHE_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
@@ -133,15 +134,14 @@ class BlockCache:
         location: Location,
         segments: tuple[Segment, ...],
     ) -> Any:
-        """The same, read now; kept if it can be told whether it has changed."""
-        # others are zeros, and lie nowhere
+        """Read the bytes of segments in a row, and cache them if a later change would be noticed."""
+        # Segments without a key are zeros that are not stored.
         stored_segments = [segment for segment in segments if segment.key]
         has_checksums = all(segment.crc32 is not None for segment in stored_segments)
-        if not stored_segments or (location.kind == "bucket" and not has_checksums):
+        if not stored_segments or (location.needs_checksums and not has_checksums):
             return self._read_segments(read_segment, location, segments)
-        is_file = location.kind in ("folder", "private")
-        paths = [os.path.join(location.root, segment.key) for segment in stored_segments] if is_file else []
-        # None of what the driver has sent, where its folder is on another machine.
+        paths = [path for segment in stored_segments if (path := location.get_path(segment.key))]
+        # A folder of the driver may be on another machine: its files have no signatures here.
         file_signatures = {path: signature for path in paths if (signature := get_file_signature(path))}
         data = memoryview(self._read_segments(read_segment, location, segments)).toreadonly()
         entry = CacheEntry(data, file_signatures, block_set_id)
@@ -172,7 +172,7 @@ def assemble_block(
     writable: bool = True,
 ) -> Any:
     """A block, which may be written into if it is private; `read_bytes`: the bytes of parts in a row."""
-    if block_ref.location.kind == "message":
+    if block_ref.data is not None:
         leaves = unpack_leaves(block_ref.layout, block_ref.data)
     else:
         leaves = []

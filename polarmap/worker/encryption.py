@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from polarmap.worker.locations import Location
 from polarmap.worker.messages import FrameDecoder, Message, encode_frame
-from polarmap.worker.segments import DamagedError, Location, Segment, SegmentReader, check_segment_integrity
+from polarmap.worker.segments import DamagedError, Segment, SegmentReader, check_segment_integrity
 from polarmap.worker.task_records import ErrorInfo, TaskReply, describe_error
 
 KEY_BYTES = SALT_BYTES = 32

@@ -42,7 +42,7 @@ from polarmap.worker.private_files import (
 )
 from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
 from polarmap.worker.pytree import Structure
-from polarmap.worker.segments import DamagedError, Location, Segment
+from polarmap.worker.segments import DamagedError, Segment
 from polarmap.worker.sent_modules import SentModuleFinder
 from polarmap.worker.socket_channel import SocketChannel
 from polarmap.worker.task_execution import TaskIO, run_task
@@ -238,16 +238,15 @@ class PersistentWorker(TaskIO):
         self._receive(0.0)
         return any(item.kind == CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox)
 
-    def read_raw_segment(self, location: Location, segment: Segment) -> Any:
-        """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""
-        if location.kind == "private" and (self._label is None or is_in_private_folder(location, segment)):
-            return read_private_segment(location, segment)
-        if location.kind in ("dask", "ray"):  # whose workers have polarmap: it need not travel
-            from polarmap.worker.cluster_segments import read_from_cluster
+    def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
+        """Return the stored bytes of a segment, from a file of the driver on this machine or on request.
 
-            return read_from_cluster(location, segment)
-        if location.kind not in ("driver", "private"):
-            return super().read_raw_segment(location, segment)
+        Raises InterruptedError if the task is cancelled.
+        """
+        if private_root is not None and (
+            self._label is None or is_in_private_folder(os.path.join(private_root, segment.key))
+        ):
+            return read_private_segment(private_root, segment)
         self._send(Message(FETCH, self._attempt_key, segment.key.encode()))
         while True:
             is_cancelled = self.is_cancelled()

@@ -9,13 +9,7 @@ import os
 import stat
 from typing import Any
 
-from polarmap.worker.segments import (
-    Location,
-    Segment,
-    make_missing_segment_error,
-    read_file_segment,
-    write_file,
-)
+from polarmap.worker.segments import Segment, make_missing_segment_error, read_file_segment, write_file
 
 PRIVATE_MODE, OTHERS_MASK = 0o700, 0o077  # mode of a folder of one user alone, and what others may do
 
@@ -58,17 +52,20 @@ def write_private_file(path: str, *buffers: Any) -> None:
     write_file(folder, name, *buffers)
 
 
-def is_in_private_folder(location: Location, segment: Segment) -> bool:
-    """Whether the folder below which such a file lies is on this machine, and of this user alone."""
+def is_in_private_folder(path: str) -> bool:
+    """Return whether a file would be two levels below a folder of this machine that is this user's alone."""
     try:
-        check_private_folder(os.path.dirname(os.path.dirname(os.path.join(location.root, segment.key))))
+        check_private_folder(os.path.dirname(os.path.dirname(path)))
     except OSError:
         return False
     return True
 
 
-def read_private_segment(location: Location, segment: Segment) -> bytes | memoryview:
-    """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
-    if not is_in_private_folder(location, segment):
+def read_private_segment(root: str, segment: Segment) -> bytes | memoryview:
+    """Return the bytes of a segment of a file below `root` that only this user can have written.
+
+    Raises DamagedError if there is no such file.
+    """
+    if not is_in_private_folder(os.path.join(root, segment.key)):
         raise make_missing_segment_error(segment)
-    return read_file_segment(location.root, segment)
+    return read_file_segment(root, segment)

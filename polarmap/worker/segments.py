@@ -1,7 +1,6 @@
-"""Bytes that lie in storage, named part by part, and how to read them back: verified, or not at all.
+"""Segments, the checksummed byte ranges of stored objects: verify their bytes, and read and write files.
 
-They are files below a folder, or objects in a bucket of Lithops; `storage` is a `lithops.Storage`, needed
-for buckets. Runs on workers too: imports the standard library only.
+Runs on workers too: imports the standard library only.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import contextlib
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import attrgetter
 from threading import get_ident
 from typing import Any, NamedTuple
@@ -37,20 +36,6 @@ class Segment(NamedTuple):
     size: int
     crc32: int | None = None
     offset: int = 0
-
-
-class Location(NamedTuple):
-    """Where objects lie."""
-
-    # "folder" of a file system, "private" ones as `private_files` has them, "bucket" of a Lithops storage,
-    # the "driver" that is to be asked, the "message" that a block travels in, "dask" or "ray" that has it.
-    kind: str
-    root: str  # the path or the name
-    backend: str = ""  # Lithops' name for the storage that holds the bucket; empty for a folder
-    encryption: Any = None  # its fields, if there is one: parts have no CRC-32 then
-
-
-INLINE = Location("message", "")
 
 
 class DamagedError(Exception):
@@ -112,21 +97,6 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
         raise
 
 
-def read_raw_segment(location: Location, segment: Segment, storage: Any = None) -> Any:
-    """The bytes of a part as they lie there; DamagedError if there is none."""
-    if location.kind == "folder":
-        return read_file_segment(location.root, segment)
-    range_args = {"Range": f"bytes={segment.offset}-{segment.offset + segment.size - 1}"}
-    try:
-        return storage.get_object(location.root, segment.key, extra_get_args=range_args)
-    except Exception as error:
-        if is_missing_object_error(error):
-            raise make_missing_segment_error(segment) from None
-        if "InvalidRange" in str(error):
-            raise make_truncated_segment_error(segment, 0) from None
-        raise
-
-
 def make_missing_segment_error(segment: Segment) -> DamagedError:
     """What is raised where a storage says that it has no such object."""
     return DamagedError(f"{segment.key} is missing", "missing")
@@ -137,24 +107,6 @@ def make_truncated_segment_error(segment: Segment, n_available: int) -> DamagedE
     return DamagedError(
         f"{segment.key} has {n_available} of {segment.size} bytes from {segment.offset} on", "truncated"
     )
-
-
-def write_object(location: Location, key: str, data: Any, storage: Any = None) -> None:
-    """A new object, or a file that appears whole or not at all."""
-    if location.kind == "folder":
-        write_file(location.root, key, data)
-    else:
-        storage.put_object(location.root, key, bytes(data))
-
-
-def delete_segment_objects(location: Location, segments: Iterable[Segment], storage: Any = None) -> None:
-    """Take objects out of storage again."""
-    for key in {segment.key for segment in segments}:
-        if location.kind == "folder":
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(location.root, key))
-        else:
-            storage.delete_object(location.root, key)
 
 
 def is_missing_object_error(error: Exception) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.worker.encryption import encrypt_reply, read_segment, write_segments
+from polarmap.worker.locations import Location
 from polarmap.worker.messages import TASK_REPLY, Message
 from polarmap.worker.pytree import (
     BOTH_RESULTS,
@@ -26,7 +27,7 @@ from polarmap.worker.pytree import (
     unflatten,
     unpack_leaves,
 )
-from polarmap.worker.segments import Location, Segment, delete_segment_objects, read_raw_segment, write_object
+from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import (
     Fault,
     OutputSpec,
@@ -41,10 +42,10 @@ SAMPLE_SIZE = 256  # numbers of a result that travel when it stays in storage
 
 
 class TaskIO:
-    """A connection between a task and its driver."""
+    """What a task reads and writes, and its connection to the driver."""
 
-    # map : the number of the map that the task belongs to, where there are several.
-    # storage : a `lithops.Storage`, to read from buckets and write to them.
+    # job_id : of the map that the task belongs to; -1 where the worker serves one map only.
+    # storage : a `lithops.Storage`, for buckets; None if there is none.
 
     job_id = -1
 
@@ -64,17 +65,16 @@ class TaskIO:
         return pickle_value((reply.error and to_plain_tuple(reply.error), *reply[1:]))
 
     def read_segment(self, location: Location, segment: Segment) -> Any:
-        """The bytes of a part; DamagedError if they are not what was stored."""
-        return read_segment(location, segment, partial(self.read_raw_segment, location))
+        """Return the bytes of a segment; DamagedError if they are not what was stored."""
+        return read_segment(location, segment, partial(location.read, access=self))
 
-    def read_raw_segment(self, location: Location, segment: Segment) -> Any:
-        """The bytes of a part as they lie there."""
-        return read_raw_segment(location, segment, self.storage)
+    def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
+        """Return the stored bytes of a segment that the driver has."""
+        raise NotImplementedError("the driver of this task answers no requests")
 
     def write_array(self, location: Location, key: str, data: Any, segment_bytes: int) -> list[Segment]:
-        """Store an array of the result as an object; its parts, of so many bytes each but the last."""
-        write = partial(write_object, location, storage=self.storage)
-        return write_segments(location, key, data, segment_bytes, write)
+        """Store an array as an object and return its segments, of `segment_bytes` bytes each but the last."""
+        return write_segments(location, key, data, segment_bytes, partial(location.write, access=self))
 
 
 def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
@@ -101,7 +101,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
             layout = result.layout
             result, segments = store_result(result, request, request.output, task_io)
             if task_io.is_cancelled():  # the driver has cleaned up
-                delete_segment_objects(request.output.location, segments, task_io.storage)
+                request.output.location.delete({segment.key for segment in segments}, task_io)
                 return None
             result_ref = layout, to_plain_tuple(segments)
         seconds = time.time() - started_at

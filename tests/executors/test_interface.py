@@ -32,9 +32,10 @@ from polarmap.executors.interface import (
 from polarmap.executors.lithops_internals import get_interpreter_for_lithops
 from polarmap.testing import Fault, ReplayExecutor
 from polarmap.worker.encryption import Encryption, encrypt_reply
+from polarmap.worker.locations import INLINE, FolderLocation
 from polarmap.worker.messages import TASK_REPLY, Message
 from polarmap.worker.pytree import pack_tree
-from polarmap.worker.segments import INLINE, DamagedError, Location, read_file_segment
+from polarmap.worker.segments import DamagedError, read_file_segment
 from polarmap.worker.task_records import (
     ErrorInfo,
     OutputSpec,
@@ -273,7 +274,7 @@ def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Ma
 
 
 def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Path) -> None:
-    output = OutputSpec(Location("folder", str(tmp_path)), "results/y", max_segment_items=5)
+    output = OutputSpec(FolderLocation(str(tmp_path)), "results/y", max_segment_items=5)
     with closing(executor.open(payload(output_spec=output))) as run:
         run.submit([(0, 0), (3, 0)])
         for task, outcome in ended(run, 0, 3).items():

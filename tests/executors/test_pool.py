@@ -446,9 +446,7 @@ def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to
 ) -> None:
     sent = sent_parts(monkeypatch)
     if not is_where_they_are:
-        monkeypatch.setattr(
-            "polarmap.worker.persistent_worker.is_in_private_folder", lambda place, part: False
-        )
+        monkeypatch.setattr("polarmap.worker.persistent_worker.is_in_private_folder", lambda path: False)
     site = ThreadSite()
     site.shares_host = True
     A = np.random.default_rng(0).standard_normal((4000, 20))

@@ -29,7 +29,7 @@ from polarmap.worker.messages import (
     encode_frame,
 )
 from polarmap.worker.persistent_worker import PersistentWorker
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 from polarmap.worker.socket_channel import SocketChannel, make_worker_channel
 
 seen: list[Any] = []  # by `change`, which travels by its name
@@ -154,7 +154,7 @@ def test_a_part_that_came_before_its_map_ended_is_kept_and_need_not_be_sent_agai
     order, part = (-1, -1, -1), Segment("x/7", 3)
     cancel, sent = Message(CANCEL, order), Message(SEGMENT, order, b"x/7", b"abc")
     channel: Any = Said(sent, cancel)
-    assert bytes(PersistentWorker(channel).read_raw_segment(Location("driver", "x"), part)) == b"abc"
+    assert bytes(PersistentWorker(channel).fetch_from_driver(part)) == b"abc"
     channel = Said(cancel)
     with pytest.raises(InterruptedError):
-        PersistentWorker(channel).read_raw_segment(Location("driver", "x"), part)
+        PersistentWorker(channel).fetch_from_driver(part)
