@@ -14,7 +14,7 @@ from memory_storage import DictStorage
 
 from polarmap import Pool
 from polarmap.errors import ExecutorError
-from polarmap.executors.block_store import BlockStore, PublishedBlocks
+from polarmap.executors.block_store import BlockStore, DriverBlockStore, PublishedBlocks
 from polarmap.executors.interface import JobSpec, Session
 from polarmap.executors.lithops import BucketBlockStore
 from polarmap.executors.persistent_executor import WorkerHost
@@ -116,7 +116,7 @@ class ThreadSite(WorkerProvider):
 
     def make_block_store(self) -> BlockStore:
         return (
-            BlockStore(self.key_prefix)
+            DriverBlockStore(self.key_prefix)
             if self.storage is None
             else BucketBlockStore(self.storage, self.key_prefix)
         )

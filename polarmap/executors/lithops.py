@@ -297,18 +297,22 @@ def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
 
 
 class BucketBlockStore(BlockStore):
-    """The bytes of blocks in the bucket of a `lithops.Storage`."""
+    """Blocks as objects in the bucket of a `lithops.Storage`."""
 
     holds_bytes = writes_in_parallel = True
 
     def __init__(self, storage: Any, key_prefix: str) -> None:
-        super().__init__(key_prefix)
+        super().__init__()
         self.location, self._storage = BucketLocation(storage.bucket, storage.backend), storage
-        self._is_closed = False
+        self._key_prefix, self._is_closed = key_prefix, False
 
     def close(self) -> None:
-        """Let nothing stay that is stored from now on: the caller removes what is stored by now."""
+        """Keep no object that is stored from now on. The caller removes those that are stored by now."""
         self._is_closed = True
+
+    def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
+        """Return the one key prefix of a set."""
+        return [f"{self._key_prefix}/blocks/{block_set_id}/"]
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int:
         """Store an object. Raises ExecutorError if the storage refuses it, or if this store is closed."""
@@ -330,7 +334,7 @@ class BucketBlockStore(BlockStore):
             raise ExecutorError("a block was not stored: its map or its Pool is closed")
 
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """Their objects."""
+        """Delete objects."""
         for key_prefix in key_prefixes:
             delete_prefix(self._storage, self._storage.bucket, key_prefix)
 

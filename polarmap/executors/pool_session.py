@@ -141,7 +141,7 @@ class PoolSession:
         None starts if the time of the map is over before their blocks are stored.
         """
         # files here; of a storage that may hang, a thread removes what is unneeded
-        if self._block_store.is_memory_mapped:
+        if self._block_store.location.is_memory_mapped:
             self._block_store.collect_garbage()
         self._unfinished.update(attempts)
         try:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from polarmap.clouds.limits import WorkerSpec, compute_block_cache_bytes
 from polarmap.clouds.prices import PersistentUsage, count_listing_requests
 from polarmap.errors import ExecutorError
-from polarmap.executors.block_store import BlockStore
+from polarmap.executors.block_store import BlockStore, DriverBlockStore
 from polarmap.executors.reach import Reach
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer, WorkerChannel
 from polarmap.executors.worker_listener import WorkerListener
@@ -127,8 +127,8 @@ class WorkerProvider:
         raise NotImplementedError
 
     def make_block_store(self) -> BlockStore:
-        """Where blocks lie for its workers, if they share no files with this process."""
-        return BlockStore(self.key_prefix)
+        """Return where its workers find blocks if they share no files with this process."""
+        return DriverBlockStore(self.key_prefix)
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""

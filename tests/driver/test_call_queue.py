@@ -21,7 +21,7 @@ from polarmap.driver.lateness import RUN_TIME_HISTORY_SIZE
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.errors import WorkerLostError
 from polarmap.executors import resolve_executor
-from polarmap.executors.block_store import BlockStore
+from polarmap.executors.block_store import DriverBlockStore
 from polarmap.executors.interface import (
     Failure,
     JobSpec,
@@ -308,7 +308,7 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
     assert blocks.n == 3
     assert blocks.location is not None
     assert blocks.location.is_inline
-    stored = BlockStore("").acquire_blocks(JobSpec(len, blocks))
+    stored = DriverBlockStore("").acquire_blocks(JobSpec(len, blocks))
     for task in range(3):
         assert build_block(blocks, task).tolist() == [task] * (task + 1)
         assert count_layout_bytes(blocks.block_layout(task)) == task + 1

@@ -27,6 +27,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import (
     INLINE_BLOCK_BYTES,
     BlockStore,
+    DriverBlockStore,
     MemoryMappedBlockStore,
     PublishedBlocks,
 )
@@ -84,7 +85,7 @@ class Kind:
             "memory": lambda: MemoryMappedBlockStore(folder / "memory", folder / "disk", 10**8),
             "disk": lambda: MemoryMappedBlockStore(None, folder / "disk", 10**8),
             "bucket": lambda: BucketBlockStore(self.storage, "prefix"),
-            "driver": lambda: BlockStore("prefix"),
+            "driver": lambda: DriverBlockStore("prefix"),
         }
         self.store = stores[kind]()
 
@@ -339,7 +340,7 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
 
 def test_what_no_worker_was_told_of_is_not_given_out() -> None:
     coded = blocks()
-    stored = BlockStore("prefix").acquire_blocks(told(coded))
+    stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
     for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
         with pytest.raises(error):
             stored.read_component(coded, key)
@@ -362,7 +363,7 @@ def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
         lambda key, name, data: encrypted.update([name]) or encrypt(key, name, data),
     )
     key = Encryption.create(bytes(range(32))) if has_key else None
-    stored = BlockStore("prefix").acquire_blocks(told(coded, key))
+    stored = DriverBlockStore("prefix").acquire_blocks(told(coded, key))
     tracemalloc.start()
     try:
         [part] = stored.publish_block(coded, 0).segments
