@@ -46,7 +46,8 @@ def serving_by_storage(storage: Any) -> Life:
 
     def life(address: DriverAddress, number: int, seconds: float) -> None:
         with closing(open_channel(address, number, storage)) as channel:
-            PersistentWorker(channel, storage, BlockCache(address.cache_bytes)).serve()
+            cache = BlockCache(address.cache_bytes)
+            PersistentWorker(channel, storage, cache, fetch_timeout=address.fetch_timeout).serve()
 
     return life
 

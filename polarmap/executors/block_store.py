@@ -22,8 +22,7 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.interface import Failure, JobSpec, TaskBlocks
-from polarmap.executors.transfers import map_in_parallel
-from polarmap.worker.encryption import Encryption, encrypt_if_location_requires
+from polarmap.worker.encryption import Encryption, compute_encrypted_size, encrypt_if_location_requires
 from polarmap.worker.locations import INLINE, DriverLocation, Location, PrivateFolderLocation
 from polarmap.worker.private_files import write_private_file
 from polarmap.worker.pytree import count_layout_bytes
@@ -74,6 +73,8 @@ class PublishedBlocks:
         self._unpublished = {component for task in tasks for component in blocks.block_components(task)}
         self._segments: dict[int, Segment] = {}  # by component
         self._pickled_refs: dict[int, bytes] = {}  # by task
+        # Sizes by key and offset, of segments that workers may ask for in a store of the user's own.
+        self._referenced_ranges: dict[tuple[str, int], int] = {}
 
     def get_task_key(self, blocks: TaskBlocks, task: int) -> Hashable:
         """Return a key that is equal for the same block in every job."""
@@ -106,6 +107,8 @@ class PublishedBlocks:
         """
         if self._source_location is not None or not self._block_store.writes_in_parallel:
             return
+        from polarmap.executors.transfers import map_in_parallel
+
         with self._lock:
             components = dict.fromkeys(item for task in tasks for item in blocks.block_components(task))
             new_components = [component for component in components if component not in self._segments]
@@ -120,9 +123,14 @@ class PublishedBlocks:
     def publish_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
         """Return what the worker of a task needs to read its block, which is stored first if need be."""
         with self._lock:
-            if self._source_location is not None:
-                return make_block_ref(blocks, task)
-            return self._publish_new_block(blocks, task)
+            if self._source_location is None:
+                return self._publish_new_block(blocks, task)
+            block_ref = make_block_ref(blocks, task)
+            if self._source_location.is_sent_by_driver:
+                self._referenced_ranges |= {
+                    (segment.key, segment.offset): segment.size for segment in block_ref.segments
+                }
+            return block_ref
 
     def read_component(self, blocks: TaskBlocks, segment_key: str) -> bytes | memoryview:
         """Return the bytes of a component for a worker that asks the driver for the key of its segment.
@@ -134,6 +142,12 @@ class PublishedBlocks:
             self._location, Segment(segment_key, sum(map(len, buffers))), *buffers
         )
         return stored_buffers[0] if len(stored_buffers) == 1 else b"".join(stored_buffers)
+
+    def check_was_referenced(self, requested: Segment) -> None:
+        """Raise LookupError unless a worker was told to read a segment of blocks that the driver sends."""
+        n_bytes = self._referenced_ranges[requested.key, requested.offset]
+        if requested.size > compute_encrypted_size(n_bytes):
+            raise LookupError(requested)
 
     def invalidate_if_damaged(self, blocks: TaskBlocks, task: int, failure: Failure) -> None:
         """If a worker found its block damaged, store the block anew when it is needed again."""

@@ -131,11 +131,12 @@ AttemptId = tuple[int, int]  # the number of a task, and how often it was starte
 
 
 class TaskBlocks:
-    """Coded blocks, made as they are asked for; of one piece each, in memory, unless it is said otherwise.
+    """The blocks of the tasks of a job, which are computed when they are needed.
 
-    Either `block_leaves` or `component_leaves` is to be defined.
+    A block consists of components, which several blocks may share; by default of one. Subclasses define
+    `block_leaves` or `component_leaves`.
 
-    location : where they lie in storage already; None if they are in memory only.
+    location : where workers read the blocks; None if the blocks are only in the memory of this process.
     """
 
     n: int
@@ -144,33 +145,33 @@ class TaskBlocks:
 
     @property
     def encryption_key(self) -> str | bytes | None:
-        """What they are encrypted with where they lie in storage; None if they are not."""
+        """The key with which stored blocks are encrypted; None if they are not encrypted or not stored."""
         location = self.location
         return None if location is None or location.encryption is None else location.encryption[0]
 
     def block_leaves(self, task: int) -> list[Array]:
-        """The arrays of block `task`: those of its pieces in a row."""
+        """Return the arrays of the block of a task: those of its components in a row."""
         components = self.block_components(task)
         return [leaf for component in components for leaf in self.component_leaves(component)]
 
     def block_layout(self, task: int) -> Layout:
-        """Dtype and shape of each of them."""
+        """Return dtype and shape of each array of the block of a task."""
         return get_layout(self.block_leaves(task))
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """What block `task` consists of at its source."""
+        """Return the segments of the block of a task, whose bytes in a row are its arrays."""
         raise LookupError(task)
 
     def cluster_reference(self, task: int) -> Any:
-        """What the engine of a cluster takes in the place of block `task`; None where it lies elsewhere."""
+        """Return what tasks of Dask or Ray take in place of a block that the cluster holds, else None."""
         return None
 
     def block_components(self, task: int) -> Sequence[int]:
-        """Numbers of what block `task` is made of: a piece of several blocks is stored once."""
+        """Return the indices of the components of the block of a task."""
         return (task,)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """The leaves of a piece."""
+        """Return the arrays of a component."""
         return self.block_leaves(component)
 
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:

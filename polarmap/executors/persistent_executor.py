@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from polarmap.executors.remote_workers import WorkerProvider
 
 BLOCKS_PER_CORE = 3  # They keep all cores busy; more only cost.
+DEFAULT_FETCH_TIMEOUT = 300.0  # seconds that reading a block from a bucket or a store may take
 DEFAULT_BLOCK_CACHE_BYTES = 2**30  # memory that blocks may take between maps
 
 
@@ -51,7 +52,7 @@ class PoolOptions(NamedTuple):
     n_threads : `threads_per_worker=`.
     listen_endpoint : `listen=`, whose text is parsed.
     uses_fork : whether worker processes here are forked.
-    tcp_timeout : seconds.
+    tcp_timeout, fetch_timeout : seconds.
     """
 
     idle_timeout: float = 60.0
@@ -60,6 +61,7 @@ class PoolOptions(NamedTuple):
     listen_endpoint: bool | Endpoint = True
     uses_fork: bool = CAN_FORK
     tcp_timeout: float = TCP_TIMEOUT
+    fetch_timeout: float = DEFAULT_FETCH_TIMEOUT
 
 
 class WorkerHost(ResolvedExecutor):
@@ -220,6 +222,7 @@ class PoolResources:
         options: PoolOptions,
     ) -> None:
         self._pool_name, self._idle_timeout = pool_name, options.idle_timeout
+        self._fetch_timeout = options.fetch_timeout
         block_cache_bytes, n_threads = options.block_cache_bytes, options.n_threads
         self._folders: list[Path] = []  # in which workers read and write, if they share files with us
         self.worker_pool: WorkerPool
@@ -239,6 +242,7 @@ class PoolResources:
                 block_cache_bytes,
                 n_threads,
                 options.tcp_timeout,
+                options.fetch_timeout,
             )
             try:
                 if provider.shares_files or provider.shares_host:
@@ -249,6 +253,8 @@ class PoolResources:
             except BaseException:
                 self.worker_pool.close()
                 raise
+        reach = Reach() if provider is None else provider.reach
+        self._reach = reach._replace(can_ask_driver=True)
         self._lock = threading.RLock()  # a pool that nobody has any more may be closed at any moment
         self._owner_pid = os.getpid()
         self._is_closed = threading.Event()
@@ -257,8 +263,7 @@ class PoolResources:
     def open_session(self, job_spec: JobSpec) -> PoolSession | None:
         """Tasks of one map; None if the workers have ended."""
         is_remote = self._provider is not None
-        reach = Reach() if self._provider is None else self._provider.reach
-        reach.check_job(job_spec)
+        self._reach.check_job(job_spec)
         if is_remote:
             check_key_is_portable(job_spec, self._pool_name)
         by_value = self._provider is not None and not self._provider.imports_polarmap
@@ -273,7 +278,13 @@ class PoolResources:
             shares_files = self._provider is None or self._provider.shares_files
             folders = self._folders if shares_files else []
             return PoolSession(
-                job_spec, pickled_function, module_sources, self.worker_pool, self._block_store, folders
+                job_spec,
+                pickled_function,
+                module_sources,
+                self.worker_pool,
+                self._block_store,
+                folders,
+                self._fetch_timeout,
             )
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ class Reach(NamedTuple):
     def _explain_obstacle(self, location: Location) -> str:
         """Return what keeps workers from a location, and the remedy; empty if they can reach it."""
         if location.is_sent_by_driver and not self.can_ask_driver:
-            return f"{location.root}, which workers cannot reach: use a thread pool"
+            return f"{location.root}, which workers cannot reach: leave executor out"
         if location.is_memory_mapped and self.backend:
             return (
                 f"folder {location.root!r} of this machine, which workers on {self.backend} cannot reach: "

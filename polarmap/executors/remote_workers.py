@@ -204,6 +204,7 @@ class RemoteWorkerPool(WorkerPool):
     block_cache_bytes : bytes of blocks that each worker may keep.
     n_threads : that each may use for linear algebra.
     tcp_timeout : seconds of silence after which the connection to a worker is lost, at both ends.
+    fetch_timeout : seconds that a worker may take to read a block from the provider's storage.
     """
 
     def __init__(
@@ -214,6 +215,7 @@ class RemoteWorkerPool(WorkerPool):
         block_cache_bytes: int,
         n_threads: int,
         tcp_timeout: float = TCP_TIMEOUT,
+        fetch_timeout: float = inf,
     ) -> None:
         super().__init__(max_workers if max_workers is not None else provider.max_workers)
         self._provider = provider
@@ -244,9 +246,8 @@ class RemoteWorkerPool(WorkerPool):
         endpoints = () if self._listener is None else self._listener.endpoints
         if provider.worker_spec is not None:
             block_cache_bytes = min(block_cache_bytes, compute_block_cache_bytes(provider.worker_spec))
-        self._driver_address = DriverAddress(
-            endpoints, key, provider.bucket, provider.key_prefix, block_cache_bytes, n_threads, tcp_timeout
-        )
+        storage_and_limits = provider.bucket, provider.key_prefix, block_cache_bytes, n_threads
+        self._driver_address = DriverAddress(endpoints, key, *storage_and_limits, tcp_timeout, fetch_timeout)
 
     def request_workers(self, n_workers: int) -> None:
         """Start as many workers as are missing of the `n_workers` that would be of use now."""

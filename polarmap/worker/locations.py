@@ -191,6 +191,15 @@ class DriverLocation(Location):
         return access.fetch_from_driver(segment)
 
 
+class StoreLocation(DriverLocation):
+    """A store of the user's own, named `root`, which only the driver can use."""
+
+    __slots__ = ()
+    tag = "store"
+    is_owned_by_blocks = False
+    needs_checksums = True
+
+
 class ClusterLocation(Location):
     """Memory of the cluster of the engine `backend`, "dask" or "ray", whose workers have this package."""
 
@@ -210,7 +219,7 @@ LOCATION_CLASSES: dict[str, type[Location]] = {
     location_class.tag: location_class
     for location_class in (
         *(InlineLocation, FolderLocation, PrivateFolderLocation),
-        *(BucketLocation, DriverLocation, ClusterLocation),
+        *(BucketLocation, DriverLocation, StoreLocation, ClusterLocation),
     )
 }
 

@@ -14,8 +14,8 @@ from operator import attrgetter
 from threading import get_ident
 from typing import Any, NamedTuple
 
-MIN_MAPPED_BYTES = 1 << 18  # smaller parts of files are read
-# How files are mapped; pages that are entered one by one are slow.
+MIN_MAPPED_BYTES = 1 << 18  # smaller segments of files are read
+# All pages are mapped at once: to map them one by one as they are used is slow.
 MMAP_OPTIONS: dict[str, int] = (
     {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
     if hasattr(mmap, "MAP_POPULATE")
@@ -24,12 +24,12 @@ MMAP_OPTIONS: dict[str, int] = (
 
 
 class Segment(NamedTuple):
-    """A range of bytes of one object.
+    """A byte range of one stored object.
 
-    key : the name in a bucket or the path below a folder; empty for zeros, which are not stored.
-    size : in bytes.
-    crc32 : `zlib.crc32` of the bytes; None before they are written.
-    offset : of the first byte in the object.
+    key : of the object in its bucket or below its folder; empty for zeros, which are not stored.
+    size : bytes, before any encryption.
+    crc32 : `zlib.crc32` of the stored bytes; None if they have no checksum, or are not written yet.
+    offset : where the range begins in the object, in bytes.
     """
 
     key: str
@@ -52,8 +52,23 @@ class DamagedError(Exception):
 SegmentReader = Callable[[Segment], Any]
 
 
+def encode_segment_range(segment: Segment) -> bytes:
+    """Return the text by which a worker asks its driver for the bytes of a segment.
+
+    >>> decode_segment_range(encode_segment_range(Segment("a b", 3, None, 8)))
+    Segment(key='a b', size=3, crc32=None, offset=8)
+    """
+    return f"{segment.offset} {segment.size} {segment.key}".encode()
+
+
+def decode_segment_range(text: bytes | bytearray) -> Segment:
+    """Return the segment that a worker asks for; ValueError if the text does not name one."""
+    offset, size, key = text.decode().split(" ", 2)
+    return Segment(key, int(size), None, int(offset))
+
+
 def check_segment_integrity(segment: Segment, data: Any) -> Any:
-    """`data` if it is what `segment` says, else DamagedError."""
+    """Return `data` if its length and checksum are those of the segment; raise DamagedError otherwise."""
     if len(data) != segment.size:
         raise make_truncated_segment_error(segment, len(data))
     if segment.crc32 is not None and zlib.crc32(data) != segment.crc32:
@@ -64,9 +79,9 @@ def check_segment_integrity(segment: Segment, data: Any) -> Any:
 
 
 def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
-    """The bytes of a part below `folder`, mapped if they are many; DamagedError if there is no file.
+    """Return the bytes of a segment of a file below `folder`, mapped if they are many.
 
-    They are fewer if it is shorter.
+    There are fewer if the file is shorter. Raises DamagedError if there is no file.
     """
     try:
         with open(os.path.join(folder, segment.key), "rb", buffering=0) as file:
@@ -83,7 +98,7 @@ def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
 
 
 def write_file(folder: str, key: str, *buffers: Any) -> None:
-    """A file below `folder`, of these bytes in a row, that appears whole or not at all."""
+    """Write a file below `folder` of buffers in a row. It appears whole or not at all."""
     path = os.path.join(folder, key)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     staging_path = f"{path}.{os.getpid()}-{get_ident()}.unfinished"
@@ -98,19 +113,27 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
 
 
 def make_missing_segment_error(segment: Segment) -> DamagedError:
-    """What is raised where a storage says that it has no such object."""
+    """Return the error to raise if a storage has no such object."""
     return DamagedError(f"{segment.key} is missing", "missing")
 
 
 def make_truncated_segment_error(segment: Segment, n_available: int) -> DamagedError:
-    """What is raised where an object ends after so many bytes of the part."""
+    """Return the error to raise if an object ends after `n_available` bytes of the segment."""
     return DamagedError(
         f"{segment.key} has {n_available} of {segment.size} bytes from {segment.offset} on", "truncated"
     )
 
 
+def make_fetch_timeout_error(task: int, seconds: float, place: str, segment: Segment) -> TimeoutError:
+    """Return the error to raise if the block of a task was not read within this many seconds."""
+    return TimeoutError(
+        f"block {task} was not read within {seconds:g} s, as {place} has not returned {segment.key}: check "
+        "the storage, or pass a longer time as Pool(fetch_timeout=...)"
+    )
+
+
 def is_missing_object_error(error: Exception) -> bool:
-    """Whether a storage says that there is no such object; Lithops has one error for all of them."""
+    """Return whether an error of a storage says that there is no such object; Lithops has one for all."""
     return type(error).__name__ == "StorageNoSuchKeyError"
 
 

@@ -36,7 +36,7 @@ from polarmap.executors.lithops import BucketBlockStore
 from polarmap.worker import encryption
 from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.encryption import CIPHERTEXT_OVERHEAD_BYTES, Encryption, read_segment
-from polarmap.worker.locations import INLINE, BucketLocation, Location
+from polarmap.worker.locations import INLINE, BucketLocation, Location, StoreLocation
 from polarmap.worker.private_files import read_private_segment
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_execution import TaskIO
@@ -344,6 +344,26 @@ def test_what_no_worker_was_told_of_is_not_given_out() -> None:
     for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
         with pytest.raises(error):
             stored.read_component(coded, key)
+
+
+def test_workers_are_sent_of_a_store_of_the_users_own_what_they_were_told_to_read() -> None:
+    class Stored(UncodedBlocks):
+        location = StoreLocation("mine")
+
+        def block_segments(self, task: int) -> tuple[Segment, ...]:
+            return (Segment("key", 8, 7, 16),)
+
+    coded = Stored([[np.zeros(1)]], ("array",))
+    stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
+    assert stored.cache_id is None  # another array may come to have the same key
+    with pytest.raises(LookupError):
+        stored.check_was_referenced(Segment("key", 8, None, 16))
+    stored.publish_block(coded, 0)
+    stored.check_was_referenced(Segment("key", 8, None, 16))
+    stored.check_was_referenced(Segment("key", 8 + CIPHERTEXT_OVERHEAD_BYTES, None, 16))
+    for asked in (Segment("key", 8, None, 0), Segment("key", 100, None, 16), Segment("other", 8, None, 16)):
+        with pytest.raises(LookupError):
+            stored.check_was_referenced(asked)
 
 
 # --- with the driver ---------------------------------------------------------------------------

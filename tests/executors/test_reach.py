@@ -25,7 +25,7 @@ REFUSED: list[tuple[Location, Reach, str]] = [
     (
         DriverLocation("memory of this process"),
         REMOTE,
-        "the array lies in memory of this process, which workers cannot reach: use a thread pool",
+        "the array lies in memory of this process, which workers cannot reach: leave executor out",
     ),
     (
         FolderLocation("/data"),

@@ -457,8 +457,8 @@ NONSENSE: list[Callable[[Message], Message]] = [
     lambda call: answer(call, header=pickle.dumps(REPLY), data=bytes(72))._replace(attempt_key=(0, 99, 0)),
     lambda call: answer(call, data=b"0/../../etc/passwd", is_file=True),
     lambda call: answer(call, data=b"7", is_file=True),
-    lambda call: answer(call, FETCH, header=b"x/99999"),
-    lambda call: answer(call, FETCH, header=b"x"),
+    lambda call: answer(call, FETCH, header=b"0 8 x/99999"),
+    lambda call: answer(call, FETCH, header=b"0 8 x"),
     lambda call: answer(call, FETCH, header=b"\xff"),
     lambda call: answer(call, CANCELLED)._replace(attempt_key=(99, 0, 0)),
 ]

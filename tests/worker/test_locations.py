@@ -21,6 +21,7 @@ from polarmap.worker.locations import (
     FolderLocation,
     Location,
     PrivateFolderLocation,
+    StoreLocation,
     location_from_fields,
 )
 from polarmap.worker.segments import DamagedError, Segment
@@ -35,6 +36,7 @@ LOCATIONS: list[Location] = [
     BucketLocation("b", "minio"),
     BucketLocation("b", "aws_s3", KEY),
     DriverLocation("prefix"),
+    StoreLocation("my store"),
     ClusterLocation(backend="dask"),
 ]
 
