@@ -111,10 +111,6 @@ class RotationCode(PolarCode):
         """Choose the angles, which takes a few hundredths of a second."""
         _ = self.seed  # Reading the property makes the choice.
 
-    @property
-    def _block_erasure_probabilities(self) -> Floats:
-        return np.sort(np.broadcast_to(self.erasure, self.n))
-
     @cached_property
     def butterfly_network(self) -> RotationButterflyNetwork:
         """The butterflies that P is made of."""
