@@ -46,7 +46,8 @@ class ArikanCode(PolarCode):
     """x = B v, whose inputs v are zero on the frozen set: positions on butterflies of 2^levels leaves."""
 
     kernel = option_name = "arikan"
-    supports_integers, is_mds = True, False
+    supports_integers = has_uneven_parity = True
+    is_mds = False
     _supported_decoders = "optimal", "sequential"
 
     @property

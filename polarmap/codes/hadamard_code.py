@@ -34,8 +34,8 @@ class HadamardCode(PolarCode):
     """
 
     kernel = option_name = "hadamard"
-    is_mds = False
-    max_n = MAX_HADAMARD_N
+    is_mds, has_uneven_parity = False, True
+    _max_n = MAX_HADAMARD_N
     integer_error_template = (
         "the hadamard kernel cannot carry {dtype} blocks, because its parity blocks are fractions: use "
         "kernel='arikan' for exact integers, or convert them to a floating dtype"

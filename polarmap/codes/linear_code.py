@@ -31,15 +31,40 @@ class LinearCode(CodeMatrices):
     """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
 
     A subclass sets n, k, `name`, `requirement` and says E, and what else is not as here: G, T, which dtypes
-    it carries.
+    it carries. The attributes are the facts by which maps decide; nothing outside `codes` asks for the class.
 
-    name : what a report calls it.
-    requirement : what f must be, to follow "f is not".
-    degree : of the polynomials that f may be; 1 for linear and affine f.
-    option_name : the word that asks for such a code, as in code="rotation"; empty if none does.
-    supports_integers : whether integers are coded, and decoded modulo 2^64, without rounding.
-    integer_error_template : what is said of data that is therefore refused, of its `dtype` and this `code`.
-    is_mds : whether any `recovery_threshold` results determine those wanted, or nearly any.
+    Attributes
+    ----------
+    name : str
+        The name of the code in a report.
+    requirement : str
+        What f must be, to follow "f is not".
+    degree : int
+        The largest degree of the polynomials that f may be; 1 for linear and affine f.
+    option_name : str
+        The word that asks for such a code, as in code="rotation"; empty if none does.
+    supports_integers : bool
+        Whether integers are coded, and decoded modulo 2^64, without rounding.
+    integer_error_template : str
+        The error for data that is therefore refused, with places for its `dtype` and this `code`.
+    is_mds : bool
+        Whether any `recovery_threshold` results determine those wanted, or nearly any.
+    is_redundant : bool
+        Whether other results can determine a missing one.
+    has_uneven_parity : bool
+        Whether parity blocks differ much in how many data blocks they are made of.
+    adds_noise : bool
+        Whether the data is mixed with noise blocks, which are drawn anew for every map.
+    can_estimate : bool
+        Whether missing results can be estimated from too few, by `block_prediction`.
+    supports_sparse : bool
+        Whether parity blocks of sparse matrices are made as sparse matrices.
+    supports_triangles : bool
+        Whether a `SymmetricProductCode` can be made of it.
+    is_storable : bool
+        Whether the manifest of a stored array can describe it.
+    max_backups : int
+        How many copies of a late task replace the parity blocks; 0 for redundant codes.
     """
 
     name: str
@@ -48,7 +73,9 @@ class LinearCode(CodeMatrices):
     option_name = ""
     supports_integers = False
     integer_error_template = "{code!r} mixes real numbers: convert the {dtype} data with .astype(float)"
-    is_mds = True
+    is_mds = is_redundant = True
+    has_uneven_parity = adds_noise = can_estimate = supports_sparse = supports_triangles = is_storable = False
+    max_backups = 0
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Dtype of the parity blocks of such data; CodeError for data that the code cannot carry."""
@@ -103,6 +130,13 @@ class LinearCode(CodeMatrices):
         else:
             self._encode_parity_into(blocks, out)
         return out
+
+    def describe_ill_conditioning(self, max_amplification: float) -> str:
+        """Return why the code seldom decodes within `max_amplification`, and what to do; "" if it does.
+
+        Here nothing is known before results arrive: "".
+        """
+        return ""
 
     def precompute_encoding(self) -> None:
         """Choose what the parity is made by, where that takes time."""

@@ -84,9 +84,10 @@ class PolarCode(SystematicCode):
     """
 
     requirement = "linear or affine in its block"
+    can_estimate = supports_sparse = is_storable = True
 
     kernel: ClassVar[str] = "rotation"
-    max_n: ClassVar[int] = MAX_N
+    _max_n: ClassVar[int] = MAX_N
     _supported_decoders: ClassVar[tuple[str, ...]] = ("optimal",)
     _classes_by_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
 
@@ -118,7 +119,7 @@ class PolarCode(SystematicCode):
         seed: int | None = None,
         levels: int | None = None,
     ) -> None:
-        _check_code_size(n, k, self.max_n)
+        _check_code_size(n, k, self._max_n)
         if not is_choice(decoder, ("optimal", "sequential")):
             raise CodeError(f"decoder must be 'optimal' or 'sequential', not {decoder!r}")
         if decoder not in self._supported_decoders:

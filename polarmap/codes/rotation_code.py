@@ -44,6 +44,7 @@ class RotationCode(PolarCode):
     """x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen."""
 
     kernel = option_name = "rotation"
+    supports_triangles = True
     integer_error_template = (
         "the rotation kernel cannot carry {dtype} blocks: use kernel='arikan' for exact integers, or convert "
         "them to a floating dtype"

@@ -48,7 +48,7 @@ class SymmetricProductCode(SystematicCode):
     is_mds = False
 
     def __init__(self, line_code: PolarCode, n_block_rows: int | None = None) -> None:
-        if line_code.kernel != "rotation":
+        if not line_code.supports_triangles:
             raise CodeError("a triangle of products is coded with the rotation kernel only")
         self.line_code, self.kernel, self.n_block_rows = line_code, line_code.kernel, n_block_rows
         self.full_grid = ProductCode(line_code, line_code)
