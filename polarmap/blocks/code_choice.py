@@ -173,7 +173,7 @@ def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) ->
         n_needed = compute_recovery_threshold(k, degree, "circle")
         chosen_code = LagrangeCode(n_tasks or get_default_n_tasks(n_needed), k, degree)
     else:
-        chosen_code = _make_polar_code(k, dtypes, n_tasks, code)
+        chosen_code = _make_polar_code(k, dtypes, n_tasks, cast(CodeName, code))
     for dtype in dtypes:
         chosen_code.parity_dtype(dtype)
     return chosen_code

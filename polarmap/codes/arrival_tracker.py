@@ -1,7 +1,8 @@
-"""Decoder: when the arrivals of one codeword determine what is wanted."""
+"""ArrivalTracker: says when the arrivals of one codeword determine what is wanted."""
 
 from __future__ import annotations
 
+from enum import Enum
 from math import inf, isinf
 
 import numpy as np
@@ -17,6 +18,14 @@ from polarmap.validation import is_real_number
 MAX_RANK_CHECKS = 1000
 
 
+class DecodingState(Enum):
+    """What the arrivals so far are good for."""
+
+    UNDECODABLE = "undecodable"  # They do not determine the data blocks.
+    ILL_CONDITIONED = "ill-conditioned"  # They determine them less accurately than the caller asks for.
+    DECODABLE = "decodable"
+
+
 class ArrivalTracker:
     """Collects arrivals of one codeword and says when its data blocks are determined.
 
@@ -29,14 +38,20 @@ class ArrivalTracker:
         Wait for more arrivals while a recovered block would multiply the relative error of the
         received ones by more than this. All n arrivals are accepted at any amplification.
 
+    Attributes
+    ----------
+    state : DecodingState
+        Whether the arrivals determine the data blocks, and accurately enough.
+    n_arrived : int
+
     Examples
     --------
     >>> from polarmap.codes.polar import PolarCode
-    >>> decoder = ArrivalTracker(PolarCode(4, 2))
-    >>> [decoder.add(i) for i in (3, 3, 0)]
+    >>> tracker = ArrivalTracker(PolarCode(4, 2))
+    >>> [tracker.add(i) for i in (3, 3, 0)]
     [False, False, True]
-    >>> decoder.missing_indices.tolist()
-    [1]
+    >>> tracker.state, tracker.missing_indices.tolist()
+    (<DecodingState.DECODABLE: 'decodable'>, [1])
     """
 
     def __init__(self, code: LinearCode, *, modular: bool = False, max_amplification: float = inf) -> None:
@@ -47,7 +62,7 @@ class ArrivalTracker:
         self.code, self.modular, self.max_amplification = code, modular, max_amplification
         self.arrived_mask = np.zeros(code.n, dtype=bool)
         self.n_arrived = 0
-        self.is_decodable = self.is_ready = False
+        self.state = DecodingState.UNDECODABLE
         self._decoder: ErasureDecoder | None = None
         self._previous_decoder: ErasureDecoder | None = None
         self._missing_indices: Indices | None = None
@@ -62,27 +77,29 @@ class ArrivalTracker:
         if not is_integer(block_index) or not 0 <= block_index < self.code.n:
             raise CodeError(f"positions run from 0 to {self.code.n - 1}, not {block_index!r}")
         if self.arrived_mask[block_index]:
-            return self.is_ready
+            return self.state is DecodingState.DECODABLE
         self.arrived_mask[block_index] = True
         self.n_arrived += 1
         self._previous_decoder = self._decoder or self._previous_decoder
         self._decoder = self._missing_indices = None
         self._n_missing_targets -= block_index < self._n_systematic
         self._untracked_arrivals.append(int(block_index))
-        self.is_decodable = self._check_decodability()
-        self.is_ready = self.is_ready or (self.is_decodable and self._is_well_conditioned())
-        return self.is_ready
+        if self.state is not DecodingState.DECODABLE and self._check_decodability():
+            is_accurate = self._is_well_conditioned()
+            self.state = DecodingState.DECODABLE if is_accurate else DecodingState.ILL_CONDITIONED
+        return self.state is DecodingState.DECODABLE
 
     def accept_ill_conditioned(self) -> bool:
-        """Take what has arrived at any accuracy, since nothing more can; whether it determines the data."""
+        """Accept what has arrived at any accuracy, since nothing more can; return whether it is decodable."""
         self.max_amplification = inf
-        self.is_ready = self.is_decodable
-        return self.is_ready
+        if self.state is DecodingState.ILL_CONDITIONED:
+            self.state = DecodingState.DECODABLE
+        return self.state is DecodingState.DECODABLE
 
     @property
-    def is_ill_conditioned(self) -> bool:
-        """Whether the data blocks are determined, but not as accurately as is asked for."""
-        return self.is_decodable and not self.is_ready
+    def is_ready(self) -> bool:
+        """Whether the state is DECODABLE."""
+        return self.state is DecodingState.DECODABLE
 
     @property
     def missing_indices(self) -> Indices:
@@ -112,11 +129,11 @@ class ArrivalTracker:
     @property
     def amplification(self) -> float:
         """The largest of a recovered block; 0 if none or exact, inf while undetermined."""
-        return self.decoder.amplification if self.is_decodable else np.inf
+        return np.inf if self.state is DecodingState.UNDECODABLE else self.decoder.amplification
 
     def _check_decodability(self) -> bool:
         """Whether what has arrived determines the data blocks, at whatever accuracy."""
-        if self.is_ready or self._n_missing_targets == 0:
+        if self._n_missing_targets == 0:
             return True
         if self.n_arrived < self._next_rank_check:
             return False

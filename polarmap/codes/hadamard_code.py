@@ -66,7 +66,7 @@ class HadamardCode(PolarCode):
         unsent_positions = np.arange(self.n, self._input_checks.shape[1])
         solved_checks = self._input_checks[:, np.concatenate([parity_positions, unsent_positions])]
         solution = np.linalg.solve(solved_checks, -self._input_checks[:, data_positions])
-        parity_rows = solution[: self.n - self.k]
+        parity_rows = np.asarray(solution[: self.n - self.k], np.float64)
         return np.where(compute_nonzero_mask(parity_rows), parity_rows, 0.0)  # Rounding is no coefficient.
 
     def precompute_encoding(self) -> None:

@@ -6,7 +6,14 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes.base import CodeMatrices, ErasureDecoder, ReceivedBlocks
+from polarmap.codes.base import (
+    MAX_CHECKS,
+    CodeMatrices,
+    ErasureDecoder,
+    ReceivedBlocks,
+    WeightMasks,
+    compute_weight_masks,
+)
 from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, to_real_dtype
 
@@ -22,6 +29,9 @@ WEIGHT_BATCH = 256  # missing blocks whose weights are computed together
 
 class RealDecoder(ErasureDecoder):
     """Recovered = weights @ received over the reals; integers are rounded."""
+
+    rounds_integers = True
+    _computed_pseudo_inverse: Floats | None = None
 
     @property
     def system_matrix(self) -> Array:
@@ -40,12 +50,49 @@ class RealDecoder(ErasureDecoder):
         """The same of results that are enough in number."""
         return int(not np.isfinite(self._pseudo_inverse).all())
 
-    def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """The missing results (len(missing), b) from the flat ones that arrived.
+    @property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+        raise NotImplementedError
 
-        `received` maps positions to arrays (b,) and must hold every arrived position. Integers of an
-        exact recovery come back exactly, modulo 2^bits; integers of another are rounded.
-        """
+    @property
+    def weight_magnitudes(self) -> Floats:
+        """The absolute values of `weights`."""
+        return np.abs(self.weights)
+
+    @property
+    def max_weight_magnitudes(self) -> Floats:
+        """The largest absolute weight of each arrived result, without a copy of the weights."""
+        weights = self.weights
+        return np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0))
+
+    @cached_property
+    def weight_masks(self) -> WeightMasks:
+        """Which results the recovered ones are made of."""
+        n_arrived = len(self.arrived_indices)
+        return compute_weight_masks(self.weights if len(self.missing_indices) else np.empty((0, n_arrived)))
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`; 0 if none is missing, inf if undetermined."""
+        if not len(self.missing_indices):
+            return 0.0
+        if self.rank_deficit:
+            return np.inf
+        norms = np.sqrt(np.einsum("ij,ij->i", self.weights, self.weights))
+        return float(norms.max()) if np.isfinite(norms).all() else np.inf
+
+    @cached_property
+    def check_matrix(self) -> Floats:
+        """The equations that are evaluated to verify results."""
+        return self.compute_parity_check_matrix(MAX_CHECKS)
+
+    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
+        """Return up to `max_checks` equations on the arrived results, (s, arrived)."""
+        raise NotImplementedError
+
+    def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
+        """Return the missing results (missing, b) from the flat ones that arrived."""
         width = next(iter(received.values())).size
         if dtype.kind == "c":
             real_dtype = to_real_dtype(dtype)
@@ -69,10 +116,17 @@ class RealDecoder(ErasureDecoder):
         else:
             block_matmul.combine_rows(self.weights, arrived_blocks, out)
 
-    @cached_property
+    @property
     def _pseudo_inverse(self) -> Floats:
         """The pseudo-inverse of `system_matrix`; all inf when it has none."""
-        return compute_left_inverse(self.system_matrix.astype(np.float64, copy=False))
+        if self._computed_pseudo_inverse is None:
+            system_matrix = self.system_matrix.astype(np.float64, copy=False)
+            self._computed_pseudo_inverse = compute_left_inverse(system_matrix)
+        return self._computed_pseudo_inverse
+
+    def _drop_weights(self) -> None:
+        """Free the memory of `weights`, if they are cached; they are computed again when asked for."""
+        vars(self).pop("weights", None)
 
     def _compute_null_space_checks(self, max_checks: int) -> Floats:
         """Up to `max_checks` orthonormal equations on the results of `system_matrix`, once it determines the
@@ -167,11 +221,11 @@ class SystematicDecoder(RealDecoder):
         Columns that are no longer missing leave what is orthogonal to their rows of it; rows are added as
         Greville (1960) has it, and a step of Newton's takes away the rounding of both, if it can.
         """
-        cached_values = vars(previous)
-        cached_values.pop("weights", None)  # the most memory of a map, and computed again if anybody asks
         if not isinstance(previous, SystematicDecoder):
             return
-        if not np.isfinite(cached_values.get("_pseudo_inverse", np.inf)).all():
+        previous._drop_weights()  # They may be the most memory of a map.
+        previous_inverse = previous._computed_pseudo_inverse
+        if previous_inverse is None or not np.isfinite(previous_inverse).all():
             return
         n_parity, parity_indices = self.code.n - self.code.k, self.arrived_parity_indices
         known_mask, previous_parity_mask = np.zeros(self.code.k, bool), np.zeros(n_parity, bool)
@@ -185,8 +239,8 @@ class SystematicDecoder(RealDecoder):
         self.system_matrix = np.empty(system_shape, previous.system_matrix.dtype)
         self.system_matrix[new_parity_mask] = new_rows
         self.system_matrix[~new_parity_mask] = previous.system_matrix[:, ~recovered_mask]
-        orthonormal_basis = np.linalg.qr(previous._pseudo_inverse[recovered_mask].T)[0]
-        pseudo_inverse = previous._pseudo_inverse[~recovered_mask]
+        orthonormal_basis = np.linalg.qr(previous_inverse[recovered_mask].T)[0]
+        pseudo_inverse = previous_inverse[~recovered_mask]
         pseudo_inverse -= pseudo_inverse @ orthonormal_basis @ orthonormal_basis.T
         row_products = new_rows @ pseudo_inverse
         gram_matrix = np.eye(len(row_products)) + row_products @ row_products.T
@@ -202,7 +256,7 @@ class SystematicDecoder(RealDecoder):
             if not np.abs(residual_matrix).max(initial=0) <= UPDATE_TOL:  # nor NaN
                 return
             updated[batch] += residual_matrix @ updated
-        self._pseudo_inverse = updated
+        self._computed_pseudo_inverse = updated
 
 
 class ImplicitSystematicDecoder(SystematicDecoder):
