@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -177,10 +178,16 @@ class ErasureDecoder(ABC):
         """The largest of `weight_magnitudes` for each arrived result, (arrived,)."""
         return np.asarray(self.weight_magnitudes.max(axis=0, initial=0))
 
-    @property
-    @abstractmethod
+    @cached_property
     def weight_masks(self) -> WeightMasks:
         """Which results the recovered ones are made of."""
+        if not len(self.missing_indices):
+            return compute_weight_masks(np.empty((0, len(self.arrived_indices))))
+        return self._compute_weight_masks()
+
+    def _compute_weight_masks(self) -> WeightMasks:
+        """Return `weight_masks` where results are missing."""
+        return compute_weight_masks(self.weights)
 
     @property
     @abstractmethod

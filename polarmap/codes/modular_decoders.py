@@ -7,14 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes.base import (
-    MAX_MODULAR_CHECKS,
-    CodeMatrices,
-    ErasureDecoder,
-    ReceivedBlocks,
-    WeightMasks,
-    compute_weight_masks,
-)
+from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ErasureDecoder, ReceivedBlocks
 from polarmap.codes.compute import tiling
 from polarmap.codes.modular_linalg import find_independent_rows_gf2, invert_mod64, matmul_mod64
 from polarmap.codes.real_decoders import SystematicDecoder
@@ -59,13 +52,6 @@ class ModularDecoder(ErasureDecoder):
     def weight_magnitudes(self) -> Floats:
         """The absolute values of the weights, as numbers nearest to zero."""
         return np.abs(self.weights.view(np.int64).astype(np.float64))
-
-    @cached_property
-    def weight_masks(self) -> WeightMasks:
-        """Which results the recovered ones are made of."""
-        n_arrived = len(self.arrived_indices)
-        has_missing = len(self.missing_indices) > 0
-        return compute_weight_masks(self.weights if has_missing else np.empty((0, n_arrived), np.uint64))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
         """Return the missing results (missing, b), modulo 2^bits if `dtype` is one of integers."""

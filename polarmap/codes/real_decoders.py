@@ -6,14 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes.base import (
-    MAX_CHECKS,
-    CodeMatrices,
-    ErasureDecoder,
-    ReceivedBlocks,
-    WeightMasks,
-    compute_weight_masks,
-)
+from polarmap.codes.base import MAX_CHECKS, CodeMatrices, ErasureDecoder, ReceivedBlocks
 from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, to_real_dtype
 
@@ -65,12 +58,6 @@ class RealDecoder(ErasureDecoder):
         """The largest absolute weight of each arrived result, without a copy of the weights."""
         weights = self.weights
         return np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0))
-
-    @cached_property
-    def weight_masks(self) -> WeightMasks:
-        """Which results the recovered ones are made of."""
-        n_arrived = len(self.arrived_indices)
-        return compute_weight_masks(self.weights if len(self.missing_indices) else np.empty((0, n_arrived)))
 
     @cached_property
     def amplification(self) -> float:

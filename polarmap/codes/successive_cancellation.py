@@ -175,11 +175,6 @@ class CancellationSolver:
         self._zero_input_indices = np.flatnonzero(zero_input_mask)
 
     @property
-    def leaves(self) -> tuple[Indices, Mask]:
-        """The positions of the blocks and the mask of zero inputs, from which a solver is made."""
-        return self._positions, self._zero_input_mask
-
-    @property
     def n_inactivated(self) -> int:
         """The number of inputs that are neither known nor frozen."""
         return self._cancellation_program.n_inactivated
@@ -351,9 +346,8 @@ class InactivationDecoder(ModularDecoder):
         self, code: CodeMatrices, arrived_mask: Mask, positions: Indices, zero_input_mask: Mask
     ) -> None:
         super().__init__(code, arrived_mask)
-        self.solver = CancellationSolver(
-            positions, zero_input_mask, self.arrived_indices, self.missing_indices
-        )
+        self._leaves = positions, zero_input_mask
+        self.solver = CancellationSolver(*self._leaves, self.arrived_indices, self.missing_indices)
 
     def _make_real_decoder(self) -> ErasureDecoder:
         return ImplicitSystematicDecoder(self.code, self.arrived_mask)
@@ -384,11 +378,7 @@ class InactivationDecoder(ModularDecoder):
         """Up to MAX_MODULAR_CHECKS equations modulo 2^64, (s, arrived)."""
         return self.solver.compute_check_matrix(SplitMix64(self.code.n, self.code.k))
 
-    @cached_property
-    def weight_masks(self) -> WeightMasks:
-        """Which results the recovered ones are made of."""
-        if not len(self.missing_indices):
-            return super().weight_masks
+    def _compute_weight_masks(self) -> WeightMasks:
         return self.solver.compute_weight_masks(SplitMix64(self.code.k, self.code.n))
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -434,7 +424,7 @@ class ModularCancellationDecoder(InactivationDecoder):
         return int(self.solver.n_inactivated > 0)
 
     def _make_real_decoder(self) -> ErasureDecoder:
-        return SuccessiveCancellationDecoder(self.code, self.arrived_mask, *self.solver.leaves)
+        return SuccessiveCancellationDecoder(self.code, self.arrived_mask, *self._leaves)
 
 
 class ModularDecodabilityTracker:

@@ -119,12 +119,8 @@ class SymmetricProductDecoder(ErasureDecoder):
         """Equations on the symmetric parts of the arrived blocks, see `transform_for_parity_checks`."""
         return self._symmetric_part_decoder.check_matrix
 
-    @cached_property
-    def weight_masks(self) -> WeightMasks:
-        """Which results the recovered ones are made of."""
-        n_arrived = len(self.arrived_indices)
-        has_missing = len(self.missing_indices) > 0
-        return compute_weight_masks(self.weight_magnitudes if has_missing else np.empty((0, n_arrived)))
+    def _compute_weight_masks(self) -> WeightMasks:
+        return compute_weight_masks(self.weight_magnitudes)
 
     @cached_property
     def amplification(self) -> float:

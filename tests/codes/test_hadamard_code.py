@@ -7,13 +7,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from polar_codes import SIZES, arrive, by_size
 
 from polarmap import coded_map
 from polarmap.codes import PolarCode
 from polarmap.codes.hadamard_code import MAX_HADAMARD_N, HadamardCode, choose_random_frozen_set
 from polarmap.errors import CodeError
 from polarmap.testing import ReplayExecutor
-from tests.polar_codes import SIZES, arrive, by_size
 
 LARGER_SIZES = [(12, 9), (33, 20), (64, 48), (70, 69), (130, 3)]
 
