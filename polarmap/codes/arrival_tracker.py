@@ -13,8 +13,8 @@ from polarmap.dtypes import Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import is_real_number
 
-# A look at thousands of real equations takes long: no more looks than this as n blocks arrive,
-# so that the decision comes at most n / LOOKS arrivals late.
+# Checking the rank of thousands of real equations takes long, so there are at most so many checks as n blocks
+# arrive. The decision then comes at most n / MAX_RANK_CHECKS arrivals late.
 MAX_RANK_CHECKS = 1000
 
 
@@ -73,7 +73,7 @@ class ArrivalTracker:
         self._untracked_arrivals: list[int] = []
 
     def add(self, block_index: int) -> bool:
-        """Note the arrival of block `block_index` (once); True when the data blocks are determined."""
+        """Record the arrival of a block, and return whether the state is DECODABLE; repeats are ignored."""
         if not is_integer(block_index) or not 0 <= block_index < self.code.n:
             raise CodeError(f"positions run from 0 to {self.code.n - 1}, not {block_index!r}")
         if self.arrived_mask[block_index]:
@@ -113,12 +113,12 @@ class ArrivalTracker:
 
     @property
     def n_redundant_checks(self) -> int:
-        """Equations left over for verification."""
+        """The number of equations left over for verification."""
         return max(0, self.decoder.n_redundant_checks)
 
     @property
     def decoder(self) -> ErasureDecoder:
-        """How to recover the missing results from the arrived ones."""
+        """The decoder for the results that have arrived."""
         if self._decoder is None:
             self._decoder = self.code.make_decoder(self.arrived_mask.copy(), self.modular)
             if self._previous_decoder is not None:
@@ -128,11 +128,11 @@ class ArrivalTracker:
 
     @property
     def amplification(self) -> float:
-        """The largest of a recovered block; 0 if none or exact, inf while undetermined."""
+        """The amplification of the decoder; 0 if it is exact, inf while the state is UNDECODABLE."""
         return np.inf if self.state is DecodingState.UNDECODABLE else self.decoder.amplification
 
     def _check_decodability(self) -> bool:
-        """Whether what has arrived determines the data blocks, at whatever accuracy."""
+        """Return whether the arrivals determine the data blocks at any accuracy."""
         if self._n_missing_targets == 0:
             return True
         if self.n_arrived < self._next_rank_check:

@@ -20,16 +20,20 @@ from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is
 ReceivedBlocks = Mapping[int, Array]  # flat results by position
 
 COEFFICIENT_TOL = 1e-12  # coefficients below are rounding
-MAX_CHECKS = 8  # left-over equations evaluated; more would cost time and tell nothing new
-# Of integers one result in 2^16 has an even coefficient in all of these, which hides what wraps modulo 2^64.
+MAX_CHECKS = 8  # left-over equations to evaluate; more of them cost time and detect no more errors
+# One integer result in 2^16 has even coefficients in all of these checks, which hide an error of 2^63.
 MAX_MODULAR_CHECKS = 16
 
 
 class CodeMatrices(ABC):
-    """What a code is by its matrices: coded blocks = E blocks, results = G u, wanted = T u.
+    """The matrices that define a code: coded blocks = E blocks, results = G u, wanted = T u.
 
-    n, k : coded blocks and data blocks.
-    rms_gain : by how much the results that arrive may exceed those wanted.
+    Attributes
+    ----------
+    n, k : int
+        The numbers of coded blocks and of data blocks.
+    rms_gain : float
+        The largest root mean square of a coded block, in that of the data.
     """
 
     n: int
@@ -39,49 +43,53 @@ class CodeMatrices(ABC):
     @property
     @abstractmethod
     def encoding_matrix(self) -> Array:
-        """E, shape (n - len(systematic), number of blocks that are mixed)."""
+        """E, shape (n - len(systematic_indices), number of blocks that are mixed)."""
 
     @property
     def generator_matrix(self) -> Array:
-        """G, shape (n, number of unknowns): E, where f commutes with the mixtures that are sent."""
+        """G, shape (n, number of unknowns). It is E where f commutes with the mixtures that are sent."""
         return self.encoding_matrix
 
     @property
     def target_matrix(self) -> Array:
-        """T, shape (wanted, number of unknowns): [I, 0], where the first of these are wanted."""
+        """T, shape (n_targets, number of unknowns). It is [I, 0] where the first unknowns are wanted."""
         return np.eye(self.n_targets, self.encoding_matrix.shape[1], dtype=self.encoding_matrix.dtype)
 
     @property
     def recovery_threshold(self) -> int:
-        """The fewest results that can determine those wanted: one for each unknown."""
+        """The least number of results that can determine the wanted ones: one for each unknown."""
         return int(self.generator_matrix.shape[1])
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """The columns of E of some blocks."""
+        """Return the columns of E of the blocks `block_indices`."""
         return self.encoding_matrix[:, block_indices]
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Combinations (rows) of the coded blocks as they are made of blocks: combinations @ E."""
+        """Return weights @ E: combinations (rows) of coded blocks as combinations of the mixed blocks."""
         return np.asarray(weights @ self.encoding_matrix)
 
     @property
     @abstractmethod
     def n_targets(self) -> int:
-        """How many results are wanted."""
+        """The number of wanted results."""
 
     @property
     @abstractmethod
     def systematic_indices(self) -> Indices:
-        """The coded blocks that are data blocks untouched."""
+        """The indices of the coded blocks that are data blocks, unchanged."""
 
 
 class WeightMasks(NamedTuple):
-    """What missing results are made of.
+    """Which arrived results the missing ones are made of.
 
-    used_arrivals_mask : which of the results that arrived any of them is made of, (arrived,).
-    recombined_results_mask : which are no copy of a result, (missing,).
-    invertible_weights_mask : which of those that arrived show in each whatever they deviate by, (missing,
-        arrived).
+    Attributes
+    ----------
+    used_arrivals_mask : boolean array (arrived,)
+        Arrived results with a nonzero weight in any missing result.
+    recombined_results_mask : boolean array (missing,)
+        Missing results that are not a copy of an arrived one.
+    invertible_weights_mask : boolean array (missing, arrived)
+        Weights that multiply no error to zero: nonzero ones, modulo 2^64 odd ones.
     """
 
     used_arrivals_mask: Mask
@@ -90,13 +98,13 @@ class WeightMasks(NamedTuple):
 
 
 def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
-    """Which are not zero, or no more than rounding of it."""
+    """Return which coefficients are not zero, nor a rounding error of zero."""
     min_magnitude = 0 if is_integer_dtype(coefficients.dtype) else COEFFICIENT_TOL
     return np.asarray((coefficients > min_magnitude) | (coefficients < -min_magnitude))
 
 
 def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
-    """Which multiply no deviation to zero: modulo 2^64 the odd ones, an even one wraps some to nothing."""
+    """Return which coefficients multiply no deviation to zero: modulo 2^64 the odd ones."""
     if is_integer_dtype(coefficients.dtype):
         return np.asarray(coefficients % 2 == 1)
     return compute_nonzero_mask(coefficients)

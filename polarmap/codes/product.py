@@ -127,7 +127,7 @@ class ProductCode(SystematicCode):
 
 
 class GridDecoder(ErasureDecoder):
-    """Recovers the missing data blocks of one arrival pattern on a grid, in either arithmetic.
+    """A decoder for one arrival pattern on a grid, in either arithmetic.
 
     A row with k_B independent blocks known is known as a whole, a column with k_A too, and so on in
     turns. Where that stalls, the equations of all rows and columns together may still have one
@@ -159,14 +159,14 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def iterative_decoder(self) -> IterativeDecoder:
-        """The decoder that recovers rows and columns of the grid in turns, told of what arrived."""
+        """The decoder of rows and columns in turns, with the arrivals added."""
         iterative_decoder = IterativeDecoder(self.code, self.modular)
         iterative_decoder.add_arrivals(self.arrived_indices)
         return iterative_decoder
 
     @cached_property
     def _mask_recoverable_by_counting(self) -> Mask:
-        """Cells that follow line by line if any k known blocks of a line determine it."""
+        """The cells that follow line by line if any k known blocks of a line determine it."""
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
         known_mask[tuple(self.code.grid_coordinates[self.arrived_indices].T)] = True

@@ -1,4 +1,4 @@
-"""Recovery over the reals: weights @ G[arrived] = T[missing], by least squares."""
+"""Decode over the reals: weights @ G[arrived] = T[missing], by least squares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEIGHT_BATCH = 256  # missing blocks whose weights are computed together
 
 
 class RealDecoder(ErasureDecoder):
-    """Recovered = weights @ received over the reals; integers are rounded."""
+    """A decoder over the reals: recovered = weights @ received, where integers are rounded."""
 
     rounds_integers = True
     _computed_pseudo_inverse: Floats | None = None
@@ -33,14 +33,14 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """How many more results it takes at the least; 0 once the missing ones are determined."""
+        """The least number of further results that are needed; 0 once the missing ones are determined."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._system_rank_deficit
 
     @property
     def _system_rank_deficit(self) -> int:
-        """The same of results that are enough in number."""
+        """`rank_deficit` if enough results have arrived in number."""
         return int(not np.isfinite(self._pseudo_inverse).all())
 
     @property
@@ -94,7 +94,7 @@ class RealDecoder(ErasureDecoder):
         return out
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the missing results into `out`, (len(missing), b) of a real dtype."""
+        """Write the missing results to `out`, (missing, b) of a real dtype."""
         arrived_blocks = [received[int(block_index)] for block_index in self.arrived_indices]
         if is_integer_dtype(out.dtype):
             real_result = np.empty(out.shape)
@@ -116,8 +116,9 @@ class RealDecoder(ErasureDecoder):
         vars(self).pop("weights", None)
 
     def _compute_null_space_checks(self, max_checks: int) -> Floats:
-        """Up to `max_checks` orthonormal equations on the results of `system_matrix`, once it determines the
-        unknowns.
+        """Return up to `max_checks` orthonormal equations on the results of `system_matrix`.
+
+        There are none before it determines the unknowns.
         """
         if self.n_redundant_checks <= 0 or not np.isfinite(self._pseudo_inverse).all():
             return np.empty((0, len(self.system_matrix)))
@@ -125,9 +126,9 @@ class RealDecoder(ErasureDecoder):
 
 
 class PseudoInverseDecoder(RealDecoder):
-    """weights = T[missing] pinv(G[arrived]), the least-squares solution for all unknowns.
+    """A decoder with weights = T[missing] pinv(G[arrived]), the least-squares solution for all unknowns.
 
-    Of all decoders without bias that one multiplies independent errors of the results least.
+    No other unbiased decoder multiplies independent errors of the results less.
     """
 
     @cached_property
@@ -147,20 +148,23 @@ class PseudoInverseDecoder(RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """Equations left over."""
+        """The number of equations left over."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Up to `max_checks` orthonormal equations on the results that arrived, (s, arrived)."""
+        """Return up to `max_checks` orthonormal equations on the results that arrived, (s, arrived)."""
         return self._compute_null_space_checks(max_checks)
 
 
 class SystematicDecoder(RealDecoder):
-    """For G = [I; P], T = I: data that arrived is taken as it is, what is missing solves the rest.
+    """A decoder for G = [I; P], T = I, which solves the arrived parity for the missing data.
 
-    parity - P[parity, known] known = P[parity, missing] missing, in the least-squares sense.
+        parity - P[parity, known] known = P[parity, missing] missing   (least squares)
 
-    arrived_parity_indices : the parity blocks that arrived, as rows of P.
+    Attributes
+    ----------
+    arrived_parity_indices : index array
+        The parity blocks that have arrived, as rows of P.
     """
 
     def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
@@ -173,18 +177,18 @@ class SystematicDecoder(RealDecoder):
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
+        """Return combinations (rows) of the arrived parity blocks as combinations of the arrived data."""
         arrived = np.ix_(self.arrived_parity_indices, self.arrived_data_indices)
         return np.asarray(weights @ self.code.encoding_matrix[arrived])
 
     @property
     def n_redundant_checks(self) -> int:
-        """Equations left over once the missing blocks are determined; negative before."""
+        """The number of equations left over once the missing blocks are determined; negative before."""
         return len(self.arrived_parity_indices) - len(self.missing_indices)
 
     @cached_property
     def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived): the least-squares decoder."""
+        """Recovered = weights @ received, (missing, arrived), by least squares."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
         for start in range(0, len(weights), WEIGHT_BATCH):  # they may be the most memory of a map
@@ -195,18 +199,20 @@ class SystematicDecoder(RealDecoder):
         return weights
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Up to `max_checks` equations on the arrived blocks, (s, arrived): orthonormal on the parity
-        blocks.
+        """Return up to `max_checks` equations on the arrived blocks, (s, arrived).
+
+        Their coefficients of the parity blocks are orthonormal.
         """
         parity_checks = self._compute_null_space_checks(max_checks)
         data_checks = -self.multiply_by_arrived_data_columns(parity_checks)
         return np.concatenate([data_checks, parity_checks], axis=1)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Take over the pseudo-inverse of `previous`, of fewer results, without a factorization.
+        """Update the pseudo-inverse of `previous`, which has fewer results, without a factorization.
 
-        Columns that are no longer missing leave what is orthogonal to their rows of it; rows are added as
-        Greville (1960) has it, and a step of Newton's takes away the rounding of both, if it can.
+        Columns that are no longer missing are projected out, and rows are added by Greville's (1960) formula.
+        A step of Newton's iteration then removes the rounding errors of both. The update is given up if they
+        are too large.
         """
         if not isinstance(previous, SystematicDecoder):
             return
@@ -247,7 +253,7 @@ class SystematicDecoder(RealDecoder):
 
 
 class ImplicitSystematicDecoder(SystematicDecoder):
-    """The same by butterflies, which give P times anything and anything times P: P is never formed."""
+    """A `SystematicDecoder` that multiplies by P with butterflies, so that P is never formed."""
 
     @cached_property
     def system_matrix(self) -> Array:
