@@ -104,6 +104,7 @@ def make_missing_block_predictor(
 
     Examples
     --------
+    >>> from polarmap.codes import PolarCode
     >>> code = PolarCode(4, 3)
     >>> two = make_missing_block_predictor(code, np.array([True, True, False, False]), 1e-16)
     >>> two.weights.tolist(), two.error_stds.round(3).tolist()

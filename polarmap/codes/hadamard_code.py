@@ -101,7 +101,7 @@ def choose_random_frozen_set(n: int, k: int, seed: int) -> Indices:
     """Draw n - k of the inputs 1..n-1, ascending.
 
     >>> choose_random_frozen_set(8, 6, 0).tolist(), choose_random_frozen_set(3, 1, 5).tolist()
-    ([1, 4], [1, 2])
+    ([4, 5], [1, 2])
     """
     return np.sort(1 + SplitMix64(seed, n, k).permutation(n - 1)[: n - k])
 
