@@ -15,8 +15,6 @@ from polarmap.blocks.code_choice import CodeOptions, encode_blocks, encode_on_cl
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.conversions import describe_missing_table_labels
 from polarmap.codes.linear_code import LinearCode
-from polarmap.codes.polar import PolarCode
-from polarmap.codes.uncoded import Uncoded
 from polarmap.driver.coded_collector import CodedCollector
 from polarmap.driver.lateness import ParityRule
 from polarmap.driver.map_execution import MapExecution, Observer, Observers
@@ -134,7 +132,7 @@ def prepare_coded_map(
 
 def _find_no_estimates_reason(coded_data: CodedData) -> str:
     """Why blocks of a map are not estimated, "" if they are."""
-    if isinstance(coded_data.code, PolarCode):
+    if coded_data.code.can_estimate:
         return ""
     return f"estimates blocks of linear f: not with degree=, SecretSharing or the code {coded_data.code!r}"
 
@@ -195,14 +193,14 @@ def execute_coded(
         CodedCollector, padding_analyzer, deadline_estimator, driver_f, coded_data, options
     )
     policy = _make_scheduling_policy(coded_data.code, options)
-    if padded_block is not None and not isinstance(coded_data.code, Uncoded):
+    if padded_block is not None and coded_data.code.is_redundant:
         policy = AwaitedTaskBackupPolicy(policy, coded_data.n, padded_block[0])
     return execution.execute(job_spec, policy, options, make_collector, observers)
 
 
 def _make_scheduling_policy(code: LinearCode, options: MapOptions) -> SchedulingPolicy:
     """Which tasks of a map start at once, and which later."""
-    if isinstance(code, Uncoded) and code.max_backups:
+    if code.max_backups:
         return make_backup_policy(code.n, code.max_backups)
     if options.schedule != "on_demand":
         return SchedulingPolicy(code.n)

@@ -11,7 +11,7 @@ import numpy as np
 
 from polarmap.arrays.array import CodedArray
 from polarmap.blocks.array_like import is_scipy_sparse
-from polarmap.blocks.code_choice import CodeName, check_not_secret_sharing
+from polarmap.blocks.code_choice import CodeName, check_not_secret_sharing, check_polar_code_or_name
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.blocks.sparse import to_canonical_csr
 from polarmap.codes.polar import PolarCode
@@ -251,7 +251,8 @@ def _resolve_block_counts(
     blocks: int | None, tasks: int | None, code: CodeName | PolarCode, default_blocks: int
 ) -> BlockCounts:
     """As asked for; `default_blocks`: k if neither is."""
-    if isinstance(code, PolarCode):
+    check_polar_code_or_name(code)
+    if not isinstance(code, str):
         if blocks not in (None, code.k) or tasks not in (None, code.n):
             raise CodeError(
                 f"blocks={blocks} and tasks={tasks} must match code={code!r}. Leave blocks and tasks out, or "
