@@ -111,7 +111,7 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
         max_backups: int,
         faults: Mapping[int, Fault] = NO_FAULTS,
     ) -> None:
-        SchedulingPolicy.__init__(self, 0)
+        SchedulingPolicy.__init__(self, range(0))
         self._n_submitted = 0
         self._unbatchable_positions = {
             position for position, fault in faults.items() if fault.kind in SINGLE_ITEM_FAULTS

@@ -25,6 +25,7 @@ from polarmap.driver.policies import (
     AwaitedTaskBackupPolicy,
     OnDemandParityPolicy,
     SchedulingPolicy,
+    UpfrontPolicy,
     make_backup_policy,
 )
 from polarmap.driver.results import CodedResult, LazyReport
@@ -205,6 +206,6 @@ def _make_scheduling_policy(code: LinearCode, options: MapOptions) -> Scheduling
     if isinstance(code, Uncoded) and code.max_backups:
         return make_backup_policy(code.n, code.max_backups)
     if options.schedule != "on_demand":
-        return SchedulingPolicy(code.n)
+        return UpfrontPolicy(code.n)
     parity_rule = ParityRule(code.recovery_threshold, options.run_times)
     return OnDemandParityPolicy(code.n, parity_rule, options.n_upfront_parity, is_mds=code.is_mds)
