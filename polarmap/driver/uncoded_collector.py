@@ -7,7 +7,8 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from polarmap.driver.batches import BatchPolicy
+from polarmap.driver.batch_policy import BatchPolicy
+from polarmap.driver.batches import QueuedBatchBlocks
 from polarmap.driver.collector import EveryTaskCollector, JobTimer
 from polarmap.driver.failure_messages import (
     add_other_failures_note,
@@ -109,21 +110,26 @@ class BatchCollector(UncodedCollector):
     """
 
     def __init__(
-        self, batch_policy: BatchPolicy, n_items: int, on_results: OnResults, *collector_arguments: Any
+        self,
+        blocks: QueuedBatchBlocks,
+        batch_policy: BatchPolicy,
+        n_items: int,
+        on_results: OnResults,
+        *collector_arguments: Any,
     ) -> None:
         super().__init__(*collector_arguments)
+        self._blocks = blocks
         self._batch_policy, self._n_items, self._on_results = batch_policy, n_items, on_results
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Take in what became of the items of an attempt; those that failed are tried again alone."""
-        batch_outcome = self._batch_policy.split_outcome_by_item(self.task_table, outcome)
+        batch_outcome = self._batch_policy.split_outcome(self.task_table, outcome)
         if batch_outcome is None:
             return
-        _, results, failures = batch_outcome
-        new_results = [result for result in results if result[0] not in self._finished]
+        new_results = [result for result in batch_outcome.results if result[0] not in self._finished]
         self._finished.update(item_index for item_index, _ in new_results)
         self._on_results(new_results)
-        for item_index, failure in failures if outcome.failure is None else ():
+        for item_index, failure in batch_outcome.failures if outcome.failure is None else ():
             self._batch_policy.split_off_item(self.task_table, outcome.task, item_index, failure)
 
     @property
@@ -143,13 +149,12 @@ class BatchCollector(UncodedCollector):
     def make_report_table_builder(self) -> Callable[[], TaskTable]:
         """Each item as a task."""
         items_by_task = {
-            task_index: item_indices
-            for task_index, (_, item_indices) in self._batch_policy.batches.copy().items()
+            task_index: item_indices for task_index, (_, item_indices) in self._blocks.batches.copy().items()
         }
         return partial(self.task_table.build_item_table, items_by_task, self._n_items)
 
     def _to_caller_task_index(self, task_index: int) -> int:
-        return self._batch_policy.batches[task_index][1][0]
+        return self._blocks.batches[task_index][1][0]
 
 
 def execute_uncoded(

@@ -11,7 +11,9 @@ from concurrent import futures
 from functools import partial
 from typing import Any, TypeVar
 
-from polarmap.driver.call_queue import CallQueue, MappedCalls, SubmittedCall, get_function_key
+from polarmap.driver.call_queue import CallQueue
+from polarmap.driver.calls import MappedCalls, SubmittedCall, get_function_key
+from polarmap.driver.policies import RetryRule
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
 from polarmap.executors import resolve_executor
@@ -103,7 +105,9 @@ class Executor(ExecutorHandle, futures.Executor):
             self._pickling_context = (
                 pickle_worker_code_by_value if self._is_remote else contextlib.nullcontext
             )
-            self._call_queue = CallQueue(used_executor, on_close, max_in_flight, int(backups), int(retries))
+            self._call_queue = CallQueue(
+                used_executor, on_close, max_in_flight, int(backups), RetryRule(int(retries))
+            )
             weakref.finalize(self, self._call_queue.shutdown).atexit = False
 
     @property

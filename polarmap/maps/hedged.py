@@ -17,7 +17,8 @@ from polarmap.blocks.uneven import (
     items_to_arrays,
 )
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
-from polarmap.driver.batches import MAX_BATCHES, BatchPolicy, ItemSequence, can_batch_items, unpickle_result
+from polarmap.driver.batch_policy import MAX_BATCHES, BatchPolicy, can_batch_items
+from polarmap.driver.batches import ItemSequence, QueuedBatchBlocks
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function
@@ -32,6 +33,7 @@ from polarmap.errors import (
 from polarmap.executors import resolve_executor
 from polarmap.executors.interface import JobSpec, Outcome, to_failure
 from polarmap.validation import check_positive_int, is_nonnegative_int
+from polarmap.worker.pickled_values import unpickle_item
 from polarmap.worker.pytree import Array, describe_type
 from polarmap.worker.task_functions import make_call_task
 from polarmap.worker.task_records import ErrorInfo
@@ -187,11 +189,13 @@ def hedged_map(
             store_results(zip(item_ranges[outcome.task], decode_outcome(outcome)))
 
         if use_batches and is_pickled:
-            blocks = BatchPolicy(True, n_tasks, backups, execution.executor.faults)
-            blocks.enqueue_items(ItemSequence(None, blocks=task_arrays), range(n_tasks))
+            blocks = QueuedBatchBlocks()
+            policy = BatchPolicy(blocks, True, n_tasks, backups, execution.executor.faults)
+            policy.enqueue_items(ItemSequence(None, blocks=task_arrays), range(n_tasks))
             make_collector = partial(
                 BatchCollector,
                 blocks,
+                policy,
                 n_tasks,
                 store_pickled_results,
                 on_outcome,
@@ -199,7 +203,7 @@ def hedged_map(
                 label_task,
             )
             report = execution.execute(
-                JobSpec(task_function, blocks), blocks, options, make_collector, observers
+                JobSpec(task_function, blocks), policy, options, make_collector, observers
             )[1]
         else:
             task_blocks = UncodedBlocks([[task_array] for task_array in task_arrays], ("array",))
@@ -222,7 +226,7 @@ def hedged_map(
 def _decode_result(task_index: int, data: bytes | Array, keep_exceptions: bool) -> Any:
     """What f returned; NotDecodableError, raised unless it is kept, for what cannot be unpickled here."""
     try:
-        return unpickle_result(data)
+        return unpickle_item(data)
     except Exception as error:
         failure = NotDecodableError(
             f"the result of task {task_index} cannot be unpickled here: {type(error).__name__}: {error}"

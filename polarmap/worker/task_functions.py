@@ -21,6 +21,7 @@ from polarmap.worker.pickled_values import (
     pickle_to_packed_tree,
     unpickle_array,
     unpickle_data_or_file,
+    unpickle_item,
 )
 from polarmap.worker.pytree import PackedTree, Structure, describe_type, flatten, unflatten
 from polarmap.worker.task_records import describe_error, to_plain_tuple
@@ -129,7 +130,7 @@ def make_call_task(
             _, values = pickle.loads(block.data)
             if len(values) > 1:
                 return execute_batch(call_with_value, values)
-            value = pickle.loads(values[0])
+            value = unpickle_item(values[0])
         elif unpickle_blocks:
             value = unpickle_array(block)
         result = [call_and_catch(item) for item in value] if is_batch else call_with_value(value)
@@ -161,7 +162,7 @@ def execute_pickled_call(block: Array) -> PackedTree:
     f, values = pickle.loads(block.data)
     if len(values) > 1:
         return execute_batch(_load_function(f), values)
-    return pickle_to_packed_tree(_load_function(f)(pickle.loads(values[0])))
+    return pickle_to_packed_tree(_load_function(f)(unpickle_item(values[0])))
 
 
 def _load_function(function_or_pickle: Any) -> Callable[..., Any]:
@@ -187,7 +188,7 @@ def execute_batch(f: Callable[[Any], Any], pickled_values: Sequence[bytes]) -> P
         for index, pickled_value in enumerate(pickled_values):
             result = None
             try:
-                result = f(pickle.loads(pickled_value))
+                result = f(unpickle_item(pickled_value))
             except BaseException as error:
                 errors[index] = to_plain_tuple(describe_error(error))
             yield result

@@ -175,7 +175,7 @@ def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> Non
         for f in (abs, float):
             for chunksize in (1, 2):
                 list(executor.map(f, range(4), chunksize=chunksize))
-        assert len(executor._call_queue._trackers_by_class) == 4
+        assert len(executor._call_queue._policy._trackers_by_class) == 4
 
 
 def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) -> None:
