@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from polarmap import Pool
+from polarmap.driver.batch_collectors import QueuedBatchCollector
 from polarmap.driver.batch_policy import (
     LATE_BATCH_SECONDS,
     MAX_BATCHES,
@@ -19,15 +20,15 @@ from polarmap.driver.batch_policy import (
 )
 from polarmap.driver.batches import ItemSequence, QueuedBatchBlocks
 from polarmap.driver.collector import JobTimer
+from polarmap.driver.item_results import ItemResults
 from polarmap.driver.policies import RetryRule
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
-from polarmap.driver.uncoded_collector import BatchCollector
 from polarmap.executors import resolve_executor
-from polarmap.executors.interface import AttemptId, Failure, JobSpec, Outcome
+from polarmap.executors.interface import AttemptId, Failure, JobSpec
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.worker.pickled_values import pickle_each, pickle_to_array, unpickle_item
+from polarmap.worker.pickled_values import pickle_each, pickle_to_array
 from polarmap.worker.task_functions import make_call_task
 
 SECONDS = 0.05  # of a task, where the script does not say otherwise
@@ -49,11 +50,21 @@ class NumberSequence(ItemSequence):
         return [number for number in item_indices if number not in self.unwanted]
 
 
+class NotedResults(ItemResults):
+    """What each item has given, once, or the text of its failure."""
+
+    def _add_value(self, item_index: int, value: Any) -> None:
+        assert item_index not in self.values
+        super()._add_value(item_index, value)
+
+    def add_failure(self, item_indices: Sequence[int], failure: Failure) -> None:
+        self.values |= dict.fromkeys(item_indices, str(failure))
+
+
 class Served:
     """A map of f of some numbers, of which it is known that each takes so long.
 
     handed : the numbers of each task, in the order in which a run was given them.
-    found : what each number has given, or what is said of its failure.
     """
 
     def __init__(
@@ -71,38 +82,21 @@ class Served:
             self.policy._seconds_by_class["kind"] = seconds
         for items in sequences:
             self.policy.enqueue_items(items, range(len(items.blocks)))
-        self.results: dict[int, Any] = {}
         self.cancelled_attempts: list[AttemptId] = []
         self.faults = faults or {}
         executor = ReplayExecutor(dict.fromkeys(range(1000), SECONDS) | (script or {}))
         self.run = executor.open(JobSpec(make_call_task(f, unpickle_blocks=True), self.blocks, self.faults))
         self.run.submit, self.run.cancel = self._submit, self.cancelled_attempts.extend  # type: ignore[method-assign, assignment]
         count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in sequences)
-        self.collector = BatchCollector(
-            self.blocks,
-            self.policy,
-            count,
-            self._store_results,
-            self._note,
-            True,
-            str,
-            TaskTable(0),
-            JobTimer(self.run.now),
-        )
+        self.results = NotedResults(count, True, ())
+        timer = JobTimer(self.run.now)
+        self.collector = QueuedBatchCollector(self.policy, self.blocks, self.results, TaskTable(0), timer)
         self._steps = schedule_tasks(self.run, self.policy, RetryRule(retries), self.collector)
         self.step()
 
     def _submit(self, attempts: list[AttemptId]) -> None:
         self.handed += [list(self.blocks.batches[task].indices) for task, _ in attempts]
         ReplaySession.submit(self.run, attempts)
-
-    def _store_results(self, outcome: Any) -> None:
-        for number, data in outcome:
-            assert number not in self.results
-            self.results[number] = unpickle_item(data)
-
-    def _note(self, outcome: Outcome) -> None:
-        self.results[outcome.task] = str(outcome.failure)
 
     def step(self) -> None:
         for outcome in next(self._steps):
@@ -112,7 +106,7 @@ class Served:
         """What becomes of all."""
         while not self.collector.has_sufficient_results:
             self.step()
-        return self.results
+        return self.results.values
 
     def first(self) -> list[list[int]]:
         """What is handed on before anything has ended."""
