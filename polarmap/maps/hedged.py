@@ -1,4 +1,4 @@
-"""hedged_map: a plain map of any f over any data, whose stragglers are started again."""
+"""hedged_map: apply any f to items, with backup tasks for stragglers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import numpy as np
 
 from polarmap.blocks.uneven import convert_items_to_blocks, cut_data_into_items, split_range_evenly
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
-from polarmap.driver.batch_collectors import FixedBatchCollector, QueuedBatchCollector
+from polarmap.driver.batch_collectors import BatchCollector, FixedBatchCollector, QueuedBatchCollector
 from polarmap.driver.batch_policy import MAX_BATCHES, BatchPolicy, can_batch_items
 from polarmap.driver.batches import Batch, BatchBlocks, ItemSequence, QueuedBatchBlocks
+from polarmap.driver.collector import JobTimer
 from polarmap.driver.item_results import ItemResults
 from polarmap.driver.map_execution import MapExecution, Observers
 from polarmap.driver.options import check_function, check_options
 from polarmap.driver.policies import SchedulingPolicy, make_backup_policy
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.driver.results import CodedResult, LazyReport
+from polarmap.driver.task_table import TaskTable
 from polarmap.errors import CodeError
 from polarmap.executors import resolve_executor
 from polarmap.executors.interface import JobSpec
@@ -48,54 +50,57 @@ def hedged_map(
     return_exceptions: bool = False,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
-    """Map any f over anything; what is late gets a backup, and the first result of each counts.
+    """Apply any f to any items, with backup tasks for stragglers.
 
-    For functions that no code commutes with. A straggler costs the time until it is known to be late, and
-    one more run.
+    Use it for functions that do not commute with a code. The first result of each item counts. A straggler
+    costs the time until it is known to be late, and one more run.
 
     Parameters
     ----------
     f : callable
-        Any function. A late task may run twice: f should have no side effects that must not.
+        Any function. A late task may run twice, so f should have no side effects that must happen once.
     data : array-like, sequence or iterable
-        An array or data frame is cut by rows into nearly equal blocks; a tensor is read as numpy. Of a
-        sequence or an iterator each item is a task: whatever can be pickled.
+        The items. An array or a data frame is cut by rows into nearly equal blocks, each of which is an item.
+        A tensor is read as a numpy array. The items of a sequence or an iterator may be anything that can be
+        pickled.
     star : bool
-        Each item is a tuple of arguments: f(*item) in place of f(item).
+        Whether each item is a tuple of arguments: call f(*item) instead of f(item).
     args, kwargs : sequence and dict, optional
-        Further arguments of every call, behind those of the item.
+        Further arguments of every call, after those of the item.
     blocks : int, optional
-        How many tasks: by default one for each item of a sequence, 24 for an array. With fewer tasks than
-        items each calls f on neighbouring items in turn; there is still a result for each item.
+        The number of tasks. By default there is one for each item of a sequence, and 24 for an array. With
+        fewer tasks than items, each task calls f on neighbouring items in turn. There is still a result for
+        each item.
     executor, timeout, retry_delay, progress : optional
         As for `coded_map`.
     retries : int
-        How often an item is tried again on which f raised, or whose worker was lost. Short items travel
-        together: if their worker is lost, each of them is started again alone, and that loss counts for
-        none. An item that ends its worker every time ends at most `retries` + 2 of them, plus one for each
-        backup.
+        How often an item is tried again on which f raised, or whose worker was lost. Items of one of the
+        `blocks` are tried again together. Other short items travel together too, but if their worker is lost,
+        each of them is started again alone, and that loss does not count. An item that ends its worker every
+        time ends at most `retries` + 2 workers, plus one for each of its backups.
     backups : int
-        How many a task may get. It is late when it has run longer than eleven in twelve are expected to
-        (`polarmap.planning.LatenessRule`), and longer than 0.1 s.
+        The number of backups that a task may get. A task is late when it has run longer than 0.1 s and longer
+        than eleven in twelve tasks are expected to (`polarmap.planning.LatenessRule`).
     return_exceptions : bool
-        What f raised on an item, or a `WorkerLostError`, stands in the place of its result, and the other
+        Whether what f raised on an item, or a `WorkerLostError`, is the result of the item, and the other
         items go on. By default the first exception ends the map.
 
     Returns
     -------
     CodedResult
-        What f returned for each. In its report, `attempts` of a task counts its backups.
+        What f returned for each item. In its report, `attempts` of a task counts its backups.
 
     Raises
     ------
     Exception
-        What f raised on an item, after `retries`; a note names the item.
+        What f raised on an item, after `retries` further attempts. A note names the item.
     FunctionExitError
-        f raised what would end the calling program or loop, such as SystemExit or StopIteration.
+        If f raised an exception that would end the calling program or loop, such as SystemExit or
+        StopIteration.
     CodeError
-        Arguments that cannot be, or an item that cannot be pickled.
+        If an argument is invalid, or an item cannot be pickled.
     NotDecodableError, CodedTimeoutError, ExecutorError
-        As for `coded_map`; every task has to return.
+        As for `coded_map`. Every task has to return.
 
     Examples
     --------
@@ -140,6 +145,7 @@ def hedged_map(
         results = ItemResults(n_items, bool(return_exceptions), observers)
         task_blocks: BatchBlocks
         policy: SchedulingPolicy
+        make_collector: Callable[[TaskTable, JobTimer], BatchCollector]
         if must_queue:
             task_blocks = QueuedBatchBlocks()
             faults = execution.executor.faults

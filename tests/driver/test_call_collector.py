@@ -38,10 +38,11 @@ class Served:
         max_in_flight: int = 4,
         backups: int = 2,
         retries: int = 1,
+        retry_delay: float = 0.0,
     ) -> None:
         self.max_open_calls = 0  # calls that were under way at a time
         self.calls = CallQueue(
-            Mock(can_batch=False, faults={}), print, max_in_flight, backups, RetryRule(retries)
+            Mock(can_batch=False, faults={}), print, max_in_flight, backups, RetryRule(retries, retry_delay)
         )
         self.calls._is_thread_running = True  # by hand
         self.cancelled_attempts: list[tuple[int, int]] = []
@@ -230,3 +231,21 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     else:
         assert isinstance(error, KeyError)
     assert len(tasks) == 0
+
+
+def test_lost_calls_wait_for_a_delay_that_doubles_while_others_go_on() -> None:
+    served = Served(faults={0: Fault("kill", attempts=2)}, retries=2, retry_delay=10.0)
+    submitted = served.add(9)
+    for _ in served.serve():
+        if served.run.now() > 5.0 and not submitted[0].future.done():
+            assert all(call.future.done() for call in submitted[1:])
+    assert submitted[0].future.result(0) == 0
+    assert served.run.now() == pytest.approx(1.0 + 10 + 1 + 20 + 1)
+
+
+def test_a_call_that_is_lost_for_the_last_time_fails_without_a_delay() -> None:
+    served = Served(faults={0: Fault("kill", attempts=2)}, retry_delay=10.0)
+    [call] = served.add(1)
+    list(served.serve())
+    assert isinstance(call.future.exception(0), WorkerLostError)
+    assert served.run.now() == pytest.approx(1.0 + 10 + 1)
