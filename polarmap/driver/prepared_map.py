@@ -23,6 +23,7 @@ from polarmap.driver.policies import (
     AwaitedTaskBackupPolicy,
     OnDemandParityPolicy,
     SchedulingPolicy,
+    UpfrontPolicy,
     make_backup_policy,
 )
 from polarmap.driver.results import CodedResult, LazyReport
@@ -203,6 +204,6 @@ def _make_scheduling_policy(code: LinearCode, options: MapOptions) -> Scheduling
     if code.max_backups:
         return make_backup_policy(code.n, code.max_backups)
     if options.schedule != "on_demand":
-        return SchedulingPolicy(code.n)
+        return UpfrontPolicy(code.n)
     parity_rule = ParityRule(code.recovery_threshold, options.run_times)
     return OnDemandParityPolicy(code.n, parity_rule, options.n_upfront_parity, is_mds=code.is_mds)

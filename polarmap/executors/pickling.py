@@ -28,6 +28,7 @@ from polarmap.worker.module_state import (
     reduce_code_with_filename,
 )
 from polarmap.worker.pickled_values import build_buffer_block, make_buffer_collector, pickle_each
+from polarmap.worker.pytree import Array
 from polarmap.worker.task_records import Fault
 
 TRACKED_TYPES = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)  # that lead from f to what it reaches
@@ -100,8 +101,8 @@ def pickle_call_to_block(call: Any, by_value: bool) -> Any:
     return np.frombuffer(bytearray().join(pickled_call.get_buffers_to_send()), np.uint8)
 
 
-def pickle_small_values(values: Iterable[Any]) -> list[bytes | Exception | None]:
-    """Return `pickle_each(values, is_small=True)`, None also for what reaches modules of the caller's."""
+def pickle_small_values(values: Iterable[Any]) -> list[bytes | Array | Exception | None]:
+    """Return `pickle_each(values, small_only=True)`, with None also for values that reach user modules."""
     return pickle_each(values, True, _TrackingPickler, select_user_objects)
 
 

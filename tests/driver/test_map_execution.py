@@ -120,7 +120,7 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
     running.wake()
     run = running.executor.open(JobSpec(abs, UncodedBlocks([], ())))
-    collector = UncodedCollector(print, False, str, TaskTable(4), JobTimer(run.now))
+    collector = UncodedCollector(print, str, False, TaskTable(4), JobTimer(run.now))
     running.session, running.collector = run, collector
     collector.task_table.start_attempts([0, 1], 0.0)
     assert [task.state for task in running.current_report().tasks] == ["queued"] * 2 + ["held back"] * 2
