@@ -34,7 +34,7 @@ class BatchCollector(FirstResultCollector):
     ) -> None:
         super().__init__(results.keep_exceptions, task_table, timer)
         self._blocks, self._results = blocks, results
-        self._failure_by_item: dict[int, Failure] = {}  # of items that failed while others returned
+        self._failure_by_item: dict[int, Failure] = {}  # items that failed while others returned
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Take the results of items that have none, and see that items which failed are tried again."""
@@ -82,7 +82,7 @@ class BatchCollector(FirstResultCollector):
 
 
 class FixedBatchCollector(BatchCollector):
-    """A collector of batches that stay as they are: a task with an item that failed is started again."""
+    """A collector of batches that never change: a task with an item that failed is started again."""
 
     _n_failed_tasks = 0
 

@@ -38,7 +38,7 @@ OPEN_ENDED_RULE = LatenessRule(1, min_seconds=MIN_BACKUP_SECONDS)  # no item is 
 
 
 class BatchPolicy(SchedulingPolicy):
-    """A policy that forms tasks from queued items: short items share a task, all others have one each.
+    """A policy that forms tasks from queued items. Short items share a task.
 
     Items are known to be short once one of their class has returned. An item that is lost with others is
     started again alone, and the loss does not count against its retries. So an item that kills its worker
@@ -89,7 +89,7 @@ class BatchPolicy(SchedulingPolicy):
 
     @property
     def has_queued_items(self) -> bool:
-        """Whether items are queued behind those that have started."""
+        """Whether items are queued, besides the items of late batches."""
         return bool(self._queue)
 
     @property

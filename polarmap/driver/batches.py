@@ -46,11 +46,11 @@ class ItemSequence:
         self._submission_offsets = list[tuple[int, int]]()  # (first item, submission index - item index)
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return those of these items that are not cancelled, and see that they cannot be any more."""
+        """Return the items that are not cancelled. From now on they cannot be cancelled."""
         return item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return those of these items that are claimed."""
+        """Return the items that are claimed."""
         return item_indices
 
     def record_submission(self, item_indices: Sequence[int], submission_index: int) -> None:
@@ -133,7 +133,7 @@ class BatchBlocks(TaskBlocks):
 
     @property
     def n(self) -> int:  # type: ignore[override]
-        """The number of tasks, without those that have been removed."""
+        """The number of tasks that have not been removed."""
         return len(self.batches)
 
     def block_leaves(self, task: int) -> list[Array]:

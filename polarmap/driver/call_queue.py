@@ -102,7 +102,7 @@ class CallQueue:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def shutdown(self, cancel_futures: bool = False) -> None:
-        """Accept no more calls. With `cancel_futures`, cancel those that no worker was given."""
+        """Accept no more calls. With `cancel_futures`, cancel all that no worker was given."""
         self._is_shut_down = True
         if cancel_futures:
             self.cancel_calls(
@@ -119,7 +119,7 @@ class CallQueue:
             thread.join()
 
     def cancel_calls(self, call_groups: Collection[CallGroup]) -> None:
-        """Cancel those of these calls that no worker was given."""
+        """Cancel the calls of these groups that no worker was given."""
 
         def select_unclaimed(items: ItemSequence, item_indices: Sequence[int]) -> Collection[int]:
             if items not in call_groups:
@@ -176,7 +176,7 @@ class CallQueue:
             self._session = None
 
     def _on_session_end(self, task_table: TaskTable, error: BaseException | None = None) -> None:
-        """Leave all items to the next session. An error fails those that are claimed, or all if none is."""
+        """Leave all items to the next session. An error fails all claimed items, or all items if none is."""
         with self._lock:  # Other threads may submit at this moment.
             self._policy.requeue_all_items(task_table)
             if error is None:

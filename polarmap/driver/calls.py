@@ -106,14 +106,14 @@ class MappedCalls(CallGroup):
         self._awaited_index, self._changed = -1, threading.Condition()
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return those of these items that are claimed or not cancelled; from now on they cannot be."""
+        """Return the items that are not cancelled. From now on they cannot be cancelled."""
         if self._is_cancelled:
             return self.select_claimed_items(item_indices)
         self._claimed.update(item_indices)
         return item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return those of these items that are claimed."""
+        """Return the items that are claimed."""
         return [item_index for item_index in item_indices if item_index in self._claimed]
 
     def cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""The results of items, which are decoded as they arrive, before those of other items."""
+"""The results of items, each decoded as soon as it arrives."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from polarmap.driver.batch_policy import MAX_ITEM_CLASSES
-from polarmap.driver.call_collector import CallCollector
+from polarmap.driver.call_collector import SESSION_IDLE_SECONDS, CallCollector
 from polarmap.driver.call_queue import CallQueue
 from polarmap.driver.calls import SubmittedCall
 from polarmap.driver.collector import JobTimer
@@ -240,7 +240,7 @@ def test_lost_calls_wait_for_a_delay_that_doubles_while_others_go_on() -> None:
         if served.run.now() > 5.0 and not submitted[0].future.done():
             assert all(call.future.done() for call in submitted[1:])
     assert submitted[0].future.result(0) == 0
-    assert served.run.now() == pytest.approx(1.0 + 10 + 1 + 20 + 1)
+    assert served.run.now() == pytest.approx(1.0 + 10 + 1 + 20 + 1 + SESSION_IDLE_SECONDS)
 
 
 def test_a_call_that_is_lost_for_the_last_time_fails_without_a_delay() -> None:
@@ -248,4 +248,4 @@ def test_a_call_that_is_lost_for_the_last_time_fails_without_a_delay() -> None:
     [call] = served.add(1)
     list(served.serve())
     assert isinstance(call.future.exception(0), WorkerLostError)
-    assert served.run.now() == pytest.approx(1.0 + 10 + 1)
+    assert served.run.now() == pytest.approx(1.0 + 10 + 1 + SESSION_IDLE_SECONDS)
