@@ -57,7 +57,7 @@ class RealDecoder(ErasureDecoder):
     def max_weight_magnitudes(self) -> Floats:
         """The largest absolute weight of each arrived result, without a copy of the weights."""
         weights = self.weights
-        return np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0))
+        return np.asarray(np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0)))
 
     @cached_property
     def amplification(self) -> float:
