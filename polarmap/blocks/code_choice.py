@@ -31,11 +31,6 @@ from polarmap.codes.integer_secret_sharing import (
     compute_max_data_blocks,
     compute_min_tasks,
 )
-from polarmap.codes.lagrange import (
-    LagrangeCode,
-    compute_max_k,
-    compute_recovery_threshold,
-)
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import MAX_N, PolarCode
 from polarmap.codes.secret_sharing import SecretSharing, SecretSharingCode
@@ -154,6 +149,10 @@ def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np
     """As many as leave about a quarter of the results of so many tasks spare."""
     n_needed = 3 * min(n_tasks, MAX_N) // 4
     if not isinstance(code, SecretSharing):
+        if degree == 1:
+            return max(1, n_needed)
+        from polarmap.codes.lagrange import compute_max_k  # most maps have degree 1
+
         return max(1, compute_max_k(n_needed, degree))
     if any(map(is_integer_dtype, dtypes)):
         return compute_max_data_blocks(n_tasks, int(code.n_colluders))
@@ -170,6 +169,11 @@ def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) ->
     elif isinstance(code, SecretSharing):
         chosen_code = _make_secret_sharing_code(k, dtypes, n_tasks, code)
     elif degree > 1:
+        from polarmap.codes.lagrange import (
+            LagrangeCode,
+            compute_recovery_threshold,
+        )  # most maps have degree 1
+
         n_needed = compute_recovery_threshold(k, degree, "circle")
         chosen_code = LagrangeCode(n_tasks or get_default_n_tasks(n_needed), k, degree)
     else:
