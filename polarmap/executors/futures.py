@@ -26,13 +26,13 @@ from polarmap.executors.interface import (
     Function,
     JobSpec,
     Outcome,
+    Reach,
     build_block,
     make_lost_worker_outcome,
     read_only_view,
 )
 from polarmap.executors.persistent_executor import WorkerHost
 from polarmap.executors.pickling import pickle_function
-from polarmap.executors.reach import Reach
 from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.executors.temp_folders import make_temp_folder, remove_owned_folder
 from polarmap.executors.worker_pool import GRACE_SECONDS

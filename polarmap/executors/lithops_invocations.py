@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from polarmap.clouds import lithops_config
 from polarmap.errors import ExecutorError, StorageError
+from polarmap.executors.interface import Reach
 from polarmap.executors.lithops_internals import (
     InvocationLostError,
     abandon_jobs,
@@ -35,7 +36,6 @@ from polarmap.executors.lithops_internals import (
     restart_dead_monitor,
 )
 from polarmap.executors.pickling import pickle_worker_code_by_value
-from polarmap.executors.reach import Reach
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.retries import retry_request
 

@@ -17,11 +17,10 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import BlockStore, MemoryMappedBlockStore
 from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.interface import JobSpec, Session
+from polarmap.executors.interface import JobSpec, Reach, Session
 from polarmap.executors.local_workers import CAN_FORK, LocalWorkerPool
 from polarmap.executors.pickling import pickle_function_with_buffers
 from polarmap.executors.pool_session import PoolSession
-from polarmap.executors.reach import Reach
 from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.executors.temp_folders import (
     get_process_temp_folder,

@@ -16,7 +16,7 @@ from polarmap.clouds.limits import WorkerSpec, compute_block_cache_bytes
 from polarmap.clouds.prices import PersistentUsage, count_listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import BlockStore, DriverBlockStore
-from polarmap.executors.reach import Reach
+from polarmap.executors.interface import Reach
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer, WorkerChannel
 from polarmap.executors.worker_listener import WorkerListener
 from polarmap.executors.worker_placement import (

@@ -12,6 +12,7 @@ from memory_functions import HERE, Functions
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_invocations
+from polarmap.executors.interface import Reach
 from polarmap.executors.lithops import delete_objects_below
 from polarmap.executors.lithops_internals import (
     InvocationLostError,
@@ -25,7 +26,6 @@ from polarmap.executors.lithops_invocations import (
     open_function_executor,
     read_complete_config,
 )
-from polarmap.executors.reach import Reach
 
 
 def started(functions: Functions, *keys: Any) -> LithopsInvocations:

@@ -25,8 +25,7 @@ from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers, worker_pool
 from polarmap.executors.block_store import PublishedBlocks
-from polarmap.executors.interface import JobSpec
-from polarmap.executors.reach import Reach
+from polarmap.executors.interface import JobSpec, Reach
 from polarmap.executors.remote_workers import MAX_BACKOFF_SECONDS, Backoff, RemoteWorkerPool
 from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.executors.worker_pool import Allocation
