@@ -81,9 +81,9 @@ class CallQueue:
             self.check_open()
             if not item_indices:
                 return
-            if not self._policy.has_items:
-                calls.claim_items([item_indices[0]])  # It starts at once.
             must_wake = not self._policy.has_queued_items  # Else the thread looks when it has room for more.
+            if must_wake and not self._policy.has_items:
+                calls.claim_items([item_indices[0]])  # It starts at once.
             self._policy.enqueue_items(calls, item_indices)
             if not self._is_thread_running:
                 self._thread = threading.Thread(
