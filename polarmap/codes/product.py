@@ -308,7 +308,7 @@ class LineDecoding(NamedTuple):
 
 
 class IterativeDecoder:
-    """Which cells of a grid are determined by lines that decode, one after another.
+    """The cells of a grid that are determined by lines that decode, one after another.
 
     Attributes
     ----------
@@ -329,7 +329,7 @@ class IterativeDecoder:
         return bool(self.known_mask[: self._code.column_code.k, : self._code.row_code.k].all())
 
     def add_arrivals(self, block_indices: Sequence[int] | Indices) -> None:
-        """Note the arrival of blocks, and what follows from it: columns first, then rows, in turns."""
+        """Record the arrival of blocks and decode what follows from it, columns and rows in turns."""
         rows, columns = self._code.grid_coordinates[block_indices].T
         self.known_mask[rows, columns] = True
         changed_lines = [set(columns.tolist()), set(rows.tolist())]  # columns and rows to look at
@@ -341,7 +341,7 @@ class IterativeDecoder:
             axis = 1 - axis
 
     def _decode_line(self, axis: int, line_index: int) -> list[int]:
-        """Decode column (axis 0) or row `line_index` if it can be; the cells of it that were not known."""
+        """Decode column (axis 0) or row `line_index` if possible, and return its newly known cells."""
         known_mask = self.known_mask[:, line_index] if axis == 0 else self.known_mask[line_index]
         code = self._code.row_code if axis else self._code.column_code
         if known_mask.all() or known_mask.sum() < code.k:
@@ -359,7 +359,7 @@ class IterativeDecoder:
 def select_required_line_decodings(
     line_decodings: Sequence[LineDecoding], missing_indices: BlockIndices
 ) -> list[tuple[LineDecoding, BlockIndices]]:
-    """The steps on the way to the `missing_indices` blocks, each with the blocks that are wanted of it."""
+    """Return the decodings that lead to the missing blocks, each with the blocks that are needed from it."""
     required_blocks, selected = set(missing_indices), []
     for decoding in reversed(line_decodings):
         newly_known_blocks = decoding.block_indices[decoding.newly_known_indices]
@@ -373,7 +373,7 @@ def select_required_line_decodings(
 def decode_lines(
     line_decodings: Sequence[tuple[LineDecoding, BlockIndices]], received: ReceivedBlocks, dtype: DType
 ) -> dict[int, Array]:
-    """All flat blocks, the ones given and those that `line_decodings` recover; sums as `dtype` demands."""
+    """Return the given flat blocks and those that `line_decodings` recover, by index."""
     sum_dtype = choose_accumulator_dtype(dtype)
     known_blocks = dict(received)
     for decoding, required_blocks in line_decodings:
@@ -401,7 +401,7 @@ def decode_lines(
 def _encode_line_parity(
     code: PolarCode, positions: Sequence[int], line_blocks: ReceivedBlocks, dtype: DType
 ) -> Array:
-    """The parity blocks `positions` of a line whose data is known."""
+    """Return the parity blocks `positions` of a line whose data blocks are known."""
     parity_matrix = code.encoding_matrix[[position - code.k for position in positions]]
     data_blocks = [line_blocks[position] for position in range(code.k)]
     out = np.empty((len(positions), data_blocks[0].size), dtype)

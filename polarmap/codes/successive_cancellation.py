@@ -52,7 +52,7 @@ COLUMNS_PER_PASS = (
 
 
 class CancellationTracker:
-    """Which inputs are determined, kept up to date in O(log N) per arrival.
+    """The inputs that are determined, kept up to date in O(log N) per arrival.
 
     An arrival changes one node on every level: in a pair (a, b), minus (a - b) becomes known when
     the second of the two arrives, plus (either, given minus) when the first does. All masks are
@@ -66,7 +66,7 @@ class CancellationTracker:
         self._n_undetermined = int(zero_input_mask.size - zero_input_mask.sum())
 
     def add_known_position(self, position: int) -> bool:
-        """Note that `position` is known; True when every unfrozen input is."""
+        """Record that `position` is known, and return whether every unfrozen input is."""
         node, transform_index = divmod(position, self._zero_input_mask.shape[1])
         half = len(self._zero_input_mask) // 2
         for known_nodes in self._known_mask[..., transform_index]:
@@ -100,7 +100,7 @@ class CancellationProgram:
     def _append_node_operations(
         self, first_row: int, first_scratch_row: int, zero_input_mask: Mask, known_mask: Mask
     ) -> None:
-        """Append the steps that complete the node stored in rows row..row+known.size, of all butterflies."""
+        """Append the steps that complete the node in the rows from `first_row` on, of all butterflies."""
         if known_mask.all():
             return
         node_rows = first_row + np.arange(known_mask.size).reshape(known_mask.shape)
@@ -137,7 +137,10 @@ class CancellationProgram:
         append_batch(~upper_known, upper, lower, minus_rows, +1)
 
     def _assign_constituent_rows(self, frozen_rows: Indices, free_rows: Indices) -> None:
-        """Rows of nodes with all inputs frozen become zero, with none variables: as good as their inputs."""
+        """Set rows of nodes with all inputs frozen to zero, and make variables of those with none frozen.
+
+        A variable for each row of such a node is as good as one for each input.
+        """
         inactivated_rows = self.zero_row + 1 + self.n_inactivated + np.arange(len(free_rows))
         for target_rows, source_rows in (
             (frozen_rows, np.full(len(frozen_rows), self.zero_row)),
@@ -240,9 +243,9 @@ class CancellationSolver:
     def _apply_adjoint_operations(
         self, batches: list[RowOperationBatch], combination_columns: Array
     ) -> Array:
-        """What combinations (columns) of all leaves are made of: of each result that arrived, how much.
+        """Return the coefficients of the arrived results in combinations (columns) of all leaves.
 
-        Of `execute_adjoint_operation_batches`'s bits, whether it is odd.
+        Where the columns hold bits, for `execute_adjoint_operation_batches`, only parities are returned.
         """
         table = np.zeros((self._n_rows, combination_columns.shape[1]), combination_columns.dtype)
         table[: len(combination_columns)] = combination_columns
@@ -251,7 +254,7 @@ class CancellationSolver:
 
     @cached_property
     def operation_batches(self) -> list[RowOperationBatch]:
-        """All leaves from those that arrived: with variables at zero, then with those that solve C x = 0."""
+        """The steps to all leaves: with variables at zero, then with the variables that solve C x = 0."""
         program = self._cancellation_program
         batches, n_inactivated = program.operation_batches, program.n_inactivated
         if not n_inactivated:
@@ -284,14 +287,14 @@ class CancellationSolver:
         return result + batches
 
     def find_codewords_supported_on_erasures(self) -> Mask:
-        """Independent codewords modulo 2 that vanish on all that arrived, (deficit, n)."""
+        """Return independent codewords modulo 2 that vanish on all arrived blocks, (deficit, n)."""
         null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
         leaves = self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))
         return np.asarray(leaves[self._positions].T & 1, bool)
 
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
-        """Which of the equations determine the variables."""
+        """The indices of equations that determine the variables."""
         return find_independent_rows_gf2(self._inactivated_input_checks_gf2)
 
     @cached_property
@@ -302,7 +305,7 @@ class CancellationSolver:
     def _compute_checks_on_inactivated_inputs(
         self, dtype: type[np.signedinteger], input_indices: Indices
     ) -> Array:
-        """Rows of C V modulo 2^bits of `dtype`, (rows, variables)."""
+        """Return rows of C V modulo 2^bits of `dtype`, (rows, variables)."""
         unit_vectors = np.eye(self._cancellation_program.n_inactivated, dtype=dtype)
         checks = np.empty((len(input_indices), len(unit_vectors)), dtype)
         for start in range(0, len(unit_vectors), COLUMNS_PER_PASS):
@@ -312,14 +315,14 @@ class CancellationSolver:
         return checks
 
     def _propagate_inactivated_inputs(self, input_values: Array) -> Array:
-        """All leaves for such values (columns) of the variables, where all results are zero."""
+        """Return all leaves for the given values (columns) of the variables, with all results zero."""
         table = np.zeros((self._n_rows, input_values.shape[1]), input_values.dtype)
         table[self._cancellation_program.zero_row + 1 :] = input_values
         execute_operation_batches(self._cancellation_program.operation_batches, table)
         return table[: self._zero_input_mask.size]
 
     def _apply_arikan_transform(self, table: Array, **options: bool) -> Array:
-        """The butterflies, as transforms.apply_arikan_transform, of columns of leaves, in place."""
+        """Apply `transforms.apply_arikan_transform` to columns of leaves, in place."""
         transforms.apply_arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
         return table
 
@@ -428,9 +431,13 @@ class ModularCancellationDecoder(InactivationDecoder):
 
 
 class ModularDecodabilityTracker:
-    """Whether arrivals determine all n blocks modulo 2^64, looked at once: from the k-th on it is kept up.
+    """Says whether arrivals determine all n blocks modulo 2^64: solved at the k-th arrival, updated after it.
 
-    make_decoder : what it is of a mask of arrivals.
+    Parameters
+    ----------
+    n, k : int
+    make_decoder : callable
+        Called with a mask of arrivals; returns their decoder.
     """
 
     def __init__(self, n: int, k: int, make_decoder: Callable[[Mask], InactivationDecoder]) -> None:
@@ -439,7 +446,7 @@ class ModularDecodabilityTracker:
         self._unresolved_codewords: Mask
 
     def add(self, block_index: int) -> bool:
-        """Note that a block has arrived; True when it and those before determine the others."""
+        """Record the arrival of a block, and return whether the arrivals determine all blocks."""
         self._arrived_mask[block_index] = True
         self._n_until_threshold -= 1
         if self._n_until_threshold > 0:
