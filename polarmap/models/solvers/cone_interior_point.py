@@ -42,8 +42,8 @@ def cone_interior_point(
     Newton's method for the optimality of W and multipliers of the cones, whose products with the distances
     are all made equal and ever smaller. An iteration is a product with A, one with A' and Gram matrices of A;
     where outputs depend on each other, or gates are many, also some ten of both for conjugate gradients.
-    Parameters as of `admm`, but the operator is A with a column of ones where units have a bias, and
-    has `gram(weights)`.
+    `tol`, `max_iter` and `callback` are as for `fista`. The operator is A, with a column of ones where units
+    have a bias, and has `gram(weights)`.
     """
     return run_solver(_ConeInteriorPointSolver(operator, cone_loss, alpha), tol, max_iter, callback)
 
