@@ -59,14 +59,14 @@ def proximal_newton(
     problem = CompositeProblem(operator, loss, penalty)
     n_first_order = count_first_order_iterations(operator, start, max_iter)
     if not n_first_order:
-        return run_solver(ProximalNewtonSolver(problem, start), tol, max_iter, callback)
-    fista_solver = FistaSolver(problem, start)
-    solution = run_solver(fista_solver, tol, n_first_order, callback)
+        return run_solver(ProximalNewtonSolver(problem, start, tol), max_iter, callback)
+    fista_solver = FistaSolver(problem, start, tol)
+    solution = run_solver(fista_solver, n_first_order, callback)
     if solution.converged or n_first_order == max_iter:
         return solution
-    newton_solver = ProximalNewtonSolver(problem, fista_solver.x)
+    newton_solver = ProximalNewtonSolver(problem, fista_solver.x, tol)
     newton_solver.n_iter, newton_solver.max_optimality = fista_solver.n_iter, fista_solver.max_optimality
-    return run_solver(newton_solver, tol, max_iter, callback)
+    return run_solver(newton_solver, max_iter, callback)
 
 
 class ProximalNewtonSolver(ProximalSolver):
@@ -76,16 +76,16 @@ class ProximalNewtonSolver(ProximalSolver):
     """
 
     def __init__(
-        self, problem: CompositeProblem, x: Floats, reference_optimality: float | None = None
+        self, problem: CompositeProblem, x: Floats, tol: float, reference_optimality: float | None = None
     ) -> None:
-        super().__init__(problem, x)
+        super().__init__(problem, x, tol)
         self._reference_optimality, self.max_optimality = reference_optimality, reference_optimality or 0.0
         self._cached_grams: dict[bytes, Floats] = {}  # by the weights of samples
 
-    def step(self) -> None:
-        """To the minimum of the model, or as much of the way as lessens the objective."""
+    def _advance(self) -> None:
+        """Move to the minimum of the model, or as much of the way as lessens the objective."""
         self._update_hessian()
-        optimality_before, objective_before = self.compute_optimality(), self.objective
+        optimality_before, objective_before = self._compute_optimality(), self.objective
         self.max_optimality = self._reference_optimality or max(self.max_optimality, optimality_before)
         gradient, x = self.compute_gradients()[1], self.x.reshape(-1)
         model = QuadraticModel(self._hessian, gradient.reshape(-1), self.problem.penalty, x, self.curvature)
@@ -95,7 +95,7 @@ class ProximalNewtonSolver(ProximalSolver):
         step_length = self._line_search(direction, eta_direction, slope, objective_before)
         self.x, self.eta = self.x + step_length * direction, self.eta + step_length * eta_direction
         self.n_iter += 1
-        self.optimality = self.compute_optimality()
+        self.optimality = self._compute_optimality()
         stall_objective = objective_before - 16 * FLOAT64_EPS * abs(objective_before)
         self.has_stalled = self.optimality > optimality_before / 2 and self.objective >= stall_objective
 

@@ -54,9 +54,9 @@ def minimize_smooth(
             gradient_norm = float(np.linalg.norm(gradient))
             return Solution(x.reshape(start.shape), float(value), None, gradient_norm, n_iter, converged)
         start = scipy_result.x.reshape(start.shape)
-    newton_solver = ProximalNewtonSolver(problem, start, reference_optimality=1.0)
+    newton_solver = ProximalNewtonSolver(problem, start, NEWTON_TOL * tol, reference_optimality=1.0)
     newton_solver.n_iter = n_iter
-    solution = run_solver(newton_solver, NEWTON_TOL * tol, max_iter, callback)
+    solution = run_solver(newton_solver, max_iter, callback)
     is_stationary = _is_stationary(solution.optimality, solution.objective, tol)
     return solution._replace(converged=solution.converged or is_stationary)
 
