@@ -55,6 +55,7 @@ def fista(
     Returns
     -------
     Solution
+        The best so far where the deadline of the operator has passed (`CodedOperator.set_deadline`).
 
     Examples
     --------
@@ -145,19 +146,21 @@ class ProximalSolver:
     x : the start, of the shape that `problem.check_starting_point` returns
     tol : float
         As for `fista`.
+    eta : A x, if it is known
     """
 
     gap_interval = 1  # iterations, at whose end the gap is computed
 
-    def __init__(self, problem: CompositeProblem, x: Floats, tol: float) -> None:
+    def __init__(self, problem: CompositeProblem, x: Floats, tol: float, eta: Floats | None = None) -> None:
         self.problem, self.x, self.tol, self.n_iter = problem, x, tol, 0
-        self.eta = problem.matmul(x)
+        self.eta = problem.matmul(x) if eta is None else eta
         problem.check_eta_shape(self.eta)
         self.curvature, self.max_optimality, self.optimality = 1.0, 0.0, math.inf
         self._initial_loss = abs(float(problem.loss.value(self.eta)))
         self._cached_gradients: tuple[int, Floats, Floats] | None = None  # count, and what they are at x
         self.has_converged = self.has_stalled = False
-        self._final_dual_gap: float | None = None  # as `polish` has measured it
+        self.best_x, self.best_objective, self.dual_bound = x, math.inf, -math.inf
+        self._final_dual_gap: float | None = None  # as `polish` measures it
 
     @property
     def objective(self) -> float:
@@ -181,7 +184,9 @@ class ProximalSolver:
         """Return the duality gap at x, inf if unknown, by one product unless the gradients are known."""
         if not self.problem.has_dual_gap:
             return math.inf
-        return self.problem.dual_gap(self.x, self.eta, *self.compute_gradients())
+        dual_gap = self.problem.dual_gap(self.x, self.eta, *self.compute_gradients())
+        self.dual_bound = max(self.dual_bound, self.objective - dual_gap)
+        return dual_gap
 
     def step(self) -> None:
         """Move to the next iterate, and measure how close it is to the minimum."""
@@ -191,6 +196,12 @@ class ProximalSolver:
     def _advance(self) -> None:
         """Move `x` and `eta` to the next iterate, count it, and set `optimality`."""
         raise NotImplementedError
+
+    def _move_to(self, x: Floats, eta: Floats) -> None:
+        """Make x, with A x = eta, the next iterate."""
+        self.x, self.eta, self.n_iter = x, eta, self.n_iter + 1
+        if (objective := self.objective) < self.best_objective:
+            self.best_x, self.best_objective = x, objective
 
     def _measure_convergence(self) -> bool:
         """Return whether x satisfies `tol`: by the gap, which is only computed where it may be small."""
@@ -211,19 +222,22 @@ class ProximalSolver:
         return 4 * FLOAT64_EPS * self.curvature * float(np.linalg.norm(self.x))
 
     def polish(self) -> None:
-        """Measure the gap and the gradient map at the last iterate, by one product."""
-        dual_gap = self._compute_dual_gap()
-        self._final_dual_gap = None if dual_gap == math.inf else dual_gap
-        self.optimality = self._compute_optimality()
+        """Make the last iterate the solution, and measure its gap and its gradient map by one product."""
+        dual_gap, self.optimality = self._compute_dual_gap(), self._compute_optimality()
+        self.best_x, self.best_objective, self._final_dual_gap = self.x, self.objective, dual_gap
 
     def make_solution(self) -> Solution:
-        """Return the last iterate, and how far from the minimum it may be."""
-        objective, optimality = self.objective, self.optimality
+        """Return the best iterate, or the one that `polish` has measured, and its distance to the minimum."""
+        objective, optimality = self.best_objective, self.optimality
         # A step would lower the objective by about optimality^2 / (2 curvature).
         rounding = 16 * FLOAT64_EPS * max(self._initial_loss, abs(objective))
         is_at_rounding = optimality**2 / (2.0 * self.curvature) <= rounding
         converged = self.has_converged or (self.has_stalled and is_at_rounding)
-        return Solution(self.x, objective, self._final_dual_gap, optimality, self.n_iter, converged)
+        dual_gap = self._final_dual_gap
+        if dual_gap is None:
+            dual_gap = max(0.0, objective - self.dual_bound)
+        finite_gap = None if dual_gap == math.inf else dual_gap
+        return Solution(self.best_x, objective, finite_gap, optimality, self.n_iter, converged)
 
 
 class FistaSolver(ProximalSolver):
@@ -258,7 +272,7 @@ class FistaSolver(ProximalSolver):
         # Products are linear: that of the extrapolated point costs none.
         self._extrapolated = x + extrapolation * (x - self.x)
         self._extrapolated_eta = eta + extrapolation * (eta - self.eta)
-        self.x, self.eta, self.n_iter = x, eta, self.n_iter + 1
+        self._move_to(x, eta)
 
     def _take_backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
         """The proximal gradient step from y, for an L that bounds the curvature along it."""

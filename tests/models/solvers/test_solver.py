@@ -69,7 +69,7 @@ def test_a_solver_runs_until_it_has_converged_or_stalled(
 def test_a_solver_that_has_used_up_its_iterations_makes_no_step() -> None:
     solver = Halving()
     solver.n_iter = 7
-    assert run_solver(solver, 7, None) == (np.ones(1), 1.0, 1.0, 2.0, 7, False)
+    assert run_solver(solver, 7, None) == (np.ones(1), 1.0, 1.0, 2.0, 7, False, False)
 
 
 def make_solvers(operator: PlainOperator) -> list[Any]:
