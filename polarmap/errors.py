@@ -11,7 +11,7 @@ PolarmapError
 ├── NotLinearError       (ValueError)    the results break the parity equations
 ├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
 ├── CodedTimeoutError    (TimeoutError)  the timeout of a map passed first
-│   └── DeadlineExceededError            the deadline of a series of maps passed first
+│   └── DeadlineExceededError  (TimeoutError)  the deadline of a series of maps passed first
 └── StorageError         (RuntimeError)  storage, or what lies there, cannot be used
     └── MissingObjectError  (LookupError)  storage holds nothing of that name
 ```
