@@ -235,7 +235,7 @@ def test_a_fit_may_end_after_any_product(
         else:
             assert float(re.search(r"optimality is (\S+), and 0 at the minimum", message)[1]) >= 0
     assert losses
-    assert losses[-1] <= min(losses) * (1 + 1e-9) + 1e-12 and losses[-1] < losses[0] + 1e-12
+    assert losses[-1] <= min(losses) + 1e-9 * abs(minimum) + 1e-12 and losses[-1] < losses[0] + 1e-12
 
 
 def test_several_targets_have_equal_parts_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
