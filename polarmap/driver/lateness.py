@@ -35,8 +35,8 @@ RUN_TIME_HISTORY_SIZE = 512  # run times kept of an open-ended job; every other 
 class RunTimeQuantiles(Protocol):
     """The quantile function of the run time of a task, such as a `polarmap.planning.Distribution`."""
 
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
-        """Return the seconds in which a share `cdf` of the tasks that end does so; `survival` is 1 - cdf."""
+    def quantile_given_completion(self, p: Floats) -> Floats:
+        """Return the seconds by which a fraction `p` of the tasks that end has ended."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,7 @@ class LatenessRule:
         if self.run_times is None:
             return None
         tail_fraction = compute_late_fraction(self.n_tasks)
-        quantiles = self.run_times.conditional_quantile(
-            np.array([1 - tail_fraction, 0.5]), np.array([tail_fraction, 0.5])
-        )
+        quantiles = self.run_times.quantile_given_completion(np.array([1 - tail_fraction, 0.5]))
         quantile, median = quantiles.tolist()
         return float(max(self.min_seconds, quantile, MIN_MEDIAN_FACTOR * median))
 

@@ -23,6 +23,7 @@ from polarmap.errors import CodeError, PolarmapError, trimmed_tracebacks, warn
 from polarmap.executors import resolve_executor
 from polarmap.linalg import operands
 from polarmap.linalg.coded_matrix import CodedMatrix
+from polarmap.linalg.deadline import Deadline
 from polarmap.linalg.gram import SPARSE_GRAM_ADVICE, check_weights, compute_gram
 from polarmap.linalg.layouts import BlockCounts, check_axis_block_counts, resolve_block_counts
 from polarmap.linalg.products import make_product_runner, multiply_row_blocks
@@ -129,7 +130,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             if transpose is not None:
                 self._coded_matrix.encodings["columns"] = _check_transpose(transpose, matrix)
             observers = partial(make_observers, bool(progress))  # no bar for each of many products
-            self._run_product = make_product_runner(executor, options, observers)
+            self._deadline = Deadline()
+            self._run_product = make_product_runner(executor, options, observers, self._deadline)
             self.n_products = 0
             self._report: LazyReport | None = None
 
@@ -141,6 +143,23 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     def close(self) -> None:
         """Remove the coded blocks; the caller's executor stays open. Safe to call twice."""
         self._finalizer()
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Let all products from now on together take at most `seconds`; None: any time.
+
+        A product that has not ended by then raises `DeadlineExceededError`, and so does each later one. The
+        encoding of the matrix, with the first product of each side, is not interrupted.
+
+        Examples
+        --------
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> with ThreadPoolExecutor(4) as pool, CodedOperator(np.eye(9), blocks=3, executor=pool) as operator:
+        ...     operator.set_deadline(60.0)
+        ...     (operator @ np.ones(9)).sum()
+        np.float64(9.0)
+        """
+        with trimmed_tracebacks:
+            self._deadline.set(seconds)
 
     def gram(self, weights: Any) -> Array:
         """A^H diag(weights) A, one coded map over pairs of blocks of columns; counted as a product.
