@@ -92,7 +92,7 @@ def machine_epsilon(dtype: DType) -> float:
 
 
 def get_default_rtol(dtype: DType) -> float:
-    """Return the default relative tolerance of decoding: 1e-10 for float64, 1e-4 for float32, 0.1 for float16."""
+    """Return the default relative tolerance: 1e-10 for float64, 1e-4 for float32, 0.1 for float16."""
     return 0.0 if is_integer_dtype(dtype) else _DEFAULT_RTOL[_get_kind_and_itemsize(to_real_dtype(dtype))]
 
 

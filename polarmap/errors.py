@@ -63,7 +63,7 @@ class FunctionExitError(PolarmapError, RuntimeError):
 
 
 class NotLinearError(PolarmapError, ValueError):
-    """The results violate the parity checks: f is not linear or affine, or a worker returned wrong numbers."""
+    """The results violate the parity checks: f is not linear, or a worker returned wrong numbers."""
 
 
 class NotDecodableError(PolarmapError, RuntimeError):
