@@ -160,7 +160,7 @@ def test_machines_install_what_is_installed_here(handler: Handler, tmp_path: Pat
     with pytest.raises(ExecutorError, match=r"installed here: extra_python_packages: \[numpy==") as refused:
         deploy.build_runtime(file, "aws_ec2")
     assert handler.calls == []
-    file.write_text(f"{file.read_text()}standalone: {{{str(refused.value).partition('as here: ')[2]}}}\n")
+    file.write_text(f"{file.read_text()}standalone: {{{str(refused.value).partition('installed here: ')[2]}}}\n")
     assert "numpy==" in install_script_kwargs_from_config(yaml.safe_load(file.read_text())["standalone"]).get(
         "extra_python_packages", ""
     )
