@@ -351,7 +351,7 @@ def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
 
 
 def _find_sufficient_memory_mb(n_needed_bytes: int, backend_limits: BackendLimits) -> int | None:
-    """The smallest memory in MB that is enough, if the backend has it."""
+    """Return the smallest memory size in MB that suffices, or None if the backend does not offer it."""
     sizes = backend_limits.memory_sizes_mb or (
         max(backend_limits.min_memory_mb, math.ceil(n_needed_bytes / MB)),
     )

@@ -1,8 +1,8 @@
 """Choose adaptively when parity tasks of repeated products start: with the data, or once it is late.
 
-If all tasks share the cores of this machine, parity tasks whose results are not needed slow down the others.
-With 8 tasks for 6 results they take a quarter of the time. Repeated products of one matrix take about the
-same time, so a task is late if it takes longer than every task of the previous product.
+If all tasks share the cores of this machine, parity tasks whose results are not needed slow down the data
+tasks. With 8 tasks for 6 results they take a quarter of the time. Repeated products of one matrix take about
+the same time, so a task is late if it takes longer than every task of the previous product.
 """
 
 from __future__ import annotations

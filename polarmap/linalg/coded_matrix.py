@@ -37,7 +37,7 @@ class CodedMatrix:
         self, matrix: Any, executor: ResolvedExecutor, block_counts: BlockCounts, code: CodeName | PolarCode
     ) -> None:
         self._matrix, self._block_counts, self._code = matrix, block_counts, code
-        self.is_sparse = is_scipy_sparse(matrix)  # and lies in memory
+        self.is_sparse = is_scipy_sparse(matrix)  # sparse matrices stay in memory
         self._storage = None if self.is_sparse else executor.choose_storage(matrix)
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
@@ -130,5 +130,5 @@ class CodedMatrix:
 
 
 def _resize_code(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
-    """Return the caller's code with the numbers of blocks of a side; a name stands for every size."""
+    """Return a code of the sizes n and k with the options of `code`. A name of a code fits every size."""
     return code if isinstance(code, str) else code.with_sizes(n, k)

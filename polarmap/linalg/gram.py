@@ -57,8 +57,8 @@ def coded_gram(
     blocks : int, optional
         k, the number of blocks of columns: 7 by default, or N if that is smaller.
     tasks : int, optional
-        n, coded column blocks: by default k and one for each 7. Of the n (n + 1) / 2 tasks the first
-        k (k + 1) / 2 are data, row by row.
+        n, the number of coded blocks of columns. The default is k + k / 7, rounded up. There are
+        n (n + 1) / 2 tasks, of which the first k (k + 1) / 2 are data tasks, row by row.
     executor, verify, rtol, timeout, retries, retry_delay, progress : optional
         As for `coded_matmul`.
 

@@ -13,7 +13,7 @@ from polarmap.validation import check_positive_int, is_choice
 
 DEFAULT_TASKS = 32
 BYTES_PER_SECOND = 5e7  # throughput between a cloud function with one core and its storage
-MULTIPLY_ADDS_PER_SECOND = 1e10  # of one core
+MULTIPLY_ADDS_PER_SECOND = 1e10  # throughput of one core
 BlockCountOption = int | tuple[int, int] | None
 ProductShape = tuple[int, int, int]  # (M, L, N) for A (M, L) and B (L, N)
 

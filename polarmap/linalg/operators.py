@@ -55,13 +55,14 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         k, the number of blocks. The default is 24, or three per core if that is less and workers run on
         this machine. Rows or columns that cannot fill this number of equal blocks are cut into fewer.
     tasks : int, optional
-        n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
+        n, the number of tasks. The default is a third more than `blocks`. It is reduced in proportion if
+        there are fewer blocks.
     code, executor, verify, rtol, timeout, retries, retry_delay, progress : optional
-        As for `coded_map`, but no bar by default. A `PolarCode` sets `blocks` and `tasks`. A side with
-        fewer blocks has a code of its own size with the same options. A Lithops configuration gets workers
-        that stay. A product is linear, so verify="auto" checks no more than what arrives anyway;
-        verify=True waits for one result more whenever something is decoded, which shows a worker that
-        returns garbage.
+        As for `coded_map`, but without a progress bar by default. A `PolarCode` sets `blocks` and `tasks`; if
+        rows or columns have fewer blocks, they are encoded with a smaller code that has the same options. A
+        Lithops configuration gets persistent workers. As a product is linear, verify="auto" only checks
+        results that arrive anyway. verify=True waits for an additional result whenever something is decoded,
+        which detects a worker that returns wrong numbers.
 
     Attributes
     ----------
@@ -130,7 +131,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 self._coded_matrix.encodings["rows"] = A
             if transpose is not None:
                 self._coded_matrix.encodings["columns"] = _check_transpose(transpose, matrix)
-            observers = partial(make_observers, bool(progress))  # no bar for each of many products
+            observers = partial(make_observers, bool(progress))  # by default no bar for each product
             self._deadline = Deadline()
             self._run_product = make_product_runner(executor, options, observers, self._deadline)
             self.n_products = 0
@@ -146,10 +147,10 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         self._finalizer()
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Let all products from now on together take at most `seconds`; None: any time.
+        """Limit the total time of all products from now on to `seconds`; None removes the limit.
 
-        A product that has not ended by then raises `DeadlineExceededError`, and so does each later one. The
-        encoding of the matrix, with the first product of each side, is not interrupted.
+        A product that has not ended by the deadline raises `DeadlineExceededError`, and so does each later
+        one. Encoding the matrix for the first product is not interrupted.
 
         Examples
         --------
@@ -272,7 +273,7 @@ def _check_transpose(transpose: CodedArray, matrix: Any) -> CodedArray:
 def _resolve_block_counts(
     blocks: int | None, tasks: int | None, code: CodeName | PolarCode, default_blocks: int
 ) -> BlockCounts:
-    """As asked for; `default_blocks`: k if neither is."""
+    """Return the numbers of blocks for these arguments, with `default_blocks` as the default k."""
     check_polar_code_or_name(code)
     if not isinstance(code, str):
         if blocks not in (None, code.k) or tasks not in (None, code.n):

@@ -79,10 +79,10 @@ def coded_matmul(
     tasks : int or pair of ints, optional
         n, the number of tasks. For a grid (n_A, n_B), or the largest number of tasks, by default 32.
     code : {"auto", "rotation", "arikan"}
-        "auto" codes a product of integers with the arikan kernel: exact, modulo 2^bits as numpy.
+        "auto" uses the arikan kernel for integers, whose product is exact modulo 2^bits, as in numpy.
     executor, verify, rtol, timeout, retries, retry_delay, progress : optional
-        As for `coded_map`, but verify="auto" awaits no result, as products are linear: it compares what
-        arrives beyond need. On a grid the data tasks come first, row by row.
+        As for `coded_map`. As products are linear, verify="auto" only checks results that arrive anyway and
+        does not wait for more. In the report of a grid, the data tasks come first, row by row.
 
     Returns
     -------
@@ -267,7 +267,7 @@ def make_product_runner(
     deadline : of all products together; a product that would take longer raises DeadlineExceededError.
     """
     deadline = Deadline() if deadline is None else deadline
-    schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # of coded blocks, by id, and results
+    schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # by coded blocks and shape of results
     # Threads of a pool of the caller may wait for something else than a core.
     runs_on_cores = executor.is_local and executor.has_persistent_workers
     adapts_parity = runs_on_cores and options.schedule == "upfront"

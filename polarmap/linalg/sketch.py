@@ -158,9 +158,9 @@ def sketched_gram(
     Parameters
     ----------
     A : array-like (M, N)
-        Real. It is read whole and mixed here.
+        A real matrix. It is loaded and mixed on the driver.
     tasks, executor, timeout, retries, retry_delay, seed : optional
-        As for `sketched_lstsq`; so are errors.
+        As for `sketched_lstsq`, which also lists the exceptions.
 
     Yields
     ------
