@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import hmac
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+# Increase it with each change of what driver and workers send each other. Never change where the version is
+# found itself: in the greetings of `handshake`, in the mailbox and in the keys of replies of
+# `storage_channel`.
+PROTOCOL_VERSION = 1
+MISMATCH_EXIT_CODE = 76  # of a worker process whose protocol is not that of its driver (EX_PROTOCOL)
 FRAME_PREFIX = ">cBqqqQQ"  # as struct writes what precedes header and data, whose lengths come last
 FRAME_PREFIX_BYTES = struct.calcsize(FRAME_PREFIX)
 MAX_HEADER_BYTES = 1 << 30  # more than any header has: what claims more is not a message
@@ -35,7 +41,41 @@ EXIT_KINDS = {UNUSABLE, FINAL_REPLY}  # after these a worker ends itself
 
 
 class FrameError(ConnectionError):
-    """Bytes that are no message, or not of one who has the key."""
+    """Raised for bytes that are not a message, or do not come from a peer that has the key."""
+
+
+class ProtocolMismatchError(Exception):
+    """Raised where a driver and a worker use different versions of the protocol.
+
+    Not a `ConnectionError`: to connect again does not help.
+
+    peer_version : the version at the other end.
+    worker_id : the worker that has connected; -1 if this end is the worker.
+    """
+
+    def __init__(self, peer_version: int, worker_id: int = -1) -> None:
+        self.peer_version, self.worker_id = peer_version, worker_id
+        text = f"its driver has version {peer_version} of polarmap's protocol, this worker {PROTOCOL_VERSION}"
+        if worker_id >= 0:
+            versions = f"version {peer_version} of the protocol, this driver {PROTOCOL_VERSION}"
+            text = f"a worker of another version of polarmap has connected: it has {versions}"
+        advice = "Install the same version of polarmap on both, then restart the worker or rebuild its image"
+        super().__init__(f"{text}. {advice}.")
+
+
+def check_protocol_version(peer_version: int) -> None:
+    """Raise ProtocolMismatchError if the driver of this worker uses another version of the protocol."""
+    if peer_version != PROTOCOL_VERSION:
+        raise ProtocolMismatchError(peer_version)
+
+
+def exit_if_protocol_differs(driver_version: int) -> None:
+    """End this process with MISMATCH_EXIT_CODE if its driver uses another version of the protocol."""
+    try:
+        check_protocol_version(driver_version)
+    except ProtocolMismatchError as error:
+        print(error, file=sys.stderr)
+        sys.exit(MISMATCH_EXIT_CODE)
 
 
 class Message(NamedTuple):

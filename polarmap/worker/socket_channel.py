@@ -176,14 +176,17 @@ class SocketChannel:
             self.disconnect()  # what follows nonsense is none of our messages
             return messages, False
 
+    def keep_alive(self) -> None:
+        """Do nothing: the system sends keepalive probes."""
+
     def is_peer_closed(self) -> bool:
-        """Whether the other end is closed, whatever can still be read, where the system tells that."""
+        """Return whether the other end is closed, whatever can still be read, where the system tells that."""
         if not wait_until_ready([self._connection], POLL_HANGUP, 0.0):
             return False
         return POLL_HANGUP != POLLIN or self._has_reached_eof()
 
     def _has_reached_eof(self) -> bool:
-        """Whether all is read, and nothing will come."""
+        """Return whether all is read, and nothing will come. Nothing is taken off the socket."""
         try:
             return not self._connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:

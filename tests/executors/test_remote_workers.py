@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,9 +34,18 @@ from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.executors.worker_pool import Allocation
 from polarmap.worker import storage_channel
 from polarmap.worker.locations import BucketLocation
-from polarmap.worker.messages import CANCELLED, FETCH, HELLO, TASK_REPLY, FrameError, Message
+from polarmap.worker.messages import (
+    CANCELLED,
+    FETCH,
+    HELLO,
+    PROTOCOL_VERSION,
+    TASK_REPLY,
+    FrameError,
+    Message,
+)
 from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.task_records import OutputSpec, TaskReply
+from polarmap.worker.worker_entry import DriverAddress
 
 
 @pytest.fixture
@@ -126,6 +137,65 @@ def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkerPool, site:
     with pytest.raises(ExecutorError, match="no such runtime"):
         workers.request_workers(1)
     assert workers.take_billed_usage() is not None
+
+
+class WorkersOfAnotherVersion:
+    """A life for workers of `ThreadSite`: a process whose polarmap has another version of the protocol."""
+
+    code = """
+import sys
+from polarmap.worker import messages
+messages.PROTOCOL_VERSION += 1
+from polarmap.worker.worker_entry import serve_driver_on_thread
+serve_driver_on_thread(eval(sys.argv[1]), int(sys.argv[2]), 60.0)
+"""
+
+    def __init__(self) -> None:
+        self.errors = Queue[str]()
+
+    def __call__(self, address: DriverAddress, number: int, seconds: float) -> None:
+        command = [sys.executable, "-c", self.code, repr(tuple(address)), str(number)]
+        worker = subprocess.run(command, capture_output=True, text=True, timeout=60.0)
+        self.errors.put(worker.stderr)
+
+
+def test_workers_of_another_version_are_one_clear_error_at_both_ends() -> None:
+    life = WorkersOfAnotherVersion()
+    with pool_of(ThreadSite(default=life)) as pool:
+        with pytest.raises(
+            ExecutorError, match="a worker of another version of polarmap has connected"
+        ) as error:
+            check(pool)
+        assert f"version {PROTOCOL_VERSION + 1} of the protocol, this driver {PROTOCOL_VERSION}" in str(
+            error.value
+        )
+        told = life.errors.get(timeout=PATIENCE)
+    assert f"its driver has version {PROTOCOL_VERSION} of polarmap's protocol" in told
+    assert "rebuild its image" in told and "rebuild its image" in str(error.value)
+
+
+def test_workers_of_another_version_are_one_clear_error_also_by_way_of_a_storage(site: ThreadSite) -> None:
+    def life(address: DriverAddress, number: int, seconds: float) -> None:
+        key = f"{address.prefix}/replies/v{PROTOCOL_VERSION + 1}-{number}-1-1-0-1-5"
+        site.storage.put_object("b", key, b"hello")
+
+    site.storage, site.bucket, site.default = DictStorage(), "b", life
+    with pool_of(site, listen=False) as pool:
+        with pytest.raises(ExecutorError, match="a worker of another version of polarmap has connected"):
+            check(pool)
+        site.default = serving_by_storage(site.storage)  # the worker is restarted
+        check(pool)
+
+
+def test_a_map_goes_on_with_the_workers_of_its_version(site: ThreadSite) -> None:
+    life = WorkersOfAnotherVersion()
+    site.lives = {0: life}
+    with closing(made(site)) as workers:
+        workers.request_workers(2)
+        assert until(lambda: len(workers) == 1 and workers._listener.mismatches)
+        soon(workers)
+        assert not workers._listener.mismatches
+        assert list(workers._launched) == list(workers._workers) == [1]
 
 
 def test_a_site_that_refuses_for_a_while_is_asked_again(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import select
 import threading
 import time
@@ -19,7 +18,16 @@ from stored_calls import NONSENSE, nonsense
 from polarmap.errors import ExecutorError
 from polarmap.executors import storage_channels
 from polarmap.executors.storage_channels import DriverStorageChannel, StorageChannelServer, WorkerChannel
-from polarmap.worker.messages import CANCEL, CANCELLED, HELLO, TASK, TASK_REPLY, Message, encode_frame
+from polarmap.worker.messages import (
+    CANCEL,
+    CANCELLED,
+    HELLO,
+    PROTOCOL_VERSION,
+    TASK,
+    TASK_REPLY,
+    Message,
+    encode_frame,
+)
 from polarmap.worker.polling import wait_until_ready
 from polarmap.worker.retries import retry_request
 from polarmap.worker.storage_channel import (
@@ -56,7 +64,7 @@ class Side:
 
     def orders(self) -> Mailbox:
         """What is told to workers."""
-        return Mailbox(*pickle.loads(self.storage.get_object("b", ChannelKeys(self.prefix).mailbox_key)))
+        return Mailbox.decode(self.storage.get_object("b", ChannelKeys(self.prefix).mailbox_key))
 
     def has_stored_all(self) -> bool:
         """Return whether the orders are in the storage, and nobody stores any."""
@@ -80,7 +88,7 @@ class Side:
         link = self.links[number]
         assert link.send(message)
         self.all.flush_messages()
-        told = link.n_sent, tuple(message._replace(data=b""))
+        told = link.n_sent, encode_frame(message._replace(data=b""))
         assert until(lambda: told in [one[:2] for one in self.orders().messages.get(number, ())])
 
     def heard(self, number: int, count: int = 1) -> list[Any]:
@@ -284,10 +292,40 @@ def test_a_storage_that_hangs_holds_nobody_up(side: Side) -> None:
 def test_objects_of_others_stop_nothing(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
-    for name in ("", "x", "1-2", "1-2-3-4-x-1", "1-2-3-1-1-1.tmp-9", "1-2-3-4-5", "----", "..."):
+    for name in (
+        "",
+        "x",
+        "v",
+        "v1",
+        "v1-",
+        "v1-x",
+        "v1-1-2",
+        "v1-1-2-3-1-1-1.tmp-9",
+        "1-2",
+        "1-2-3-4-x-1",
+        "1-2-3-1-1-1.tmp-9",
+        "1-2-3-4-5",
+        "----",
+        "...",
+    ):
         side.storage.put_object("b", f"polarmap/pool-1/replies/{name}", b"x")
     worker.send(ended(1))
     assert side.heard(0) == [ended(1)]
+
+
+def test_a_worker_of_another_version_is_reported_once_and_stops_nothing(side: Side) -> None:
+    worker = side.worker(0)
+    side.heard(0)
+    side.storage.put_object("b", f"{side.prefix}/replies/v{PROTOCOL_VERSION + 1}-7-9-1-0-1-3", b"any")
+    worker.send(ended(1))
+    assert side.heard(0) == [ended(1)]
+    assert until(lambda: side.all.mismatches)
+    assert 7 not in side.links
+    worker.send(ended(2))
+    assert side.heard(0) == [ended(2)]
+    assert [(error.worker_id, error.peer_version) for error in side.all.mismatches] == [
+        (7, PROTOCOL_VERSION + 1)
+    ]
 
 
 def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(side: Side) -> None:

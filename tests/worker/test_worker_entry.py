@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import subprocess
 import sys
@@ -126,9 +125,9 @@ def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     storage = DictStorage()
-    orders = pickle.dumps(tuple(Mailbox(1, {}, {})))
+    orders = Mailbox(1, {}, {}).encode()
     storage.put_object("b", ChannelKeys("polarmap/pool-1").mailbox_key, orders)
-    monkeypatch.setattr(worker_entry, "exit_process_when", lambda is_over: lambda: None)
+    monkeypatch.setattr(worker_entry, "exit_process_when", lambda *_, **_options: lambda: None)
     for name in THREAD_LIMIT_VARIABLES:
         monkeypatch.setenv(name, "9")
     serve_driver(address(bucket="b")._replace(n_threads=3), 1, 0.01, storage)
@@ -139,10 +138,10 @@ def test_a_worker_opens_connections_of_its_own_to_the_storage(
     monkeypatch: pytest.MonkeyPatch, s3_server: Server, tmp_path: Path
 ) -> None:
     """Since Lithops 3.8 the process that a worker was forked of goes on to use those that it has."""
-    monkeypatch.setattr(worker_entry, "exit_process_when", lambda is_over: lambda: None)
+    monkeypatch.setattr(worker_entry, "exit_process_when", lambda *_, **_options: lambda: None)
     storage = open_lithops_storage(s3_server.config(tmp_path / "s3.yaml"))
     keys = ChannelKeys("polarmap/pool-1")
-    storage.put_object(storage.bucket, keys.mailbox_key, pickle.dumps(tuple(Mailbox(1, {}, {}))))
+    storage.put_object(storage.bucket, keys.mailbox_key, Mailbox(1, {}, {}).encode())
     inherited = ports_of(storage)
     try:
         serve_driver(address(bucket=storage.bucket), 1, 0.01, storage)
