@@ -17,7 +17,7 @@ import numpy as np
 
 from polarmap.worker.encryption import encrypt_reply, read_segment, write_segments
 from polarmap.worker.locations import Location
-from polarmap.worker.messages import TASK_REPLY, Message
+from polarmap.worker.messages import Message, MessageKind
 from polarmap.worker.pytree import (
     BOTH_RESULTS,
     PackedTree,
@@ -83,7 +83,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
 
     def encode_reply(reply: TaskReply, data: Any = b"") -> Message:
         attempt_key = task_io.job_id, request.task, request.attempt
-        message = Message(TASK_REPLY, attempt_key, task_io.encode_header(reply), data)
+        message = Message(MessageKind.TASK_REPLY, attempt_key, task_io.encode_header(reply), data)
         return message if request.encryption is None else encrypt_reply(message, request.encryption)
 
     try:

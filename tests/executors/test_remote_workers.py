@@ -34,15 +34,7 @@ from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.executors.worker_pool import Allocation
 from polarmap.worker import storage_channel
 from polarmap.worker.locations import BucketLocation
-from polarmap.worker.messages import (
-    CANCELLED,
-    FETCH,
-    HELLO,
-    PROTOCOL_VERSION,
-    TASK_REPLY,
-    FrameError,
-    Message,
-)
+from polarmap.worker.messages import PROTOCOL_VERSION, FrameError, Message, MessageKind
 from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.task_records import OutputSpec, TaskReply
 from polarmap.worker.worker_entry import DriverAddress
@@ -508,7 +500,7 @@ def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     assert site.launches == []
 
 
-def answer(call: Message, kind: bytes = TASK_REPLY, **fields: Any) -> Message:
+def answer(call: Message, kind: bytes = MessageKind.TASK_REPLY, **fields: Any) -> Message:
     """What a worker that was given this call says of it."""
     return Message(kind, call.attempt_key, **fields)
 
@@ -516,8 +508,8 @@ def answer(call: Message, kind: bytes = TASK_REPLY, **fields: Any) -> Message:
 REPLY = tuple(TaskReply(None, 0.0, ("array",), (("<f8", (9,)),)))
 # Each made of the call that was given.
 NONSENSE: list[Callable[[Message], Message]] = [
-    lambda call: Message(TASK_REPLY),
-    lambda call: Message(HELLO, header=b"five"),
+    lambda call: Message(MessageKind.TASK_REPLY),
+    lambda call: Message(MessageKind.HELLO, header=b"five"),
     lambda call: answer(call),
     lambda call: answer(call, header=b"no pickle"),
     lambda call: answer(call, header=pickle.dumps(5)),
@@ -527,10 +519,10 @@ NONSENSE: list[Callable[[Message], Message]] = [
     lambda call: answer(call, header=pickle.dumps(REPLY), data=bytes(72))._replace(attempt_key=(0, 99, 0)),
     lambda call: answer(call, data=b"0/../../etc/passwd", is_file=True),
     lambda call: answer(call, data=b"7", is_file=True),
-    lambda call: answer(call, FETCH, header=b"0 8 x/99999"),
-    lambda call: answer(call, FETCH, header=b"0 8 x"),
-    lambda call: answer(call, FETCH, header=b"\xff"),
-    lambda call: answer(call, CANCELLED)._replace(attempt_key=(99, 0, 0)),
+    lambda call: answer(call, MessageKind.FETCH, header=b"0 8 x/99999"),
+    lambda call: answer(call, MessageKind.FETCH, header=b"0 8 x"),
+    lambda call: answer(call, MessageKind.FETCH, header=b"\xff"),
+    lambda call: answer(call, MessageKind.CANCELLED)._replace(attempt_key=(99, 0, 0)),
 ]
 
 

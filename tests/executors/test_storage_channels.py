@@ -18,16 +18,7 @@ from stored_calls import NONSENSE, nonsense
 from polarmap.errors import ExecutorError
 from polarmap.executors import storage_channels
 from polarmap.executors.storage_channels import DriverStorageChannel, StorageChannelServer, WorkerChannel
-from polarmap.worker.messages import (
-    CANCEL,
-    CANCELLED,
-    HELLO,
-    PROTOCOL_VERSION,
-    TASK,
-    TASK_REPLY,
-    Message,
-    encode_frame,
-)
+from polarmap.worker.messages import PROTOCOL_VERSION, Message, MessageKind, encode_frame
 from polarmap.worker.polling import wait_until_ready
 from polarmap.worker.retries import retry_request
 from polarmap.worker.storage_channel import (
@@ -42,12 +33,12 @@ from polarmap.worker.storage_channel import (
 
 def call(number: int, f: bytes = b"") -> Message:
     """A message with which a task is to be done."""
-    return Message(TASK, (number, 0, 0), b"header", f)
+    return Message(MessageKind.TASK, (number, 0, 0), b"header", f)
 
 
 def ended(number: int, data: bytes = b"") -> Message:
     """What a worker says of its task."""
-    return Message(TASK_REPLY, (0, number, 0), b"", data)
+    return Message(MessageKind.TASK_REPLY, (0, number, 0), b"", data)
 
 
 class Side:
@@ -80,7 +71,7 @@ class Side:
         """One that has joined."""
         one = StorageChannel(self.storage, "b", self.prefix, number)
         self.channels.append(one)
-        one.send(Message(HELLO, header=b"%d" % number))
+        one.send(Message(MessageKind.HELLO, header=b"%d" % number))
         assert until(lambda: number in self.links)
         return one
 
@@ -136,7 +127,7 @@ def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_sa
 ) -> None:
     worker = side.worker(0)
     side.heard(0)
-    said = [call(1, b"f"), call(2, b"g"), Message(CANCEL), call(3, b"f")]
+    said = [call(1, b"f"), call(2, b"g"), Message(MessageKind.CANCEL), call(3, b"f")]
     for message in said:
         side.tell(0, message)
     assert received(worker, 4) == said
@@ -179,22 +170,22 @@ def test_a_worker_that_its_site_has_started_again_joins_again(side: Side) -> Non
     side.tell(0, call(1))
     received(first)
     again = StorageChannel(side.storage, "b", side.prefix, 0)
-    again.send(Message(HELLO, header=b"0"))
+    again.send(Message(MessageKind.HELLO, header=b"0"))
     assert until(lambda: side.links[0] is not old)
     old.close()
     side.tell(0, call(2))
     assert received(again) == [call(2)]
     first.send(ended(1))
     again.send(ended(2))
-    assert side.heard(0, 2) == [Message(HELLO, header=b"0"), ended(2)]
+    assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(2)]
 
 
 def test_a_message_that_was_put_twice_is_heard_once(side: Side) -> None:
     worker = side.worker(0)
     worker._last_sent -= 1  # the answer to a request was lost
-    worker.send(Message(HELLO, header=b"0"))
+    worker.send(Message(MessageKind.HELLO, header=b"0"))
     worker.send(ended(1))
-    assert side.heard(0, 2) == [Message(HELLO, header=b"0"), ended(1)]
+    assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(1)]
 
 
 def test_orders_that_the_storage_has_forgotten_are_put_again(side: Side) -> None:
@@ -220,8 +211,8 @@ def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
     for lost in (0, 1):
         side.all._handle_reply(sign._replace(last_sent=link.n_received + lost), b"")
     assert link.is_connected  # a listing may show it before the reply
-    worker.send(Message(CANCELLED))
-    assert side.heard(0) == [Message(CANCELLED)]
+    worker.send(Message(MessageKind.CANCELLED))
+    assert side.heard(0) == [Message(MessageKind.CANCELLED)]
     for _ in range(2):
         assert link.is_connected
         side.all._handle_reply(sign._replace(last_sent=link.n_received + 1), b"")

@@ -14,11 +14,9 @@ from pool_processes import until
 
 from polarmap.worker import storage_channel
 from polarmap.worker.messages import (
-    CANCEL,
     PROTOCOL_VERSION,
-    TASK,
-    TASK_REPLY,
     Message,
+    MessageKind,
     ProtocolMismatchError,
     encode_frame,
 )
@@ -88,16 +86,16 @@ def test_a_message_is_taken_once_and_looked_for_as_often_as_is_of_use(
     driver: Driver, channel: StorageChannel
 ) -> None:
     assert channel.receive(0.0) == NOTHING
-    driver.put(w7=[(4, Message(CANCEL), None)], w8=[(9, Message(TASK), None)])
+    driver.put(w7=[(4, Message(MessageKind.CANCEL), None)], w8=[(9, Message(MessageKind.TASK), None)])
     assert channel.receive(0.0) == NOTHING  # as it has just looked
-    assert until(lambda: channel.receive(0.0) == ([Message(CANCEL)], True))
+    assert until(lambda: channel.receive(0.0) == ([Message(MessageKind.CANCEL)], True))
     assert channel.receive(0.02) == NOTHING
-    driver.put(w7=[(4, Message(CANCEL), None)])
+    driver.put(w7=[(4, Message(MessageKind.CANCEL), None)])
     assert channel.receive(0.02) == NOTHING
 
 
 def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: StorageChannel) -> None:
-    calls = [Message(TASK, header=b"%d" % number) for number in range(3)]
+    calls = [Message(MessageKind.TASK, header=b"%d" % number) for number in range(3)]
     driver.storage.put_object("b", KEYS.make_payload_key(b"large"), b"an object of its own")
     driver.put({b"small": b"f"}, w7=list(zip((1, 2, 5), calls, (b"small", None, b"large"), strict=True)))
     assert heard(channel) == [
@@ -105,17 +103,17 @@ def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: S
         calls[1],
         calls[2]._replace(data=b"an object of its own"),
     ]
-    driver.put(w7=[(6, Message(CANCEL), None)])
-    assert heard(channel) == [Message(CANCEL)]
+    driver.put(w7=[(6, Message(MessageKind.CANCEL), None)])
+    assert heard(channel) == [Message(MessageKind.CANCEL)]
     assert driver.heard() == []  # what is told is replied to when it is done, and not before
 
 
 def test_a_message_whose_data_are_gone_is_none(driver: Driver, channel: StorageChannel) -> None:
-    driver.put(w7=[(1, Message(TASK), b"digest")])
+    driver.put(w7=[(1, Message(MessageKind.TASK), b"digest")])
     assert channel.receive(0.0) == NOTHING
     assert not channel.is_peer_closed()
-    driver.put({b"other": b"newer"}, w7=[(2, Message(TASK), b"other")])
-    assert heard(channel) == [Message(TASK, data=b"newer")]
+    driver.put({b"other": b"newer"}, w7=[(2, Message(MessageKind.TASK), b"other")])
+    assert heard(channel) == [Message(MessageKind.TASK, data=b"newer")]
 
 
 def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: StorageChannel) -> None:
@@ -131,15 +129,15 @@ def test_a_worker_whose_driver_is_gone_leaves_no_replies(
 ) -> None:
     """A cloud does not kill a worker that is at a task when its pool is closed."""
     other = StorageChannel(driver.storage, "b", KEYS.prefix, 71)
-    other.send(Message(TASK_REPLY))
+    other.send(Message(MessageKind.TASK_REPLY))
     driver.storage.delete_object("b", KEYS.mailbox_key)
-    channel.send(Message(TASK_REPLY))
+    channel.send(Message(MessageKind.TASK_REPLY))
     assert channel.receive(1.0) == GONE if notices == "receive" else is_gone_at_next_heartbeat(channel)
     assert [said.worker_id for said, _ in driver.heard()] == [71]
 
 
 def test_a_worker_whose_driver_is_there_leaves_its_replies(driver: Driver, channel: StorageChannel) -> None:
-    channel.send(Message(TASK_REPLY))
+    channel.send(Message(MessageKind.TASK_REPLY))
     driver.put(w8=[])
     assert channel.receive(0.0) == NOTHING
     channel.close()
@@ -162,8 +160,8 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, chann
     right = driver.storage.objects["b", KEYS.mailbox_key]
     driver.storage.objects["b", KEYS.mailbox_key] = right[:5]  # half an object
     assert channel.receive(0.0) == NOTHING
-    driver.put(w7=[(1, Message(CANCEL), None)])
-    assert heard(channel) == [Message(CANCEL)]
+    driver.put(w7=[(1, Message(MessageKind.CANCEL), None)])
+    assert heard(channel) == [Message(MessageKind.CANCEL)]
 
 
 # --- what it says by itself ----------------------------------------------------------------------
@@ -184,9 +182,9 @@ def test_signs_of_life_tell_how_far_it_is_and_go_on_when_the_storage_was_away(
     channel.keep_alive()
     driver.storage.put_object = put
     channel.keep_alive()
-    driver.put(w7=[(1, Message(TASK), None)])
+    driver.put(w7=[(1, Message(MessageKind.TASK), None)])
     heard(channel)
-    channel.send(Message(TASK_REPLY))
+    channel.send(Message(MessageKind.TASK_REPLY))
     channel.keep_alive()
     found = [said for said, _ in driver.heard()]
     assert [(one.sequence_number, one.last_received, one.last_sent, one.size > 0) for one in found] == [

@@ -23,7 +23,7 @@ from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.executors.worker_listener import WorkerListener
 from polarmap.worker import worker_entry
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
-from polarmap.worker.messages import HELLO, Message
+from polarmap.worker.messages import Message, MessageKind
 from polarmap.worker.socket_channel import BlockingSocketChannel
 from polarmap.worker.storage_channel import ChannelKeys, Mailbox, StorageChannel
 from polarmap.worker.worker_entry import (
@@ -115,7 +115,7 @@ def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any]
         assert (number, channel) == (5, "TCP")
         said, is_there = link.receive(30.0)
         whereabouts = f"\n{socket.gethostname()}\n".encode()
-        told = Message(HELLO, header=str(worker.pid).encode(), data=whereabouts)
+        told = Message(MessageKind.HELLO, header=str(worker.pid).encode(), data=whereabouts)
         assert (said, is_there) == ([told], True)
         link.close()
         assert worker.wait(10.0) == 0
