@@ -19,11 +19,11 @@ from polarmap.errors import ExecutorError
 from polarmap.worker.blas_threads import get_thread_limit_variables
 from polarmap.worker.environment import get_absolute_sys_path
 from polarmap.worker.fork_server_protocol import (
-    FORK_COMMAND,
-    FORK_SERVER_REQUEST,
-    KILL_COMMAND,
+    EVENT_BYTES,
     SERVER_READY,
-    WORKER_EXIT_EVENT,
+    ForkServerCommand,
+    ForkServerRequest,
+    WorkerExitEvent,
 )
 from polarmap.worker.messages import MISMATCH_EXIT_CODE, PROTOCOL_VERSION
 from polarmap.worker.polling import POLLIN, wait_until_ready
@@ -137,12 +137,12 @@ class ForkServerClient:
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
         """Let a worker of this number serve at `worker_socket`, which is its own from now on."""
         with worker_socket:
-            self._send_request(FORK_COMMAND, worker_id, worker_socket)
+            self._send_request(ForkServerRequest(ForkServerCommand.FORK, worker_id), worker_socket)
 
     def kill_worker(self, worker_id: int) -> None:
         """End a worker, and what it has started, whatever they do."""
         self._exit_descriptions.pop(worker_id, None)
-        self._send_request(KILL_COMMAND, worker_id)
+        self._send_request(ForkServerRequest(ForkServerCommand.KILL, worker_id))
 
     def get_exit_reason(self, worker_id: int) -> str | None:
         """How a worker has ended that is gone; None if that is not soon known."""
@@ -173,7 +173,7 @@ class ForkServerClient:
         self._control_socket.close()
 
     def _read_events(self) -> bool:
-        """Take in what it has said; whether it may say more."""
+        """Read the events that have arrived. Return whether more may come."""
         with self._lock:
             try:
                 data = self._control_socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
@@ -184,23 +184,22 @@ class ForkServerClient:
             self._received += data
             if not self._is_ready and self._received.startswith(SERVER_READY):
                 self._is_ready, self._received = True, self._received[len(SERVER_READY) :]
-            n_complete_bytes = len(self._received) // WORKER_EXIT_EVENT.size * WORKER_EXIT_EVENT.size
-            for worker_id, wait_status in WORKER_EXIT_EVENT.iter_unpack(self._received[:n_complete_bytes]):
-                self._exit_descriptions[worker_id] = describe_exit(os.waitstatus_to_exitcode(wait_status))
+            n_complete_bytes = len(self._received) // EVENT_BYTES * EVENT_BYTES
+            for event in WorkerExitEvent.decode_all(self._received[:n_complete_bytes]):
+                exit_code = os.waitstatus_to_exitcode(event.wait_status)
+                self._exit_descriptions[event.worker_id] = describe_exit(exit_code)
             self._received = self._received[n_complete_bytes:]
             return bool(data)
 
-    def _send_request(
-        self, request_kind: bytes, worker_id: int, worker_socket: socket.socket | None = None
-    ) -> None:
-        """A request; one that is gone does nothing, as its workers are gone, too."""
-        request = FORK_SERVER_REQUEST.pack(request_kind, worker_id)
+    def _send_request(self, request: ForkServerRequest, worker_socket: socket.socket | None = None) -> None:
+        """Send a request; do nothing if the fork server is gone, as its workers are gone, too."""
+        data = request.encode()
         with self._lock, contextlib.suppress(OSError):
             if worker_socket is None:
-                self._control_socket.sendall(request, socket.MSG_DONTWAIT)
+                self._control_socket.sendall(data, socket.MSG_DONTWAIT)
             else:
                 descriptors = [worker_socket.fileno()]
-                socket.send_fds(self._control_socket, [request], descriptors, socket.MSG_DONTWAIT)
+                socket.send_fds(self._control_socket, [data], descriptors, socket.MSG_DONTWAIT)
 
 
 def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:

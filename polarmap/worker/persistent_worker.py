@@ -186,7 +186,8 @@ class PersistentWorker(TaskIO):
         block_ref = self._parse_block_ref(bytes(task_message.header))
         if task_message.data:
             options = decode_record(TaskOptions, bytes(task_message.data))
-        if self.is_cancelled():  # while it was told ahead, or not read
+        self.receive_pending()
+        if self.is_cancelled():  # after it was sent ahead
             return None
         task_and_attempt, header = task_message.attempt_key[1:], self._job_header
         shared_fields = header.output, header.encryption
@@ -233,9 +234,12 @@ class PersistentWorker(TaskIO):
         self._is_usable = False
         return UnusableWorkerError(f"its worker could not {failed_action}: {type(error).__name__}: {error}")
 
-    def is_cancelled(self) -> bool:
-        """Whether the driver has said so."""
+    def receive_pending(self) -> None:
+        """Read what the driver has sent since the last time; ConnectionError if it is gone."""
         self._receive(0.0)
+
+    def is_cancelled(self) -> bool:
+        """Return whether a message has been read that cancels the map."""
         return any(
             item.kind == MessageKind.CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox
         )
@@ -264,7 +268,7 @@ class PersistentWorker(TaskIO):
         segment_range = encode_segment_range(segment)
         self._send(Message(MessageKind.FETCH, self._attempt_key, segment_range))
         while True:
-            is_cancelled = self.is_cancelled()
+            self.receive_pending()
             for message in self._inbox:  # a part that has come is kept, also if nobody waits for the task
                 if (
                     message.kind in (MessageKind.SEGMENT, MessageKind.NO_SEGMENT)
@@ -274,7 +278,7 @@ class PersistentWorker(TaskIO):
                     if message.kind == MessageKind.NO_SEGMENT:
                         raise InterruptedError("the driver cannot read the block of this task")
                     return message.data
-            if is_cancelled:
+            if self.is_cancelled():
                 raise InterruptedError("nobody waits for this task any more")
             self._receive(None)
 
@@ -317,6 +321,7 @@ class PersistentWorker(TaskIO):
                 if ensure_private_folder(os.path.dirname(folder)):
                     created_folders.append(os.path.dirname(folder))
                 os.mkdir(folder)
+            self.receive_pending()
             is_wanted = not self.is_cancelled()
         finally:
             for created_folder in [] if is_wanted else created_folders:

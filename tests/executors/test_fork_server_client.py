@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pool_processes import check
+from predicates import assert_only_asks
 
 import polarmap
 from polarmap import Pool, hedged_map
@@ -93,9 +94,8 @@ def test_whether_it_is_alive_is_asked_without_any_effect() -> None:
     server = ForkServerClient(1, [], [])
     try:
         wait_until_ready([server._control_socket], POLLIN, 60.0)
-        state = dict(vars(server))
-        assert server.is_alive() is server.is_alive() is True
-        assert vars(server) == state
+        assert_only_asks(server, server.is_alive)
+        assert server.is_alive()
         assert wait_until_ready([server._control_socket], POLLIN, 0.0)  # what it has said is not read
         server.check_started()
         assert server._is_ready

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pool_processes import code_of_child, opened, taken
+from predicates import assert_only_asks
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import local_workers
-from polarmap.executors.local_workers import LocalWorkerPool
+from polarmap.executors.local_workers import LocalWorkerPool, is_about_to_finish
+from polarmap.executors.remote_workers import Backoff, LaunchedWorker
 from polarmap.executors.storage_channels import DriverStorageChannel
 from polarmap.executors.worker_pool import GRACE_SECONDS, MAX_CACHED_TASKS, WorkerHandle, WorkerPool
 from polarmap.worker.messages import Message, MessageKind, encode_frame
@@ -65,6 +68,23 @@ class Here(LocalWorkerPool):
         return worker
 
     def _poll_unallocated_workers(self) -> None: ...
+
+
+def test_the_questions_about_workers_change_nothing(table: Table) -> None:
+    lease, backoff = opened(table), Backoff()
+    worker = taken(table, lease)
+    launched = LaunchedWorker(0.0, 1.0)
+    for is_closed in (False, True):
+        assert_only_asks(table, table.has_one_session, partial(table.is_allocation_starved, lease))
+        assert_only_asks(lease, partial(table.is_allocation_starved, lease))
+        assert_only_asks(worker, lambda: worker.has_open_session, partial(is_about_to_finish, worker))
+        assert_only_asks(worker.channel, worker.channel.is_stalled)
+        assert_only_asks(backoff, backoff.can_retry)
+        assert_only_asks(launched, partial(launched.is_overdue, 0.0), partial(launched.is_overdue, 1e9))
+        if not is_closed:
+            worker.assign_task(TOLD, "task")
+            table.close_allocation(lease)
+        backoff.record_failure("no room")
 
 
 def table_of(is_here: bool, most: int) -> WorkerPool:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_storage import DictStorage
+from predicates import assert_only_asks
 from stored_calls import Bomb, orders_of
 
 from polarmap.worker.environment import ProcessEnvironment
@@ -56,6 +57,18 @@ def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_
         finally:
             around.apply_to_process()
     assert seen == 3 * [(around.working_directory, sorted(around.variables), list(around.sys_path))]
+
+
+def test_whether_a_map_is_cancelled_is_asked_without_reading_what_the_driver_has_sent() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = PersistentWorker(make_worker_channel(theirs), limit_threads=nullcontext)
+        ours.sendall(encode_frame(Message(MessageKind.CANCEL, (worker.job_id, 0, 0))))
+        assert_only_asks(worker, worker.is_cancelled)
+        assert not worker.is_cancelled()
+        worker.receive_pending()
+        assert_only_asks(worker, worker.is_cancelled)
+        assert worker.is_cancelled()
 
 
 def go_deeper(block: Any) -> Any:

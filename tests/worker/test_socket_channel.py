@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from predicates import assert_only_asks
 from stored_calls import NONSENSE, nonsense
 
 from polarmap.worker import socket_channel
@@ -143,6 +144,17 @@ def test_a_process_without_memory_hears_what_is_short() -> None:
         assert is_there and [(one.attempt_key, bytes(one.header)) for one in found] == [
             (one.attempt_key, bytes(one.header)) for one in said
         ]
+
+
+def test_the_questions_about_a_connection_take_nothing_off_it(
+    pair: tuple[SocketChannel, SocketChannel],
+) -> None:
+    link, channel = pair
+    link.send(SENT[1])
+    assert_only_asks(channel, channel.is_peer_closed, channel.is_stalled)
+    link.close()
+    assert_only_asks(channel, channel.is_peer_closed, channel.is_stalled)
+    assert channel.receive(None)[0] == SENT[1:2]
 
 
 def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[SocketChannel, SocketChannel]) -> None:
