@@ -27,6 +27,7 @@ from polarmap.executors.interface import (
     AttemptId,
     AttemptStarted,
     Event,
+    FailureKind,
     JobSpec,
     NoWorkers,
     Outcome,
@@ -485,7 +486,7 @@ class PoolSession:
             if (outcome.task, outcome.attempt) in self._unfinished:  # its end has not been told
                 new_outcomes.append(outcome._replace(host=worker.host) if worker.host else outcome)
                 self._unfinished.remove((outcome.task, outcome.attempt))
-                is_usable &= outcome.failure is None or outcome.failure.kind != "lost"
+                is_usable &= outcome.failure is None or outcome.failure.kind != FailureKind.LOST
         if not (is_connected and is_usable):
             self._requeue_tasks_and_release_worker(worker, self._worker_pool.remove_worker)
         elif not worker.assigned:

@@ -162,7 +162,7 @@ class StorageChannel:
         self._mailbox_bytes, self._mailbox = b"", Mailbox(-1, {}, {})  # the latest one, encoded and decoded
         self._polled_at, self._mailbox_changed_at = -1.0, time.monotonic()
         self._is_registered = False  # whether the driver has had messages for this worker
-        self._is_driver_gone = False  # when the mailbox was read last
+        self._is_driver_lost = False  # when the mailbox was read last
         self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
         self._poll_interval = 0.0  # seconds before the mailbox is read again
 
@@ -183,8 +183,8 @@ class StorageChannel:
             started_at = time.monotonic()
             self._poll_mailbox()
             messages, finished_at = list(iter(self._pop_next_unread_message, None)), time.monotonic()
-            if messages or self._is_driver_gone or finished_at >= deadline:
-                return messages, not self._is_driver_gone
+            if messages or self._is_driver_lost or finished_at >= deadline:
+                return messages, not self._is_driver_lost
             self._poll_interval = compute_next_poll_interval(self._poll_interval, finished_at - started_at)
             time.sleep(min(deadline - finished_at, self._poll_interval))
 
@@ -204,13 +204,13 @@ class StorageChannel:
             return
         self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
         self._poll_mailbox()
-        if not self._is_driver_gone:
+        if not self._is_driver_lost:
             with contextlib.suppress(Exception):  # The storage is away: the next heartbeat may reach it.
                 self._put_reply(b"", self._last_sent)
 
     def is_peer_closed(self) -> bool:
         """Return whether the driver was gone when this channel read the mailbox last."""
-        return self._is_driver_gone
+        return self._is_driver_lost
 
     def close(self) -> None:
         """Do nothing: the channel holds no connection of its own."""
@@ -228,13 +228,13 @@ class StorageChannel:
             raise
         except Exception as error:  # Half an object; or the storage is away for a moment.
             if is_missing_object_error(error):
-                self._is_driver_gone = True
+                self._is_driver_lost = True
                 self._remove_replies()
                 return
         has_messages = self._worker_id in self._mailbox.messages
         self._is_registered |= has_messages
         is_silent = now > self._mailbox_changed_at + OUTAGE_SECONDS
-        self._is_driver_gone = is_silent or (self._is_registered and not has_messages)
+        self._is_driver_lost = is_silent or (self._is_registered and not has_messages)
 
     def _pop_next_unread_message(self) -> Message | None:
         """Return the next message in the mailbox; None if there is none."""
