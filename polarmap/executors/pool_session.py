@@ -524,7 +524,7 @@ class PoolSession:
             if failure is not None and (task, attempt) in self._unfinished:
                 self._unfinished.remove((task, attempt))
                 outcomes.append(Outcome(task, attempt, [], (), failure, 0.0))
-                if failure.kind == "damaged":
+                if failure.kind == FailureKind.DAMAGED:
                     self._job_spec.blocks.on_damage_found()
                     self._published_blocks.invalidate_if_damaged(self._job_spec.blocks, task, failure)
         return outcomes

@@ -116,7 +116,7 @@ def test_one_that_would_come_back_as_another_does_not_travel() -> None:
         assert travelled_error(error).exception is None
 
 
-@pytest.mark.parametrize("output", [None, OutputSpec(Location("bucket", "b"), "p", 4)])
+@pytest.mark.parametrize("output", [None, OutputSpec(BucketLocation("b"), "p", 4)])
 def test_a_header_arrives_as_it_was_sent_without_classes_of_polarmap(output: OutputSpec | None) -> None:
     header = JobHeader(["/a", "/b"], output, None, b"environment", 7, [7, 8])
     data = encode_record(header)
