@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing
 
 from polarmap import lazy_names
-from polarmap.codes import arikan_code, hadamard_code, rotation_code  # noqa: F401  each registers its kernel
+from polarmap.codes import arikan_code, rotation_code  # noqa: F401  each registers its kernel
 
 if typing.TYPE_CHECKING:
     from polarmap.codes.arrival_tracker import ArrivalTracker as ArrivalTracker

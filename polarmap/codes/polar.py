@@ -13,6 +13,7 @@ of its own, which says P and which inputs are frozen.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from polarmap.errors import CodeError, NotDecodableError, trimmed_tracebacks
 from polarmap.validation import is_choice, is_real_number
 
 MAX_N = 1 << 16
+KERNELS = ("rotation", "arikan", "hadamard")  # Each has a module of its own, <kernel>_code.
 # An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the
 # design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
 # below (planning.arrivals_needed with both).
@@ -97,9 +99,11 @@ class PolarCode(SystematicCode):
     def __new__(cls, n: int, k: int, kernel: str | None = None, *args: Any, **kwargs: Any) -> PolarCode:
         """One of the class of its kernel."""
         kernel = cls.kernel if kernel is None else kernel
-        if not is_choice(kernel, tuple(cls._classes_by_kernel)):
-            kernels_text = ", ".join(map(repr, cls._classes_by_kernel))
+        if not is_choice(kernel, KERNELS):
+            kernels_text = ", ".join(map(repr, KERNELS))
             raise CodeError(f"kernel must be one of {kernels_text}, not {kernel!r}")
+        if kernel not in cls._classes_by_kernel:
+            importlib.import_module(f"polarmap.codes.{kernel}_code")  # It registers its class.
         if cls is PolarCode:
             return super().__new__(cls._classes_by_kernel[kernel])
         if kernel != cls.kernel:

@@ -37,7 +37,7 @@ def test_data_comes_back(
     limit = product.MAX_JOINT_WEIGHTS
     product.MAX_JOINT_WEIGHTS = 0 if by_lines else limit
     try:
-        plan = product.ProductDecoder(code, decoder.arrived_mask, exact)
+        plan = code.make_decoder(decoder.arrived_mask, exact)
         found = plan.decode(rows, data.dtype)
         if not exact and len(decoder.missing_indices):
             together = plan.weights @ data[decoder.arrived_mask].astype("complex128")
