@@ -85,6 +85,7 @@ def apply(
     timeout: float | None = None,
     on_timeout: OnTimeout = "raise",
     retries: int = 1,
+    retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[Any]:
     """Apply a linear f along dimensions of labelled arrays, without waiting for stragglers.
@@ -110,8 +111,10 @@ def apply(
         divided by f of the mask (1 where there is data), NaN where the latter is 0.
     return_report : bool
         Return the report of the map, too.
-    blocks, tasks, code, degree, schedule, executor, verify, rtol, timeout, on_timeout, retries, progress
+    blocks, tasks, code, degree, schedule, executor, verify, rtol : optional
         As for `coded_map`, of rows.
+    timeout, on_timeout, retries, retry_delay, progress : optional
+        As for `coded_map`.
 
     Returns
     -------
@@ -150,7 +153,7 @@ def apply(
 
     def execute(observers: Observers) -> Any:
         check_function(f)
-        options = check_options(verify, rtol, timeout, retries, on_timeout, schedule)
+        options = check_options(verify, rtol, timeout, retries, on_timeout, schedule, retry_delay=retry_delay)
         code_options = apply_plan(CodeOptions(blocks, tasks, code, degree), schedule).check()
         core_dims = _resolve_core_dims(obj, dim)
         output_coords = _resolve_output_coords(obj, core_dims, output_dims)

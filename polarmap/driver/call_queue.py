@@ -16,6 +16,7 @@ from typing import Any
 from polarmap.driver.batches import BatchPolicy, ItemSequence, can_batch_items, unpickle_result
 from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.daemon_pool import register_before_exit
+from polarmap.driver.policies import RetryRule
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import WorkerLostError, replace_exit_exception, trim_traceback
@@ -305,7 +306,7 @@ class CallQueue(BatchPolicy, Collector):
         try:
             with closing(self._executor.open(JobSpec(execute_pickled_call, self))) as session:
                 self._session, self.timer = session, JobTimer(session.now)
-                for outcomes in schedule_tasks(session, self, self._max_retries, self):
+                for outcomes in schedule_tasks(session, self, RetryRule(self._max_retries), self):
                     has_events = bool(outcomes)
                     while outcomes:  # nothing of them is kept
                         self.add_outcome(outcomes.pop(0))

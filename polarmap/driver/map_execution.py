@@ -14,7 +14,7 @@ from polarmap.clouds.prices import PersistentUsage
 from polarmap.codes.linear_code import LinearCode
 from polarmap.driver.collector import Collector, JobTimer
 from polarmap.driver.options import MapOptions
-from polarmap.driver.policies import SchedulingPolicy
+from polarmap.driver.policies import RetryRule, SchedulingPolicy
 from polarmap.driver.results import (
     LazyReport,
     build_final_report,
@@ -103,6 +103,7 @@ class MapExecution:
                 observer.on_tasks_started(task_indices, elapsed_seconds)
 
         key = job_spec.blocks.encryption_key if options.key is None else options.key
+        retry_rule = RetryRule(options.retries, options.retry_delay)
         task_table = TaskTable(job_spec.blocks.n, policy.late_tracker)
         try:
             for observer in observers:
@@ -117,7 +118,7 @@ class MapExecution:
                     observer.on_poll(0)
                 poll_interval = min((observer.poll_interval for observer in observers), default=inf)
                 for outcomes in schedule_tasks(
-                    session, policy, options.retries, collector, poll_interval, notify_started
+                    session, policy, retry_rule, collector, poll_interval, notify_started
                 ):
                     for outcome in outcomes:
                         collector.add_outcome(outcome)

@@ -67,6 +67,7 @@ class MapOptions:
     rtol: float | None = None
     timeout: float = inf
     retries: int = 1
+    retry_delay: float = 0.0  # seconds, doubled with each attempt
     estimate_on_timeout: bool = False  # after the timeout, rather than to fail
     schedule: str = "upfront"
     n_upfront_parity: int = 0  # parity tasks that start with the data, on demand
@@ -82,6 +83,13 @@ def check_function(f: Any) -> None:
         raise CodeError(f"f must be callable, not {type(f).__name__}")
 
 
+def check_retry_delay(retry_delay: Any) -> float:
+    """Return the seconds before a failed task is started again; raise CodeError unless finite and >= 0."""
+    if not (is_real_number(retry_delay) and 0 <= retry_delay < inf):
+        raise CodeError(f"retry_delay must be a finite number of seconds >= 0, got {retry_delay!r}")
+    return float(retry_delay)
+
+
 def check_options(
     verify: Any,
     rtol: Any,
@@ -90,6 +98,8 @@ def check_options(
     on_timeout: Any = "raise",
     schedule: Any = "upfront",
     key: Any = None,
+    *,
+    retry_delay: Any = 0.0,
 ) -> MapOptions:
     """The options of a map; CodeError for one that cannot be."""
     if not isinstance(verify, (bool, np.bool_)) and not is_choice(verify, ("auto",)):
@@ -126,6 +136,7 @@ def check_options(
         rtol,
         timeout_seconds,
         int(retries),
+        check_retry_delay(retry_delay),
         estimate_on_timeout,
         name,
         n_upfront_parity,

@@ -4,13 +4,57 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 
 from polarmap.codes.uncoded import DEFAULT_BACKUPS
 from polarmap.driver.collector import Collector
 from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, make_backup_lateness_rule
-from polarmap.driver.task_table import TaskTable
+from polarmap.driver.task_table import TaskRecord, TaskTable
 from polarmap.executors.interface import AttemptId
+
+MAX_RETRY_DELAY = (
+    60.0  # seconds between a failure of a task and its next attempt, however often it has failed
+)
+MAX_DOUBLINGS = 64  # of a delay: with more, the power of two would overflow
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRule:
+    """How often a failed task is started again, and how long after its failure.
+
+    Parameters
+    ----------
+    max_retries : int
+        Attempts of a task after the first one.
+    delay_seconds : float
+        Seconds between the first failure and the next attempt. They are doubled after each further attempt,
+        up to `MAX_RETRY_DELAY`.
+
+    Examples
+    --------
+    >>> rule = RetryRule(max_retries=9, delay_seconds=8.0)
+    >>> [rule.compute_delay(n_attempts) for n_attempts in (1, 2, 3, 4, 5)]
+    [8.0, 16.0, 32.0, 60.0, 60.0]
+    """
+
+    max_retries: int
+    delay_seconds: float = 0.0
+
+    def allows_retry(self, task: TaskRecord) -> bool:
+        """Return whether a failed task has an attempt left."""
+        return task.n_counted_attempts <= self.max_retries
+
+    def next_attempt_at(self, task: TaskRecord) -> float:
+        """Return the second of the map from which on a failed task may be started again."""
+        if not self.delay_seconds:
+            return task.ended_at
+        return task.ended_at + self.compute_delay(task.n_counted_attempts)
+
+    def compute_delay(self, n_attempts: int) -> float:
+        """Return the seconds to wait after `n_attempts` attempts that have failed."""
+        n_doublings = min(max(n_attempts - 1, 0), MAX_DOUBLINGS)
+        return min(MAX_RETRY_DELAY, self.delay_seconds * 2.0**n_doublings)
 
 
 class SchedulingPolicy:

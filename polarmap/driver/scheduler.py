@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import inf
 
 from polarmap.driver.collector import Collector
-from polarmap.driver.policies import SchedulingPolicy
+from polarmap.driver.policies import RetryRule, SchedulingPolicy
 from polarmap.executors.interface import BlockSendingSession, Event, NoWorkers, Outcome, Session
 
 RETRY_IDLE_SECONDS = 1.0  # without news, before failed tasks are started again
@@ -22,7 +22,7 @@ MAX_POLL_INTERVAL = 5.0
 def schedule_tasks(
     session: Session,
     policy: SchedulingPolicy,
-    retries: int,
+    retry_rule: RetryRule,
     collector: Collector,
     poll_interval: float = inf,
     on_started: Callable[[Sequence[int], float], None] = lambda indices, elapsed: None,
@@ -37,7 +37,7 @@ def schedule_tasks(
     on_started : is told of tasks that were started after the first ones, and in which second.
     """
     task_table, timer = collector.task_table, collector.timer
-    last_event_at, polled_at, can_retry_when_idle = 0.0, 0.0, False
+    last_event_at, polled_at, next_retry_at = 0.0, 0.0, inf
     poll_interval = min(MAX_POLL_INTERVAL, poll_interval)
 
     def start_tasks(task_indices: Sequence[int]) -> None:
@@ -69,8 +69,8 @@ def schedule_tasks(
         # of the moment for which it was asked what is due: none between is missed
         if collector.can_use_parity:
             timeout = min(timeout, policy.seconds_until_next_start(task_table, polled_at))
-        if can_retry_when_idle:
-            timeout = min(timeout, last_event_at + RETRY_IDLE_SECONDS - timer.elapsed_seconds)
+        if next_retry_at < inf:
+            timeout = min(timeout, next_retry_at - timer.elapsed_seconds)
         yield record_events(session.wait(max(0.0, timeout)))  # and keeps none of it
         polled_at = now = timer.elapsed_seconds
         due_tasks = policy.choose_tasks_to_start(task_table, collector, now)
@@ -82,7 +82,7 @@ def schedule_tasks(
         if now >= timer.timeout:
             n_receiving = session.count_receiving_workers() if isinstance(session, BlockSendingSession) else 0
             collector.on_timeout(n_receiving)
-        can_retry_when_idle = False
+        next_retry_at = inf
         if collector.has_sufficient_results:
             continue
         has_nothing_pending = not task_table.in_flight
@@ -92,15 +92,20 @@ def schedule_tasks(
         if task_table.failed:
             collector.raise_if_f_always_fails()
             is_stalled = has_nothing_pending or not collector.can_pending_tasks_suffice()
-        retryable_tasks = sorted(
-            task
-            for task in collector.choose_tasks_to_retry(task_table.failed)
-            if task_table[task].n_counted_attempts <= retries
-        )
-        # failed tasks start again while others are late
-        can_retry_when_idle = bool(retryable_tasks) and not task_table.held_back
-        is_idle = can_retry_when_idle and now >= last_event_at + RETRY_IDLE_SECONDS
-        if retryable_tasks and (is_stalled or is_idle):
-            start_tasks(retryable_tasks)
-        elif is_stalled:
-            collector.on_tasks_exhausted()
+        retry_times = {
+            task: retry_rule.next_attempt_at(task_table[task])
+            for task in sorted(collector.choose_tasks_to_retry(task_table.failed))
+            if retry_rule.allows_retry(task_table[task])
+        }
+        if not retry_times:
+            if is_stalled:
+                collector.on_tasks_exhausted()
+        elif is_stalled or not task_table.held_back:
+            # Failed tasks start again as soon as no other may help, or while the others are late.
+            earliest_at = 0.0 if is_stalled else last_event_at + RETRY_IDLE_SECONDS
+            if retryable_tasks := [
+                task for task in retry_times if max(retry_times[task], earliest_at) <= now
+            ]:
+                start_tasks(retryable_tasks)
+                earliest_at = last_event_at + RETRY_IDLE_SECONDS
+            next_retry_at = max(min(retry_times.values()), earliest_at)

@@ -31,6 +31,7 @@ class TaskRecord:
     has_result : whether an attempt ended with a result that was not rejected.
     result_attempt : the attempt whose result came last, -1 if there is none.
     arrived_at : when the latest result came, in seconds after the start of the map.
+    ended_at : when its latest attempt ended, in seconds after the start of the map.
     worker_seconds : that its worker spent on it.
     failures : why attempts gave nothing, and why results were rejected.
     n_backups : how many attempts are in the place of late ones.
@@ -46,6 +47,7 @@ class TaskRecord:
     has_result: bool = False
     result_attempt: int = -1
     arrived_at: float | None = None
+    ended_at: float = 0.0
     worker_seconds: float | None = None
     failures: list[Failure] = field(default_factory=list)
     n_backups: int = 0
@@ -184,10 +186,13 @@ class TaskTable:
         is_batch_loss : whether all of the task failed with it, so that the failure may be due to another
             part.
         """
-        submitted_at = list(self._records[task_index].submitted_at)
+        submitted_at, ended_at = (
+            list(self._records[task_index].submitted_at),
+            self._records[task_index].ended_at,
+        )
         attempt_states = [TaskState.FAILED] * len(submitted_at)
         task = self._records[new_task_index] = TaskRecord(
-            late_tracker, submitted_at, attempt_states, failures=[failure]
+            late_tracker, submitted_at, attempt_states, ended_at=ended_at, failures=[failure]
         )
         task.n_batch_losses = task.n_attempts if is_batch_loss else 0
         self.failed.add(new_task_index)
@@ -246,6 +251,7 @@ class TaskTable:
             return
         if outcome.host:
             self._record_host(task, outcome.attempt, outcome.host)
+        task.ended_at = elapsed_seconds
         state = TaskState.SURPLUS if outcome.failure is None else TaskState.FAILED
         if outcome.failure is None and not task.has_result:
             state = TaskState.ARRIVED

@@ -38,6 +38,7 @@ def coded_gram(
     rtol: float | None = None,
     timeout: float | None = None,
     retries: int = 1,
+    retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[CodedProduct]:
     """A^H A, or A^H diag(weights) A, without waiting for stragglers.
@@ -56,7 +57,7 @@ def coded_gram(
     tasks : int, optional
         n, coded column blocks: by default k and one for each 7. Of the n (n + 1) / 2 tasks the first
         k (k + 1) / 2 are data, row by row.
-    executor, verify, rtol, timeout, retries, progress : optional
+    executor, verify, rtol, timeout, retries, retry_delay, progress : optional
         As for `coded_matmul`.
 
     Returns
@@ -90,7 +91,9 @@ def coded_gram(
         n = get_default_gram_tasks(k) if tasks is None else check_positive_int("tasks", tasks)
         coded_pairs = _encode_column_pairs(matrix, dtype, k, n)
         run_product = make_product_runner(
-            executor, check_options(verify, rtol, timeout, retries), lambda: observers
+            executor,
+            check_options(verify, rtol, timeout, retries, retry_delay=retry_delay),
+            lambda: observers,
         )
         gram, report = compute_gram(coded_pairs, matrix.shape[1], checked, dtype, run_product)
         return CodedProduct(gram, report.report)

@@ -55,7 +55,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         cannot fill so many blocks of equally many rows or columns is cut into fewer.
     tasks : int, optional
         n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
-    code, executor, verify, rtol, timeout, retries, progress : optional
+    code, executor, verify, rtol, timeout, retries, retry_delay, progress : optional
         As for `coded_map`, but no bar by default. A `PolarCode` sets `blocks` and `tasks`. A side with
         fewer blocks has a code of its own size with the same options. A Lithops configuration gets workers
         that stay. A product is linear, so verify="auto" checks no more than what arrives anyway;
@@ -98,6 +98,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         rtol: float | None = None,
         timeout: float | None = None,
         retries: int = 1,
+        retry_delay: float = 0.0,
         progress: bool | None = None,
     ) -> None:
         with trimmed_tracebacks:
@@ -110,7 +111,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             else:
                 matrix = operands.check_matrix(A, "A")
             super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
-            options = check_options(verify, rtol, timeout, retries)
+            options = check_options(verify, rtol, timeout, retries, retry_delay=retry_delay)
             executor, close_executor = make_executor_persistent(executor)
             self._coded_matrix = CodedMatrix(
                 matrix,

@@ -57,6 +57,7 @@ def coded_matmul(
     rtol: float | None = None,
     timeout: float | None = None,
     retries: int = 1,
+    retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[CodedProduct]:
     """A @ B without waiting for stragglers, with one factor coded or both.
@@ -75,7 +76,7 @@ def coded_matmul(
         n; for a grid (n_A, n_B), or the most tasks it may have, 32 by default.
     code : {"auto", "rotation", "arikan"}
         "auto" codes a product of integers with the arikan kernel: exact, modulo 2^bits as numpy.
-    executor, verify, rtol, timeout, retries, progress : optional
+    executor, verify, rtol, timeout, retries, retry_delay, progress : optional
         As for `coded_map`, but verify="auto" awaits no result, as products are linear: it compares what
         arrives beyond need. On a grid the data tasks come first, row by row.
 
@@ -123,7 +124,9 @@ def coded_matmul(
             method, (*left_factor.shape, right_factor.shape[1]), blocks, tasks, left_factor.dtype.itemsize
         )
         run_product = make_product_runner(
-            executor, check_options(verify, rtol, timeout, retries), lambda: observers
+            executor,
+            check_options(verify, rtol, timeout, retries, retry_delay=retry_delay),
+            lambda: observers,
         )
         if layout.row_counts and layout.column_counts:
             product, report = _multiply_with_two_coded_factors(

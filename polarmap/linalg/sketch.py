@@ -74,6 +74,7 @@ def sketched_lstsq(
     executor: Any = None,
     timeout: float | None = None,
     retries: int = 1,
+    retry_delay: float = 0.0,
     seed: int | None = None,
 ) -> Iterator[SketchEstimate]:
     """The x that minimizes |A x - b|, better and better as workers return; the last one is exact.
@@ -88,7 +89,7 @@ def sketched_lstsq(
     b : array-like (M,)
     tasks : int, optional
         Blocks of rows that it is cut into, a task each: 24 by default.
-    executor, timeout, retries : optional
+    executor, timeout, retries, retry_delay : optional
         As for `hedged_map`.
     seed : int, optional
         Of the signs and the shuffling.
@@ -132,7 +133,8 @@ def sketched_lstsq(
         augmented = np.column_stack([matrix, target.astype(matrix.dtype)])
         n_tasks, target_norm = _check_n_tasks(tasks, len(matrix)), float(np.linalg.norm(target))
         return _estimate_solutions(
-            _generate_sketches(augmented, n_tasks, executor, timeout, retries, _make_rng(seed)), target_norm
+            _generate_sketches(augmented, n_tasks, executor, timeout, retries, retry_delay, _make_rng(seed)),
+            target_norm,
         )
 
 
@@ -143,6 +145,7 @@ def sketched_gram(
     executor: Any = None,
     timeout: float | None = None,
     retries: int = 1,
+    retry_delay: float = 0.0,
     seed: int | None = None,
 ) -> Iterator[SketchEstimate]:
     """A' A, better and better as workers return; the last one is exact.
@@ -151,7 +154,7 @@ def sketched_gram(
     ----------
     A : array-like (M, N)
         Real. It is read whole and mixed here.
-    tasks, executor, timeout, retries, seed : optional
+    tasks, executor, timeout, retries, retry_delay, seed : optional
         As for `sketched_lstsq`; so are errors.
 
     Yields
@@ -172,7 +175,7 @@ def sketched_gram(
         matrix = _check_real_matrix(A)
         n_tasks = _check_n_tasks(tasks, len(matrix))
         return _estimate_grams(
-            _generate_sketches(matrix, n_tasks, executor, timeout, retries, _make_rng(seed))
+            _generate_sketches(matrix, n_tasks, executor, timeout, retries, retry_delay, _make_rng(seed))
         )
 
 
@@ -247,12 +250,21 @@ def _generate_sketches(
     executor: Any,
     timeout: float | None,
     retries: int,
+    retry_delay: float,
     rng: np.random.Generator,
 ) -> Generator[_Sketch, None, None]:
     """A sketch each time that more results are there; what the map raises, after all that arrived."""
     n_total_rows = len(matrix)
     blocks = np.array_split(_randomize_rows(matrix, rng), n_tasks)
-    future = submit(hedged_map, _r_factor, blocks, executor=executor, timeout=timeout, retries=retries)
+    future = submit(
+        hedged_map,
+        _r_factor,
+        blocks,
+        executor=executor,
+        timeout=timeout,
+        retries=retries,
+        retry_delay=retry_delay,
+    )
     rows_by_future = dict(zip(future.blocks, map(len, blocks)))
     R, n_arrived = np.zeros((0, matrix.shape[1]), matrix.dtype), 0
     pending, n_rows = set(future.blocks), 0

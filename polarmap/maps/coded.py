@@ -40,6 +40,7 @@ class SharedMapOptions(TypedDict, total=False):
     timeout: float | None
     on_timeout: OnTimeout
     retries: int
+    retry_delay: float
     progress: bool | None
 
 
@@ -74,6 +75,7 @@ def coded_map(
     timeout: float | None = None,
     on_timeout: OnTimeout = "raise",
     retries: int = 1,
+    retry_delay: float = 0.0,
     key: str | bytes | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
@@ -115,6 +117,9 @@ def coded_map(
         "estimate": return estimates of what has not arrived.
     retries : int
         How often a failed task is started again.
+    retry_delay : float
+        Seconds between the first failure of a task and its next attempt, doubled after each further attempt
+        up to 60 seconds. Other tasks do not wait.
     key : str or bytes, optional
         Encrypt what is stored on the way: "env:NAME", "file:PATH" or 32 bytes.
     progress : bool, optional
@@ -151,7 +156,9 @@ def coded_map(
     [3.0, 12.0, 21.0, 30.0]
     """
     check_function(f)
-    options = check_options(verify, rtol, timeout, retries, on_timeout, schedule, key)
+    options = check_options(
+        verify, rtol, timeout, retries, on_timeout, schedule, key, retry_delay=retry_delay
+    )
     code_options = apply_plan(CodeOptions(blocks, tasks, code, degree), schedule)
     if out is None:
         return prepare_coded_map(f, data, code_options, executor, options)

@@ -82,6 +82,7 @@ def coded_gradient(
     rtol: float | None = None,
     timeout: float | None = None,
     retries: int = 1,
+    retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[GradientResult]:
     """The gradient of f at x from function values alone, without waiting for stragglers.
@@ -109,7 +110,7 @@ def coded_gradient(
         direction and 2 per worker, error O(h), 8 digits at best; kinks and noise pass its check.
     blocks, tasks, code : optional
         k, n and the code as for `coded_map`: the directions are cut into k blocks.
-    executor, verify, timeout, retries, progress : optional
+    executor, verify, timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
     rtol : float, optional
         Relative error accepted from decoding; by default 1,000 times that of a slope, which is about
@@ -144,7 +145,7 @@ def coded_gradient(
         length_scale = _check_scale(scale, point)
         step = _check_step(h, scheme)
         check_function(f)
-        options = check_options(verify, rtol, timeout, retries)
+        options = check_options(verify, rtol, timeout, retries, retry_delay=retry_delay)
         slope_error = step**2 + FLOAT64_EPS / step if scheme == "central" else step + FLOAT64_EPS / step
         amplification = MAX_AMPLIFICATION if rtol is None else _compute_max_amplification(rtol, slope_error)
         base_directions = None if directions is None else _check_directions(directions, point)

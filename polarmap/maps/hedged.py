@@ -52,6 +52,7 @@ def hedged_map(
     backups: int = DEFAULT_BACKUPS,
     timeout: float | None = None,
     retries: int = 1,
+    retry_delay: float = 0.0,
     return_exceptions: bool = False,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
@@ -74,7 +75,7 @@ def hedged_map(
     blocks : int, optional
         How many tasks: by default one for each item of a sequence, 24 for an array. With fewer tasks than
         items each calls f on neighbouring items in turn; there is still a result for each item.
-    executor, timeout, progress : optional
+    executor, timeout, retry_delay, progress : optional
         As for `coded_map`.
     retries : int
         How often an item is tried again on which f raised, or whose worker was lost. Short items travel
@@ -118,7 +119,7 @@ def hedged_map(
     [1, ValueError("invalid literal for int() with base 10: 'two'")]
     """
     check_function(f)
-    options = check_options(False, None, timeout, retries)
+    options = check_options(False, None, timeout, retries, retry_delay=retry_delay)
     if not is_nonnegative_int(backups):
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
     backups = int(backups)

@@ -51,6 +51,7 @@ def coded_sum(
     rtol: float | None = None,
     timeout: float | None = None,
     retries: int = 1,
+    retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[CodedSum]:
     """The sum of f(part) over all parts, for any f, without waiting for stragglers.
@@ -72,7 +73,7 @@ def coded_sum(
     tasks : int, optional
         n, which must divide the number of parts: as many as there are parts by default, and 24 for
         an array.
-    executor, timeout, retries, progress : optional
+    executor, timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
     rtol : float, optional
         Relative error accepted from decoding, as for `coded_map`; one more result is awaited while
@@ -106,7 +107,7 @@ def coded_sum(
 
     def execute(observers: Observers) -> CodedSum:
         check_function(f)
-        options = check_options("auto", rtol, timeout, retries)
+        options = check_options("auto", rtol, timeout, retries, retry_delay=retry_delay)
         options = replace(options, traits=FunctionTraits(meets_requirement=True))
         execution = MapExecution(executor)
         n_tasks = None if tasks is None else check_positive_int("tasks", tasks)

@@ -10,8 +10,15 @@ from driver.test_collector import CountingCollector, lost, returned
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarmap.driver.lateness import LatenessRule, ParityRule
-from polarmap.driver.policies import BackupPolicy, OnDemandParityPolicy, SchedulingPolicy, make_backup_policy
+from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule
+from polarmap.driver.policies import (
+    MAX_RETRY_DELAY,
+    BackupPolicy,
+    OnDemandParityPolicy,
+    RetryRule,
+    SchedulingPolicy,
+    make_backup_policy,
+)
 from polarmap.driver.task_table import TaskTable
 
 
@@ -152,3 +159,22 @@ def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
 def test_nobody_looks_for_late_tasks_that_get_no_backup() -> None:
     assert make_backup_policy(4, 0).late_tracker is None
     assert isinstance(make_backup_policy(4, 2), BackupPolicy)
+
+
+def test_a_retry_rule_counts_attempts_and_doubles_the_delay_up_to_a_minute() -> None:
+    rule, tasks = RetryRule(2, 20.0), TaskTable(1)
+    for attempt, delay in enumerate((20.0, 40.0, 60.0)):
+        tasks.start_attempts([0], 100.0 * attempt)
+        tasks.record_outcome(lost(0, attempt), 100.0 * attempt + 1)
+        assert rule.next_attempt_at(tasks[0]) == 100.0 * attempt + 1 + delay
+        assert rule.allows_retry(tasks[0]) == (attempt < 2)
+    assert RetryRule(1).next_attempt_at(tasks[0]) == 201.0
+    assert RetryRule(10**6, 1e-3).compute_delay(10**6) == MAX_RETRY_DELAY
+
+
+def test_an_item_that_was_lost_with_others_waits_for_the_delay_once() -> None:
+    tasks = TaskTable(1)
+    tasks.start_attempts([0], 0.0)
+    tasks.record_outcome(lost(0, 0), 3.0)
+    tasks.split_off_task(0, 1, lost(0, 0).failure, LateTracker(LatenessRule(1)), is_batch_loss=True)
+    assert RetryRule(1, 8.0).next_attempt_at(tasks[1]) == 11.0

@@ -27,6 +27,7 @@ OPTIONS = {
     "timeout": None,
     "on_timeout": "raise",
     "retries": 1,
+    "retry_delay": 0.0,
     "key": None,
     "progress": None,
 }
