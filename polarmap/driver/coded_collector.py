@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable
+from functools import cached_property, partial
 from math import inf
 from typing import Any, NoReturn
 
@@ -322,17 +322,28 @@ class CodedCollector(DecodingCollector):
         structure, leaves = outcome.structure, outcome.leaves
         return None if outcome.result_ref else lambda: unflatten(structure, list(map(read_only_view, leaves)))
 
-    def build_result(self, report: LazyReport) -> CodedResult[Any]:
-        """What was decoded, as the caller of the map gets it."""
-        return self.build_result_from_leaves(self.decoded_results, report)
+    @cached_property
+    def block_results(self) -> list[Any]:
+        """The accepted results of the data blocks, as the caller of the map gets them."""
+        return self.unflatten_blocks(self.decoded_results)
 
-    def build_result_from_leaves(
-        self,
-        block_leaves: list[list[Array]],
-        report: LazyReport,
-        transform: Callable[[Array], Array] | None = None,
-    ) -> CodedResult[Any]:
-        """Return results of data blocks as the caller gets them, each array `transform`, without padding."""
+    def build_result(self, report: LazyReport) -> CodedResult[Any]:
+        """Return the accepted results with the report of the map."""
+        return CodedResult(self.block_results, report)
+
+    def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
+        """Yield those that arrived in the order of their arrival, then those that were decoded."""
+        if self.result_refs:  # samples of results that are in storage
+            return
+        arrived_at = self.task_table.arrived
+        indices = range(len(self.decoded_results))
+        for block_index in sorted(indices, key=lambda index: arrived_at.get(index, inf)):
+            yield block_index, partial(self.block_results.__getitem__, block_index)
+
+    def unflatten_blocks(
+        self, block_leaves: list[list[Array]], transform: Callable[[Array], Array] | None = None
+    ) -> list[Any]:
+        """Return the results of data blocks without padding, made of the `transform` of their leaves."""
         structure = self.result_structure
         if transform is not None:
             block_leaves = [list(map(transform, leaves)) for leaves in block_leaves]
@@ -340,7 +351,7 @@ class CodedCollector(DecodingCollector):
         block_results = [unflatten(structure, leaves) for leaves in block_leaves[:n_full_blocks]]
         if self.padding_analyzer is not None:
             block_results.append(self._build_padded_block_result(block_leaves[-1], transform))
-        return CodedResult(block_results, report)
+        return block_results
 
     @property
     def has_finite_results(self) -> bool:

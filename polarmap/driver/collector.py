@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 from typing import Any
 
@@ -128,6 +128,13 @@ class Collector(ABC):
     def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
         """What makes the result of a data block that this task has returned, before the others are there."""
         return None
+
+    def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
+        """Yield index and getter of the results of data blocks that are accepted together at the end.
+
+        Called once the job is over. Results that are accepted one by one are not among them.
+        """
+        return ()
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:
         """What makes a table of the tasks as the caller of the map counts them."""

@@ -271,7 +271,8 @@ def build_interim_estimate(collector: Collector, report: Report) -> CodedResult[
     errors = estimate.errors if any(estimate.errors) else ()
     build_report = partial(replace, report, errors=errors, error_p90=estimate.error_p90)
     # What has arrived may be decoded from still: nobody is to write to it.
-    return collector.build_result_from_leaves(estimate.block_leaves, LazyReport(build_report), read_only_view)
+    block_results = collector.unflatten_blocks(estimate.block_leaves, read_only_view)
+    return CodedResult(block_results, LazyReport(build_report))
 
 
 def _add_padded_block_error(collector: CodedCollector, estimate: Estimate) -> Estimate:

@@ -9,12 +9,13 @@ from typing import Any
 
 from polarmap.driver.batches import BatchPolicy
 from polarmap.driver.collector import Collector, JobTimer
+from polarmap.driver.events import JobContext
 from polarmap.driver.failure_messages import (
     add_other_failures_note,
     build_failure_exception,
     format_too_few_results_message,
 )
-from polarmap.driver.map_execution import MapExecution, Observers
+from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import MapOptions
 from polarmap.driver.policies import make_backup_policy
 from polarmap.driver.results import LazyReport
@@ -157,7 +158,7 @@ def execute_uncoded(
     f: Function,
     blocks: TaskBlocks,
     options: MapOptions,
-    observers: Observers,
+    context: JobContext,
     on_outcome: Callable[[Outcome], None],
     label_task: Callable[[int], str] = "task {}".format,
     *,
@@ -174,4 +175,4 @@ def execute_uncoded(
     job_spec = JobSpec(f, blocks, output_spec=output)
     make_collector = partial(UncodedCollector, on_outcome, accept_failures, label_task)
     policy = make_backup_policy(blocks.n, max_backups)
-    return execution.execute(job_spec, policy, options, make_collector, observers)[1]
+    return execution.execute(job_spec, policy, options, make_collector, context)[1]

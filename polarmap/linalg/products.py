@@ -12,7 +12,7 @@ import numpy as np
 from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_secret_sharing, encode_for_reuse
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.blocks.sparse import SparseCodedBlocks
-from polarmap.driver.map_execution import Observers
+from polarmap.driver.events import JobContext
 from polarmap.driver.options import FunctionTraits, MapOptions, Verify, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function, prepare_coded_execution
 from polarmap.driver.results import CodedResult, LazyReport
@@ -117,7 +117,7 @@ def coded_matmul(
     (True, 'arikan grid 4 x 3')
     """
 
-    def execute(observers: Observers) -> CodedProduct:
+    def execute(context: JobContext) -> CodedProduct:
         check_not_secret_sharing(code)
         left_factor, right_factor, shape = _check_factors(A, B)
         layout = layouts.choose_product_layout(
@@ -126,7 +126,7 @@ def coded_matmul(
         run_product = make_product_runner(
             executor,
             check_options(verify, rtol, timeout, retries, retry_delay=retry_delay),
-            lambda: observers,
+            lambda: context,
         )
         if layout.row_counts and layout.column_counts:
             product, report = _multiply_with_two_coded_factors(
@@ -241,11 +241,11 @@ def multiply_block_pairs(
 
 
 def make_product_runner(
-    executor: Any, options: MapOptions, get_observers: Callable[[], Observers]
+    executor: Any, options: MapOptions, get_context: Callable[[], JobContext]
 ) -> ProductRunner:
     """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
 
-    `get_observers`: who looks on at the map that begins now.
+    `get_context` returns the context of the product that begins now.
 
     Where all tasks share the cores of this machine, parity waits until data is late, as the product of
     the same blocks before tells.
@@ -263,7 +263,7 @@ def make_product_runner(
             schedules[id(coded_blocks), result_shape] = parity_schedule
         product_options = parity_schedule.map_options
         execution, blocks = prepare_coded_execution(coded_blocks, CodeOptions(), executor, product_options)
-        collector, report = execute_coded(execution, block_function, blocks, product_options, get_observers())
+        collector, report = execute_coded(execution, block_function, blocks, product_options, get_context())
         if adapts_parity:
             arrived, has_missing = collector.task_table.arrived, len(collector.tracker.missing_indices) > 0
             used_tasks = arrived.keys() - collector.unneeded_tasks

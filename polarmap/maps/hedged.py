@@ -18,7 +18,8 @@ from polarmap.blocks.uneven import (
 )
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.driver.batches import MAX_BATCHES, BatchPolicy, ItemSequence, can_batch_items, unpickle_result
-from polarmap.driver.map_execution import MapExecution, Observers
+from polarmap.driver.events import BlockReady, JobContext
+from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.driver.results import CodedResult, LazyReport
@@ -131,7 +132,9 @@ def hedged_map(
     execution.set_code(Uncoded(n_tasks, max_backups=1))
     if not items:
         build_report = partial(replace, execution.current_report(), verified="not needed", is_final=True)
-        return PreparedMap(lambda observers: CodedResult([], LazyReport(build_report)), execution)
+        return PreparedMap(
+            lambda context: CodedResult([], LazyReport(build_report)), execution.current_report
+        )
     grouped_items = group_consecutive_items(items, n_tasks) if is_grouped else items
     range_ends = list(itertools.accumulate(map(len, grouped_items) if is_grouped else [1] * n_tasks))
     # the items of each task
@@ -168,14 +171,15 @@ def hedged_map(
             for item_index, item_result in zip(item_range, decoded)
         ]
 
-    def execute(observers: Observers) -> CodedResult[T]:
+    def execute(context: JobContext) -> CodedResult[T]:
         values = dict[int, T]()
 
         def store_results(results: Iterable[tuple[int, Any]]) -> None:
             for item_index, value in results:
                 values[item_index] = value
-                for observer in observers:
-                    observer.on_item_result(item_index, partial(values.__getitem__, item_index))
+                if context.events is not None:
+                    get_result = partial(values.__getitem__, item_index)
+                    context.events.emit(BlockReady(item_index, get_result, is_final=True))
 
         def store_pickled_results(results: Sequence[tuple[int, bytes | Array]]) -> None:
             store_results(
@@ -199,7 +203,7 @@ def hedged_map(
                 label_task,
             )
             report = execution.execute(
-                JobSpec(task_function, blocks), blocks, options, make_collector, observers
+                JobSpec(task_function, blocks), blocks, options, make_collector, context
             )[1]
         else:
             task_blocks = UncodedBlocks([[task_array] for task_array in task_arrays], ("array",))
@@ -208,7 +212,7 @@ def hedged_map(
                 task_function,
                 task_blocks,
                 options,
-                observers,
+                context,
                 on_outcome,
                 label_task,
                 max_backups=backups,
@@ -216,7 +220,7 @@ def hedged_map(
             )
         return CodedResult([values[item_index] for item_index in range(len(items))], report)
 
-    return PreparedMap(execute, execution, len(items))
+    return PreparedMap(execute, execution.current_report, len(items))
 
 
 def _decode_result(task_index: int, data: bytes | Array, keep_exceptions: bool) -> Any:

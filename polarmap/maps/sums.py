@@ -10,7 +10,8 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.blocks.uneven import GradientCodedBlocks, cut_data_into_parts
-from polarmap.driver.map_execution import MapExecution, Observers
+from polarmap.driver.events import JobContext
+from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import FunctionTraits, check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function
 from polarmap.errors import NotDecodableError, NotLinearError
@@ -105,7 +106,7 @@ def coded_sum(
     ([10, 11, 14], [10, 11, 14])
     """
 
-    def execute(observers: Observers) -> CodedSum:
+    def execute(context: JobContext) -> CodedSum:
         check_function(f)
         options = check_options("auto", rtol, timeout, retries, retry_delay=retry_delay)
         options = replace(options, traits=FunctionTraits(meets_requirement=True))
@@ -115,7 +116,7 @@ def coded_sum(
         task_function = make_weighted_sum_task(f)
         execution.set_code(coded_data.code)
         try:
-            collector, lazy_report = execute_coded(execution, task_function, coded_data, options, observers)
+            collector, lazy_report = execute_coded(execution, task_function, coded_data, options, context)
         except NotLinearError as error:
             raise NotDecodableError(
                 "results of workers that share parts contradict each other: f is not deterministic, or a "

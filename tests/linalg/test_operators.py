@@ -24,6 +24,7 @@ import polarmap
 from polarmap import CodedOperator, Pool, hedged_map
 from polarmap.codes import PolarCode
 from polarmap.driver import map_execution
+from polarmap.driver.events import PLAIN_CONTEXT
 from polarmap.errors import CodeError
 from polarmap.linalg import operators
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -201,7 +202,7 @@ def test_a_report_that_nobody_reads_is_not_made(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         map_execution, "build_final_report", lambda *args: made.append(args) or final_report(*args)
     )
-    monkeypatch.setattr(operators, "make_observers", lambda progress: ())  # nobody looks on
+    monkeypatch.setattr(operators, "make_context", lambda progress: PLAIN_CONTEXT)
     with polarmap.CodedOperator(TALL, blocks=K) as coded:
         for _ in range(2):
             coded @ np.ones(13)
