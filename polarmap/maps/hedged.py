@@ -20,7 +20,7 @@ from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.driver.batches import MAX_BATCHES, BatchPolicy, ItemSequence, can_batch_items, unpickle_result
 from polarmap.driver.events import BlockReady, JobContext
 from polarmap.driver.map_execution import MapExecution
-from polarmap.driver.options import check_function, check_options
+from polarmap.driver.options import check_function, check_on_result, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.driver.uncoded_collector import BatchCollector, execute_uncoded
@@ -55,6 +55,7 @@ def hedged_map(
     retries: int = 1,
     retry_delay: float = 0.0,
     return_exceptions: bool = False,
+    on_result: Callable[[int, T], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
     """Map any f over anything; what is late gets a backup, and the first result of each counts.
@@ -89,6 +90,9 @@ def hedged_map(
     return_exceptions : bool
         What f raised on an item, or a `WorkerLostError`, stands in the place of its result, and the other
         items go on. By default the first exception ends the map.
+    on_result : callable, optional
+        Called as `on_result(index, result)` once for each item, as soon as its result is there, on this
+        thread. What it raises ends the map.
 
     Returns
     -------
@@ -120,6 +124,7 @@ def hedged_map(
     [1, ValueError("invalid literal for int() with base 10: 'two'")]
     """
     check_function(f)
+    check_on_result(on_result)
     options = check_options(False, None, timeout, retries, retry_delay=retry_delay)
     if not is_nonnegative_int(backups):
         raise CodeError(f"backups must be 0 or more, not {backups!r}")

@@ -51,7 +51,7 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
         `coded_map`, `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`, `coded_gradient`, `encode` or
         `xr.apply`.
     *arguments, **options
-        Of the map function.
+        Of the map function. It calls `on_result`, if there is one, on the thread of the map.
 
     Returns
     -------

@@ -20,6 +20,7 @@ from polarmap.driver.batches import (
     unpickle_result,
 )
 from polarmap.driver.collector import JobTimer
+from polarmap.driver.policies import RetryRule
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.uncoded_collector import BatchCollector
@@ -87,7 +88,7 @@ class Served:
             TaskTable(0),
             JobTimer(self.run.now),
         )
-        self._steps = schedule_tasks(self.run, self.batches, retries, self.collector)
+        self._steps = schedule_tasks(self.run, self.batches, RetryRule(retries), self.collector)
         self.step()
 
     def _submit(self, attempts: list[AttemptId]) -> None:

@@ -18,6 +18,7 @@ from polarmap.driver.batches import MAX_ITEM_CLASSES
 from polarmap.driver.call_queue import CallQueue, MappedCalls, SubmittedCall, get_function_key
 from polarmap.driver.collector import JobTimer
 from polarmap.driver.lateness import RUN_TIME_HISTORY_SIZE
+from polarmap.driver.policies import RetryRule
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.errors import WorkerLostError
 from polarmap.executors.block_store import BlockStore
@@ -60,7 +61,7 @@ class Served:
         self.run = ReplayExecutor(seconds).open(JobSpec(execute_pickled_call, calls, faults or {}))
         self.run.cancel = self.cancelled_attempts.extend  # type: ignore[method-assign]
         calls._session, calls.timer = self.run, JobTimer(self.run.now)
-        self._steps = schedule_tasks(self.run, calls, calls._max_retries, calls)
+        self._steps = schedule_tasks(self.run, calls, RetryRule(calls._max_retries), calls)
 
     def add(self, count: int) -> list[SubmittedCall]:
         """So many calls, which wait from now on."""
