@@ -104,7 +104,7 @@ def coded_step(open_cluster: Any, iteration: Iteration, fault_sampler: FaultSamp
         ) as operator,
     ):
         iteration.step_with_operator(operator, iteration.start)
-        while (worker_pool := pool._resources) is None or len(
+        while (worker_pool := pool._executor._resources) is None or len(
             worker_pool.worker_pool
         ) < operator.report.n:  # all have started
             iteration.step_with_operator(operator, iteration.start)

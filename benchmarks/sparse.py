@@ -22,6 +22,7 @@ from polarmap.blocks.sparse import SparseCodedBlocks, SparseDataBlocks, compute_
 from polarmap.codes import PolarCode
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.driver.options import check_options
+from polarmap.executors import resolve_executor
 from polarmap.linalg.products import make_product_runner
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.task_functions import multiply_block
@@ -34,7 +35,9 @@ N_SINGULAR_VALUES = 2  # of svds
 
 def make_product(coded_blocks: Any, x: Any, executor: Any) -> Callable[[], Any]:
     """A x by blocks of rows that are coded one way."""
-    run_product = make_product_runner(executor, check_options("auto", None, None, 1), lambda: ())
+    run_product = make_product_runner(
+        resolve_executor(executor), check_options("auto", None, None, 1), lambda: ()
+    )
     block_function, block_rows = partial(multiply_block, x, x.dtype, True), coded_blocks.blocks.rows
     return lambda: run_product(block_function, coded_blocks, (block_rows,)).concatenate()
 

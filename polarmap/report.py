@@ -22,10 +22,22 @@ if TYPE_CHECKING:
 from polarmap.clouds.prices import Cost
 
 MAX_LINES = 10  # of a report as text
-VERIFICATION_TEXTS = {
-    "parity": "more results than needed agree",
-    "local": "f of a decoded block agrees",
-    "earlier": "this f, in an earlier map",
+
+
+class Verification(StrEnum):
+    """The ways in which the results of a map were verified."""
+
+    NOT_NEEDED = "not needed"  # no result was decoded
+    PARITY = "parity"  # redundant results agree with the others
+    LOCAL = "local"  # f on the driver agrees with decoded results
+    EARLIER = "earlier"  # an earlier map has verified f
+    NO = "no"  # not at all: the caller asked for that, or it was impossible
+
+
+VERIFICATION_TEXTS: dict[str, str] = {
+    Verification.PARITY: "more results than needed agree",
+    Verification.LOCAL: "f of a decoded block agrees",
+    Verification.EARLIER: "this f, in an earlier map",
 }
 
 

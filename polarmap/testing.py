@@ -1,6 +1,6 @@
 """Misfortunes for tests and demonstrations: faults of workers, and executors that have them."""
 
-from polarmap.executors import FaultyExecutor
+from polarmap.executors.faults import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.worker.task_records import Fault
 

@@ -26,6 +26,7 @@ from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_code
 from polarmap.driver.results import CodedResult
 from polarmap.dtypes import Array, check_supported_dtype, machine_epsilon
 from polarmap.errors import CodeError, NotDecodableError, warn
+from polarmap.executors import resolve_executor
 from polarmap.maps.coded import SharedMapOptions
 from polarmap.optional import require_extra
 from polarmap.report import Report
@@ -171,9 +172,10 @@ def apply(
             return [f(leaf) for leaf in leaves]
 
         with _explain_nan_failures(arrays):
-            result = prepare_coded_map(apply_to_leaves, data_blocks, code_options, executor, options).execute(
-                context
+            prepared_map = prepare_coded_map(
+                apply_to_leaves, data_blocks, code_options, resolve_executor(executor), options
             )
+            result = prepared_map.execute(context)
         _check_result_shapes(data_blocks[0], result[0], core_dims)
         if verify is not False:
             _check_rowwise(f, data_blocks, result)

@@ -71,9 +71,7 @@ ONLY_FROM = {
         *("polarmap.executors.module_state", "polarmap.worker.module_state"),
     ],
     "cryptography": ["polarmap.worker.encryption"],
-    "distributed": [
-        *("polarmap.executors.dask", "polarmap.executors.cluster_data", "polarmap.worker.cluster_segments")
-    ],
+    "distributed": ["polarmap.executors.dask", "polarmap.worker.cluster_segments"],
     "ray": ["polarmap.executors.ray", "polarmap.worker.cluster_segments"],
     "threadpoolctl": ["polarmap.worker.blas_threads"],
     "yaml": ["polarmap.clouds.lithops_config"],
@@ -113,9 +111,10 @@ ONLY_FROM = {
         "polarmap.maps.submission",
         "polarmap.xr",
     ],
-    "polarmap.driver.coded_collector": [
-        *["polarmap.arrays.stored_result", "polarmap.driver.estimates", "polarmap.driver.prepared_map"]
-    ],
+    # No other code asks what the argument `executor=` is.
+    "polarmap.executors.executor_specs": ["polarmap.executors.recognition", "polarmap.cli.output"],
+    "polarmap.executors.recognition": ["polarmap.executors", "polarmap.executors.pool"],
+    "polarmap.driver.coded_collector": ["polarmap.arrays.stored_result", "polarmap.driver.prepared_map"],
     "polarmap.driver.uncoded_collector": [
         *["polarmap.arrays.array_jobs", "polarmap.maps.hedged", "polarmap.planning.measurement"]
     ],

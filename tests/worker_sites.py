@@ -15,7 +15,9 @@ from memory_storage import DictStorage
 from polarmap import Pool
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import BlockStore, PublishedBlocks
+from polarmap.executors.interface import JobSpec, Session
 from polarmap.executors.lithops import BucketBlockStore
+from polarmap.executors.persistent_executor import WorkerHost
 from polarmap.executors.remote_workers import WorkerProvider
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
 from polarmap.worker.block_cache import BlockCache
@@ -49,15 +51,29 @@ def serving_by_storage(storage: Any) -> Life:
     return life
 
 
+class HostOf(WorkerHost):
+    """An executor whose persistent workers are those of a site."""
+
+    name = ""
+
+    def __init__(self, site: WorkerProvider) -> None:
+        self.name, self._site = site.name, site
+
+    def open(self, job_spec: JobSpec) -> Session:
+        raise NotImplementedError
+
+    def make_worker_provider(self) -> WorkerProvider:
+        return self._site
+
+
 @contextmanager
 def pool_of(site: WorkerProvider, **options: Any) -> Iterator[Pool]:
     """A pool whose workers are those of a site."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            "polarmap.executors.pool._resolve_provider", lambda choice: (site.name, None, lambda: site)
-        )
-        with Pool(Path("threads.yaml"), **options) as pool:
-            yield pool
+        patched.setattr("polarmap.executors.recognition.recognize_executor", lambda spec: HostOf(site))
+        pool = Pool(Path("threads.yaml"), **options)
+    with pool:
+        yield pool
 
 
 def sent_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:

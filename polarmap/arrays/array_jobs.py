@@ -47,7 +47,7 @@ class ArrayJobRunner:
 
     def __init__(self, segment_store: SegmentStore, executor: Any, context: JobContext) -> None:
         self.segment_store, self.is_local = segment_store, executor is None
-        self._executor = None if executor is None else resolve_executor(executor)
+        self._executor = resolve_executor(executor)
         self._context = context
 
     def run_tasks(

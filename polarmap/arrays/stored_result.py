@@ -27,6 +27,7 @@ from polarmap.driver.prepared_map import PreparedMap, execute_coded, prepare_cod
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.dtypes import is_integer_dtype
 from polarmap.errors import CodeError
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_execution import sample_evenly
@@ -130,7 +131,7 @@ def prepare_stored_map(
     data: Any,
     code_options: CodeOptions,
     out: Stored,
-    executor: Any,
+    executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""
@@ -159,7 +160,7 @@ def prepare_stored_map(
             )
             n_padding_rows = (
                 coded_data.data_blocks.n_padding_rows
-                if PaddingEffect.ROWWISE in collector.padding_effects
+                if collector.padded_block and PaddingEffect.ROWWISE in collector.padded_block.effects
                 else 0
             )
             manifest = _build_result_manifest(name, code, collector, n_padding_rows, output)
@@ -169,7 +170,7 @@ def prepare_stored_map(
                     transaction, manifest, choose_chunk_shape(block_shape, block_shape)
                 )
             manifest = transaction.commit(manifest, None)
-        _, _, structure = collector.result_structure  # of a sample: see worker.store_result
+        _, _, structure = collector.received.structure  # of a sample: see worker.store_result
         return StoredResult(CodedArray(segment_store.store, manifest), report, structure)
 
     return PreparedMap(execute, is_stored=True)
@@ -190,7 +191,7 @@ def _build_result_manifest(
 
     n_padding_rows : last rows of the results, which come from no data.
     """
-    result_refs, dtype = collector.result_refs, collector.decoded_results[0][0].dtype
+    result_refs, dtype = collector.received.result_refs, collector.decoder.decoded_results[0][0].dtype
     _check_result_dtypes(code, dtype, result_refs)
     [(_, shape)] = result_refs[min(result_refs)].layout
     (rows, *inner_shape), n_items = shape or (1,), prod(shape)

@@ -46,7 +46,7 @@ from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_choice
 
 if TYPE_CHECKING:
-    from polarmap.executors.cluster_data import PartitionedData
+    from polarmap.executors.engine import PartitionedData
 
 CodeName = Literal["auto", "rotation", "arikan"]
 CODE_NAMES = ("auto", "rotation", "arikan")

@@ -15,7 +15,7 @@ from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.linear_code import LinearCode
 from polarmap.dtypes import Array, check_supported_dtype
 from polarmap.errors import CodeError
-from polarmap.executors.cluster_data import PartitionedData
+from polarmap.executors.engine import PartitionedData
 from polarmap.worker.pytree import Layout, count_layout_bytes
 from polarmap.worker.segments import Location, Segment
 
@@ -46,7 +46,7 @@ class ClusterDataBlocks(DataBlocks):
     """k equal blocks that lie on a cluster. One that is asked for here is fetched."""
 
     def __init__(self, partitioned_data: PartitionedData) -> None:
-        self.cluster, k = partitioned_data.cluster, len(partitioned_data.chunk_references)
+        self.cluster, k = partitioned_data.engine, len(partitioned_data.chunk_references)
         rows_per_block = None if partitioned_data.n_rows is None else -(-partitioned_data.n_rows // k)
         block_and_summary_references = [
             self.cluster.submit_call(build_block_and_summary, rows_per_block, *chunks, n_outputs=2)

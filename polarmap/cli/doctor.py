@@ -23,7 +23,7 @@ from polarmap.cli.deploy import check_deployable_config
 from polarmap.cli.output import EXISTING_FILE, CommandResult, format_error_message, result_command
 from polarmap.clouds import lithops_config
 from polarmap.errors import ExecutorError, PolarmapError, StorageError
-from polarmap.executors.pool import DEFAULT_BLOCK_CACHE_BYTES
+from polarmap.executors.persistent_executor import DEFAULT_BLOCK_CACHE_BYTES
 from polarmap.executors.temp_folders import SHARED_MEMORY_ROOT, get_temp_root
 from polarmap.optional import (
     compare_installed_version,

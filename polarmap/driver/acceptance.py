@@ -1,198 +1,262 @@
-"""Whether the results of a map may be handed out: looked at when they are determined, while more may come."""
+"""Decides when results have been checked enough to be returned, and how long to wait for a further check."""
 
 from __future__ import annotations
 
+from polarmap.blocks.coded import CodedData
+from polarmap.driver.collector import WaitLimits
 from polarmap.driver.local_evaluation import LocalEvaluation
-from polarmap.driver.verification import Verifier
-from polarmap.errors import CodeError, warn
+from polarmap.driver.options import MapOptions
+from polarmap.driver.result_decoder import NonFiniteResultError, ResultDecoder
+from polarmap.driver.task_table import TaskTable
+from polarmap.driver.verification import Accepted, Pending, Refused, Verdict, Verifier
+from polarmap.errors import CodeError
+from polarmap.report import Verification
 from polarmap.worker.segments import DamagedError
 
-MAX_EVALUATIONS_PER_POLL = 100  # blocks on which a quick f is evaluated here before results are taken again
+MAX_EVALUATIONS_PER_POLL = 100  # blocks on which a fast f is evaluated before results are taken in again
 ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain map"
 
 
-class AcceptancePolicy(Verifier):
-    """The checks that results have to pass, and how long more is waited for that would tell."""
+class AcceptancePolicy:
+    """Judges results once they determine the missing ones, while more may arrive. It does not change them.
 
-    def try_verify_results(self) -> str | None:
-        """How results were verified of which some have to be decoded; None as long as that is not settled.
+    Parameters
+    ----------
+    coded_data : CodedData
+    options : MapOptions
+    decoder : ResultDecoder
+    verifier : Verifier
+    limits : WaitLimits
+    task_table : TaskTable
+        Tells which results may still come, and why tasks failed.
+    is_f_known : bool
+        Whether an earlier map has found that f is what the code assumes, or f is by construction.
+    """
 
-        Raises CodeError if parity cannot replace the missing results, so that their own tasks have to report.
-        """
-        collector = self._collector
-        if collector.undecodable_reason:
-            raise CodeError(f"a result is missing and cannot be decoded: {collector.undecodable_reason}")
-        if collector.options.verify is False:
-            return "no"
-        verification = self._verify_decoded_blocks()
+    def __init__(
+        self,
+        coded_data: CodedData,
+        options: MapOptions,
+        decoder: ResultDecoder,
+        verifier: Verifier,
+        limits: WaitLimits,
+        task_table: TaskTable,
+        is_f_known: bool,
+    ) -> None:
+        self._coded_data, self._code, self._options = coded_data, coded_data.code, options
+        self._decoder, self._verifier, self._limits, self._task_table = decoder, verifier, limits, task_table
+        self._is_f_known = is_f_known
+        self._must_verify = options.verify is True or (options.verify == "auto" and not is_f_known)
+
+    def judge(self) -> Verdict:
+        """Return a verdict on the results that have arrived. Missing ones are decoded if it accepts them."""
+        try:
+            if len(self._decoder.tracker.missing_indices):
+                verdict = self._judge_decoded_results()
+            else:
+                verdict = self._judge_complete_results()
+                if isinstance(verdict, Refused) and self._options.verify is not True:
+                    warning = f"{ALL_DATA_ARRIVED}, but {verdict.error}"
+                    verdict = Accepted(Verification.NOT_NEEDED, warning)
+            if isinstance(verdict, Accepted):
+                self._decoder.decode()
+            return verdict
+        except (NonFiniteResultError, CodeError) as error:
+            return Refused(error)
+
+    # -- where results are missing ----------------------------------------------------------
+
+    def _judge_decoded_results(self) -> Verdict:
+        """Judge results some of which have to be decoded."""
+        if self._decoder.undecodable_reason:
+            raise CodeError(f"a result is missing and cannot be decoded: {self._decoder.undecodable_reason}")
+        if self._options.verify is False:
+            return Accepted(Verification.NO)
+        verdict = self._judge_by_checks()
         if (
-            verification in ("parity", "local")
-            and collector.function_property.value is None
-            and self.has_check_of_block_sum
+            isinstance(verdict, Accepted)
+            and verdict.verification in (Verification.PARITY, Verification.LOCAL)
+            and not self._is_f_known
+            and self._verifier.has_check_of_block_sum
         ):
-            collector.decode_results()
-            self.record_f_is_linear()
-        return verification
+            self._decoder.decode()
+            return verdict._replace(proves_f=self._verifier.has_differing_results())
+        return verdict
 
-    def _verify_decoded_blocks(self) -> str | None:
-        collector = self._collector
-        if collector.tracker.n_redundant_checks:
-            if not self._check_parity_consistency():
-                return None
-            if not collector.must_verify_results or (
-                self.has_conclusive_checks and not self.find_differing_blocks()
+    def _judge_by_checks(self) -> Verdict:
+        if self._decoder.tracker.n_redundant_checks:
+            contradiction = self._judge_contradiction()
+            if contradiction is not None:
+                return contradiction
+            if not self._must_verify or (
+                self._verifier.has_conclusive_checks
+                and not self._verifier.local_checks.find_differing_blocks()
             ):
-                return "parity"
-        elif not collector.must_verify_results:
-            return "earlier"
-        elif not self._is_redundancy_wait_over():
-            return None
-        return self._verify_by_local_evaluation()
+                return Accepted(Verification.PARITY)
+        elif not self._must_verify:
+            return Accepted(Verification.EARLIER)
+        elif not self._is_redundancy_wait_over:
+            return Pending()
+        return self._judge_by_local_evaluation()
 
-    def _verify_by_local_evaluation(self) -> str | None:
-        """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
-        collector, evaluation = self._collector, self.poll_local_evaluation()
+    def _judge_by_local_evaluation(self) -> Verdict:
+        """Evaluate f on missing blocks on the driver, while further results may arrive."""
+        verifier, local_checks = self._verifier, self._verifier.local_checks
+        evaluation = verifier.poll_local_evaluation()
         for _ in range(MAX_EVALUATIONS_PER_POLL):
             if (
-                evaluation.block_index not in self.local_results
-                or self.has_conclusive_checks
-                or self._locally_evaluated_mask.all()
+                not local_checks.has_latest_result
+                or verifier.has_conclusive_checks
+                or local_checks.checked_mask.all()
             ):
                 break
-            evaluation = self.poll_local_evaluation()
-        verification = "parity" if collector.tracker.n_redundant_checks else "local"
-        if evaluation.block_index in self.local_results:
-            differing_blocks = self.find_differing_blocks()
-            if not self._is_redundancy_wait_over() and (differing_blocks or not self.has_conclusive_checks):
-                return None
+            evaluation = verifier.poll_local_evaluation()
+        has_parity_checks = bool(self._decoder.tracker.n_redundant_checks)
+        verification = Verification.PARITY if has_parity_checks else Verification.LOCAL
+        if local_checks.has_latest_result:
+            differing_blocks = local_checks.find_differing_blocks()
+            if not self._is_redundancy_wait_over and (differing_blocks or not verifier.has_conclusive_checks):
+                return Pending()
             if differing_blocks:
-                self.raise_not_linear_error(
-                    f"f of block {differing_blocks[0]} differs from its decoded result"
-                )
-            return verification
-        if not self._should_stop_waiting_for(evaluation):
-            return None
-        if verification == "parity":
-            return verification
+                return verifier.refuse_f(f"f of block {differing_blocks[0]} differs from its decoded result")
+            return Accepted(verification)
+        if not self._is_evaluation_hopeless(evaluation):
+            return Pending()
+        if has_parity_checks:
+            return Accepted(verification)
         local_outcome = (
             f"raised {evaluation.error_text}"
             if evaluation.error is not None
-            else f"had not ended after {collector.seconds_since_decodable:.3g} s"
+            else f"had not ended after {self._decoder.seconds_since_ready:.3g} s"
         )
-        warn(
-            f"f could not be verified: no result beyond the {collector.n_needed} needed arrived, and on the "
-            f"driver it {local_outcome}"
+        return Accepted(
+            Verification.NO,
+            f"f could not be verified: no result beyond the {self._decoder.n_needed} needed arrived, and on "
+            f"the driver it {local_outcome}",
         )
-        return "no"
 
-    def _should_stop_waiting_for(self, evaluation: LocalEvaluation) -> bool:
-        """Whether neither f here nor another result is worth waiting for any longer."""
-        collector = self._collector
-        if collector.seconds_since_decodable > collector.max_wait_seconds:
+    def _is_evaluation_hopeless(self, evaluation: LocalEvaluation) -> bool:
+        """Return whether neither f on the driver nor another result is worth waiting for any longer."""
+        if self._decoder.seconds_since_ready > self._limits.max_wait_seconds:
             return True
         if evaluation.error is None:
             return False
         return (
-            self._is_redundancy_wait_over()
-            if collector.tracker.n_redundant_checks
-            else not collector.task_table.pending_tasks
+            self._is_redundancy_wait_over
+            if self._decoder.tracker.n_redundant_checks
+            else not self._task_table.pending_tasks
         )
 
-    # -- where nothing has to be decoded ----------------------------------------------------
+    # -- where no result is missing ---------------------------------------------------------
 
-    def confirm_decodability(self) -> bool:
-        """Whether it has turned out, as far as it will, that lost results could be decoded.
+    def _judge_complete_results(self) -> Verdict:
+        """Judge the results of all data tasks, which may be returned whatever f is.
 
-        NotLinearError if they could not.
+        If f is not known, one parity check is made nevertheless: a warning now is better than an error once
+        a worker is lost.
         """
-        collector, code = self._collector, self._coded_data.code
+        decoder, code = self._decoder, self._code
+        residuals = self._verifier.parity_checks.residuals
+        if not self._must_verify and (residuals is None or not residuals.is_violated):
+            return Accepted(Verification.NOT_NEEDED)
         if code.n == code.n_targets:
-            return True
-        # else all would be read to tell
-        if collector.coded_data.location is None and collector.undecodable_reason:
-            return self._warn_results_undecodable(collector.undecodable_reason)
-        if collector.tracker.n_redundant_checks and not self._check_parity_consistency():
-            return False
-        # copies of blocks tell nothing
-        if not collector.must_verify_results or self.densest_parity_block[1] == 1:
-            return True
-        if self.has_check_of_block_sum:
-            self.record_f_is_linear()
-            return True
-        if not self._is_redundancy_wait_over() and collector.timer.remaining_seconds > 0:
-            return False
-        return self._verify_parity_block_locally()
+            return Accepted(Verification.NOT_NEEDED)
+        # If the data is in storage, all blocks would have to be read to know the reason.
+        if self._coded_data.location is None and decoder.undecodable_reason:
+            return self._accept_undecodable(decoder.undecodable_reason)
+        if decoder.tracker.n_redundant_checks:
+            contradiction = self._judge_contradiction()
+            if contradiction is not None:
+                return contradiction
+        # Copies of blocks tell nothing of f.
+        if not self._must_verify or self._verifier.parity_checks.densest_parity_block[1] == 1:
+            return Accepted(Verification.NOT_NEEDED)
+        if self._verifier.has_check_of_block_sum:
+            return self._accept_proof_of_f()
+        if not self._is_redundancy_wait_over and self._limits.remaining_seconds > 0:
+            return Pending()
+        return self._judge_by_parity_evaluation()
 
-    def _verify_parity_block_locally(self) -> bool:
-        """The same by f of a parity block on the driver, where no parity result came."""
-        collector, code = self._collector, self._coded_data.code
-        if code.recovery_threshold > code.n_targets:  # a polynomial takes more than one
-            return self._warn_results_unverified("too few results beyond those of the data came")
-        evaluation = self.parity_evaluation
-        if evaluation.is_running:  # more of it where the caller insists
+    def _judge_by_parity_evaluation(self) -> Verdict:
+        """Evaluate f on a parity block on the driver, as no parity result has arrived."""
+        decoder, code, limits = self._decoder, self._code, self._limits
+        if code.recovery_threshold > code.n_targets:  # A polynomial takes more than one parity result.
+            return self._accept_unverified("too few results beyond those of the data came")
+        evaluation = self._verifier.parity_checks.parity_evaluation
+        if not evaluation.poll():
             max_seconds = (
-                collector.max_wait_seconds
-                if collector.options.verify is True
-                else 2 * collector.redundancy_wait_seconds
+                limits.max_wait_seconds
+                if self._options.verify is True  # The caller insists.
+                else 2 * limits.redundancy_wait_seconds
             )
-            if collector.seconds_since_decodable <= max_seconds and collector.timer.remaining_seconds > 0:
-                return False
-            return self._warn_results_unverified(
-                f"here it had not ended after {collector.seconds_since_decodable:.3g} s"
-            )
+            if decoder.seconds_since_ready <= max_seconds and limits.remaining_seconds > 0:
+                return Pending()
+            return self._accept_unverified(f"here it had not ended after {decoder.seconds_since_ready:.3g} s")
         if evaluation.leaves is None:
-            if isinstance(evaluation.error, DamagedError):  # says nothing of f
-                return self._warn_results_unverified(
+            if isinstance(evaluation.error, DamagedError):  # It tells nothing of f.
+                return self._accept_unverified(
                     f"a parity block could not be read here: {evaluation.error_text}"
                 )
             parity_failures = (
-                collector.task_table[task_index].failures for task_index in range(code.n_targets, code.n)
+                self._task_table[task_index].failures for task_index in range(code.n_targets, code.n)
             )
             if any(
                 failure.kind == "raised" for task_failures in parity_failures for failure in task_failures
             ):
-                self.raise_not_linear_error(f"f fails on parity blocks, here with {evaluation.error_text}")
-            return self._warn_results_unverified(f"here it raised {evaluation.error_text}")
-        if not self.agrees_with_parity_block(evaluation.leaves):
-            self.raise_not_linear_error(f"f of a parity block is off by {self.max_residual:.2g} (relative)")
-        self.record_f_is_linear()
-        return True
-
-    def _warn_results_undecodable(self, reason: str) -> bool:
-        """Say that a lost result could not be decoded; CodeError where the caller insists."""
-        if self._collector.options.verify is True:
-            raise CodeError(reason)
-        warn(f"{ALL_DATA_ARRIVED}, but a lost one could not have been decoded: {reason}")
-        return True
-
-    def _warn_results_unverified(self, reason: str) -> bool:
-        """Say that nothing is known of f, to a caller who insists."""
-        if self._collector.options.verify is True:
-            warn(
-                f"f could not be verified: all data tasks reported, no result beyond theirs did, and {reason}"
+                return self._verifier.refuse_f(f"f fails on parity blocks, here with {evaluation.error_text}")
+            return self._accept_unverified(f"here it raised {evaluation.error_text}")
+        residuals = self._verifier.parity_checks.evaluate_with_parity_block(evaluation.leaves)
+        if residuals.is_violated:
+            return self._verifier.refuse_f(
+                f"f of a parity block is off by {residuals.max_residual:.2g} (relative)"
             )
-        return True
+        return self._accept_proof_of_f()
+
+    def _accept_proof_of_f(self) -> Accepted:
+        proves_f = not self._is_f_known and self._verifier.has_differing_results()
+        return Accepted(Verification.NOT_NEEDED, proves_f=proves_f)
+
+    def _accept_undecodable(self, reason: str) -> Accepted:
+        """Warn that a lost result could not have been decoded, or raise CodeError if the caller insists."""
+        if self._options.verify is True:
+            raise CodeError(reason)
+        return Accepted(
+            Verification.NOT_NEEDED,
+            f"{ALL_DATA_ARRIVED}, but a lost one could not have been decoded: {reason}",
+        )
+
+    def _accept_unverified(self, reason: str) -> Accepted:
+        """Warn a caller who insists that nothing is known of f."""
+        warning = (
+            f"f could not be verified: all data tasks reported, no result beyond theirs did, and {reason}"
+            if self._options.verify is True
+            else ""
+        )
+        return Accepted(Verification.NOT_NEEDED, warning)
 
     # ---------------------------------------------------------------------------------------
 
-    def _check_parity_consistency(self) -> bool:
-        """Whether the left-over equations hold; if not, and one is found who did it, its result is dropped.
+    def _judge_contradiction(self) -> Verdict | None:
+        """Return a verdict on results that violate parity checks, or None if they do not.
 
-        Another result is waited for where these do not tell garbage from a non-linear f. NotLinearError when
-        f is to blame, NonFiniteResultError for NaN and inf.
+        Another result is waited for as long as the checks cannot tell garbage from an f that is not linear.
         """
-        if not self.evaluate_parity_checks():
-            return True
-        if self.suspects is not None and len(self.suspects) == 1:
-            self.reject_result_or_blame_f(*self.suspects)
-        elif self.suspects == set() or self._is_redundancy_wait_over():
-            self.raise_not_linear_error(f"the parity equations are off by {self.max_residual:.2g} (relative)")
-        return False
+        residuals = self._verifier.parity_checks.evaluate()
+        if not residuals.is_violated:
+            return None
+        suspects = residuals.suspects
+        if suspects is not None and len(suspects) == 1:
+            return self._verifier.reject_result_or_blame_f(*suspects)
+        if suspects == set() or self._is_redundancy_wait_over:
+            return self._verifier.refuse_f(
+                f"the parity equations are off by {residuals.max_residual:.2g} (relative)"
+            )
+        return Pending()
 
+    @property
     def _is_redundancy_wait_over(self) -> bool:
-        """Whether no result to check against is coming, or not soon enough."""
-        collector = self._collector
+        """Whether no further result will come, or not soon enough to be waited for."""
         return (
-            not collector.task_table.pending_tasks
-            or collector.seconds_since_decodable >= collector.redundancy_wait_seconds
+            not self._task_table.pending_tasks
+            or self._decoder.seconds_since_ready >= self._limits.redundancy_wait_seconds
         )

@@ -10,7 +10,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from itertools import groupby
 from math import inf
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,17 +18,15 @@ from polarmap.driver.collector import Collector
 from polarmap.driver.lateness import MIN_BACKUP_SECONDS, LatenessRule, LateTracker
 from polarmap.driver.policies import BackupPolicy, SchedulingPolicy
 from polarmap.driver.task_table import TaskTable
-from polarmap.executors import unwrap_faulty_executor
 from polarmap.executors.interface import (
     AttemptId,
     Failure,
-    MapExecutor,
     Outcome,
     TaskBlocks,
     read_only_view,
     to_failure,
 )
-from polarmap.executors.pool import Pool
+from polarmap.executors.resolved import NO_FAULTS, ResolvedExecutor
 from polarmap.worker.environment import count_available_cores
 from polarmap.worker.pickled_values import unpickle_array
 from polarmap.worker.pytree import Array
@@ -46,7 +43,6 @@ MAX_BATCH_ITEMS = 1024  # items: each waits for those before it, and is late whe
 MAX_ITEM_CLASSES = 64  # of items of which it is remembered how long they take
 BATCHES_PER_CORE = 4  # of what waits, where it is not much
 SINGLE_ITEM_FAULTS = "raise", "garbage"  # that strike an item and not the whole batch
-NO_FAULTS: Mapping[int, Fault] = MappingProxyType({})
 OPEN_ENDED_RULE = LatenessRule(1, min_seconds=MIN_BACKUP_SECONDS)  # no item is late before
 
 
@@ -365,10 +361,9 @@ class BatchPolicy(TaskBlocks, SchedulingPolicy):
             del self._seconds_by_class[next(iter(self._seconds_by_class))]
 
 
-def can_batch_items(executor: MapExecutor, backups: int, retries: int) -> bool:
-    """Whether short items do: on processes here, if each that is lost or late with others is tried again."""
-    executor = unwrap_faulty_executor(executor)
-    return isinstance(executor, Pool) and executor.is_local and backups > 0 and retries > 0
+def can_batch_items(executor: ResolvedExecutor, backups: int, retries: int) -> bool:
+    """Return whether short items may share a batch: each that is lost or late with others is tried again."""
+    return executor.can_batch and backups > 0 and retries > 0
 
 
 def unpickle_result(data: bytes | Array) -> Any:

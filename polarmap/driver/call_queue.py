@@ -14,14 +14,14 @@ from math import inf
 from typing import Any
 
 from polarmap.driver.batches import BatchPolicy, ItemSequence, can_batch_items, unpickle_result
-from polarmap.driver.collector import Collector, JobTimer
+from polarmap.driver.collector import Collector, EveryTaskCollector, JobTimer
 from polarmap.driver.daemon_pool import register_before_exit
 from polarmap.driver.policies import RetryRule
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import WorkerLostError, replace_exit_exception, trim_traceback
-from polarmap.executors import collect_injected_faults
-from polarmap.executors.interface import JobSpec, MapExecutor, Outcome, Session
+from polarmap.executors.interface import JobSpec, Outcome, Session
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.worker.pytree import Array
 from polarmap.worker.task_functions import execute_pickled_call
 
@@ -158,7 +158,7 @@ class MappedCalls(ItemSequence):
 CallGroup = SubmittedCall | MappedCalls
 
 
-class CallQueue(BatchPolicy, Collector):
+class CallQueue(BatchPolicy, EveryTaskCollector):
     """The calls of an executor: what its schedules start and need, the blocks of its runs, and its thread.
 
     A run is open while there are calls, and no longer; the watch is that of the run. Numbers of tasks go on
@@ -166,7 +166,7 @@ class CallQueue(BatchPolicy, Collector):
 
     Parameters
     ----------
-    executor : MapExecutor
+    executor : ResolvedExecutor
     on_close : called once, when it was shut down and all calls have ended.
     max_in_flight : calls that a run is given at a time.
     max_backups : that a late call may get.
@@ -175,7 +175,7 @@ class CallQueue(BatchPolicy, Collector):
 
     def __init__(
         self,
-        executor: MapExecutor,
+        executor: ResolvedExecutor,
         on_close: Callable[[], None],
         max_in_flight: int,
         max_backups: int,
@@ -183,7 +183,7 @@ class CallQueue(BatchPolicy, Collector):
     ) -> None:
         self._executor, self._on_close = executor, on_close
         allow_batches = can_batch_items(executor, max_backups, max_retries)
-        self._policy_arguments = allow_batches, max_in_flight, max_backups, collect_injected_faults(executor)
+        self._policy_arguments = allow_batches, max_in_flight, max_backups, executor.faults
         self._max_retries = max_retries
         self._is_shut_down = False
         self.after_fork()

@@ -1,11 +1,9 @@
-"""Before all is there: results of all data blocks, those that are not determined as estimates."""
+"""Estimates of results that have not arrived, at a deadline or while a map runs."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Collection
 from math import inf, isinf
 from typing import Any, NamedTuple
 
@@ -15,59 +13,78 @@ from polarmap.codes import modular_linalg
 from polarmap.codes.block_prediction import MissingBlockPredictor, make_missing_block_predictor
 from polarmap.codes.error_detection import estimate_relative_rounding_error
 from polarmap.codes.polar import PolarCode
-from polarmap.driver.coded_collector import CodedCollector
-from polarmap.driver.collector import Collector
-from polarmap.driver.decoding_collector import DecodingCollector, get_leaf_types
-from polarmap.driver.failure_messages import format_nonfinite_message
+from polarmap.driver.padded_block import PaddedBlock
 from polarmap.driver.padding import PaddingEffect
-from polarmap.driver.results import CodedResult, LazyReport
+from polarmap.driver.received_results import get_leaf_types
+from polarmap.driver.result_decoder import ResultDecoder
 from polarmap.driver.wraparound import undo_wraparound
 from polarmap.dtypes import Array, DType, is_integer_dtype, machine_epsilon
-from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
-from polarmap.executors.interface import read_only_view
-from polarmap.report import Report
+from polarmap.errors import CodeError, warn
 
 
 class Estimate(NamedTuple):
-    """Flat results of the k data tasks, and the relative error to expect of each.
+    """Results of the k data tasks as leaves, and the relative error to expect of each.
 
-    errors : 0.0 for exact ones, and inf where nothing tells how large it may be.
-    error_p90 : what that of all results together stays below in nine of ten orders of arrival.
+    errors : 0.0 for exact results, inf for those of unknown error.
+    error_p90 : the bound that the error of all results together meets in nine of ten orders of arrival.
     """
 
     block_leaves: list[list[Array]]
     errors: tuple[float, ...]
     error_p90: float
 
+    def with_unknown_errors(self, block_indices: Collection[int]) -> Estimate:
+        """Return the same results where the errors of these blocks are unknown."""
+        errors = tuple(
+            inf if block_index in block_indices else error for block_index, error in enumerate(self.errors)
+        )
+        return self._replace(errors=errors, error_p90=max(errors))
 
-def estimate_missing_results(collector: DecodingCollector) -> Estimate:
-    """Estimates from what arrived, which must be finite and not nothing.
+    def with_padded_block(self, padded_block: PaddedBlock | None) -> Estimate:
+        """Return the same results with the error of the block that rows of padding fill up, if there is one.
 
-    Errors are root mean squares over the entries of a block, in relation to that of the results that
-    arrived; the largest of its leaves. What the equations determine is decoded: integers exactly.
+        It is exact once its task has returned. Its error is unknown if rows of zeros change the result of f.
+        """
+        if padded_block is None:
+            return self
+        errors, error_p90 = list(self.errors), self.error_p90
+        if padded_block.has_unpadded_result:
+            errors[padded_block.task_index] = 0.0
+        elif PaddingEffect.CHANGES_RESULT in padded_block.effects:
+            errors[padded_block.task_index] = error_p90 = inf
+        return self._replace(errors=tuple(errors), error_p90=error_p90)
+
+
+def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
+    """Return estimates from the received results: at least one, and all of them finite.
+
+    The error of a block is the root mean square over its entries, relative to that of the received results;
+    the largest of its leaves. Blocks that the equations determine are decoded: integers exactly.
+
+    Raises CodeError if integers that may wrap were turned into floats, so that parity is of no use.
     """
-    code = collector.coded_data.code
-    assert isinstance(code, PolarCode)  # checked before the map began, or by the future that asks
-    arrived_mask = np.isin(np.arange(code.n), list(collector.results))
-    dtypes, leaf_types = collector.result_dtypes(), get_leaf_types(collector.result_structure)
+    code, received_results = decoder.coded_data.code, decoder.received
+    assert isinstance(code, PolarCode)  # This was checked before the map began, or by the future that asks.
+    arrived_mask = np.isin(np.arange(code.n), list(received_results.by_task))
+    dtypes, leaf_types = decoder.result_dtypes(), get_leaf_types(received_results.structure)
     precision = max(
         machine_epsilon(
             np.dtype(float)
             if is_integer_dtype(result_dtype)
-            else collector.get_accuracy_limiting_dtype(result_dtype)
+            else decoder.get_accuracy_limiting_dtype(result_dtype)
         )
         for result_dtype in dtypes
     )
     predictor = make_missing_block_predictor(code, arrived_mask, precision)
-    if len(predictor.missing_indices) and collector.undecodable_reason:
-        raise CodeError(f"a result is missing and cannot be estimated: {collector.undecodable_reason}")
+    if len(predictor.missing_indices) and decoder.undecodable_reason:
+        raise CodeError(f"a result is missing and cannot be estimated: {decoder.undecodable_reason}")
     errors, error_p90 = np.zeros(code.k), 0.0
     estimated_leaves: list[list[Array]] = []
     for leaf_index, (dtype, leaf_type) in enumerate(zip(dtypes, leaf_types)):
-        flat_results = collector.get_flat_results_by_task(leaf_index)
+        flat_results = received_results.get_flat_leaves_by_task(leaf_index)
         received = np.stack([flat_results[int(task_index)] for task_index in predictor.arrived_indices])
         predictions = predictor.weights @ received.astype(np.complex128 if dtype.kind == "c" else np.float64)
-        expected_errors = _compute_expected_errors(collector, predictor, received, dtype)
+        expected_errors = _compute_expected_errors(decoder, predictor, received, dtype)
         blocks = list(
             _round_to_dtype(predictions, dtype) if is_integer_dtype(dtype) else predictions.astype(dtype)
         )
@@ -81,14 +98,14 @@ def estimate_missing_results(collector: DecodingCollector) -> Estimate:
                 if leaf_type == "python":
                     weights = predictor.weights[missing_row : missing_row + 1]
                     [block] = undo_wraparound(
-                        collector.coded_data, flat_results, predictor.arrived_indices, weights, block[None]
+                        decoder.coded_data, flat_results, predictor.arrived_indices, weights, block[None]
                     )
                 blocks[missing_row] = block
         estimated_leaves.append(blocks)
         errors[predictor.missing_indices] = np.maximum(errors[predictor.missing_indices], expected_errors)
         error_p90 = max(error_p90, _compute_error_p90(predictor, received, expected_errors, code.k))
     return Estimate(
-        collector.merge_recovered_blocks(predictor.missing_indices, estimated_leaves),
+        decoder.merge_recovered_blocks(predictor.missing_indices, estimated_leaves),
         tuple(errors.tolist()),
         error_p90,
     )
@@ -97,7 +114,7 @@ def estimate_missing_results(collector: DecodingCollector) -> Estimate:
 def _compute_error_p90(
     predictor: MissingBlockPredictor, received: Array, expected_errors: list[float], k: int
 ) -> float:
-    """The relative error of all k blocks together that nine in ten orders stay below."""
+    """Return the bound that the relative error of all k blocks together meets in nine of ten orders."""
     joint_error = float(np.linalg.norm(expected_errors)) / float(np.sqrt(k))
     return joint_error and joint_error * predictor.estimate_error_to_std_ratio_p90(
         _to_normalized_reals(received)
@@ -105,17 +122,17 @@ def _compute_error_p90(
 
 
 def _compute_expected_errors(
-    collector: DecodingCollector, predictor: MissingBlockPredictor, received: Array, dtype: DType
+    decoder: ResultDecoder, predictor: MissingBlockPredictor, received: Array, dtype: DType
 ) -> list[float]:
-    """The relative error to expect of each missing block; 0.0 for what is determined within rtol."""
+    """Return the relative error to expect of each missing block: 0.0 if it is determined within rtol."""
     rounding_errors = np.linalg.norm(predictor.weights, axis=1)
     if is_integer_dtype(dtype):  # made of floats: rounded to one
         rounding_errors /= float(np.abs(received).max(initial=0)) or 1.0
     else:
-        rounding_errors *= machine_epsilon(collector.get_accuracy_limiting_dtype(dtype))
-        rounding_errors[rounding_errors <= collector.get_rtol(dtype)] = 0.0
+        rounding_errors *= machine_epsilon(decoder.get_accuracy_limiting_dtype(dtype))
+        rounding_errors[rounding_errors <= decoder.get_rtol(dtype)] = 0.0
     relative_scatter = _compute_relative_scatter(predictor, received)
-    if relative_scatter <= estimate_relative_rounding_error(collector.get_accuracy_limiting_dtype(dtype)):
+    if relative_scatter <= estimate_relative_rounding_error(decoder.get_accuracy_limiting_dtype(dtype)):
         relative_scatter = np.inf  # rounding is not scatter: nothing tells
     expected_errors: list[float] = np.multiply(
         predictor.error_stds, relative_scatter, out=rounding_errors, where=predictor.error_stds > 0
@@ -124,20 +141,20 @@ def _compute_expected_errors(
 
 
 def _compute_relative_scatter(predictor: MissingBlockPredictor, received: Array) -> float:
-    """The scatter of blocks around their mean, as a share of their root mean square."""
+    """Return the standard deviation of blocks from their mean, relative to their root mean square."""
     reals = _to_normalized_reals(received)
     root_mean_square = float(np.sqrt(np.mean(reals**2))) if reals.size else 0.0
     return predictor.compute_block_std(reals) / root_mean_square if root_mean_square > 0 else 0.0
 
 
 def _to_normalized_reals(received: Array) -> Array:
-    """Blocks of numbers as blocks of real ones of at most 1, whose squares neither overflow nor vanish."""
+    """Return blocks as real numbers of at most 1, so that their squares neither overflow nor vanish."""
     reals = np.concatenate([received.real, received.imag], axis=1).astype(np.float64)
     return np.asarray(reals / (np.abs(reals).max(initial=0.0) or 1.0))
 
 
 def _round_to_dtype(values: Array, dtype: DType) -> Array:
-    """Integers next to `values`, as far as `dtype` holds them."""
+    """Return `values` rounded to integers, and clipped to the range of `dtype`."""
     min_value, max_value = np.iinfo(dtype).min, np.iinfo(dtype).max
     clipped = np.clip(
         np.rint(values), np.nextafter(float(min_value), 0.0), np.nextafter(float(max_value), 0.0)
@@ -150,7 +167,7 @@ def _round_to_dtype(values: Array, dtype: DType) -> Array:
 def _decode_modular(
     code: PolarCode, predictor: MissingBlockPredictor, received: dict[int, Array], dtype: DType
 ) -> dict[int, Array]:
-    """The missing blocks, by their place among them, that are determined modulo 2^64."""
+    """Return the missing blocks that are determined modulo 2^64, by their position among the missing ones."""
     parity_indices = predictor.arrived_indices[predictor.arrived_indices >= code.k] - code.k
     known_indices = predictor.arrived_indices[predictor.arrived_indices < code.k]
     parity_matrix = code.encoding_matrix[np.ix_(parity_indices, predictor.missing_indices)]
@@ -171,138 +188,58 @@ def _decode_modular(
     return dict(zip(solved_columns, modular_linalg.matmul_mod64(solver, syndromes).astype(dtype)))
 
 
-# --- of a map that goes on, or is over ---------------------------------------------------------
+# --- at a deadline -----------------------------------------------------------------------------
 
 
-class EstimatingCollector(CodedCollector):
-    """A codeword that is over at its deadline, too: what is not determined then is estimated."""
+class DeadlineEstimator:
+    """The policy of a coded map that accepts estimates at its deadline, rather than to fail."""
 
-    _accepted_estimate: Estimate | None = None
+    def estimate(
+        self, decoder: ResultDecoder, padded_block: PaddedBlock | None, is_accepted: bool
+    ) -> Estimate:
+        """Return a result or an estimate for each data block.
 
-    def try_finish(self) -> bool:
-        """Whether the map is over, after another look at the results."""
-        if super().try_finish():
-            return True
-        if self.timer.remaining_seconds > 0:
-            return False
-        self._accept_estimates()
-        self.warn_if_ill_conditioned()
-        return True
+        Warns if the estimate of the block that is filled up may be far off.
 
-    def _accept_estimates(self) -> None:
-        """Accept what there is: results that are exact or estimates."""
-        if not self.results:
-            timeout_text = f"the timeout of {self.timer.timeout:g} s"
-            self.raise_with_cause(
-                CodedTimeoutError(f"no result arrived within {timeout_text}: nothing to estimate from")
-            )
-        if not self.has_finite_results:
-            self.raise_with_cause(
-                NotDecodableError(
-                    format_nonfinite_message(self.task_table, self.recovery_threshold, self.n_data_results)
-                )
-            )
-        if self.verification is not None:  # but for the block that rows of zeros fill up
-            estimate = Estimate(self.decoded_results, (0.0,) * self._code.n_targets, 0.0)
+        Parameters
+        ----------
+        decoder : ResultDecoder
+            With at least one received result, and all of them finite.
+        padded_block : PaddedBlock or None
+            The block that rows of padding fill up, if there is one.
+        is_accepted : bool
+            Whether all other results are determined and have been accepted.
+        """
+        if is_accepted:
+            exact_results = decoder.decoded_results
+            estimate = Estimate(exact_results, (0.0,) * len(exact_results), 0.0)
         else:
-            estimate = estimate_missing_results(self)
-        if self.padding_analyzer is not None and self.unpadded_result is None:
-            self.padding_analyzer.wait_for_padding_effects(self.local_evaluation_timeout)
-        estimate = _add_padded_block_error(self, estimate)
-        if self.padding_analyzer is not None and isinf(estimate.errors[self.padding_analyzer.task_index]):
+            estimate = estimate_missing_results(decoder)
+        if padded_block is None:
+            return estimate
+        padded_block.wait_for_effects()
+        estimate = estimate.with_padded_block(padded_block)
+        if isinf(estimate.errors[padded_block.task_index]):
             warn(
-                f"{self.padding_analyzer.padded_block_description}; its task has not returned in time, and "
+                f"{padded_block.analyzer.padded_block_description}; its task has not returned in time, and "
                 "rows of zeros change the result of f, so its estimate may be far off. "
-                f"{self.padding_analyzer.block_count_advice}"
+                f"{padded_block.analyzer.block_count_advice}"
             )
-        if self.decoding_error is not None or self.acceptance_policy.has_contradicting_results():
-            missing_blocks = set(self.tracker.missing_indices.tolist())
-            errors = tuple(
-                inf if block_index in missing_blocks else error
-                for block_index, error in enumerate(estimate.errors)
-            )
-            estimate = estimate._replace(errors=errors, error_p90=max(errors))
-            problem = self.decoding_error or (
-                f"the parity equations are off by {self.acceptance_policy.max_residual:.2g} (relative): f is "
-                "not linear, or a worker returned garbage"
-            )
-            warn(f"{problem}; what is decoded or estimated may be far off")
-        self.decoded_results, self._accepted_estimate = estimate.block_leaves, estimate
-        self.verification = self.verification or "no"
-        self.n_needed = self.n_needed or len(self.task_table.arrived)
-
-    def build_accuracy_fields(self) -> dict[str, Any]:
-        """Fields of the report: which results were decoded, and what error to expect of the others."""
-        estimate = self._accepted_estimate
-        if estimate is None:
-            return super().build_accuracy_fields()
-        recovered = [
-            block_index for block_index in self.recovered_blocks if estimate.errors[block_index] == 0
-        ]
-        errors = estimate.errors if any(estimate.errors) else ()
-        return {"recovered": tuple(recovered), "errors": errors, "error_p90": estimate.error_p90}
-
-    def on_tasks_exhausted(self) -> None:
-        """Take what arrived at any accuracy, or wait for the deadline where something may be estimated."""
-        if not (self.try_accept_ill_conditioned_decoding() or self.results):
-            super().on_tasks_exhausted()
-
-    def on_timeout(self, n_receiving_workers: int = 0) -> None:
-        """The next look makes estimates."""
-
-
-def build_interim_estimate(collector: Collector, report: Report) -> CodedResult[Any] | None:
-    """What a deadline would give now, while the map goes on, with the report so far; None if nothing.
-
-    Nothing, too, when the results are determined: they come when they have been checked.
-    """
-    if not isinstance(collector, CodedCollector) or not collector.results or collector.tracker.is_ready:
-        return None
-    if not collector.has_finite_results or collector.undecodable_reason:
-        return None
-    padding_analyzer = collector.padding_analyzer
-    if (
-        padding_analyzer is not None
-        and collector.unpadded_result is None
-        and not padding_analyzer.has_known_effects
-    ):
-        return None
-    estimate = _add_padded_block_error(collector, estimate_missing_results(collector))
-    errors = estimate.errors if any(estimate.errors) else ()
-    build_report = partial(replace, report, errors=errors, error_p90=estimate.error_p90)
-    # What has arrived may be decoded from still: nobody is to write to it.
-    block_results = collector.unflatten_blocks(estimate.block_leaves, read_only_view)
-    return CodedResult(block_results, LazyReport(build_report))
-
-
-def _add_padded_block_error(collector: CodedCollector, estimate: Estimate) -> Estimate:
-    """Return estimates with the error of the block that rows of zeros fill up.
-
-    There is none once its task has returned. It is unknown if rows of zeros change the result of f.
-    """
-    if collector.padding_analyzer is None:
         return estimate
-    errors, task_index = list(estimate.errors), collector.padding_analyzer.task_index
-    if collector.unpadded_result is not None:
-        errors[task_index] = 0.0
-    elif PaddingEffect.CHANGES_RESULT in collector.padding_effects:
-        errors[task_index] = inf
-        estimate = estimate._replace(error_p90=inf)
-    return estimate._replace(errors=tuple(errors))
 
 
-# --- for whoever waits for one -----------------------------------------------------------------
+# --- for other threads -------------------------------------------------------------------------
 
 
 class EstimateSnapshot(NamedTuple):
-    """An estimate, and from how many results it was made."""
+    """An estimate, and the number of results from which it was made."""
 
     n_arrived: int
     result: Any
 
 
 class EstimateStream:
-    """Hands estimates from the thread of a map to others, each of which gets the latest."""
+    """Passes estimates from the thread of a map to other threads. Each of them gets the latest one."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -311,7 +248,7 @@ class EstimateStream:
         self._is_closed = False
 
     def publish_estimate_if_awaited(self, n_arrived: int, build_estimate: Callable[[], Any]) -> None:
-        """Make an estimate from so many results if somebody waits for it."""
+        """Build and publish an estimate from `n_arrived` results if a thread waits for one."""
         with self._condition:
             is_new = self._latest is None or self._latest.n_arrived != n_arrived
             is_awaited = self._n_waiting > 0 and is_new
@@ -321,15 +258,17 @@ class EstimateStream:
                 self._condition.notify_all()
 
     def close(self) -> None:
-        """Tell those who wait that no more estimates will come."""
+        """Wake all waiting threads, as no more estimates will come."""
         with self._condition:
             self._is_closed = True
             self._condition.notify_all()
 
     def wait_for_next_estimate(self, n_seen: int, wake: Callable[[], None]) -> EstimateSnapshot | None:
-        """Wait for an estimate from other than `n_seen` results; None when the map is over.
+        """Block until there is an estimate from another number of results than `n_seen`, and return it.
 
-        wake : lets the map look up.
+        Returns None once the map is over.
+
+        wake : called with no arguments to wake the thread of the map.
         """
 
         def has_next() -> bool:

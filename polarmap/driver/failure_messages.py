@@ -1,4 +1,4 @@
-"""Why a map gives no results, in words and numbers: what is raised where tasks do not give what is needed."""
+"""Messages and exceptions for maps that fail because too few tasks return a usable result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polarmap.driver.task_table import TaskRecord, TaskTable
 from polarmap.errors import NotDecodableError, add_note, annotate_exception
 from polarmap.executors.interface import Failure
 
-MAX_HOSTS = 5  # that an error names
+MAX_HOSTS = 5  # the most machines that a message names
 NONFINITE_TEXT = "NaN or inf, which parity carries into every block that is decoded"
 
 
@@ -37,7 +37,10 @@ def format_timeout_message(
 
 
 def format_nonfinite_message(task_table: TaskTable, n_needed: int, n_data_results: int) -> str:
-    """NaN or inf keep what arrived from being decoded; results of so many data blocks did."""
+    """Return the text of an error for results with NaN or inf, which cannot be decoded.
+
+    n_data_results : the number of data blocks whose results have arrived.
+    """
     return (
         f"results contain {NONFINITE_TEXT}, and not all data tasks reported: "
         f"{n_data_results} of {n_needed}{_format_failures(task_table)}"
@@ -45,7 +48,7 @@ def format_nonfinite_message(task_table: TaskTable, n_needed: int, n_data_result
 
 
 def format_too_few_results_message(task_table: TaskTable, n_needed: int) -> str:
-    """What arrived and may still come does not do."""
+    """Return the text of an error for a map whose arrived and pending results cannot suffice."""
     n_arrived, n_pending = len(task_table.arrived), len(task_table.pending_tasks)
     if n_arrived + n_pending >= n_needed:
         pending_text = f", {_format_pending_tasks(task_table)}" if n_pending else ""
@@ -68,9 +71,9 @@ def _format_arrived_count(task_table: TaskTable, n_needed: int) -> str:
 
 
 def _format_pending_tasks(task_table: TaskTable) -> str:
-    """Count the tasks whose results may come: those that run, and those that no worker has begun.
+    """Return the numbers of running and of queued tasks, as part of a sentence.
 
-    An executor that tells of no begin at all is taken to run what it was given.
+    If an executor never reports that a task has started, all its pending tasks count as running.
     """
     pending_records = [task_table[task_index] for task_index in task_table.pending_tasks]
     n_queued = sum(not task.dispatched_at for task in pending_records)
@@ -114,7 +117,7 @@ def _format_failed_hosts(task_table: TaskTable) -> str:
 
 
 def _format_failure_counts(task_table: TaskTable, excluded_text: str | None = None) -> str:
-    """Count the tasks without a result by their last failure that has another text than `excluded_text`."""
+    """Count the tasks without a result by the text of their last failure, leaving out `excluded_text`."""
     counts = Counter[str]()
     for task_index, task in enumerate(task_table):
         texts = [] if task_index in task_table.arrived else [str(failure) for failure in task.failures]
@@ -127,15 +130,15 @@ def _format_n_tasks(n_tasks: int) -> str:
 
 
 def find_common_exception(task_table: TaskTable, n_needed: int) -> BaseException | None:
-    """Return what f raised, if it was the same in more tasks than may be missing and none has returned.
+    """Return what f raised, if it did so in more tasks than may be missing and no task has returned.
 
-    Attempts whose worker was lost tell nothing of f: they are counted in a note.
+    Attempts whose worker was lost say nothing about f: a note counts them.
     """
     if task_table.arrived:
         return None
     first_failures = [_find_first_failure_of_f(task) for task in task_table if task.failures]
     failures = [failure for failure in first_failures if failure is not None]
-    n_tasks = max(len(task_table), n_needed)  # of which some may not be made yet
+    n_tasks = max(len(task_table), n_needed)  # Some tasks may not have been created yet.
     if len(failures) <= max(n_tasks - n_needed, n_tasks // 4, 1):
         return None
     if len({(failure.kind, str(failure)) for failure in failures}) > 1 or failures[0].cause is None:
@@ -145,7 +148,7 @@ def find_common_exception(task_table: TaskTable, n_needed: int) -> BaseException
 
 
 def _find_first_failure_of_f(record: TaskRecord) -> Failure | None:
-    """The first failure of a task that tells something of f."""
+    """Return the first failure of a task that is not due to a lost worker, or None."""
     return next((failure for failure in record.failures if failure.kind != "lost"), None)
 
 

@@ -32,17 +32,14 @@ from polarmap.driver.results import (
 )
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
-from polarmap.executors import resolve_executor
 from polarmap.executors.encryption_keys import encrypt_job
 from polarmap.executors.interface import (
     JobSpec,
-    MapExecutor,
     Outcome,
     Session,
     TaskBlocks,
-    count_workers_by_host,
-    is_local_executor,
 )
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.report import Report
 from polarmap.worker.environment import count_available_cores
 from polarmap.worker.pytree import count_layout_bytes
@@ -55,13 +52,11 @@ class MapExecution:
 
     Parameters
     ----------
-    executor_spec : object
-        The `executor=` of the map.
+    executor : ResolvedExecutor
     """
 
-    def __init__(self, executor_spec: Any) -> None:
-        self._started_at = time.monotonic()
-        self.executor: MapExecutor = resolve_executor(executor_spec)
+    def __init__(self, executor: ResolvedExecutor) -> None:
+        self._started_at, self.executor = time.monotonic(), executor
         self._report_fields: dict[str, Any] = {}  # fields of its report that are known before it begins
         self._collector: Collector | None = None  # while the session is open, and no longer
 
@@ -196,9 +191,7 @@ class MapExecution:
         """Emit that the job has looked at its tasks, and that its results could be estimated now."""
 
         def build_estimate() -> CodedResult[Any] | None:
-            from polarmap.driver.estimates import build_interim_estimate  # which few maps need
-
-            return build_interim_estimate(collector, self.current_report())
+            return collector.build_interim_estimate(self.current_report())
 
         events.emit(JobPolled(collector.n_results))
         events.emit(EstimateReady(collector.n_results, build_estimate))
@@ -212,10 +205,10 @@ class MapExecution:
             "executor": self.executor.name,
             "seconds": collector.timer.seconds_since(self._started_at),
         }
-        if is_local_executor(self.executor):
+        if self.executor.is_local:
             report_fields["n_cores"] = count_available_cores()
         if collector.task_table.has_known_hosts:  # of workers elsewhere
-            report_fields["workers_by_host"] = count_workers_by_host(self.executor)
+            report_fields["workers_by_host"] = self.executor.workers_by_host
             n, k = self._report_fields["n"], self._report_fields["k"]
             warn_if_machine_overloaded(collector.task_table, n, k)
         collector.task_table.mark_results_unneeded(collector.unneeded_tasks)

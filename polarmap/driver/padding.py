@@ -1,8 +1,8 @@
-"""What rows of zeros do to f, where they fill up the last block of an array whose rows do not divide.
+"""Find out what rows of zeros do to f if they fill up the last block of an array.
 
-The result of that block is f of its own rows, which its task evaluates as well. Where that result is missing,
-it can be decoded only if f gives one row for each row, so that rows of padding can be cut off, or if rows
-of zeros make no difference to f, as to a sum over rows.
+They do if the rows of the array do not divide into blocks. The task of that block evaluates f on its rows of
+data, too. If that result is missing, it can be decoded in two cases: f returns one row for each row, so that
+rows of padding can be cut off, or rows of zeros make no difference to f, as to a sum over rows.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ import numpy as np
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import find_divisors_near
 from polarmap.driver.function_properties import FunctionProperty
+from polarmap.driver.local_checks import leaves_agree
 from polarmap.driver.local_evaluation import LocalEvaluation
 from polarmap.driver.options import MapOptions
-from polarmap.driver.verification import leaves_agree
-from polarmap.dtypes import Array, DType, is_integer_dtype
+from polarmap.driver.result_decoder import find_accuracy_limiting_dtype
+from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
-LimitingDtypeGetter = Callable[[DType], DType]  # whose rounding limits results of a dtype
-
 PADDING_PROPERTY = "what rows of zeros do to f"
-SAMPLE_VALUES = np.arange(1, 8)  # numbers of rows on which f is tried, where the data has none that tell
+SAMPLE_VALUES = np.arange(1, 8)  # Entries of the rows on which f is tried if those of the data show nothing.
 ROW_FACTOR_STEP = 0.25  # Rows on which f is tried are scaled by 1 + 0.25 row**2: sums of them seldom cancel.
 
 
 class PaddingEffect(Enum):
-    """What rows of zeros at the end of a block do to one array of the result of f."""
+    """The effect of rows of zeros at the end of a block on one array of the result of f."""
 
     ROWWISE = "one row of the result for each row of the block"
     NO_EFFECT = "rows of zeros make no difference"
@@ -40,11 +39,11 @@ class PaddingEffect(Enum):
 
 
 class KnownPaddingEffects(NamedTuple):
-    """What earlier maps have found of f.
+    """The effects of rows of zeros that earlier maps have found.
 
-    effects : for each array of its results.
-    bitwise_equal_layouts : layouts of blocks, with their rows of data, of which f gave the same bits for
-        these rows, whether rows of zeros followed or not.
+    effects : the effect on each array of a result of f.
+    bitwise_equal_layouts : layouts of blocks, each with a number of rows of data, for which f has returned
+        the same bits with and without rows of zeros.
     """
 
     effects: tuple[PaddingEffect, ...]
@@ -56,29 +55,29 @@ class KnownPaddingEffects(NamedTuple):
 
 
 class PaddingAnalyzer:
-    """The rows of zeros in the last block of a map, and what they do to f.
+    """Finds out what the rows of zeros in the last block of a map do to f.
 
-    f is evaluated on the driver, beside the map, on two rows of a block, on four, and on two followed by rows
-    of zeros; once for all maps of the same function.
+    While the map runs, f is evaluated on the driver on two rows of a block, on four, and on two followed by
+    rows of zeros. That is done once for all maps of the same function.
 
     Parameters
     ----------
     f : callable
-        What workers call.
+        The function that workers call.
     coded_data : CodedData
-        Blocks of which the last one is filled up.
+        Blocks, the last of which is filled up.
     options : MapOptions
     is_stored : bool
-        Whether results stay in storage, as blocks of equal size.
+        Whether results are kept in storage, as blocks of equal size.
 
     Attributes
     ----------
     task_index, n_rows : int
         The number of the block that is filled up, and how many rows of data it has.
     is_evaluated_unpadded : bool
-        Whether the task of that block evaluates f on its rows of data alone, too. Not where each row of the
-        result is known to come from one row of the block, where results stay in storage, and where no worker
-        has a block of the data.
+        Whether the task of that block evaluates f on its rows of data alone, too. It does not if each row of
+        the result is known to come from one row of the block, if results are kept in storage, or if no worker
+        gets a data block.
     """
 
     def __init__(
@@ -107,13 +106,13 @@ class PaddingAnalyzer:
         self._f = f
 
     def start_trial_evaluation(self) -> None:
-        """Begin to evaluate f on a few rows, on a thread, if nothing is known of it."""
+        """Start f on a few rows, in a thread, unless the effects are known."""
         if not self._is_rowwise and self._known_effects is None:
             f = self._f
             self._evaluation = LocalEvaluation(lambda blocks: tuple(map(f, blocks)), self._build_trial_blocks)
 
     def _check_blocks_not_empty(self) -> None:
-        """Raise CodeError for a stored array with blocks that hold no row of it."""
+        """Raise CodeError for a stored array with blocks that contain none of its rows."""
         if self.n_rows <= 0:
             raise CodeError(
                 f"the {self._data_blocks.k} blocks of the coded array hold {self._n_data_rows} rows in "
@@ -129,33 +128,36 @@ class PaddingAnalyzer:
 
     # -- what f does ------------------------------------------------------------------------
 
-    def is_trial_wait_over(self, now: float, max_wait_seconds: float) -> bool:
-        """Return whether the effects are known, or have been waited for longer than `max_wait_seconds`
-        seconds.
-        """
+    def poll(self, now: float) -> None:
+        """Begin to wait for the effects at `now`, at the first call, and wait a moment for them."""
         if self._wait_started_at is None:
             self._wait_started_at = now
-        return self.has_known_effects or now - self._wait_started_at > max_wait_seconds
+        if self._evaluation is not None:
+            self._evaluation.poll()
+
+    def is_trial_wait_over(self, now: float, max_wait_seconds: float) -> bool:
+        """Return whether the effects are known, or have been waited for longer than `max_wait_seconds`."""
+        if self.has_known_effects:
+            return True
+        return self._wait_started_at is not None and now - self._wait_started_at > max_wait_seconds
 
     def wait_for_padding_effects(self, timeout: float) -> None:
-        """Wait until the effects are known, for so many seconds at most."""
+        """Wait for up to `timeout` seconds until the effects are known."""
         if self._evaluation is not None:
             self._evaluation.wait_for_leaves(timeout)
 
     @property
     def has_known_effects(self) -> bool:
-        """Whether f has been evaluated on a few rows, or need not be."""
+        """Whether f has been evaluated on a few rows, or does not have to be."""
         return self._evaluation is None or not self._evaluation.is_running
 
-    def get_padding_effects(
-        self, get_limiting_dtype: LimitingDtypeGetter, result_shapes: Sequence[Shape]
-    ) -> tuple[PaddingEffect, ...]:
-        """Return for each array of the results, of these shapes, what rows of zeros do to it.
+    def get_padding_effects(self, result_shapes: Sequence[Shape]) -> tuple[PaddingEffect, ...]:
+        """Return the effect on each array of a result, given the shapes of these arrays.
 
-        What is not known by now counts as a change.
+        An effect that is not known yet counts as a change.
         """
         if self._effects is None or len(self._effects) != len(result_shapes):
-            effects = self._find_measured_effects(get_limiting_dtype, len(result_shapes))
+            effects = self._find_measured_effects(len(result_shapes))
             if effects is None:
                 return (PaddingEffect.CHANGES_RESULT,) * len(result_shapes)
             self._effects = effects
@@ -165,15 +167,13 @@ class PaddingAnalyzer:
         )
 
     def _is_effect_valid_for_shape(self, effect: PaddingEffect, result_shape: Shape) -> bool:
-        """Return whether what was found of f on a few rows is true of results of this shape in this map."""
+        """Return whether an effect found on a few rows is true of results of this shape in this map."""
         if effect is PaddingEffect.ROWWISE:
             return result_shape[:1] == (self._data_blocks.rows_per_block,)
         return self._data_blocks.has_zero_padding
 
-    def _find_measured_effects(
-        self, get_limiting_dtype: LimitingDtypeGetter, n_leaves: int
-    ) -> tuple[PaddingEffect, ...] | None:
-        """Return the effect on each of so many arrays; None if f has not been evaluated so far."""
+    def _find_measured_effects(self, n_leaves: int) -> tuple[PaddingEffect, ...] | None:
+        """Return the effect on each of `n_leaves` arrays, or None if f has not been evaluated yet."""
         if self._is_rowwise:
             return (PaddingEffect.ROWWISE,) * n_leaves
         if self._known_effects is not None:
@@ -185,48 +185,46 @@ class PaddingAnalyzer:
         if len(leaves) != 3 * n_leaves:
             return (PaddingEffect.CHANGES_RESULT,) * n_leaves
         trial_results = zip(leaves[:n_leaves], leaves[n_leaves : 2 * n_leaves], leaves[2 * n_leaves :])
-        return tuple(self._classify_padding_effect(get_limiting_dtype, *results) for results in trial_results)
+        return tuple(self._classify_padding_effect(*results) for results in trial_results)
 
     def _classify_padding_effect(
         self,
-        get_limiting_dtype: LimitingDtypeGetter,
         few_rows_result: Array,
         more_rows_result: Array,
         padded_result: Array,
     ) -> PaddingEffect:
-        """Return the effect on an array of which these are results: of few rows, of more, with zeros."""
+        """Return the effect on an array, given its results for few rows, for more, and for few with zeros."""
         finite_values = np.zeros(0)
         if more_rows_result.dtype.kind in "iufc":
             finite_values = more_rows_result[np.isfinite(more_rows_result)]
         max_magnitude = float(np.abs(finite_values).max(initial=0))
-
-        def agree(leaf: Array, other_leaf: Array) -> bool:
-            return leaves_agree(
-                leaf, other_leaf, get_limiting_dtype(leaf.dtype), self._rtol, 1.0, max_magnitude, 0.0
-            )
-
         n_few_rows, n_more_rows = self._trial_row_counts
-        if (few_rows_result.shape[:1], more_rows_result.shape[:1]) == (
-            (n_few_rows,),
-            (n_more_rows,),
-        ) and agree(few_rows_result, more_rows_result[:n_few_rows]):
+        row_counts = few_rows_result.shape[:1], more_rows_result.shape[:1]
+        if row_counts == ((n_few_rows,), (n_more_rows,)) and self._leaves_agree(
+            few_rows_result, more_rows_result[:n_few_rows], max_magnitude
+        ):
             return PaddingEffect.ROWWISE
-        if few_rows_result.shape == padded_result.shape and agree(few_rows_result, padded_result):
+        has_same_shape = few_rows_result.shape == padded_result.shape
+        if has_same_shape and self._leaves_agree(few_rows_result, padded_result, max_magnitude):
             return PaddingEffect.NO_EFFECT
         return PaddingEffect.CHANGES_RESULT
 
+    def _leaves_agree(self, leaf: Array, other_leaf: Array, max_magnitude: float = 0.0) -> bool:
+        limiting_dtype = find_accuracy_limiting_dtype(leaf.dtype, self._data_blocks.dtypes)
+        return leaves_agree(leaf, other_leaf, limiting_dtype, self._rtol, 1.0, max_magnitude, 0.0)
+
     @property
     def _trial_row_counts(self) -> tuple[int, int]:
-        """The numbers of rows that f is tried on, which a block has: not one row, which numpy may squeeze."""
+        """The numbers of rows on which f is tried: more than one if possible, as NumPy may squeeze one."""
         rows_per_block = self._data_blocks.rows_per_block
         assert rows_per_block is not None
         n_few_rows = min(2, rows_per_block - 1)
         return n_few_rows, min(n_few_rows + 2, rows_per_block)
 
     def _build_trial_blocks(self) -> tuple[Any, Any, Any]:
-        """Return a few rows of a block of the data, some more of them, and the few filled up with zeros.
+        """Return a few rows of a data block, a few more of them, and the first few filled up with zeros.
 
-        Rows that tell nothing, as those of zeros, are made up, and so are all where the data is in storage.
+        Rows that would show nothing, such as rows of zeros, are made up. Of data in storage all rows are.
         """
         n_few_rows, n_more_rows = self._trial_row_counts
         if self._coded_data.location is None:
@@ -236,7 +234,7 @@ class PaddingAnalyzer:
                 np.zeros((n_more_rows, *shape[1:]), dtype_name)
                 for dtype_name, shape in self._coded_data.block_layout(0)
             ]
-        if len(leaves) == 1:  # of sparse rows there are three
+        if len(leaves) == 1:  # Sparse rows have three leaves.
             leaves = [_make_rows_distinguishable(leaves[0])]
         cut_rows, structure = self._data_blocks.copy_padded_rows, self._coded_data.structure
         row_counts = ((n_few_rows, n_few_rows), (n_more_rows, n_more_rows), (n_few_rows, n_more_rows))
@@ -249,20 +247,19 @@ class PaddingAnalyzer:
 
     def record_padding_effects(
         self,
-        get_limiting_dtype: LimitingDtypeGetter,
         padded_leaves: list[Array] | None,
         unpadded_result: TaskResult | None,
     ) -> None:
-        """Remember for later maps what is known of f by now.
+        """Remember the effects for later maps, as far as they are known.
 
-        padded_leaves, unpadded_result : f of the block that is filled up and f of its rows of data, if its
+        padded_leaves, unpadded_result : f of the block that is filled up, and f of its rows of data, if its
             task has returned them.
         """
         if self._is_rowwise:
             return
         known_effects = self._known_effects
         if known_effects is None and self._evaluation is not None and self._evaluation.leaves is not None:
-            effects = self._find_measured_effects(get_limiting_dtype, len(self._evaluation.leaves) // 3)
+            effects = self._find_measured_effects(len(self._evaluation.leaves) // 3)
             known_effects = None if effects is None else KnownPaddingEffects(effects)
         if known_effects is None:
             return
@@ -278,7 +275,7 @@ class PaddingAnalyzer:
             self._function_property.remember_value(known_effects)
 
     def raise_if_padding_undecodable(self, effects: Sequence[PaddingEffect]) -> None:
-        """Raise CodeError where rows of zeros change a result that no worker returns without them."""
+        """Raise CodeError if rows of zeros change a result that no worker returns without them."""
         if PaddingEffect.CHANGES_RESULT not in effects or self._is_rowwise:
             return
         if self._is_stored:
@@ -296,7 +293,7 @@ class PaddingAnalyzer:
 
     @property
     def padded_block_description(self) -> str:
-        """What the last block consists of, for messages."""
+        """A description of the last block, for messages."""
         return (
             f"{self._n_data_rows} rows do not divide into {self._data_blocks.k} blocks, so the last one has "
             f"{self.n_rows} of {self._data_blocks.rows_per_block} rows and is filled up with rows of zeros"
@@ -304,7 +301,7 @@ class PaddingAnalyzer:
 
     @property
     def block_count_advice(self) -> str:
-        """The numbers of blocks for which no rows of zeros are needed, as an advice."""
+        """Advice for messages: numbers of blocks that need no rows of zeros."""
         blocks_options = " or ".join(
             f"blocks={n_blocks}" for n_blocks in find_divisors_near(self._n_data_rows, self._data_blocks.k)
         )
@@ -316,29 +313,18 @@ class PaddingAnalyzer:
 
     def is_unpadded_result_consistent(
         self,
-        get_limiting_dtype: LimitingDtypeGetter,
         padded_leaves: Sequence[Array],
         unpadded_leaves: Sequence[Array],
         effects: Sequence[PaddingEffect],
     ) -> bool:
-        """Return whether the result of the rows of data is what that of the whole block says it is."""
+        """Return whether the result of the rows of data agrees with the result of the whole block."""
         if PaddingEffect.CHANGES_RESULT in effects or len(padded_leaves) != len(unpadded_leaves):
             return False
-        return all(
-            leaves_agree(
-                trimmed_leaf,
-                unpadded_leaf,
-                get_limiting_dtype(trimmed_leaf.dtype),
-                self._rtol,
-                1.0,
-                0.0,
-                0.0,
-            )
-            for trimmed_leaf, unpadded_leaf in zip(self.trim_padding(padded_leaves, effects), unpadded_leaves)
-        )
+        trimmed_leaves = self.trim_padding(padded_leaves, effects)
+        return all(map(self._leaves_agree, trimmed_leaves, unpadded_leaves))
 
     def trim_padding(self, leaves: Sequence[Array], effects: Sequence[PaddingEffect]) -> list[Array]:
-        """Return the arrays of the result of the last block without the rows that stand for padding."""
+        """Return the arrays of the result of the last block without rows of padding."""
         leaf_effects = zip(leaves, effects, strict=True)
         return [
             leaf[: self.n_rows] if effect is PaddingEffect.ROWWISE else leaf for leaf, effect in leaf_effects
@@ -346,9 +332,9 @@ class PaddingAnalyzer:
 
 
 def _make_rows_distinguishable(rows: Array) -> Array:
-    """Return rows that show whether f mixes them: other numbers where they are not finite, or all zeros.
+    """Return rows that show whether f mixes them, each multiplied by a different factor.
 
-    They are multiplied by different factors.
+    Entries that are not finite and rows of zeros are replaced.
     """
     sample_rows = np.resize(SAMPLE_VALUES, rows.shape).astype(rows.dtype)
     axes = tuple(range(1, rows.ndim))
@@ -360,7 +346,7 @@ def _make_rows_distinguishable(rows: Array) -> Array:
 
 
 def _has_equal_bits(padded_leaves: Sequence[Array], unpadded_result: TaskResult, n_rows: int) -> bool:
-    """Return whether the first rows of all arrays are, bit for bit, those of the result without padding."""
+    """Return whether the first rows of all arrays equal the result without padding, bit by bit."""
     if len(padded_leaves) != len(unpadded_result.leaves):
         return False
     return all(

@@ -30,9 +30,9 @@ from polarmap.driver.policies import (
 )
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.errors import CodeError, trimmed_tracebacks
-from polarmap.executors import partition_if_on_cluster, rewrap_with_faults, unwrap_faulty_executor
 from polarmap.executors.encryption_keys import check_map_encryption_key
 from polarmap.executors.interface import Function, JobSpec
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.report import Report
 from polarmap.worker.task_records import OutputSpec
 
@@ -134,7 +134,7 @@ def prepare_coded_map(
     f: Callable[[Any], T],
     data: Any,
     code_options: CodeOptions,
-    executor: Any,
+    executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
     """Prepare a map whose results are sent back to the driver."""
@@ -164,13 +164,13 @@ def _find_no_estimates_reason(coded_data: CodedData) -> str:
 
 
 def prepare_coded_execution(
-    data: Any, code_options: CodeOptions, executor: Any, options: MapOptions
+    data: Any, code_options: CodeOptions, executor: ResolvedExecutor, options: MapOptions
 ) -> tuple[MapExecution, CodedData]:
-    """Return the execution of a map and its coded blocks; raise CodeError if an option does not fit them."""
-    execution = MapExecution(_choose_executor(executor, data))
+    """Return a map on an executor and the coded blocks. Raises CodeError if data and options do not fit."""
+    execution = MapExecution(executor.choose_for(data))
     partitioned_data = None
-    if not (executor is None or isinstance(data, np.ndarray) or hasattr(data, "coded_blocks")):
-        partitioned_data = partition_if_on_cluster(executor, data, code_options.check().requested_k)
+    if not (isinstance(data, np.ndarray) or hasattr(data, "coded_blocks")):
+        partitioned_data = executor.partition(data, code_options.check().requested_k)
     if partitioned_data is None:
         coded_data = encode_blocks(data, code_options, options.rtol, options.parity_required_by)
     else:
@@ -182,13 +182,6 @@ def prepare_coded_execution(
     report_fields = {"padding": coded_data.data_blocks.n_padding_rows, "code_reason": coded_data.code_reason}
     execution.set_code(coded_data.code, schedule=options.schedule, **report_fields)
     return execution, coded_data
-
-
-def _choose_executor(executor_spec: Any, data: Any) -> Any:
-    """Where a stored array's workers can read it, when the caller does not say."""
-    if unwrap_faulty_executor(executor_spec) is None:
-        return rewrap_with_faults(executor_spec, getattr(data, "executor", None))
-    return executor_spec
 
 
 def execute_coded(
@@ -230,12 +223,14 @@ def execute_coded(
     job_spec = JobSpec(
         f, coded_data, output_spec=output, low_priority_tasks=parity_tasks, padded_block=padded_block
     )
-    collector_class = CodedCollector
+    deadline_estimator = None
     if options.estimate_on_timeout:
-        from polarmap.driver.estimates import EstimatingCollector  # which few maps need
+        from polarmap.driver.estimates import DeadlineEstimator  # Few maps need it.
 
-        collector_class = EstimatingCollector
-    make_collector = functools.partial(collector_class, padding_analyzer, driver_f, coded_data, options)
+        deadline_estimator = DeadlineEstimator()
+    make_collector = functools.partial(
+        CodedCollector, padding_analyzer, deadline_estimator, driver_f, coded_data, options
+    )
     policy = _make_scheduling_policy(coded_data.code, options)
     if padded_block is not None and not isinstance(coded_data.code, Uncoded):
         policy = AwaitedTaskBackupPolicy(policy, coded_data.n, padded_block[0])

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from polarmap.driver.batches import BatchPolicy
-from polarmap.driver.collector import Collector, JobTimer
+from polarmap.driver.collector import EveryTaskCollector, JobTimer
 from polarmap.driver.events import JobContext
 from polarmap.driver.failure_messages import (
     add_other_failures_note,
@@ -28,7 +28,7 @@ from polarmap.worker.task_records import OutputSpec
 OnResults = Callable[[Sequence[tuple[int, bytes | Array]]], None]
 
 
-class UncodedCollector(Collector):
+class UncodedCollector(EveryTaskCollector):
     """Over when each task has an outcome that counts: that of the attempt which returned first.
 
     Parameters

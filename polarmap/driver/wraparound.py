@@ -1,4 +1,4 @@
-"""Parity of 64-bit integers wraps modulo 2^64: what it is of use for where f makes something else of them."""
+"""Integer wraparound: when parity modulo 2^64 cannot restore what f returns."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from polarmap.errors import CodeError
 
 
 def find_wraparound_reason(coded_data: CodedData, result_dtypes: Sequence[DType]) -> str:
-    """Why parity is of no use for an f that makes results of these dtypes, and what to do; "" where it is.
+    """Return why parity is of no use for results of these dtypes, and what to do; "" if it is of use.
 
-    It is not where f has made floats, and parity blocks of its integers or sums over one may wrap.
+    It is of no use if f turns integers into floats and parity blocks, or sums over one, may wrap.
     """
     float_names = [str(dtype) for dtype in result_dtypes if not is_integer_dtype(dtype)]
     if not (
@@ -37,14 +37,15 @@ def undo_wraparound(
     weights: Array,
     modular_blocks: Array,
 ) -> list[Array]:
-    """Python integers, which do not wrap, from what they are modulo 2^64 and from what they are about.
+    """Return Python integers, which do not wrap, given their residues modulo 2^64.
 
-    CodeError for one that may be another that is the same modulo 2^64. Of those from 2^63 on, or
-    negative, one is certain if a result of a data block lies on that side: else f may add up in 64 bits,
-    with a sign or without one.
+    Raises CodeError for an integer that cannot be told from another one with the same residue. An integer
+    that is negative, or 2^63 or more, is certain only if a received result of a data block is on the same
+    side: otherwise f may have added in 64 bits, with a sign or without one.
 
-    received : the numbers that arrived, of which these weights make the others.
-    modular_blocks : those, modulo 2^64.
+    received : the integers that arrived, by task.
+    weights : the missing integers are approximately weights @ received[arrived_indices].
+    modular_blocks : the residues of the missing integers.
     """
     received_values = [int(received[task_index][0]) for task_index in arrived_indices.tolist()]
     n_data_results = int((arrived_indices < len(coded_data.code.systematic_indices)).sum())
@@ -74,13 +75,14 @@ def undo_wraparound(
 
 
 def _has_unsigned_data(coded_data: CodedData) -> bool:
-    """Whether parity of the data wraps below zero."""
+    """Return whether parity of the data wraps below zero."""
     return np.dtype(np.uint64) in coded_data.data_blocks.dtypes
 
 
 def _may_exceed_int64(coded_data: CodedData, include_sums: bool) -> bool:
-    """Whether parity blocks of 64-bit integers may be beyond 2^63; or `include_sums` over all that is in
-    one.
+    """Return whether parity blocks of 64-bit integers may exceed 2^63.
+
+    include_sums : return whether a sum over all entries of one may.
     """
     blocks = coded_data.data_blocks
     sizes = [prod(shape) if include_sums else 1 for _, shape in coded_data.block_layout(0)]

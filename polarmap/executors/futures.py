@@ -1,4 +1,4 @@
-"""Calls that return, as futures: of any concurrent.futures.Executor, or of an engine (Dask, Ray)."""
+"""Sessions whose tasks are futures: of any concurrent.futures.Executor, or of an engine (Dask, Ray)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from polarmap.clouds.limits import WorkerSpec
+from polarmap.dtypes import is_integer
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import make_block_ref
-from polarmap.executors.dask import DaskSubmitter
 from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.executor_specs import is_dask_client, is_ray_spec
 from polarmap.executors.interface import (
     AttemptId,
     AttemptStarted,
@@ -33,8 +31,9 @@ from polarmap.executors.interface import (
     make_lost_worker_outcome,
     read_only_view,
 )
+from polarmap.executors.persistent_executor import WorkerHost
 from polarmap.executors.pickling import pickle_function
-from polarmap.executors.ray import RaySubmitter
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.executors.temp_folders import make_temp_folder, remove_owned_folder
 from polarmap.executors.worker_pool import GRACE_SECONDS
 from polarmap.worker.block_cache import CopyOnWriteFunction
@@ -48,6 +47,10 @@ from polarmap.worker.future_tasks import (
 from polarmap.worker.processes import LIVENESS_INTERVAL
 from polarmap.worker.segments import DamagedError
 
+if TYPE_CHECKING:
+    from polarmap.executors.engine import Engine, PartitionedData
+    from polarmap.executors.remote_workers import WorkerProvider
+
 BROKEN_POOL_ADVICE = (
     "a process died, or its initializer raised, which takes all tasks of a ProcessPoolExecutor with it; "
     "leave executor= out: the default survives that"
@@ -56,38 +59,109 @@ BROKEN_POOL_ADVICE = (
 FinishedAttempt = tuple[AttemptId, Future[Any]]
 
 
-class FuturesExecutor:
+class FuturesExecutor(ResolvedExecutor):
     """Tasks as futures of a pool that belongs to the caller, and stays usable afterwards.
 
     A thread pool gets f and the blocks themselves; any other pool gets them pickled. Stragglers
     are left: threads are told, processes see that a folder is gone. On another machine, which cannot
     see the folder, an abandoned task runs to its end and then ends unheard. What the pool drops is lost.
+
+    Parameters
+    ----------
+    pool : concurrent.futures.Executor
+        Any object with a method `submit` that returns futures.
     """
 
-    worker_spec: WorkerSpec | None = None
+    name = ""
 
     def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self.is_local = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
-        submitter_class = choose_cluster_submitter(pool)
-        self.name = submitter_class.name if submitter_class is not None else type(pool).__name__
+        self._pool, self.name = pool, type(pool).__name__
+        self.shares_memory = isinstance(pool, ThreadPoolExecutor)
+        self.is_local = self.shares_memory or isinstance(pool, ProcessPoolExecutor)
+        self.pickles_f = not self.shares_memory
+        max_workers: Any = getattr(pool, "_max_workers", None)
+        self.max_workers = int(max_workers) if is_integer(max_workers) else None
+
+    @property
+    def n_threads_per_task(self) -> int:
+        """The threads of linear algebra of each task: its share of this machine's cores if that is known.
+
+        >>> with ThreadPoolExecutor(1000) as pool:
+        ...     FuturesExecutor(pool).n_threads_per_task
+        1
+        """
+        if not self.is_local:
+            return 1
+        return max(1, count_available_cores() // (self.max_workers or 1))
 
     def open(self, job_spec: JobSpec) -> FuturesSession:
-        """Tasks of one map; CodeError for an f that does not travel to the pool's processes."""
-        check_location_reachable(job_spec.output_spec and job_spec.output_spec.location)
-        return FuturesSession(self.name, self._pool, job_spec)
+        """Return a session for the tasks of one job.
+
+        Raises CodeError if f cannot be pickled and the pool has processes.
+        """
+        return FuturesSession(self, self._pool, job_spec, self.n_threads_per_task)
+
+
+class EngineExecutor(WorkerHost):
+    """Tasks as tasks of the engine of a cluster, Dask or Ray, which belongs to the caller.
+
+    Parameters
+    ----------
+    engine_class : subclass of Engine
+    engine_spec : object
+        The argument of the class.
+    """
+
+    name = ""
+    needs_tcp = True
+
+    def __init__(self, engine_class: type[Engine], engine_spec: Any) -> None:
+        self.name, self._make_engine = engine_class.name, partial(engine_class, engine_spec)
+
+    def open(self, job_spec: JobSpec) -> FuturesSession:
+        """Return a session for the tasks of one job. Raises ExecutorError if the engine is not connected."""
+        engine = self._make_engine()
+        return FuturesSession(self, engine, job_spec, engine=engine)
+
+    def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
+        """Partition data that is on the cluster of the engine; return None for other data."""
+        return self._make_engine().partition_data(data, n_blocks)
+
+    def make_worker_provider(self) -> WorkerProvider:
+        """Return an engine that knows its machines. Raises ExecutorError if it is not connected."""
+        engine = self._make_engine()
+        engine.discover_machines()
+        return engine
 
 
 class FuturesSession:
-    """The tasks of one map as futures of a pool."""
+    """The tasks of one job as futures of a pool.
+
+    Parameters
+    ----------
+    executor : ResolvedExecutor
+        The executor of the session.
+    pool : object with a method `submit`, which returns futures
+    job_spec : JobSpec
+    n_threads_per_task : int
+        The threads of linear algebra of each task.
+    engine : Engine or None
+        The engine whose calls the futures are; None if the pool is another one.
+    """
 
     now = staticmethod(time.monotonic)
 
-    def __init__(self, executor_name: str, pool: Any, job_spec: JobSpec) -> None:
-        self._executor_name, self._job_spec = executor_name, job_spec
-        submitter_class = choose_cluster_submitter(pool)
-        self._cluster = None if submitter_class is None else submitter_class(pool)
-        self._pool = pool if self._cluster is None else self._cluster
+    def __init__(
+        self,
+        executor: ResolvedExecutor,
+        pool: Any,
+        job_spec: JobSpec,
+        n_threads_per_task: int = 1,
+        engine: Engine | None = None,
+    ) -> None:
+        check_location_reachable(job_spec.output_spec and job_spec.output_spec.location)
+        self._executor_name, self._job_spec = executor.name, job_spec
+        self._pool, self._engine, self._n_threads_per_task = pool, engine, n_threads_per_task
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()  # None: wake up
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
         self._not_started: dict[AttemptId, Future[Any]] = {}  # that are not known to have begun
@@ -96,17 +170,16 @@ class FuturesSession:
         self._assumed_started: set[AttemptId] = set()
         self._has_accepted = False  # whether the pool has taken a task
         # Other pools do not tell when a worker gets a task: they are taken to have room.
-        self._reports_running = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
-        self._shares_memory = isinstance(pool, ThreadPoolExecutor)
+        self._reports_running = executor.is_local
+        self._shares_memory = executor.shares_memory
         if self._shares_memory:
             self._job_spec = replace(job_spec, encryption=None)  # nothing of it travels
-        elif not isinstance(pool, ProcessPoolExecutor):
-            check_key_is_portable(job_spec, executor_name)
+        elif not executor.is_local:
+            check_key_is_portable(job_spec, self._executor_name)
         location = job_spec.blocks.location
         # where workers read blocks
         self._blocks_are_files = location is not None and location.kind == "folder"
         self._task_function = self._make_task_function()
-        self._n_threads_per_task = compute_threads_per_task(pool)
         self._folder_token = (
             None if self._shares_memory else FolderCancelToken.from_folder(str(make_temp_folder()))
         )
@@ -122,12 +195,12 @@ class FuturesSession:
     def wait(self, timeout: float) -> list[Event]:
         """Which attempts were seen to begin, and whose futures are done."""
         finished = self._wait_for_finished_attempts(
-            timeout if self._cluster is None else min(timeout, LIVENESS_INTERVAL)
+            timeout if self._engine is None else min(timeout, LIVENESS_INTERVAL)
         )
         if (
-            self._cluster is not None
+            self._engine is not None
             and self._pending_futures
-            and (reason := self._cluster.get_unavailable_reason())
+            and (reason := self._engine.get_unavailable_reason())
         ):
             finished = self._keep_results_before_outage(finished, reason)
         return [*self._collect_started_attempts(), *map(self._to_outcome, finished)]
@@ -278,29 +351,9 @@ class FuturesSession:
                 *attempt, f"somebody removed {self._folder_token and self._folder_token.folder}"
             )
         outcome = self._job_spec.decode_reply(*attempt, reply.header, reply.data)
-        return outcome if self._cluster is not None else outcome._replace(host="")  # of this machine
-
-
-def choose_cluster_submitter(executor_spec: Any) -> type[DaskSubmitter | RaySubmitter] | None:
-    """What calls the engine of a cluster that is meant; None where none is."""
-    if is_dask_client(executor_spec):
-        return DaskSubmitter
-    return RaySubmitter if is_ray_spec(executor_spec) else None
+        return outcome if self._engine is not None else outcome._replace(host="")  # of this machine
 
 
 def format_pool_error(error: BaseException) -> str:
     """What an error of a pool says; of a process pool that is broken Python does not say what breaks it."""
     return BROKEN_POOL_ADVICE if type(error) is BrokenProcessPool else str(error)
-
-
-def compute_threads_per_task(pool: Any) -> int:
-    """Threads of linear algebra for each task: its share of this machine's cores, where that is known.
-
-    >>> with ThreadPoolExecutor(1000) as pool:
-    ...     compute_threads_per_task(pool)
-    1
-    """
-    if isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor)):
-        internals: Any = pool
-        return max(1, count_available_cores() // int(internals._max_workers))
-    return 1

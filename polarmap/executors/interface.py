@@ -318,10 +318,13 @@ class BlockSendingSession(Protocol):
 
 @runtime_checkable
 class MapExecutor(Protocol):
-    """Where the tasks of maps run; it holds nothing open between them, and any number may run on it.
+    """An executor of a class of the user's own, which a map accepts as `executor=`.
 
-    name : as reports tell it.
-    worker_spec : what each task is given and may cost; None where nothing is known.
+    Any number of sessions may be open at a time. The executor may also have `is_local`, whether its tasks
+    share the cores of this machine, and `workers_by_host`, the number of workers by host name.
+
+    name : the name in reports.
+    worker_spec : what each task is given and may cost; None if nothing is known.
     """
 
     @property
@@ -331,37 +334,8 @@ class MapExecutor(Protocol):
     def worker_spec(self) -> WorkerSpec | None: ...
 
     def open(self, job_spec: JobSpec) -> Session:
-        """What runs this map; nothing is started yet."""
+        """Return a session for the tasks of one job. Nothing is started yet."""
         ...
-
-
-def is_local_executor(executor: MapExecutor) -> bool:
-    """Return whether the tasks of an executor share the cores of this machine, as far as is known."""
-    return bool(getattr(executor, "is_local", False))  # executors of the user's own need not say
-
-
-def count_workers_by_host(executor: MapExecutor) -> dict[str, int]:
-    """Return the number of workers that an executor has on each machine; empty if it does not know."""
-    return dict(getattr(executor, "workers_by_host", {}))  # executors of the user's own need not say
-
-
-class DelegatingExecutor:
-    """An executor that is the same as another one but for the runs that it opens."""
-
-    def __init__(self, executor: MapExecutor) -> None:
-        self._executor = executor
-        self.worker_spec = executor.worker_spec
-        self.is_local = is_local_executor(executor)
-
-    @property
-    def name(self) -> str:
-        """That of the executor underneath, which may change: a pool learns how its workers call it."""
-        return self._executor.name
-
-    @property
-    def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine."""
-        return count_workers_by_host(self._executor)
 
 
 def build_block(

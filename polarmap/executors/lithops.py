@@ -18,7 +18,6 @@ from polarmap.clouds.prices import PersistentUsage
 from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.executor_specs import check_config_path, is_config_path, is_localhost_spec
 from polarmap.executors.interface import (
     AttemptId,
     AttemptStarted,
@@ -37,9 +36,10 @@ from polarmap.executors.lithops_internals import (
 from polarmap.executors.lithops_invocations import (
     InterpreterError,
     LithopsInvocations,
+    LithopsSource,
     open_lithops_storage,
-    read_complete_config,
 )
+from polarmap.executors.persistent_executor import WorkerHost
 from polarmap.executors.pickling import PickledModuleState, pickle_function
 from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
@@ -58,31 +58,31 @@ LOCAL_WORKER_SECONDS = 20 * 86_400.0
 STARTUP_MARGIN_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
 
 
-class LithopsExecutor:
-    """What Lithops runs. A FunctionExecutor of our own is opened for each map and ended with it.
+class LithopsExecutor(WorkerHost):
+    """Tasks as functions of Lithops. A FunctionExecutor of our own is opened for each map and ended with it.
 
     Parameters
     ----------
-    executor_spec : "localhost", path or lithops.FunctionExecutor
-        With "localhost" there is a process for every task, and all files lie in our temporary folder.
+    source : LithopsSource
+        Where the FunctionExecutors of maps come from.
     """
 
-    def __init__(self, executor_spec: Any) -> None:
-        self._executor_spec = executor_spec
-        self.name = "localhost"
-        self.worker_spec: WorkerSpec | None = None
-        if is_config_path(executor_spec):
-            check_config_path(executor_spec)
-        if not is_localhost_spec(executor_spec):
-            is_path = is_config_path(executor_spec)
-            config = read_complete_config(executor_spec) if is_path else executor_spec.config
+    name = "localhost"
+
+    def __init__(self, source: LithopsSource) -> None:
+        self._source, self.prefers_persistent_workers = source, source.is_config
+        if source.read_config is not None:
+            config = source.read_config()
             self.name, self.worker_spec = f"lithops/{config['lithops']['backend']}", parse_worker_spec(config)
         self.is_local = self.name in ("localhost", "lithops/localhost")
 
     def open(self, job_spec: JobSpec) -> LithopsSession:
-        """Its jobs; ExecutorError if Lithops takes none, or for storage that its workers cannot reach."""
+        """Return a session for the tasks of one job.
+
+        Raises ExecutorError if Lithops takes no jobs, or if workers cannot reach the storage of the blocks.
+        """
         check_key_is_portable(job_spec, self.name)
-        invocations = LithopsInvocations(self._executor_spec, shares_executor=True)
+        invocations = LithopsInvocations(self._source, shares_executor=True)
         try:
             check_location_reachable(job_spec.blocks.location, "lies in", *invocations.backend_and_storage)
             location = job_spec.output_spec and job_spec.output_spec.location
@@ -91,6 +91,14 @@ class LithopsExecutor:
         except BaseException:
             invocations.close()
             raise
+
+    def choose_storage(self, data: Any) -> Any:
+        """Return the storage that the functions reach."""
+        return self._source.get_storage()
+
+    def make_worker_provider(self) -> WorkerProvider:
+        """Return what starts functions that persist."""
+        return LithopsWorkerProvider(self._source)
 
 
 class LithopsSession:
@@ -209,11 +217,11 @@ class LithopsWorkerProvider(WorkerProvider):
 
     Parameters
     ----------
-    executor_spec : "localhost", path or lithops.FunctionExecutor, whose configuration is used.
+    source : LithopsSource
     """
 
-    def __init__(self, executor_spec: Any) -> None:
-        self._invocations = LithopsInvocations(executor_spec)
+    def __init__(self, source: LithopsSource) -> None:
+        self._invocations = LithopsInvocations(source)
         self._has_stored_objects = False  # whether the storage has taken anything
         self.name = self._invocations.name
         self.shares_files = self._invocations.is_local

@@ -7,14 +7,13 @@ import copy
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polarmap.clouds import lithops_config
 from polarmap.errors import ExecutorError, StorageError
-from polarmap.executors.executor_specs import is_lithops_executor, is_localhost_spec
 from polarmap.executors.lithops_internals import (
     InvocationLostError,
     abandon_jobs,
@@ -36,6 +35,7 @@ from polarmap.executors.lithops_internals import (
     restart_dead_monitor,
 )
 from polarmap.executors.pickling import pickle_worker_code_by_value
+from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.retries import retry_request
 
 SUBMIT_RETRY_SECONDS = 1.0  # in which Lithops is given a job again that it could not store
@@ -59,10 +59,10 @@ class LithopsInvocations:
 
     Parameters
     ----------
-    executor_spec : "localhost", path or lithops.FunctionExecutor
-        With "localhost" there is a process for each function, and all files lie in our temporary folder.
-    shares_executor : whether a FunctionExecutor is used itself, and left open; else one that is opened like
-        it.
+    source : LithopsSource
+        Where the FunctionExecutors come from.
+    shares_executor : bool
+        Whether to use a FunctionExecutor of the caller itself, and leave it open; else one is opened like it.
 
     Attributes
     ----------
@@ -71,22 +71,18 @@ class LithopsInvocations:
     running_futures : dict
         From key to future, of what has not ended as far as is known.
     uses_private_folder : bool
-        Whether "localhost" was chosen.
+        Whether all files of Lithops are in the temporary folder of this process.
     is_local : bool
         Whether functions are processes of this machine, in no container.
     backend_and_storage : pair of str
         The backend and the storage of these functions, as `check_location_reachable` takes them.
     """
 
-    def __init__(self, executor_spec: Any, shares_executor: bool = False) -> None:
-        self.uses_private_folder = is_localhost_spec(executor_spec)
-        self._shared_executor = (
-            executor_spec if shares_executor and is_lithops_executor(executor_spec) else None
-        )
+    def __init__(self, source: LithopsSource, shares_executor: bool = False) -> None:
+        self.uses_private_folder = source.uses_private_folder
+        self._shared_executor = source.shared_executor if shares_executor else None
         self._job_keys_by_executor: dict[Any, set[str]] = {}  # by FunctionExecutor: Lithops' keys of its jobs
-        self.function_executor = (
-            open_function_executor(executor_spec) if self._shared_executor is None else self._shared_executor
-        )
+        self.function_executor = self._shared_executor or source.open_function_executor()
         self._job_keys_by_executor[self.function_executor] = set()
         self.is_local = is_localhost_function_executor(self.function_executor)
         storage = "" if self.uses_private_folder else self.function_executor.storage.backend
@@ -107,8 +103,10 @@ class LithopsInvocations:
         ):
             return self.function_executor
         try:
-            executor_spec = "localhost" if self.uses_private_folder else self.function_executor
-            new_executor = open_function_executor(executor_spec, n_slots)
+            if self.uses_private_folder:
+                new_executor = build_localhost_executor()
+            else:
+                new_executor = clone_function_executor(self.function_executor, n_slots)
         except Exception as error:
             raise ExecutorError(f"{self.name} takes no job: {_format_error(error)}") from error
         self._job_keys_by_executor[new_executor] = set()
@@ -239,6 +237,56 @@ def _format_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+class LithopsSource(NamedTuple):
+    """Where FunctionExecutors come from.
+
+    open_function_executor : called with no arguments, opens a FunctionExecutor, or raises ExecutorError.
+    read_config : called with no arguments, returns the complete configuration; None: there is none.
+    get_storage : called with no arguments, returns the storage that workers reach, as `encode` takes it.
+    is_config : whether it is a configuration, from which each map opens a FunctionExecutor of its own.
+    uses_private_folder : whether there is a process of this machine for each function, and all files are in
+        the temporary folder of this process.
+    shared_executor : the FunctionExecutor of the caller that maps may use; None if there is none.
+    """
+
+    open_function_executor: Callable[[], Any]
+    read_config: Callable[[], Mapping[str, Any]] | None
+    get_storage: Callable[[], Any]
+    is_config: bool = False
+    uses_private_folder: bool = False
+    shared_executor: Any = None
+
+    @classmethod
+    def for_localhost(cls) -> LithopsSource:
+        """Return the source of FunctionExecutors of this machine, without a configuration."""
+        return cls(
+            build_localhost_executor,
+            None,
+            lambda: get_process_temp_folder() / "arrays",
+            uses_private_folder=True,
+        )
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str]) -> LithopsSource:
+        """Return the source that a configuration file is."""
+        return cls(
+            partial(open_function_executor, path),
+            partial(read_complete_config, path),
+            lambda: path,
+            is_config=True,
+        )
+
+    @classmethod
+    def from_executor(cls, function_executor: Any) -> LithopsSource:
+        """Return the source of a FunctionExecutor of the caller, and of others like it."""
+        return cls(
+            partial(clone_function_executor, function_executor),
+            lambda: function_executor.config,
+            lambda: function_executor,
+            shared_executor=function_executor,
+        )
+
+
 # --- configurations ----------------------------------------------------------------------------
 
 
@@ -250,16 +298,9 @@ def read_complete_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
         return config
 
 
-def open_function_executor(executor_spec: Any, n_slots: int | None = None) -> Any:
-    """A new FunctionExecutor: ours on this machine, from a configuration file, or like another one.
-
-    n_slots : of one like another on this machine; None: as many as that has.
-    """
-    if is_localhost_spec(executor_spec):
-        return build_localhost_executor()
-    if is_lithops_executor(executor_spec):
-        return clone_function_executor(executor_spec, n_slots)
-    with _open_config_file(executor_spec) as (file, defaults):
+def open_function_executor(config_path: str | os.PathLike[str]) -> Any:
+    """Open a FunctionExecutor as a configuration file says. Raises ExecutorError if Lithops cannot use it."""
+    with _open_config_file(config_path) as (file, defaults):
         build = partial(build_function_executor, config_file=str(file), **defaults)
         function_executor = retry_request(build) if file.absolute() in _answered_configs else build()
     # Jobs may be told of any number of parts, unless the owner says how much: Lithops allows 4 MiB.

@@ -1,41 +1,28 @@
-"""Persistent workers: pools of one's own, and the one that is the default."""
+"""`Pool`: an executor whose workers persist from map to map, and the executor that is the default."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-import weakref
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Self
 
-from polarmap.clouds.limits import WorkerSpec
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
-from polarmap.executors.block_store import BlockStore, MemoryMappedBlockStore
-from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.executor_specs import is_dask_client, is_lithops_spec, is_ray_spec
-from polarmap.executors.interface import JobSpec, MapExecutor, Session, check_location_reachable
-from polarmap.executors.local_workers import CAN_FORK, LocalWorkerPool
-from polarmap.executors.pickling import pickle_function_with_buffers
-from polarmap.executors.pool_session import PoolSession
-from polarmap.executors.temp_folders import make_shared_memory_folder, make_temp_folder, remove_owned_folder
+from polarmap.executors.interface import JobSpec, Session
+from polarmap.executors.local_workers import CAN_FORK
+from polarmap.executors.persistent_executor import (
+    DEFAULT_BLOCK_CACHE_BYTES,
+    PersistentExecutor,
+    PoolOptions,
+    WorkerHost,
+)
+from polarmap.executors.resolved import ExecutorHandle, ResolvedExecutor
 from polarmap.executors.worker_listener import check_endpoint
-from polarmap.executors.worker_pool import WorkerPool
 from polarmap.validation import check_positive_int, is_positive_number
-from polarmap.worker.handshake import Endpoint
-from polarmap.worker.processes import LIVENESS_INTERVAL
 from polarmap.worker.socket_channel import TCP_TIMEOUT
 
-if TYPE_CHECKING:
-    from polarmap.executors.remote_workers import WorkerProvider
 
-DEFAULT_BLOCK_CACHE_BYTES = 2**30  # that blocks in memory may take by default
-
-
-class Pool:
+class Pool(ExecutorHandle):
     """Persistent workers: an executor for every verb.
 
     The first map starts them; later maps find them, and the blocks of data that they share. Maps without
@@ -124,234 +111,97 @@ class Pool:
                 raise CodeError(
                     f"fork must be None, False, or True where processes can be, not {fork!r:.100}"
                 )
-            self._name, self.worker_spec, make_provider = _resolve_provider(executor)
-            self.executor, self.workers, self.is_local = executor, workers, executor is None
-            uses_fork, tcp_timeout_seconds = CAN_FORK if fork is None else fork, float(tcp_timeout)
             limits = float(idle_timeout), int(memory_limit), threads_per_worker
-            options = *limits, listen_endpoint, uses_fork, tcp_timeout_seconds
-            self._open_resources = partial(PoolResources, self._name, make_provider, workers, *options)
-            is_on_cluster = is_dask_client(executor) or is_ray_spec(executor)
-            uses_fallback = is_on_cluster and listen is False
-            self._fallback_executor = _make_task_executor(executor) if uses_fallback else None
-            self._lock = threading.Lock()
-            self._resources: PoolResources | None = None
-            self._finalizer: Callable[[], object] = lambda: None  # what ends them, once
-            self._is_closed = False
-            _open_pools.add(self)
+            uses_fork = CAN_FORK if fork is None else fork
+            options = PoolOptions(*limits, listen_endpoint, uses_fork, float(tcp_timeout))
+            host = None if executor is None else _resolve_host(executor)
+            self._executor = PersistentExecutor(host, workers, options)
+            self.executor, self.workers = executor, workers
+            self.worker_spec, self.is_local = self._executor.worker_spec, self._executor.is_local
+
+    def resolve(self) -> ResolvedExecutor:
+        """Return the executor of the workers."""
+        return self._executor
 
     @property
     def name(self) -> str:
-        """Where the workers are, and over what they talk with this process, once that is known."""
-        resources = self._resources
-        if self._fallback_executor is not None:
-            return self._fallback_executor.name
-        channel_name = resources.worker_pool.latest_channel_name if resources else ""
-        return f"{self._name} ({channel_name})" if channel_name else self._name
+        """Where the workers are, and by which channel they talk with this process once that is known."""
+        return self._executor.name
 
     @property
     def workers_by_host(self) -> dict[str, int]:
         """The number of workers on each machine, by host name; empty for processes of this machine."""
-        resources = self._resources
-        return {} if resources is None else resources.worker_pool.count_workers_by_host()
+        return self._executor.workers_by_host
 
     def __repr__(self) -> str:
-        resources = self._resources
-        if self._is_closed:
-            state = "closed"
-        elif resources is None or not len(resources.worker_pool):
-            state = "no workers running"
-        else:
-            n_busy = resources.worker_pool.count_busy_workers()
-            state = f"{len(resources.worker_pool)} workers running, {n_busy} busy"
-        limit = "" if self.workers is None else f", at most {self.workers}"
-        return f"<Pool: {self.name}, {state}{limit}>"
+        return repr(self._executor)
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
-        with self._lock:
-            if self._is_closed:
-                raise ExecutorError("this Pool is closed: make a new one")
-            if self._fallback_executor is not None:
-                return self._fallback_executor.open(job_spec)
-            session = None if self._resources is None else self._resources.open_session(job_spec)
-            if session is None:
-                self._finalizer()  # lets go of those that have ended by themselves
-                self._resources = self._open_resources()  # ExecutorError if that is impossible
-                self._finalizer = weakref.finalize(self, self._resources.close)
-                session = self._resources.open_session(job_spec)
-            assert session is not None
-            return session
+        """Return a session for the tasks of one job.
+
+        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot reach its storage.
+        """
+        return self._executor.open(job_spec)
 
     def stop_workers(self) -> None:
-        """End the workers and let go of all blocks; the next map starts others."""
-        with self._lock:
-            self._resources = None
-            finalizer = self._finalizer  # not that of workers which a map on another thread may start
-        finalizer()
+        """End the workers and discard all blocks; the next map starts other workers."""
+        self._executor.stop_workers()
 
     def close(self) -> None:
         """End the workers for good. Safe to call twice."""
-        self._is_closed = True
-        self.stop_workers()
+        self._executor.close()
 
     def after_fork(self) -> None:
-        """Let go of the workers, in a process that was forked of the one that has them."""
-        self._lock = threading.Lock()
-        resources, self._resources = self._resources, None
-        if resources is not None:
-            resources.worker_pool.after_fork()
+        """Forget the workers, in a process that was forked from the one that has them."""
+        self._executor.after_fork()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
 
-class PoolResources:
-    """The workers, blocks and folders of a pool, from a map until it has been idle for long enough.
+class DefaultExecutor(PersistentExecutor):
+    """The processes of this machine that run all maps without an executor."""
 
-    Parameters
-    ----------
-    pool_name : of the pool.
-    make_provider : what makes the place where they are started; None: they are processes of this machine.
-    max_workers, idle_timeout, block_cache_bytes, n_threads, listen_endpoint, uses_fork, tcp_timeout : as
-        `Pool` was told.
-    """
+    def __init__(self) -> None:
+        super().__init__(None, None, PoolOptions())
 
-    def __init__(
-        self,
-        pool_name: str,
-        make_provider: Callable[[], WorkerProvider] | None,
-        max_workers: int | None,
-        idle_timeout: float,
-        block_cache_bytes: int,
-        n_threads: int,
-        listen_endpoint: bool | Endpoint,
-        uses_fork: bool,
-        tcp_timeout: float,
-    ) -> None:
-        self._pool_name, self._idle_timeout = pool_name, idle_timeout
-        self._folders: list[Path] = []  # in which workers read and write, if they share files with us
-        self.worker_pool: WorkerPool
-        self._block_store: BlockStore
-        self._provider = provider = None if make_provider is None else make_provider()
-        if provider is None:
-            self._block_store = self._make_file_block_store(block_cache_bytes)
-            self.worker_pool = LocalWorkerPool(
-                n_threads, max_workers, list(map(str, self._folders)), uses_fork
-            )
-        else:
-            from polarmap.executors.remote_workers import RemoteWorkerPool
+    def choose_for(self, data: Any) -> ResolvedExecutor:
+        """Return this executor, or the one that stored data name: its workers can read their storage."""
+        stored_executor = getattr(data, "executor", None) if hasattr(data, "coded_blocks") else None
+        return self if stored_executor is None else _recognize_executor(stored_executor)
 
-            self.worker_pool = RemoteWorkerPool(
-                provider, max_workers, listen_endpoint, block_cache_bytes, n_threads, tcp_timeout
-            )
-            try:
-                if provider.shares_files or provider.shares_host:
-                    n_sharing = 1 if provider.shares_files else max_workers or provider.max_workers or 1
-                    self._block_store = self._make_file_block_store(block_cache_bytes * n_sharing)
-                else:
-                    self._block_store = provider.make_block_store()
-            except BaseException:
-                self.worker_pool.close()
-                raise
-        self._lock = threading.RLock()  # a pool that nobody has any more may be closed at any moment
-        self._owner_pid = os.getpid()
-        self._is_closed = threading.Event()
-        threading.Thread(target=self._close_when_idle, name="polarmap-idle", daemon=True).start()
-
-    def open_session(self, job_spec: JobSpec) -> PoolSession | None:
-        """Tasks of one map; None if the workers have ended."""
-        is_remote = self._provider is not None
-        backend_and_storage = self._provider.backend_and_storage if self._provider is not None else ("", "")
-        check_location_reachable(job_spec.blocks.location, "lies in", *backend_and_storage)
-        location = job_spec.output_spec and job_spec.output_spec.location
-        check_location_reachable(location, "is to stay in", *backend_and_storage)
-        if is_remote:
-            check_key_is_portable(job_spec, self._pool_name)
-        by_value = self._provider is not None and not self._provider.imports_polarmap
-        function_and_structure = job_spec.f, job_spec.blocks.structure
-        pickled_function = pickle_function_with_buffers(function_and_structure, self._pool_name, by_value)
-        module_sources: Mapping[str, tuple[str, bool]] = {}
-        if self._provider is not None:
-            module_sources = self._provider.collect_module_sources(pickled_function.pickle_bytes)
-        with self._lock:
-            if self._is_closed.is_set():
-                return None
-            shares_files = self._provider is None or self._provider.shares_files
-            folders = self._folders if shares_files else []
-            return PoolSession(
-                job_spec, pickled_function, module_sources, self.worker_pool, self._block_store, folders
-            )
-
-    def close(self) -> None:
-        """End the workers, remove all files; who comes second waits until that is done."""
-        if os.getpid() != self._owner_pid:
-            return
-        with self._lock:
-            if not self._is_closed.is_set():
-                self._is_closed.set()
-                self.worker_pool.close()
-                for folder in self._folders:
-                    remove_owned_folder(folder)
-
-    def _make_file_block_store(self, max_memory_bytes: int) -> BlockStore:
-        """New folders for blocks; ExecutorError if there is no room for any."""
-        disk_folder, memory_folder = make_temp_folder(), make_shared_memory_folder()
-        self._folders = [folder for folder in (memory_folder, disk_folder) if folder is not None]
-        return MemoryMappedBlockStore(memory_folder, disk_folder, max_memory_bytes)
-
-    def _close_when_idle(self) -> None:
-        remaining_seconds = self._idle_timeout
-        while not self._is_closed.wait(max(min(remaining_seconds, LIVENESS_INTERVAL), 0.01)):
-            with contextlib.suppress(Exception):  # of a site, say: what is idle is to end all the same
-                self.worker_pool.maintain_workers()
-            with self._lock:
-                remaining_seconds = self._idle_timeout - self.worker_pool.get_idle_seconds()
-                if remaining_seconds <= 0:
-                    self.close()
+    def with_persistent_workers(
+        self, max_workers: int | None = None
+    ) -> tuple[ResolvedExecutor, Callable[[], None]]:
+        """Return this executor, which stays open, or one of at most `max_workers` processes of its own."""
+        if max_workers is None:
+            return super().with_persistent_workers()
+        executor = PersistentExecutor(None, max_workers, PoolOptions())
+        return executor, executor.close
 
 
-def _make_task_executor(executor_spec: Any) -> MapExecutor:
-    """What runs single maps by the tasks of an engine."""
-    from polarmap.executors.futures import FuturesExecutor
-
-    return FuturesExecutor(executor_spec)
-
-
-def _resolve_provider(
-    executor_spec: Any,
-) -> tuple[str, WorkerSpec | None, Callable[[], WorkerProvider] | None]:
-    """The name of a place for persistent workers, what each is given, and what makes the place.
-
-    ExecutorError if none stay there.
-    """
-    if executor_spec is None:
-        return "processes here", None, None
-    if is_lithops_spec(executor_spec):
-        from polarmap.executors.lithops import LithopsExecutor, LithopsWorkerProvider
-
-        executor = LithopsExecutor(executor_spec)
-        name = f"persistent workers on {executor.name}"
-        return name, executor.worker_spec, partial(LithopsWorkerProvider, executor_spec)
-    if is_dask_client(executor_spec):
-        from polarmap.executors.dask import DaskWorkerProvider
-
-        name = f"persistent workers on {DaskWorkerProvider.name}"
-        return name, None, partial(DaskWorkerProvider, executor_spec)
-    if is_ray_spec(executor_spec):
-        from polarmap.executors.ray import RayWorkerProvider
-
-        name = f"persistent workers on {RayWorkerProvider.name}"
-        return name, None, partial(RayWorkerProvider, executor_spec)
-    advice = "pass it as executor= of the map"
-    if is_integer(executor_spec):
-        advice = f"for so many of them, Pool(workers={executor_spec})"
-    raise ExecutorError(f"a Pool has no persistent workers on {executor_spec!r:.200}: {advice}")
+def _resolve_host(executor: Any) -> WorkerHost:
+    """Return the executor on which the workers of a pool are started. Raises ExecutorError if none can be."""
+    if is_integer(executor):
+        raise ExecutorError(
+            f"a Pool has no persistent workers on {executor}: for so many of them, Pool(workers={executor})"
+        )
+    host = _recognize_executor(executor)
+    if not isinstance(host, WorkerHost):
+        raise ExecutorError(
+            f"a Pool has no persistent workers on {executor!r:.200}: pass it as executor= of the map"
+        )
+    return host
 
 
-_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+def _recognize_executor(executor: Any) -> ResolvedExecutor:
+    """Return the executor that an argument means. The default pool needs no such import."""
+    from polarmap.executors.recognition import recognize_executor
+
+    return recognize_executor(executor)
 
 
 def shutdown() -> None:
@@ -359,18 +209,7 @@ def shutdown() -> None:
 
     The next such map starts others.
     """
-    default_pool.stop_workers()
+    default_executor.stop_workers()
 
 
-def _reset_pools_after_fork() -> None:
-    """A process that was forked starts workers of its own."""
-    for pool in list(_open_pools):
-        with contextlib.suppress(Exception):
-            pool.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_pools_after_fork)
-
-
-default_pool = Pool()  # which all maps without an executor share
+default_executor = DefaultExecutor()

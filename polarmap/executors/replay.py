@@ -62,7 +62,7 @@ class ReplayExecutor:
         self._arrival_seconds = dict(script)
 
     def open(self, job_spec: JobSpec) -> ReplaySession:
-        """A run on a virtual clock of its own."""
+        """Return a session with a virtual clock of its own."""
         return ReplaySession(self._arrival_seconds, job_spec)
 
 

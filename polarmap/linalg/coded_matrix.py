@@ -22,8 +22,8 @@ from polarmap.blocks.pairs import CodedPairs
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import is_integer_dtype
 from polarmap.errors import CodeError
-from polarmap.executors import choose_storage_for_workers, partition_if_on_cluster
 from polarmap.executors.encryption_keys import check_not_encrypted
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.linalg import operands
 from polarmap.linalg.layouts import GRAM_COUNTS, BlockCounts
 
@@ -34,11 +34,11 @@ class CodedMatrix:
     """Both sides of a matrix, each encoded when it is first asked for."""
 
     def __init__(
-        self, matrix: Any, executor: Any, block_counts: BlockCounts, code: CodeName | PolarCode
+        self, matrix: Any, executor: ResolvedExecutor, block_counts: BlockCounts, code: CodeName | PolarCode
     ) -> None:
         self._matrix, self._block_counts, self._code = matrix, block_counts, code
         self.is_sparse = is_scipy_sparse(matrix)  # and lies in memory
-        self._storage = None if self.is_sparse else choose_storage_for_workers(executor, matrix)
+        self._storage = None if self.is_sparse else executor.choose_storage(matrix)
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
         self.encodings: dict[str, EncodedMatrix] = {}
@@ -109,7 +109,7 @@ class CodedMatrix:
             return None
         matrix = self._matrix if axis == "rows" else self._matrix.T
         k, n, code = self._choose_block_counts_and_code(matrix.shape[0], axis == "paired columns")
-        cluster_data = partition_if_on_cluster(self._executor, matrix, k)
+        cluster_data = self._executor.partition(matrix, k)
         if cluster_data is None:
             return None
         coded_data = encode_on_cluster(cluster_data, CodeOptions(k, n, code), None)

@@ -15,6 +15,7 @@ from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.driver.results import LazyReport
 from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
+from polarmap.executors import resolve_executor
 from polarmap.linalg import operands
 from polarmap.linalg.layouts import GRAM_COUNTS, BlockCounts, check_axis_block_counts, get_default_gram_tasks
 from polarmap.linalg.products import CodedProduct, ProductRunner, make_product_runner, multiply_block_pairs
@@ -91,7 +92,7 @@ def coded_gram(
         n = get_default_gram_tasks(k) if tasks is None else check_positive_int("tasks", tasks)
         coded_pairs = _encode_column_pairs(matrix, dtype, k, n)
         run_product = make_product_runner(
-            executor,
+            resolve_executor(executor),
             check_options(verify, rtol, timeout, retries, retry_delay=retry_delay),
             lambda: context,
         )

@@ -20,7 +20,7 @@ from polarmap.driver.prepared_map import make_context
 from polarmap.driver.results import LazyReport
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError, PolarmapError, trimmed_tracebacks, warn
-from polarmap.executors import make_executor_persistent, suggest_n_blocks
+from polarmap.executors import resolve_executor
 from polarmap.linalg import operands
 from polarmap.linalg.coded_matrix import CodedMatrix
 from polarmap.linalg.gram import SPARSE_GRAM_ADVICE, check_weights, compute_gram
@@ -112,11 +112,13 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 matrix = operands.check_matrix(A, "A")
             super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
             options = check_options(verify, rtol, timeout, retries, retry_delay=retry_delay)
-            executor, close_executor = make_executor_persistent(executor)
+            executor, close_executor = resolve_executor(executor), lambda: None
+            if executor.prefers_persistent_workers:
+                executor, close_executor = executor.with_persistent_workers()
             self._coded_matrix = CodedMatrix(
                 matrix,
                 executor,
-                _resolve_block_counts(blocks, tasks, code, suggest_n_blocks(executor, DEFAULT_N_BLOCKS)),
+                _resolve_block_counts(blocks, tasks, code, executor.suggest_n_blocks(DEFAULT_N_BLOCKS)),
                 code,
             )
             self._finalizer = weakref.finalize(

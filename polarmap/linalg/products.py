@@ -18,7 +18,8 @@ from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_functio
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.dtypes import Array, DType
 from polarmap.errors import CodeError
-from polarmap.executors import is_on_local_cores
+from polarmap.executors import resolve_executor
+from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.linalg import layouts, operands
 from polarmap.linalg.adaptive_parity import AdaptiveParitySchedule
 from polarmap.report import Report
@@ -124,7 +125,7 @@ def coded_matmul(
             method, (*left_factor.shape, right_factor.shape[1]), blocks, tasks, left_factor.dtype.itemsize
         )
         run_product = make_product_runner(
-            executor,
+            resolve_executor(executor),
             check_options(verify, rtol, timeout, retries, retry_delay=retry_delay),
             lambda: context,
         )
@@ -241,7 +242,7 @@ def multiply_block_pairs(
 
 
 def make_product_runner(
-    executor: Any, options: MapOptions, get_context: Callable[[], JobContext]
+    executor: ResolvedExecutor, options: MapOptions, get_context: Callable[[], JobContext]
 ) -> ProductRunner:
     """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
 
@@ -251,7 +252,9 @@ def make_product_runner(
     the same blocks before tells.
     """
     schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # of coded blocks, by id, and results
-    adapts_parity = is_on_local_cores(executor) and options.schedule == "upfront"
+    # Threads of a pool of the caller may wait for something else than a core.
+    runs_on_cores = executor.is_local and executor.has_persistent_workers
+    adapts_parity = runs_on_cores and options.schedule == "upfront"
 
     def run_product(
         block_function: Callable[[Any], Array], coded_blocks: Any, result_shape: Shape
@@ -265,7 +268,8 @@ def make_product_runner(
         execution, blocks = prepare_coded_execution(coded_blocks, CodeOptions(), executor, product_options)
         collector, report = execute_coded(execution, block_function, blocks, product_options, get_context())
         if adapts_parity:
-            arrived, has_missing = collector.task_table.arrived, len(collector.tracker.missing_indices) > 0
+            arrived = collector.task_table.arrived
+            has_missing = len(collector.decoder.tracker.missing_indices) > 0
             used_tasks = arrived.keys() - collector.unneeded_tasks
             parity_schedule.observe_product(max(map(arrived.__getitem__, used_tasks)), has_missing)
         return collector.build_result(report), report

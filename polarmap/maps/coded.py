@@ -20,6 +20,7 @@ from polarmap.driver.options import (
 from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
 from polarmap.driver.results import CodedResult
 from polarmap.errors import CodeError
+from polarmap.executors import resolve_executor
 
 if TYPE_CHECKING:
     from polarmap.arrays.stored_result import Stored, StoredResult
@@ -171,11 +172,11 @@ def coded_map(
     )
     code_options = apply_plan(CodeOptions(blocks, tasks, code, degree), schedule)
     if out is None:
-        return prepare_coded_map(f, data, code_options, executor, options)
+        return prepare_coded_map(f, data, code_options, resolve_executor(executor), options)
     if on_result is not None:
         raise CodeError(
             "on_result= gets results that workers return, out= keeps them in storage: leave one out"
         )
     from polarmap.arrays.stored_result import prepare_stored_map  # as much again as all other maps need
 
-    return prepare_stored_map(f, data, code_options, out, executor, options)
+    return prepare_stored_map(f, data, code_options, out, resolve_executor(executor), options)

@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 from polarmap.driver.call_queue import CallQueue, MappedCalls, SubmittedCall, get_function_key
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
-from polarmap.executors import resolve_executor, rewrap_with_faults, unwrap_faulty_executor
+from polarmap.executors import resolve_executor
 from polarmap.executors.encryption_keys import check_not_encrypted
-from polarmap.executors.executor_specs import is_dask_client, is_lithops_spec, is_ray_spec
 from polarmap.executors.fork_server_client import MAX_INLINE_FUNCTION_BYTES
-from polarmap.executors.interface import DelegatingExecutor, JobSpec, MapExecutor, Session
+from polarmap.executors.interface import JobSpec, Session
 from polarmap.executors.pickling import (
     PickledFunction,
     pickle_call_to_block,
@@ -26,7 +25,7 @@ from polarmap.executors.pickling import (
     pickle_small_values,
     pickle_worker_code_by_value,
 )
-from polarmap.executors.pool import Pool, default_pool
+from polarmap.executors.resolved import DelegatingExecutor, ExecutorHandle, ResolvedExecutor
 from polarmap.executors.temp_folders import make_temp_folder, remove_owned_folder
 from polarmap.validation import check_positive_int, is_nonnegative_int
 from polarmap.worker.environment import count_available_cores
@@ -39,7 +38,7 @@ T = TypeVar("T")
 MAX_QUEUED_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
 
 
-class Executor(DelegatingExecutor, futures.Executor):
+class Executor(ExecutorHandle, futures.Executor):
     """A `concurrent.futures.Executor`: calls of any function as futures, with backups for late ones.
 
     For tools that take an executor, and for calls that come one by one. What a call returns or raises is
@@ -90,25 +89,36 @@ class Executor(DelegatingExecutor, futures.Executor):
             for name, count in {"backups": backups, "retries": retries}.items():
                 if not is_nonnegative_int(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
-            resolved_spec, n_workers, pool, on_close = _resolve_executor_resources(
-                unwrap_faulty_executor(executor), workers
-            )
-            resolved_executor = resolve_executor(rewrap_with_faults(executor, resolved_spec))
-            # What another executor was given cannot be taken back: one call more than it has workers.
-            max_in_flight = MAX_QUEUED_CALLS if pool is not None or n_workers is None else n_workers + 1
-            self.executor_spec = executor
-            self._max_workers = n_workers or count_available_cores()  # Dask asks for it
-            self._shares_files = pool is not None and pool.is_local
-            # Elsewhere polarmap may be missing.
-            self._is_remote = pool is not None and not pool.is_local
+            used_executor, on_close = resolve_executor(executor).with_persistent_workers(workers)
+            self._executor = used_executor
+            self.worker_spec, self.is_local = used_executor.worker_spec, used_executor.is_local
+            if used_executor.has_persistent_workers or used_executor.max_workers is None:
+                max_in_flight = MAX_QUEUED_CALLS
+            else:  # Calls that it was given cannot be withdrawn: it gets one more than it has workers.
+                max_in_flight = used_executor.max_workers + 1
+            self._max_workers = used_executor.max_workers or count_available_cores()  # Dask asks for it.
+            self._shares_files = used_executor.has_persistent_workers and self.is_local
+            # polarmap may be missing on other machines.
+            self._is_remote = used_executor.has_persistent_workers and not self.is_local
             self._pickling_context = (
                 pickle_worker_code_by_value if self._is_remote else contextlib.nullcontext
             )
-            super().__init__(resolved_executor)
-            self._call_queue = CallQueue(
-                resolved_executor, on_close, max_in_flight, int(backups), int(retries)
-            )
+            self._call_queue = CallQueue(used_executor, on_close, max_in_flight, int(backups), int(retries))
             weakref.finalize(self, self._call_queue.shutdown).atexit = False
+
+    @property
+    def name(self) -> str:
+        """The name in reports of the executor where calls run."""
+        return self._executor.name
+
+    @property
+    def workers_by_host(self) -> dict[str, int]:
+        """The number of workers on each machine, by host name; empty if it is not known."""
+        return self._executor.workers_by_host
+
+    def resolve(self) -> ResolvedExecutor:
+        """Return the executor where calls run, as long as this one is open."""
+        return ExecutorOfCalls(self, self._executor)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
         """The future of the call `fn(*args, **kwargs)`.
@@ -229,7 +239,7 @@ class Executor(DelegatingExecutor, futures.Executor):
         return f
 
     def open(self, job_spec: JobSpec) -> Session:
-        """A run of a map where its calls run; RuntimeError after `shutdown`."""
+        """Return a session for a map where calls run. Raises RuntimeError after `shutdown`."""
         self._call_queue.check_open()
         return self._executor.open(job_spec)
 
@@ -248,6 +258,18 @@ class Executor(DelegatingExecutor, futures.Executor):
             self._call_queue.wait_for_all_calls()
 
 
+class ExecutorOfCalls(DelegatingExecutor):
+    """The executor of maps on an `Executor`, which it keeps alive: who drops an `Executor` shuts it down."""
+
+    def __init__(self, owner: Executor, executor: ResolvedExecutor) -> None:
+        super().__init__(executor)
+        self._owner = owner
+
+    def open(self, job_spec: JobSpec) -> Session:
+        """Return a session where calls run. Raises RuntimeError after the `shutdown` of the owner."""
+        return self._owner.open(job_spec)
+
+
 def _write_function_file(owner: object, f: PickledFunction) -> str:
     """The path of a file that holds a function, and is there as long as its owner."""
     folder = make_temp_folder()  # which has more room; a new file is in memory at first
@@ -255,29 +277,3 @@ def _write_function_file(owner: object, f: PickledFunction) -> str:
     check_private_folder(str(folder))  # as workers do: not every file system keeps others out
     write_file(str(folder), "calls/function", *f.get_buffers_to_send())
     return str(folder / "calls/function")
-
-
-def _resolve_executor_resources(
-    executor_spec: Any, n_workers: int | None
-) -> tuple[MapExecutor, int | None, Pool | None, Callable[[], None]]:
-    """Where the caller means: calls at a time, if that is known; its pool, if it has one; what ends it."""
-    if (
-        executor_spec is None
-        or is_lithops_spec(executor_spec)
-        or is_dask_client(executor_spec)
-        or is_ray_spec(executor_spec)
-    ):
-        is_shared = executor_spec is None and n_workers is None
-        pool = default_pool if is_shared else Pool(executor_spec, n_workers)
-        return pool, pool.workers, pool, (lambda: None) if is_shared else pool.close
-    if n_workers is not None:
-        raise ExecutorError(f"a {type(executor_spec).__name__} has workers of its own: leave workers= out")
-    if isinstance(executor_spec, Pool):
-        return executor_spec, executor_spec.workers, executor_spec, lambda: None
-    max_workers: Any = getattr(executor_spec, "_max_workers", None)
-    return (
-        resolve_executor(executor_spec),
-        int(max_workers) if is_integer(max_workers) else None,
-        None,
-        lambda: None,
-    )

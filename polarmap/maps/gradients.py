@@ -18,6 +18,7 @@ from polarmap.driver.options import FunctionTraits, Verify, check_function, chec
 from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
 from polarmap.dtypes import FLOAT64_EPS, Array, Floats
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.executors import resolve_executor
 from polarmap.report import Report
 from polarmap.validation import is_choice, is_positive_number
 from polarmap.worker.finite_differences import (
@@ -156,7 +157,8 @@ def coded_gradient(
         options = replace(options, rtol=amplification * FLOAT64_EPS, traits=traits)
         try:
             code_options = CodeOptions(k, tasks, code)
-            result = prepare_coded_map(task, data, code_options, executor, options).execute(context)
+            prepared_map = prepare_coded_map(task, data, code_options, resolve_executor(executor), options)
+            result = prepared_map.execute(context)
         except NotLinearError as error_:
             raise NotLinearError(_format_not_smooth_message(step, error_)) from error_
         except (NotScalarError, NotDecodableError) as error_:

@@ -30,7 +30,7 @@ from polarmap.errors import (
     WorkerLostError,
     annotate_exception,
 )
-from polarmap.executors import collect_injected_faults
+from polarmap.executors import resolve_executor
 from polarmap.executors.interface import JobSpec, Outcome, to_failure
 from polarmap.validation import check_positive_int, is_nonnegative_int
 from polarmap.worker.pytree import Array, describe_type
@@ -130,7 +130,7 @@ def hedged_map(
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
     backups = int(backups)
     _check_call_arguments(star, args, kwargs, return_exceptions)
-    execution = MapExecution(executor)
+    execution = MapExecution(resolve_executor(executor))
     items = cut_data_into_items(data, None if blocks is None else check_positive_int("blocks", blocks), star)
     n_tasks = len(items) if blocks is None else min(blocks, len(items))
     is_grouped = n_tasks < len(items)
@@ -196,7 +196,7 @@ def hedged_map(
             store_results(zip(item_ranges[outcome.task], decode_outcome(outcome)))
 
         if use_batches and is_pickled:
-            blocks = BatchPolicy(True, n_tasks, backups, collect_injected_faults(execution.executor))
+            blocks = BatchPolicy(True, n_tasks, backups, execution.executor.faults)
             blocks.enqueue_items(ItemSequence(None, blocks=task_arrays), range(n_tasks))
             make_collector = partial(
                 BatchCollector,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -13,11 +12,8 @@ import numpy as np
 from polarmap.driver.coded_future import BackgroundMap, CodedFuture
 from polarmap.driver.prepared_map import PreparedMap, make_observers
 from polarmap.errors import CodeError, trimmed_tracebacks
-from polarmap.executors import unwrap_faulty_executor
-from polarmap.executors.interface import MapExecutor
+from polarmap.executors import resolve_executor
 from polarmap.executors.pickling import copy_by_pickling
-from polarmap.executors.pool import Pool
-from polarmap.maps.executor import Executor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,7 +77,7 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
                 "submit begins a map: pass it first, as submit(coded_map, f, data); "
                 f"{map_function!r:.100} is none"
             )
-        pickle_f = _must_pickle_f(options.get("executor"))
+        pickle_f = resolve_executor(options.get("executor")).pickles_f
         map_options = {name: _snapshot_argument(name, item, pickle_f) for name, item in options.items()}
         argument_names = ("f" if callable(item) else "data" for item in arguments)
         prepared_map = prepare(
@@ -107,14 +103,6 @@ def _copy_if_in_memory(data: Any) -> Any:
         return copy.deepcopy(data)
     except Exception:  # of iterators, which are used up here, and of classes of the caller's
         return data
-
-
-def _must_pickle_f(executor_spec: Any) -> bool:
-    """Whether workers get f as bytes: not on threads, nor on an executor of the caller's own."""
-    executor_spec = unwrap_faulty_executor(executor_spec)
-    if isinstance(executor_spec, Executor):
-        return _must_pickle_f(executor_spec.executor_spec)
-    return isinstance(executor_spec, Pool) or not isinstance(executor_spec, (ThreadPoolExecutor, MapExecutor))
 
 
 def _copy_by_pickle_round_trip(f: Any) -> Any:

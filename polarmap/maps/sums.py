@@ -15,6 +15,7 @@ from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import FunctionTraits, check_function, check_on_result, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function
 from polarmap.errors import NotDecodableError, NotLinearError
+from polarmap.executors import resolve_executor
 from polarmap.report import Report
 from polarmap.validation import check_positive_int
 from polarmap.worker.task_functions import make_weighted_sum_task
@@ -114,7 +115,7 @@ def coded_sum(
         check_on_result(on_result)
         options = check_options("auto", rtol, timeout, retries, retry_delay=retry_delay)
         options = replace(options, traits=FunctionTraits(meets_requirement=True))
-        execution = MapExecution(executor)
+        execution = MapExecution(resolve_executor(executor))
         n_tasks = None if tasks is None else check_positive_int("tasks", tasks)
         coded_data = GradientCodedBlocks(*cut_data_into_parts(parts, n_tasks), n_tasks, tolerate)
         task_function = make_weighted_sum_task(f)

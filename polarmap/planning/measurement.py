@@ -21,6 +21,7 @@ from polarmap.driver.options import check_options
 from polarmap.driver.prepared_map import make_context
 from polarmap.driver.uncoded_collector import execute_uncoded
 from polarmap.errors import CodeError
+from polarmap.executors import resolve_executor
 from polarmap.planning.distributions import Pareto, ShiftedExponential
 from polarmap.planning.empirical import SharedCores, find_shared_cores, get_start_time
 from polarmap.report import TaskReport
@@ -130,9 +131,9 @@ def measure(
         raise CodeError(f"task_seconds must be a positive number, not {task_seconds!r}")
     sort_task = partial(sort_repeatedly, max(1, round(task_seconds * _measure_sorts_per_second())))
     blocks = UncodedBlocks([[np.zeros(1)]] * n_tasks, ("array",))
-    reports = []
+    resolved_executor, reports = resolve_executor(executor), []
     for _ in range(2):
-        execution = MapExecution(executor)
+        execution = MapExecution(resolved_executor)
         execution.set_code(Uncoded(n_tasks))
         map_report = execute_uncoded(
             execution,

@@ -12,7 +12,7 @@ from polarmap.blocks.code_choice import CodeOptions, encode_blocks, encode_on_cl
 from polarmap.blocks.on_cluster import ClusterCodedBlocks
 from polarmap.codes import SecretSharing
 from polarmap.errors import CodeError
-from polarmap.executors.cluster_data import PartitionedData
+from polarmap.executors.engine import PartitionedData
 
 A = np.random.default_rng(0).standard_normal((24, 5))
 DEGREE = {"tasks": 11, "degree": 2}

@@ -241,12 +241,12 @@ def test_what_nobody_waits_for_does_not_begin_and_others_in_its_batch_go_on() ->
 
 def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> None:
     with Pool(workers=1) as pool:
-        assert can_batch_items(pool, 1, 1)
+        assert can_batch_items(pool.resolve(), 1, 1)
         assert can_batch_items(resolve_executor(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
         executors: list[Any] = [ReplayExecutor(), FaultyExecutor(ReplayExecutor())]
         assert not any(can_batch_items(resolve_executor(executor), 1, 1) for executor in executors)
-        assert not can_batch_items(pool, 0, 1)
-        assert not can_batch_items(pool, 1, 0)
+        assert not can_batch_items(pool.resolve(), 0, 1)
+        assert not can_batch_items(pool.resolve(), 1, 0)
 
 
 def test_a_fault_strikes_the_batch_of_its_item_once() -> None:

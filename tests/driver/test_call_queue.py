@@ -21,6 +21,7 @@ from polarmap.driver.lateness import RUN_TIME_HISTORY_SIZE
 from polarmap.driver.policies import RetryRule
 from polarmap.driver.scheduler import schedule_tasks
 from polarmap.errors import WorkerLostError
+from polarmap.executors import resolve_executor
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.interface import (
     Failure,
@@ -49,7 +50,7 @@ class Served:
         retries: int = 1,
     ) -> None:
         self.max_open_calls = 0  # calls that were under way at a time
-        self.calls = CallQueue(Mock(), print, max_in_flight, backups, retries)
+        self.calls = CallQueue(Mock(can_batch=False, faults={}), print, max_in_flight, backups, retries)
         self.calls._is_thread_running = True  # by hand
         self.cancelled_attempts: list[tuple[int, int]] = []
         self.open(seconds, faults)
@@ -381,7 +382,7 @@ def test_a_call_may_come_while_a_run_ends() -> None:
             return super().__iter__()
 
     first, late = (SubmittedCall(Future(), "f", pickle_to_array((abs, (-1,), {}))) for _ in range(2))
-    refusing = Mock(open=Mock(side_effect=KeyError("no run")))
+    refusing = Mock(open=Mock(side_effect=KeyError("no run")), can_batch=False, faults={})
     threads, calls = list[threading.Thread](), CallQueue(refusing, print, 4, 2, 1)
     calls._is_thread_running = True
     calls.submit(first, [0])
@@ -425,7 +426,7 @@ class Counting:
 
 
 def calls_on(executor: Counting, close: Callable[[], None] = lambda: None) -> CallQueue:
-    return CallQueue(executor, close, 4, 0, 0)
+    return CallQueue(resolve_executor(executor), close, 4, 0, 0)
 
 
 def call() -> SubmittedCall:

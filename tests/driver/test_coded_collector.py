@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import math
 import weakref
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,15 @@ from coded_maps import DATA, FLOATS, K, N, assert_right, coded, failing_on, faul
 from plain import arrivals, arriving, assert_same, cut, plain_map, states
 
 from polarmap import coded_map
-from polarmap.codes import PolarCode
-from polarmap.driver import coded_collector
+from polarmap.codes import ArrivalTracker, PolarCode, SecretSharing
+from polarmap.driver import local_evaluation
+from polarmap.driver.acceptance import AcceptancePolicy
+from polarmap.driver.coded_collector import CodedCollector
+from polarmap.driver.function_properties import VERIFIED_PROPERTIES
+from polarmap.driver.local_checks import LocalChecks
+from polarmap.driver.padded_block import PaddedBlock
+from polarmap.driver.parity_checks import ParityChecks
+from polarmap.driver.verification import Accepted, Refused, Rejected, Verdict, Verifier
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -39,7 +48,8 @@ def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
 def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     coded(executor=losing(0))  # f is known from here
     monkeypatch.setattr(PolarCode, "make_decoder", lambda *_: pytest.fail("made"))
-    monkeypatch.setattr(coded_collector, "AcceptancePolicy", lambda *_: pytest.fail("made"))
+    for checks, method in ((ParityChecks, "_measure_residuals"), (LocalChecks, "start")):
+        monkeypatch.setattr(checks, method, lambda *_: pytest.fail("checked"))
     result = coded(executor=ReplayExecutor(dict.fromkeys(range(K, N), 1.1)))
     assert_same(result, plain_map(product, DATA, K))
     report = result.report
@@ -216,3 +226,144 @@ def test_results_that_contradict_each_other_are_looked_at_again_when_another_com
     with pytest.raises(NotLinearError):
         coded_map(np.square, FLOATS, blocks=6, tasks=9, executor=lost, timeout=500)
     assert len(looks) < 150
+
+
+# --- predicates answer and do nothing else -----------------------------------------------------
+
+PREDICATES = ("is_", "has_", "can_", "must_", "would_")
+# Computed when they are first asked for, and kept; they do not show outside.
+CACHED = {"_decoder", "_missing_indices", "_previous_decoder", "_trial_cache", "_effects"}
+AFTER_ARRIVAL = PaddedBlock
+WHEN_DETERMINED = AcceptancePolicy, LocalChecks, Verifier
+MAX_POLLS = 20  # at which predicates are called: f on the driver is polled for much more often
+ARGUMENTS = {"task_indices": range(K - 1), "now": 2.0, "max_wait_seconds": 1.0}
+
+
+def is_component(value: object) -> bool:
+    module = type(value).__module__
+    return module.startswith("polarmap.driver.") or isinstance(value, ArrivalTracker)
+
+
+def components_of(value: object, found: dict[int, object]) -> dict[int, object]:
+    """Return all objects of the driver that a collector consists of, by identity."""
+    if is_component(value) and hasattr(value, "__dict__") and id(value) not in found:
+        found[id(value)] = value
+        for part in vars(value).values():
+            components_of(part, found)
+    return found
+
+
+def state_of(component: object) -> dict[str, Any]:
+    """Return a copy of what an object remembers, but for cached answers."""
+    cached = {name for name, kind in vars(type(component)).items() if isinstance(kind, cached_property)}
+    return {name: copied(value) for name, value in vars(component).items() if name not in CACHED | cached}
+
+
+def copied(value: object) -> object:
+    """Return what tells whether a value has been replaced, or a collection has been changed."""
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, dict):
+        return {key: id(item) for key, item in value.items()}
+    if isinstance(value, (list, set)):
+        return [id(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str)) else id(value)
+
+
+def ask_all_predicates(component: object) -> int:
+    """Call all predicates of an object whose arguments are known, and return how many these are."""
+    n_asked = 0
+    for name, member in inspect.getmembers_static(type(component)):
+        if not name.lstrip("_").startswith(PREDICATES):
+            continue
+        if isinstance(member, property):
+            getattr(component, name)
+        elif inspect.isfunction(member):
+            _, *parameters = inspect.signature(member).parameters.values()
+            required = [one.name for one in parameters if one.default is inspect.Parameter.empty]
+            if not ARGUMENTS.keys() >= set(required):
+                continue
+            getattr(component, name)(*map(ARGUMENTS.__getitem__, required))
+        else:
+            continue
+        n_asked += 1
+    return n_asked
+
+
+def ask_collector(collector: CodedCollector) -> int:
+    """Call all predicates of all parts of a collector twice, and check that none changes any part."""
+    n_asked, components = 0, components_of(collector, {})
+    for component in components.values():
+        has_results, is_determined = collector.received.by_task, collector.decoder.ready_at is not None
+        if isinstance(component, WHEN_DETERMINED) and not is_determined:
+            continue
+        if isinstance(component, AFTER_ARRIVAL) and not has_results:
+            continue
+        before = {key: state_of(part) for key, part in components.items()}
+        n_asked += ask_all_predicates(component)
+        ask_all_predicates(component)
+        assert {key: state_of(part) for key, part in components.items()} == before, component
+    return n_asked
+
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "nothing is lost": {"executor": losing()},
+    "parity agrees": {"executor": losing(1)},
+    "f is evaluated here": {"executor": losing(1, 4, 8, 9)},
+    "garbage": {"executor": faulty({2: Fault("garbage")}, {2: 0.9, 3: math.inf})},
+    "not linear": {"f": np.abs, "executor": ReplayExecutor({0: 9.0, 1: 3.0})},
+    "NaN": {"f": lambda block: np.log(block), "executor": ReplayExecutor({0: 2.0})},
+    "padding": {"data": DATA[:-1], "executor": losing(1, 3)},
+    "padding is awaited": {"f": np.sort, "data": DATA[:-1], "executor": ReplayExecutor({K - 1: 9.0})},
+    "estimates": {"executor": losing(*range(5)), "on_timeout": "estimate", "timeout": 9.0},
+    "noise": {"code": SecretSharing(), "executor": losing(2)},
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.filterwarnings("ignore")
+def test_predicates_change_nothing(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
+    expected, n_asked, try_finish = coded(**SCENARIOS[scenario]), list[int](), CodedCollector.try_finish
+
+    def ask_and_try_finish(collector: CodedCollector) -> bool:
+        if len(n_asked) < MAX_POLLS:
+            n_asked.append(ask_collector(collector))
+        has_finished = try_finish(collector)
+        if len(n_asked) < MAX_POLLS or has_finished:
+            n_asked.append(ask_collector(collector))
+        return has_finished
+
+    VERIFIED_PROPERTIES.clear()
+    monkeypatch.setattr(CodedCollector, "try_finish", ask_and_try_finish)
+    result = coded(**SCENARIOS[scenario])
+    assert max(n_asked) >= 10
+    for block, expected_block in zip(result, expected):
+        np.testing.assert_allclose(block, expected_block, rtol=1e-9, atol=1e-9)
+    for name in ("verified", "recovered", "needed", "last_block", "errors"):
+        assert getattr(result.report, name) == getattr(expected.report, name)
+    assert len(result.report.evaluated_locally) == len(expected.report.evaluated_locally)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_verdict_changes_no_results_and_no_tasks(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
+    verdicts, judge = list[Verdict](), AcceptancePolicy.judge
+
+    def judge_and_compare(policy: AcceptancePolicy) -> Verdict:
+        parts = policy._decoder.received, policy._task_table
+        before, properties = [state_of(part) for part in parts], dict(VERIFIED_PROPERTIES)
+        verdicts.append(judge(policy))
+        assert [state_of(part) for part in parts] == before
+        assert properties == VERIFIED_PROPERTIES
+        return verdicts[-1]
+
+    monkeypatch.setattr(AcceptancePolicy, "judge", judge_and_compare)
+    report = coded(**SCENARIOS[scenario]).report
+    accepted = [verdict.verification for verdict in verdicts if isinstance(verdict, Accepted)]
+    assert accepted in ([report.verified], [])
+    if scenario == "garbage":
+        assert [verdict.task_index for verdict in verdicts if isinstance(verdict, Rejected)] == [2]
+    if scenario == "not linear":
+        assert any(isinstance(verdict, Refused) for verdict in verdicts)

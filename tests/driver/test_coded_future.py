@@ -19,6 +19,7 @@ from polarmap.driver.coded_future import BackgroundMap, CodedFuture
 from polarmap.driver.events import BlockReady, JobCancelled, JobContext, JobFinished, JobPolled, JobStarted
 from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.prepared_map import PreparedMap
+from polarmap.executors import resolve_executor
 from polarmap.testing import ReplayExecutor
 
 SECONDS = 30.0
@@ -30,7 +31,7 @@ class ScriptedMap:
     def __init__(self, *, is_stored: bool = False, error: Exception | None = None) -> None:
         self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))
         self._error = error
-        self.running = MapExecution(ReplayExecutor())
+        self.running = MapExecution(resolve_executor(ReplayExecutor()))
         self.running.set_code(PolarCode(3, 2))
         self.prepared: PreparedMap[list[str]] = PreparedMap(
             self._run, self.running.current_report, 2, is_stored

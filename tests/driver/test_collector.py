@@ -8,7 +8,7 @@ from collections.abc import Collection
 import numpy as np
 import pytest
 
-from polarmap.driver.collector import Collector, JobTimer
+from polarmap.driver.collector import EveryTaskCollector, JobTimer
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.interface import Failure, Outcome
@@ -16,7 +16,7 @@ from polarmap.executors.interface import Failure, Outcome
 STOPPED = JobTimer(lambda: 0.0)
 
 
-class CountingCollector(Collector):
+class CountingCollector(EveryTaskCollector):
     """A collector for which any `count` results suffice."""
 
     can_use_parity = True

@@ -39,6 +39,7 @@ from polarmap.driver.prepared_map import make_observers
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.uncoded_collector import UncodedCollector
 from polarmap.errors import CodedTimeoutError, CodeError, NotLinearError
+from polarmap.executors import resolve_executor
 from polarmap.executors.interface import JobSpec
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -178,7 +179,7 @@ def test_a_job_that_is_cancelled_stops_and_closes_its_session(is_early: bool) ->
 
 
 def test_a_map_may_be_asked_for_its_report_at_any_time() -> None:
-    running = MapExecution(ReplayExecutor())
+    running = MapExecution(resolve_executor(ReplayExecutor()))
     running.set_code(polarmap.codes.PolarCode(4, 3), padding=2)
     blank = running.current_report()
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)

@@ -27,6 +27,7 @@ from polarmap.driver.events import EventStream, JobContext, JobFinished, JobPoll
 from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.observers import ProgressBar
 from polarmap.errors import CodedTimeoutError
+from polarmap.executors import resolve_executor
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 DATA = np.random.default_rng(0).standard_normal((24, 3))
@@ -228,7 +229,7 @@ def test_maps_are_children_of_the_span_around_them_on_other_threads_too(memory: 
 
 def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar(is_in_notebook=False)
-    running = MapExecution(ReplayExecutor())
+    running = MapExecution(resolve_executor(ReplayExecutor()))
     running.set_code(polarmap.codes.PolarCode(8, 6))
     bar.on_event(JobStarted(running.current_report))
     bar.on_event(JobPolled(5))

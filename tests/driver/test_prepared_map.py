@@ -18,6 +18,7 @@ from polarmap.driver.observers import ProgressBar
 from polarmap.driver.options import MapOptions
 from polarmap.driver.prepared_map import PreparedMap, make_observers, map_function, prepare_coded_map
 from polarmap.errors import CodeError
+from polarmap.executors import resolve_executor
 from polarmap.testing import ReplayExecutor
 
 VERBS = [
@@ -62,7 +63,9 @@ DATA = np.arange(24.0).reshape(12, 2)
 
 
 def test_what_is_prepared_may_be_run_again() -> None:
-    prepared = prepare_coded_map(np.negative, DATA, CodeOptions(4, 5), ReplayExecutor(), MapOptions())
+    prepared = prepare_coded_map(
+        np.negative, DATA, CodeOptions(4, 5), resolve_executor(ReplayExecutor()), MapOptions()
+    )
     for _ in range(2):
         np.testing.assert_array_equal(prepared.execute(PLAIN_CONTEXT).concatenate(), -DATA)
 

@@ -33,10 +33,8 @@ import polarmap
 from polarmap import Pool
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError
-from polarmap.executors import pool as pools
-from polarmap.executors.cluster_data import DaskDataCluster
-from polarmap.executors.dask import DaskSubmitter, DaskWorkerProvider
-from polarmap.executors.futures import FuturesExecutor
+from polarmap.executors import persistent_executor, resolve_executor
+from polarmap.executors.dask import DaskEngine
 from polarmap.executors.interface import JobSpec, check_location_reachable
 from polarmap.executors.pickling import pickle_function_with_buffers as pickled
 from polarmap.executors.worker_listener import list_local_addresses
@@ -74,7 +72,7 @@ def waits(call: int) -> bool:
 
 
 def test_equal_calls_run_each(executor: Any) -> None:
-    calls = DaskSubmitter(executor)
+    calls = DaskEngine(executor)
     for future in [calls.submit(begins, 1) for _ in range(5)]:
         assert future.result(PATIENCE) is None
     assert [BEGAN.get(timeout=PATIENCE) for _ in range(5)] == [1] * 5
@@ -86,7 +84,7 @@ def test_equal_calls_run_each(executor: Any) -> None:
     "close", [lambda executor: executor.shutdown(wait=False), lambda executor: executor._client.close()]
 )
 def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close: Any) -> None:
-    with closing(FuturesExecutor(executor).open(JobSpec(waits, BLOCKS))) as run:
+    with closing(resolve_executor(executor).open(JobSpec(waits, BLOCKS))) as run:
         run.submit([(task, 0) for task in range(4)])
         for _ in range(2):
             BEGAN.get(timeout=PATIENCE)
@@ -98,7 +96,7 @@ def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close:
 
 
 def test_what_is_cancelled_does_not_begin(executor: Any) -> None:
-    calls = DaskSubmitter(executor)
+    calls = DaskEngine(executor)
     held = [calls.submit(waits, number) for number in range(2)]
     assert all(name.startswith("polarmap-task-") for name in executor._client.futures)
     [worker] = executor._client.cluster.workers.values()
@@ -124,7 +122,7 @@ def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
         return theirs
 
     monkeypatch.setattr(executor._client, "submit", closes)
-    with closing(FuturesExecutor(executor).open(JobSpec(waits, BLOCKS))) as run:
+    with closing(resolve_executor(executor).open(JobSpec(waits, BLOCKS))) as run:
         run.submit([(0, 0)])
         with pytest.raises(ExecutorError, match=f"^Dask runs no tasks: {CLOSED}$"):
             first_ends(run, 1)
@@ -175,12 +173,12 @@ def sender(request: pytest.FixtureRequest) -> Iterator[SlowSender]:
 
 def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
     """Dask fetches five groups of results at a time, each of those that are asked for together."""
-    calls, late = DaskSubmitter(sender.slow), []
+    calls, late = DaskEngine(sender.slow), []
     for number in range(6):
         late.append(calls.submit(abs, -number))
         assert sender.asked.get(timeout=PATIENCE)
-    assert DaskSubmitter(sender.fast).submit(abs, -7).result(PATIENCE) == 7
-    data = DaskDataCluster(sender.fast)
+    assert DaskEngine(sender.fast).submit(abs, -7).result(PATIENCE) == 7
+    data = DaskEngine(sender.fast)
     assert data.fetch_values(data.submit_call(divmod, 7, 2, n_outputs=2)) == [3, 1]
     assert not any(future.done() for future in late)
     sender.release()
@@ -190,11 +188,11 @@ def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
 def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_nothing(
     sender: SlowSender, caplog: pytest.LogCaptureFixture
 ) -> None:
-    call = DaskSubmitter(sender.slow).submit(abs, -3)
+    call = DaskEngine(sender.slow).submit(abs, -3)
     key, tasks = sender.asked.get(timeout=PATIENCE), sender.cluster.scheduler.tasks
     assert call.cancel()
     # the scheduler has heard what came before
-    assert DaskSubmitter(sender.fast).submit(int).result(PATIENCE) == 0
+    assert DaskEngine(sender.fast).submit(int).result(PATIENCE) == 0
     assert key in tasks
     sender.release()
     assert until(lambda: key not in tasks)
@@ -235,7 +233,7 @@ def test_of_polarmap_nothing_travels_to_workers_that_have_it(
 ) -> None:
     sent: list[Any] = []
     monkeypatch.setattr(
-        pools, "pickle_function_with_buffers", lambda *of: sent.append(pickled(*of)) or sent[-1]
+        persistent_executor, "pickle_function_with_buffers", lambda *of: sent.append(pickled(*of)) or sent[-1]
     )
     with polarmap.CodedOperator(A, blocks=6, tasks=8, executor=pool) as operator:
         np.testing.assert_allclose(operator @ X, A @ X)
@@ -334,7 +332,7 @@ def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_
     ):
         with Pool(client.get_executor(pure=False), workers=2) as pool:
             check(pool)
-            kept = pool._resources
+            kept = pool._executor._resources
             # One whose pool is closed before it has called ends with the error that nobody answers.
             assert kept is not None and until(lambda: len(kept.worker_pool) == 2)
             site: Any = kept._provider
@@ -392,8 +390,9 @@ def test_workers_first_try_the_address_from_which_the_client_has_called_its_sche
     with (
         distributed.LocalCluster(**sizes, host=host, protocol="tcp://") as cluster,
         distributed.Client(cluster.scheduler_address, set_as_default=False) as client,
-        closing(DaskWorkerProvider(client)) as site,
+        closing(DaskEngine(client)) as site,
     ):
+        site.discover_machines()
         assert site.driver_host == host
 
 
@@ -404,7 +403,7 @@ def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
         def result(self, timeout: float) -> str:
             raise TimeoutError
 
-    site = DaskWorkerProvider(client)
+    site = DaskEngine(client)
     for may_ask in (True, False):
         site._futures = {3: Gone()}
         assert site.collect_exited_workers(may_ask) == {3: "finished"}
@@ -460,7 +459,8 @@ def test_tasks_of_a_pool_have_names_in_the_dashboard(client: Any, pool: Pool) ->
 
 
 def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
-    site = DaskWorkerProvider(client.get_executor())
+    site = DaskEngine(client.get_executor())
+    site.discover_machines()
     check_location_reachable(None, "lies in", *site.backend_and_storage)
     check_location_reachable(Location("folder", "/data"), "lies in", *site.backend_and_storage)
     with pytest.raises(ExecutorError):

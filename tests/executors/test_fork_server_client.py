@@ -95,7 +95,7 @@ def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
     """Not one that ends by itself: that would not help."""
     x = np.ones(5)
     with Pool(workers=2) as pool:
-        workers: Any = pool._open_resources().worker_pool
+        workers: Any = pool._executor._open_resources().worker_pool
         lease = workers.open_allocation(lambda: None)
         workers.acquire_worker(lease, 1)
         first = workers._starter._process

@@ -36,7 +36,8 @@ from polarmap.executors.lithops import (
     compute_max_worker_seconds,
     delete_objects_below,
 )
-from polarmap.executors.lithops_invocations import LithopsInvocations
+from polarmap.executors.lithops_invocations import LithopsInvocations, LithopsSource
+from polarmap.executors.recognition import make_lithops_source
 from polarmap.executors.remote_workers import RemoteWorkerPool
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.testing import Fault, FaultyExecutor
@@ -61,7 +62,7 @@ def payload(output: Location | None = None) -> JobSpec:
 
 
 def test_it_is_named_after_its_backend_and_knows_its_workers() -> None:
-    executor = LithopsExecutor(functions())
+    executor = LithopsExecutor(make_lithops_source(functions()))
     assert executor.name == "lithops/aws_lambda"
     assert executor.worker_spec is not None
     assert executor.worker_spec.memory_mb == 2048
@@ -80,7 +81,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
 
     monkeypatch.setattr(lithops_invocations, "open_function_executor", open_functions)
     monkeypatch.setattr(lithops_invocations, "close_function_executor", ended.append)
-    executor = LithopsExecutor(file)
+    executor = LithopsExecutor(make_lithops_source(file))
     assert (executor.name, opened) == ("lithops/localhost", [])
     executor.open(payload()).close()
     with pytest.raises(ExecutorError):
@@ -98,7 +99,8 @@ class Run(LithopsSession):
     def __init__(self, **more: Any) -> None:
         self.functions = Functions()
         super().__init__(
-            LithopsInvocations(self.functions, shares_executor=True), JobSpec(np.negative, BLOCKS, **more)
+            LithopsInvocations(LithopsSource.from_executor(self.functions), shares_executor=True),
+            JobSpec(np.negative, BLOCKS, **more),
         )
 
 
@@ -161,7 +163,7 @@ def test_what_lithops_sees_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def opened(f: Any, n: int = 4, **more: Any) -> LithopsSession:
     blocks = UncodedBlocks([[np.full(2, float(task))] for task in range(n)], ("array",))
-    return LithopsExecutor("localhost").open(JobSpec(f, blocks, **more))
+    return LithopsExecutor(make_lithops_source("localhost")).open(JobSpec(f, blocks, **more))
 
 
 def files() -> list[Path]:
@@ -199,7 +201,7 @@ NOWHERE = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
 
 @pytest.mark.parametrize(("choice", "name"), [(YAML, "lithops/localhost"), ("localhost", "localhost")])
 def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str) -> None:
-    site = LithopsWorkerProvider(choice)
+    site = LithopsWorkerProvider(make_lithops_source(choice))
     assert (site.name, site.shares_files, site.max_worker_seconds) == (name, True, LOCAL_WORKER_SECONDS)
     workers = RemoteWorkerPool(site, None, True, 10**6, 1)
     with closing(workers):
@@ -228,7 +230,7 @@ def test_workers_of_a_configuration_do_not_run_the_copy_of_lithops_that_others_r
 
     copy = Path(constants.LITHOPS_TEMP_DIR) / "lithops"
     kept = copy.with_name("lithops-kept")
-    site = LithopsWorkerProvider(YAML)
+    site = LithopsWorkerProvider(make_lithops_source(YAML))
     workers = RemoteWorkerPool(site, None, True, 10**6, 1)
     with contextlib.suppress(FileNotFoundError):
         copy.rename(kept)
@@ -248,7 +250,7 @@ def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
     """Also of those whose interpreter lost its packages: they end with code 1, and Lithops hears nothing."""
     script, yaml = python_in(tmp_path), tmp_path / "lithops.yaml"
     yaml.write_text(YAML.read_text().replace("localhost:\n", f"localhost:\n  runtime: {script}\n"))
-    site, found = LithopsWorkerProvider(yaml), dict[int, str]()
+    site, found = LithopsWorkerProvider(make_lithops_source(yaml)), dict[int, str]()
     with closing(site):
         site.launch_workers(NOWHERE, {7: 60.0})  # Lithops asks the interpreter what it has, once
         assert until(lambda: bool(found.update(site.collect_exited_workers()) or found), 60.0)
@@ -268,7 +270,7 @@ def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
 def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    site = LithopsWorkerProvider(YAML)
+    site = LithopsWorkerProvider(make_lithops_source(YAML))
     site.open_storage_channels(lambda number, link, channel: None).close()
 
     def away(*_: object) -> Any:
@@ -292,7 +294,7 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
 def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    site = LithopsWorkerProvider("localhost")
+    site = LithopsWorkerProvider(make_lithops_source("localhost"))
     site.open_storage_channels(lambda number, link, channel: None).close()
     put, key = site.storage.put_object, f"{site.key_prefix}/blocks/0/0"
 
@@ -322,7 +324,7 @@ def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> N
     assert "monitoring_interval: 0.02" in text
     for said, meant in (("0.02", 1.0), ("5", 5.0)):
         (tmp_path / "lithops.yaml").write_text(text.replace("interval: 0.02", f"interval: {said}"))
-        site = LithopsWorkerProvider(tmp_path / "lithops.yaml")
+        site = LithopsWorkerProvider(make_lithops_source(tmp_path / "lithops.yaml"))
         with closing(site):
             assert site.listing_interval == meant
             site.launch_workers(NOWHERE, {7: 60.0})
@@ -336,7 +338,7 @@ def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error() -> 
     import cloudpickle
     import servers
 
-    site = LithopsWorkerProvider(YAML)
+    site = LithopsWorkerProvider(make_lithops_source(YAML))
     with closing(site):
         site._invocations.function_executor = None  # whatever it asks
         with pytest.raises(ExecutorError, match="takes no job"):

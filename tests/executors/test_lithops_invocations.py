@@ -23,6 +23,7 @@ from polarmap.executors.lithops_internals import (
 from polarmap.executors.lithops_invocations import (
     InterpreterError,
     LithopsInvocations,
+    LithopsSource,
     open_function_executor,
     read_complete_config,
 )
@@ -30,7 +31,7 @@ from polarmap.worker.segments import Location
 
 
 def started(functions: Functions, *keys: Any) -> LithopsInvocations:
-    jobs = LithopsInvocations(functions, shares_executor=True)
+    jobs = LithopsInvocations(LithopsSource.from_executor(functions), shares_executor=True)
     jobs.invoke(functions, lambda x, storage: 10 // x, {key: {"x": key} for key in keys})
     return jobs
 
@@ -87,7 +88,7 @@ def test_what_is_removed_is_of_these_jobs_alone(is_owned: bool, monkeypatch: pyt
     functions = Functions()
     monkeypatch.setattr(lithops_invocations, "close_function_executor", lambda functions: None)
     monkeypatch.setattr(lithops_invocations, "clone_function_executor", lambda *_: functions)
-    jobs = LithopsInvocations(functions, shares_executor=not is_owned)
+    jobs = LithopsInvocations(LithopsSource.from_executor(functions), shares_executor=not is_owned)
     jobs.invoke(functions, None, {0: {}})
     others = {f"lithops.jobs/{name}/00000/status.json" for name in ("x-10-M000", "x-1-M0001", "y-1-M000")}
     own = {"lithops.jobs/x-1-M000/00000/status.json", "lithops.jobs/x-1-M000-job.json"}
@@ -136,7 +137,9 @@ def test_a_job_that_is_refused_is_one_clear_error(
         started(functions, 1)
     monkeypatch.setattr(lithops_invocations, "clone_function_executor", refuse)
     with pytest.raises(ExecutorError, match="takes no job"):
-        LithopsInvocations(Functions("localhost"), shares_executor=True).get_executor_for_next_job(2)
+        LithopsInvocations(
+            LithopsSource.from_executor(Functions("localhost")), shares_executor=True
+        ).get_executor_for_next_job(2)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_a_job_that_is_refused_is_one_clear_error(
 def test_storage_that_functions_cannot_reach_is_refused(
     place: Location | None, backend: str, message: str
 ) -> None:
-    jobs = LithopsInvocations(Functions(backend), shares_executor=True)
+    jobs = LithopsInvocations(LithopsSource.from_executor(Functions(backend)), shares_executor=True)
     if not message:
         check_location_reachable(place, "lies in", *jobs.backend_and_storage)
         return

@@ -162,7 +162,8 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(shared: Pool, tmp_pat
     ("executor", "message"),
     [
         ("cloud.yaml", "no Lithops configuration"),
-        (ThreadPoolExecutor, "as executor= of the map"),
+        (ThreadPoolExecutor(1), "as executor= of the map"),
+        (ThreadPoolExecutor, "is a class: pass an executor that was made of it"),
         (3, r"on 3: for so many of them, Pool\(workers=3\)"),
     ],
 )
@@ -208,7 +209,7 @@ def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool
 def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
     with Pool(idle_timeout=0.2) as pool:
         before = threading.active_count()
-        first, kept = workers_of(pool), weakref.ref(pool._resources)  # type: ignore[arg-type]
+        first, kept = workers_of(pool), weakref.ref(pool._executor._resources)  # type: ignore[arg-type]
         assert until(lambda: not any(map(runs, first)))
         assert until(lambda: threading.active_count() <= before)
         check(pool)
@@ -220,7 +221,7 @@ def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytes
     def away(*arguments: object, **options: object) -> dict[int, str]:
         raise ConnectionError("the site is away")
 
-    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.05)
+    monkeypatch.setattr("polarmap.executors.persistent_executor.LIVENESS_INTERVAL", 0.05)
     site = ThreadSite()
     with pool_of(site, workers=2, idle_timeout=0.3) as pool:
         check(pool)
@@ -232,10 +233,10 @@ def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pyt
     others = set(folders(os.getpid()))
     with Pool(idle_timeout=0.1) as pool:
         check(pool)
-        assert pool._resources is not None
-        begun, go, end = threading.Event(), threading.Event(), pool._resources.worker_pool.close
+        assert pool._executor._resources is not None
+        begun, go, end = threading.Event(), threading.Event(), pool._executor._resources.worker_pool.close
         monkeypatch.setattr(
-            pool._resources.worker_pool, "close", lambda: (begun.set(), go.wait(PATIENCE), end())
+            pool._executor._resources.worker_pool, "close", lambda: (begun.set(), go.wait(PATIENCE), end())
         )
         assert begun.wait(PATIENCE)
         closer = threading.Thread(target=pool.close)
@@ -268,9 +269,9 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
                     threads.submit(check, pool).result(PATIENCE)
 
     first = workers_of(pool)
-    monkeypatch.setattr(pool, "_lock", MapsWhenItIsLeft())
+    monkeypatch.setattr(pool._executor, "_lock", MapsWhenItIsLeft())
     pool.stop_workers()
-    kept = pool._resources
+    kept = pool._executor._resources
     assert kept is not None
     assert not kept._is_closed.is_set()
     assert until(lambda: not any(map(runs, first)))
@@ -278,7 +279,7 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
 
 def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> None:
     run = pool.open(JobSpec(product, UncodedBlocks([[X]], ("array",))))
-    kept = pool._resources
+    kept = pool._executor._resources
     assert kept is not None
 
     def close() -> None:
@@ -304,7 +305,7 @@ def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other
     usual, hangs, go = MemoryMappedBlockStore.remove_segments_below, threading.Event(), threading.Event()
     monkeypatch.setattr(MemoryMappedBlockStore, "remove_segments_below", remove)
     check(pool)
-    kept = pool._resources
+    kept = pool._executor._resources
     assert kept is not None
     kept._block_store.garbage_prefixes.append("away/")
     with ThreadPoolExecutor(3) as threads:
@@ -322,7 +323,7 @@ def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other
 def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.2)
+    monkeypatch.setattr("polarmap.executors.persistent_executor.LIVENESS_INTERVAL", 0.2)
     monkeypatch.setattr("polarmap.executors.local_workers.SPARE_WORKER_IDLE_SECONDS", 0.2)
     monkeypatch.setattr("polarmap.executors.local_workers.GRACE_SECONDS", 0.0)
 
@@ -429,7 +430,7 @@ def test_folders_are_made_only_where_workers_share_them(
 
     site = ThreadSite()
     site.shares_files = is_here
-    monkeypatch.setattr("polarmap.executors.pool.make_temp_folder", full)
+    monkeypatch.setattr("polarmap.executors.persistent_executor.make_temp_folder", full)
     with pool_of(site, workers=2) as pool:
         if is_here:
             with pytest.raises(ExecutorError, match="no room"):
@@ -471,7 +472,7 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
         return os.getpid(), block
 
     monkeypatch.setattr("polarmap.executors.lithops.LOCAL_WORKER_SECONDS", 5.0)
-    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.1)
+    monkeypatch.setattr("polarmap.executors.persistent_executor.LIVENESS_INTERVAL", 0.1)
     seen: list[set[int]] = []
     with Pool(YAML, workers=2) as pool:
         deadline = time.monotonic() + 60.0

@@ -24,9 +24,7 @@ import polarmap
 from polarmap import Pool, coded_map
 from polarmap.errors import ExecutorError
 from polarmap.executors.ray import (
-    RayConnection,
-    RaySubmitter,
-    RayWorkerProvider,
+    RayEngine,
     hide_native_stack_traces,
     remove_native_stack_traces,
 )
@@ -155,14 +153,14 @@ def test_a_cluster_that_goes_while_actors_are_made_is_said_to_be_shut_down(clust
         ray.shutdown()
         return ray.remote(actor)
 
-    site = RayWorkerProvider(remote)
+    site = RayEngine(remote)
     with pytest.raises(ExecutorError, match="takes no actors: it was shut down"):
         site.launch_workers(DriverAddress((), b"", None, "", 1, 1), {0: 1.0})
     assert not ray.is_initialized()
 
 
 def test_a_cluster_is_not_shut_down_while_a_task_is_given_to_it(cluster: Any) -> None:
-    ours = RayConnection(ray)
+    ours = RayEngine(ray)
     with ThreadPoolExecutor(1) as threads:
         with ours.hold_connection():
             ending = threads.submit(ray.shutdown)
@@ -185,7 +183,7 @@ def wait_long(number: int) -> None:
 def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray would end this process."""
     cancelled: list[Any] = []
-    calls, cancel, are_left = RaySubmitter(ray), ray.cancel, threading.Event()
+    calls, cancel, are_left = RayEngine(ray), ray.cancel, threading.Event()
     monkeypatch.setattr(ray, "cancel", lambda theirs: cancelled.append(theirs) or cancel(theirs))
     monkeypatch.setattr("polarmap.executors.ray.time", SimpleNamespace(sleep=lambda _: are_left.wait(SLOW)))
     ours = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
@@ -234,7 +232,7 @@ def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_s
     with pytest.raises(ExecutorError, match=r"ray\.init"):
         coded_map(np.negative, A, executor=ray)
     with pytest.raises(ExecutorError, match=r"ray\.init"):
-        RayWorkerProvider(ray)
+        RayEngine(ray)
     assert not ray.is_initialized()
 
 
@@ -265,5 +263,6 @@ def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed() -> None
 
 
 def test_workers_first_try_the_address_from_which_this_node_calls_the_head(cluster: Any) -> None:
-    with closing(RayWorkerProvider(ray)) as site:
+    with closing(RayEngine(ray)) as site:
+        site.discover_machines()
         assert is_every_host_local([site.driver_host])

@@ -364,7 +364,7 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.Monk
             for _ in range(3):
                 np.testing.assert_allclose(operator @ X, A @ X)
             assert 6 <= sum("/blocks/" in key for _, key in site.storage.objects) <= 8
-        assert pool.name == "threads (objects)"
+        assert pool.name == "persistent workers on threads (objects)"
     assert not any(key.endswith("orders") for _, key in site.storage.objects)
 
 

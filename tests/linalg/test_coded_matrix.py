@@ -13,7 +13,7 @@ from linalg.test_operators import TALL, K, N, assert_close, operator
 from polarmap import CodedOperator, encode
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
-from polarmap.executors import choose_storage_for_workers
+from polarmap.executors import resolve_executor
 from polarmap.linalg.coded_matrix import CodedMatrix
 from polarmap.linalg.layouts import BlockCounts
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -65,7 +65,10 @@ def test_code_of_the_callers_own() -> None:
 )
 def test_a_small_side_keeps_all_options_of_the_callers_code(options: dict[str, Any]) -> None:
     sides = CodedMatrix(
-        np.ones((10, 48)), ReplayExecutor(), BlockCounts(24, 32), PolarCode(32, 24, **options)
+        np.ones((10, 48)),
+        resolve_executor(ReplayExecutor()),
+        BlockCounts(24, 32),
+        PolarCode(32, 24, **options),
     )
     expected = PolarCode(14, 10, **options)
     found = sides.get_encoding("rows").code
@@ -94,7 +97,7 @@ OBJECTS = N + 3  # of a coded array: its blocks, its manifest, and what says tha
 
 
 def stored() -> list[str]:
-    folder = choose_storage_for_workers("localhost", TALL)
+    folder = resolve_executor("localhost").choose_storage(TALL)
     return [name for _, _, names in os.walk(folder) for name in names]
 
 

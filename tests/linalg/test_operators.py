@@ -58,7 +58,7 @@ def threads() -> Iterator[Executor]:
 
 
 def test_fault_injection_changes_no_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.executors.count_available_cores", lambda: 2)
+    monkeypatch.setattr("polarmap.executors.persistent_executor.count_available_cores", lambda: 2)
     A = random_matrix((96, 4), "float64")
     with CodedOperator(A) as plain, CodedOperator(A, executor=FaultyExecutor(None)) as faulty:
         assert plain @ np.ones(4) == pytest.approx(faulty @ np.ones(4))

@@ -62,7 +62,7 @@ def main() -> None:
     mapped = np.load(ONCE / "A.npy", mmap_mode="r")
     coded = polarmap.encode(mapped, blocks=4, tasks=6, name="A", storage=ONCE / "arrays")
     np.testing.assert_allclose(polarmap.coded_map(product, coded).concatenate(), A @ X)
-    workers = polarmap.executors.pool.default_pool._resources.worker_pool  # type: ignore[union-attr]
+    workers = polarmap.executors.pool.default_executor._resources.worker_pool  # type: ignore[union-attr]
     server = workers._starter  # type: ignore[attr-defined]
     assert isinstance(server, ProcessSpawner)
     print(*(one.pid for one in server._processes.values()), sep="\n")

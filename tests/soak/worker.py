@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from polarmap.executors.pool import default_pool
+from polarmap.executors.pool import default_executor
 from soak import cases
 from soak.faults import SECONDS, Pools
 from soak.oracle import Finding
@@ -39,7 +39,7 @@ def main() -> None:
         answers.write(json.dumps(found) + "\n")
     faulthandler.dump_traceback_later(FAREWELL, exit=True)
     pools.close()
-    default_pool.stop_workers()  # it stays for a minute after a map in an f that the driver has tried
+    default_executor.stop_workers()  # it stays for a minute after a map in an f that the driver has tried
     answers.write(json.dumps({"left": left_behind()}) + "\n")
 
 

@@ -55,7 +55,7 @@ class Maps:
     def hosts(self) -> dict[str, Any]:
         """Return the addresses of this process that workers of the pool try, in their order."""
         assert self.pool is not None
-        workers: Any = self.pool._resources and self.pool._resources.worker_pool
+        workers: Any = (resources := self.pool._executor._resources) and resources.worker_pool
         return {"hosts": [host for host, _ in workers._driver_address.endpoints]}
 
     def keep(self, block_bytes: int) -> dict[str, Any]:

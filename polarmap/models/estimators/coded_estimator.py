@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -19,9 +18,8 @@ from polarmap.blocks.code_choice import CodeName
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError, trimmed_tracebacks
-from polarmap.executors import rewrap_with_faults, unwrap_faulty_executor
+from polarmap.executors import MissingExecutor, to_picklable_spec
 from polarmap.executors.encryption_keys import check_not_encrypted
-from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.iteration_log import IterationLog, warn_if_not_converged
 from polarmap.models.losses import BernoulliFamily, LossFamily, MultinomialFamily
@@ -192,7 +190,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """A pickled model has what describes its executor: workers do not travel."""
         state = dict(super().__getstate__())
-        state["executor"] = _to_picklable_executor(state["executor"])
+        state["executor"] = to_picklable_spec(state["executor"])
         return state
 
 
@@ -274,26 +272,3 @@ class ProbabilisticClassifierMixin(CodedClassifierMixin):
     def predict_log_proba(self, X: Any) -> Floats:
         """Logarithms of the probabilities of the classes: (samples, classes)."""
         return np.log(self.predict_proba(X))
-
-
-class MissingExecutor:
-    """In the place of an executor that could not be pickled along with a model.
-
-    >>> MissingExecutor("ThreadPoolExecutor")
-    <ThreadPoolExecutor, left behind>
-    """
-
-    def __init__(self, executor_name: str) -> None:
-        self.executor_name = executor_name
-
-    def __repr__(self) -> str:
-        return f"<{self.executor_name}, left behind>"
-
-
-def _to_picklable_executor(executor: Any) -> Any:
-    """What is pickled in the place of an executor: what describes it, if anything does."""
-    unwrapped = unwrap_faulty_executor(executor)
-    spec = _to_picklable_executor(unwrapped.executor) if isinstance(unwrapped, Pool) else unwrapped
-    if spec is None or isinstance(spec, (str, os.PathLike)):
-        return rewrap_with_faults(executor, spec)
-    return spec if isinstance(spec, MissingExecutor) else MissingExecutor(type(spec).__name__)

@@ -16,8 +16,9 @@ import polarmap
 from polarmap import CodedOperator, Pool, coded_map
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors import cluster_data
-from polarmap.executors.cluster_data import DaskDataCluster, partition_on_cluster
+from polarmap.executors import dask as dask_engine
+from polarmap.executors import resolve_executor
+from polarmap.executors.dask import DaskEngine
 from polarmap.testing import Fault, FaultyExecutor
 
 A = np.random.default_rng(0).standard_normal((62, 5))
@@ -49,14 +50,14 @@ def product(block: Any) -> Any:
 @pytest.fixture
 def stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """No block comes home."""
-    fetch = DaskDataCluster.fetch_values
+    fetch = DaskEngine.fetch_values
 
-    def fetched(self: DaskDataCluster, references: Any) -> Any:
+    def fetched(self: DaskEngine, references: Any) -> Any:
         found = fetch(self, references)
         assert not any(isinstance(one, np.ndarray) for one in found)
         return found
 
-    monkeypatch.setattr(DaskDataCluster, "fetch_values", fetched)
+    monkeypatch.setattr(DaskEngine, "fetch_values", fetched)
 
 
 @pytest.mark.usefixtures("stays")
@@ -78,9 +79,9 @@ def test_an_operator_codes_a_matrix_once_where_it_lies(
     executor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, counts = [], list[int]()
-    call = DaskDataCluster.submit_call
+    call = DaskEngine.submit_call
     monkeypatch.setattr(
-        DaskDataCluster, "submit_call", lambda *told, **options: calls.append(1) or call(*told, **options)
+        DaskEngine, "submit_call", lambda *told, **options: calls.append(1) or call(*told, **options)
     )
     matrix = dask.array.from_array(A, chunks=(16, 2))
     with CodedOperator(matrix, blocks=4, tasks=6, executor=executor, verify=False) as operator:
@@ -127,11 +128,11 @@ def test_futures_are_blocks(executor: Any, client: Any) -> None:
 def test_who_waits_for_data_hears_that_their_scheduler_is_gone(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, gate = DaskDataCluster(client), distributed.Event("gate", client=client)
-    monkeypatch.setattr(cluster_data, "SCHEDULER_TIMEOUT", 0.05)
+    data, gate = DaskEngine(client), distributed.Event("gate", client=client)
+    monkeypatch.setattr(dask_engine, "SCHEDULER_TIMEOUT", 0.05)
     [pending] = data.submit_call(gate.wait)
     reasons = ["its scheduler is gone", ""]
-    monkeypatch.setattr(data._connection, "get_unavailable_reason", reasons.pop)
+    monkeypatch.setattr(data, "get_unavailable_reason", reasons.pop)
     try:
         with pytest.raises(ExecutorError, match="no data of Dask: its scheduler is gone"):
             data.make_worker_reference_names([pending])
@@ -141,7 +142,7 @@ def test_who_waits_for_data_hears_that_their_scheduler_is_gone(
 
 def test_options_for_tasks_are_those_of_the_tasks_that_code(client: Any) -> None:
     here, _ = client.scheduler_info()["workers"]
-    data = DaskDataCluster(client.get_executor(workers=[here], allow_other_workers=False))
+    data = DaskEngine(client.get_executor(workers=[here], allow_other_workers=False))
     made = data.submit_call(divmod, 7, 2, n_outputs=2)
     assert data.fetch_values(made) == [3, 1]
     assert [list(where) for where in client.who_has(made).values()] == [[here]] * 2
@@ -164,9 +165,9 @@ def test_a_data_frame_is_the_array_of_its_columns(client: Any) -> None:
 
 
 def test_other_data_and_other_executors_are_not_meant(client: Any) -> None:
-    assert partition_on_cluster(client, [A], None) is None
-    assert partition_on_cluster(client, dask.array.ones(()), None) is None
-    assert partition_on_cluster(None, dask.array.from_array(A), None) is None
+    assert resolve_executor(client).partition([A], None) is None
+    assert resolve_executor(client).partition(dask.array.ones(()), None) is None
+    assert resolve_executor(None).partition(dask.array.from_array(A), None) is None
     y = coded_map(np.negative, dask.array.from_array(A), blocks=4, executor=polarmap.testing.ReplayExecutor())
     np.testing.assert_allclose(y.concatenate(), -A)
 

@@ -1,0 +1,145 @@
+"""The last block of a map if rows of padding fill it up: where its result comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polarmap.driver.collector import JobTimer, WaitLimits
+from polarmap.driver.padding import PaddingAnalyzer, PaddingEffect
+from polarmap.driver.received_results import ReceivedResults
+from polarmap.dtypes import Array
+from polarmap.worker.pytree import unflatten
+
+
+class PaddedBlock:
+    """Follows the result of the block that is filled up: it is awaited, or its padding can be cut off.
+
+    Parameters
+    ----------
+    analyzer : PaddingAnalyzer
+        Finds out what rows of zeros do to f. Its evaluation of f on a few rows is started here.
+    received : ReceivedResults
+        The results that have arrived, among them that of the rows of data.
+    limits : WaitLimits
+    timer : JobTimer
+
+    Attributes
+    ----------
+    analyzer : PaddingAnalyzer
+    task_index : int
+        The number of the block, and of its task.
+    """
+
+    def __init__(
+        self, analyzer: PaddingAnalyzer, received: ReceivedResults, limits: WaitLimits, timer: JobTimer
+    ) -> None:
+        self.analyzer, self._received, self._limits, self._timer = analyzer, received, limits, timer
+        self.task_index = analyzer.task_index
+        self._was_awaited = False  # when the other results were determined
+        analyzer.start_trial_evaluation()
+
+    @property
+    def effects(self) -> tuple[PaddingEffect, ...]:
+        """The effect of rows of zeros on each array of a result. An unknown effect counts as a change."""
+        return self.analyzer.get_padding_effects(self._received.leaf_shapes)
+
+    # -- while the map runs -----------------------------------------------------------------
+
+    @property
+    def has_unpadded_result(self) -> bool:
+        """Whether the task has returned f of the rows of data."""
+        return self._received.unpadded_result is not None
+
+    @property
+    def must_be_awaited(self) -> bool:
+        """Whether the task has to return f of the rows of data, because that result cannot be decoded."""
+        return (
+            not self.has_unpadded_result
+            and self.analyzer.is_evaluated_unpadded
+            and self._is_trial_wait_over
+            and PaddingEffect.CHANGES_RESULT in self.effects
+        )
+
+    @property
+    def _is_trial_wait_over(self) -> bool:
+        return self.analyzer.is_trial_wait_over(
+            self._timer.elapsed_seconds, self._limits.redundancy_wait_seconds
+        )
+
+    def poll(self, is_accepted: bool) -> None:
+        """Wait a moment for the effects, once the other results are determined.
+
+        is_accepted : whether these have been accepted already.
+        """
+        if not self.has_unpadded_result and (is_accepted or self.analyzer.is_evaluated_unpadded):
+            self.analyzer.poll(self._timer.elapsed_seconds)
+
+    def try_settle(self) -> bool:
+        """Return whether the result has arrived or can be decoded, once all other results are accepted.
+
+        Raises CodeError if neither will be the case.
+        """
+        if self.has_unpadded_result:
+            return True
+        if not self._is_trial_wait_over:
+            return False
+        effects = self.effects
+        self.analyzer.raise_if_padding_undecodable(effects)
+        if PaddingEffect.CHANGES_RESULT not in effects:
+            return True
+        self._was_awaited = True
+        return False
+
+    def wait_for_effects(self) -> None:
+        """Wait for as long as f may take on the driver, unless the result is here."""
+        if not self.has_unpadded_result:
+            self.analyzer.wait_for_padding_effects(self._limits.local_evaluation_timeout)
+
+    # -- when it is over --------------------------------------------------------------------
+
+    def build_result(
+        self, padded_leaves: list[Array], transform: Callable[[Array], Array] | None = None
+    ) -> Any:
+        """Return the result of the rows of data.
+
+        padded_leaves : the result of the whole block, from which padding is cut off if need be.
+        transform : applied to each array that the task has returned for the rows of data.
+        """
+        unpadded_result = self._received.unpadded_result
+        if unpadded_result is None:
+            return unflatten(
+                self._received.structure, self.analyzer.trim_padding(padded_leaves, self.effects)
+            )
+        unpadded_leaves = unpadded_result.leaves
+        return unflatten(
+            unpadded_result.structure,
+            unpadded_leaves if transform is None else list(map(transform, unpadded_leaves)),
+        )
+
+    def find_unchecked_results(self, unchecked_tasks: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the unchecked tasks, and this one if its result without padding is unchecked."""
+        unpadded_result = self._received.unpadded_result
+        if unpadded_result is None or self.task_index in unchecked_tasks:
+            return unchecked_tasks
+        padded_outcome = self._received.by_task.get(self.task_index)
+        if padded_outcome is not None and self.analyzer.is_unpadded_result_consistent(
+            padded_outcome.leaves, unpadded_result.leaves, self.effects
+        ):
+            return unchecked_tasks
+        return tuple(sorted({*unchecked_tasks, self.task_index}))
+
+    @property
+    def result_source(self) -> str:
+        """Where the result comes from, as the field `last_block` of a report says."""
+        if self.has_unpadded_result:
+            return "awaited" if self._was_awaited else "own rows"
+        effects = self.effects
+        if PaddingEffect.CHANGES_RESULT in effects:
+            return "estimated"
+        return "rows cut off" if PaddingEffect.ROWWISE in effects else "zeros ignored"
+
+    def record_effects(self) -> None:
+        """Remember for later maps what rows of zeros do to f."""
+        outcome = self._received.by_task.get(self.task_index)
+        self.analyzer.record_padding_effects(outcome and outcome.leaves, self._received.unpadded_result)

@@ -1,0 +1,193 @@
+"""Parity checks of a map's results: do the redundant equations hold, and if not, which result broke them?"""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarmap.blocks.coded import CodedData
+from polarmap.codes import error_detection
+from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.polar import PolarCode
+from polarmap.driver.local_evaluation import LocalEvaluation, LocalEvaluator, copy_block
+from polarmap.driver.options import MapOptions
+from polarmap.driver.received_results import get_comparable_types_and_shapes
+from polarmap.driver.result_decoder import NonFiniteResultError, ResultDecoder
+from polarmap.dtypes import Array, is_integer_dtype
+from polarmap.worker.pytree import flatten, unflatten
+
+
+class ParityResiduals(NamedTuple):
+    """The residuals of parity checks.
+
+    by_leaf : for each leaf the largest relative residual; None for a leaf that is not meant to be decoded.
+    is_violated : whether a residual is more than rounding.
+    suspects : the tasks each of which alone could have violated the checks; None if they do not tell.
+    """
+
+    by_leaf: list[float | None]
+    is_violated: bool = False
+    suspects: set[int] | None = None
+
+    @property
+    def max_residual(self) -> float:
+        """The largest of all leaves."""
+        return max((residual for residual in self.by_leaf if residual is not None), default=0.0)
+
+
+class ParityChecks:
+    """Evaluates parity checks of the received results.
+
+    Parameters
+    ----------
+    coded_data : CodedData
+    options : MapOptions
+    decoder : ResultDecoder
+    evaluator : LocalEvaluator
+
+    Attributes
+    ----------
+    residuals : ParityResiduals or None
+        As last evaluated; None if they never were, or if a result has been rejected for them.
+    """
+
+    def __init__(
+        self, coded_data: CodedData, options: MapOptions, decoder: ResultDecoder, evaluator: LocalEvaluator
+    ) -> None:
+        self._coded_data, self._options = coded_data, options
+        self._decoder, self._received, self._evaluator = decoder, decoder.received, evaluator
+        self.residuals: ParityResiduals | None = None
+        self._checked_decoder: ErasureDecoder | None = None  # `residuals` belong to it.
+        # The magnitude of the terms of each leaf before they cancel; [] as long as residuals are small.
+        self._uncancelled_magnitudes: list[float] = []
+
+    def evaluate(self) -> ParityResiduals:
+        """Return the residuals of the received results. Nothing is computed twice.
+
+        Raises NonFiniteResultError if NaN or inf keep them from being computed.
+        """
+        decoder = self._decoder.tracker.decoder
+        if self.residuals is None or self._checked_decoder is not decoder:
+            leaf_indices = range(len(self._decoder.result_dtypes()))
+            received = [self._received.get_flat_leaves_by_task(leaf_index) for leaf_index in leaf_indices]
+            self.residuals = self._measure_residuals(decoder, received)
+            self._checked_decoder = decoder
+        return self.residuals
+
+    def evaluate_with_parity_block(self, parity_leaves: list[Array]) -> ParityResiduals:
+        """Return the residuals of the results of all data blocks and of `densest_parity_block`.
+
+        parity_leaves : the result of that block, evaluated on the driver.
+        """
+        received, code = self._received, self._coded_data.code
+        data_leaves = received.by_task[min(received.by_task)].leaves
+        if get_comparable_types_and_shapes(parity_leaves) != get_comparable_types_and_shapes(data_leaves):
+            self.residuals, self._checked_decoder = ParityResiduals([np.inf], is_violated=True), None
+            return self.residuals
+        (parity_index, _), positions = self.densest_parity_block, np.arange(code.n)
+        arrived_mask = (positions < len(code.systematic_indices)) | (positions == parity_index)
+        decoder = code.make_decoder(arrived_mask, self._decoder.tracker.modular)
+        flat_leaves = [np.ascontiguousarray(leaf_array).reshape(-1) for leaf_array in parity_leaves]
+        flat_results = [
+            received.get_flat_leaves_by_task(leaf_index) | {parity_index: leaf}
+            for leaf_index, leaf in enumerate(flat_leaves)
+        ]
+        self.residuals, self._checked_decoder = self._measure_residuals(decoder, flat_results), decoder
+        return self.residuals
+
+    @cached_property
+    def parity_evaluation(self) -> LocalEvaluation:
+        """f of `densest_parity_block` on the driver: started when this is asked for first."""
+        return self._evaluator.start_on_block(self.densest_parity_block[0])
+
+    @cached_property
+    def densest_parity_block(self) -> tuple[int, int]:
+        """The parity block that is made of most data blocks, and the number of these."""
+        k, code = len(self._coded_data.code.systematic_indices), self._coded_data.code
+        if not (isinstance(code, PolarCode) and code.supports_integers):
+            return k, code.k
+        n_data_blocks = np.count_nonzero(code.encoding_matrix, axis=1)
+        return k + int(np.argmax(n_data_blocks)), int(n_data_blocks.max())
+
+    def _measure_residuals(
+        self, decoder: ErasureDecoder, received_by_leaf: list[dict[int, Array]]
+    ) -> ParityResiduals:
+        """Return the residuals of the checks of a decoder, for flat leaves by task."""
+        is_violated = False
+        suspects: set[int] | None = None
+        residual_by_leaf: list[float | None] = []
+        for leaf_index, (received, dtype, max_error) in enumerate(
+            zip(received_by_leaf, self._decoder.result_dtypes(), self.compute_leaf_error_bounds())
+        ):
+            if max_error == np.inf:
+                residual_by_leaf.append(None)
+                continue
+            operands = decoder.transform_for_parity_checks(received)
+            precision_dtype = self._decoder.get_accuracy_limiting_dtype(dtype)
+            checks = decoder, operands, dtype, self._options.rtol, precision_dtype
+            compute_residual = partial(error_detection.evaluate_parity_checks, *checks)
+            leaf_residual = compute_residual(max_error)
+            if len(leaf_residual.violations) and not is_integer_dtype(dtype):
+                magnitudes = self._uncancelled_magnitudes or self._compute_uncancelled_magnitudes()
+                self._uncancelled_magnitudes = magnitudes
+                if magnitudes:
+                    leaf_residual = compute_residual(max_error, magnitudes[leaf_index])
+            if not leaf_residual.is_finite:
+                raise NonFiniteResultError
+            residual_by_leaf.append(leaf_residual.max_relative)
+            if len(leaf_residual.violations):
+                is_violated = True
+                if decoder.n_redundant_checks > 1:
+                    leaf_suspects = set(
+                        error_detection.locate_erroneous_blocks(
+                            decoder, operands, leaf_residual.violations, dtype, precision_dtype
+                        )
+                    )
+                    suspects = leaf_suspects if suspects is None else suspects & leaf_suspects
+        return ParityResiduals(residual_by_leaf, is_violated, suspects)
+
+    # -- magnitudes -------------------------------------------------------------------------
+
+    def compute_leaf_error_bounds(self) -> list[float]:
+        """Return for each leaf by how much its entries may be off although f is as linear as it should be."""
+        received_leaves = [outcome.leaves for outcome in self._received.by_task.values()]
+        compute_error_bounds = self._options.traits.error_bounds
+        if compute_error_bounds is None:
+            return [0.0] * len(received_leaves[0])
+        return compute_error_bounds(received_leaves)
+
+    def compute_max_magnitude(self, leaf_index: int, arrays: list[Array] | None = None) -> float:
+        """Return the magnitude to which rounding errors of a leaf are relative: the largest absolute value.
+
+        Terms of a sum that cancel count before they do, if their magnitude is known.
+
+        arrays : the arrays of this leaf; by default in the received results.
+        """
+        if arrays is None:
+            arrays = [outcome.leaves[leaf_index] for outcome in self._received.by_task.values()]
+        uncancelled = self._uncancelled_magnitudes[leaf_index : leaf_index + 1]
+        return max([error_detection.compute_max_abs(arrays), *uncancelled])
+
+    def _compute_uncancelled_magnitudes(self) -> list[float]:
+        """Return how large the products in f are before they cancel in a sum, if f is one of polarmap's own.
+
+        f is evaluated on the driver, on the block made of most data blocks, with random signs. Whether other
+        functions round as much by themselves is not known: [].
+        """
+        if not self._options.traits.is_rowwise:
+            return []
+        block_index, _ = self.densest_parity_block
+        build_block = partial(self._build_block_with_random_signs, block_index)
+        leaves = self._evaluator.wait_for_leaves(self._evaluator.start(build_block, block_index)) or []
+        return [error_detection.compute_max_abs([leaf]) for leaf in leaves]
+
+    def _build_block_with_random_signs(self, block_index: int) -> Any:
+        """Return a coded block whose floats have random signs. Integers, such as indices, are kept."""
+        leaves, structure = flatten(copy_block(self._coded_data, block_index))
+        rng = np.random.default_rng(0)
+        for leaf in leaves:
+            if not is_integer_dtype(leaf.dtype):
+                leaf *= rng.choice(np.array([-1, 1], leaf.dtype), leaf.shape)
+        return unflatten(structure, leaves)

@@ -1,0 +1,250 @@
+"""Received results of a coded map, grouped by structure and shape: the largest group counts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from enum import Enum
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from polarmap.blocks.coded import CodedData
+from polarmap.driver.task_table import TaskTable
+from polarmap.dtypes import Array
+from polarmap.executors.interface import Failure, Outcome, TaskResult
+from polarmap.worker.pytree import Shape, Structure
+from polarmap.worker.task_records import ResultRef
+
+_get_dtype_kind, _get_shape = attrgetter("dtype.kind"), attrgetter("shape")  # of an array
+
+
+def get_comparable_types_and_shapes(leaves: Sequence[Array]) -> Any:
+    """Return what must be equal for two results to count as alike: kinds of dtypes, and shapes.
+
+    Signed and unsigned integers of any width are of one kind.
+    """
+    return "".join(map(_get_dtype_kind, leaves)).replace("u", "i"), tuple(map(_get_shape, leaves))
+
+
+def get_leaf_types(structure: Structure) -> list[str]:
+    """Return the type of each leaf of a tree of this structure: "array", "numpy" or "python"."""
+    if len(structure) < 3 or structure[0] == "sample":
+        return [structure[0]]
+    return [leaf_type for child in structure[2] for leaf_type in get_leaf_types(child)]
+
+
+def has_valid_scalar_shapes(result: Outcome | TaskResult) -> bool:
+    """Return whether each leaf that was a number has one entry. A result without that has not come from f."""
+    leaf_types = get_leaf_types(result.structure)
+    return all(
+        leaf.size == 1
+        for leaf, leaf_type in zip(result.leaves, leaf_types)
+        if leaf_type in ("python", "numpy")
+    )
+
+
+class Reception(Enum):
+    """How a result changes the results that count."""
+
+    IGNORED = "no change: a failure, too late, or rejected for its shape"
+    ADDED = "the result has joined those that count"
+    REGROUPED = "results of another structure or shape count from now on"
+    UNPADDED_ONLY = "only the result of the rows of data counts, not that with padding"
+
+
+class ReceivedResults:
+    """The results of a coded map so far.
+
+    Results of the most common structure and shape count. Others are failures of their tasks in the table,
+    until more results look like them.
+
+    Parameters
+    ----------
+    coded_data : CodedData
+    expected_shape : tuple of int or None
+        The shape of the array that each result must have, if that is known before the map begins.
+    task_table : TaskTable
+        The tasks of the map. Their results are rejected and restored in it.
+
+    Attributes
+    ----------
+    by_task : dict from int to Outcome
+        The results that count.
+    unpadded_result : TaskResult or None
+        The result of the rows of data in the last block, if rows of padding fill that block up and its task
+        has returned.
+    is_frozen : bool
+        Whether the results have been accepted: only `unpadded_result` may still change.
+    """
+
+    def __init__(
+        self, coded_data: CodedData, expected_shape: tuple[int, ...] | None, task_table: TaskTable
+    ) -> None:
+        self._coded_data, self._expected_shape, self._task_table = coded_data, expected_shape, task_table
+        self._systematic_indices = coded_data.code.systematic_indices
+        self._groups: dict[Any, dict[int, Outcome]] = {}  # by structure, types and shapes
+        self.by_task: dict[int, Outcome] = {}
+        self.unpadded_result: TaskResult | None = None
+        self.is_frozen = False
+
+    def add(self, outcome: Outcome) -> Reception:
+        """Take in the outcome of an attempt, and return how it has changed the results that count."""
+        task_index = outcome.task
+        if outcome.unpadded_result is not None and self.unpadded_result is None:
+            if not has_valid_scalar_shapes(outcome.unpadded_result):  # it cannot have come from f
+                self._reject_misshapen_result(task_index, "returned several numbers where one is due")
+                return Reception.IGNORED
+            self.unpadded_result = outcome.unpadded_result
+        if outcome.failure is not None or task_index in self.by_task or self.is_frozen:
+            return Reception.IGNORED
+        # f raised an exception of rows of zeros
+        if outcome.unpadded_result is not None and not outcome.structure:
+            return Reception.UNPADDED_ONLY
+        signature = repr(outcome.structure), get_comparable_types_and_shapes(outcome.leaves)
+        if signature not in self._groups and not self._has_expected_shape(outcome):
+            expected = "a number" if self._expected_shape is None else f"shape {self._expected_shape}"
+            message = f"returned {outcome.result_description} where {expected} is due"
+            self._reject_misshapen_result(task_index, message)
+            return Reception.IGNORED
+        for group in self._groups.values():  # A task with an unusual result may have been started again.
+            group.pop(task_index, None)
+        group = self._groups.setdefault(signature, {})
+        group[task_index] = outcome
+        if group is self.by_task:
+            return Reception.ADDED
+        if not self.by_task or self._outvotes_current_results(group):
+            self._switch_to_group(group)
+            return Reception.REGROUPED
+        return self._reject_mismatched_result(outcome)
+
+    def discard(self, task_index: int, failure: Failure) -> None:
+        """Remove a result that counts, and make `failure` the outcome of its task."""
+        del self.by_task[task_index]
+        self._discard_unpadded_result(task_index)
+        self._task_table.reject_result(task_index, failure)
+
+    # -- what counts ------------------------------------------------------------------------
+
+    @property
+    def first_received(self) -> Outcome:
+        """The first result to arrive among the results that count."""
+        return next(iter(self.by_task.values()))
+
+    @property
+    def structure(self) -> Structure:
+        """The structure of a result: how its leaves make it up."""
+        return self.by_task[min(self.by_task)].structure
+
+    @property
+    def leaf_shapes(self) -> list[Shape]:
+        """The shapes of the arrays of a result. Of a result in storage, only a sample has been received."""
+        outcome = self.first_received
+        if outcome.result_ref is None:
+            return outcome.leaf_shapes
+        return [shape for _, shape in outcome.result_ref.layout]
+
+    @property
+    def result_refs(self) -> dict[int, ResultRef]:
+        """References to the results in storage, by task. Of these only samples have been received."""
+        outcomes = self.by_task.items()
+        return {task: outcome.result_ref for task, outcome in outcomes if outcome.result_ref is not None}
+
+    def get_flat_leaves_by_task(self, leaf_index: int) -> dict[int, Array]:
+        """Return leaf number `leaf_index` of every result that counts, as an array of one dimension."""
+        return {task: outcome.leaves[leaf_index].reshape(-1) for task, outcome in self.by_task.items()}
+
+    @property
+    def n_data_results(self) -> int:
+        """The number of results of data blocks that count."""
+        return sum(int(block_index) in self.by_task for block_index in self._systematic_indices)
+
+    @property
+    def n_arrived_tasks(self) -> int:
+        """The number of tasks that have returned a result, be it that of the rows of data alone."""
+        return len(self._task_table.arrived)
+
+    @property
+    def mismatched_blocks(self) -> set[int]:
+        """The data blocks for which a worker has returned a result of another structure or shape."""
+        table, data_tasks = self._task_table, self._systematic_indices.tolist()
+        failed_tasks = [task for task in data_tasks if table[task].failures]
+        return {
+            task for task in failed_tasks if any(failure.kind == "shape" for failure in table[task].failures)
+        }
+
+    def has_all_data_results(self, task_indices: Collection[int]) -> bool:
+        """Return whether these tasks, with that of `unpadded_result`, include all data tasks."""
+        available, n_data_tasks = set(task_indices), len(self._systematic_indices)
+        if self.unpadded_result is not None:
+            available.add(n_data_tasks - 1)
+        return n_data_tasks > 0 and available.issuperset(self._systematic_indices)
+
+    @property
+    def has_finite_values(self) -> bool:
+        """Whether no result that counts contains NaN or inf."""
+        leaves = (leaf for outcome in self.by_task.values() for leaf in outcome.leaves)
+        return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
+
+    def iter_possible_tasks(self, pending_tasks: Collection[int]) -> Iterator[set[int]]:
+        """Yield for each group the tasks whose results would count if `pending_tasks` joined that group."""
+        for group in self._groups.values() or [{}]:
+            yield {*pending_tasks, *group}
+
+    # -- results of another structure or shape ----------------------------------------------
+
+    def _has_expected_shape(self, outcome: Outcome) -> bool:
+        return has_valid_scalar_shapes(outcome) and self._expected_shape in (None, *outcome.leaf_shapes)
+
+    def _outvotes_current_results(self, candidates: dict[int, Outcome]) -> bool:
+        """Return whether `candidates` outnumber the results that count, and replace them.
+
+        If the numbers are equal, or only the dtypes differ, then results of parity blocks never replace
+        results of data blocks: f of wider integers may return another kind.
+        """
+        candidate, current = next(iter(candidates.values())), self.first_received
+        has_data, had_data = (
+            min(results) < len(self._systematic_indices) for results in (candidates, self.by_task)
+        )
+        has_same_shapes = (
+            candidate.structure == current.structure and candidate.leaf_shapes == current.leaf_shapes
+        )
+        if has_data != had_data and (has_same_shapes or len(candidates) == len(self.by_task)):
+            return has_data
+        return len(candidates) > len(self.by_task)
+
+    def _switch_to_group(self, candidates: dict[int, Outcome]) -> None:
+        """Let `candidates` count. Results that counted before become failures of their tasks."""
+        rejected, self.by_task = self.by_task, candidates
+        for task_index in candidates:
+            self._task_table.restore_result(task_index)
+        for outcome in rejected.values():
+            self._reject_mismatched_result(outcome)
+
+    def _reject_mismatched_result(self, outcome: Outcome) -> Reception:
+        """Reject a result for its shape, unless rows of padding may explain that shape."""
+        if outcome.unpadded_result is not None and self.unpadded_result is not None:
+            return Reception.UNPADDED_ONLY
+        expected = self.first_received
+        message = f"returned {outcome.result_description}, others {expected.result_description}"
+        if outcome.task >= len(self._systematic_indices) and outcome.leaf_shapes == expected.leaf_shapes:
+            layout = self._coded_data.block_layout
+            data_dtype, parity_dtype = (layout(index)[0][0] for index in (0, self._coded_data.n - 1))
+            message += (
+                f": f of {np.dtype(parity_dtype)} blocks, which parity of {np.dtype(data_dtype)} is, "
+                "has another kind of result; convert the data, or what f combines it with, so that both have "
+                "one"
+            )
+        self._reject_misshapen_result(outcome.task, message)
+        return Reception.IGNORED
+
+    def _reject_misshapen_result(self, task_index: int, message: str) -> None:
+        """Make a result a failure of its task, because of its shape."""
+        self._discard_unpadded_result(task_index)
+        self._task_table.reject_result(task_index, Failure("shape", "WrongShape", message))
+
+    def _discard_unpadded_result(self, task_index: int) -> None:
+        """Forget the result without padding if it is of this task, whose result is rejected."""
+        padded_block = self._coded_data.data_blocks.padded_block
+        if padded_block is not None and task_index == padded_block[0]:
+            self.unpadded_result = None

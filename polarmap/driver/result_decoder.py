@@ -1,0 +1,286 @@
+"""Decoder of a map's results: tracks whether received results determine missing ones, and computes these."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from polarmap.blocks.coded import CodedData
+from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.compute.tiling import ignore_nonfinite_warnings
+from polarmap.driver.collector import JobTimer
+from polarmap.driver.local_evaluation import LocalEvaluator
+from polarmap.driver.options import MapOptions
+from polarmap.driver.received_results import ReceivedResults, get_leaf_types
+from polarmap.dtypes import (
+    Array,
+    DType,
+    check_supported_dtype,
+    get_default_rtol,
+    is_integer_dtype,
+    machine_epsilon,
+)
+from polarmap.errors import CodeError
+
+MAX_TRIALS = 4  # sets of tasks for which is cached whether their results would suffice
+
+
+class NonFiniteResultError(Exception):
+    """Results contain NaN or inf, which parity carries into every decoded block."""
+
+
+def find_accuracy_limiting_dtype(result_dtype: DType, data_dtypes: Sequence[DType]) -> DType:
+    """Return the dtype whose rounding limits the accuracy of a result.
+
+    Parity blocks are rounded to the dtypes of the data, so it is the coarsest of these and of the result.
+    """
+    if is_integer_dtype(result_dtype):
+        return np.dtype(np.float64)
+    inexact_dtypes = [dtype for dtype in data_dtypes if not is_integer_dtype(dtype)]
+    return max([result_dtype, *inexact_dtypes], key=machine_epsilon)
+
+
+class ResultDecoder:
+    """Decodes missing results of data tasks from received results.
+
+    Parameters
+    ----------
+    coded_data : CodedData
+    options : MapOptions
+    received : ReceivedResults
+        The results to decode from. The caller reports each change of them to `record_arrival`, `restart`
+        or `record_all_data_arrived`.
+    evaluator : LocalEvaluator
+        Evaluates f on a data block if no result of one tells which dtypes f returns.
+    timer : JobTimer
+
+    Attributes
+    ----------
+    tracker : ArrivalTracker
+        Exists from the first result on, which tells the dtypes.
+    decodable_at, ready_at : float or None
+        When the received results first determined the missing ones, and when they did so with the accuracy
+        asked for, in seconds after the start of the map.
+    n_needed : int
+        The number of results that had arrived by `ready_at`.
+    is_ill_conditioned : bool
+        Whether results are decoded less accurately than asked for, as no further result will come.
+    decoded_results : list of lists of arrays
+        The results of the data tasks as of the last decoding, as leaves; empty before.
+    decode_seconds : float
+        How long the last decoding took.
+    """
+
+    def __init__(
+        self,
+        coded_data: CodedData,
+        options: MapOptions,
+        received: ReceivedResults,
+        evaluator: LocalEvaluator,
+        timer: JobTimer,
+    ) -> None:
+        self.received, self.coded_data, self._code = received, coded_data, coded_data.code
+        self._options, self._evaluator, self._timer = options, evaluator, timer
+        self.tracker: ArrivalTracker
+        self.decodable_at: float | None = None
+        self.ready_at: float | None = None
+        self.n_needed = 0
+        self.is_ill_conditioned = False
+        self.decoded_results: list[list[Array]] = []
+        self.decode_seconds = 0.0
+        self._latest_decoder: ErasureDecoder | None = None  # It has computed `decoded_results`.
+        self._local_sample: list[Array] | None = None  # f of a data block, evaluated on the driver
+        self._trial_cache: dict[Any, bool] = {}  # whether results of a set of tasks would suffice
+
+    # -- arrivals ---------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """Track the received results again from the first one, after they were regrouped or rejected."""
+        self.ready_at = self.decodable_at = None
+        self.is_ill_conditioned = False
+        self.__dict__.pop("undecodable_reason", None)
+        result_dtypes = self.received.first_received.leaf_dtypes
+        for dtype in result_dtypes:
+            _check_result_dtype(dtype)
+        # f of integers that returns floats rounds, so that these are decoded as real numbers.
+        has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes or result_dtypes))
+        modular = self._code.supports_integers and has_integers and any(map(is_integer_dtype, result_dtypes))
+        inexact_dtypes = [
+            self.get_accuracy_limiting_dtype(dtype)
+            for dtype in result_dtypes
+            if not (modular and is_integer_dtype(dtype))
+        ]
+        limits = [self.get_rtol(dtype) / machine_epsilon(dtype) for dtype in inexact_dtypes]
+        self.tracker = ArrivalTracker(self._code, modular=modular, max_amplification=min(limits, default=inf))
+        for task_index in self.received.by_task:
+            self.record_arrival(task_index)
+
+    def record_arrival(self, task_index: int) -> None:
+        """Note that the result of a task has joined the received ones."""
+        if self.tracker.add(task_index) and self.ready_at is None:
+            self.ready_at, self.n_needed = self._timer.elapsed_seconds, self.tracker.n_arrived
+        if self.decodable_at is None and self.tracker.is_decodable:
+            self.decodable_at = self._timer.elapsed_seconds
+        if self.received.unpadded_result is not None:
+            self.record_all_data_arrived()
+
+    def record_all_data_arrived(self) -> None:
+        """Note it if there is a result of every data task, be it without padding: none has to be decoded."""
+        received = self.received
+        if self.ready_at is None and received.has_all_data_results(received.by_task):
+            self.ready_at, self.n_needed = self._timer.elapsed_seconds, received.n_arrived_tasks
+
+    def accept_ill_conditioned(self) -> bool:
+        """Decode at any accuracy if that is possible at all, and return whether it is."""
+        if not self.received.by_task or not self.tracker.is_ill_conditioned:
+            return False
+        self.tracker.accept_ill_conditioned()
+        self.ready_at, self.n_needed = self._timer.elapsed_seconds, self.tracker.n_arrived
+        self.is_ill_conditioned = True
+        return True
+
+    @property
+    def seconds_since_ready(self) -> float:
+        """Seconds since `ready_at`."""
+        assert self.ready_at is not None
+        return self._timer.elapsed_seconds - self.ready_at
+
+    def would_suffice(self, task_indices: Collection[int], within_rtol: bool = True) -> bool:
+        """Return whether results of these tasks alone would determine all results of data tasks.
+
+        A trial costs as much as decoding; the answers to the last MAX_TRIALS are cached.
+
+        Parameters
+        ----------
+        task_indices : collection of int
+        within_rtol : bool
+            Also require the accuracy that `rtol` asks for.
+        """
+        has_enough = len(task_indices) >= self._code.recovery_threshold
+        if not (self.received.by_task and has_enough):
+            return has_enough or self.received.has_all_data_results(task_indices)
+        max_amplification = self.tracker.max_amplification if within_rtol else inf
+        cache_key = frozenset(task_indices), self.tracker.modular, max_amplification
+        if cache_key not in self._trial_cache:
+            if len(self._trial_cache) >= MAX_TRIALS:
+                self._trial_cache.clear()
+            modular = self.tracker.modular
+            trial = ArrivalTracker(self._code, modular=modular, max_amplification=max_amplification)
+            for task_index in task_indices:
+                trial.add(task_index)
+            self._trial_cache[cache_key] = trial.is_ready
+        return self._trial_cache[cache_key]
+
+    # -- dtypes -----------------------------------------------------------------------------
+
+    def result_dtypes(self) -> list[DType]:
+        """Return the dtypes of the leaves of a result, as data tasks return them.
+
+        Parity blocks of integers are wider than the data, and so f of them may be. If no result of a data
+        block has arrived, f is evaluated on one on the driver, once.
+        """
+        first_task = min(self.received.by_task)
+        outcome = self.received.by_task[first_task]
+        if first_task < len(self._code.systematic_indices) or not any(
+            map(is_integer_dtype, self.coded_data.data_blocks.dtypes)
+        ):
+            return outcome.leaf_dtypes
+        if self._local_sample is None:
+            evaluation = self._evaluator.start_on_block(0, use_data_block=True)
+            self._local_sample = self._evaluator.wait_for_leaves(evaluation) or []
+        if [leaf.shape for leaf in self._local_sample] != outcome.leaf_shapes:
+            return outcome.leaf_dtypes
+        return [leaf.dtype for leaf in self._local_sample]
+
+    def get_accuracy_limiting_dtype(self, result_dtype: DType) -> DType:
+        """Return the dtype whose rounding limits results of `result_dtype`."""
+        return find_accuracy_limiting_dtype(result_dtype, self.coded_data.data_blocks.dtypes)
+
+    def get_rtol(self, result_dtype: DType) -> float:
+        """Return the relative error that decoded results of `result_dtype` may have."""
+        return get_default_rtol(result_dtype) if self._options.rtol is None else self._options.rtol
+
+    @cached_property
+    def undecodable_reason(self) -> str:
+        """Why parity is of no use, as f has made floats of integers that may wrap; "" if it is of use."""
+        has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes))
+        if self._options.traits.meets_requirement or not has_integers:
+            return ""
+        from polarmap.driver.wraparound import find_wraparound_reason  # Few maps need it.
+
+        return find_wraparound_reason(self.coded_data, self.result_dtypes())
+
+    # -- decoding ---------------------------------------------------------------------------
+
+    def decode(self) -> list[list[Array]]:
+        """Return the results of all data tasks, as leaves. Nothing is computed twice.
+
+        Raises
+        ------
+        NonFiniteResultError
+            If NaN or inf keep the missing results from being decoded.
+        CodeError
+            If a result consists of Python integers that parity does not determine.
+        """
+        if not len(self.tracker.missing_indices):
+            received = self.received.by_task
+            self.decoded_results = [received[index].leaves for index in range(self._code.n_targets)]
+        elif (decoder := self.tracker.decoder) is not self._latest_decoder:
+            started_at = self._timer.elapsed_seconds
+            self.decoded_results, self._latest_decoder = self._decode_missing_blocks(decoder), decoder
+            self.decode_seconds = self._timer.elapsed_seconds - started_at
+        if not self.decoded_results:
+            raise NonFiniteResultError
+        return self.decoded_results
+
+    def use_unpadded_results(self) -> None:
+        """Take the received results of data tasks for `decoded_results`, with [] for a missing one."""
+        outcomes = map(self.received.by_task.get, range(self._code.n_targets))
+        self.decoded_results = [[] if outcome is None else outcome.leaves for outcome in outcomes]
+
+    def _decode_missing_blocks(self, decoder: ErasureDecoder) -> list[list[Array]]:
+        """Return the same where some results are missing; [] if NaN or inf keep them from being decoded."""
+        recovered: list[list[Array]] = []
+        leaf_types = get_leaf_types(self.received.structure)
+        for leaf_index, dtype in enumerate(self.result_dtypes()):
+            received = self.received.get_flat_leaves_by_task(leaf_index)
+            with ignore_nonfinite_warnings():
+                blocks = decoder.decode(received, dtype)
+            if dtype.kind in "fc" and not np.isfinite(blocks).all():
+                return []
+            if leaf_types[leaf_index] == "python" and is_integer_dtype(dtype) and decoder.modular:
+                from polarmap.driver.wraparound import undo_wraparound  # Few maps need it.
+
+                arrived, weights = decoder.arrived_indices, decoder.weights
+                recovered.append(undo_wraparound(self.coded_data, received, arrived, weights, blocks))
+            else:
+                recovered.append(list(blocks))
+        return self.merge_recovered_blocks(decoder.missing_indices, recovered)
+
+    def merge_recovered_blocks(
+        self, missing_indices: Array, recovered_leaves: list[list[Array]]
+    ) -> list[list[Array]]:
+        """Return the leaves of the results of all data tasks: those received, and those recovered.
+
+        recovered_leaves : for each leaf the recovered arrays, flat, in the order of `missing_indices`.
+        """
+        shapes = self.received.first_received.leaf_shapes
+        leaves = {block_index: outcome.leaves for block_index, outcome in self.received.by_task.items()}
+        for row, block_index in enumerate(missing_indices.tolist()):
+            leaves[block_index] = [
+                blocks[row].reshape(shape) for blocks, shape in zip(recovered_leaves, shapes)
+            ]
+        return [leaves[block_index] for block_index in range(self._code.n_targets)]
+
+
+def _check_result_dtype(dtype: DType) -> None:
+    """Raise CodeError for a result that could not be decoded if it were lost, whether or not it is."""
+    try:
+        check_supported_dtype(dtype, "the result of f")
+    except CodeError as error:
+        raise CodeError(f"{error}, or use hedged_map, which takes any f at all") from None

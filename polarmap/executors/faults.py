@@ -1,0 +1,91 @@
+"""Fault injection: an executor that wraps another one, whose tasks then sleep, fail or die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from polarmap.errors import CodeError
+from polarmap.executors.interface import JobSpec, Session
+from polarmap.executors.resolved import DelegatingExecutor, ResolvedExecutor
+from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
+from polarmap.worker.task_records import FAULT_KINDS, Fault
+
+
+@dataclass(frozen=True)
+class FaultyExecutor:
+    """An executor whose tasks sleep, fail or die as you say, for tests, demonstrations and benchmarks.
+
+    In every other respect it does what the executor does that it wraps: maps are cut into as many blocks,
+    and short items are batched.
+
+    Parameters
+    ----------
+    executor : whatever `coded_map` accepts
+    faults : mapping from task index to Fault
+        The task of a coded block, of an item or block of `hedged_map`, or of a call of a
+        `polarmap.Executor`, all counted from 0. If an item travels in a batch, "sleep", "exit" and "kill"
+        strike the whole batch. An item with "raise" or "garbage" is a batch of its own.
+
+    Examples
+    --------
+    >>> FaultyExecutor("localhost", {3: Fault("sleep", seconds=20), 7: Fault("kill")}).executor
+    'localhost'
+    """
+
+    executor: Any = None
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.faults, Mapping):
+            raise CodeError(f"faults must be a mapping from task to Fault, not {self.faults!r:.100}")
+        for task_index, fault in self.faults.items():
+            if not is_nonnegative_int(task_index) or not isinstance(fault, Fault):
+                raise CodeError(
+                    f"faults map tasks by number to a Fault each, not {task_index!r} to {fault!r:.100}"
+                )
+            _check_fault(fault)
+
+
+class FaultInjectingExecutor(DelegatingExecutor):
+    """An executor some of whose tasks suffer faults; the faults of a job take precedence.
+
+    Parameters
+    ----------
+    executor : ResolvedExecutor
+        It may inject faults of its own, which give way to these.
+    faults : mapping from task index to Fault
+    """
+
+    def __init__(self, executor: ResolvedExecutor, faults: Mapping[int, Fault]) -> None:
+        super().__init__(executor)
+        self._own_faults = faults
+        self.faults = {**executor.faults, **faults}
+
+    def open(self, job_spec: JobSpec) -> Session:
+        """Return a session of the wrapped executor that injects the faults."""
+        return self._executor.open(replace(job_spec, faults={**self.faults, **job_spec.faults}))
+
+    def choose_for(self, data: Any) -> ResolvedExecutor:
+        """Return an executor that injects the same faults where the wrapped one would run a map of `data`."""
+        return FaultInjectingExecutor(self._executor.choose_for(data), self._own_faults)
+
+    def with_persistent_workers(
+        self, max_workers: int | None = None
+    ) -> tuple[ResolvedExecutor, Callable[[], None]]:
+        """Return an executor that injects the same faults into persistent workers."""
+        executor, close = self._executor.with_persistent_workers(max_workers)
+        return FaultInjectingExecutor(executor, self._own_faults), close
+
+
+def _check_fault(fault: Fault) -> None:
+    """Raise CodeError for a fault that no worker could have."""
+    if not is_choice(fault.kind, FAULT_KINDS):
+        raise CodeError(f"the kind of a Fault is one of {', '.join(FAULT_KINDS)}, not {fault.kind!r:.100}")
+    if not is_real_number(fault.seconds) or fault.seconds < 0:
+        raise CodeError(f"seconds of a Fault must be a number of at least 0, not {fault.seconds!r:.100}")
+    if fault.kind == "sleep" and not fault.seconds:
+        raise CodeError("a Fault that sleeps needs its seconds, as Fault('sleep', seconds=30)")
+    if not is_nonnegative_int(fault.attempts):
+        raise CodeError(f"attempts of a Fault must be an integer of at least 0, not {fault.attempts!r:.100}")

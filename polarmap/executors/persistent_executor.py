@@ -1,0 +1,327 @@
+"""Executors with persistent workers, and the executors on which such workers can be started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.block_store import BlockStore, MemoryMappedBlockStore
+from polarmap.executors.encryption_keys import check_key_is_portable
+from polarmap.executors.interface import JobSpec, Session, check_location_reachable
+from polarmap.executors.local_workers import CAN_FORK, LocalWorkerPool
+from polarmap.executors.pickling import pickle_function_with_buffers
+from polarmap.executors.pool_session import PoolSession
+from polarmap.executors.resolved import ResolvedExecutor
+from polarmap.executors.temp_folders import (
+    get_process_temp_folder,
+    make_shared_memory_folder,
+    make_temp_folder,
+    remove_owned_folder,
+)
+from polarmap.executors.worker_pool import WorkerPool
+from polarmap.worker.environment import count_available_cores
+from polarmap.worker.handshake import Endpoint
+from polarmap.worker.processes import LIVENESS_INTERVAL
+from polarmap.worker.socket_channel import TCP_TIMEOUT
+
+if TYPE_CHECKING:
+    from polarmap.executors.engine import PartitionedData
+    from polarmap.executors.remote_workers import WorkerProvider
+
+BLOCKS_PER_CORE = 3  # They keep all cores busy; more only cost.
+DEFAULT_BLOCK_CACHE_BYTES = 2**30  # memory that blocks may take between maps
+
+
+class PoolOptions(NamedTuple):
+    """The validated options of a `Pool`, with its defaults.
+
+    idle_timeout : seconds without a map after which workers end.
+    block_cache_bytes : `memory_limit=`.
+    n_threads : `threads_per_worker=`.
+    listen_endpoint : `listen=`, whose text is parsed.
+    uses_fork : whether worker processes here are forked.
+    tcp_timeout : seconds.
+    """
+
+    idle_timeout: float = 60.0
+    block_cache_bytes: int = DEFAULT_BLOCK_CACHE_BYTES
+    n_threads: int = 1
+    listen_endpoint: bool | Endpoint = True
+    uses_fork: bool = CAN_FORK
+    tcp_timeout: float = TCP_TIMEOUT
+
+
+class WorkerHost(ResolvedExecutor):
+    """An executor on which persistent workers can be started.
+
+    Attributes
+    ----------
+    needs_tcp : bool
+        Whether its persistent workers can reach the driver by TCP only. A pool that does not listen then runs
+        tasks of this executor instead.
+    """
+
+    needs_tcp = False
+
+    @abstractmethod
+    def make_worker_provider(self) -> WorkerProvider:
+        """Return what starts workers here. Raises ExecutorError if that is impossible now."""
+
+    def with_persistent_workers(
+        self, max_workers: int | None = None
+    ) -> tuple[ResolvedExecutor, Callable[[], None]]:
+        """Return an executor with persistent workers here, at most `max_workers`, and what ends them."""
+        executor = PersistentExecutor(self, max_workers, PoolOptions())
+        return executor, executor.close
+
+
+class PersistentExecutor(ResolvedExecutor):
+    """An executor whose workers persist: the first map starts them, and later maps find them.
+
+    Parameters
+    ----------
+    host : WorkerHost or None
+        The executor on which the workers are started; None: they are processes of this machine.
+    max_workers : int or None
+        The number of tasks that run at a time; None: as `Pool` documents.
+    options : PoolOptions
+    """
+
+    has_persistent_workers = True
+
+    def __init__(
+        self,
+        host: WorkerHost | None,
+        max_workers: int | None,
+        options: PoolOptions,
+    ) -> None:
+        self._host, self.max_workers = host, max_workers
+        self._name = "processes here" if host is None else f"persistent workers on {host.name}"
+        self.worker_spec = None if host is None else host.worker_spec
+        self.is_local = self.can_batch = host is None
+        uses_tasks = host is not None and host.needs_tcp and options.listen_endpoint is False
+        self._task_executor = host if uses_tasks else None
+        make_provider = None if host is None else host.make_worker_provider
+        self._open_resources = partial(PoolResources, self._name, make_provider, max_workers, options)
+        self._lock = threading.Lock()
+        self._resources: PoolResources | None = None
+        self._finalizer: Callable[[], object] = lambda: None  # ends the resources, once
+        self._is_closed = False
+        _open_executors.add(self)
+
+    @property
+    def name(self) -> str:
+        """Where the workers are, and by which channel they talk with this process once that is known."""
+        resources = self._resources
+        if self._task_executor is not None:
+            return self._task_executor.name
+        channel_name = resources.worker_pool.latest_channel_name if resources else ""
+        return f"{self._name} ({channel_name})" if channel_name else self._name
+
+    @property
+    def workers_by_host(self) -> dict[str, int]:
+        """The number of workers on each machine, by host name; empty for processes of this machine."""
+        resources = self._resources
+        return {} if resources is None else resources.worker_pool.count_workers_by_host()
+
+    def __repr__(self) -> str:
+        resources = self._resources
+        if self._is_closed:
+            state = "closed"
+        elif resources is None or not len(resources.worker_pool):
+            state = "no workers running"
+        else:
+            n_busy = resources.worker_pool.count_busy_workers()
+            state = f"{len(resources.worker_pool)} workers running, {n_busy} busy"
+        limit = "" if self.max_workers is None else f", at most {self.max_workers}"
+        return f"<Pool: {self.name}, {state}{limit}>"
+
+    def open(self, job_spec: JobSpec) -> Session:
+        """Return a session for the tasks of one job.
+
+        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot reach its storage.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise ExecutorError("this Pool is closed: make a new one")
+            if self._task_executor is not None:
+                return self._task_executor.open(job_spec)
+            session = None if self._resources is None else self._resources.open_session(job_spec)
+            if session is None:
+                self._finalizer()  # closes resources whose workers have ended by themselves
+                self._resources = self._open_resources()  # ExecutorError if that is impossible
+                self._finalizer = weakref.finalize(self, self._resources.close)
+                session = self._resources.open_session(job_spec)
+            assert session is not None
+            return session
+
+    def stop_workers(self) -> None:
+        """End the workers and discard all blocks; the next map starts other workers."""
+        with self._lock:
+            # A map on another thread may start workers from now on: these are not to end.
+            self._resources, finalizer = None, self._finalizer
+        finalizer()
+
+    def close(self) -> None:
+        """End the workers for good. Safe to call twice."""
+        self._is_closed = True
+        self.stop_workers()
+
+    def after_fork(self) -> None:
+        """Forget the workers, in a process that was forked from the one that has them."""
+        self._lock = threading.Lock()
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            resources.worker_pool.after_fork()
+
+    def suggest_n_blocks(self, max_blocks: int) -> int:
+        """Return at most three blocks for each core of this machine if the workers are here."""
+        return min(max_blocks, BLOCKS_PER_CORE * count_available_cores()) if self.is_local else max_blocks
+
+    def choose_storage(self, data: Any) -> Any:
+        """Return where workers read `data`; None for an array in memory, whose blocks they cache."""
+        if _is_in_memory_array(data):
+            return None
+        return get_process_temp_folder() / "arrays" if self._host is None else self._host.choose_storage(data)
+
+    def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
+        """Partition data that is on the cluster of the workers; return None for other data."""
+        return None if self._host is None else self._host.partition(data, n_blocks)
+
+
+class PoolResources:
+    """The workers, blocks and folders of a pool, from its first map until it has been idle for long enough.
+
+    Parameters
+    ----------
+    pool_name : str
+    make_provider : callable or None
+        Called with no arguments, it returns what starts the workers; None: they are processes here.
+    max_workers, options
+        As for `PersistentExecutor`.
+    """
+
+    def __init__(
+        self,
+        pool_name: str,
+        make_provider: Callable[[], WorkerProvider] | None,
+        max_workers: int | None,
+        options: PoolOptions,
+    ) -> None:
+        self._pool_name, self._idle_timeout = pool_name, options.idle_timeout
+        block_cache_bytes, n_threads = options.block_cache_bytes, options.n_threads
+        self._folders: list[Path] = []  # in which workers read and write, if they share files with us
+        self.worker_pool: WorkerPool
+        self._block_store: BlockStore
+        self._provider = provider = None if make_provider is None else make_provider()
+        if provider is None:
+            self._block_store = self._make_file_block_store(block_cache_bytes)
+            folders = list(map(str, self._folders))
+            self.worker_pool = LocalWorkerPool(n_threads, max_workers, folders, options.uses_fork)
+        else:
+            from polarmap.executors.remote_workers import RemoteWorkerPool
+
+            self.worker_pool = RemoteWorkerPool(
+                provider,
+                max_workers,
+                options.listen_endpoint,
+                block_cache_bytes,
+                n_threads,
+                options.tcp_timeout,
+            )
+            try:
+                if provider.shares_files or provider.shares_host:
+                    n_sharing = 1 if provider.shares_files else max_workers or provider.max_workers or 1
+                    self._block_store = self._make_file_block_store(block_cache_bytes * n_sharing)
+                else:
+                    self._block_store = provider.make_block_store()
+            except BaseException:
+                self.worker_pool.close()
+                raise
+        self._lock = threading.RLock()  # a pool that nobody has any more may be closed at any moment
+        self._owner_pid = os.getpid()
+        self._is_closed = threading.Event()
+        threading.Thread(target=self._close_when_idle, name="polarmap-idle", daemon=True).start()
+
+    def open_session(self, job_spec: JobSpec) -> PoolSession | None:
+        """Tasks of one map; None if the workers have ended."""
+        is_remote = self._provider is not None
+        backend_and_storage = self._provider.backend_and_storage if self._provider is not None else ("", "")
+        check_location_reachable(job_spec.blocks.location, "lies in", *backend_and_storage)
+        location = job_spec.output_spec and job_spec.output_spec.location
+        check_location_reachable(location, "is to stay in", *backend_and_storage)
+        if is_remote:
+            check_key_is_portable(job_spec, self._pool_name)
+        by_value = self._provider is not None and not self._provider.imports_polarmap
+        function_and_structure = job_spec.f, job_spec.blocks.structure
+        pickled_function = pickle_function_with_buffers(function_and_structure, self._pool_name, by_value)
+        module_sources: Mapping[str, tuple[str, bool]] = {}
+        if self._provider is not None:
+            module_sources = self._provider.collect_module_sources(pickled_function.pickle_bytes)
+        with self._lock:
+            if self._is_closed.is_set():
+                return None
+            shares_files = self._provider is None or self._provider.shares_files
+            folders = self._folders if shares_files else []
+            return PoolSession(
+                job_spec, pickled_function, module_sources, self.worker_pool, self._block_store, folders
+            )
+
+    def close(self) -> None:
+        """End the workers, remove all files; who comes second waits until that is done."""
+        if os.getpid() != self._owner_pid:
+            return
+        with self._lock:
+            if not self._is_closed.is_set():
+                self._is_closed.set()
+                self.worker_pool.close()
+                for folder in self._folders:
+                    remove_owned_folder(folder)
+
+    def _make_file_block_store(self, max_memory_bytes: int) -> BlockStore:
+        """New folders for blocks; ExecutorError if there is no room for any."""
+        disk_folder, memory_folder = make_temp_folder(), make_shared_memory_folder()
+        self._folders = [folder for folder in (memory_folder, disk_folder) if folder is not None]
+        return MemoryMappedBlockStore(memory_folder, disk_folder, max_memory_bytes)
+
+    def _close_when_idle(self) -> None:
+        remaining_seconds = self._idle_timeout
+        while not self._is_closed.wait(max(min(remaining_seconds, LIVENESS_INTERVAL), 0.01)):
+            with contextlib.suppress(Exception):  # of a site, say: what is idle is to end all the same
+                self.worker_pool.maintain_workers()
+            with self._lock:
+                remaining_seconds = self._idle_timeout - self.worker_pool.get_idle_seconds()
+                if remaining_seconds <= 0:
+                    self.close()
+
+
+def _is_in_memory_array(data: Any) -> bool:
+    """Return whether data is an array, and not a view of a file."""
+    base_array = data
+    while isinstance(base_array, np.ndarray) and not isinstance(base_array, np.memmap):
+        base_array = base_array.base
+    return isinstance(data, np.ndarray) and not isinstance(base_array, np.memmap)
+
+
+_open_executors: weakref.WeakSet[PersistentExecutor] = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    """Let a process that was forked start workers of its own."""
+    for executor in list(_open_executors):
+        with contextlib.suppress(Exception):
+            executor.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

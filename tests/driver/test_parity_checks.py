@@ -1,0 +1,231 @@
+"""Garbage and lies are found by redundant parity checks, or the report names what no check involves."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+from coded_maps import DATA, WHOLE, K, N, coded, faulty
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
+
+from polarmap.codes import PolarCode
+from polarmap.driver.function_properties import VERIFIED_PROPERTIES
+from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
+from polarmap.executors.interface import Outcome
+from polarmap.testing import Fault, FaultyExecutor
+from polarmap.types import CodedResult
+
+
+@pytest.mark.parametrize("culprit", [0, 5, 8, 11])
+@pytest.mark.parametrize("data", [DATA, DATA.astype("f4"), DATA * (1 - 2j)], ids=["f8", "f4", "c16"])
+def test_a_worker_that_returns_garbage_is_named_and_corrected(culprit: int, data: np.ndarray) -> None:
+    executor = faulty({culprit: Fault("garbage")}, {culprit: 0.9, 3: math.inf})
+    result = coded(np.copy, data, executor=executor)
+    assert_same(result, cut(data, K), 1e-4 if data.dtype == np.float32 else 1e-11)
+    assert_named(result, culprit)
+
+
+def assert_named(result: CodedResult, culprit: int) -> None:
+    assert states(result.report)["failed"] == [culprit]
+    message = f"GarbageResult: the result of task {culprit} contradicts the parity equations"
+    assert result.report.tasks[culprit].failures == (message,)
+    assert result.report.verified == "parity"
+
+
+def test_garbage_is_named_on_a_later_use_too_where_results_are_over() -> None:
+    """Integers need as many arrivals as their pattern says: a few are over, to be checked against."""
+    order = np.random.default_rng(0).permutation(64).tolist()
+    whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "tasks": 64}
+    assert coded(np.copy, whole, **options, executor=arriving(order, 64)).report.verified == "parity"
+    executor = FaultyExecutor(arriving(order, 64), {order[0]: Fault("garbage")})
+    result = coded(np.copy, whole, **options, executor=executor)
+    assert np.array_equal(result.concatenate(), whole)
+    assert_named(result, order[0])
+
+
+def test_garbage_among_all_data_is_named_when_the_equations_tell_it() -> None:
+    seconds = dict.fromkeys(range(10, N), 1.15) | {3: 1.1}
+    result = coded(np.copy, executor=faulty({0: Fault("garbage")}, seconds))
+    assert_same(result, cut(DATA, K), 1e-11)
+    assert_named(result, 0)
+
+
+@pytest.mark.parametrize(("culprit", "count"), [(0, K + 1), (8, K + 1), (0, K)])
+def test_garbage_with_one_surplus_result_or_none_is_refused(culprit: int, count: int) -> None:
+    order = arrivals(PolarCode(N, K), count, np.random.default_rng(3))
+    with pytest.raises(NotLinearError):
+        coded(np.copy, executor=FaultyExecutor(arriving(order, N), {order[culprit]: Fault("garbage")}))
+
+
+def test_two_garbage_workers_are_corrected_if_the_surplus_suffices() -> None:
+    faults = {0: Fault("garbage"), 2: Fault("garbage")}
+    with pytest.raises(NotLinearError):
+        coded(np.copy, executor=faulty(faults, {3: math.inf, 10: math.inf, 11: math.inf}))
+    result = coded(np.copy, tasks=24, executor=faulty(faults, {3: math.inf}))
+    assert_same(result, cut(DATA, K), 1e-11)
+
+
+def fate(f: Callable[[Any], Any], executor: Any, **options: Any) -> tuple[str, CodedResult | None]:
+    """What became of a map of WHOLE: "refused", "warned" or "harmless", and what it returned."""
+    VERIFIED_PROPERTIES.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result = coded(f, WHOLE, executor=executor, **options)
+        except NotLinearError:
+            return "refused", None
+    return "warned" if caught else "harmless", result
+
+
+def wrong_blocks(result: CodedResult, expected: Sequence[np.ndarray]) -> list[int]:
+    return [index for index, block in enumerate(result) if not np.array_equal(block, expected[index])]
+
+
+def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
+    """The equations of the arikan kernel are sparse: some leave out a result that was decoded from."""
+    fates = Counter[str]()
+    for seed in range(80):  # garbage arrives first, and the others one by one
+        order = np.random.default_rng(seed).permutation(20).tolist()
+        executor = FaultyExecutor(arriving(order, 20), {order[0]: Fault("garbage")})
+        what, result = fate(np.copy, executor, code=PolarCode(20, K, "arikan"), tasks=20)
+        wrong = [] if result is None else wrong_blocks(result, cut(WHOLE, K))
+        if result is not None and "failed" in states(result.report):
+            what = "named"
+            assert (wrong, states(result.report)["failed"]) == ([], order[:1])
+        elif result is not None and wrong not in ([], order[:1]):  # more than its own, as in a plain map
+            what = "passed"
+            assert order[0] in result.report.unchecked
+        fates[what] += 1
+    assert fates["named"] >= 60
+    assert fates["passed"] <= 1
+
+
+def test_while_several_workers_are_suspected_another_result_is_awaited() -> None:
+    """Two broken equations that two workers could have broken alike; the next result tells which."""
+    code = PolarCode(N, K, "arikan")
+    order, culprit = [3, 7, 8, 6, 5, 2, 11, 10, 9, 0, 1], 7
+    assert explanations(code, order[:9], culprit) == []
+    assert explanations(code, order[:10], culprit) == [7, 0]
+    assert explanations(code, order, culprit) == [7]
+    options = {"executor": FaultyExecutor(arriving(order, N, step=0.05), {culprit: Fault("garbage")})}
+    result = coded(np.copy, code=code, verify=True, **options)
+    assert states(result.report)["failed"] == [culprit]
+    assert_same(result, cut(DATA, K), 1e-11)
+    # Nobody else comes: refused, rather than one of the two named.
+    options = {"executor": FaultyExecutor(arriving(order[:10], N, step=0.05), {culprit: Fault("garbage")})}
+    with pytest.raises(NotLinearError):
+        coded(np.copy, code=code, verify=True, **options)
+
+
+def explanations(code: PolarCode, arrived: list[int], culprit: int) -> list[int]:
+    """The tasks whose columns in the equations between arrived blocks are parallel to the culprit's."""
+    missing = sorted(set(range(N)) - set(arrived))
+    equations = scipy.linalg.null_space(code.parity_check_matrix[:, missing].T).T @ code.parity_check_matrix
+    if np.linalg.norm(equations[:, culprit]) < 1e-9:
+        return []
+    return [
+        index
+        for index in arrived
+        if np.linalg.matrix_rank(equations[:, [culprit, index]], tol=1e-9) == 1
+        and np.linalg.norm(equations[:, index]) > 1e-9
+    ]
+
+
+class Lying(AlteringReplay):
+    """Adds to one entry of what one worker returns."""
+
+    def __init__(self, seconds: dict[int, float], liar: int, entry: int, lie: Any) -> None:
+        super().__init__(seconds)
+        self._liar, self._entry, self._lie = liar, entry, lie
+
+    def altered(self, outcome: Outcome) -> Outcome:
+        if outcome.task != self._liar or outcome.failure is not None:
+            return outcome
+        changed = outcome.leaves[0].copy()
+        changed.reshape(-1)[self._entry] += np.asarray(self._lie, changed.dtype)
+        return outcome._replace(leaves=[changed])
+
+
+def lied_to(
+    f: Callable[[Any], Any], data: np.ndarray, sizes: tuple[int, int], late: int, lie: float, seed: int
+) -> tuple[CodedResult | None, int]:
+    """A map of n tasks for k blocks, of which some are late and one lies, and who; None if it is refused."""
+    VERIFIED_PROPERTIES.clear()
+    (n, k), stream = sizes, np.random.default_rng(seed)
+    order, liar = stream.permutation(n).tolist(), int(stream.integers(n))
+    seconds = {task: 1 + 0.01 * turn for turn, task in enumerate(order)}
+    executor = Lying(seconds | dict.fromkeys(order[n - late :], math.inf), liar, int(stream.integers(2)), lie)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return coded(f, data, blocks=k, tasks=n, executor=executor, timeout=60), liar
+        except (NotLinearError, NotDecodableError, CodedTimeoutError):
+            return None, liar
+
+
+@settings(derandomize=True, max_examples=300)
+@given(
+    k=st.integers(1, 8),
+    parity=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+    lie=st.integers(1, 50),
+    late=st.integers(0, 6),
+)
+def test_a_lie_among_integers_is_found_or_its_worker_listed(
+    k: int, parity: int, seed: int, lie: int, late: int
+) -> None:
+    data = np.random.default_rng(seed).integers(-99, 99, (2 * k, 3))
+    f = lambda block: block @ np.array([1, 2, 3])  # noqa: E731
+    result, liar = lied_to(f, data, (k + parity, k), min(late, parity), lie, seed)
+    if result is not None and result.report.verified != "not needed":  # else they are a plain map's
+        right = [np.array_equal(block, other) for block, other in zip(result, plain_map(f, data, k))]
+        assert all(right) or liar in result.report.unchecked
+
+
+@settings(derandomize=True, max_examples=300)
+@given(
+    k=st.integers(2, 24),
+    parity=st.integers(2, 8),
+    seed=st.integers(0, 10**6),
+    size=st.floats(-8, 1),
+    late=st.integers(0, 8),
+    dtype=st.sampled_from(["f4", "f8"]),
+)
+def test_a_lie_among_floats_is_found_or_within_the_bound(
+    k: int, parity: int, seed: int, size: float, late: int, dtype: str
+) -> None:
+    data = np.random.default_rng(seed).standard_normal((2 * k, 3)).astype(dtype)
+    f = lambda block: block @ np.array([1, 2, 3], dtype)  # noqa: E731
+    result, liar = lied_to(f, data, (k + parity, k), min(late, parity), 9 * 10.0**size, seed)
+    if result is None or result.report.verified == "not needed" or liar in result.report.unchecked:
+        return
+    truth = np.stack(plain_map(f, data.astype(float), k))
+    off = np.abs(np.stack(list(result)) - truth).max() / np.abs(truth).max()
+    assert off <= 1.01 * result.report.error_bound + 4 * np.finfo(dtype).eps
+
+
+def test_a_single_odd_block_of_integers_is_seen_wherever_a_check_involves_it() -> None:
+    """f is linear but on one block that arrives; decoding from it would be wrong."""
+    fates = Counter[str]()
+    for seed in range(80):
+        order = np.random.default_rng(seed).permutation(N).tolist()
+        odd = WHOLE[3 * next(index for index in order if index < K)]
+
+        def f(block: np.ndarray, odd: np.ndarray = odd) -> np.ndarray:
+            return block + 7 * np.array_equal(block[0], odd)
+
+        what, result = fate(f, arriving(order, N))
+        if result is not None and wrong_blocks(result, plain_map(f, WHOLE, K)):
+            what = "passed"
+            assert result.report.unchecked
+        fates[what] += 1
+    assert fates["refused"] + fates["warned"] >= 30
+    assert fates["passed"] <= 1

@@ -1,0 +1,120 @@
+"""Results as they come: those of the most common structure and shape count, others are failures."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from coded_maps import (
+    DATA,
+    FLOATS,
+    WHOLE,
+    K,
+    N,
+    assert_right,
+    coded,
+    losing,
+    product,
+)
+from plain import AlteringReplay, arrivals, arriving, assert_same, plain_map, states
+
+from polarmap import CodedOperator, coded_map, coded_matmul
+from polarmap.codes import PolarCode
+from polarmap.errors import CodedTimeoutError, NotDecodableError
+from polarmap.executors.interface import Outcome
+from polarmap.testing import ReplayExecutor
+
+
+def odd_at(indices: Sequence[int], how: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """product, but workers return something else of blocks of DATA: not f evaluated here, on a thread."""
+    corners, workers = DATA[3 * np.array(indices), 0], threading.current_thread()
+
+    def f(block: np.ndarray) -> Any:
+        is_odd = block[0, 0] in corners and threading.current_thread() is workers
+        return how(block) if is_odd else product(block)
+
+    return f
+
+
+@pytest.mark.parametrize(
+    "how",
+    [np.sum, np.ravel, lambda block: (product(block),), lambda block: product(block) + 0j],
+    ids=["scalar", "longer", "tuple", "complex"],
+)
+@pytest.mark.parametrize("arrival", [0.5, 1.0, 1.1])
+def test_a_result_unlike_the_others_is_a_failure_whenever_it_comes(
+    how: Callable[[Any], Any], arrival: float
+) -> None:
+    result = coded(odd_at([2], how), executor=ReplayExecutor({2: arrival} | dict.fromkeys(range(7, N), 1.2)))
+    assert_right(result)
+    report = result.report
+    assert report.recovered == (2,)
+    assert report.tasks[2].state == "failed"
+    assert "returned" in report.tasks[2].failures[0]
+
+
+def test_a_result_that_looked_odd_is_not_awaited_once_more() -> None:
+    """Task 1 looks odd beside task 0 and is tried again, before task 2 shows that it was right."""
+    seconds = {0: 0.5, 1: 1.0, 2: 2.9} | dict.fromkeys(range(3, N), math.inf)
+    with pytest.raises(
+        CodedTimeoutError, match=r"2 of 8 .* within 3\.1 s, 9 tasks still run; failed 1 task: W"
+    ):
+        coded(odd_at([0], np.sum), executor=ReplayExecutor(seconds), timeout=3.1, retries=1)
+
+
+def test_too_many_results_unlike_the_others_are_an_error_that_names_shape_and_dtype() -> None:
+    corners = DATA[3 * np.arange(5), 0]
+
+    def f(block: np.ndarray) -> np.ndarray:
+        return block[:, :2] if block[0, 0] in corners else product(block)
+
+    with pytest.raises(NotDecodableError, match=r"7 of 8.*5 tasks: WrongShape: returned float64\[3, 2\]"):
+        coded(f, executor=ReplayExecutor())
+
+
+def test_the_shape_of_most_results_wins_however_late() -> None:
+    """Three odd ones come first, then two right ones, and the right ones overtake them."""
+    result = coded(odd_at(range(3), lambda block: block[:, :2]), executor=arriving(range(N), N))
+    assert_right(result)
+    assert states(result.report)["failed"] == [0, 1, 2]
+    assert [task.failures for task in result.report.tasks[3:]] == [()] * (N - 3)
+
+
+def test_dtypes_may_differ_in_width() -> None:
+    """f of wider parity blocks may be wider than f of data blocks."""
+    data = WHOLE.astype("i2")
+    order = arrivals(PolarCode(N, K, "arikan"), N - 2, np.random.default_rng(0), exact=True)
+    result = coded(lambda block: np.float32(2) * block, data, executor=arriving(order, N))
+    assert_same(result, plain_map(lambda block: np.float32(2) * block, data, K), 1e-4)
+
+
+def test_results_of_parity_of_another_kind_overrule_no_data() -> None:
+    """int64 parity of uint32 data times uint64 is float64 in numpy."""
+    data, x = np.arange(18, dtype="u4").reshape(6, 3), np.array([1, 2, 3], "u8")
+    options = {"blocks": 3, "tasks": 7, "verify": False}
+    result = coded_map(lambda block: block @ x, data, executor=losing(), **options)
+    assert_same(result, plain_map(lambda block: block @ x, data, 3))
+    with pytest.raises(NotDecodableError, match=r"returned float64.2., others uint64.2.: .*convert the data"):
+        coded_map(lambda block: block @ x, data, executor=losing(0), **options)
+
+
+class Longer(AlteringReplay):
+    """Some workers return something of another shape, and alike."""
+
+    def altered(self, outcome: Outcome) -> Outcome:
+        if outcome.task > 1 or outcome.failure is not None:
+            return outcome
+        return outcome._replace(leaves=[np.zeros(99, outcome.leaves[0].dtype)])
+
+
+def test_what_has_not_the_shape_of_a_product_is_no_part_of_it() -> None:
+    A, B = FLOATS[:8], np.random.default_rng(1).standard_normal((3, 5))
+    product = coded_matmul(A, B, method="rows", blocks=2, tasks=5, executor=Longer({4: 9.0}))
+    np.testing.assert_allclose(product.array, A @ B, atol=1e-10)
+    assert product.report.tasks_in_state("failed") == [0, 1]
+    with CodedOperator(A, blocks=2, tasks=5, executor=Longer()) as operator:
+        np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)

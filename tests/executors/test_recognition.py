@@ -1,0 +1,41 @@
+"""What a user passes as an executor is recognized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from foreign_executors import OwnExecutor, Pool
+
+import polarmap
+from polarmap.executors import resolve_executor
+from polarmap.executors.interface import MapExecutor
+from polarmap.executors.resolved import ResolvedExecutor
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"),
+    [
+        (None, "processes here"),
+        ("localhost", "localhost"),
+        (Pool(), "Pool"),
+        (OwnExecutor(), "own"),
+        ("ray://head:10001", "Ray"),
+    ],
+)
+def test_it_says_what_it_is(choice: Any, name: str) -> None:
+    executor = resolve_executor(choice)
+    assert isinstance(executor, ResolvedExecutor) and isinstance(executor, MapExecutor)
+    assert executor.name == name
+    assert executor.workers_by_host == {}
+
+
+def test_an_executor_of_a_users_own_class_runs_maps() -> None:
+    y = polarmap.coded_map(np.negative, np.eye(4), blocks=4, tasks=6, executor=OwnExecutor())
+    np.testing.assert_allclose(y.concatenate(), -np.eye(4))
+    assert y.report.executor == "own"
+    busy = OwnExecutor()
+    busy.is_local, busy.workers_by_host = True, {"a": 2}  # type: ignore[attr-defined]
+    executor = resolve_executor(busy)
+    assert (executor.is_local, executor.workers_by_host) == (True, {"a": 2})
