@@ -10,7 +10,8 @@ PolarmapError
 ├── FunctionExitError    (RuntimeError)  f raised what would end its caller without a message
 ├── NotLinearError       (ValueError)    the results break the parity equations
 ├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
-├── CodedTimeoutError    (TimeoutError)  the deadline passed first
+├── CodedTimeoutError    (TimeoutError)  the timeout of a map passed first
+│   └── DeadlineExceededError  (TimeoutError)  the deadline of a series of maps passed first
 └── StorageError         (RuntimeError)  storage, or what lies there, cannot be used
     └── MissingObjectError  (LookupError)  storage holds nothing of that name
 ```
@@ -70,6 +71,10 @@ class NotDecodableError(PolarmapError, RuntimeError):
 
 class CodedTimeoutError(PolarmapError, TimeoutError):
     """The caller's `timeout` passed before the results were determined."""
+
+
+class DeadlineExceededError(CodedTimeoutError):
+    """The deadline of a series of maps passed, such as that of `CodedOperator.set_deadline`."""
 
 
 class StorageError(PolarmapError, RuntimeError):

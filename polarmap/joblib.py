@@ -1,9 +1,10 @@
-"""A backend of joblib: after this import, `joblib.parallel_config(backend="polarmap")` has calls run here."""
+"""joblib backend: `joblib.parallel_config(backend="polarmap")` after this import."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from joblib import register_parallel_backend
@@ -14,14 +15,16 @@ from polarmap.worker.environment import count_available_cores
 
 
 class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """Calls of `joblib.Parallel` on a `polarmap.Executor`: late ones get a backup, lost ones are made again.
+    """A backend that runs the calls of `joblib.Parallel` on a `polarmap.Executor`.
+
+    Late calls get a backup, and calls whose worker is lost are started again.
 
     Parameters
     ----------
-    executor, backups, retries
-        Of the `polarmap.Executor`, as further arguments of `joblib.parallel_config`.
+    executor, backups, retries, retry_delay
+        As for `polarmap.Executor`. Pass them to `joblib.parallel_config`.
     nesting_level, inner_max_num_threads
-        That joblib passes.
+        As for other backends of joblib, which passes them.
 
     Examples
     --------
@@ -39,15 +42,18 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         executor: Any = None,
         backups: int = 2,
         retries: int = 1,
+        retry_delay: float = 0.0,
         nesting_level: int | None = None,
         inner_max_num_threads: int | None = None,
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
-        self._executor_spec, self._executor_options = executor, {"backups": backups, "retries": retries}
+        self._make_executor = partial(
+            Executor, executor, backups=backups, retries=retries, retry_delay=retry_delay
+        )
         self._executor: Executor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """As many calls at a time as are asked for; of -1 as many as this machine has cores."""
+        """Return the number of calls at a time: `n_jobs`, or, for -1, the number of cores."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None:
@@ -55,39 +61,42 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs if n_jobs > 0 else max(1, count_available_cores() + 1 + n_jobs)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
-        """Be ready for the calls of one Parallel; how many there are to be at a time."""
+        """Make an executor for the calls of one Parallel, and return the number of calls at a time."""
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         self.parallel = parallel
-        self._executor = Executor(self._executor_spec, **self._executor_options)
+        self._executor = self._make_executor()
         return n_jobs
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
-        """The future of a batch of calls."""
+        """Submit a batch of calls and return its future."""
         assert self._executor is not None
         future = self._executor.submit(func)
         if callback is not None:
             future.add_done_callback(callback)
         return future
 
-    apply_async = submit  # as joblib called it before 1.5
+    apply_async = submit  # the name before joblib 1.5
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
-        """What a batch has returned, or raises."""
+        """Return the results of a batch, or raise its exception."""
         return out.result()
 
     def terminate(self) -> None:
-        """End the executor, as no more calls will come."""
+        """Shut the executor down, as no more calls are submitted."""
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Cancel what waits: a call has raised."""
+        """Cancel all calls that have not started, because one has raised.
+
+        With `ensure_ready`, make an executor for further calls.
+        """
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = Executor(self._executor_spec, **self._executor_options) if ensure_ready else None
+            self._executor = self._make_executor() if ensure_ready else None
 
 
 register_parallel_backend("polarmap", PolarmapBackend)

@@ -12,13 +12,14 @@ from scipy.optimize import minimize
 
 def network_outputs_and_cones(model: Any, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Any]]:
     """Of one output: what it is linear in (weights, their norms, intercept), the penalty, and constraints."""
-    A, samples = np.column_stack([X, np.ones(len(X))]), len(X)
+    has_intercept, samples = bool(model.fit_intercept), len(X)
+    A = np.column_stack([X, np.ones(samples)]) if has_intercept else X
     patterns = X @ model.gates_ + model.gate_intercepts_ >= 0
     signs = (1,) if model.activation == "gated_relu" else (1, -1)
     pieces = [(sign, open_) for sign in signs for open_ in patterns.T]
     G = np.hstack([sign * open_[:, None] * A for sign, open_ in pieces])
     count, size, width = len(pieces), G.shape[1], A.shape[1]
-    G = np.column_stack([G, np.zeros((samples, count)), np.ones(samples)])
+    G = np.column_stack([G, np.zeros((samples, count)), np.ones((samples, int(has_intercept)))])
     penalty = np.zeros(G.shape[1])
     penalty[size : size + count] = model.alpha
     cones = []
@@ -29,7 +30,7 @@ def network_outputs_and_cones(model: Any, X: np.ndarray) -> tuple[np.ndarray, np
         cones.append((cone, np.zeros(1 + width), "second order"))
     if len(signs) == 2:
         sides = block_diag(*[(1.0 - 2.0 * open_)[:, None] * A for _, open_ in pieces])
-        sides = np.column_stack([sides, np.zeros((len(sides), count + 1))])
+        sides = np.column_stack([sides, np.zeros((len(sides), count + has_intercept))])
         cones.append((sides, np.zeros(len(sides)), "nonnegative"))
     return G, penalty, cones
 
@@ -42,28 +43,35 @@ def conic_network_objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
 
 
 def conic_classifier_objective(model: Any, X: np.ndarray, codes: np.ndarray) -> float:
-    """The minimum of the problem of a classifier of more than two classes with its gates, by Clarabel.
+    """The minimum of the problem of a classifier with its gates, by Clarabel.
 
-    Losses are t - eta_y of each sample, where sum_k u_k <= 1 and exp(eta_k - t) <= u_k.
+    Losses are t - eta_y of each sample, where sum_k u_k <= 1 and exp(eta_k - t) <= u_k. Of two classes the
+    first has eta = 0.
     """
     G, penalty, of_one = network_outputs_and_cones(model, X)
     samples, classes = len(X), len(model.classes_)
-    size = G.shape[1] * classes
-    total = size + samples + samples * classes  # weights of each class, t, u
+    outputs = 1 if classes == 2 else classes
+    size = G.shape[1] * outputs
+    total = size + samples + samples * classes  # weights of each output, t, u
     q = np.concatenate(
-        [np.tile(penalty, classes), np.full(samples, 1 / samples), np.zeros(samples * classes)]
+        [np.tile(penalty, outputs), np.full(samples, 1 / samples), np.zeros(samples * classes)]
     )
-    cones = [(np.eye(1, total, size - 1), np.zeros(1), "zero")]  # an intercept of a softmax is free
-    for code in range(classes):
-        start = code * G.shape[1]
-        q[start : start + G.shape[1]] -= G[codes == code].sum(axis=0) / samples
+    cones: list[Any] = []
+    if outputs > 1:
+        cones.append((np.eye(1, total, size - 1), np.zeros(1), "zero"))  # an intercept of a softmax is free
+    for output in range(outputs):
         for cone, h, kind in of_one:
             wide = np.zeros((len(cone), total))
-            wide[:, start : start + G.shape[1]] = cone
+            wide[:, output * G.shape[1] : (output + 1) * G.shape[1]] = cone
             cones.append((wide, h, kind))
+    for code in range(classes):
+        design = np.zeros((samples, total))  # eta of this class
+        if (output := code - classes + outputs) >= 0:
+            design[:, output * G.shape[1] : (output + 1) * G.shape[1]] = G
+        q -= design[codes == code].sum(axis=0) / samples
         for sample in range(samples):
             wide = np.zeros((3, total))
-            wide[0, start : start + G.shape[1]], wide[0, size + sample] = -G[sample], 1.0
+            wide[0], wide[0, size + sample] = -design[sample], 1.0
             wide[2, size + samples + sample * classes + code] = -1.0
             cones.append((wide, np.array([0.0, 1.0, 0.0]), "exponential"))
     sums = np.hstack([np.zeros((samples, size + samples)), np.kron(np.eye(samples), np.ones(classes))])

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.blocks.uneven import UncodedBlocks
+from polarmap.executors.interface import JobSpec
+from polarmap.worker.locations import FolderLocation, Location
 from polarmap.worker.messages import JOB, TASK, TASK_REPLY, Message, encode_frame
 from polarmap.worker.pickled_values import pickle_to_array
 from polarmap.worker.pytree import get_layout
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef, to_plain_tuple
 
 
@@ -21,7 +24,14 @@ def stored(folder: Path, data: np.ndarray) -> BlockRef:
     """An array in the file "block" of a folder."""
     (folder / "block").write_bytes(data.tobytes())
     part = Segment("block", data.nbytes)
-    return BlockRef(Location("folder", str(folder)), (part,), get_layout([data]))
+    return BlockRef(FolderLocation(str(folder)), (part,), get_layout([data]))
+
+
+def job_reading(location: Location | None) -> JobSpec:
+    """A job whose blocks are stored there."""
+    blocks = UncodedBlocks([[np.zeros(1)]], ("array",))
+    blocks.location = location  # type: ignore[misc]
+    return JobSpec(len, blocks)
 
 
 def orders_of(f: Callable[[Any], Any], block: Path, *folders: Path, number: int = 0) -> list[Message]:

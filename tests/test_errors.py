@@ -21,6 +21,7 @@ BUILTINS = {
     "NotLinearError": ValueError,
     "NotDecodableError": RuntimeError,
     "CodedTimeoutError": TimeoutError,
+    "DeadlineExceededError": TimeoutError,
     "StorageError": RuntimeError,
     "MissingObjectError": LookupError,
 }

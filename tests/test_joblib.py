@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,6 +79,18 @@ def test_a_call_whose_worker_dies_is_made_again(tmp_path: Path) -> None:
         assert Parallel(batch_size=1)(delayed(die_once)(number) for number in range(5)) == [0, 1, 2, 3, 4]
 
 
+def test_a_call_whose_worker_dies_waits_for_the_delay(tmp_path: Path) -> None:
+    def die_once() -> float:
+        if not (tmp_path / "died").exists():
+            (tmp_path / "died").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return time.time() - float((tmp_path / "died").read_text())
+
+    with joblib.parallel_config(backend="polarmap", n_jobs=2, retry_delay=1.0):
+        [seconds] = Parallel()([delayed(die_once)()])
+    assert seconds >= 1.0
+
+
 def test_parallel_inside_parallel() -> None:
     def inner(number: int) -> int:
         return int(sum(Parallel(n_jobs=2)(delayed(abs)(one) for one in range(number))))
@@ -116,6 +129,8 @@ def test_wrong_options_are_told() -> None:
         told(executor="nowhere")()
     with pytest.raises(polarmap.errors.CodeError, match="backups must be 0 or more"):
         told(backups=-1)()
+    with pytest.raises(polarmap.errors.CodeError, match="retry_delay must be a finite number"):
+        told(retry_delay=-1)()
     with (
         joblib.parallel_config(backend="polarmap", n_jobs=0),
         pytest.raises(ValueError, match="n_jobs == 0"),

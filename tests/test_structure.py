@@ -116,7 +116,7 @@ ONLY_FROM = {
     "polarmap.executors.recognition": ["polarmap.executors", "polarmap.executors.pool"],
     "polarmap.driver.coded_collector": ["polarmap.arrays.stored_result", "polarmap.driver.prepared_map"],
     "polarmap.driver.uncoded_collector": [
-        *["polarmap.arrays.array_jobs", "polarmap.maps.hedged", "polarmap.planning.measurement"]
+        *["polarmap.arrays.array_jobs", "polarmap.driver.batch_collectors", "polarmap.planning.measurement"]
     ],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.

@@ -14,7 +14,7 @@ from memory_storage import DictStorage
 
 from polarmap import Pool
 from polarmap.errors import ExecutorError
-from polarmap.executors.block_store import BlockStore, PublishedBlocks
+from polarmap.executors.block_store import BlockStore, DriverBlockStore, PublishedBlocks
 from polarmap.executors.interface import JobSpec, Session
 from polarmap.executors.lithops import BucketBlockStore
 from polarmap.executors.persistent_executor import WorkerHost
@@ -46,7 +46,8 @@ def serving_by_storage(storage: Any) -> Life:
 
     def life(address: DriverAddress, number: int, seconds: float) -> None:
         with closing(open_channel(address, number, storage)) as channel:
-            PersistentWorker(channel, storage, BlockCache(address.cache_bytes)).serve()
+            cache = BlockCache(address.cache_bytes)
+            PersistentWorker(channel, storage, cache, fetch_timeout=address.fetch_timeout).serve()
 
     return life
 
@@ -116,7 +117,7 @@ class ThreadSite(WorkerProvider):
 
     def make_block_store(self) -> BlockStore:
         return (
-            BlockStore(self.key_prefix)
+            DriverBlockStore(self.key_prefix)
             if self.storage is None
             else BucketBlockStore(self.storage, self.key_prefix)
         )

@@ -11,7 +11,7 @@ from benchmarks.rivals import Array, RivalCode
 from polarmap.codes import ArrivalTracker, PolarCode
 from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.rotation_code import MAX_DENSE_ROWS, SyndromeDecoder
-from polarmap.codes.successive_cancellation import InactivationDecoder
+from polarmap.codes.successive_cancellation import InactivationDecoder, SuccessiveCancellationDecoder
 from polarmap.planning.decodability import count_arrivals_needed, sequential_decoding_times
 
 
@@ -62,11 +62,11 @@ class PolarmapPlan:
         arrived_mask[arrived_indices] = True
         self._decoder = decoder = code.make_decoder(arrived_mask, modular)
         self._k = code.k
-        if isinstance(decoder, InactivationDecoder):
+        if isinstance(decoder, (InactivationDecoder, SuccessiveCancellationDecoder)):
             self.operations = float(
                 sum(
                     len(row_operation.target_rows)
-                    for row_operation in decoder.operation_batches
+                    for row_operation in decoder.solver.operation_batches
                     if np.any(row_operation.factor)
                 )
             )

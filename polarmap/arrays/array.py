@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -105,7 +104,7 @@ class CodedArray:
         if manifest.zarr_view is None or not manifest.has_zarr_array:
             return None
         location, path = self._coded_blocks.segment_store.location, manifest.zarr_view.path
-        return os.path.join(location.root, path) if location.kind == "folder" else path
+        return location.get_path(path) or path
 
     def block_segments(self, block_index: int) -> tuple[Segment, ...]:
         """Where block `block_index` lies: joined in order, its parts are its bytes."""

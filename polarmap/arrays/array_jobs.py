@@ -19,7 +19,6 @@ from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import MapOptions
 from polarmap.driver.uncoded_collector import execute_uncoded
 from polarmap.dtypes import Array
-from polarmap.errors import ExecutorError
 from polarmap.executors import resolve_executor
 from polarmap.executors.interface import Function, Outcome, TaskBlocks, build_block
 from polarmap.executors.transfers import ParallelTransfers, map_in_parallel
@@ -115,10 +114,6 @@ class ArrayJobRunner:
                 summary = self._load_task_summary(summary, segments.pop())
             on_task_done(outcome.task, segments, summary)
 
-        if output is not None and output.location.kind == "driver":
-            raise ExecutorError(
-                f"the array goes to {output.location.root}, which workers cannot reach: leave executor out"
-            )
         output_with_summary = output and output._replace(n_arrays=output.n_arrays + 1)
         options = replace(JOB_OPTIONS, key=self.segment_store.encryption_key)
         execution = MapExecution(self._executor)

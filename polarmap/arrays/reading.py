@@ -130,7 +130,7 @@ class StoredCodedBlocks(CodedData):
                 target[:] = segment_values[columns]
             return segment_values is not None
 
-        is_file = self.segment_store.location.kind == "folder"
+        is_file = self.segment_store.location.is_memory_mapped
         # No more parts than there are blocks are in memory at a time. To start a thread takes longer than to
         # read a file.
         bounded_map = partial(map_in_parallel, max_threads=min(MAX_PARALLEL_TRANSFERS, self.n))

@@ -21,7 +21,8 @@ from polarmap.dtypes import Array, check_supported_dtype
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import Store, check_object_key
 from polarmap.validation import is_nonnegative_int
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.locations import FolderLocation, Location
+from polarmap.worker.segments import Segment
 
 
 class DataSource(Protocol):
@@ -53,7 +54,7 @@ class DataSource(Protocol):
 class ArraySource:
     """A `DataSource` that reads an array: numpy, memmap, zarr, h5py, dask."""
 
-    location = Location("folder", "/")
+    location: Location = FolderLocation("/")
 
     def __init__(self, data: Any) -> None:
         self._data = data

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 
@@ -146,7 +146,7 @@ def prepare_stored_map(
     def execute(context: JobContext) -> StoredResult[T]:
         code, name = coded_data.code, check_array_name(out.name)
         max_items = max(1, MAX_STRIPE_BYTES // (8 * coded_data.n))
-        if not isinstance(code, PolarCode):
+        if not code.is_storable:
             raise CodeError(
                 f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {code!r}"
             )
@@ -163,7 +163,7 @@ def prepare_stored_map(
                 if collector.padded_block and PaddingEffect.ROWWISE in collector.padded_block.effects
                 else 0
             )
-            manifest = _build_result_manifest(name, code, collector, n_padding_rows, output)
+            manifest = _build_result_manifest(name, cast(PolarCode, code), collector, n_padding_rows, output)
             if key is None:
                 block_shape = (manifest.rows_per_block, *manifest.shape[1:])
                 manifest = publish_as_zarr_array(

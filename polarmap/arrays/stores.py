@@ -1,4 +1,4 @@
-"""Stores as callers name them and as workers reach them."""
+"""Resolve `storage=`, and read and write segments."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import numpy as np
 from polarmap.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.executors.encryption_keys import make_encryption
+from polarmap.executors.store_reader import OpenStoreLocation
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, read_segment, write_segments
-from polarmap.worker.segments import Location, Segment, make_missing_segment_error
+from polarmap.worker.locations import Location
+from polarmap.worker.segments import Segment, make_missing_segment_error
 
 
 def open_store(storage_spec: Any) -> Store:
-    """The store that `storage=storage_spec` means."""
+    """Return the store for what a user passed as `storage=`; StorageError if it is none."""
     if storage_spec is None:
         return FolderStore.default()
     attributes = ("name", "put", "get", "size", "keys", "delete")
@@ -43,54 +45,51 @@ def open_store(storage_spec: Any) -> Store:
 
 
 def get_store_location(store: Store) -> Location:
-    """What workers need to read an array in a store themselves; of kind "driver" if only this process can."""
-    if isinstance(store, FolderStore):
-        return Location("folder", str(store.root))
-    if isinstance(store, ObjectStore):
-        return Location("bucket", store.bucket, store.backend)
-    return Location("driver", store.name)
+    """Return where workers find what is in a store."""
+    return store.location if isinstance(store, (FolderStore, ObjectStore)) else OpenStoreLocation(store)
 
 
 class SegmentStore:
-    """The parts of an array in a store, where they are encrypted if `encryption` says how.
+    """The segments of an array in a store, encrypted if `encryption` is given.
 
     Attributes
     ----------
     store : Store
-    location : Place
-        Where workers find them, and how they are encrypted.
+    location : Location
+        Where workers find the segments, and how these are encrypted.
     """
 
     def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
-        self.store, self.location = store, get_store_location(store)._replace(encryption=encryption)
+        self.store, self.location = store, get_store_location(store).with_encryption(encryption)
 
     @property
     def encryption_key(self) -> str | bytes | None:
-        """What the parts are encrypted with, as it was passed; None if they lie there as they are."""
+        """The user's key for the segments; None if they are not encrypted."""
         return None if self.location.encryption is None else self.location.encryption.key
 
     @property
     def has_plaintext_checksums(self) -> bool:
-        """Whether the checksum of a part is that of its numbers: else it is that of what lies encrypted."""
+        """Whether checksums are of the numbers of a segment, and not of its encrypted bytes."""
         return self.location.encryption is None
 
     @classmethod
     def create(cls, store: Store, key: str | bytes | None, max_segment_bytes: int) -> SegmentStore:
-        """Of a new array, encrypted if there is a key; CodeError if a part of `max_segment_bytes` bytes
-        cannot be.
+        """Return a store for a new array, encrypted if there is a key.
+
+        Raises CodeError if a segment of `max_segment_bytes` bytes is too long to encrypt.
         """
         if key is None:
             return cls(store)
         return cls(store, make_encryption(key, max_segment_bytes, "with this memory= a part", "use less"))
 
     def get(self, segment: Segment) -> bytes:
-        """The bytes of a part; DamagedError if they are not what was stored."""
+        """Return the bytes of a segment; DamagedError if they are not what was stored."""
         with self._convert_key_errors_to_storage_errors():
             data: bytes = read_segment(self.location, segment, self._read_raw_segment)
         return data
 
     def put(self, object_key: str, array: Array) -> Segment:
-        """Store an array, which is not empty, as an object of one part."""
+        """Store a nonempty array as an object of one segment."""
         data = np.ascontiguousarray(array).data.cast("B")
         with self._convert_key_errors_to_storage_errors():
             [segment] = write_segments(self.location, object_key, data, len(data), self.store.put)
@@ -98,7 +97,7 @@ class SegmentStore:
 
     @contextmanager
     def _convert_key_errors_to_storage_errors(self) -> Iterator[None]:
-        """A key that is gone since it was told, or another one by now, as an error of ours."""
+        """Raise StorageError if the key cannot be read any more, or has changed."""
         try:
             yield
         except KeyUnavailableError as error:

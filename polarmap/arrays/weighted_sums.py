@@ -28,9 +28,7 @@ def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_block
         tracker = ArrivalTracker(code, modular=is_integer)
         for block_index in available.tolist():
             tracker.add(block_index)
-        decoder = tracker.decoder
-        integer_weights = decoder.compute_modular_weights()
-        weights[: len(data)] = decoder.weights if integer_weights is None else integer_weights
+        weights[: len(data)] = tracker.decoder.over(dtype).weights
     if len(parity):
         P = code.encoding_matrix[parity - code.k]
         available_data = available[available < code.k]

@@ -31,16 +31,9 @@ from polarmap.codes.integer_secret_sharing import (
     compute_max_data_blocks,
     compute_min_tasks,
 )
-from polarmap.codes.lagrange import (
-    LagrangeCode,
-    compute_max_k,
-    compute_max_well_conditioned_k,
-    compute_recovery_threshold,
-)
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import MAX_N, PolarCode
 from polarmap.codes.secret_sharing import SecretSharing, SecretSharingCode
-from polarmap.codes.uncoded import Uncoded
 from polarmap.dtypes import get_default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_choice
@@ -65,9 +58,20 @@ class CodeOptions(NamedTuple):
     degree: int = 1
 
     @property
+    def given_code(self) -> LinearCode | None:
+        """The code that the caller has made; None if one is to be made here."""
+        return self.code if isinstance(self.code, LinearCode) else None
+
+    @property
+    def is_plain_linear(self) -> bool:
+        """Whether f is linear and nothing is hidden; the other codes lose digits as k grows."""
+        return self.degree == 1 and not isinstance(self.code, SecretSharing)
+
+    @property
     def requested_k(self) -> int | None:
         """How many blocks the caller asks for; None if that is open."""
-        return self.code.k if self.blocks is None and isinstance(self.code, LinearCode) else self.blocks
+        given_code = self.given_code
+        return given_code.k if self.blocks is None and given_code is not None else self.blocks
 
     def check(self) -> CodeOptions:
         """The same with integers for numbers; CodeError for a code that is none, or not for such a degree."""
@@ -100,7 +104,7 @@ def cut_blocks_and_choose_code(
     else:
         data_blocks = cut_sequence_into_blocks(data, options.requested_k)
     chosen_code = _make_code(data_blocks.k, data_blocks.dtypes, options)
-    if isinstance(chosen_code, (LagrangeCode, SecretSharingCode)) and chosen_code is not options.code:
+    if options.given_code is None and not options.is_plain_linear:
         _check_decoding_reliability(chosen_code, data_blocks, rtol)
     return data_blocks, chosen_code
 
@@ -109,10 +113,15 @@ def choose_polar_code(
     n_rows: int, dtype: np.dtype[Any], n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
     """The code for an array of `n_rows` rows that is not to be cut yet."""
-    if not (isinstance(code, PolarCode) or is_choice(code, CODE_NAMES)):
-        raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
+    check_polar_code_or_name(code)
     options = CodeOptions(n_blocks, n_tasks, code).check()
     return cast(PolarCode, _make_code(choose_n_blocks(n_rows, options, [dtype]), [dtype], options))
+
+
+def check_polar_code_or_name(code: object) -> None:
+    """Raise CodeError unless `code` is a PolarCode or the name of one."""
+    if not (isinstance(code, PolarCode) or is_choice(code, CODE_NAMES)):
+        raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
 
 
 def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
@@ -123,10 +132,8 @@ def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype
     _, n_tasks, code, degree = options
     n_blocks = options.requested_k
     if n_blocks is None and n_tasks is None:
-        is_plain_linear = degree == 1 and not isinstance(code, SecretSharing)  # others lose digits as k grows
-        n_blocks = choose_default_n_blocks(
-            n_rows, DEFAULT_N_BLOCKS, None if is_plain_linear else DEFAULT_N_BLOCKS
-        )
+        max_blocks = None if options.is_plain_linear else DEFAULT_N_BLOCKS
+        n_blocks = choose_default_n_blocks(n_rows, DEFAULT_N_BLOCKS, max_blocks)
     elif n_blocks is None:
         max_blocks = _get_max_blocks(cast(int, n_tasks), code, degree, dtypes)
         n_blocks = choose_default_n_blocks(n_rows, max_blocks, max_blocks)
@@ -142,6 +149,10 @@ def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np
     """As many as leave about a quarter of the results of so many tasks spare."""
     n_needed = 3 * min(n_tasks, MAX_N) // 4
     if not isinstance(code, SecretSharing):
+        if degree == 1:
+            return max(1, n_needed)
+        from polarmap.codes.lagrange import compute_max_k  # most maps have degree 1
+
         return max(1, compute_max_k(n_needed, degree))
     if any(map(is_integer_dtype, dtypes)):
         return compute_max_data_blocks(n_tasks, int(code.n_colluders))
@@ -151,17 +162,22 @@ def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np
 def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
     """The code that is meant for k blocks with leaves of such dtypes; CodeError if it cannot carry them."""
     _, n_tasks, code, degree = options
-    if isinstance(code, LinearCode):
-        if (code.n, code.k) != (n_tasks or code.n, k):
-            raise CodeError(f"{code!r} does not fit {k} blocks on {n_tasks or code.n} tasks")
-        chosen_code = code
+    if (given_code := options.given_code) is not None:
+        if (given_code.n, given_code.k) != (n_tasks or given_code.n, k):
+            raise CodeError(f"{code!r} does not fit {k} blocks on {n_tasks or given_code.n} tasks")
+        chosen_code = given_code
     elif isinstance(code, SecretSharing):
         chosen_code = _make_secret_sharing_code(k, dtypes, n_tasks, code)
     elif degree > 1:
+        from polarmap.codes.lagrange import (
+            LagrangeCode,
+            compute_recovery_threshold,
+        )  # most maps have degree 1
+
         n_needed = compute_recovery_threshold(k, degree, "circle")
         chosen_code = LagrangeCode(n_tasks or get_default_n_tasks(n_needed), k, degree)
     else:
-        chosen_code = _make_polar_code(k, dtypes, n_tasks, code)
+        chosen_code = _make_polar_code(k, dtypes, n_tasks, cast(CodeName, code))
     for dtype in dtypes:
         chosen_code.parity_dtype(dtype)
     return chosen_code
@@ -213,9 +229,7 @@ def _get_cached_polar_code(n: int, k: int, kernel: str) -> PolarCode:
     return PolarCode(n, k, kernel=kernel)
 
 
-def _check_decoding_reliability(
-    code: LagrangeCode | SecretSharingCode, data_blocks: DataBlocks, rtol: float | None
-) -> None:
+def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol: float | None) -> None:
     """CodeError, before anything starts, for a code that would seldom decode within rtol."""
     inexact_dtypes = [dtype for dtype in data_blocks.dtypes if not is_integer_dtype(dtype)]
     amplification_limits = [
@@ -223,25 +237,8 @@ def _check_decoding_reliability(
         for inexact_dtype in inexact_dtypes
     ]
     max_amplification = min(amplification_limits, default=np.inf)
-    if code.is_well_conditioned(max_amplification):
-        return
-    n_erased = (code.n - code.recovery_threshold + 1) // 2
-    if isinstance(code, LagrangeCode):
-        largest_fitting_k = compute_max_well_conditioned_k(code.n, code.degree, max_amplification)
-        advice = (
-            f"blocks={largest_fitting_k} is the most that {code.n} tasks carry"
-            if largest_fitting_k
-            else "raise rtol"
-        )
-        raise CodeError(
-            f"with {n_erased} of {code.n} results missing, decoding f of degree {code.degree} on {code.k} "
-            f"blocks would multiply errors by {code.summarize_amplification(n_erased).p90:.2g}, "
-            f"and rtol permits {max_amplification:.2g}: " + advice
-        )
-    raise CodeError(
-        f"with {n_erased} of {code.n} results missing, noise of {code.noise:g} times the data would drown "
-        "more digits than rtol permits: lower noise, raise rtol, or use more tasks"
-    )
+    if problem := code.describe_ill_conditioning(max_amplification):
+        raise CodeError(problem)
 
 
 def encode_blocks(
@@ -255,8 +252,8 @@ def encode_blocks(
         return encode_sparse(data, options, parity_required_by=parity_required_by)
     if not hasattr(data, "coded_blocks"):
         blocks, code = cut_blocks_and_choose_code(data, options, rtol)
-        if isinstance(code, (SecretSharingCode, IntegerSecretSharingCode)):
-            return SecretSharingBlocks(blocks, code)
+        if code.adds_noise:
+            return SecretSharingBlocks(blocks, cast("SecretSharingCode | IntegerSecretSharingCode", code))
         return CodedBlocks(blocks, code)
     coded_data: CodedData = data.coded_blocks()
     requested = options.check()
@@ -281,9 +278,9 @@ def encode_on_cluster(
 
     data_blocks, options = ClusterDataBlocks(partitioned_data), options.check()
     code = _make_code(data_blocks.k, data_blocks.dtypes, options)
-    if isinstance(code, (SecretSharingCode, IntegerSecretSharingCode)):
+    if code.adds_noise:
         raise CodeError(f"{options.code!r} keeps data from workers, and these lie there: leave code out")
-    if isinstance(code, LagrangeCode) and code is not options.code:
+    if options.given_code is None and not options.is_plain_linear:
         _check_decoding_reliability(code, data_blocks, rtol)
     return ClusterCodedBlocks(data_blocks, code)
 
@@ -301,15 +298,17 @@ def encode_sparse(
     keep_parity : hold on to parity blocks for the next map of the same matrix.
     """
     n_blocks, n_tasks, code, degree = options
-    if degree != 1 or not (isinstance(code, (PolarCode, Uncoded)) or code in CODE_NAMES):
+    given_code = options.given_code
+    supports_sparse = code in CODE_NAMES if given_code is None else given_code.supports_sparse
+    if degree != 1 or not supports_sparse:
         option_text = f"degree={degree}" if degree != 1 else f"code={code!r}"
         raise CodeError(
             f"{argument_name} is a sparse {type(data).__name__}, which code='rotation', 'arikan' or a "
             f"PolarCode carries: with {option_text} use {argument_name}.toarray()"
         )
     matrix = to_canonical_csr(data, argument_name)
-    if isinstance(code, Uncoded):
-        return SparseCodedBlocks(SparseDataBlocks(matrix, code.k), code)
+    if given_code is not None and not given_code.is_redundant:
+        return SparseCodedBlocks(SparseDataBlocks(matrix, given_code.k), given_code)
     polar_code = choose_polar_code(matrix.shape[0], matrix.dtype, n_blocks, n_tasks, cast(CodeName, code))
     data_blocks = SparseDataBlocks(matrix, polar_code.k)
     required_by = parity_required_by or ("" if code == "auto" else f"code={code!r}")
@@ -332,7 +331,7 @@ def encode_for_reuse(
 
 def check_not_secret_sharing(code: object) -> None:
     """CodeError for a code that mixes data with noise, where matrices are coded once for many products."""
-    if isinstance(code, (SecretSharing, SecretSharingCode, IntegerSecretSharingCode)):
+    if isinstance(code, SecretSharing) or (isinstance(code, LinearCode) and code.adds_noise):
         raise CodeError(
             f"{code!r} masks the data of one coded_map: use coded_map(lambda block: block @ x, A, code=...)"
         )

@@ -133,12 +133,12 @@ class SecretSharingBlocks(CodedBlocks):
 
     def _encode_leaf(self, leaf_index: int) -> Array:
         rows = list(self.data_blocks.stack_leaf_as_rows(leaf_index))
-        if isinstance(self.code, IntegerSecretSharingCode):
+        if self.code.supports_integers:
             dtype = self.code.parity_dtype(rows[0].dtype)
             rows = [row.astype(dtype, copy=False) for row in rows]
             noise_rows = draw_uniform_noise(rows[0].size, self.code.n_noise_blocks, dtype)
         else:
-            noise_rows = draw_normal_noise(rows, self.code.n_colluders, self.code.noise_std)
+            noise_rows = draw_normal_noise(rows, self.code.n_noise_blocks, self.code.noise_std)
         return self.code.encode_parity([*rows, *noise_rows])
 
 

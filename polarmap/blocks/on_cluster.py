@@ -17,7 +17,7 @@ from polarmap.dtypes import Array, check_supported_dtype
 from polarmap.errors import CodeError
 from polarmap.executors.engine import PartitionedData
 from polarmap.worker.pytree import Layout, count_layout_bytes
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 
 DEFAULT_N_STRIPES = 16  # tasks that make parity, so that many workers do
 MAX_STRIPE_BYTES = 256 << 20  # that one of them may have, which takes more tasks
@@ -112,7 +112,7 @@ class ClusterCodedBlocks(CodedData):
 
     def __init__(self, data_blocks: ClusterDataBlocks, code: LinearCode) -> None:
         super().__init__(code, data_blocks)
-        self.location = Location(data_blocks.cluster.location_kind, "")
+        self.location = data_blocks.cluster.location
         self.parity_warning = data_blocks.nonfinite_warning
         self._lock = threading.Lock()
         self._parity_references: list[Any] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -28,14 +28,14 @@ class CodedPairs(CodedData):
     code: ProductCode | SymmetricProductCode
 
     def __init__(self, left: CodedData, right: CodedData, upper_triangle: bool = False) -> None:
-        assert isinstance(left.code, PolarCode) and isinstance(right.code, PolarCode)
         self.left, self.right = left, right
         self._right_offset = 0 if left is right else left.n  # of the numbers of the pieces of B
         block_rows = left.block_layout(0)[0][1][0]
+        left_code, right_code = cast(PolarCode, left.code), cast(PolarCode, right.code)
         code = (
-            SymmetricProductCode(left.code, block_rows)
+            SymmetricProductCode(left_code, block_rows)
             if upper_triangle
-            else ProductCode(left.code, right.code)
+            else ProductCode(left_code, right_code)
         )
         super().__init__(code, _PairedDataBlocks(self, code.k))
         self.location = left.location if left.location == right.location else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedBlocks, format_nonfinite_warning, is_all_finite
 from polarmap.blocks.equal import DataBlocks
-from polarmap.codes.polar import PolarCode
+from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.dtypes import (
     Array,
@@ -108,7 +108,7 @@ class SparseCodedBlocks(CodedBlocks):
     def __init__(
         self,
         data_blocks: SparseDataBlocks,
-        code: PolarCode | Uncoded,
+        code: LinearCode,
         code_reason: str = "",
         keep_parity: bool = False,
     ) -> None:
@@ -193,7 +193,7 @@ def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequenc
     return (k * mean_data_work + parity_work) / (mean_data_work * (k + n_parity))
 
 
-def choose_code_or_backups(data_blocks: SparseDataBlocks, code: PolarCode) -> tuple[PolarCode | Uncoded, str]:
+def choose_code_or_backups(data_blocks: SparseDataBlocks, code: LinearCode) -> tuple[LinearCode, str]:
     """The code, or none with copies of late tasks, whichever costs less; and why, in a sentence."""
     data_nonzeros = data_blocks.nonzeros_per_block
     parity_nonzeros = count_parity_nonzeros(data_blocks, code.encoding_matrix)

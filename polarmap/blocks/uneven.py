@@ -94,49 +94,46 @@ def cut_data_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]
     return items
 
 
-def group_consecutive_items(items: Sequence[Any], n_groups: int) -> list[list[Any]]:
-    """Items in so many nearly equal lists.
-
-    >>> group_consecutive_items("abcde", 2)
-    [['a', 'b'], ['c', 'd', 'e']]
-    """
-    return [list(items[start:stop]) for start, stop in _split_range_evenly(len(items), n_groups)]
-
-
-def items_to_arrays(
+def convert_items_to_blocks(
     items: Sequence[Any],
     referenced_objects: list[Any],
-    item_label: str = "item",
     batch_small_items: bool = False,
-) -> tuple[Sequence[Any], bool]:
-    """What stands for each of these values: an array, and whether `pickle_to_array` made it.
+    pickle_arrays: bool = False,
+) -> tuple[Sequence[Array | bytes], bool]:
+    """Return each item as it is sent to workers, and whether the items are pickled.
 
-    Arrays stand for themselves, where all are, as those that an array was cut into: nothing is copied.
+    If all items are arrays, such as the parts of an array that was cut, they are sent as they are. All others
+    are pickled, into an array as of `pickle_to_array` or into bytes.
 
-    referenced_objects : gets the classes and functions of the caller's modules that the values are made of. f
-        is to bring them along.
-    batch_small_items : whether what is small may travel with others, and is a pickle.
+    Parameters
+    ----------
+    items : sequence
+    referenced_objects : list
+        Gets the classes and functions of the user's modules that the items refer to, which f must bring
+        along.
+    batch_small_items : bool
+        Whether items that are small become bytes, so that several may share a task.
+    pickle_arrays : bool
+        Whether to pickle items that are arrays too.
     """
     items = [np.asarray(item) if type(item) is np.memmap else item for item in items]
-    if all(type(item) is np.ndarray and not item.dtype.hasobject for item in items):
+    if not pickle_arrays and all(type(item) is np.ndarray and not item.dtype.hasobject for item in items):
         return items, False
-    item_arrays = list[Array | bytes]()
-    for item_index, (item, small_pickle) in enumerate(
-        zip(items, pickle_small_values(items) if batch_small_items else itertools.repeat(None))
-    ):
+    small_pickles: Iterable[Any] = pickle_small_values(items) if batch_small_items else itertools.repeat(None)
+    blocks = list[Array | bytes]()
+    for item_index, (item, small_pickle) in enumerate(zip(items, small_pickles)):
         try:
             if isinstance(small_pickle, Exception):
                 raise small_pickle
-            item_arrays.append(
-                pickle_item_to_block(item, referenced_objects) if small_pickle is None else small_pickle
-            )
+            is_small = small_pickle is not None
+            blocks.append(small_pickle if is_small else pickle_item_to_block(item, referenced_objects))
         except Exception as error:
             raise CodeError(
-                f"{item_label} {item_index} of data, {describe_type(item)}, cannot be sent: "
+                f"item {item_index} of data, {describe_type(item)}, cannot be sent: "
                 f"{type(error).__name__}: {error}; use what can be pickled, such as a path in "
                 "place of an open file"
             ) from error
-    return item_arrays, True
+    return blocks, True
 
 
 def _cut_array_evenly(data: Any, n_parts: int | None) -> list[Any]:
@@ -144,15 +141,19 @@ def _cut_array_evenly(data: Any, n_parts: int | None) -> list[Any]:
     n_parts = min(DEFAULT_N_BLOCKS, n_rows) if n_parts is None else n_parts
     if n_parts > n_rows or n_rows == 0:
         raise CodeError(f"an array of shape {tuple(data.shape)} cannot be cut into {max(n_parts, 1)} parts")
-    row_ranges = _split_range_evenly(n_rows, n_parts)
+    row_ranges = split_range_evenly(n_rows, n_parts)
     return [
         slice_dataframe(data, start, stop) if is_dataframe(data) else data[start:stop]
         for start, stop in row_ranges
     ]
 
 
-def _split_range_evenly(length: int, n_parts: int) -> Iterator[tuple[int, int]]:
-    """The bounds of `n_parts` nearly equal parts."""
+def split_range_evenly(length: int, n_parts: int) -> Iterator[tuple[int, int]]:
+    """Return the bounds of `n_parts` nearly equal parts of a range.
+
+    >>> list(split_range_evenly(5, 2))
+    [(0, 2), (2, 5)]
+    """
     return itertools.pairwise(length * i // n_parts for i in range(n_parts + 1))
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import typing
 
 from polarmap import lazy_names
-from polarmap.codes import arikan_code, rotation_code  # noqa: F401  each tells PolarCode of its kernel
+from polarmap.codes import arikan_code, hadamard_code, rotation_code  # noqa: F401  each registers its kernel
 
 if typing.TYPE_CHECKING:
     from polarmap.codes.arrival_tracker import ArrivalTracker as ArrivalTracker
+    from polarmap.codes.arrival_tracker import DecodingState as DecodingState
     from polarmap.codes.integer_secret_sharing import IntegerSecretSharingCode as IntegerSecretSharingCode
     from polarmap.codes.lagrange import LagrangeCode as LagrangeCode
     from polarmap.codes.polar import PolarCode as PolarCode
@@ -21,7 +22,7 @@ else:
     __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(
         __name__,
         {
-            "arrival_tracker": ["ArrivalTracker"],
+            "arrival_tracker": ["ArrivalTracker", "DecodingState"],
             "lagrange": ["LagrangeCode"],
             "secret_sharing": ["SecretSharing", "SecretSharingCode"],
             "integer_secret_sharing": ["IntegerSecretSharingCode"],

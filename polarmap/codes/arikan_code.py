@@ -21,6 +21,7 @@ from polarmap.codes.splitmix import SplitMix64
 from polarmap.codes.successive_cancellation import (
     CancellationTracker,
     InactivationDecoder,
+    ModularCancellationDecoder,
     ModularDecodabilityTracker,
     SuccessiveCancellationDecoder,
 )
@@ -46,7 +47,8 @@ class ArikanCode(PolarCode):
     """x = B v, whose inputs v are zero on the frozen set: positions on butterflies of 2^levels leaves."""
 
     kernel = option_name = "arikan"
-    supports_integers, is_mds = True, False
+    supports_integers = has_uneven_parity = True
+    is_mds = False
     _supported_decoders = "optimal", "sequential"
 
     @property
@@ -128,9 +130,8 @@ class ArikanCode(PolarCode):
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
         """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
         if self.decoder == "sequential":
-            return SuccessiveCancellationDecoder(
-                self, arrived_mask, self.codeword_positions, self.zero_input_mask, modular
-            )
+            decoder_class = ModularCancellationDecoder if modular else SuccessiveCancellationDecoder
+            return decoder_class(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
         if modular:
             return self._make_inactivation_decoder(arrived_mask)
         return super().make_decoder(arrived_mask, modular)

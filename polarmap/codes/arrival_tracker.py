@@ -1,7 +1,8 @@
-"""Decoder: when the arrivals of one codeword determine what is wanted."""
+"""ArrivalTracker: says when the arrivals of one codeword determine what is wanted."""
 
 from __future__ import annotations
 
+from enum import Enum
 from math import inf, isinf
 
 import numpy as np
@@ -12,9 +13,17 @@ from polarmap.dtypes import Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import is_real_number
 
-# A look at thousands of real equations takes long: no more looks than this as n blocks arrive,
-# so that the decision comes at most n / LOOKS arrivals late.
+# Checking the rank of thousands of real equations takes long, so there are at most so many checks as n blocks
+# arrive. The decision then comes at most n / MAX_RANK_CHECKS arrivals late.
 MAX_RANK_CHECKS = 1000
+
+
+class DecodingState(Enum):
+    """What the arrivals so far are good for."""
+
+    UNDECODABLE = "undecodable"  # They do not determine the data blocks.
+    ILL_CONDITIONED = "ill-conditioned"  # They determine them less accurately than the caller asks for.
+    DECODABLE = "decodable"
 
 
 class ArrivalTracker:
@@ -29,14 +38,20 @@ class ArrivalTracker:
         Wait for more arrivals while a recovered block would multiply the relative error of the
         received ones by more than this. All n arrivals are accepted at any amplification.
 
+    Attributes
+    ----------
+    state : DecodingState
+        Whether the arrivals determine the data blocks, and accurately enough.
+    n_arrived : int
+
     Examples
     --------
     >>> from polarmap.codes.polar import PolarCode
-    >>> decoder = ArrivalTracker(PolarCode(4, 2))
-    >>> [decoder.add(i) for i in (3, 3, 0)]
+    >>> tracker = ArrivalTracker(PolarCode(4, 2))
+    >>> [tracker.add(i) for i in (3, 3, 0)]
     [False, False, True]
-    >>> decoder.missing_indices.tolist()
-    [1]
+    >>> tracker.state, tracker.missing_indices.tolist()
+    (<DecodingState.DECODABLE: 'decodable'>, [1])
     """
 
     def __init__(self, code: LinearCode, *, modular: bool = False, max_amplification: float = inf) -> None:
@@ -47,7 +62,7 @@ class ArrivalTracker:
         self.code, self.modular, self.max_amplification = code, modular, max_amplification
         self.arrived_mask = np.zeros(code.n, dtype=bool)
         self.n_arrived = 0
-        self.is_decodable = self.is_ready = False
+        self.state = DecodingState.UNDECODABLE
         self._decoder: ErasureDecoder | None = None
         self._previous_decoder: ErasureDecoder | None = None
         self._missing_indices: Indices | None = None
@@ -58,31 +73,33 @@ class ArrivalTracker:
         self._untracked_arrivals: list[int] = []
 
     def add(self, block_index: int) -> bool:
-        """Note the arrival of block `block_index` (once); True when the data blocks are determined."""
+        """Record the arrival of a block, and return whether the state is DECODABLE; repeats are ignored."""
         if not is_integer(block_index) or not 0 <= block_index < self.code.n:
             raise CodeError(f"positions run from 0 to {self.code.n - 1}, not {block_index!r}")
         if self.arrived_mask[block_index]:
-            return self.is_ready
+            return self.state is DecodingState.DECODABLE
         self.arrived_mask[block_index] = True
         self.n_arrived += 1
         self._previous_decoder = self._decoder or self._previous_decoder
         self._decoder = self._missing_indices = None
         self._n_missing_targets -= block_index < self._n_systematic
         self._untracked_arrivals.append(int(block_index))
-        self.is_decodable = self._check_decodability()
-        self.is_ready = self.is_ready or (self.is_decodable and self._is_well_conditioned())
-        return self.is_ready
+        if self.state is not DecodingState.DECODABLE and self._check_decodability():
+            is_accurate = self._is_well_conditioned()
+            self.state = DecodingState.DECODABLE if is_accurate else DecodingState.ILL_CONDITIONED
+        return self.state is DecodingState.DECODABLE
 
     def accept_ill_conditioned(self) -> bool:
-        """Take what has arrived at any accuracy, since nothing more can; whether it determines the data."""
+        """Accept what has arrived at any accuracy, since nothing more can; return whether it is decodable."""
         self.max_amplification = inf
-        self.is_ready = self.is_decodable
-        return self.is_ready
+        if self.state is DecodingState.ILL_CONDITIONED:
+            self.state = DecodingState.DECODABLE
+        return self.state is DecodingState.DECODABLE
 
     @property
-    def is_ill_conditioned(self) -> bool:
-        """Whether the data blocks are determined, but not as accurately as is asked for."""
-        return self.is_decodable and not self.is_ready
+    def is_ready(self) -> bool:
+        """Whether the state is DECODABLE."""
+        return self.state is DecodingState.DECODABLE
 
     @property
     def missing_indices(self) -> Indices:
@@ -96,12 +113,12 @@ class ArrivalTracker:
 
     @property
     def n_redundant_checks(self) -> int:
-        """Equations left over for verification."""
+        """The number of equations left over for verification."""
         return max(0, self.decoder.n_redundant_checks)
 
     @property
     def decoder(self) -> ErasureDecoder:
-        """How to recover the missing results from the arrived ones."""
+        """The decoder for the results that have arrived."""
         if self._decoder is None:
             self._decoder = self.code.make_decoder(self.arrived_mask.copy(), self.modular)
             if self._previous_decoder is not None:
@@ -111,12 +128,12 @@ class ArrivalTracker:
 
     @property
     def amplification(self) -> float:
-        """The largest of a recovered block; 0 if none or exact, inf while undetermined."""
-        return self.decoder.amplification if self.is_decodable else np.inf
+        """The amplification of the decoder; 0 if it is exact, inf while the state is UNDECODABLE."""
+        return np.inf if self.state is DecodingState.UNDECODABLE else self.decoder.amplification
 
     def _check_decodability(self) -> bool:
-        """Whether what has arrived determines the data blocks, at whatever accuracy."""
-        if self.is_ready or self._n_missing_targets == 0:
+        """Return whether the arrivals determine the data blocks at any accuracy."""
+        if self._n_missing_targets == 0:
             return True
         if self.n_arrived < self._next_rank_check:
             return False

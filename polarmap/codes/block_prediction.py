@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes.polar import PolarCode
+from polarmap.codes.base import CodeMatrices
 from polarmap.dtypes import Floats, Indices
 
 NORMAL_P90 = 1.2815515655446004  # quantile of the standard normal distribution
@@ -95,7 +95,7 @@ def compute_f_distribution_p90(dfn: float, dfd: float) -> float:
 
 
 def make_missing_block_predictor(
-    code: PolarCode, arrived_mask: npt.NDArray[np.bool_], rounding_error: float
+    code: CodeMatrices, arrived_mask: npt.NDArray[np.bool_], rounding_error: float
 ) -> MissingBlockPredictor:
     """The estimator for the mask `arrived_mask`, which must not be empty.
 
@@ -104,6 +104,7 @@ def make_missing_block_predictor(
 
     Examples
     --------
+    >>> from polarmap.codes import PolarCode
     >>> code = PolarCode(4, 3)
     >>> two = make_missing_block_predictor(code, np.array([True, True, False, False]), 1e-16)
     >>> two.weights.tolist(), two.error_stds.round(3).tolist()

@@ -77,12 +77,12 @@ def compute_max_abs(arrays: Sequence[Array]) -> float:
 
 def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` show in a left-over equation whatever they deviate by, (arrived,)."""
-    return np.asarray(compute_invertible_mask(decoder.get_parity_check_matrix(dtype)).any(axis=0))
+    return np.asarray(compute_invertible_mask(decoder.over(dtype).check_matrix).any(axis=0))
 
 
 def compute_max_blocks_per_parity_check(decoder: ErasureDecoder, dtype: DType) -> int:
     """The most blocks of `dtype` that stand in one left-over equation: two that are equal hold for any f."""
-    return int(compute_nonzero_mask(decoder.get_parity_check_matrix(dtype)).sum(axis=1).max(initial=0))
+    return int(compute_nonzero_mask(decoder.over(dtype).check_matrix).sum(axis=1).max(initial=0))
 
 
 def bound_undetected_error(
@@ -98,6 +98,8 @@ def bound_undetected_error(
 
     Parameters
     ----------
+    decoder : ErasureDecoder
+        Over the reals.
     max_residual : float, optional
         The largest residual of the left-over equations; None if they were not looked at.
     error_by_data_block : mapping from data block to float
@@ -107,16 +109,13 @@ def bound_undetected_error(
     """
     if not len(decoder.missing_indices):
         return 0.0
-    weights = decoder.weights
-    error_gains = np.maximum(
-        np.maximum(weights.max(axis=0), -weights.min(axis=0)), decoder.arrived_indices < n_systematic
-    )
+    error_gains = np.maximum(decoder.max_weight_magnitudes, decoder.arrived_indices < n_systematic)
     deviation_bounds = np.full(len(decoder.arrived_indices), np.inf)
-    if max_residual is not None and len(decoder.verification_checks):
-        deviation_bounds = _divide_or_inf(max_residual, np.abs(decoder.verification_checks).max(axis=0))
+    if max_residual is not None and len(decoder.check_matrix):
+        deviation_bounds = _divide_or_inf(max_residual, np.abs(decoder.check_matrix).max(axis=0))
     for block_index, local_error in error_by_data_block.items():
-        block_weights = weights[np.searchsorted(decoder.missing_indices, block_index)]
-        local_bounds = _divide_or_inf(local_error, np.abs(block_weights))
+        block_row = np.searchsorted(decoder.missing_indices, block_index)
+        local_bounds = _divide_or_inf(local_error, decoder.weight_magnitudes[block_row])
         deviation_bounds = np.minimum(deviation_bounds, local_bounds)
     finite_mask = np.isfinite(deviation_bounds)
     return float((error_gains[finite_mask] * deviation_bounds[finite_mask]).max(initial=0.0))
@@ -154,7 +153,7 @@ def evaluate_parity_checks(
         real_residual = evaluate_parity_checks(decoder, real_blocks, real_dtype, *tolerances)
         return real_residual._replace(violations=np.unique(real_residual.violations // 2))
     arrived_blocks = [received[int(block_index)] for block_index in decoder.arrived_indices]
-    checks = decoder.get_parity_check_matrix(dtype)
+    checks = decoder.over(dtype).check_matrix
     if is_integer_dtype(checks.dtype):
         return _evaluate_modular_checks(checks, arrived_blocks, dtype)
     rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
@@ -203,7 +202,7 @@ def locate_erroneous_blocks(
     sample = np.linspace(0, n_violated - 1, min(n_violated, MAX_LOCATION_ENTRIES)).astype(int)
     entries = violated_entries[sample]
     values = np.stack([received[int(block_index)][entries] for block_index in decoder.arrived_indices])
-    checks = decoder.get_parity_check_matrix(dtype)
+    checks = decoder.over(dtype).check_matrix
     if len(checks) < 2:
         return []
     if is_integer_dtype(checks.dtype):

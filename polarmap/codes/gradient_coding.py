@@ -119,7 +119,7 @@ class GradientCode(LinearCode):
 
 
 class GradientDecoder(RealDecoder):
-    """The combination of arrived results that is the sum; `rank_deficit` is 1 while there is none."""
+    """Finds the combination of arrived results that is the sum; `rank_deficit` is 1 while there is none."""
 
     code: GradientCode
     rounds_integers = False  # integers come from repetition and are added up as such

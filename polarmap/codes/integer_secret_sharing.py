@@ -11,6 +11,7 @@ polarization finds best carry the data, the rest is frozen.
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -62,8 +63,9 @@ class IntegerSecretSharingCode(LinearCode):
     """
 
     requirement = "linear over the integers, with f(0) = 0"
-    supports_integers = True
+    supports_integers = adds_noise = True
     is_mds = False
+    noise_std = inf  # Uniform noise modulo 2^64 has no scale.
 
     def __init__(self, n: int, k: int, n_colluders: int) -> None:
         n, k = check_positive_int("n", n), check_positive_int("k", k)

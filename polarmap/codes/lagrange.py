@@ -163,6 +163,19 @@ class LagrangeCode(LinearCode):
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
         return self.summarize_amplification(n_erasures).p90 <= max_amplification
 
+    def describe_ill_conditioning(self, max_amplification: float) -> str:
+        """Return why the code seldom decodes within `max_amplification`, and what to do; "" if it does."""
+        if self.is_well_conditioned(max_amplification):
+            return ""
+        n_erasures = (self.n - self.recovery_threshold + 1) // 2
+        feasible_k = compute_max_well_conditioned_k(self.n, self.degree, max_amplification)
+        advice = f"blocks={feasible_k} is the most that {self.n} tasks carry" if feasible_k else "raise rtol"
+        return (
+            f"with {n_erasures} of {self.n} results missing, decoding f of degree {self.degree} on {self.k} "
+            f"blocks would multiply errors by {self.summarize_amplification(n_erasures).p90:.2g}, "
+            f"and rtol permits {max_amplification:.2g}: {advice}"
+        )
+
     def _list_burst_erasure_patterns(self, n_erasures: int) -> list[Indices]:
         blocks_by_node = np.argsort(self.node_indices)
         n_start_nodes = self.n if self.points == "circle" else self.n - n_erasures + 1

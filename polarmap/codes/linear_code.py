@@ -28,18 +28,44 @@ from polarmap.errors import CodeError
 
 
 class LinearCode(CodeMatrices):
-    """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
+    """A code with results = G u and wanted = T u, whose coded blocks other than data are E (blocks).
 
-    A subclass sets n, k, `name`, `requirement` and says E, and what else is not as here: G, T, which dtypes
-    it carries.
+    A subclass sets n, k, `name` and `requirement` and defines E as `encoding_matrix`. It overrides what
+    differs from this class: G, T, the dtypes that it carries, and the facts below. Maps decide by these
+    facts, and not by the class of a code.
 
-    name : what a report calls it.
-    requirement : what f must be, to follow "f is not".
-    degree : of the polynomials that f may be; 1 for linear and affine f.
-    option_name : the word that asks for such a code, as in code="rotation"; empty if none does.
-    supports_integers : whether integers are coded, and decoded modulo 2^64, without rounding.
-    integer_error_template : what is said of data that is therefore refused, of its `dtype` and this `code`.
-    is_mds : whether any `recovery_threshold` results determine those wanted, or nearly any.
+    Attributes
+    ----------
+    name : str
+        The name of the code in a report.
+    requirement : str
+        What f must be, to follow "f is not".
+    degree : int
+        The largest degree of the polynomials that f may be; 1 for linear and affine f.
+    option_name : str
+        The word that asks for such a code, as in code="rotation"; empty if none does.
+    supports_integers : bool
+        Whether integers are coded, and decoded modulo 2^64, without rounding.
+    integer_error_template : str
+        The error for data that is therefore refused, with places for its `dtype` and this `code`.
+    is_mds : bool
+        Whether any `recovery_threshold` results determine those wanted, or nearly any.
+    is_redundant : bool
+        Whether other results can determine a missing one.
+    has_uneven_parity : bool
+        Whether parity blocks differ much in how many data blocks they are made of.
+    adds_noise : bool
+        Whether the data is mixed with noise blocks, which are drawn anew for every map.
+    can_estimate : bool
+        Whether missing results can be estimated from too few, by `block_prediction`.
+    supports_sparse : bool
+        Whether parity blocks of sparse matrices are made as sparse matrices.
+    supports_triangles : bool
+        Whether a `SymmetricProductCode` can be made of it.
+    is_storable : bool
+        Whether the manifest of a stored array can describe it.
+    max_backups : int
+        How many copies of a late task replace the parity blocks; 0 for redundant codes.
     """
 
     name: str
@@ -48,10 +74,12 @@ class LinearCode(CodeMatrices):
     option_name = ""
     supports_integers = False
     integer_error_template = "{code!r} mixes real numbers: convert the {dtype} data with .astype(float)"
-    is_mds = True
+    is_mds = is_redundant = True
+    has_uneven_parity = adds_noise = can_estimate = supports_sparse = supports_triangles = is_storable = False
+    max_backups = 0
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Dtype of the parity blocks of such data; CodeError for data that the code cannot carry."""
+        """Return the dtype of parity blocks for data of `dtype`; CodeError if the code cannot carry it."""
         data_dtype = check_supported_dtype(dtype, "the data")
         if is_integer_dtype(data_dtype) and not self.supports_integers:
             raise CodeError(self.integer_error_template.format(code=self, dtype=data_dtype))
@@ -59,12 +87,12 @@ class LinearCode(CodeMatrices):
 
     @property
     def n_targets(self) -> int:
-        """How many results are wanted: those of the k data blocks."""
+        """The number of wanted results: those of the k data blocks."""
         return self.k
 
     @property
     def systematic_indices(self) -> Indices:
-        """The coded blocks that are data blocks untouched: none."""
+        """The indices of the coded blocks that are data blocks, unchanged: none."""
         return np.arange(0)
 
     @property
@@ -78,14 +106,14 @@ class LinearCode(CodeMatrices):
         return int(self.encoding_matrix.shape[1])
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
-        """The coded blocks E (blocks) that are no data blocks.
+        """Compute the coded blocks E (blocks), which are not data blocks.
 
         Parameters
         ----------
         blocks : array (mixed, b) or sequence of arrays (b,)
             Flat blocks, one dtype for all.
         out : array (n - len(systematic), b), contiguous, of `parity_dtype`, optional
-            Where to put them.
+            The array to write to; by default a new one.
 
         Returns
         -------
@@ -104,27 +132,37 @@ class LinearCode(CodeMatrices):
             self._encode_parity_into(blocks, out)
         return out
 
+    def describe_ill_conditioning(self, max_amplification: float) -> str:
+        """Return why the code seldom decodes within `max_amplification`, and what to do; "" if it does.
+
+        Here nothing is known before results arrive: "".
+        """
+        return ""
+
     def precompute_encoding(self) -> None:
-        """Choose what the parity is made by, where that takes time."""
+        """Compute what `encode_parity` needs, if that takes time."""
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        """Put the parity of flat real blocks into `out`, summed in its working dtype."""
+        """Write the parity of flat real blocks to `out`, with sums in its accumulator dtype."""
         sum_dtype = choose_accumulator_dtype(out.dtype)
         block_matmul.dense_matmul(self.encoding_matrix.astype(sum_dtype, copy=False), blocks, out)
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """How to recover what is wanted from the results of the mask `arrived_mask`."""
+        """Return the decoder for the results of `arrived_mask`; `modular`: for integers modulo 2^64."""
         return PseudoInverseDecoder(self, arrived_mask)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
-        """None: the deficit of `make_decoder` says whether arrivals determine what is wanted."""
+        """Return a function to call with each arrival, which says whether they suffice.
+
+        None, as here, leaves that to `ErasureDecoder.rank_deficit`.
+        """
         return None
 
 
 class SystematicCode(LinearCode):
-    """G = [I; P], T = I, E = P: blocks 0..k-1 are the data untouched, k..n-1 their parity.
+    """A code with G = [I; P], T = I, E = P: blocks 0..k-1 are the data, unchanged, and k..n-1 their parity.
 
-    A subclass says P, as `encoding_matrix`.
+    A subclass defines P as `encoding_matrix`.
     """
 
     @property
@@ -135,19 +173,19 @@ class SystematicCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The fewest results that can determine those of the data blocks: k."""
+        """The least number of results that can determine those of the data blocks: k."""
         return self.k
 
     @property
     def n_input_blocks(self) -> int:
-        """How many blocks the parity blocks are mixed of: k."""
+        """The number of blocks that parity blocks are made of: k."""
         return self.k
 
     @property
     def systematic_indices(self) -> Indices:
-        """The coded blocks that are data blocks untouched: 0..k-1."""
+        """The indices of the coded blocks that are data blocks, unchanged: 0..k-1."""
         return np.arange(self.k)
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
+        """Return the decoder for the results of `arrived_mask`; `modular`: for integers modulo 2^64."""
         return SystematicDecoder(self, arrived_mask)

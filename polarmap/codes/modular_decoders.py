@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import cached_property
 
 import numpy as np
@@ -20,13 +21,59 @@ FLOAT_RESULT_ERROR = (
 
 
 class ModularDecoder(ErasureDecoder):
-    """system @ unknowns = results modulo 2^64: what both recoveries of integers have in common."""
+    """Recovered = weights @ received modulo 2^64; floats are left to a decoder over the reals.
+
+    What integers determine modulo 2^64 they determine over the reals too.
+    """
 
     modular = True
+    rounds_integers = False
+    amplification = 0.0
+
+    @cached_property
+    def real_decoder(self) -> ErasureDecoder:
+        """The decoder of the same arrivals over the reals; CodeError if there is none."""
+        return self._make_real_decoder()
+
+    @abstractmethod
+    def _make_real_decoder(self) -> ErasureDecoder:
+        """Return `real_decoder`."""
+
+    def over(self, dtype: DType) -> ErasureDecoder:
+        """Return this decoder for integers, and `real_decoder` for floats."""
+        return self if is_integer_dtype(dtype) else self.real_decoder
+
+    @property
+    @abstractmethod
+    def weights(self) -> UInt64Array:
+        """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
+
+    @property
+    def weight_magnitudes(self) -> Floats:
+        """The absolute values of the weights, as numbers nearest to zero."""
+        return np.abs(self.weights.view(np.int64).astype(np.float64))
+
+    def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
+        """Return the missing results (missing, b), modulo 2^bits if `dtype` is one of integers."""
+        if not is_integer_dtype(dtype):
+            return self.real_decoder.decode(received, dtype)
+        out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
+        if out.size:
+            self.decode_into(received, out)
+        return out
+
+    @abstractmethod
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
+        """Put the missing results into `out`, (missing, b) of an integer dtype."""
+
+
+class EliminationDecoder(ModularDecoder):
+    """system @ unknowns = results modulo 2^64, solved by as many independent rows as there are unknowns."""
+
     system_matrix: Array  # the coefficients of the unknowns in the results that determine them
 
     def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
-        """Equations on the results of `system_matrix`, rewritten as equations on all that arrived."""
+        """Rewrite equations on the results of `system_matrix` as equations on all that arrived."""
         return system_checks
 
     @cached_property
@@ -36,16 +83,17 @@ class ModularDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """How many more results it takes at the least; 0 when the unknowns are determined."""
+        """The least number of further results that are needed; 0 when the unknowns are determined."""
         n_unknowns = int(self.system_matrix.shape[1])
         return n_unknowns - len(self.pivot_row_indices) if n_unknowns else 0
 
     @property
     def n_redundant_checks(self) -> int:
-        """Equations left over; below 0 while results are too few."""
+        """The number of equations left over; negative while results are too few."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
-    def compute_modular_check_matrix(self) -> UInt64Array:
+    @cached_property
+    def check_matrix(self) -> UInt64Array:
         """Up to MAX_MODULAR_CHECKS checks modulo 2^64, (s, arrived): mixtures of rows that are no pivots."""
         other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_row_indices)
         combinations = make_check_combination_matrix(len(other_rows))
@@ -61,14 +109,29 @@ class ModularDecoder(ErasureDecoder):
         return invert_mod64(self.system_matrix[self.pivot_row_indices])
 
 
-class ModularSystematicDecoder(ModularDecoder, SystematicDecoder):
+class ModularSystematicDecoder(EliminationDecoder):
     """For G = [I; P] of integers, T = I: as many parity rows as are missing solve for them exactly.
 
-    What integers determine modulo 2^64 they determine over the reals too, so that results of a
-    floating dtype are recovered by least squares as ever.
+    Attributes
+    ----------
+    arrived_parity_indices : index array
+        The parity blocks that have arrived, as rows of P.
     """
 
-    def compute_modular_weights(self) -> UInt64Array:
+    def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
+        super().__init__(code, arrived_mask)
+        self.arrived_parity_indices = np.flatnonzero(arrived_mask[code.k :])
+
+    @cached_property
+    def system_matrix(self) -> Array:  # type: ignore[override]
+        """P restricted to arrived parity (rows) and missing data (columns)."""
+        return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
+
+    def _make_real_decoder(self) -> ErasureDecoder:
+        return SystematicDecoder(self.code, self.arrived_mask)
+
+    @property
+    def weights(self) -> UInt64Array:
         """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
         n_data = len(self.arrived_data_indices)
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
@@ -84,10 +147,7 @@ class ModularSystematicDecoder(ModularDecoder, SystematicDecoder):
         return np.concatenate([data_checks, system_checks], axis=1)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Syndrome, then the inverse of the pivot rows, both modulo 2^64; floats by least squares."""
-        if not is_integer_dtype(out.dtype):
-            super().decode_into(received, out)
-            return
+        """Compute the syndrome and multiply it by the inverse of the pivot rows, both modulo 2^64."""
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
         known_blocks = [received[int(block_index)] for block_index in self.arrived_data_indices]
@@ -99,42 +159,38 @@ class ModularSystematicDecoder(ModularDecoder, SystematicDecoder):
             out[:, columns] = matmul_mod64(self._pivot_inverse, syndrome).astype(out.dtype)
 
 
-class ModularLinearDecoder(ModularDecoder):
+class ModularLinearDecoder(EliminationDecoder):
     """For any G of integers and T: as many rows of G as there are unknowns solve for them modulo 2^64."""
 
     def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
         super().__init__(code, arrived_mask)
         self.system_matrix = code.generator_matrix[self.arrived_indices]
 
+    def _make_real_decoder(self) -> ErasureDecoder:
+        raise CodeError(FLOAT_RESULT_ERROR)
+
     @property
-    def weights(self) -> Floats:
-        """The weights modulo 2^64, as numbers nearest to zero."""
-        return self.compute_modular_weights().view(np.int64).astype(np.float64)
+    def approximate_weights(self) -> Floats:
+        """The weights modulo 2^64, as numbers nearest to zero: noise leaves no better approximation."""
+        return self.weights.view(np.int64).astype(np.float64)
 
-    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Up to `max_checks` equations modulo 2^64, (s, arrived), as numbers nearest to zero."""
-        return self.compute_modular_check_matrix()[:max_checks].view(np.int64).astype(np.float64)
-
-    def compute_modular_weights(self) -> UInt64Array:
+    @property
+    def weights(self) -> UInt64Array:
         """Recovered = weights @ received modulo 2^64, (wanted, arrived)."""
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
         weights[:, self.pivot_row_indices] = self._weights_of_pivot_rows
         return weights
 
-    def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """The wanted results (wanted, b) modulo 2^bits; CodeError for floats, which cannot be."""
-        if not is_integer_dtype(dtype):
-            raise CodeError(FLOAT_RESULT_ERROR)
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
+        """Put the wanted results into `out`, combinations of those of the pivot rows modulo 2^64."""
         pivot_blocks = [received[int(self.arrived_indices[pivot])] for pivot in self.pivot_row_indices]
-        out = np.empty((len(self.missing_indices), pivot_blocks[0].size), dtype)
         for columns in tiling.iter_column_tiles(out.shape[1], len(pivot_blocks), 8):
             tile = tiling.gather_columns(pivot_blocks, columns, np.int64)
-            out[:, columns] = matmul_mod64(self._weights_of_pivot_rows, tile).astype(dtype)
-        return out
+            out[:, columns] = matmul_mod64(self._weights_of_pivot_rows, tile).astype(out.dtype)
 
     @cached_property
     def _weights_of_pivot_rows(self) -> UInt64Array:
-        """Wanted = solver @ results of the pivots."""
+        """Wanted = these weights @ results of the pivot rows."""
         return matmul_mod64(self.code.target_matrix, self._pivot_inverse)
 
 

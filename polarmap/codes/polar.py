@@ -7,8 +7,8 @@ Read backwards, the rows F of the inverse of B vanish on every codeword: these n
 C x = 0, solved for the parity blocks they are x = [I; P] u. A linear f commutes with them, and since
 the rows of P sum to one so does an affine f: the results satisfy C f(x) = 0 too.
 
-B is of the kernel's 2 x 2 matrices: `rotation_code`, `arikan_code`. Each kernel is a class of its own, which
-says P and which inputs are frozen.
+B is of the kernel's 2 x 2 matrices: `rotation_code`, `arikan_code`, `hadamard_code`. Each kernel is a class
+of its own, which says P and which inputs are frozen.
 """
 
 from __future__ import annotations
@@ -52,11 +52,12 @@ class PolarCode(SystematicCode):
         Coded blocks (workers), k < n <= 65,536.
     k : int
         Data blocks, at least 1.
-    kernel : {"rotation", "arikan"}, optional
+    kernel : {"rotation", "arikan", "hadamard"}, optional
         "rotation", the default: an orthogonal butterfly with pseudo-random angles and a pseudo-random frozen
         set; almost any k blocks decode, like an MDS code. "arikan": [[1, 1], [0, 1]] and the
         frozen set of channel polarization (arXiv 1901.06811); small integer coefficients, so
-        integers decode exactly.
+        integers decode exactly. "hadamard": [[1, 1], [1, -1]] and a pseudo-random frozen set, for floats;
+        it needs a few more than k results, and at most 1,024 blocks.
     decoder : {"optimal", "sequential"}
         "optimal" decodes whenever any decoder could. "sequential" (arikan only) is successive
         cancellation: additions and subtractions, n log n, when the bit pattern permits.
@@ -65,8 +66,8 @@ class PolarCode(SystematicCode):
         suits the sequential decoder, and a quarter of it for the optimal one. An array has one for each
         worker, where they are not alike: `worker_indices` then says who gets which block.
     seed : int, optional
-        Of the rotation angles. By default, up to 64 blocks, the best of eight by the error
-        amplification it gives; 0 above.
+        Of the rotation angles, or of the hadamard frozen set. By default, up to 64 blocks, the best of
+        eight, by the error amplification or the arrivals that decode; 0 above.
     levels : int, optional
         Of the arikan butterfly: fewer than all, log2 of the next power of two above n, cost fewer additions
         and need more results. Butterflies of 2^levels blocks then lie side by side, each with data blocks and
@@ -83,8 +84,10 @@ class PolarCode(SystematicCode):
     """
 
     requirement = "linear or affine in its block"
+    can_estimate = supports_sparse = is_storable = True
 
     kernel: ClassVar[str] = "rotation"
+    _max_n: ClassVar[int] = MAX_N
     _supported_decoders: ClassVar[tuple[str, ...]] = ("optimal",)
     _classes_by_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
 
@@ -95,7 +98,8 @@ class PolarCode(SystematicCode):
         """One of the class of its kernel."""
         kernel = cls.kernel if kernel is None else kernel
         if not is_choice(kernel, tuple(cls._classes_by_kernel)):
-            raise CodeError(f"kernel must be 'rotation' or 'arikan', not {kernel!r}")
+            kernels_text = ", ".join(map(repr, cls._classes_by_kernel))
+            raise CodeError(f"kernel must be one of {kernels_text}, not {kernel!r}")
         if cls is PolarCode:
             return super().__new__(cls._classes_by_kernel[kernel])
         if kernel != cls.kernel:
@@ -115,7 +119,7 @@ class PolarCode(SystematicCode):
         seed: int | None = None,
         levels: int | None = None,
     ) -> None:
-        _check_code_size(n, k)
+        _check_code_size(n, k, self._max_n)
         if not is_choice(decoder, ("optimal", "sequential")):
             raise CodeError(f"decoder must be 'optimal' or 'sequential', not {decoder!r}")
         if decoder not in self._supported_decoders:
@@ -139,7 +143,7 @@ class PolarCode(SystematicCode):
     def _check_levels(self, levels: object) -> int:
         """How many levels the butterflies have: all, log2 of the next power of two."""
         if levels is not None:
-            raise CodeError("levels needs kernel='arikan': the rotation kernel has all of them")
+            raise CodeError(f"levels needs kernel='arikan': the {self.kernel} kernel has all of them")
         return (self.n - 1).bit_length()
 
     def with_sizes(self, n: int, k: int) -> PolarCode:
@@ -187,21 +191,22 @@ class PolarCode(SystematicCode):
         """Inputs of the transform that are frozen to zero, ascending; n - k of them.
 
         arikan: positions on the butterflies, which are rows of `length` inputs. rotation: the transform is
-        x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen.
+        x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen. hadamard: inputs of the butterfly, whose
+        inputs from n on are zero, too.
         """
         raise NotImplementedError
 
     @property
     def codeword_positions(self) -> Indices:
-        """arikan: the leaf of the butterflies on which each coded block sits, data blocks first."""
+        """arikan, hadamard: the leaf of the butterflies on which each coded block sits, data blocks first."""
         return np.arange(self.n)
 
     @cached_property
     def worker_indices(self) -> Indices:
         """The worker of each coded block, (n,): worker i is the one with the i-th `erasure`.
 
-        Block i is for worker i where all are alike. With the rotation kernel the data blocks go to the
-        most reliable workers, since what arrives of them need not be decoded. On the leaves of the arikan
+        Block i is for worker i where all are alike. With the other kernels than arikan the data blocks go to
+        the most reliable workers, since what arrives of them need not be decoded. On the leaves of the arikan
         butterfly workers are sorted for the sequential decoder, so that its first pairs are of a reliable
         worker and one that is not, and shuffled for the optimal one (both measured best).
 
@@ -219,17 +224,17 @@ class PolarCode(SystematicCode):
 
     @property
     def _block_erasure_probabilities(self) -> Floats:
-        """The erasure probability of each coded block."""
-        raise NotImplementedError
+        """The erasure probability of each coded block: data blocks go to the most reliable workers."""
+        return np.sort(np.broadcast_to(self.erasure, self.n))
 
     @property
     def seed(self) -> int:
-        """The seed of the rotation angles in use."""
+        """The seed of the rotation angles, or of the hadamard frozen set, in use."""
         return self._seed or 0
 
     @property
     def encoding_matrix(self) -> Array:
-        """P, shape (n - k, k): float64 for rotation, int64 (small numbers) for arikan."""
+        """P, shape (n - k, k): int64 (small numbers) for arikan, else float64."""
         raise NotImplementedError
 
     @property
@@ -332,12 +337,13 @@ class PolarCode(SystematicCode):
             return result.reshape((self.k, *first_block.shape))
 
 
-def _check_code_size(n: int, k: int) -> None:
+def _check_code_size(n: int, k: int, max_n: int) -> None:
     for name, value in (("n", n), ("k", k)):
         if not is_integer(value):
             raise CodeError(f"{name} must be an integer, not {value!r}")
-    if not 1 <= k < n <= MAX_N:
-        raise CodeError(f"a code needs 1 <= k < n <= {MAX_N}, not n = {n}, k = {k}")
+    if not 1 <= k < n <= max_n:
+        advice = ": use kernel='rotation'" if max_n < n <= MAX_N else ""
+        raise CodeError(f"a code of this kernel needs 1 <= k < n <= {max_n}, not n = {n}, k = {k}{advice}")
 
 
 def _check_erasure_probabilities(erasure: object, n: int) -> float | Floats:

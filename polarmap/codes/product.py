@@ -17,7 +17,7 @@ import numpy as np
 from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
 from polarmap.codes.compute import block_matmul, tiling
 from polarmap.codes.linear_code import SystematicCode
-from polarmap.codes.modular_decoders import ModularSystematicDecoder
+from polarmap.codes.modular_decoders import ModularDecoder, ModularSystematicDecoder
 from polarmap.codes.modular_linalg import matmul_mod64
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.real_decoders import RealDecoder, SystematicDecoder
@@ -122,32 +122,29 @@ class ProductCode(SystematicCode):
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
         """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
-        return ProductDecoder(self, arrived_mask, modular)
+        decoder_class = ModularProductDecoder if modular else ProductDecoder
+        return decoder_class(self, arrived_mask)
 
 
-class ProductDecoder(RealDecoder):
-    """How to recover the missing data blocks of one arrival pattern on a grid.
+class GridDecoder(ErasureDecoder):
+    """A decoder for one arrival pattern on a grid, in either arithmetic.
 
     A row with k_B independent blocks known is known as a whole, a column with k_A too, and so on in
     turns. Where that stalls, the equations of all rows and columns together may still have one
     solution; they are looked at if there are enough of them and the system is not too large.
 
-    Recovery is by least squares, all at once, where that is cheap, else line by line; of integers
-    line by line wherever that gets through.
+    Attributes
+    ----------
+    joint : SystematicDecoder or ModularSystematicDecoder
+        The decoder that takes all equations at once.
     """
 
     code: ProductCode
-
-    def __init__(self, code: ProductCode, arrived_mask: Mask, modular: bool) -> None:
-        super().__init__(code, arrived_mask)
-        self.modular = modular
-        self.joint = (
-            ModularSystematicDecoder(code, arrived_mask) if modular else SystematicDecoder(code, arrived_mask)
-        )
+    joint: SystematicDecoder | ModularSystematicDecoder
 
     @cached_property
     def rank_deficit(self) -> int:
-        """0 when the data are determined, else how many arrivals are still needed at the least."""
+        """0 when the data are determined, else the least number of further arrivals that are needed."""
         n_lacking = self.code.k - len(self.arrived_indices)
         if n_lacking > 0:
             return n_lacking
@@ -155,16 +152,21 @@ class ProductDecoder(RealDecoder):
             return 0
         return self.joint.rank_deficit if self._is_joint_decoding_tractable else 1
 
+    @property
+    def n_redundant_checks(self) -> int:
+        """The number of equations left over."""
+        return self.joint.n_redundant_checks
+
     @cached_property
     def iterative_decoder(self) -> IterativeDecoder:
-        """The decoder that recovers rows and columns of the grid in turns, told of what arrived."""
+        """The decoder of rows and columns in turns, with the arrivals added."""
         iterative_decoder = IterativeDecoder(self.code, self.modular)
         iterative_decoder.add_arrivals(self.arrived_indices)
         return iterative_decoder
 
     @cached_property
     def _mask_recoverable_by_counting(self) -> Mask:
-        """Cells that follow line by line if any k known blocks of a line determine it."""
+        """The cells that follow line by line if any k known blocks of a line determine it."""
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
         known_mask[tuple(self.code.grid_coordinates[self.arrived_indices].T)] = True
@@ -198,51 +200,11 @@ class ProductDecoder(RealDecoder):
 
     @cached_property
     def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
-        """The lines to decode one after another; None to solve all equations at once."""
-        if not self.modular and len(self.missing_indices) * len(self.arrived_indices) <= MAX_JOINT_WEIGHTS:
-            return None
+        """The lines to decode one after another; None if lines do not get through."""
         if not (self._can_decode_iteratively and self.iterative_decoder.is_complete):
             return None
         missing = set(self.missing_indices.tolist())
         return select_required_line_decodings(self.iterative_decoder.line_decodings, missing)
-
-    @cached_property
-    def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived)."""
-        if self.line_decodings is None or self.modular:
-            return self.joint.weights
-        n_arrived = len(self.arrived_indices)
-        out = np.empty((len(self.missing_indices), n_arrived))
-        unit_vectors = dict(zip(self.arrived_indices.tolist(), np.eye(n_arrived)))
-        self._decode_iteratively(self.line_decodings, unit_vectors, out)
-        return out
-
-    @property
-    def n_redundant_checks(self) -> int:
-        """Equations left over."""
-        return self.joint.n_redundant_checks
-
-    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Up to `max_checks` equations on the arrived blocks, (s, arrived)."""
-        return self.joint.compute_parity_check_matrix(max_checks)
-
-    def compute_modular_weights(self) -> UInt64Array | None:
-        """The weights of integers modulo 2^64, all equations taken at once."""
-        return self.joint.compute_modular_weights()
-
-    def compute_modular_check_matrix(self) -> UInt64Array | None:
-        """The equations of integers modulo 2^64."""
-        return self.joint.compute_modular_check_matrix()
-
-    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the missing blocks into `out`, line by line or by all equations at once."""
-        is_rounded = is_integer_dtype(out.dtype) and not self.modular
-        if self.line_decodings is not None and not is_rounded:
-            self._decode_iteratively(self.line_decodings, received, out)
-        elif self.modular:
-            self.joint.decode_into(received, out)
-        else:
-            super().decode_into(received, out)
 
     def _decode_iteratively(
         self,
@@ -254,6 +216,75 @@ class ProductDecoder(RealDecoder):
         known_blocks = decode_lines(line_decodings, arrived_blocks, out.dtype)
         for target, block_index in zip(out, self.missing_indices.tolist()):
             target[:] = known_blocks[block_index]
+
+
+class ProductDecoder(GridDecoder, RealDecoder):
+    """Decodes a grid over the reals: by least squares at once where that is cheap, else line by line."""
+
+    joint: SystematicDecoder
+
+    def __init__(self, code: ProductCode, arrived_mask: Mask) -> None:
+        super().__init__(code, arrived_mask)
+        self.joint = SystematicDecoder(code, arrived_mask)
+
+    @cached_property
+    def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
+        """The lines to decode one after another; None to solve all equations at once."""
+        if len(self.missing_indices) * len(self.arrived_indices) <= MAX_JOINT_WEIGHTS:
+            return None
+        return super().line_decodings
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+        if self.line_decodings is None:
+            return self.joint.weights
+        n_arrived = len(self.arrived_indices)
+        out = np.empty((len(self.missing_indices), n_arrived))
+        unit_vectors = dict(zip(self.arrived_indices.tolist(), np.eye(n_arrived)))
+        self._decode_iteratively(self.line_decodings, unit_vectors, out)
+        return out
+
+    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
+        """Return up to `max_checks` equations on the arrived blocks, (s, arrived)."""
+        return self.joint.compute_parity_check_matrix(max_checks)
+
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
+        """Put the missing blocks into `out`, line by line or by all equations at once."""
+        if self.line_decodings is None or is_integer_dtype(out.dtype):
+            super().decode_into(received, out)
+        else:
+            self._decode_iteratively(self.line_decodings, received, out)
+
+
+class ModularProductDecoder(GridDecoder, ModularDecoder):
+    """Decodes a grid of integers modulo 2^64: line by line wherever that gets through."""
+
+    joint: ModularSystematicDecoder
+
+    def __init__(self, code: ProductCode, arrived_mask: Mask) -> None:
+        super().__init__(code, arrived_mask)
+        self.joint = ModularSystematicDecoder(code, arrived_mask)
+
+    def _make_real_decoder(self) -> ErasureDecoder:
+        return ProductDecoder(self.code, self.arrived_mask)
+
+    @property
+    def weights(self) -> UInt64Array:
+        """Recovered = weights @ received modulo 2^64, all equations taken at once."""
+        return self.joint.weights
+
+    @property
+    def check_matrix(self) -> UInt64Array:
+        """The equations of integers modulo 2^64."""
+        return self.joint.check_matrix
+
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
+        """Put the missing blocks into `out`, line by line or by all equations at once."""
+        if self.line_decodings is None:
+            self.joint.decode_into(received, out)
+        else:
+            self._decode_iteratively(self.line_decodings, received, out)
 
 
 # --- rows and columns, in turns, until nothing more is gained -------------------------------------
@@ -277,7 +308,7 @@ class LineDecoding(NamedTuple):
 
 
 class IterativeDecoder:
-    """Which cells of a grid are determined by lines that decode, one after another.
+    """The cells of a grid that are determined by lines that decode, one after another.
 
     Attributes
     ----------
@@ -298,7 +329,7 @@ class IterativeDecoder:
         return bool(self.known_mask[: self._code.column_code.k, : self._code.row_code.k].all())
 
     def add_arrivals(self, block_indices: Sequence[int] | Indices) -> None:
-        """Note the arrival of blocks, and what follows from it: columns first, then rows, in turns."""
+        """Record the arrival of blocks and decode what follows from it, columns and rows in turns."""
         rows, columns = self._code.grid_coordinates[block_indices].T
         self.known_mask[rows, columns] = True
         changed_lines = [set(columns.tolist()), set(rows.tolist())]  # columns and rows to look at
@@ -310,7 +341,7 @@ class IterativeDecoder:
             axis = 1 - axis
 
     def _decode_line(self, axis: int, line_index: int) -> list[int]:
-        """Decode column (axis 0) or row `line_index` if it can be; the cells of it that were not known."""
+        """Decode column (axis 0) or row `line_index` if possible, and return its newly known cells."""
         known_mask = self.known_mask[:, line_index] if axis == 0 else self.known_mask[line_index]
         code = self._code.row_code if axis else self._code.column_code
         if known_mask.all() or known_mask.sum() < code.k:
@@ -328,7 +359,7 @@ class IterativeDecoder:
 def select_required_line_decodings(
     line_decodings: Sequence[LineDecoding], missing_indices: BlockIndices
 ) -> list[tuple[LineDecoding, BlockIndices]]:
-    """The steps on the way to the `missing_indices` blocks, each with the blocks that are wanted of it."""
+    """Return the decodings that lead to the missing blocks, each with the blocks that are needed from it."""
     required_blocks, selected = set(missing_indices), []
     for decoding in reversed(line_decodings):
         newly_known_blocks = decoding.block_indices[decoding.newly_known_indices]
@@ -342,7 +373,7 @@ def select_required_line_decodings(
 def decode_lines(
     line_decodings: Sequence[tuple[LineDecoding, BlockIndices]], received: ReceivedBlocks, dtype: DType
 ) -> dict[int, Array]:
-    """All flat blocks, the ones given and those that `line_decodings` recover; sums as `dtype` demands."""
+    """Return the given flat blocks and those that `line_decodings` recover, by index."""
     sum_dtype = choose_accumulator_dtype(dtype)
     known_blocks = dict(received)
     for decoding, required_blocks in line_decodings:
@@ -370,7 +401,7 @@ def decode_lines(
 def _encode_line_parity(
     code: PolarCode, positions: Sequence[int], line_blocks: ReceivedBlocks, dtype: DType
 ) -> Array:
-    """The parity blocks `positions` of a line whose data is known."""
+    """Return the parity blocks `positions` of a line whose data blocks are known."""
     parity_matrix = code.encoding_matrix[[position - code.k for position in positions]]
     data_blocks = [line_blocks[position] for position in range(code.k)]
     out = np.empty((len(positions), data_blocks[0].size), dtype)

@@ -1,4 +1,4 @@
-"""Recovery over the reals: weights @ G[arrived] = T[missing], by least squares."""
+"""Decode over the reals: weights @ G[arrived] = T[missing], by least squares."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes.base import CodeMatrices, ErasureDecoder, ReceivedBlocks
+from polarmap.codes.base import MAX_CHECKS, CodeMatrices, ErasureDecoder, ReceivedBlocks
 from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, to_real_dtype
 
@@ -21,7 +21,10 @@ WEIGHT_BATCH = 256  # missing blocks whose weights are computed together
 
 
 class RealDecoder(ErasureDecoder):
-    """Recovered = weights @ received over the reals; integers are rounded."""
+    """A decoder over the reals: recovered = weights @ received, where integers are rounded."""
+
+    rounds_integers = True
+    _computed_pseudo_inverse: Floats | None = None
 
     @property
     def system_matrix(self) -> Array:
@@ -30,22 +33,53 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """How many more results it takes at the least; 0 once the missing ones are determined."""
+        """The least number of further results that are needed; 0 once the missing ones are determined."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._system_rank_deficit
 
     @property
     def _system_rank_deficit(self) -> int:
-        """The same of results that are enough in number."""
+        """`rank_deficit` if enough results have arrived in number."""
         return int(not np.isfinite(self._pseudo_inverse).all())
 
-    def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """The missing results (len(missing), b) from the flat ones that arrived.
+    @property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+        raise NotImplementedError
 
-        `received` maps positions to arrays (b,) and must hold every arrived position. Integers of an
-        exact recovery come back exactly, modulo 2^bits; integers of another are rounded.
-        """
+    @property
+    def weight_magnitudes(self) -> Floats:
+        """The absolute values of `weights`."""
+        return np.abs(self.weights)
+
+    @property
+    def max_weight_magnitudes(self) -> Floats:
+        """The largest absolute weight of each arrived result, without a copy of the weights."""
+        weights = self.weights
+        return np.asarray(np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0)))
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`; 0 if none is missing, inf if undetermined."""
+        if not len(self.missing_indices):
+            return 0.0
+        if self.rank_deficit:
+            return np.inf
+        norms = np.sqrt(np.einsum("ij,ij->i", self.weights, self.weights))
+        return float(norms.max()) if np.isfinite(norms).all() else np.inf
+
+    @cached_property
+    def check_matrix(self) -> Floats:
+        """The equations that are evaluated to verify results."""
+        return self.compute_parity_check_matrix(MAX_CHECKS)
+
+    def compute_parity_check_matrix(self, max_checks: int) -> Floats:
+        """Return up to `max_checks` equations on the arrived results, (s, arrived)."""
+        raise NotImplementedError
+
+    def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
+        """Return the missing results (missing, b) from the flat ones that arrived."""
         width = next(iter(received.values())).size
         if dtype.kind == "c":
             real_dtype = to_real_dtype(dtype)
@@ -60,7 +94,7 @@ class RealDecoder(ErasureDecoder):
         return out
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the missing results into `out`, (len(missing), b) of a real dtype."""
+        """Write the missing results to `out`, (missing, b) of a real dtype."""
         arrived_blocks = [received[int(block_index)] for block_index in self.arrived_indices]
         if is_integer_dtype(out.dtype):
             real_result = np.empty(out.shape)
@@ -69,14 +103,22 @@ class RealDecoder(ErasureDecoder):
         else:
             block_matmul.combine_rows(self.weights, arrived_blocks, out)
 
-    @cached_property
+    @property
     def _pseudo_inverse(self) -> Floats:
         """The pseudo-inverse of `system_matrix`; all inf when it has none."""
-        return compute_left_inverse(self.system_matrix.astype(np.float64, copy=False))
+        if self._computed_pseudo_inverse is None:
+            system_matrix = self.system_matrix.astype(np.float64, copy=False)
+            self._computed_pseudo_inverse = compute_left_inverse(system_matrix)
+        return self._computed_pseudo_inverse
+
+    def _drop_weights(self) -> None:
+        """Free the memory of `weights`, if they are cached; they are computed again when asked for."""
+        vars(self).pop("weights", None)
 
     def _compute_null_space_checks(self, max_checks: int) -> Floats:
-        """Up to `max_checks` orthonormal equations on the results of `system_matrix`, once it determines the
-        unknowns.
+        """Return up to `max_checks` orthonormal equations on the results of `system_matrix`.
+
+        There are none before it determines the unknowns.
         """
         if self.n_redundant_checks <= 0 or not np.isfinite(self._pseudo_inverse).all():
             return np.empty((0, len(self.system_matrix)))
@@ -84,9 +126,9 @@ class RealDecoder(ErasureDecoder):
 
 
 class PseudoInverseDecoder(RealDecoder):
-    """weights = T[missing] pinv(G[arrived]), the least-squares solution for all unknowns.
+    """A decoder with weights = T[missing] pinv(G[arrived]), the least-squares solution for all unknowns.
 
-    Of all decoders without bias that one multiplies independent errors of the results least.
+    No other unbiased decoder multiplies independent errors of the results less.
     """
 
     @cached_property
@@ -106,20 +148,23 @@ class PseudoInverseDecoder(RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """Equations left over."""
+        """The number of equations left over."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Up to `max_checks` orthonormal equations on the results that arrived, (s, arrived)."""
+        """Return up to `max_checks` orthonormal equations on the results that arrived, (s, arrived)."""
         return self._compute_null_space_checks(max_checks)
 
 
 class SystematicDecoder(RealDecoder):
-    """For G = [I; P], T = I: data that arrived is taken as it is, what is missing solves the rest.
+    """A decoder for G = [I; P], T = I, which solves the arrived parity for the missing data.
 
-    parity - P[parity, known] known = P[parity, missing] missing, in the least-squares sense.
+        parity - P[parity, known] known = P[parity, missing] missing   (least squares)
 
-    arrived_parity_indices : the parity blocks that arrived, as rows of P.
+    Attributes
+    ----------
+    arrived_parity_indices : index array
+        The parity blocks that have arrived, as rows of P.
     """
 
     def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
@@ -132,18 +177,18 @@ class SystematicDecoder(RealDecoder):
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
+        """Return combinations (rows) of the arrived parity blocks as combinations of the arrived data."""
         arrived = np.ix_(self.arrived_parity_indices, self.arrived_data_indices)
         return np.asarray(weights @ self.code.encoding_matrix[arrived])
 
     @property
     def n_redundant_checks(self) -> int:
-        """Equations left over once the missing blocks are determined; negative before."""
+        """The number of equations left over once the missing blocks are determined; negative before."""
         return len(self.arrived_parity_indices) - len(self.missing_indices)
 
     @cached_property
     def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived): the least-squares decoder."""
+        """Recovered = weights @ received, (missing, arrived), by least squares."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
         for start in range(0, len(weights), WEIGHT_BATCH):  # they may be the most memory of a map
@@ -154,24 +199,26 @@ class SystematicDecoder(RealDecoder):
         return weights
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Up to `max_checks` equations on the arrived blocks, (s, arrived): orthonormal on the parity
-        blocks.
+        """Return up to `max_checks` equations on the arrived blocks, (s, arrived).
+
+        Their coefficients of the parity blocks are orthonormal.
         """
         parity_checks = self._compute_null_space_checks(max_checks)
         data_checks = -self.multiply_by_arrived_data_columns(parity_checks)
         return np.concatenate([data_checks, parity_checks], axis=1)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Take over the pseudo-inverse of `previous`, of fewer results, without a factorization.
+        """Update the pseudo-inverse of `previous`, which has fewer results, without a factorization.
 
-        Columns that are no longer missing leave what is orthogonal to their rows of it; rows are added as
-        Greville (1960) has it, and a step of Newton's takes away the rounding of both, if it can.
+        Columns that are no longer missing are projected out, and rows are added by Greville's (1960) formula.
+        A step of Newton's iteration then removes the rounding errors of both. The update is given up if they
+        are too large.
         """
-        cached_values = vars(previous)
-        cached_values.pop("weights", None)  # the most memory of a map, and computed again if anybody asks
         if not isinstance(previous, SystematicDecoder):
             return
-        if not np.isfinite(cached_values.get("_pseudo_inverse", np.inf)).all():
+        previous._drop_weights()  # They may be the most memory of a map.
+        previous_inverse = previous._computed_pseudo_inverse
+        if previous_inverse is None or not np.isfinite(previous_inverse).all():
             return
         n_parity, parity_indices = self.code.n - self.code.k, self.arrived_parity_indices
         known_mask, previous_parity_mask = np.zeros(self.code.k, bool), np.zeros(n_parity, bool)
@@ -185,8 +232,8 @@ class SystematicDecoder(RealDecoder):
         self.system_matrix = np.empty(system_shape, previous.system_matrix.dtype)
         self.system_matrix[new_parity_mask] = new_rows
         self.system_matrix[~new_parity_mask] = previous.system_matrix[:, ~recovered_mask]
-        orthonormal_basis = np.linalg.qr(previous._pseudo_inverse[recovered_mask].T)[0]
-        pseudo_inverse = previous._pseudo_inverse[~recovered_mask]
+        orthonormal_basis = np.linalg.qr(previous_inverse[recovered_mask].T)[0]
+        pseudo_inverse = previous_inverse[~recovered_mask]
         pseudo_inverse -= pseudo_inverse @ orthonormal_basis @ orthonormal_basis.T
         row_products = new_rows @ pseudo_inverse
         gram_matrix = np.eye(len(row_products)) + row_products @ row_products.T
@@ -202,11 +249,11 @@ class SystematicDecoder(RealDecoder):
             if not np.abs(residual_matrix).max(initial=0) <= UPDATE_TOL:  # nor NaN
                 return
             updated[batch] += residual_matrix @ updated
-        self._pseudo_inverse = updated
+        self._computed_pseudo_inverse = updated
 
 
 class ImplicitSystematicDecoder(SystematicDecoder):
-    """The same by butterflies, which give P times anything and anything times P: P is never formed."""
+    """A `SystematicDecoder` that multiplies by P with butterflies, so that P is never formed."""
 
     @cached_property
     def system_matrix(self) -> Array:

@@ -44,6 +44,7 @@ class RotationCode(PolarCode):
     """x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen."""
 
     kernel = option_name = "rotation"
+    supports_triangles = True
     integer_error_template = (
         "the rotation kernel cannot carry {dtype} blocks: use kernel='arikan' for exact integers, or convert "
         "them to a floating dtype"
@@ -110,10 +111,6 @@ class RotationCode(PolarCode):
     def precompute_encoding(self) -> None:
         """Choose the angles, which takes a few hundredths of a second."""
         _ = self.seed  # Reading the property makes the choice.
-
-    @property
-    def _block_erasure_probabilities(self) -> Floats:
-        return np.sort(np.broadcast_to(self.erasure, self.n))
 
     @cached_property
     def butterfly_network(self) -> RotationButterflyNetwork:

@@ -108,6 +108,7 @@ class SecretSharingCode(LinearCode):
     """
 
     requirement = "linear or affine in its block"
+    adds_noise = True
     integer_error_template = (
         "{dtype} blocks cannot be masked by real noise: use IntegerSecretSharingCode(n, k, "
         "t), or .astype(float)"
@@ -137,6 +138,11 @@ class SecretSharingCode(LinearCode):
     def recovery_threshold(self) -> int:
         """How many results determine those of the data blocks: k + t."""
         return self.k + self.n_colluders
+
+    @property
+    def n_noise_blocks(self) -> int:
+        """The number of noise blocks that the data is mixed with: t."""
+        return self.n_colluders
 
     @cached_property
     def encoding_matrix(self) -> Floats:
@@ -178,6 +184,16 @@ class SecretSharingCode(LinearCode):
         if correlated:
             signal_to_noise *= np.sqrt(self.k)
         return float(0.5 * np.log2(1 + np.linalg.svd(signal_to_noise, compute_uv=False) ** 2).sum())
+
+    def describe_ill_conditioning(self, max_amplification: float) -> str:
+        """Return why the code seldom decodes within `max_amplification`, and what to do; "" if it does."""
+        if self.is_well_conditioned(max_amplification):
+            return ""
+        n_erasures = (self.n - self.recovery_threshold + 1) // 2
+        return (
+            f"with {n_erasures} of {self.n} results missing, noise of {self.noise:g} times the data would "
+            "drown more digits than rtol permits: lower noise, raise rtol, or use more tasks"
+        )
 
     def is_well_conditioned(self, max_amplification: float) -> bool:
         """Whether nine in ten ways to lose half of the spare results stay within `max_amplification`."""

@@ -17,7 +17,13 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ReceivedBlocks, WeightMasks
+from polarmap.codes.base import (
+    MAX_MODULAR_CHECKS,
+    CodeMatrices,
+    ErasureDecoder,
+    ReceivedBlocks,
+    WeightMasks,
+)
 from polarmap.codes.compute import transforms
 from polarmap.codes.compute.row_program import (
     RowOperationBatch,
@@ -25,6 +31,7 @@ from polarmap.codes.compute.row_program import (
     execute_adjoint_operation_batches,
     execute_operation_batches,
 )
+from polarmap.codes.modular_decoders import ModularDecoder
 from polarmap.codes.modular_linalg import (
     compute_null_space_gf2,
     find_independent_rows_gf2,
@@ -34,7 +41,7 @@ from polarmap.codes.modular_linalg import (
 )
 from polarmap.codes.real_decoders import ImplicitSystematicDecoder
 from polarmap.codes.splitmix import SplitMix64
-from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype
+from polarmap.dtypes import Array, Floats, Indices, Mask, UInt64Array
 
 # Mixtures of all equations, of which the first that are independent are kept: of so many more than those
 # hardly ever too few are.
@@ -45,7 +52,7 @@ COLUMNS_PER_PASS = (
 
 
 class CancellationTracker:
-    """Which inputs are determined, kept up to date in O(log N) per arrival.
+    """The inputs that are determined, kept up to date in O(log N) per arrival.
 
     An arrival changes one node on every level: in a pair (a, b), minus (a - b) becomes known when
     the second of the two arrives, plus (either, given minus) when the first does. All masks are
@@ -59,7 +66,7 @@ class CancellationTracker:
         self._n_undetermined = int(zero_input_mask.size - zero_input_mask.sum())
 
     def add_known_position(self, position: int) -> bool:
-        """Note that `position` is known; True when every unfrozen input is."""
+        """Record that `position` is known, and return whether every unfrozen input is."""
         node, transform_index = divmod(position, self._zero_input_mask.shape[1])
         half = len(self._zero_input_mask) // 2
         for known_nodes in self._known_mask[..., transform_index]:
@@ -93,7 +100,7 @@ class CancellationProgram:
     def _append_node_operations(
         self, first_row: int, first_scratch_row: int, zero_input_mask: Mask, known_mask: Mask
     ) -> None:
-        """Append the steps that complete the node stored in rows row..row+known.size, of all butterflies."""
+        """Append the steps that complete the node in the rows from `first_row` on, of all butterflies."""
         if known_mask.all():
             return
         node_rows = first_row + np.arange(known_mask.size).reshape(known_mask.shape)
@@ -130,7 +137,10 @@ class CancellationProgram:
         append_batch(~upper_known, upper, lower, minus_rows, +1)
 
     def _assign_constituent_rows(self, frozen_rows: Indices, free_rows: Indices) -> None:
-        """Rows of nodes with all inputs frozen become zero, with none variables: as good as their inputs."""
+        """Set rows of nodes with all inputs frozen to zero, and make variables of those with none frozen.
+
+        A variable for each row of such a node is as good as one for each input.
+        """
         inactivated_rows = self.zero_row + 1 + self.n_inactivated + np.arange(len(free_rows))
         for target_rows, source_rows in (
             (frozen_rows, np.full(len(frozen_rows), self.zero_row)),
@@ -141,58 +151,65 @@ class CancellationProgram:
         self.n_inactivated += len(free_rows)
 
 
-class InactivationDecoder(ImplicitSystematicDecoder):
-    """Integers modulo 2^64 by cancellation with variables; floats by least squares.
+class CancellationSolver:
+    """Recovers leaves by cancellation with variables, in any arithmetic in which these are solved for.
 
-    positions : the leaf on which each coded block sits.
-    zero_input_mask : frozen and punctured inputs, (size, butterflies).
+    Attributes
+    ----------
+    n_inactivated : int
+        The number of variables; 0 where cancellation gets through.
+
+    Parameters
+    ----------
+    positions : index array (n,)
+        The leaf on which each coded block sits.
+    zero_input_mask : boolean array (size, butterflies)
+        Frozen and punctured inputs.
+    arrived_indices, missing_indices : index arrays
+        The blocks that have arrived, and those to recover.
     """
 
-    modular = True
-
     def __init__(
-        self, code: CodeMatrices, arrived_mask: Mask, positions: Indices, zero_input_mask: Mask
+        self, positions: Indices, zero_input_mask: Mask, arrived_indices: Indices, missing_indices: Indices
     ) -> None:
-        super().__init__(code, arrived_mask)
         self._positions, self._zero_input_mask = positions, zero_input_mask
-        self._received_positions = positions[self.arrived_indices]
+        self._arrived_indices, self._missing_indices = arrived_indices, missing_indices
+        self._received_positions = positions[arrived_indices]
         self._zero_input_indices = np.flatnonzero(zero_input_mask)
 
     @property
-    def _system_rank_deficit(self) -> int:
-        return self._cancellation_program.n_inactivated - len(self._pivot_check_indices)
+    def n_inactivated(self) -> int:
+        """The number of inputs that are neither known nor frozen."""
+        return self._cancellation_program.n_inactivated
 
-    def compute_modular_weights(self) -> UInt64Array | None:
-        """Recovered = weights @ received modulo 2^64, (missing, arrived); None unless `modular`."""
-        return self._compute_weights(np.int64).view(np.uint64) if self.modular else None
+    @property
+    def n_undetermined(self) -> int:
+        """The number of variables that no equation determines modulo 2^64."""
+        return self.n_inactivated - len(self._pivot_check_indices)
 
-    def compute_modular_check_matrix(self) -> UInt64Array | None:
-        """Up to MAX_MODULAR_CHECKS equations modulo 2^64, (s, arrived); None unless `modular`."""
-        return self._modular_check_matrix if self.modular else None
+    def compute_missing(self, received: ReceivedBlocks, out: Array) -> None:
+        """Put the missing blocks into `out`, (missing, b), by replaying the steps on those that arrived."""
+        blocks = [received[block_index] for block_index in self._arrived_indices.tolist()]
+        self._row_program.compute_output_rows(blocks, out)
 
-    @cached_property
-    def _modular_check_matrix(self) -> UInt64Array:
-        """Of C x, for x as it is recovered."""
+    def compute_check_matrix(self, random_stream: SplitMix64) -> UInt64Array:
+        """Return up to MAX_MODULAR_CHECKS equations modulo 2^64, (s, arrived): mixtures of C x."""
         check_coefficients = np.zeros((self._zero_input_mask.size, N_RANDOM_CHECKS), np.int64)
-        n_uniforms = len(self._zero_input_indices) * N_RANDOM_CHECKS
-        uniforms = SplitMix64(self.code.n, self.code.k).random(n_uniforms)
+        uniforms = random_stream.random(len(self._zero_input_indices) * N_RANDOM_CHECKS)
         check_coefficients[self._zero_input_indices] = uniforms.reshape(-1, N_RANDOM_CHECKS) < 0.5
         combinations = self._apply_arikan_transform(check_coefficients, inverse=True, transpose=True)
         checks = np.ascontiguousarray(self._apply_adjoint_operations(self.operation_batches, combinations).T)
         return checks[find_independent_rows_gf2(checks)[:MAX_MODULAR_CHECKS]].view(np.uint64)
 
-    def _compute_weight_masks(self, dtype: DType) -> WeightMasks:
-        """The same without the weights: numbers drawn at random tell what these would."""
-        if not (self.modular and is_integer_dtype(dtype) and len(self.missing_indices)):
-            return super()._compute_weight_masks(dtype)
-        random_stream = SplitMix64(self.code.k, self.code.n)
-        missing_positions = self._positions[self.missing_indices]
+    def compute_weight_masks(self, random_stream: SplitMix64) -> WeightMasks:
+        """Return the masks of the weights without these: random numbers tell them."""
+        missing_positions = self._positions[self._missing_indices]
         n_missing, n_words = len(missing_positions), -(-len(missing_positions) // 64)
         batches = self._row_program.batches_needed_for_output
         combinations = np.zeros((self._zero_input_mask.size, 1), np.int64)
         combinations[missing_positions, 0] = random_stream.integers(n_missing)
         used_mask = self._apply_adjoint_operations(batches, combinations)[:, 0] != 0
-        random_inputs = random_stream.integers(len(self.arrived_indices))
+        random_inputs = random_stream.integers(len(self._arrived_indices))
         random_outputs = np.empty((n_missing, 1), np.int64)
         self._row_program.compute_output_rows(random_inputs[:, np.newaxis], random_outputs)
         combined_mask = ~np.isin(random_outputs[:, 0], random_inputs)
@@ -202,30 +219,21 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         weight_parities = np.unpackbits(parity_bits, axis=1, count=n_missing)
         return WeightMasks(used_mask, combined_mask, weight_parities.T.astype(bool))
 
-    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Replay the steps on the blocks; floats by least squares."""
-        if not is_integer_dtype(out.dtype):
-            super().decode_into(received, out)
-            return
-        self._row_program.compute_output_rows(
-            [received[block_index] for block_index in self.arrived_indices.tolist()], out
-        )
-
     @cached_property
     def _row_program(self) -> RowOperationProgram:
         return RowOperationProgram(
             self.operation_batches,
             self._n_rows,
             self._received_positions,
-            self._positions[self.missing_indices],
+            self._positions[self._missing_indices],
         )
 
-    def _compute_weights(self, dtype: type[np.number]) -> Array:
-        """What each missing block is made of, (missing, arrived)."""
-        weights = np.empty((len(self.missing_indices), len(self.arrived_indices)), dtype)
+    def compute_weights(self, dtype: type[np.number]) -> Array:
+        """Return what each missing block is made of, (missing, arrived)."""
+        weights = np.empty((len(self._missing_indices), len(self._arrived_indices)), dtype)
         for start in range(0, len(weights), COLUMNS_PER_PASS):
             rows = slice(start, start + COLUMNS_PER_PASS)
-            missing_positions = self._positions[self.missing_indices[rows]]
+            missing_positions = self._positions[self._missing_indices[rows]]
             combinations = np.zeros((self._zero_input_mask.size, len(missing_positions)), dtype)
             combinations[missing_positions, np.arange(len(missing_positions))] = 1
             batches = self._row_program.batches_needed_for_output
@@ -235,9 +243,9 @@ class InactivationDecoder(ImplicitSystematicDecoder):
     def _apply_adjoint_operations(
         self, batches: list[RowOperationBatch], combination_columns: Array
     ) -> Array:
-        """What combinations (columns) of all leaves are made of: of each result that arrived, how much.
+        """Return the coefficients of the arrived results in combinations (columns) of all leaves.
 
-        Of `execute_adjoint_operation_batches`'s bits, whether it is odd.
+        Where the columns hold bits, for `execute_adjoint_operation_batches`, only parities are returned.
         """
         table = np.zeros((self._n_rows, combination_columns.shape[1]), combination_columns.dtype)
         table[: len(combination_columns)] = combination_columns
@@ -246,7 +254,7 @@ class InactivationDecoder(ImplicitSystematicDecoder):
 
     @cached_property
     def operation_batches(self) -> list[RowOperationBatch]:
-        """All leaves from those that arrived: with variables at zero, then with those that solve C x = 0."""
+        """The steps to all leaves: with variables at zero, then with the variables that solve C x = 0."""
         program = self._cancellation_program
         batches, n_inactivated = program.operation_batches, program.n_inactivated
         if not n_inactivated:
@@ -279,14 +287,14 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         return result + batches
 
     def find_codewords_supported_on_erasures(self) -> Mask:
-        """Independent codewords modulo 2 that vanish on all that arrived, (deficit, n)."""
+        """Return independent codewords modulo 2 that vanish on all arrived blocks, (deficit, n)."""
         null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
         leaves = self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))
         return np.asarray(leaves[self._positions].T & 1, bool)
 
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
-        """Which of the equations determine the variables."""
+        """The indices of equations that determine the variables."""
         return find_independent_rows_gf2(self._inactivated_input_checks_gf2)
 
     @cached_property
@@ -297,7 +305,7 @@ class InactivationDecoder(ImplicitSystematicDecoder):
     def _compute_checks_on_inactivated_inputs(
         self, dtype: type[np.signedinteger], input_indices: Indices
     ) -> Array:
-        """Rows of C V modulo 2^bits of `dtype`, (rows, variables)."""
+        """Return rows of C V modulo 2^bits of `dtype`, (rows, variables)."""
         unit_vectors = np.eye(self._cancellation_program.n_inactivated, dtype=dtype)
         checks = np.empty((len(input_indices), len(unit_vectors)), dtype)
         for start in range(0, len(unit_vectors), COLUMNS_PER_PASS):
@@ -307,14 +315,14 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         return checks
 
     def _propagate_inactivated_inputs(self, input_values: Array) -> Array:
-        """All leaves for such values (columns) of the variables, where all results are zero."""
+        """Return all leaves for the given values (columns) of the variables, with all results zero."""
         table = np.zeros((self._n_rows, input_values.shape[1]), input_values.dtype)
         table[self._cancellation_program.zero_row + 1 :] = input_values
         execute_operation_batches(self._cancellation_program.operation_batches, table)
         return table[: self._zero_input_mask.size]
 
     def _apply_arikan_transform(self, table: Array, **options: bool) -> Array:
-        """The butterflies, as transforms.apply_arikan_transform, of columns of leaves, in place."""
+        """Apply `transforms.apply_arikan_transform` to columns of leaves, in place."""
         transforms.apply_arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
         return table
 
@@ -329,10 +337,107 @@ class InactivationDecoder(ImplicitSystematicDecoder):
         return self._cancellation_program.zero_row + 1 + self._cancellation_program.n_inactivated
 
 
-class ModularDecodabilityTracker:
-    """Whether arrivals determine all n blocks modulo 2^64, looked at once: from the k-th on it is kept up.
+class InactivationDecoder(ModularDecoder):
+    """Integers modulo 2^64 by cancellation with variables; floats by least squares.
 
-    make_decoder : what it is of a mask of arrivals.
+    Attributes
+    ----------
+    solver : CancellationSolver
+    """
+
+    def __init__(
+        self, code: CodeMatrices, arrived_mask: Mask, positions: Indices, zero_input_mask: Mask
+    ) -> None:
+        super().__init__(code, arrived_mask)
+        self._leaves = positions, zero_input_mask
+        self.solver = CancellationSolver(*self._leaves, self.arrived_indices, self.missing_indices)
+
+    def _make_real_decoder(self) -> ErasureDecoder:
+        return ImplicitSystematicDecoder(self.code, self.arrived_mask)
+
+    @property
+    def n_redundant_checks(self) -> int:
+        """The number of equations left over once the missing blocks are determined; negative before."""
+        return len(self.arrived_indices) - self.code.k
+
+    @cached_property
+    def rank_deficit(self) -> int:
+        """The least number of further results that are needed; 0 once the missing ones are determined."""
+        if not len(self.missing_indices):
+            return 0
+        return max(-self.n_redundant_checks, 0) or self._n_undetermined
+
+    @property
+    def _n_undetermined(self) -> int:
+        return self.solver.n_undetermined
+
+    @property
+    def weights(self) -> UInt64Array:
+        """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
+        return self.solver.compute_weights(np.int64).view(np.uint64)
+
+    @cached_property
+    def check_matrix(self) -> UInt64Array:
+        """Up to MAX_MODULAR_CHECKS equations modulo 2^64, (s, arrived)."""
+        return self.solver.compute_check_matrix(SplitMix64(self.code.n, self.code.k))
+
+    def _compute_weight_masks(self) -> WeightMasks:
+        return self.solver.compute_weight_masks(SplitMix64(self.code.k, self.code.n))
+
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
+        """Replay the steps on the blocks."""
+        self.solver.compute_missing(received, out)
+
+
+class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
+    """Decodes as far as cancellation gets through without variables, over the reals.
+
+    Attributes
+    ----------
+    solver : CancellationSolver
+    """
+
+    def __init__(
+        self, code: CodeMatrices, arrived_mask: Mask, positions: Indices, zero_input_mask: Mask
+    ) -> None:
+        super().__init__(code, arrived_mask)
+        self.solver = CancellationSolver(
+            positions, zero_input_mask, self.arrived_indices, self.missing_indices
+        )
+
+    @property
+    def _system_rank_deficit(self) -> int:
+        return int(self.solver.n_inactivated > 0)
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+        return self.solver.compute_weights(np.float64)
+
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
+        """Replay the steps on the blocks."""
+        self.solver.compute_missing(received, out)
+
+
+class ModularCancellationDecoder(InactivationDecoder):
+    """Decodes integers as far as cancellation gets through without variables, and floats as far."""
+
+    @property
+    def _n_undetermined(self) -> int:
+        return int(self.solver.n_inactivated > 0)
+
+    def _make_real_decoder(self) -> ErasureDecoder:
+        return SuccessiveCancellationDecoder(self.code, self.arrived_mask, *self._leaves)
+
+
+class ModularDecodabilityTracker:
+    """Says whether arrivals determine all n blocks modulo 2^64: solved at the k-th arrival, updated after it.
+
+    Parameters
+    ----------
+    n, k : int
+    make_decoder : callable
+        Called with a mask of arrivals; returns their decoder.
     """
 
     def __init__(self, n: int, k: int, make_decoder: Callable[[Mask], InactivationDecoder]) -> None:
@@ -341,41 +446,16 @@ class ModularDecodabilityTracker:
         self._unresolved_codewords: Mask
 
     def add(self, block_index: int) -> bool:
-        """Note that a block has arrived; True when it and those before determine the others."""
+        """Record the arrival of a block, and return whether the arrivals determine all blocks."""
         self._arrived_mask[block_index] = True
         self._n_until_threshold -= 1
         if self._n_until_threshold > 0:
             return False
         if self._n_until_threshold == 0:
             decoder = self._make_decoder(self._arrived_mask)
-            self._unresolved_codewords = decoder.find_codewords_supported_on_erasures()
+            self._unresolved_codewords = decoder.solver.find_codewords_supported_on_erasures()
         else:
             column = pack_rows_gf2(self._unresolved_codewords[:, [block_index]].T)[0]
             if remainder := reduce_row_gf2(column, self._arrived_basis):
                 self._arrived_basis[remainder.bit_length()] = remainder
         return len(self._arrived_basis) == len(self._unresolved_codewords)
-
-
-class SuccessiveCancellationDecoder(InactivationDecoder):
-    """The same as far as cancellation gets through without variables, of floats too."""
-
-    def __init__(
-        self, code: CodeMatrices, arrived_mask: Mask, positions: Indices, zero_input_mask: Mask, modular: bool
-    ) -> None:
-        super().__init__(code, arrived_mask, positions, zero_input_mask)
-        self.modular = modular
-
-    @property
-    def _system_rank_deficit(self) -> int:
-        return int(self._cancellation_program.n_inactivated > 0)
-
-    @cached_property
-    def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived)."""
-        return self._compute_weights(np.float64)
-
-    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Replay the steps on the blocks."""
-        self._row_program.compute_output_rows(
-            [received[block_index] for block_index in self.arrived_indices.tolist()], out
-        )

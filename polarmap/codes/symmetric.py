@@ -13,7 +13,7 @@ from math import isqrt
 
 import numpy as np
 
-from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.base import ErasureDecoder, ReceivedBlocks, WeightMasks, compute_weight_masks
 from polarmap.codes.linear_code import SystematicCode
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.product import ProductCode
@@ -48,7 +48,7 @@ class SymmetricProductCode(SystematicCode):
     is_mds = False
 
     def __init__(self, line_code: PolarCode, n_block_rows: int | None = None) -> None:
-        if line_code.kernel != "rotation":
+        if not line_code.supports_triangles:
             raise CodeError("a triangle of products is coded with the rotation kernel only")
         self.line_code, self.kernel, self.n_block_rows = line_code, line_code.kernel, n_block_rows
         self.full_grid = ProductCode(line_code, line_code)
@@ -90,12 +90,15 @@ class SymmetricProductCode(SystematicCode):
         return SymmetricProductDecoder(self, arrived_mask)
 
 
-class SymmetricProductDecoder(SystematicDecoder):
-    """How to recover the missing data blocks of one arrival pattern on the triangle.
+class SymmetricProductDecoder(ErasureDecoder):
+    """Recovers the missing data blocks of one arrival pattern on the triangle.
 
-    The whole grid is recovered from the arrivals and their transposes. Left-over equations are those
-    of the symmetric parts.
+    It has a decoder of the whole grid, which recovers blocks from the arrivals and their transposes, and
+    one of the symmetric parts x + x', whose left-over equations verify the results. The entries of a block
+    and of its transpose have errors of their own, so there are magnitudes of weights, but no weights.
     """
+
+    rounds_integers = True
 
     code: SymmetricProductCode
 
@@ -104,6 +107,27 @@ class SymmetricProductDecoder(SystematicDecoder):
         grid_mask = np.zeros(code.full_grid.n, bool)
         grid_mask[code.block_and_transpose_indices[arrived_mask]] = True
         self._grid_decoder = code.full_grid.make_decoder(grid_mask, modular=False)
+        self._symmetric_part_decoder = SystematicDecoder(code, arrived_mask)
+
+    @property
+    def n_redundant_checks(self) -> int:
+        """The number of equations on the symmetric parts that are left over; negative before."""
+        return self._symmetric_part_decoder.n_redundant_checks
+
+    @property
+    def check_matrix(self) -> Floats:
+        """Equations on the symmetric parts of the arrived blocks, see `transform_for_parity_checks`."""
+        return self._symmetric_part_decoder.check_matrix
+
+    def _compute_weight_masks(self) -> WeightMasks:
+        return compute_weight_masks(self.weight_magnitudes)
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weight_magnitudes`; 0 if none is missing, inf if undetermined."""
+        if not len(self.missing_indices):
+            return 0.0
+        return np.inf if self.rank_deficit else float(np.linalg.norm(self.weight_magnitudes, axis=1).max())
 
     @cached_property
     def rank_deficit(self) -> int:
@@ -111,12 +135,9 @@ class SymmetricProductDecoder(SystematicDecoder):
         return -(-self._grid_decoder.rank_deficit // 2)
 
     @cached_property
-    def weights(self) -> Floats:
-        """How much of each received block is in a recovered one, (missing, arrived): absolute values.
-
-        The entries of a block and of its transpose have errors of their own.
-        """
-        squared_weights = self._grid_decoder.weights[self._full_grid_row_indices] ** 2
+    def weight_magnitudes(self) -> Floats:
+        """The root sum of squares of the weights of a block and of its transpose, (missing, arrived)."""
+        squared_weights = self._grid_decoder.weight_magnitudes[self._full_grid_row_indices] ** 2
         squared = np.zeros((len(squared_weights), self.code.full_grid.n))
         squared[:, self._grid_decoder.arrived_indices] = squared_weights
         blocks, transposes = self.code.block_and_transpose_indices[self.arrived_indices].T

@@ -22,6 +22,7 @@ class Uncoded(SystematicCode):
     """
 
     requirement = "deterministic"
+    is_redundant, supports_sparse = False, True
 
     def __init__(self, k: int, max_backups: int = 0) -> None:
         self.n = self.k = k

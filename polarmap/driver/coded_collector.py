@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
+from polarmap.codes.arrival_tracker import DecodingState
 from polarmap.codes.base import ErasureDecoder
 from polarmap.driver.acceptance import AcceptancePolicy
 from polarmap.driver.collector import Collector, JobTimer, WaitLimits
@@ -178,7 +179,7 @@ class CodedCollector(Collector):
             return
         if self._refused_decoder is not None and self._refused_decoder is not tracker.decoder:
             self.decoding_error = self._refused_decoder = None
-        if not tracker.is_ready:
+        if tracker.state is not DecodingState.DECODABLE:
             return
         if self.decoding_error is not None:
             if len(tracker.missing_indices):

@@ -12,7 +12,7 @@ import numpy as np
 from polarmap.codes import modular_linalg
 from polarmap.codes.block_prediction import MissingBlockPredictor, make_missing_block_predictor
 from polarmap.codes.error_detection import estimate_relative_rounding_error
-from polarmap.codes.polar import PolarCode
+from polarmap.codes.linear_code import LinearCode
 from polarmap.driver.padded_block import PaddedBlock
 from polarmap.driver.padding import PaddingEffect
 from polarmap.driver.received_results import get_leaf_types
@@ -64,7 +64,6 @@ def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
     Raises CodeError if integers that may wrap were turned into floats, so that parity is of no use.
     """
     code, received_results = decoder.coded_data.code, decoder.received
-    assert isinstance(code, PolarCode)  # This was checked before the map began, or by the future that asks.
     arrived_mask = np.isin(np.arange(code.n), list(received_results.by_task))
     dtypes, leaf_types = decoder.result_dtypes(), get_leaf_types(received_results.structure)
     precision = max(
@@ -165,7 +164,7 @@ def _round_to_dtype(values: Array, dtype: DType) -> Array:
 
 
 def _decode_modular(
-    code: PolarCode, predictor: MissingBlockPredictor, received: dict[int, Array], dtype: DType
+    code: LinearCode, predictor: MissingBlockPredictor, received: dict[int, Array], dtype: DType
 ) -> dict[int, Array]:
     """Return the missing blocks that are determined modulo 2^64, by their position among the missing ones."""
     parity_indices = predictor.arrived_indices[predictor.arrived_indices >= code.k] - code.k

@@ -1,9 +1,10 @@
-"""When a task is late: one rule for parity on demand and for backup tasks.
+"""Decide when an attempt is late: one rule for parity on demand and for backup tasks.
 
-A task is late once it has run longer than all but a twelfth of the tasks are expected to (of few tasks:
-all but two). Where no distribution of run times is known, the tasks of the job tell: from half of them what
-the others should take; from fewer, three times as long as half would take at their pace. Nothing tells what
-is late while nothing has returned: then one task after another is, the first after a minute.
+An attempt is late once it has run longer than all but a twelfth of the tasks are expected to, or, if there
+are few tasks, all but two. If no distribution of run times is known, the rule uses the tasks of the job. Once
+half of them have returned, their run times predict those of the others. Before that, an attempt is late after
+three times as long as half of the tasks would take at the pace so far. While no task has returned, one
+attempt after another becomes late, the first after a minute.
 """
 
 from __future__ import annotations
@@ -21,35 +22,35 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-LATE_FRACTION = 1 / 12  # of the tasks that are taken as late though nothing may be wrong with them
-MIN_LATE_TASKS = 2.0  # the same as a number, where the share is less than that
-MIN_MEDIAN_FACTOR = 1.1  # times the median: no task is late before
-EARLY_FACTOR = 3.0  # times what half of the tasks would take at the pace of the fewer that returned
-NO_RESULT_SECONDS = 60.0  # in which nothing has returned
-MIN_WAIT_SECONDS = 1e-9  # to wait: less may leave a clock where it is
-MIN_BACKUP_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
-RUN_TIME_HISTORY_SIZE = 512  # durations of an endless job, half of which then go
+LATE_FRACTION = 1 / 12  # expected share of the tasks that become late although nothing is wrong with them
+MIN_LATE_TASKS = 2.0  # minimum of the same, as a number of tasks
+MIN_MEDIAN_FACTOR = 1.1  # no attempt is late before this multiple of the median run time
+EARLY_FACTOR = 3.0  # multiple of the seconds that half of the tasks would take at the pace so far
+NO_RESULT_SECONDS = 60.0  # run time after which an attempt is late if no task has returned
+MIN_WAIT_SECONDS = 1e-9  # a shorter wait may not advance a clock
+MIN_BACKUP_SECONDS = 0.1  # minimum run time before a backup: a shorter task is not worth another one
+RUN_TIME_HISTORY_SIZE = 512  # run times kept of an open-ended job; every other one is then dropped
 
 
 class RunTimeQuantiles(Protocol):
-    """What is known of the run time of a task; each `polarmap.planning.Distribution` is one."""
+    """The quantile function of the run time of a task, such as a `polarmap.planning.Distribution`."""
 
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
-        """Seconds within which a share `cdf` ends of the tasks that end, and a share `survival` does not."""
+    def quantile_given_completion(self, p: Floats) -> Floats:
+        """Return the seconds by which a fraction `p` of the tasks that end has ended."""
 
 
 @dataclass(frozen=True)
 class LatenessRule:
-    """After how many seconds a running task is late, given how long others took.
+    """The rule by which a running attempt is late, given the run times of other tasks.
 
     Parameters
     ----------
     n_tasks : int
-        Of the job, without those that are started for late ones.
+        The number of tasks of the job, without those that replace late ones.
     run_times : Distribution, optional
-        Of one task. Without it the tasks of the job tell.
+        The distribution of the run time of a task. Without it the rule uses the tasks of the job.
     min_seconds : float
-        No task is late before.
+        Seconds before which no attempt is late.
 
     Examples
     --------
@@ -64,21 +65,21 @@ class LatenessRule:
     min_seconds: float = 0.0
 
     def late_after_seconds(self, sorted_run_times: Sequence[float], n_late: int = 0) -> float:
-        """After how many seconds the task is late that has run longest and is not late yet.
+        """Return the seconds of running after which the next attempt becomes late.
 
-        With a distribution, its quantile at 11/12 (of few tasks: at 1 - 2 / tasks, or the median), of
-        the tasks that end. Without, the same quantile of the shifted exponential distribution that has
-        the fastest and the median task of this job: known once half have returned, and in no need of
-        the slow ones. Never less than 1.1 times the median. Before half have returned, three times as
-        long as half would take if they went on returning at the pace so far, and at least 0.1 s. While
-        nothing has returned, a minute, and twice as long for each that is late.
+        With a distribution, this is its quantile at 11/12 (for few tasks at 1 - 2 / tasks, or the median),
+        given that a task ends. Without one, it is the same quantile of the shifted exponential distribution
+        with the fastest and the median run time of this job, which is known once half of the tasks have
+        returned and does not depend on slow ones. It is never less than 1.1 times the median. Before half of
+        the tasks have returned, it is three times as long as half would take at the pace so far, and at least
+        0.1 s. While no task has returned, it is a minute, doubled for each late attempt.
 
         Parameters
         ----------
         sorted_run_times : sequence of float
-            What the tasks took that have returned, ascending.
+            Run times of the tasks that have returned, ascending.
         n_late : int
-            Tasks that are late and run.
+            The number of late attempts that are running.
 
         Examples
         --------
@@ -103,32 +104,30 @@ class LatenessRule:
 
     @cached_property
     def _known_late_after_seconds(self) -> float | None:
-        """What a distribution tells of that, whatever the tasks of the job do; None without one."""
+        """The quantile of the distribution, which does not depend on the tasks; None without one."""
         if self.run_times is None:
             return None
         tail_fraction = compute_late_fraction(self.n_tasks)
-        quantiles = self.run_times.conditional_quantile(
-            np.array([1 - tail_fraction, 0.5]), np.array([tail_fraction, 0.5])
-        )
+        quantiles = self.run_times.quantile_given_completion(np.array([1 - tail_fraction, 0.5]))
         quantile, median = quantiles.tolist()
         return float(max(self.min_seconds, quantile, MIN_MEDIAN_FACTOR * median))
 
 
 def make_backup_lateness_rule(n_tasks: int) -> LatenessRule:
-    """When a task of `hedged_map` is late."""
+    """Return the rule for backups of `n_tasks` tasks."""
     return LatenessRule(n_tasks, min_seconds=MIN_BACKUP_SECONDS)
 
 
 @dataclass(frozen=True)
 class ParityRule:
-    """How many parity tasks are started for those that are late or have failed.
+    """The rule by which parity tasks replace late and failed tasks.
 
     Parameters
     ----------
     recovery_threshold : int
-        Results that determine those of the data tasks, and data tasks of the job.
+        The number of results that determine those of all data tasks.
     run_times : Distribution, optional
-        Of one task. Without it the tasks of the job tell.
+        The distribution of the run time of a task. Without it the rule uses the tasks of the job.
 
     Examples
     --------
@@ -143,12 +142,13 @@ class ParityRule:
 
     @property
     def lateness_rule(self) -> LatenessRule:
-        """When a task is late."""
+        """The rule by which a task is late."""
         return LatenessRule(self.recovery_threshold, self.run_times)
 
     def count_parity_to_start(self, n_returned: int, n_on_time: int, n_held_back: int) -> int:
-        """How many of the `n_held_back` parity tasks to start when so many tasks have returned or are not
-        late.
+        """Return how many of the `n_held_back` parity tasks to start.
+
+        n_returned, n_on_time : the numbers of tasks that have returned, and that run and are not late.
         """
         return min(n_held_back, max(0, self.recovery_threshold - n_returned - n_on_time))
 
@@ -157,12 +157,20 @@ AttemptT = TypeVar("AttemptT", bound=Hashable)
 
 
 class LateTracker(Generic[AttemptT]):
-    """The attempts at tasks that run, and which of them are late by a rule; each change costs O(log n).
+    """Tracks running attempts and which of them are late; each update costs O(log n).
 
-    is_open_ended : whether the job consists of what is known and runs by now, rather than of the rule's
-        tasks.
-    n_initial_attempts : how many of the tasks start at once, which come first.
+    Parameters
+    ----------
+    lateness_rule : LatenessRule
+    is_open_ended : bool
+        Whether the number of tasks is not known in advance. The rule then uses the attempts seen so far
+        instead of its `n_tasks`.
+    n_initial_attempts : float
+        Tasks with a smaller index start at once. Run times of other tasks and of restarts are used only
+        until half of the initial tasks have returned.
 
+    Examples
+    --------
     >>> attempts = LateTracker[str](LatenessRule(3))
     >>> for name in "abc": attempts.on_start(name, 0.0)
     >>> for name in "ab": attempts.on_end(name), attempts.record_run_time(1.0)
@@ -179,41 +187,43 @@ class LateTracker(Generic[AttemptT]):
     ) -> None:
         self._lateness_rule, self._is_open_ended = lateness_rule, is_open_ended
         self.n_initial = n_initial_attempts
-        self._on_time_heap: list[tuple[float, int, AttemptT]] = []  # a heap, of some that have ended, too
-        self._n_started = 0  # of attempts that began
+        self._on_time_heap: list[
+            tuple[float, int, AttemptT]
+        ] = []  # (start, n_started, attempt); may have ended
+        self._n_started = 0
         self._running: set[AttemptT] = set()
         self._late_attempts: set[AttemptT] = set()
         self._run_times: list[float] = []
         self._restart_run_times: list[float] = []
 
     def on_start(self, attempt: AttemptT, started_at: float) -> None:
-        """An attempt began to run at this moment."""
+        """Add an attempt that a worker has started."""
         self._n_started += 1
         self._running.add(attempt)
         heapq.heappush(self._on_time_heap, (started_at, self._n_started, attempt))
 
     def on_end(self, attempt: AttemptT) -> None:
-        """An attempt does not run any more, or nobody waits for it."""
+        """Remove an attempt that has ended, or whose result is not needed any more."""
         self._running.discard(attempt)
         self._late_attempts.discard(attempt)
 
     def record_run_time(self, run_seconds: float, is_restart: bool = False) -> None:
-        """Take in that an attempt returned after so many seconds.
+        """Add the run time of an attempt that has returned.
 
-        is_restart : whether it was started in the place of a late or a failed one.
+        is_restart : whether the attempt replaced a late or a failed one.
         """
         run_times = self._restart_run_times if is_restart else self._run_times
         insort(run_times, run_seconds)
         if self._is_open_ended and len(run_times) > RUN_TIME_HISTORY_SIZE:
-            del run_times[1::2]  # as many of the slow as of the fast ones; of old ones ever fewer are left
+            del run_times[1::2]  # Keeps the distribution, and ever fewer of the old run times.
 
     def find_late_attempts(self, now: float) -> set[AttemptT]:
-        """The attempts that run and are late by this moment, or were when this was asked before."""
+        """Return the running attempts that are late now, or were late at an earlier call."""
         self.find_next_late_time(now)
         return set(self._late_attempts)
 
     def find_next_late_time(self, now: float = -inf) -> float:
-        """When the next attempt after `now` becomes late, if nothing happens before; inf if none does."""
+        """Return when the next attempt after `now` becomes late if nothing happens before; inf if none."""
         while self._on_time_heap:
             started_at, _, attempt = self._on_time_heap[0]
             if attempt in self._running:
@@ -225,8 +235,9 @@ class LateTracker(Generic[AttemptT]):
         return inf
 
     def seconds_until_next_late_attempt(self, has_queued: bool, now: float) -> float:
-        """Until the next one is, if nothing happens before; of those that are `has_queued` one may begin
-        now.
+        """Return the seconds until the next attempt may become late if nothing happens before.
+
+        has_queued : whether attempts are queued, one of which may start now.
         """
         wait_seconds = self.find_next_late_time(now) - now
         return max(
@@ -234,24 +245,24 @@ class LateTracker(Generic[AttemptT]):
         )
 
     def late_after_seconds(self) -> float:
-        """After how many seconds of running the oldest attempt that is not late yet becomes late."""
+        """Return the seconds of running after which the next attempt becomes late."""
         rule, run_times, restart_run_times = self._lateness_rule, self._run_times, self._restart_run_times
         if self._is_open_ended:
             n_tasks = len(run_times) + len(restart_run_times) + len(self._running)
             rule = LatenessRule(max(1, n_tasks), rule.run_times, rule.min_seconds)
-        # else those that were started at once tell
+        # Restarts count only as long as too few of the initial attempts have returned.
         if restart_run_times and len(run_times) < compute_min_results_to_extrapolate(rule.n_tasks):
             run_times = sorted([*run_times, *restart_run_times])
         return rule.late_after_seconds(run_times, len(self._late_attempts))
 
 
 def compute_min_results_to_extrapolate(n_tasks: int) -> int:
-    """How many of so many tasks must have returned to tell what the others should take."""
+    """Return how many of `n_tasks` tasks must have returned to predict the run times of the others."""
     return ceil(n_tasks / 2)
 
 
 def compute_late_fraction(n_tasks: int) -> float:
-    """The share of so many tasks that is taken as late.
+    """Return the share of `n_tasks` tasks that is expected to become late.
 
     >>> compute_late_fraction(4), compute_late_fraction(8), compute_late_fraction(2400) == 1 / 12
     (0.5, 0.25, True)
@@ -262,7 +273,7 @@ def compute_late_fraction(n_tasks: int) -> float:
 def compute_cautious_late_after_seconds(
     slowest_seconds: npt.ArrayLike, n_returned: npt.ArrayLike, half_n_tasks: int
 ) -> Floats:
-    """Seconds that half of the tasks should not need, of which fewer have returned by now; worth a backup."""
+    """Return seconds that half of the tasks should not need, of which `n_returned` have returned by now."""
     pace_factor = EARLY_FACTOR * half_n_tasks / np.asarray(n_returned)
     return np.asarray(np.maximum(MIN_BACKUP_SECONDS, pace_factor * np.asarray(slowest_seconds)))
 
@@ -270,7 +281,7 @@ def compute_cautious_late_after_seconds(
 def extrapolate_quantile(
     fastest_seconds: npt.ArrayLike, median_seconds: npt.ArrayLike, tail_fraction: float
 ) -> Floats:
-    """The quantile at 1 - share of the shifted exponential distribution with this minimum and median."""
+    """Return the quantile at 1 - `tail_fraction` of the shifted exponential with this minimum and median."""
     median_array = np.asarray(median_seconds)
     n_half_lives = log(1 / tail_fraction) / log(2) - 1
     quantile = median_array + (median_array - np.asarray(fastest_seconds)) * n_half_lives

@@ -9,7 +9,6 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedData
 from polarmap.codes import error_detection
-from polarmap.codes.secret_sharing import SecretSharingCode
 from polarmap.driver.local_evaluation import LocalEvaluation, LocalEvaluator, copy_block
 from polarmap.driver.options import MapOptions
 from polarmap.driver.parity_checks import ParityChecks
@@ -97,8 +96,9 @@ class LocalChecks:
         block that the kink is not between the two: so it is the block whose result has the largest number.
         An affine f of the image is twice f of the data block less f of the coded block.
         """
-        has_noise = isinstance(self._coded_data.code, SecretSharingCode)
-        if not has_noise or self._received.structure[0] == "sample":
+        code = self._coded_data.code
+        has_real_noise = code.adds_noise and not code.supports_integers
+        if not has_real_noise or self._received.structure[0] == "sample":
             return None
         task_index = max(self._received.by_task, key=self._compute_max_magnitude_of_result)
 

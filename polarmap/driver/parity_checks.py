@@ -10,7 +10,6 @@ import numpy as np
 from polarmap.blocks.coded import CodedData
 from polarmap.codes import error_detection
 from polarmap.codes.base import ErasureDecoder
-from polarmap.codes.polar import PolarCode
 from polarmap.driver.local_evaluation import LocalEvaluation, LocalEvaluator, copy_block
 from polarmap.driver.options import MapOptions
 from polarmap.driver.received_results import get_comparable_types_and_shapes
@@ -106,7 +105,7 @@ class ParityChecks:
     def densest_parity_block(self) -> tuple[int, int]:
         """The parity block that is made of most data blocks, and the number of these."""
         k, code = len(self._coded_data.code.systematic_indices), self._coded_data.code
-        if not (isinstance(code, PolarCode) and code.supports_integers):
+        if not code.has_uneven_parity:
             return k, code.k
         n_data_blocks = np.count_nonzero(code.encoding_matrix, axis=1)
         return k + int(np.argmax(n_data_blocks)), int(n_data_blocks.max())

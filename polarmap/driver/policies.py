@@ -1,8 +1,9 @@
-"""Which tasks of a map start at once and which later: all at once, parity on demand, late ones once more."""
+"""Scheduling policies: all tasks at once, parity on demand, backups of late tasks."""
 
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -57,37 +58,68 @@ class RetryRule:
         return min(MAX_RETRY_DELAY, self.delay_seconds * 2.0**n_doublings)
 
 
-class SchedulingPolicy:
-    """Which tasks start at once, and which later: decisions only, clocks and counts passed in.
+class SchedulingPolicy(ABC):
+    """Decides which tasks of a job start at once, and which later.
 
-    This one starts all of them at once.
+    A policy reads no clock and starts nothing itself: the scheduler passes times in, and starts the tasks.
+
+    Parameters
+    ----------
+    initial_tasks : sequence of int
+        The tasks that start at once.
+
+    Attributes
+    ----------
+    late_tracker : LateTracker or None
+        Is notified when attempts begin and end; None if the policy does not need to know.
     """
 
-    late_tracker: LateTracker[AttemptId] | None = None  # what is to be told when attempts begin and end
+    late_tracker: LateTracker[AttemptId] | None = None
+
+    def __init__(self, initial_tasks: Sequence[int]) -> None:
+        self.initial_tasks = initial_tasks
+
+    @abstractmethod
+    def choose_tasks_to_start(
+        self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
+    ) -> Sequence[int]:
+        """Return the tasks of which an attempt starts now, the first one or a further one."""
+
+    @abstractmethod
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+        """Return the seconds until a task may have to start, if nothing happens before; inf if none may."""
+
+
+class UpfrontPolicy(SchedulingPolicy):
+    """A policy that starts all tasks at once and none of them again."""
 
     def __init__(self, n_tasks: int) -> None:
-        self.initial_tasks: Sequence[int] = range(n_tasks)
+        super().__init__(range(n_tasks))
 
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """The tasks to start now, for the first time or once more."""
+        """Return no tasks."""
         return ()
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Seconds until the next task may be due, if nothing happens before; inf if none may."""
+        """Return inf."""
         return inf
 
 
 class OnDemandParityPolicy(SchedulingPolicy):
-    """As many tasks as are needed start at once; others in the place of late and failed ones.
+    """A policy that starts as many tasks as are needed, and parity tasks in place of late and failed ones.
 
     Parameters
     ----------
-    n_tasks : tasks.
-    parity_rule : when a task is late, and how many start in the place of late ones.
-    n_upfront_parity : parity tasks that start with the data.
-    is_mds : whether any `recovery_threshold` results determine the others, as of the rotation kernel.
+    n_tasks : int
+        The number of tasks of the job.
+    parity_rule : ParityRule
+        Decides when a task is late, and how many parity tasks replace late ones.
+    n_upfront_parity : int
+        The number of parity tasks that start with the data tasks.
+    is_mds : bool
+        Whether any `recovery_threshold` results determine all others. If not, the collector is asked.
     """
 
     def __init__(
@@ -98,7 +130,7 @@ class OnDemandParityPolicy(SchedulingPolicy):
         is_mds: bool = True,
     ) -> None:
         n_started = min(n_tasks, parity_rule.recovery_threshold + n_upfront_parity)
-        super().__init__(n_started)
+        super().__init__(range(n_started))
         self._held_back_parity: Sequence[int] = range(n_started, n_tasks)
         self._parity_rule, self._is_mds = parity_rule, is_mds
         self.late_tracker: LateTracker[AttemptId] = LateTracker(
@@ -108,7 +140,7 @@ class OnDemandParityPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """As many parity tasks as late and failed ones make necessary."""
+        """Return as many parity tasks as late and failed tasks make necessary."""
         if not self._held_back_parity or collector.has_sufficient_results or not collector.can_use_parity:
             return ()
         late_attempts = self.late_tracker.find_late_attempts(elapsed_seconds)
@@ -133,35 +165,35 @@ class OnDemandParityPolicy(SchedulingPolicy):
         return due_tasks
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Until the next running task becomes late; one that waits for a slot begins now."""
+        """Return the seconds until the next attempt may become late; a queued attempt may begin now."""
         if not self._held_back_parity:
             return inf
         return self.late_tracker.seconds_until_next_late_attempt(bool(task_table.queued), elapsed_seconds)
 
 
 class AwaitedTaskBackupPolicy(SchedulingPolicy):
-    """Another policy, and backups of one task for as long as the map waits for nothing but its result.
+    """A policy with backups of one task while the map waits for nothing but the result of that task.
 
     Parameters
     ----------
     base_policy : SchedulingPolicy
-        What starts all other tasks.
+        Starts all other tasks.
     n_tasks : int
-        The number of tasks.
+        The number of tasks of the job.
     task_index : int
-        It evaluates f on its block and on some rows of it, so it is late after twice the time of the others.
+        The task. Its worker evaluates f on the block and on some rows of it, so it is late after twice the
+        time of the others.
     """
 
     def __init__(self, base_policy: SchedulingPolicy, n_tasks: int, task_index: int) -> None:
-        super().__init__(0)
-        self.initial_tasks = base_policy.initial_tasks
+        super().__init__(base_policy.initial_tasks)
         self._base_policy, self._task_index = base_policy, task_index
         self.late_tracker = base_policy.late_tracker or LateTracker(make_backup_lateness_rule(n_tasks))
 
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return what the other policy starts; the awaited task if its latest attempt is late."""
+        """Return the tasks of the base policy, or the awaited task if its latest attempt is late."""
         if collector.awaited_task != self._task_index:
             return self._base_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)
         task, attempts_in_flight = task_table[self._task_index], task_table.in_flight.get(self._task_index)
@@ -178,41 +210,47 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
         return (self._task_index,)
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds of the other policy: a map that awaits a task looks often."""
+        """Return the seconds of the base policy: a map that awaits one task polls often anyway."""
         return self._base_policy.seconds_until_next_start(task_table, elapsed_seconds)
 
 
 def make_backup_policy(n_tasks: int, max_backups: int) -> SchedulingPolicy:
-    """All tasks start at once, late ones so often once more; where that is never, nobody asks who is late."""
+    """Return a policy that starts all tasks at once, and at most `max_backups` backups of each late one.
+
+    Without backups no late tasks are looked for.
+    """
     if not max_backups:
-        return SchedulingPolicy(n_tasks)
+        return UpfrontPolicy(n_tasks)
     return BackupPolicy(n_tasks, make_backup_lateness_rule(n_tasks), max_backups)
 
 
 class BackupPolicy(SchedulingPolicy):
-    """All tasks start at once, and a late one once more: whichever attempt returns first counts.
+    """A policy that starts all tasks at once, and late ones again: the first attempt to return counts.
 
     Parameters
     ----------
-    n_tasks : tasks.
-    lateness_rule : when a task is late; one that waits for a slot is not.
-    max_backups : backups that one task may get; a backup may become late itself.
+    n_tasks : int
+        The number of tasks of the job.
+    lateness_rule : LatenessRule
+        Decides when an attempt is late. A queued attempt is not.
+    max_backups : int
+        The number of backups that a task may get. A backup may become late itself.
     """
 
     def __init__(self, n_tasks: int, lateness_rule: LatenessRule, max_backups: int) -> None:
-        super().__init__(n_tasks)
+        super().__init__(range(n_tasks))
         self._max_backups = max_backups
         self.late_tracker: LateTracker[AttemptId] = LateTracker(lateness_rule)
         self._late_trackers = weakref.WeakSet([self.late_tracker])
 
     def add_late_tracker(self, late_tracker: LateTracker[AttemptId]) -> None:
-        """There are tasks of one more kind, of which these attempts are, as long as somebody has them."""
+        """Look for late attempts in this tracker too, as long as it is referenced elsewhere."""
         self._late_trackers.add(late_tracker)
 
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """The tasks whose latest attempt is late."""
+        """Return the tasks whose latest attempt is late and that may get another backup."""
         trackers, in_flight = self._late_trackers, task_table.in_flight
         late_attempts = set().union(*(tracker.find_late_attempts(elapsed_seconds) for tracker in trackers))
         late_tasks = sorted(task for task, attempt in late_attempts if attempt == max(in_flight[task]))
@@ -222,7 +260,7 @@ class BackupPolicy(SchedulingPolicy):
         return due_tasks
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Until the next attempt becomes late; one that is not known to run may begin now."""
+        """Return the seconds until the next attempt may become late; a queued attempt may begin now."""
         can_queued_start = any(task_table[task].n_backups < self._max_backups for task in task_table.queued)
         return min(
             tracker.seconds_until_next_late_attempt(can_queued_start, elapsed_seconds)

@@ -15,8 +15,6 @@ from polarmap.blocks.code_choice import CodeOptions, encode_blocks, encode_on_cl
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.conversions import describe_missing_table_labels
 from polarmap.codes.linear_code import LinearCode
-from polarmap.codes.polar import PolarCode
-from polarmap.codes.uncoded import Uncoded
 from polarmap.driver.coded_collector import CodedCollector
 from polarmap.driver.events import PLAIN_CONTEXT, EventStream, JobContext, Observer, ResultCallback
 from polarmap.driver.lateness import ParityRule
@@ -26,6 +24,7 @@ from polarmap.driver.policies import (
     AwaitedTaskBackupPolicy,
     OnDemandParityPolicy,
     SchedulingPolicy,
+    UpfrontPolicy,
     make_backup_policy,
 )
 from polarmap.driver.results import CodedResult, LazyReport
@@ -158,7 +157,7 @@ def prepare_coded_map(
 
 def _find_no_estimates_reason(coded_data: CodedData) -> str:
     """Return why blocks of a map cannot be estimated, "" if they can."""
-    if isinstance(coded_data.code, PolarCode):
+    if coded_data.code.can_estimate:
         return ""
     return f"estimates blocks of linear f: not with degree=, SecretSharing or the code {coded_data.code!r}"
 
@@ -232,16 +231,16 @@ def execute_coded(
         CodedCollector, padding_analyzer, deadline_estimator, driver_f, coded_data, options
     )
     policy = _make_scheduling_policy(coded_data.code, options)
-    if padded_block is not None and not isinstance(coded_data.code, Uncoded):
+    if padded_block is not None and coded_data.code.is_redundant:
         policy = AwaitedTaskBackupPolicy(policy, coded_data.n, padded_block[0])
     return execution.execute(job_spec, policy, options, make_collector, context)
 
 
 def _make_scheduling_policy(code: LinearCode, options: MapOptions) -> SchedulingPolicy:
     """Return the policy that decides which tasks of a map start at once and which later."""
-    if isinstance(code, Uncoded) and code.max_backups:
+    if code.max_backups:
         return make_backup_policy(code.n, code.max_backups)
     if options.schedule != "on_demand":
-        return SchedulingPolicy(code.n)
+        return UpfrontPolicy(code.n)
     parity_rule = ParityRule(code.recovery_threshold, options.run_times)
     return OnDemandParityPolicy(code.n, parity_rule, options.n_upfront_parity, is_mds=code.is_mds)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
-from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.arrival_tracker import ArrivalTracker, DecodingState
 from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.compute.tiling import ignore_nonfinite_warnings
 from polarmap.driver.collector import JobTimer
@@ -124,7 +124,7 @@ class ResultDecoder:
         """Note that the result of a task has joined the received ones."""
         if self.tracker.add(task_index) and self.ready_at is None:
             self.ready_at, self.n_needed = self._timer.elapsed_seconds, self.tracker.n_arrived
-        if self.decodable_at is None and self.tracker.is_decodable:
+        if self.decodable_at is None and self.tracker.state is not DecodingState.UNDECODABLE:
             self.decodable_at = self._timer.elapsed_seconds
         if self.received.unpadded_result is not None:
             self.record_all_data_arrived()
@@ -137,7 +137,7 @@ class ResultDecoder:
 
     def accept_ill_conditioned(self) -> bool:
         """Decode at any accuracy if that is possible at all, and return whether it is."""
-        if not self.received.by_task or not self.tracker.is_ill_conditioned:
+        if not self.received.by_task or self.tracker.state is not DecodingState.ILL_CONDITIONED:
             return False
         self.tracker.accept_ill_conditioned()
         self.ready_at, self.n_needed = self._timer.elapsed_seconds, self.tracker.n_arrived
@@ -256,7 +256,7 @@ class ResultDecoder:
             if leaf_types[leaf_index] == "python" and is_integer_dtype(dtype) and decoder.modular:
                 from polarmap.driver.wraparound import undo_wraparound  # Few maps need it.
 
-                arrived, weights = decoder.arrived_indices, decoder.weights
+                arrived, weights = decoder.arrived_indices, decoder.approximate_weights
                 recovered.append(undo_wraparound(self.coded_data, received, arrived, weights, blocks))
             else:
                 recovered.append(list(blocks))

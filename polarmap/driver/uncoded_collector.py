@@ -1,13 +1,12 @@
-"""The first result of each task, as it is: all that a map without a code needs."""
+"""Collectors of maps without a code: the first result of each task, or of each item of a batch, counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from math import inf
-from typing import Any
 
-from polarmap.driver.batches import BatchPolicy
 from polarmap.driver.collector import EveryTaskCollector, JobTimer
 from polarmap.driver.events import JobContext
 from polarmap.driver.failure_messages import (
@@ -21,38 +20,95 @@ from polarmap.driver.policies import make_backup_policy
 from polarmap.driver.results import LazyReport
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import NotDecodableError
-from polarmap.executors.interface import Function, JobSpec, Outcome, TaskBlocks
-from polarmap.worker.pytree import Array
+from polarmap.executors.interface import Failure, Function, JobSpec, Outcome, TaskBlocks
 from polarmap.worker.task_records import OutputSpec
 
-OnResults = Callable[[Sequence[tuple[int, bytes | Array]]], None]
 
-
-class UncodedCollector(EveryTaskCollector):
-    """Over when each task has an outcome that counts: that of the attempt which returned first.
+class FirstResultCollector(EveryTaskCollector):
+    """A collector that needs an outcome of everything, and takes the first result of each as it is.
 
     Parameters
     ----------
-    on_outcome : is told of each outcome that counts.
-    accept_failures : whether the failure of a task that is not tried again counts as its outcome, or ends the
-        map.
-    label_task : how the caller of the map calls a task, in what is said of an exception.
+    accept_failures : bool
+        Whether the failure of a task that is not tried again counts as its outcome. If not, it ends the map.
+    task_table : TaskTable
+    timer : JobTimer
+    """
+
+    def __init__(self, accept_failures: bool, task_table: TaskTable, timer: JobTimer) -> None:
+        super().__init__(task_table, timer)
+        self._accept_failures = accept_failures
+
+    def raise_if_f_always_fails(self) -> None:
+        """Raise what f raises if it does so everywhere, unless failures count as outcomes."""
+        if not self._accept_failures:
+            super().raise_if_f_always_fails()
+
+    def poll_interval(self) -> float:
+        """Return inf, or 0 once failures have completed the outcomes, as no further task ends."""
+        return 0.0 if self.has_sufficient_results else inf
+
+    def on_tasks_exhausted(self) -> None:
+        """Accept the failures of tasks, or raise the first one: what f raised, or that a worker was lost."""
+        for task_index in sorted(self.task_table.failed):
+            record = self.task_table[task_index]
+            failure = record.last_raised_failure or record.last_failure
+            assert failure is not None
+            if self._accept_failures:
+                self.task_table.failed.discard(task_index)
+                self._accept_failure(task_index, failure)
+            elif failure.cause is not None:
+                error = build_failure_exception(self._label_failure(task_index, failure), failure)
+                raise add_other_failures_note(error, failure, self.make_report_table_builder()())
+        if self.task_table.failed:
+            reported_tasks = self.make_report_table_builder()()
+            raise NotDecodableError(
+                format_too_few_results_message(reported_tasks, self.recovery_threshold)
+            ) from reported_tasks.first_exception
+
+    @abstractmethod
+    def _accept_failure(self, task_index: int, failure: Failure) -> None:
+        """Take the failure of a task as the outcome of all in it that has none."""
+
+    @abstractmethod
+    def _label_failure(self, task_index: int, failure: Failure) -> str:
+        """Return the words by which an exception names where a task failed."""
+
+
+class UncodedCollector(FirstResultCollector):
+    """A collector of whole tasks.
+
+    Parameters
+    ----------
+    on_outcome : callable
+        Called with each outcome that counts.
+    label_task : callable
+        Called with a task index; returns the words by which an exception names the task.
+    accept_failures : bool
+        Whether the failure of a task that is not tried again counts as its outcome. If not, it ends the map.
+    task_table : TaskTable
+    timer : JobTimer
     """
 
     def __init__(
         self,
         on_outcome: Callable[[Outcome], None],
-        accept_failures: bool,
         label_task: Callable[[int], str],
+        accept_failures: bool,
         task_table: TaskTable,
         timer: JobTimer,
     ) -> None:
-        super().__init__(task_table, timer)
-        self._on_outcome, self._accept_failures, self._label_task = on_outcome, accept_failures, label_task
+        super().__init__(accept_failures, task_table, timer)
+        self._on_outcome, self._label_task = on_outcome, label_task
         self._finished: set[int] = set()
 
+    @property
+    def n_results(self) -> int:
+        """The number of tasks with an outcome that counts, failures included."""
+        return len(self._finished)
+
     def add_outcome(self, outcome: Outcome) -> None:
-        """Take in what became of an attempt."""
+        """Take the result of an attempt, if it is the first one of its task."""
         if outcome.failure is None and outcome.task not in self._finished:
             self._finish_task(outcome)
 
@@ -61,96 +117,16 @@ class UncodedCollector(EveryTaskCollector):
         self._on_outcome(outcome)
 
     @property
-    def n_results(self) -> int:
-        """How many there are, failures that count among them."""
-        return len(self._finished)
-
-    @property
     def has_sufficient_results(self) -> bool:
         """Whether there is an outcome of every task."""
-        return self.n_results == len(self.task_table)
+        return len(self._finished) == len(self.task_table)
 
-    def raise_if_f_always_fails(self) -> None:
-        """Raise what f raises if it does so everywhere, unless failures count."""
-        if not self._accept_failures:
-            super().raise_if_f_always_fails()
+    def _accept_failure(self, task_index: int, failure: Failure) -> None:
+        n_attempts = self.task_table[task_index].n_attempts
+        self._finish_task(Outcome(task_index, n_attempts - 1, [], (), failure, 0.0))
 
-    def poll_interval(self) -> float:
-        """Nothing else is waited for; and nothing at all where failures have completed the outcomes."""
-        return 0.0 if self.has_sufficient_results else inf
-
-    def on_tasks_exhausted(self) -> None:
-        """Failures count, or the first ends the map: what f raised, or that a worker was lost."""
-        for task_index in sorted(self.task_table.failed):
-            record, caller_index = self.task_table[task_index], self._to_caller_task_index(task_index)
-            failure = record.last_raised_failure or record.last_failure
-            if self._accept_failures:
-                self.task_table.failed.discard(task_index)
-                self._finish_task(Outcome(caller_index, record.n_attempts - 1, [], (), failure, 0.0))
-            elif failure is not None and failure.cause is not None:
-                error = build_failure_exception(self._label_task(caller_index), failure)
-                raise add_other_failures_note(error, failure, self.make_report_table_builder()())
-        if self.task_table.failed:
-            reported_tasks = self.make_report_table_builder()()
-            raise NotDecodableError(
-                format_too_few_results_message(reported_tasks, self.recovery_threshold)
-            ) from reported_tasks.first_exception
-
-    def _to_caller_task_index(self, task_index: int) -> int:
-        """The number of a task as the caller of the map counts."""
-        return task_index
-
-
-class BatchCollector(UncodedCollector):
-    """The same of items, of which a task may be several.
-
-    batch_policy : policy and blocks of the map.
-    n_items : how many items there are.
-    on_results : is told what some have given that had given nothing before, by number.
-    """
-
-    def __init__(
-        self, batch_policy: BatchPolicy, n_items: int, on_results: OnResults, *collector_arguments: Any
-    ) -> None:
-        super().__init__(*collector_arguments)
-        self._batch_policy, self._n_items, self._on_results = batch_policy, n_items, on_results
-
-    def add_outcome(self, outcome: Outcome) -> None:
-        """Take in what became of the items of an attempt; those that failed are tried again alone."""
-        batch_outcome = self._batch_policy.split_outcome_by_item(self.task_table, outcome)
-        if batch_outcome is None:
-            return
-        _, results, failures = batch_outcome
-        new_results = [result for result in results if result[0] not in self._finished]
-        self._finished.update(item_index for item_index, _ in new_results)
-        self._on_results(new_results)
-        for item_index, failure in failures if outcome.failure is None else ():
-            self._batch_policy.split_off_item(self.task_table, outcome.task, item_index, failure)
-
-    @property
-    def recovery_threshold(self) -> int:
-        """How many items there are."""
-        return self._n_items
-
-    @property
-    def has_sufficient_results(self) -> bool:
-        """Whether there is an outcome of every item."""
-        return self.n_results == self._n_items
-
-    def poll_interval(self) -> float:
-        """At first not at all: the policy is still to say what starts."""
-        return super().poll_interval() if len(self.task_table) else 0.0
-
-    def make_report_table_builder(self) -> Callable[[], TaskTable]:
-        """Each item as a task."""
-        items_by_task = {
-            task_index: item_indices
-            for task_index, (_, item_indices) in self._batch_policy.batches.copy().items()
-        }
-        return partial(self.task_table.build_item_table, items_by_task, self._n_items)
-
-    def _to_caller_task_index(self, task_index: int) -> int:
-        return self._batch_policy.batches[task_index][1][0]
+    def _label_failure(self, task_index: int, failure: Failure) -> str:
+        return self._label_task(task_index)
 
 
 def execute_uncoded(
@@ -166,13 +142,28 @@ def execute_uncoded(
     output: OutputSpec | None = None,
     accept_failures: bool = False,
 ) -> LazyReport:
-    """Let `on_outcome` be told of the first result of f on every block, whatever it is; how they came about.
+    """Run f on every block and return the report.
 
-    `label_task` is how the caller calls a task; `max_backups`: that a late one may get; with
-    `accept_failures` `on_outcome` is told of failures, too, that count in the place of results.
+    Parameters
+    ----------
+    execution : MapExecution
+    f : callable
+    blocks : TaskBlocks
+    options : MapOptions
+    context : JobContext
+    on_outcome : callable
+        Called with the outcome of the first attempt of each task that returns.
+    label_task : callable
+        Called with a task index; returns the words by which an exception names the task.
+    max_backups : int
+        The number of backups that a late task may get.
+    output : OutputSpec, optional
+        Where workers store the results.
+    accept_failures : bool
+        Whether a task may fail. `on_outcome` is then called with the failure.
     """
     execution.check_backend_limits(blocks)
     job_spec = JobSpec(f, blocks, output_spec=output)
-    make_collector = partial(UncodedCollector, on_outcome, accept_failures, label_task)
+    make_collector = partial(UncodedCollector, on_outcome, label_task, accept_failures)
     policy = make_backup_policy(blocks.n, max_backups)
     return execution.execute(job_spec, policy, options, make_collector, context)[1]

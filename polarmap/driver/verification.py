@@ -259,7 +259,7 @@ class Verifier:
                 for index, distances in distances_by_block.items()
             }
             undetected_error = error_detection.bound_undetected_error(
-                decoder, residual, undetected_by_block, len(self._code.systematic_indices)
+                decoder.over(dtype), residual, undetected_by_block, len(self._code.systematic_indices)
             )
             decoded = [leaves[leaf_index] for leaves in self._decoder.decoded_results]
             max_magnitude = self.parity_checks.compute_max_magnitude(leaf_index, decoded)
@@ -267,7 +267,7 @@ class Verifier:
                 # Integers that f made of floats, and so rounded, may be off by a half through every weight.
                 integer_rounding = 0.0
                 if is_integer:
-                    integer_rounding = 0.5 * float(np.abs(decoder.weights).sum(axis=1).max()) + 0.5
+                    integer_rounding = 0.5 * float(decoder.weight_magnitudes.sum(axis=1).max()) + 0.5
                 max_received = self.parity_checks.compute_max_magnitude(leaf_index)
                 error = undetected_error * max_received / max_magnitude
                 bound = max(bound, error + decoding_error + integer_rounding / max_magnitude)
@@ -276,7 +276,4 @@ class Verifier:
     @property
     def amplification(self) -> float:
         """The largest amplification of a decoded block of floats. Integers may be decoded exactly."""
-        decoder = self._erasure_decoder
-        if not decoder.modular:
-            return decoder.amplification
-        return float(np.linalg.norm(decoder.weights, axis=1).max())
+        return self._erasure_decoder.over(np.dtype(np.float64)).amplification

@@ -1,4 +1,7 @@
-"""Where workers read the blocks of maps: each piece is stored once, for as long as the blocks live."""
+"""Publish the blocks of jobs to workers: in shared memory, on disk, in a bucket, or on request to the driver.
+
+Blocks consist of components. Each is stored once, for as long as its blocks live.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pickle
 import shutil
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from math import inf
@@ -18,38 +22,42 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.interface import Failure, JobSpec, TaskBlocks
-from polarmap.executors.transfers import map_in_parallel
-from polarmap.worker.encryption import encrypt_if_location_requires
+from polarmap.worker.encryption import Encryption, compute_encrypted_size, encrypt_if_location_requires
+from polarmap.worker.locations import INLINE, DriverLocation, Location, PrivateFolderLocation
 from polarmap.worker.private_files import write_private_file
 from polarmap.worker.pytree import count_layout_bytes
-from polarmap.worker.segments import INLINE, Location, Segment
-from polarmap.worker.task_records import BlockRef, to_plain_tuple
+from polarmap.worker.segments import Segment
+from polarmap.worker.task_records import BlockRef
 
-INLINE_BLOCK_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
-FREE_SPACE_DIVISOR = 2  # of the memory that is free in a folder, one such part may be used
-MAX_PARALLEL_WRITES = 16  # objects written at once
-NETWORK_BYTES_PER_SECOND = 1e8  # of blocks in a second over a usual network
-# places of what workers keep until they are told
-LOCATION_KINDS_CACHED_BY_ID = ("driver", "private", "dask", "ray")
+INLINE_BLOCK_BYTES = 1 << 14  # smaller blocks travel with their tasks: to write a file takes longer
+FREE_SPACE_DIVISOR = 2  # blocks may use one part in so many of the free memory of a folder
+MAX_PARALLEL_WRITES = 16  # objects that are written at the same time
+NETWORK_BYTES_PER_SECOND = 1e8  # bytes of blocks that a usual network moves in a second
+
+BlockSetKey = tuple[int, Encryption | None]  # identity of task blocks, and how they are stored
 
 
 class PublishedBlocks:
-    """The pieces of some coded blocks, and what workers are told of them; those in storage stay there.
+    """References to one set of task blocks, shared by all jobs on the same blocks.
+
+    Components are stored in the block store when a task first needs them. Blocks that already have a location
+    are referenced there and not copied.
 
     Attributes
     ----------
-    blocks_weakref : weak reference to the blocks
+    blocks_weakref : weakref.ref
+        The blocks.
     key_prefixes : list of str
-        What the keys of its pieces begin with, once one is stored: the first unless there is no room.
+        Prefixes of the keys of stored components, once one is stored. The first is used while it has room.
     n_bytes : int
-        That the pieces weigh when all are stored, at most; 0 while none is.
+        Upper bound of the bytes of all components; 0 while none is stored.
     use_count : int
-        Maps that use it now.
+        Open sessions that use the set; it is evicted to make room only at 0.
     block_set_id : int
-        Of these blocks, which no others of the store have.
+        Identifies the set in its block store.
     cache_id : int or None
-        The number by which workers keep their bytes until these blocks are gone; None: the bytes are also
-        others'.
+        Id under which workers cache the bytes until the set is removed; None if other sets may share the
+        bytes.
     """
 
     def __init__(
@@ -57,68 +65,77 @@ class PublishedBlocks:
     ) -> None:
         self.blocks_weakref, self._source_location = weakref.ref(blocks), blocks.location
         self._location, self._block_store, self.block_set_id = location, block_store, block_set_id
-        is_cached_by_id = (self._source_location or location).kind in LOCATION_KINDS_CACHED_BY_ID
-        self.cache_id = block_set_id if is_cached_by_id else None
+        self._is_inline = self._source_location is not None and self._source_location.is_inline
+        self.cache_id = block_set_id if (self._source_location or location).is_owned_by_blocks else None
         self.key_prefixes, self.n_bytes, self.use_count = list[str](), 0, 0
         self._lock = threading.RLock()
         tasks = range(blocks.n if self._source_location is None else 0)
         self._unpublished = {component for task in tasks for component in blocks.block_components(task)}
-        self._segments: dict[int, Segment] = {}  # of pieces
-        self._pickled_refs: dict[int, bytes] = {}  # of tasks
+        self._segments: dict[int, Segment] = {}  # by component
+        self._pickled_refs: dict[int, bytes] = {}  # by task
+        # Sizes by key and offset, of segments that workers may ask for in a store of the user's own.
+        self._referenced_ranges: dict[tuple[str, int], int] = {}
 
     def get_task_key(self, blocks: TaskBlocks, task: int) -> Hashable:
-        """What means the same task to every map of the same blocks."""
-        if self._source_location is None or self._source_location == INLINE:
+        """Return a key that is equal for the same block in every job."""
+        if self._source_location is None or self._is_inline:
             return self.block_set_id, task
         return self._pickled_refs.get(task) or self.get_pickled_block_ref(blocks, task)
 
     def estimate_transfer_seconds(self, blocks: TaskBlocks) -> float:
-        """About how long a block takes to a worker that does not have it; 0 where it is a file here."""
-        is_local = (self._source_location or self._location).kind in ("message", "private", "folder")
+        """Estimate the seconds until a worker has a block that it has not cached; 0 on this machine."""
+        is_local = (self._source_location or self._location).is_local
         return 0.0 if is_local else count_layout_bytes(blocks.block_layout(0)) / NETWORK_BYTES_PER_SECOND
 
     def get_pickled_block_ref(self, blocks: TaskBlocks, task: int) -> bytes:
-        """What the worker of a task reads, as it is told: the fields of a `BlockRef`, pickled."""
+        """Return the pickled fields of the `BlockRef` of a task, and store its block if it is not stored."""
         with self._lock:
             pickled_ref = self._pickled_refs.get(task)
             if pickled_ref is None:
                 location, segments, *other_fields = self.publish_block(blocks, task)
-                fields = to_plain_tuple(location), tuple(map(tuple, segments)), *other_fields
+                fields = location.fields, tuple(map(tuple, segments)), *other_fields
                 pickled_ref = pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
-                if self._source_location != INLINE:  # where blocks come and go
+                if not self._is_inline:  # inline blocks come and go
                     self._pickled_refs[task] = pickled_ref
             return pickled_ref
 
     def publish_in_parallel(self, blocks: TaskBlocks, tasks: Sequence[int], deadline: float = inf) -> None:
-        """Store what is missing of the blocks of these tasks, where many at once take no longer than one.
+        """Store the missing components of some tasks, if the store writes many as fast as one.
 
-        Others are stored when they are asked for, so that the first worker begins at once. TimeoutError at
-        the deadline, on the monotonic clock: a storage may hang.
+        Other stores write a component when its first task is sent, so that the first worker starts at once.
+        Raises TimeoutError at `deadline`, on the monotonic clock: a storage may hang.
         """
         if self._source_location is not None or not self._block_store.writes_in_parallel:
             return
+        from polarmap.executors.transfers import map_in_parallel
+
         with self._lock:
             components = dict.fromkeys(item for task in tasks for item in blocks.block_components(task))
             new_components = [component for component in components if component not in self._segments]
             if not new_components:
                 return
-            blocks.block_leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
+            blocks.block_leaves(max(tasks))  # Encode first: errors of encoding are not errors of the store.
             self._reserve_block_space(blocks)
             store = partial(self._store_component, blocks)
             new_segments = map_in_parallel(store, new_components, MAX_PARALLEL_WRITES, deadline)
             self._segments |= zip(new_components, new_segments)
 
     def publish_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
-        """What the worker of a task gets; stored now if it is not yet."""
+        """Return what the worker of a task needs to read its block, which is stored first if need be."""
         with self._lock:
-            if self._source_location is not None:
-                return make_block_ref(blocks, task)
-            return self._publish_new_block(blocks, task)
+            if self._source_location is None:
+                return self._publish_new_block(blocks, task)
+            block_ref = make_block_ref(blocks, task)
+            if self._source_location.is_sent_by_driver:
+                self._referenced_ranges |= {
+                    (segment.key, segment.offset): segment.size for segment in block_ref.segments
+                }
+            return block_ref
 
     def read_component(self, blocks: TaskBlocks, segment_key: str) -> bytes | memoryview:
-        """Return the bytes of a piece as a worker gets them that asks for this key.
+        """Return the bytes of a component for a worker that asks the driver for the key of its segment.
 
-        A piece that is one array is not copied: many workers may be sent theirs at the same time.
+        A component of one array is not copied: many workers may be sent theirs at the same time.
         """
         buffers = _get_component_buffers(blocks, int(segment_key.rpartition("/")[2]))
         stored_buffers = encrypt_if_location_requires(
@@ -126,8 +143,14 @@ class PublishedBlocks:
         )
         return stored_buffers[0] if len(stored_buffers) == 1 else b"".join(stored_buffers)
 
+    def check_was_referenced(self, requested: Segment) -> None:
+        """Raise LookupError unless a worker was told to read a segment of blocks that the driver sends."""
+        n_bytes = self._referenced_ranges[requested.key, requested.offset]
+        if requested.size > compute_encrypted_size(n_bytes):
+            raise LookupError(requested)
+
     def invalidate_if_damaged(self, blocks: TaskBlocks, task: int, failure: Failure) -> None:
-        """A block that its worker found damaged is stored anew when it is asked for again."""
+        """If a worker found its block damaged, store the block anew when it is needed again."""
         if failure.kind == "damaged":
             with self._lock:
                 for component in blocks.block_components(task):
@@ -137,7 +160,8 @@ class PublishedBlocks:
     def _publish_new_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
         layout, components = blocks.block_layout(task), blocks.block_components(task)
         if (
-            self._block_store.is_memory_mapped
+            # A small block travels with its task in less time than a file takes.
+            self._location.is_memory_mapped
             and not self._location.encryption
             and count_layout_bytes(layout) < INLINE_BLOCK_BYTES
         ):
@@ -155,7 +179,7 @@ class PublishedBlocks:
         return block_ref
 
     def _reserve_block_space(self, blocks: TaskBlocks) -> None:
-        """Let there be roots, from the first piece on: blocks that all travel with their tasks have none."""
+        """Reserve room in the store for all components. Called when the first component is to be stored."""
         if self.key_prefixes:
             return
         block_store = self._block_store
@@ -167,17 +191,17 @@ class PublishedBlocks:
         n_bytes = sum(
             count_layout_bytes(blocks.block_layout(task)) for task in set(task_of_component.values())
         )
-        with block_store.lock:  # until others can see that the room is taken
+        with block_store.lock:  # until other sets can see that the room is taken
             self.key_prefixes = block_store.allocate_key_prefixes(self.block_set_id, n_bytes)
             self.n_bytes = n_bytes
-        if block_store.is_memory_mapped:
+        if self._location.is_memory_mapped:
             weakref.finalize(
                 blocks,
                 _remove_prefixes_if_store_alive,
                 weakref.WeakMethod(block_store.remove_segments_below),
                 self.key_prefixes,
             ).atexit = False
-            block_store.collect_garbage()  # at once: what has made way is in memory
+            block_store.collect_garbage()  # at once: what was evicted is in memory
 
     def _store_component(self, blocks: TaskBlocks, component: int) -> Segment:
         buffers, last_error = _get_component_buffers(blocks, component), OSError()
@@ -197,22 +221,22 @@ class PublishedBlocks:
 def _remove_prefixes_if_store_alive(
     remove_weakref: weakref.WeakMethod[Callable[[Sequence[str]], None]], key_prefixes: Sequence[str]
 ) -> None:
-    """Remove what is below roots, unless the store is gone, and with it all that it had."""
+    """Remove stored components, unless the block store is gone, which has removed all its files."""
     remove = remove_weakref()
     if remove is not None:
         remove(key_prefixes)
 
 
 def make_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
-    """What the worker of a task gets of blocks that lie in storage already, or travel in messages."""
+    """Return what the worker of a task needs to read blocks that have a location."""
     assert blocks.location is not None
-    if blocks.location == INLINE:
+    if blocks.location.is_inline:
         return _make_inline_block_ref(blocks, task)
     return BlockRef(blocks.location, blocks.block_segments(task), blocks.block_layout(task))
 
 
 def _make_inline_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
-    """The block of a task as it travels with it."""
+    """Return the block of a task with its bytes."""
     data = b"".join(
         buffer
         for component in blocks.block_components(task)
@@ -222,44 +246,61 @@ def _make_inline_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
 
 
 def _get_component_buffers(blocks: TaskBlocks, component: int) -> list[Any]:
-    """The bytes of the leaves of a piece, without copies of those whose memory is in one run."""
+    """Return the bytes of each leaf of a component; contiguous leaves are not copied."""
     leaves = map(np.ascontiguousarray, blocks.component_leaves(component))
     return [leaf.reshape(-1).view(np.uint8).data if leaf.size and leaf.itemsize else b"" for leaf in leaves]
 
 
-class BlockStore:
-    """What workers read of all blocks of a pool or a run: here they ask the driver. Others store the bytes.
+class BlockStore(ABC):
+    """A place where the blocks of a pool or a session are available to workers.
 
-    These lie below roots: the first unless there is no room.
-
-    location : where workers find them.
-    holds_bytes : whether they lie there, so that the blocks may let go of those that can be made again.
-    writes_in_parallel : whether many are stored in the time of one.
-    is_memory_mapped : whether workers map them, without checksums; small ones travel with their tasks, as
-        that takes less time, and all are removed at once when the blocks are gone.
-    garbage_prefixes : what the keys of all begin with that is to be removed.
+    location : where workers find segments.
+    holds_bytes : whether segments are copies, so that the blocks may free memory that they can compute again.
+    writes_in_parallel : whether many segments are stored in the time of one.
+    garbage_prefixes : key prefixes of segments that are to be removed.
     """
 
-    holds_bytes = writes_in_parallel = is_memory_mapped = False
+    location: Location
+    holds_bytes = writes_in_parallel = False
 
-    def __init__(self, key_prefix: str) -> None:
-        self.location, self._key_prefix = Location("driver", key_prefix), key_prefix
-        self.lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # a session that is closed by its destructor may interrupt anything
         self._garbage_lock = threading.Lock()
-        self.next_block_set_id = 0  # of the next blocks that come
-        # By the identity of the blocks, and by place: with a key each map has its own. The latest used last.
-        self._published: dict[tuple[int, Location], PublishedBlocks] = {}
+        self.next_block_set_id = 0
+        # Each job with a key has an encryption of its own. The set that was used last comes last.
+        self._published: dict[BlockSetKey, PublishedBlocks] = {}
         self.garbage_prefixes: list[str] = []
 
+    @abstractmethod
+    def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
+        """Return key prefixes for new blocks of `n_bytes` bytes, in order of preference.
+
+        Called while `lock` is held.
+        """
+
+    @abstractmethod
+    def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int | None:
+        """Store bytes, and return their checksum, or None if workers need not verify them.
+
+        Raises OSError if there is no room under this key prefix.
+        """
+
+    @abstractmethod
+    def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
+        """Remove all segments whose keys begin with one of the prefixes."""
+
     def acquire_blocks(self, job_spec: JobSpec) -> PublishedBlocks:
-        """What is stored of the blocks of a map, in use until `release_blocks` is called."""
-        blocks, location = job_spec.blocks, self.location._replace(encryption=job_spec.encryption)
+        """Return the published blocks of a job, in use until `release_blocks` is called with them."""
+        blocks = job_spec.blocks
         with self.lock:
             published_sets = self._published.items()
             self._evict_block_sets([key for key, item in published_sets if item.blocks_weakref() is None])
-            set_key = id(blocks), location
+            set_key = id(blocks), job_spec.encryption
             published_blocks = self._published.pop(set_key, None)
             if published_blocks is None:
+                location = self.location
+                if job_spec.encryption is not None:
+                    location = location.with_encryption(job_spec.encryption)
                 published_blocks = PublishedBlocks(blocks, location, self, self.next_block_set_id)
                 self.next_block_set_id += 1
             self._published[set_key] = published_blocks
@@ -267,32 +308,22 @@ class BlockStore:
             return published_blocks
 
     def get_live_block_set_ids(self) -> tuple[int, ...]:
-        """The numbers of all blocks that have not gone."""
+        """Return the ids of all sets whose blocks still exist."""
         with self.lock:
             return tuple([published.block_set_id for published in self._published.values()])
 
     def release_blocks(self, published_blocks: PublishedBlocks) -> None:
-        """A map does not need them any more; later ones may."""
+        """Declare that a session does not use published blocks any more; later ones may."""
         with self.lock:
             published_blocks.use_count -= 1
 
-    def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """For the pieces of new blocks of this size, while `lock` is held."""
-        return [f"{self._key_prefix}/blocks/{block_set_id}/"]
-
-    def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int | None:
-        """Store bytes; their checksum, if workers are to compare it. OSError: no room is below this root."""
-        raise NotImplementedError
-
-    def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """Remove all below roots."""
-
     def collect_garbage(self) -> None:
-        """Remove what nobody needs, with no lock held that other maps wait for, as a storage may hang.
+        """Remove segments that no blocks need.
 
-        What one that is away keeps goes later, or at the end.
+        `lock` is not held meanwhile, as a storage may hang. If a storage is away, its garbage stays for the
+        next call.
         """
-        if not self._garbage_lock.acquire(blocking=False):  # the storage may not answer whoever does
+        if not self._garbage_lock.acquire(blocking=False):  # another thread does it, or hangs at it
             return
         try:
             with contextlib.suppress(Exception):
@@ -302,47 +333,69 @@ class BlockStore:
         finally:
             self._garbage_lock.release()
 
-    def _evict_block_sets(self, set_keys: Iterable[tuple[int, Location]]) -> None:
+    def _evict_block_sets(self, set_keys: Iterable[BlockSetKey]) -> None:
         self.garbage_prefixes += [
             key_prefix for set_key in set_keys for key_prefix in self._published.pop(set_key).key_prefixes
         ]
 
 
-class MemoryMappedBlockStore(BlockStore):
-    """Files that workers on this machine map: in memory where there is room for them, else on disk.
+class DriverBlockStore(BlockStore):
+    """Blocks in the memory of the driver, which sends a segment when a worker asks for it.
 
-    memory_folder : a folder whose files are in memory; None if there is none.
-    disk_folder : another one.
-    max_memory_bytes : bytes that the files in memory may take together; those that were used least recently
-        go.
+    key_prefix : prefix of the keys of all segments.
     """
 
-    holds_bytes = is_memory_mapped = True
+    def __init__(self, key_prefix: str) -> None:
+        super().__init__()
+        self.location, self._key_prefix = DriverLocation(key_prefix), key_prefix
+
+    def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
+        """Return the one key prefix of a set."""
+        return [f"{self._key_prefix}/blocks/{block_set_id}/"]
+
+    def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> None:
+        """Store nothing: the blocks have the bytes."""
+
+    def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
+        """Remove nothing: nothing is stored."""
+
+
+class MemoryMappedBlockStore(BlockStore):
+    """Files that workers on this machine map: in memory while there is room, else on disk.
+
+    memory_folder : a folder whose files are in memory; None if there is none.
+    disk_folder : a folder on disk.
+    max_memory_bytes : bytes that files in memory may take together; the sets that were used least recently
+        are evicted.
+    """
+
+    holds_bytes = True
 
     def __init__(self, memory_folder: Path | None, disk_folder: Path, max_memory_bytes: int) -> None:
-        super().__init__("")
-        self.location, self._owner_pid = Location("private", "/"), os.getpid()
+        super().__init__()
+        self.location, self._owner_pid = PrivateFolderLocation("/"), os.getpid()
         self._memory_folder = memory_folder
         self._disk_folder = disk_folder
         self._max_memory_bytes = max_memory_bytes
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """A folder in memory, if it has room when what is not in use has made way, and one on disk."""
+        """Return a folder in memory, if unused sets can make room there, and a folder on disk."""
         folders = [self._disk_folder]
         if self._memory_folder is not None and self._try_free_memory(self._memory_folder, n_bytes):
             folders.insert(0, self._memory_folder)
         return [f"{folder}/blocks-{block_set_id}/".lstrip("/") for folder in folders]
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> None:
-        """A new file: one that is there is not written into, as a worker may have mapped it."""
+        """Write a new file in place of any old one, which a worker may have mapped."""
         write_private_file(os.path.join("/", segment_key), *buffers)
 
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """The folders; not by a process that was forked of the one they belong to."""
+        """Remove folders, unless this process was forked from their owner."""
         for key_prefix in key_prefixes if os.getpid() == self._owner_pid else ():
             shutil.rmtree(os.path.join("/", key_prefix), ignore_errors=True)
 
     def _try_free_memory(self, memory_folder: Path, n_bytes: int) -> bool:
+        """Evict unused sets until there is room in memory, and return whether there is."""
         try:
             file_system = os.statvfs(memory_folder)
         except OSError:

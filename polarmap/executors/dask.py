@@ -20,6 +20,7 @@ from polarmap.executors.engine import Engine, PartitionedData, complete_future, 
 from polarmap.executors.remote_workers import NO_MACHINE_CHOICES
 from polarmap.executors.worker_listener import is_every_host_local
 from polarmap.executors.worker_pool import GRACE_SECONDS
+from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver_on_thread
 
 WORKER_LIST_INTERVAL = 5.0  # seconds between two requests for the cluster's workers, and their timeout
@@ -40,7 +41,7 @@ class DaskEngine(Engine):
         A client, or the executor that its `get_executor()` returns.
     """
 
-    name, location_kind = "Dask", "dask"
+    name, location = "Dask", ClusterLocation(backend="dask")
     no_connection_advice = "pass executor=client to the map, whose tasks then are tasks of Dask"
     placement_timeout = 10.0
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from polarmap.errors import CodeError
 from polarmap.executors.remote_workers import WorkerProvider
+from polarmap.worker.locations import ClusterLocation
 
 
 class Engine(WorkerProvider, ABC):
@@ -27,12 +28,12 @@ class Engine(WorkerProvider, ABC):
     ----------
     name : str
         The name in reports.
-    location_kind : str
-        The kind of location of blocks that the engine holds, for workers.
+    location : ClusterLocation
+        The location of blocks that the engine holds, for persistent workers.
     """
 
     imports_polarmap = True
-    location_kind: str
+    location: ClusterLocation
 
     @abstractmethod
     def __init__(self, engine_spec: Any) -> None: ...

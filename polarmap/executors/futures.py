@@ -26,8 +26,8 @@ from polarmap.executors.interface import (
     Function,
     JobSpec,
     Outcome,
+    Reach,
     build_block,
-    check_location_reachable,
     make_lost_worker_outcome,
     read_only_view,
 )
@@ -159,7 +159,7 @@ class FuturesSession:
         n_threads_per_task: int = 1,
         engine: Engine | None = None,
     ) -> None:
-        check_location_reachable(job_spec.output_spec and job_spec.output_spec.location)
+        Reach().check_output(job_spec)
         self._executor_name, self._job_spec = executor.name, job_spec
         self._pool, self._engine, self._n_threads_per_task = pool, engine, n_threads_per_task
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()  # None: wake up
@@ -178,7 +178,7 @@ class FuturesSession:
             check_key_is_portable(job_spec, self._executor_name)
         location = job_spec.blocks.location
         # where workers read blocks
-        self._blocks_are_files = location is not None and location.kind == "folder"
+        self._blocks_are_files = location is not None and location.is_memory_mapped
         self._task_function = self._make_task_function()
         self._folder_token = (
             None if self._shares_memory else FolderCancelToken.from_folder(str(make_temp_folder()))

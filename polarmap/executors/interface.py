@@ -15,6 +15,7 @@ from polarmap.clouds.limits import WorkerSpec
 from polarmap.clouds.prices import PersistentUsage
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.worker.encryption import Encryption, decrypt_reply
+from polarmap.worker.locations import Location
 from polarmap.worker.module_state import ModuleStateError
 from polarmap.worker.pytree import (
     BOTH_RESULTS,
@@ -25,7 +26,7 @@ from polarmap.worker.pytree import (
     unflatten,
     unpack_leaves,
 )
-from polarmap.worker.segments import DamagedError, Location, Segment
+from polarmap.worker.segments import DamagedError, Segment
 from polarmap.worker.task_records import (
     BlockRef,
     ErrorInfo,
@@ -130,11 +131,12 @@ AttemptId = tuple[int, int]  # the number of a task, and how often it was starte
 
 
 class TaskBlocks:
-    """Coded blocks, made as they are asked for; of one piece each, in memory, unless it is said otherwise.
+    """The blocks of the tasks of a job, which are computed when they are needed.
 
-    Either `block_leaves` or `component_leaves` is to be defined.
+    A block consists of components, which several blocks may share; by default of one. Subclasses define
+    `block_leaves` or `component_leaves`.
 
-    location : where they lie in storage already; None if they are in memory only.
+    location : where workers read the blocks; None if the blocks are only in the memory of this process.
     """
 
     n: int
@@ -143,33 +145,33 @@ class TaskBlocks:
 
     @property
     def encryption_key(self) -> str | bytes | None:
-        """What they are encrypted with where they lie in storage; None if they are not."""
+        """The key with which stored blocks are encrypted; None if they are not encrypted or not stored."""
         location = self.location
         return None if location is None or location.encryption is None else location.encryption[0]
 
     def block_leaves(self, task: int) -> list[Array]:
-        """The arrays of block `task`: those of its pieces in a row."""
+        """Return the arrays of the block of a task: those of its components in a row."""
         components = self.block_components(task)
         return [leaf for component in components for leaf in self.component_leaves(component)]
 
     def block_layout(self, task: int) -> Layout:
-        """Dtype and shape of each of them."""
+        """Return dtype and shape of each array of the block of a task."""
         return get_layout(self.block_leaves(task))
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """What block `task` consists of at its source."""
+        """Return the segments of the block of a task, whose bytes in a row are its arrays."""
         raise LookupError(task)
 
     def cluster_reference(self, task: int) -> Any:
-        """What the engine of a cluster takes in the place of block `task`; None where it lies elsewhere."""
+        """Return what tasks of Dask or Ray take in place of a block that the cluster holds, else None."""
         return None
 
     def block_components(self, task: int) -> Sequence[int]:
-        """Numbers of what block `task` is made of: a piece of several blocks is stored once."""
+        """Return the indices of the components of the block of a task."""
         return (task,)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """The leaves of a piece."""
+        """Return the arrays of a component."""
         return self.block_leaves(component)
 
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
@@ -357,32 +359,54 @@ def read_only_view(array: Array) -> Array:
     return view
 
 
-def check_location_reachable(
-    location: Location | None, usage: str = "lies in", remote_backend: str = "", reachable_storage: str = ""
-) -> None:
-    """ExecutorError for storage that workers cannot reach.
+class Reach(NamedTuple):
+    """The storage that the workers of an executor can use.
 
-    usage : of the array.
-    remote_backend : the backend of Lithops that runs the workers; empty: they are on this machine.
-    reachable_storage : whose buckets they reach; empty: none.
+    backend : the backend of Lithops that runs the workers; empty if they are on this machine.
+    storage : the storage backend whose buckets they can use; empty if they can use none.
+    can_ask_driver : whether workers can ask the driver for segments while a task runs.
     """
-    if location is None or location.kind == "message":
-        return
-    kind, bucket = location.kind, f"{location.backend} bucket {location.root!r}"
-    if kind == "driver":
-        problem, remedy = f"is in {location.root}, which workers cannot reach", "use a thread pool"
-    elif kind == "folder" and remote_backend:
-        folder = f"folder {location.root!r} of this machine"
-        problem = f"{usage} {folder}, which workers on {remote_backend} cannot reach"
-        remedy = "use storage= of that backend"
-    elif kind == "bucket" and not reachable_storage:
-        problem, remedy = f"is in {bucket}", "pass executor=, the Lithops configuration of that bucket"
-    elif kind == "bucket" and location.backend != reachable_storage:
-        problem = f"{usage} {bucket}, but this executor stores in {reachable_storage}"
-        remedy = "use the Lithops configuration of that bucket for both"
-    else:
-        return
-    raise ExecutorError(f"the array {problem}: {remedy}")
+
+    backend: str = ""
+    storage: str = ""
+    can_ask_driver: bool = False
+
+    def check_job(self, job_spec: JobSpec) -> None:
+        """Raise ExecutorError unless workers can read the blocks of a job and store its results."""
+        location = job_spec.blocks.location
+        if location is not None and (obstacle := self._explain_obstacle(location)):
+            raise ExecutorError(f"the array lies in {obstacle}")
+        self.check_output(job_spec)
+
+    def check_output(self, job_spec: JobSpec) -> None:
+        """Raise ExecutorError unless workers can store the results of a job where it wants them."""
+        location = None if job_spec.output_spec is None else job_spec.output_spec.location
+        if location is not None and not location.is_writable:
+            raise ExecutorError(
+                f"the array is to stay in {location.root}, which workers cannot reach: leave executor out, "
+                "or choose a folder or a bucket"
+            )
+        if location is not None and (obstacle := self._explain_obstacle(location)):
+            raise ExecutorError(f"the array is to stay in {obstacle}")
+
+    def _explain_obstacle(self, location: Location) -> str:
+        """Return what keeps workers from a location, and the remedy; empty if they can reach it."""
+        if location.is_sent_by_driver and not self.can_ask_driver:
+            return f"{location.root}, which workers cannot reach: leave executor out"
+        if location.is_memory_mapped and self.backend:
+            return (
+                f"folder {location.root!r} of this machine, which workers on {self.backend} cannot reach: "
+                "use storage= of that backend"
+            )
+        if not location.uses_storage or location.backend == self.storage:
+            return ""
+        bucket = f"{location.backend} bucket {location.root!r}"
+        if not self.storage:
+            return f"{bucket}: pass executor=, the Lithops configuration of that bucket"
+        return (
+            f"{bucket}, but this executor stores in {self.storage}: use the Lithops configuration of that "
+            "bucket for both"
+        )
 
 
 def to_failure(error_info: ErrorInfo) -> Failure:

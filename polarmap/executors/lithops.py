@@ -24,7 +24,6 @@ from polarmap.executors.interface import (
     Event,
     JobSpec,
     Outcome,
-    check_location_reachable,
     make_lost_worker_outcome,
 )
 from polarmap.executors.lithops_internals import (
@@ -45,8 +44,8 @@ from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.lithops_tasks import LIVENESS_KEY, delete_prefix, make_lithops_task
+from polarmap.worker.locations import BucketLocation
 from polarmap.worker.retries import retry_request
-from polarmap.worker.segments import Location
 from polarmap.worker.task_records import to_plain_tuple
 from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
@@ -84,9 +83,7 @@ class LithopsExecutor(WorkerHost):
         check_key_is_portable(job_spec, self.name)
         invocations = LithopsInvocations(self._source, shares_executor=True)
         try:
-            check_location_reachable(job_spec.blocks.location, "lies in", *invocations.backend_and_storage)
-            location = job_spec.output_spec and job_spec.output_spec.location
-            check_location_reachable(location, "is to stay in", *invocations.backend_and_storage)
+            invocations.reach.check_job(job_spec)
             return LithopsSession(invocations, job_spec)
         except BaseException:
             invocations.close()
@@ -225,7 +222,7 @@ class LithopsWorkerProvider(WorkerProvider):
         self._has_stored_objects = False  # whether the storage has taken anything
         self.name = self._invocations.name
         self.shares_files = self._invocations.is_local
-        self.backend_and_storage = self._invocations.backend_and_storage
+        self.reach = self._invocations.reach
         self.listing_interval = slow_down_monitoring(self._invocations.function_executor)
         config = self._invocations.function_executor.config
         self.worker_spec = None if self.shares_files else parse_worker_spec(config)
@@ -300,18 +297,22 @@ def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
 
 
 class BucketBlockStore(BlockStore):
-    """The bytes of blocks in the bucket of a `lithops.Storage`."""
+    """Blocks as objects in the bucket of a `lithops.Storage`."""
 
     holds_bytes = writes_in_parallel = True
 
     def __init__(self, storage: Any, key_prefix: str) -> None:
-        super().__init__(key_prefix)
-        self.location, self._storage = Location("bucket", storage.bucket, storage.backend), storage
-        self._is_closed = False
+        super().__init__()
+        self.location, self._storage = BucketLocation(storage.bucket, storage.backend), storage
+        self._key_prefix, self._is_closed = key_prefix, False
 
     def close(self) -> None:
-        """Let nothing stay that is stored from now on: the caller removes what is stored by now."""
+        """Keep no object that is stored from now on. The caller removes those that are stored by now."""
         self._is_closed = True
+
+    def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
+        """Return the one key prefix of a set."""
+        return [f"{self._key_prefix}/blocks/{block_set_id}/"]
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int:
         """Store an object. Raises ExecutorError if the storage refuses it, or if this store is closed."""
@@ -333,7 +334,7 @@ class BucketBlockStore(BlockStore):
             raise ExecutorError("a block was not stored: its map or its Pool is closed")
 
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """Their objects."""
+        """Delete objects."""
         for key_prefix in key_prefixes:
             delete_prefix(self._storage, self._storage.bucket, key_prefix)
 

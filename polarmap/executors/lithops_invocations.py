@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from polarmap.clouds import lithops_config
 from polarmap.errors import ExecutorError, StorageError
+from polarmap.executors.interface import Reach
 from polarmap.executors.lithops_internals import (
     InvocationLostError,
     abandon_jobs,
@@ -74,8 +75,8 @@ class LithopsInvocations:
         Whether all files of Lithops are in the temporary folder of this process.
     is_local : bool
         Whether functions are processes of this machine, in no container.
-    backend_and_storage : pair of str
-        The backend and the storage of these functions, as `check_location_reachable` takes them.
+    reach : Reach
+        The storage that these functions can use.
     """
 
     def __init__(self, source: LithopsSource, shares_executor: bool = False) -> None:
@@ -86,7 +87,7 @@ class LithopsInvocations:
         self._job_keys_by_executor[self.function_executor] = set()
         self.is_local = is_localhost_function_executor(self.function_executor)
         storage = "" if self.uses_private_folder else self.function_executor.storage.backend
-        self.backend_and_storage = "" if self.is_local else self.function_executor.backend, storage
+        self.reach = Reach("" if self.is_local else self.function_executor.backend, storage)
         self.name = "localhost" if self.uses_private_folder else f"lithops/{self.function_executor.backend}"
         self.running_futures: dict[Any, Any] = {}
         self._not_started: set[Any] = set()

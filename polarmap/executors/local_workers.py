@@ -8,12 +8,11 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_client import ForkServerClient, make_worker_socket_pair
 from polarmap.executors.pickling import find_referenced_modules
-from polarmap.executors.spawned_processes import ProcessSpawner
 from polarmap.executors.worker_pool import GRACE_SECONDS, Allocation, WorkerHandle, WorkerPool
 from polarmap.worker.blas_threads import get_thread_limit_variables
 from polarmap.worker.environment import (
@@ -24,6 +23,9 @@ from polarmap.worker.environment import (
 )
 from polarmap.worker.processes import read_process_status
 from polarmap.worker.socket_channel import SocketChannel
+
+if TYPE_CHECKING:
+    from polarmap.executors.spawned_processes import ProcessSpawner
 
 # macOS has fork, but its libraries for linear algebra may not survive one.
 CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != "darwin"
@@ -145,9 +147,16 @@ class LocalWorkerPool(WorkerPool):
             self._starter.after_fork()
             self._starter = None
         if self._starter is None:
-            starter_class = ForkServerClient if self._uses_fork else ProcessSpawner
-            self._starter = starter_class(self._n_threads, self._owned_folders, self._module_names)
+            self._starter = self._start_process_starter()
         return self._starter
+
+    def _start_process_starter(self) -> ForkServerClient | ProcessSpawner:
+        arguments = self._n_threads, self._owned_folders, self._module_names
+        if self._uses_fork:
+            return ForkServerClient(*arguments)
+        from polarmap.executors.spawned_processes import ProcessSpawner  # only where processes cannot fork
+
+        return ProcessSpawner(*arguments)
 
     def _get_initial_concurrency_limit(self) -> int:
         if self._max_workers is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import BlockStore, MemoryMappedBlockStore
 from polarmap.executors.encryption_keys import check_key_is_portable
-from polarmap.executors.interface import JobSpec, Session, check_location_reachable
+from polarmap.executors.interface import JobSpec, Reach, Session
 from polarmap.executors.local_workers import CAN_FORK, LocalWorkerPool
 from polarmap.executors.pickling import pickle_function_with_buffers
 from polarmap.executors.pool_session import PoolSession
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from polarmap.executors.remote_workers import WorkerProvider
 
 BLOCKS_PER_CORE = 3  # They keep all cores busy; more only cost.
+DEFAULT_FETCH_TIMEOUT = 300.0  # seconds that reading a block from a bucket or a store may take
 DEFAULT_BLOCK_CACHE_BYTES = 2**30  # memory that blocks may take between maps
 
 
@@ -50,7 +51,7 @@ class PoolOptions(NamedTuple):
     n_threads : `threads_per_worker=`.
     listen_endpoint : `listen=`, whose text is parsed.
     uses_fork : whether worker processes here are forked.
-    tcp_timeout : seconds.
+    tcp_timeout, fetch_timeout : seconds.
     """
 
     idle_timeout: float = 60.0
@@ -59,6 +60,7 @@ class PoolOptions(NamedTuple):
     listen_endpoint: bool | Endpoint = True
     uses_fork: bool = CAN_FORK
     tcp_timeout: float = TCP_TIMEOUT
+    fetch_timeout: float = DEFAULT_FETCH_TIMEOUT
 
 
 class WorkerHost(ResolvedExecutor):
@@ -219,6 +221,7 @@ class PoolResources:
         options: PoolOptions,
     ) -> None:
         self._pool_name, self._idle_timeout = pool_name, options.idle_timeout
+        self._fetch_timeout = options.fetch_timeout
         block_cache_bytes, n_threads = options.block_cache_bytes, options.n_threads
         self._folders: list[Path] = []  # in which workers read and write, if they share files with us
         self.worker_pool: WorkerPool
@@ -238,6 +241,7 @@ class PoolResources:
                 block_cache_bytes,
                 n_threads,
                 options.tcp_timeout,
+                options.fetch_timeout,
             )
             try:
                 if provider.shares_files or provider.shares_host:
@@ -248,6 +252,8 @@ class PoolResources:
             except BaseException:
                 self.worker_pool.close()
                 raise
+        reach = Reach() if provider is None else provider.reach
+        self._reach = reach._replace(can_ask_driver=True)
         self._lock = threading.RLock()  # a pool that nobody has any more may be closed at any moment
         self._owner_pid = os.getpid()
         self._is_closed = threading.Event()
@@ -256,10 +262,7 @@ class PoolResources:
     def open_session(self, job_spec: JobSpec) -> PoolSession | None:
         """Tasks of one map; None if the workers have ended."""
         is_remote = self._provider is not None
-        backend_and_storage = self._provider.backend_and_storage if self._provider is not None else ("", "")
-        check_location_reachable(job_spec.blocks.location, "lies in", *backend_and_storage)
-        location = job_spec.output_spec and job_spec.output_spec.location
-        check_location_reachable(location, "is to stay in", *backend_and_storage)
+        self._reach.check_job(job_spec)
         if is_remote:
             check_key_is_portable(job_spec, self._pool_name)
         by_value = self._provider is not None and not self._provider.imports_polarmap
@@ -274,7 +277,13 @@ class PoolResources:
             shares_files = self._provider is None or self._provider.shares_files
             folders = self._folders if shares_files else []
             return PoolSession(
-                job_spec, pickled_function, module_sources, self.worker_pool, self._block_store, folders
+                job_spec,
+                pickled_function,
+                module_sources,
+                self.worker_pool,
+                self._block_store,
+                folders,
+                self._fetch_timeout,
             )
 
     def close(self) -> None:

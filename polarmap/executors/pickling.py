@@ -28,13 +28,14 @@ from polarmap.worker.module_state import (
     reduce_code_with_filename,
 )
 from polarmap.worker.pickled_values import build_buffer_block, make_buffer_collector, pickle_each
+from polarmap.worker.pytree import Array
 from polarmap.worker.task_records import Fault
 
 TRACKED_TYPES = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)  # that lead from f to what it reaches
 
 _registry_lock = threading.Lock()
 _n_pickling_threads = 0  # threads that pickle what travels
-_without_docstrings = set[ModuleType]()
+_stripped_modules = set[ModuleType]()
 
 # What multiprocessing calls the main program in a child that it spawned: no worker can import that.
 sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # as it does: cloudpickle is to know of it
@@ -100,8 +101,8 @@ def pickle_call_to_block(call: Any, by_value: bool) -> Any:
     return np.frombuffer(bytearray().join(pickled_call.get_buffers_to_send()), np.uint8)
 
 
-def pickle_small_values(values: Iterable[Any]) -> list[bytes | Exception | None]:
-    """Return `pickle_each(values, is_small=True)`, None also for what reaches modules of the caller's."""
+def pickle_small_values(values: Iterable[Any]) -> list[bytes | Array | Exception | None]:
+    """Return `pickle_each(values, small_only=True)`, with None also for values that reach user modules."""
     return pickle_each(values, True, _TrackingPickler, select_user_objects)
 
 
@@ -225,14 +226,14 @@ def pickle_worker_code_by_value() -> Iterator[None]:
     """Let the modules of `polarmap.worker_spec` travel by value: a worker needs numpy, not polarmap.
 
     cloudpickle's register is one for all threads: the last to leave takes the entry out. The docstrings of
-    these modules do not travel. They are removed in this process, too.
+    these modules and the annotations of their functions do not travel. They are removed in this process, too.
     """
     global _n_pickling_threads
     with _registry_lock:
         for module in list(vars(worker_package).values()):
-            if isinstance(module, ModuleType) and module not in _without_docstrings:
-                _without_docstrings.add(module)
-                _remove_docstrings(module, module.__name__)
+            if isinstance(module, ModuleType) and module not in _stripped_modules:
+                _stripped_modules.add(module)
+                _strip_documentation(module, module.__name__)
         _n_pickling_threads += 1
         cloudpickle.register_pickle_by_value(worker_package)
     try:
@@ -244,8 +245,8 @@ def pickle_worker_code_by_value() -> Iterator[None]:
                 cloudpickle.unregister_pickle_by_value(worker_package)
 
 
-def _remove_docstrings(owner: Any, module: str) -> None:
-    """Remove the docstrings of the functions and classes that a module or class of the worker defines."""
+def _strip_documentation(owner: Any, module: str) -> None:
+    """Remove the docstrings and annotations of the functions and classes that a worker module defines."""
     # cloudpickle takes the docstring of a function from the function and from its code. The lines of
     # tracebacks are in another table of the code.
     for value in list(vars(owner).values()):
@@ -256,10 +257,10 @@ def _remove_docstrings(owner: Any, module: str) -> None:
             continue
         if isinstance(value, type):
             value.__doc__ = None
-            _remove_docstrings(value, module)
+            _strip_documentation(value, module)
         while isinstance(value, FunctionType):
             code = value.__code__
             if value.__doc__ is not None and code.co_consts[:1] == (value.__doc__,):
                 value.__code__ = code.replace(co_consts=("", *code.co_consts[1:]))
-            value.__doc__ = None
+            value.__doc__, value.__annotations__ = None, {}
             value = getattr(value, "__wrapped__", None)

@@ -12,13 +12,14 @@ from polarmap.executors.interface import JobSpec, Session
 from polarmap.executors.local_workers import CAN_FORK
 from polarmap.executors.persistent_executor import (
     DEFAULT_BLOCK_CACHE_BYTES,
+    DEFAULT_FETCH_TIMEOUT,
     PersistentExecutor,
     PoolOptions,
     WorkerHost,
 )
 from polarmap.executors.resolved import ExecutorHandle, ResolvedExecutor
-from polarmap.executors.worker_listener import check_endpoint
 from polarmap.validation import check_positive_int, is_positive_number
+from polarmap.worker.handshake import Endpoint
 from polarmap.worker.socket_channel import TCP_TIMEOUT
 
 
@@ -57,6 +58,10 @@ class Pool(ExecutorHandle):
     tcp_timeout : float
         Seconds after which a worker elsewhere is lost if its machine or network is silent. The worker ends
         within that time as well. Pass more for a network with longer outages.
+    fetch_timeout : float
+        Seconds that reading a block may take, from a bucket or from a store of your own, which this process
+        reads for the workers. A block that takes longer is lost: the map goes on without it if it can, else
+        its error names the block and the store.
 
     Attributes
     ----------
@@ -92,6 +97,7 @@ class Pool(ExecutorHandle):
         listen: bool | str = True,
         fork: bool | None = None,
         tcp_timeout: float = TCP_TIMEOUT,
+        fetch_timeout: float = DEFAULT_FETCH_TIMEOUT,
     ) -> None:
         with trimmed_tracebacks:
             counts = {"workers": 1 if workers is None else workers, "threads_per_worker": threads_per_worker}
@@ -101,19 +107,25 @@ class Pool(ExecutorHandle):
                 "idle_timeout": idle_timeout,
                 "memory_limit": memory_limit,
                 "tcp_timeout": tcp_timeout,
+                "fetch_timeout": fetch_timeout,
             }.items():
                 if not is_positive_number(value):
                     raise CodeError(f"{argument_name} must be a number above 0, not {value!r:.100}")
             if not isinstance(listen, (bool, str)):
                 raise CodeError(f"listen must be True, False, or 'host:port', not {listen!r:.100}")
-            listen_endpoint = check_endpoint(listen) if isinstance(listen, str) else listen
+            listen_endpoint: bool | Endpoint = listen is True
+            if isinstance(listen, str):
+                from polarmap.executors.worker_listener import check_endpoint
+
+                listen_endpoint = check_endpoint(listen)
             if fork not in (None, False, True) or (fork and not hasattr(os, "fork")):
                 raise CodeError(
                     f"fork must be None, False, or True where processes can be, not {fork!r:.100}"
                 )
             limits = float(idle_timeout), int(memory_limit), threads_per_worker
             uses_fork = CAN_FORK if fork is None else fork
-            options = PoolOptions(*limits, listen_endpoint, uses_fork, float(tcp_timeout))
+            timeouts = float(tcp_timeout), float(fetch_timeout)
+            options = PoolOptions(*limits, listen_endpoint, uses_fork, *timeouts)
             host = None if executor is None else _resolve_host(executor)
             self._executor = PersistentExecutor(host, workers, options)
             self.executor, self.workers = executor, workers

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from math import inf
 from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,6 +42,7 @@ from polarmap.worker.messages import (
     FETCH,
     JOB,
     MODULES,
+    NO_SEGMENT,
     SEGMENT,
     TASK,
     UNUSABLE,
@@ -49,8 +51,11 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.polling import POLLIN, POLLOUT
 from polarmap.worker.private_files import check_private_folder, write_private_file
-from polarmap.worker.segments import INLINE
+from polarmap.worker.segments import decode_segment_range, encode_segment_range
 from polarmap.worker.task_records import to_plain_tuple
+
+if TYPE_CHECKING:
+    from polarmap.executors.store_reader import FinishedRead, StoreReader
 
 STEAL_AFTER_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 MAX_PREFETCHED = 8  # tasks that a worker is told of beyond the one that it is at: they fit into a socket
@@ -71,6 +76,7 @@ class PoolSession:
     module_sources : sources of those that it needs and workers may lack, by name.
     worker_pool, block_store : shared with the other maps of the pool.
     pool_folders : of the pool, for a folder of this map in each, which is made when it is needed.
+    fetch_timeout : seconds that this process may take to read a block from a store of the user's own.
     """
 
     # Of maps: no two have the same, so that what is removed by its name is of this one.
@@ -87,6 +93,7 @@ class PoolSession:
         worker_pool: WorkerPool,
         block_store: BlockStore,
         pool_folders: Sequence[Path],
+        fetch_timeout: float,
     ) -> None:
         self._job_id, self._job_spec = next(self._job_ids), job_spec
         self._job_folders = tuple(f"{folder}/map-{self._job_id}" for folder in pool_folders)
@@ -103,12 +110,17 @@ class PoolSession:
         self._get_task_key = lru_cache(MAX_CACHED_TASKS)(get_task_key)
         self._allocation = self._worker_pool.open_allocation(self._wake_signal.set)
         self._allocation.poller.register(self._wake_signal, POLLIN)
+        self._store_reader: StoreReader | None = None
+        if job_spec.blocks.location is not None and job_spec.blocks.location.is_sent_by_driver:
+            from polarmap.executors.store_reader import StoreReader
+
+            self._store_reader = StoreReader.for_blocks(job_spec.blocks, fetch_timeout, self._wake_signal.set)
         if not worker_pool.shares_host:
             self._allocation.n_tasks = job_spec.blocks.n
         self._owner_pid = os.getpid()
         # No worker has a block that travels. What is stored is to come from one worker; a worker at a task
         # reads no block that is longer than the buffer of its socket.
-        is_inline = job_spec.blocks.location == INLINE
+        is_inline = job_spec.blocks.location is not None and job_spec.blocks.location.is_inline
         self._locality_window = 1 if is_inline else LOCALITY_WINDOW
         self._prefetches = not (job_spec.output_spec or is_inline)
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
@@ -142,7 +154,7 @@ class PoolSession:
         None starts if the time of the map is over before their blocks are stored.
         """
         # files here; of a storage that may hang, a thread removes what is unneeded
-        if self._block_store.is_memory_mapped:
+        if self._block_store.location.is_memory_mapped:
             self._block_store.collect_garbage()
         self._unfinished.update(attempts)
         try:
@@ -198,6 +210,8 @@ class PoolSession:
             ]
             for worker in readable_workers:
                 outcomes += [] if worker is None else self._handle_replies(worker)
+            if self._store_reader is not None:
+                outcomes += self._send_read_segments(self._store_reader.collect_finished())
             if self._allocation.receiving_workers:
                 outcomes += self._write_unsent_messages(deadline)
             is_finished = (
@@ -488,9 +502,39 @@ class PoolSession:
         return new_outcomes
 
     def _send_segment(self, worker: WorkerHandle, fetch_message: Message) -> bool:
-        """Send the part of a block that a worker asks for; whether it is there to take it."""
-        data = self._published_blocks.read_component(self._job_spec.blocks, fetch_message.header.decode())
-        is_sent = worker.channel.send(Message(SEGMENT, fetch_message.attempt_key, fetch_message.header, data))
+        """Send a segment that a worker asks for, or start to read it; return whether the worker is there."""
+        segment = decode_segment_range(fetch_message.header)
+        if self._store_reader is not None:
+            self._published_blocks.check_was_referenced(segment)
+            self._store_reader.start(fetch_message.attempt_key, segment)
+            return True
+        data = self._published_blocks.read_component(self._job_spec.blocks, segment.key)
+        return self._send_to_waiting_worker(
+            worker, Message(SEGMENT, fetch_message.attempt_key, fetch_message.header, data)
+        )
+
+    def _send_read_segments(self, finished_reads: Sequence[FinishedRead]) -> list[Outcome]:
+        """Send what was read to the workers that wait for it; return the attempts that get no block."""
+        outcomes = list[Outcome]()
+        for attempt_key, segment, data, failure in finished_reads:
+            _, task, attempt = attempt_key
+            kind = SEGMENT if failure is None else NO_SEGMENT
+            for worker in list(self._allocation.workers.values()):
+                if worker.assigned and worker.assigned[0][0] == attempt_key:
+                    self._send_to_waiting_worker(
+                        worker, Message(kind, attempt_key, encode_segment_range(segment), data)
+                    )
+            if failure is not None and (task, attempt) in self._unfinished:
+                self._unfinished.remove((task, attempt))
+                outcomes.append(Outcome(task, attempt, [], (), failure, 0.0))
+                if failure.kind == "damaged":
+                    self._job_spec.blocks.on_damage_found()
+                    self._published_blocks.invalidate_if_damaged(self._job_spec.blocks, task, failure)
+        return outcomes
+
+    def _send_to_waiting_worker(self, worker: WorkerHandle, message: Message) -> bool:
+        """Send a message to a worker that waits for its block; return whether the worker is there."""
+        is_sent = worker.channel.send(message)
         if worker.channel.has_unsent:
             self._allocation.update_polled_events(worker)
         self._worker_pool.flush_messages()

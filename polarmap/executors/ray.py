@@ -21,6 +21,7 @@ from polarmap.executors.remote_workers import NO_MACHINE_CHOICES
 from polarmap.executors.worker_listener import find_local_address_towards, is_every_host_local
 from polarmap.executors.worker_pool import GRACE_SECONDS
 from polarmap.worker.daemon_threads import run_in_daemon_thread
+from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver
 
 NODE_LIST_INTERVAL = 5.0  # seconds between two requests for the cluster's nodes
@@ -44,7 +45,7 @@ class RayEngine(Engine):
         "ray://host:port".
     """
 
-    name, location_kind = "Ray", "ray"
+    name, location = "Ray", ClusterLocation(backend="ray")
     no_connection_advice = "pass executor=ray to the map, whose tasks then are tasks of Ray"
     placement_timeout = 20.0  # seconds in which a node starts several processes, also if its cores are busy
 

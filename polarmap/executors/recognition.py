@@ -1,7 +1,8 @@
-"""Recognize what a user passes as an executor, and import only what that needs."""
+"""Recognize what a user passes as an executor, and import an engine or Lithops only for those who use it."""
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from polarmap.errors import ExecutorError
@@ -13,6 +14,7 @@ from polarmap.executors.executor_specs import (
     is_localhost_spec,
     is_ray_spec,
 )
+from polarmap.executors.futures import EngineExecutor, FuturesExecutor
 from polarmap.executors.interface import MapExecutor
 from polarmap.executors.resolved import CustomExecutor, ExecutorHandle, ResolvedExecutor
 
@@ -30,6 +32,8 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
         return executor_spec
     if isinstance(executor_spec, ExecutorHandle):
         return executor_spec.resolve()
+    if isinstance(executor_spec, (ThreadPoolExecutor, ProcessPoolExecutor)):
+        return FuturesExecutor(executor_spec)
     if isinstance(executor_spec, type):
         class_name = executor_spec.__name__
         raise ExecutorError(
@@ -41,8 +45,6 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(make_lithops_source(executor_spec))
-    from polarmap.executors.futures import EngineExecutor, FuturesExecutor
-
     if is_dask_client(executor_spec):
         from polarmap.executors.dask import DaskEngine
 

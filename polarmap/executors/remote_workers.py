@@ -15,7 +15,8 @@ from types import MappingProxyType
 from polarmap.clouds.limits import WorkerSpec, compute_block_cache_bytes
 from polarmap.clouds.prices import PersistentUsage, count_listing_requests
 from polarmap.errors import ExecutorError
-from polarmap.executors.block_store import BlockStore
+from polarmap.executors.block_store import BlockStore, DriverBlockStore
+from polarmap.executors.interface import Reach
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer, WorkerChannel
 from polarmap.executors.worker_listener import WorkerListener
 from polarmap.executors.worker_placement import (
@@ -56,7 +57,7 @@ class WorkerProvider:
     shares_host : whether they are, as far as it is known now: they map blocks, and ask for what they do not
         find.
     imports_polarmap : whether they can import this package; else what they need of it travels with each f.
-    backend_and_storage : of its workers, as `check_location_reachable` takes them.
+    reach : the storage that its workers can use.
     bucket, key_prefix : of what workers and driver leave for each other; None where there is no storage.
     listing_interval : between listings of a storage, which say who has ended; inf where it is known without.
     worker_spec : what each worker is given, as far as that is known.
@@ -71,7 +72,7 @@ class WorkerProvider:
     max_worker_seconds = inf
     max_workers: int | None = None
     shares_files = shares_host = imports_polarmap = False
-    backend_and_storage = "", ""
+    reach = Reach()
     bucket: str | None = None
     key_prefix = ""
     listing_interval = inf
@@ -126,8 +127,8 @@ class WorkerProvider:
         raise NotImplementedError
 
     def make_block_store(self) -> BlockStore:
-        """Where blocks lie for its workers, if they share no files with this process."""
-        return BlockStore(self.key_prefix)
+        """Return where its workers find blocks if they share no files with this process."""
+        return DriverBlockStore(self.key_prefix)
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""
@@ -203,6 +204,7 @@ class RemoteWorkerPool(WorkerPool):
     block_cache_bytes : bytes of blocks that each worker may keep.
     n_threads : that each may use for linear algebra.
     tcp_timeout : seconds of silence after which the connection to a worker is lost, at both ends.
+    fetch_timeout : seconds that a worker may take to read a block from the provider's storage.
     """
 
     def __init__(
@@ -213,6 +215,7 @@ class RemoteWorkerPool(WorkerPool):
         block_cache_bytes: int,
         n_threads: int,
         tcp_timeout: float = TCP_TIMEOUT,
+        fetch_timeout: float = inf,
     ) -> None:
         super().__init__(max_workers if max_workers is not None else provider.max_workers)
         self._provider = provider
@@ -243,9 +246,8 @@ class RemoteWorkerPool(WorkerPool):
         endpoints = () if self._listener is None else self._listener.endpoints
         if provider.worker_spec is not None:
             block_cache_bytes = min(block_cache_bytes, compute_block_cache_bytes(provider.worker_spec))
-        self._driver_address = DriverAddress(
-            endpoints, key, provider.bucket, provider.key_prefix, block_cache_bytes, n_threads, tcp_timeout
-        )
+        storage_and_limits = provider.bucket, provider.key_prefix, block_cache_bytes, n_threads
+        self._driver_address = DriverAddress(endpoints, key, *storage_and_limits, tcp_timeout, fetch_timeout)
 
     def request_workers(self, n_workers: int) -> None:
         """Start as many workers as are missing of the `n_workers` that would be of use now."""

@@ -44,9 +44,9 @@ class AdaptiveParitySchedule:
             return self._upfront_options
         return self._on_demand_options
 
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
-        """The seconds that no task should take, of any share."""
-        return np.full(cdf.shape, LATE_FACTOR * self._last_seconds)
+    def quantile_given_completion(self, p: Floats) -> Floats:
+        """Return the seconds after which a task of the next product is late, for any fraction `p`."""
+        return np.full(p.shape, LATE_FACTOR * self._last_seconds)
 
     def observe_product(self, product_seconds: float, needed_parity: bool) -> None:
         """Take in after how many seconds the last result of the latest product came that it used.

@@ -66,8 +66,7 @@ class CodedMatrix:
         """Pairs of coded blocks of columns, for A' A; of blocks of their own where these are too many."""
         if self._column_pairs is None:
             code = self.get_encoding("columns").code
-            is_rotation_code = isinstance(code, PolarCode) and code.kernel == "rotation"
-            is_shareable = is_rotation_code and code.k <= GRAM_COUNTS.k
+            is_shareable = code.supports_triangles and code.k <= GRAM_COUNTS.k
             column_blocks = self.get_encoding("columns" if is_shareable else "paired columns").coded_blocks()
             self._column_pairs = CodedPairs(column_blocks, column_blocks, upper_triangle=True)
         return self._column_pairs
@@ -129,4 +128,4 @@ class CodedMatrix:
 
 def _resize_code(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
     """Return the caller's code with the numbers of blocks of a side; a name stands for every size."""
-    return code.with_sizes(n, k) if isinstance(code, PolarCode) else code
+    return code if isinstance(code, str) else code.with_sizes(n, k)

@@ -11,7 +11,7 @@ import numpy as np
 
 from polarmap.arrays.array import CodedArray
 from polarmap.blocks.array_like import is_scipy_sparse
-from polarmap.blocks.code_choice import CodeName, check_not_secret_sharing
+from polarmap.blocks.code_choice import CodeName, check_not_secret_sharing, check_polar_code_or_name
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.blocks.sparse import to_canonical_csr
 from polarmap.codes.polar import PolarCode
@@ -23,6 +23,7 @@ from polarmap.errors import CodeError, PolarmapError, trimmed_tracebacks, warn
 from polarmap.executors import resolve_executor
 from polarmap.linalg import operands
 from polarmap.linalg.coded_matrix import CodedMatrix
+from polarmap.linalg.deadline import Deadline
 from polarmap.linalg.gram import SPARSE_GRAM_ADVICE, check_weights, compute_gram
 from polarmap.linalg.layouts import BlockCounts, check_axis_block_counts, resolve_block_counts
 from polarmap.linalg.products import make_product_runner, multiply_row_blocks
@@ -129,7 +130,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             if transpose is not None:
                 self._coded_matrix.encodings["columns"] = _check_transpose(transpose, matrix)
             get_context = partial(make_context, bool(progress))  # no bar for each product by default
-            self._run_product = make_product_runner(executor, options, get_context)
+            self._deadline = Deadline()
+            self._run_product = make_product_runner(executor, options, get_context, self._deadline)
             self.n_products = 0
             self._report: LazyReport | None = None
 
@@ -141,6 +143,23 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     def close(self) -> None:
         """Remove the coded blocks; the caller's executor stays open. Safe to call twice."""
         self._finalizer()
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Let all products from now on together take at most `seconds`; None: any time.
+
+        A product that has not ended by then raises `DeadlineExceededError`, and so does each later one. The
+        encoding of the matrix, with the first product of each side, is not interrupted.
+
+        Examples
+        --------
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> with ThreadPoolExecutor(4) as pool, CodedOperator(np.eye(9), blocks=3, executor=pool) as operator:
+        ...     operator.set_deadline(60.0)
+        ...     (operator @ np.ones(9)).sum()
+        np.float64(9.0)
+        """
+        with trimmed_tracebacks:
+            self._deadline.set(seconds)
 
     def gram(self, weights: Any) -> Array:
         """A^H diag(weights) A, one coded map over pairs of blocks of columns; counted as a product.
@@ -252,7 +271,8 @@ def _resolve_block_counts(
     blocks: int | None, tasks: int | None, code: CodeName | PolarCode, default_blocks: int
 ) -> BlockCounts:
     """As asked for; `default_blocks`: k if neither is."""
-    if isinstance(code, PolarCode):
+    check_polar_code_or_name(code)
+    if not isinstance(code, str):
         if blocks not in (None, code.k) or tasks not in (None, code.n):
             raise CodeError(
                 f"blocks={blocks} and tasks={tasks} must match code={code!r}. Leave blocks and tasks out, or "

@@ -17,11 +17,12 @@ from polarmap.driver.options import FunctionTraits, MapOptions, Verify, check_op
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function, prepare_coded_execution
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.dtypes import Array, DType
-from polarmap.errors import CodeError
+from polarmap.errors import CodedTimeoutError, CodeError
 from polarmap.executors import resolve_executor
 from polarmap.executors.resolved import ResolvedExecutor
 from polarmap.linalg import layouts, operands
 from polarmap.linalg.adaptive_parity import AdaptiveParitySchedule
+from polarmap.linalg.deadline import Deadline
 from polarmap.report import Report
 from polarmap.worker.pytree import Shape
 from polarmap.worker.task_functions import multiply_block, multiply_block_pair
@@ -242,15 +243,20 @@ def multiply_block_pairs(
 
 
 def make_product_runner(
-    executor: ResolvedExecutor, options: MapOptions, get_context: Callable[[], JobContext]
+    executor: ResolvedExecutor,
+    options: MapOptions,
+    get_context: Callable[[], JobContext],
+    deadline: Deadline | None = None,
 ) -> ProductRunner:
-    """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
+    """Return a function that maps functions of this package, whose results are arrays of a known shape.
 
-    `get_context` returns the context of the product that begins now.
+    Where all tasks share the cores of this machine, parity tasks wait until data tasks are late, as the
+    previous product of the same blocks tells.
 
-    Where all tasks share the cores of this machine, parity waits until data is late, as the product of
-    the same blocks before tells.
+    get_context : called with no arguments when a product begins; returns the context of its map.
+    deadline : of all products together; a product that would take longer raises DeadlineExceededError.
     """
+    deadline = Deadline() if deadline is None else deadline
     schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # of coded blocks, by id, and results
     # Threads of a pool of the caller may wait for something else than a core.
     runs_on_cores = executor.is_local and executor.has_persistent_workers
@@ -264,9 +270,17 @@ def make_product_runner(
             traits = FunctionTraits(meets_requirement=True, result_shape=result_shape, is_rowwise=True)
             parity_schedule = AdaptiveParitySchedule(replace(options, traits=traits))
             schedules[id(coded_blocks), result_shape] = parity_schedule
-        product_options = parity_schedule.map_options
+        map_options = parity_schedule.map_options
+        product_options = deadline.limit_timeout(map_options)
         execution, blocks = prepare_coded_execution(coded_blocks, CodeOptions(), executor, product_options)
-        collector, report = execute_coded(execution, block_function, blocks, product_options, get_context())
+        try:
+            collector, report = execute_coded(
+                execution, block_function, blocks, product_options, get_context()
+            )
+        except CodedTimeoutError as error:
+            if product_options is map_options:
+                raise
+            raise deadline.make_error() from error
         if adapts_parity:
             arrived = collector.task_table.arrived
             has_missing = len(collector.decoder.tracker.missing_indices) > 0

@@ -1,4 +1,4 @@
-"""Executor: a concurrent.futures.Executor for any function, whose late calls are started once more."""
+"""Executor: a concurrent.futures.Executor for any function, with backups of late calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from concurrent import futures
 from functools import partial
 from typing import Any, TypeVar
 
-from polarmap.driver.call_queue import CallQueue, MappedCalls, SubmittedCall, get_function_key
+from polarmap.driver.call_queue import CallQueue
+from polarmap.driver.calls import MappedCalls, SubmittedCall, get_function_key
+from polarmap.driver.options import check_retry_delay
+from polarmap.driver.policies import RetryRule
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
 from polarmap.executors import resolve_executor
@@ -35,41 +38,44 @@ from polarmap.worker.task_functions import call_each
 
 T = TypeVar("T")
 
-MAX_QUEUED_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
+MAX_QUEUED_CALLS = 4096  # calls that a pool is given at a time, as it keeps a record of each
 
 
 class Executor(ExecutorHandle, futures.Executor):
     """A `concurrent.futures.Executor`: calls of any function as futures, with backups for late ones.
 
-    For tools that take an executor, and for calls that come one by one. What a call returns or raises is
-    what it would in a `ProcessPoolExecutor`; besides, a call whose worker dies is started again, and one
-    that is late, by what calls of its function took before, gets a backup as soon as no other call waits:
-    the first to return counts. Arguments and results are pickled (with cloudpickle: functions may be
-    defined anywhere). If a call raises `SystemExit`, `StopIteration` or the like, its future holds a
-    `FunctionExitError`. As `executor=` of a map it is where it runs itself.
+    Use it with tools that take an executor, and for calls that come one by one. A call returns or raises what
+    it would in a `ProcessPoolExecutor`. In addition, a call whose worker dies is started again. A call that
+    is late, judged by earlier calls of its function, gets a backup as soon as no other call is queued, and
+    the first attempt to return counts. Arguments and results are pickled with cloudpickle, so functions may
+    be defined anywhere. If a call raises `SystemExit`, `StopIteration` or the like, its future holds a
+    `FunctionExitError`. A map with `executor=` an Executor runs where the calls run.
 
     Parameters
     ----------
     executor : optional
-        Where calls run, as for `coded_map`: by default on workers of this machine that stay. A Lithops
-        configuration or executor, a Dask client or `ray` gets persistent workers until `shutdown`.
+        Where calls run, as for `coded_map`. By default they run on persistent workers of this machine. A
+        Lithops configuration or executor, a Dask client or `ray` gets persistent workers until `shutdown`.
     workers : int, optional
-        Calls at a time, on persistent workers of its own. By default on this machine as many as keep the
-        cores busy; elsewhere as many as there are calls, or threads.
+        The number of calls at a time, on persistent workers of its own. By default there are as many as keep
+        the cores of this machine busy. Elsewhere there are as many as there are calls, or threads.
     backups : int
-        How many a call may get. With 0 no call is begun twice unless its worker is lost.
+        The number of backups that a call may get. With 0 no call is started twice unless its worker is lost.
     retries : int
-        How often a call is started again whose worker was lost. Short calls of `map` travel together: if
-        their worker is lost, each of them is started again alone, and that loss counts for none. A call that
-        ends its worker every time raises `WorkerLostError`, and has ended at most `retries` + 2 workers by
-        then, plus one for each of its backups.
+        How often a call is started again whose worker was lost. Short calls of `map` travel together. If
+        their worker is lost, each of them is started again alone, and that loss does not count. A call that
+        ends its worker every time raises `WorkerLostError`. It has then ended at most `retries` + 2 workers,
+        plus one for each of its backups.
+    retry_delay : float
+        Seconds before a lost call is started again, doubled after each further loss, up to 60 seconds. Other
+        calls run meanwhile.
 
     Raises
     ------
     CodeError
-        For an option that is none.
+        If an option is invalid.
     ExecutorError
-        For an executor that is none, or has workers of its own besides `workers`.
+        If `executor` is not an executor, or has workers of its own and `workers` is given.
 
     Examples
     --------
@@ -81,7 +87,13 @@ class Executor(ExecutorHandle, futures.Executor):
     """
 
     def __init__(
-        self, executor: Any = None, workers: int | None = None, *, backups: int = 2, retries: int = 1
+        self,
+        executor: Any = None,
+        workers: int | None = None,
+        *,
+        backups: int = 2,
+        retries: int = 1,
+        retry_delay: float = 0.0,
     ) -> None:
         with trimmed_tracebacks:
             if workers is not None:
@@ -89,6 +101,7 @@ class Executor(ExecutorHandle, futures.Executor):
             for name, count in {"backups": backups, "retries": retries}.items():
                 if not is_nonnegative_int(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
+            retry_rule = RetryRule(int(retries), check_retry_delay(retry_delay))
             used_executor, on_close = resolve_executor(executor).with_persistent_workers(workers)
             self._executor = used_executor
             self.worker_spec, self.is_local = used_executor.worker_spec, used_executor.is_local
@@ -103,7 +116,7 @@ class Executor(ExecutorHandle, futures.Executor):
             self._pickling_context = (
                 pickle_worker_code_by_value if self._is_remote else contextlib.nullcontext
             )
-            self._call_queue = CallQueue(used_executor, on_close, max_in_flight, int(backups), int(retries))
+            self._call_queue = CallQueue(used_executor, on_close, max_in_flight, int(backups), retry_rule)
             weakref.finalize(self, self._call_queue.shutdown).atexit = False
 
     @property
@@ -121,24 +134,24 @@ class Executor(ExecutorHandle, futures.Executor):
         return ExecutorOfCalls(self, self._executor)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
-        """The future of the call `fn(*args, **kwargs)`.
+        """Submit the call `fn(*args, **kwargs)` and return its future.
 
         Parameters
         ----------
         fn : callable
-            What is called; it may be defined anywhere.
+            The function, which may be defined anywhere.
         *args, **kwargs
-            What it is called with, as it is now.
+            Its arguments, which are pickled before `submit` returns.
 
         Returns
         -------
         concurrent.futures.Future
-            It can be cancelled until a worker is given the call.
+            The future, which can be cancelled until a worker is given the call.
 
         Raises
         ------
         RuntimeError
-            After `shutdown`.
+            If the executor has been shut down.
         """
         future: futures.Future[T] = futures.Future()
         try:
@@ -159,21 +172,21 @@ class Executor(ExecutorHandle, futures.Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """The results of `fn` on the items of iterables, in their order, as `map` gives them.
+        """Return an iterator over the results of `fn` on the items of iterables, in their order.
 
         Parameters
         ----------
         fn : callable
-            What is called, as for `submit`.
+            The function, as for `submit`.
         *iterables
-            Each gives one argument of a call; the shortest decides how many there are.
+            Each yields one argument of every call. The shortest decides how many calls there are.
         timeout : float, optional
-            Seconds from now after which the next result raises TimeoutError if it is not there.
+            Seconds from now after which the iterator raises TimeoutError if the next result has not arrived.
         chunksize : int
-            Calls that travel and run together, as one call. Short ones go to workers together anyway; what
-            one that takes long holds up goes to other workers, and so does that one, once more.
+            The number of calls that travel and run together, as one call. Short calls share a task anyway,
+            and if one of them takes long, it and the others are started on workers of their own.
         buffersize : int, optional
-            Calls, or chunks of them, that are submitted and whose results nobody has taken yet; by
+            The number of calls, or chunks of calls, that are submitted before their results are taken. By
             default all are submitted at once, and the iterables are read to their end.
         """
         if not is_integer(chunksize) or chunksize < 1:
@@ -192,7 +205,7 @@ class Executor(ExecutorHandle, futures.Executor):
         mapped_calls = MappedCalls(get_function_key(fn), chunksize)
         mapped_calls.context = self._pickle_function_once(partial(call_each, fn), mapped_calls)
         self._enqueue_chunks(mapped_calls, list(itertools.islice(chunks, buffersize)))
-        # Where none is to come, an iterator keeps no executor alive.
+        # Without further submissions, the iterator does not keep the executor alive.
         submissions = (
             () if buffersize is None else (self._enqueue_chunks(mapped_calls, [chunk]) for chunk in chunks)
         )
@@ -201,7 +214,7 @@ class Executor(ExecutorHandle, futures.Executor):
         )
 
     def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> bool:
-        """Let calls of one function have more, each of a chunk; one that does not travel has failed."""
+        """Submit chunks as further items of a map. A chunk that cannot be pickled fails at once."""
         first_index, new_indices = len(mapped_calls.blocks), list[int]()
         mapped_calls.blocks += [b""] * len(chunks)
         with self._pickling_context():
@@ -229,11 +242,14 @@ class Executor(ExecutorHandle, futures.Executor):
     def _pickle_function_once(
         self, f: Callable[..., Any], mapped_calls: MappedCalls
     ) -> Callable[..., Any] | str | bytes:
-        """f of these calls, pickled once, what is large as a file; itself if it does not travel."""
-        with contextlib.suppress(Exception):  # which each call tells
+        """Return the pickle of f for all calls, or the path of its file if it is large.
+
+        If f cannot be pickled, return f itself: each call then fails with the reason.
+        """
+        with contextlib.suppress(Exception):
             pickled_function = pickle_function_with_buffers(f, "workers", self._is_remote)
             if self._shares_files and pickled_function.n_bytes > MAX_INLINE_FUNCTION_BYTES:
-                with contextlib.suppress(OSError, ExecutorError):  # no room: it travels with each call
+                with contextlib.suppress(OSError, ExecutorError):  # No room: f travels with each call.
                     return _write_function_file(mapped_calls, pickled_function)
             return b"".join(pickled_function.get_buffers_to_send())
         return f
@@ -244,12 +260,12 @@ class Executor(ExecutorHandle, futures.Executor):
         return self._executor.open(job_spec)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls. Safe to call twice.
+        """Accept no more calls. A second call does no harm.
 
         Parameters
         ----------
         wait : bool
-            Whether to wait until all calls have ended, and workers of its own, too.
+            Whether to wait until all calls, and the executor's own workers, have ended.
         cancel_futures : bool
             Whether to cancel the calls that no worker was given.
         """
@@ -271,8 +287,8 @@ class ExecutorOfCalls(DelegatingExecutor):
 
 
 def _write_function_file(owner: object, f: PickledFunction) -> str:
-    """The path of a file that holds a function, and is there as long as its owner."""
-    folder = make_temp_folder()  # which has more room; a new file is in memory at first
+    """Write a function to a file that is deleted with its owner, and return the path."""
+    folder = make_temp_folder()  # A disk has more room, and the pages of a new file are in memory.
     weakref.finalize(owner, remove_owned_folder, folder)
     check_private_folder(str(folder))  # as workers do: not every file system keeps others out
     write_file(str(folder), "calls/function", *f.get_buffers_to_send())

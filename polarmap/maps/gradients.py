@@ -259,8 +259,7 @@ def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_direc
     """k, as coded_map chooses it for `n_directions` rows."""
     code_options = CodeOptions(blocks, tasks, code).check()
     max_blocks = DEFAULT_N_BLOCKS if code_options.tasks is None else max(1, 3 * code_options.tasks // 4)
-    code_blocks = code.k if isinstance(code, PolarCode) else None
-    k = code_options.blocks or code_blocks or min(max_blocks, n_directions)
+    k = code_options.requested_k or min(max_blocks, n_directions)
     if k > n_directions:
         raise CodeError(
             f"blocks={k} is more than the {n_directions} directions; use blocks <= {n_directions}"

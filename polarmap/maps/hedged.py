@@ -1,41 +1,35 @@
-"""hedged_map: a plain map of any f over any data, whose stragglers are started again."""
+"""hedged_map: apply any f to items, with backup tasks for stragglers."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from polarmap.blocks.uneven import (
-    UncodedBlocks,
-    cut_data_into_items,
-    group_consecutive_items,
-    items_to_arrays,
-)
+from polarmap.blocks.uneven import convert_items_to_blocks, cut_data_into_items, split_range_evenly
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
-from polarmap.driver.batches import MAX_BATCHES, BatchPolicy, ItemSequence, can_batch_items, unpickle_result
-from polarmap.driver.events import BlockReady, JobContext
+from polarmap.driver.batch_collectors import BatchCollector, FixedBatchCollector, QueuedBatchCollector
+from polarmap.driver.batch_policy import MAX_BATCHES, BatchPolicy, can_batch_items
+from polarmap.driver.batches import Batch, BatchBlocks, ItemSequence, QueuedBatchBlocks
+from polarmap.driver.collector import JobTimer
+from polarmap.driver.events import JobContext
+from polarmap.driver.item_results import ItemResults
 from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import check_function, check_on_result, check_options
+from polarmap.driver.policies import SchedulingPolicy, make_backup_policy
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.driver.results import CodedResult, LazyReport
-from polarmap.driver.uncoded_collector import BatchCollector, execute_uncoded
-from polarmap.errors import (
-    CodeError,
-    NotDecodableError,
-    WorkerLostError,
-    annotate_exception,
-)
+from polarmap.driver.task_table import TaskTable
+from polarmap.errors import CodeError
 from polarmap.executors import resolve_executor
-from polarmap.executors.interface import JobSpec, Outcome, to_failure
+from polarmap.executors.interface import JobSpec
 from polarmap.validation import check_positive_int, is_nonnegative_int
-from polarmap.worker.pytree import Array, describe_type
+from polarmap.worker.pytree import describe_type
 from polarmap.worker.task_functions import make_call_task
-from polarmap.worker.task_records import ErrorInfo
 
 T = TypeVar("T")
 
@@ -58,37 +52,39 @@ def hedged_map(
     on_result: Callable[[int, T], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
-    """Map any f over anything; what is late gets a backup, and the first result of each counts.
+    """Apply any f to any items, with backup tasks for stragglers.
 
-    For functions that no code commutes with. A straggler costs the time until it is known to be late, and
-    one more run.
+    Use it for functions that do not commute with a code. The first result of each item counts. A straggler
+    costs the time until it is known to be late, and one more run.
 
     Parameters
     ----------
     f : callable
-        Any function. A late task may run twice: f should have no side effects that must not.
+        Any function. A late task may run twice, so f should have no side effects that must happen once.
     data : array-like, sequence or iterable
-        An array or data frame is cut by rows into nearly equal blocks; a tensor is read as numpy. Of a
-        sequence or an iterator each item is a task: whatever can be pickled.
+        The items. An array or a data frame is cut by rows into nearly equal blocks, each of which is an item.
+        A tensor is read as a numpy array. The items of a sequence or an iterator may be anything that can be
+        pickled.
     star : bool
-        Each item is a tuple of arguments: f(*item) in place of f(item).
+        Whether each item is a tuple of arguments: call f(*item) instead of f(item).
     args, kwargs : sequence and dict, optional
-        Further arguments of every call, behind those of the item.
+        Further arguments of every call, after those of the item.
     blocks : int, optional
-        How many tasks: by default one for each item of a sequence, 24 for an array. With fewer tasks than
-        items each calls f on neighbouring items in turn; there is still a result for each item.
+        The number of tasks. By default there is one for each item of a sequence, and 24 for an array. With
+        fewer tasks than items, each task calls f on neighbouring items in turn. There is still a result for
+        each item.
     executor, timeout, retry_delay, progress : optional
         As for `coded_map`.
     retries : int
-        How often an item is tried again on which f raised, or whose worker was lost. Short items travel
-        together: if their worker is lost, each of them is started again alone, and that loss counts for
-        none. An item that ends its worker every time ends at most `retries` + 2 of them, plus one for each
-        backup.
+        How often an item is tried again on which f raised, or whose worker was lost. Items of one of the
+        `blocks` are tried again together. Other short items travel together too, but if their worker is lost,
+        each of them is started again alone, and that loss does not count. An item that ends its worker every
+        time ends at most `retries` + 2 workers, plus one for each of its backups.
     backups : int
-        How many a task may get. It is late when it has run longer than eleven in twelve are expected to
-        (`polarmap.planning.LatenessRule`), and longer than 0.1 s.
+        The number of backups that a task may get. A task is late when it has run longer than 0.1 s and longer
+        than eleven in twelve tasks are expected to (`polarmap.planning.LatenessRule`).
     return_exceptions : bool
-        What f raised on an item, or a `WorkerLostError`, stands in the place of its result, and the other
+        Whether what f raised on an item, or a `WorkerLostError`, is the result of the item, and the other
         items go on. By default the first exception ends the map.
     on_result : callable, optional
         Called as `on_result(index, result)` once for each item, as soon as its result is there, on this
@@ -97,18 +93,19 @@ def hedged_map(
     Returns
     -------
     CodedResult
-        What f returned for each. In its report, `attempts` of a task counts its backups.
+        What f returned for each item. In its report, `attempts` of a task counts its backups.
 
     Raises
     ------
     Exception
-        What f raised on an item, after `retries`; a note names the item.
+        What f raised on an item, after `retries` further attempts. A note names the item.
     FunctionExitError
-        f raised what would end the calling program or loop, such as SystemExit or StopIteration.
+        If f raised an exception that would end the calling program or loop, such as SystemExit or
+        StopIteration.
     CodeError
-        Arguments that cannot be, or an item that cannot be pickled.
+        If an argument is invalid, or an item cannot be pickled.
     NotDecodableError, CodedTimeoutError, ExecutorError
-        As for `coded_map`; every task has to return.
+        As for `coded_map`. Every task has to return.
 
     Examples
     --------
@@ -132,135 +129,47 @@ def hedged_map(
     _check_call_arguments(star, args, kwargs, return_exceptions)
     execution = MapExecution(resolve_executor(executor))
     items = cut_data_into_items(data, None if blocks is None else check_positive_int("blocks", blocks), star)
-    n_tasks = len(items) if blocks is None else min(blocks, len(items))
-    is_grouped = n_tasks < len(items)
+    n_items, n_tasks = len(items), len(items) if blocks is None else min(blocks, len(items))
     execution.set_code(Uncoded(n_tasks, max_backups=1))
     if not items:
         build_report = partial(replace, execution.current_report(), verified="not needed", is_final=True)
-        return PreparedMap(
-            lambda context: CodedResult([], LazyReport(build_report)), execution.current_report
-        )
-    grouped_items = group_consecutive_items(items, n_tasks) if is_grouped else items
-    range_ends = list(itertools.accumulate(map(len, grouped_items) if is_grouped else [1] * n_tasks))
-    # the items of each task
-    item_ranges = [range(start, end) for start, end in zip([0, *range_ends], range_ends)]
-    use_batches = (
-        not is_grouped and n_tasks > MAX_BATCHES and can_batch_items(execution.executor, backups, retries)
+        empty_result = CodedResult[T]([], LazyReport(build_report))
+        return PreparedMap(lambda context: empty_result, execution.current_report)
+    is_grouped = n_tasks < n_items
+    can_batch = blocks is None and n_tasks > MAX_BATCHES
+    can_batch = can_batch and can_batch_items(execution.executor, backups, retries)
+    referenced_objects = list[Any]()
+    item_blocks, is_pickled = convert_items_to_blocks(
+        items, referenced_objects, batch_small_items=can_batch or is_grouped, pickle_arrays=is_grouped
     )
-    referenced_functions = list[Any]()
-    task_arrays, is_pickled = items_to_arrays(
-        grouped_items, referenced_functions, "block" if is_grouped else "item", use_batches
-    )
-    keep_exceptions = bool(return_exceptions)
+    must_queue = can_batch and is_pickled
+    sequence = ItemSequence(None, blocks=item_blocks)
     task_function = make_call_task(
-        f, star, args, kwargs, is_pickled, is_grouped, keep_exceptions, referenced_functions
+        f, star, args, kwargs, is_pickled, may_stop_early=must_queue, referenced_objects=referenced_objects
     )
-
-    def label_task(task: int) -> str:
-        return _format_item_label(item_ranges[task], len(items))
-
-    def decode_outcome(outcome: Outcome) -> Sequence[Any]:
-        item_range = item_ranges[outcome.task]
-        if outcome.failure is not None:
-            error = outcome.failure.cause or WorkerLostError(str(outcome.failure))
-            return [annotate_exception(label_task(outcome.task), error)] * len(item_range)
-        decoded = _decode_result(outcome.task, outcome.leaves[0], keep_exceptions)
-        if not is_grouped:
-            return [decoded]
-        if not keep_exceptions:
-            return decoded  # type: ignore[no-any-return]
-        if isinstance(decoded, BaseException):
-            return [decoded] * len(item_range)
-        return [
-            _get_item_result(item_result, item_index, len(items))
-            for item_index, item_result in zip(item_range, decoded)
-        ]
 
     def execute(context: JobContext) -> CodedResult[T]:
-        values = dict[int, T]()
-
-        def store_results(results: Iterable[tuple[int, Any]]) -> None:
-            for item_index, value in results:
-                values[item_index] = value
-                if context.events is not None:
-                    get_result = partial(values.__getitem__, item_index)
-                    context.events.emit(BlockReady(item_index, get_result, is_final=True))
-
-        def store_pickled_results(results: Sequence[tuple[int, bytes | Array]]) -> None:
-            store_results(
-                (item_index, _decode_result(item_index, data, keep_exceptions))
-                for item_index, data in results
-            )
-
-        def on_outcome(outcome: Outcome) -> None:
-            store_results(zip(item_ranges[outcome.task], decode_outcome(outcome)))
-
-        if use_batches and is_pickled:
-            blocks = BatchPolicy(True, n_tasks, backups, execution.executor.faults)
-            blocks.enqueue_items(ItemSequence(None, blocks=task_arrays), range(n_tasks))
-            make_collector = partial(
-                BatchCollector,
-                blocks,
-                n_tasks,
-                store_pickled_results,
-                on_outcome,
-                keep_exceptions,
-                label_task,
-            )
-            report = execution.execute(
-                JobSpec(task_function, blocks), blocks, options, make_collector, context
-            )[1]
+        results = ItemResults(n_items, bool(return_exceptions), context.events)
+        task_blocks: BatchBlocks
+        policy: SchedulingPolicy
+        make_collector: Callable[[TaskTable, JobTimer], BatchCollector]
+        if must_queue:
+            task_blocks = QueuedBatchBlocks()
+            faults = execution.executor.faults
+            policy = batch_policy = BatchPolicy(task_blocks, True, n_tasks, backups, faults)
+            batch_policy.enqueue_items(sequence, range(n_items))
+            make_collector = partial(QueuedBatchCollector, batch_policy, task_blocks, results)
         else:
-            task_blocks = UncodedBlocks([[task_array] for task_array in task_arrays], ("array",))
-            report = execute_uncoded(
-                execution,
-                task_function,
-                task_blocks,
-                options,
-                context,
-                on_outcome,
-                label_task,
-                max_backups=backups,
-                accept_failures=keep_exceptions,
-            )
-        return CodedResult([values[item_index] for item_index in range(len(items))], report)
+            item_ranges = itertools.starmap(range, split_range_evenly(n_items, n_tasks))
+            task_blocks = BatchBlocks([Batch(sequence, item_range) for item_range in item_ranges])
+            execution.check_backend_limits(task_blocks)
+            policy = make_backup_policy(n_tasks, backups)
+            make_collector = partial(FixedBatchCollector, task_blocks, results)
+        job_spec = JobSpec(task_function, task_blocks)
+        _, report = execution.execute(job_spec, policy, options, make_collector, context)
+        return CodedResult([results.values[item_index] for item_index in range(n_items)], report)
 
-    return PreparedMap(execute, execution.current_report, len(items))
-
-
-def _decode_result(task_index: int, data: bytes | Array, keep_exceptions: bool) -> Any:
-    """What f returned; NotDecodableError, raised unless it is kept, for what cannot be unpickled here."""
-    try:
-        return unpickle_result(data)
-    except Exception as error:
-        failure = NotDecodableError(
-            f"the result of task {task_index} cannot be unpickled here: {type(error).__name__}: {error}"
-        )
-        failure.__cause__ = error
-        if keep_exceptions:
-            return failure
-        raise failure from error
-
-
-def _get_item_result(item_outcome: tuple[bool, Any], item_index: int, n_items: int) -> Any:
-    """What f returned for one item of a block of several, or its exception."""
-    has_returned, value = item_outcome
-    if has_returned:
-        return value
-    error = to_failure(ErrorInfo(*value)).cause
-    assert error is not None
-    return annotate_exception(_format_item_label(range(item_index, item_index + 1), n_items), error)
-
-
-def _format_item_label(item_range: range, n_items: int) -> str:
-    """What an exception says of where it was raised.
-
-    >>> _format_item_label(range(3, 4), 9), _format_item_label(range(3, 6), 9)
-    ('item 3 of 9', 'one of items 3 to 5 of 9')
-    """
-    if len(item_range) == 1:
-        return f"item {item_range[0]} of {n_items}"
-    return f"one of items {item_range[0]} to {item_range[-1]} of {n_items}"
+    return PreparedMap(execute, execution.current_report, n_items)
 
 
 def _check_call_arguments(star: Any, args: Any, kwargs: Any, return_exceptions: Any) -> None:

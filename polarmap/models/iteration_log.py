@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from polarmap.errors import warn
 from polarmap.linalg.operators import CodedOperator
+from polarmap.models.solvers.solver import Solution
 
 
 class IterationLog:
@@ -49,11 +50,20 @@ class IterationLog:
         return parts if report is None else [*parts, f"{len(report.recovered)} of {report.k} blocks decoded"]
 
 
-def warn_if_not_converged(converged: bool, max_iter: int) -> None:
-    """Say that a solver stopped short of what `tol` asks for, to the caller of fit()."""
-    if not converged:
-        warn(
-            f"the solver has not converged within max_iter={max_iter} iterations, or can get no closer; "
-            "raise max_iter or tol",
-            ConvergenceWarning,
-        )
+def warn_if_not_converged(solution: Solution, max_iter: int, timeout: float | None) -> None:
+    """Warn the caller of fit() if a solver has ended before it was as accurate as `tol` asks for.
+
+    max_iter, timeout : the limits of the fit, which the warning names.
+    """
+    if solution.converged:
+        return
+    distance = f"optimality is {solution.optimality:.3g}, and 0 at the minimum"
+    if solution.dual_gap is not None:
+        distance = f"the objective is at most {solution.dual_gap:.3g} above its minimum"
+    if solution.timed_out:
+        reason = f"the fit has stopped at timeout={timeout} s, after {solution.n_iter} iterations"
+        advice = "raise timeout or tol"
+    else:
+        reason = f"the solver has not converged within max_iter={max_iter} iterations, or can get no closer"
+        advice = "raise max_iter or tol"
+    warn(f"{reason}: {distance}; {advice}", ConvergenceWarning)

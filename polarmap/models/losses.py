@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ GRADIENT_TOL = 8 * FLOAT64_EPS
 # A family is minus the log likelihood of its distribution with canonical link, up to a constant. eta is the
 # linear predictor, (samples, outputs), or (samples,) of a single output; y has its shape. value: of each
 # number or sample. mean: of y at eta; the gradient is mean - y. link: its inverse. curvature: the Hessian at
-# the eta of a mean, applied to a direction; max_curvature bounds it. conjugate: max over eta of
+# the eta of a mean, applied to a direction. conjugate: max over eta of
 # <u, eta> - value(eta), of each number or sample, for a u between 0 and a gradient.
 
 
@@ -31,8 +30,6 @@ class GaussianFamily:
     >>> GaussianFamily().value(np.zeros((1, 2)), np.array([[1.0, 2.0]])).tolist()
     [[0.5, 2.0]]
     """
-
-    max_curvature = 1.0
 
     def value(self, eta: Floats, y: Floats) -> Floats:
         return np.asarray((eta - y) ** 2 / 2)
@@ -56,8 +53,6 @@ class BernoulliFamily:
     >>> BernoulliFamily().value(np.zeros((1, 2)), np.ones((1, 2))).round(6).tolist()
     [[0.693147, 0.693147]]
     """
-
-    max_curvature = 0.25
 
     def value(self, eta: Floats, y: Floats) -> Floats:
         return np.asarray(np.logaddexp(0.0, eta) - y * eta)
@@ -83,8 +78,6 @@ class MultinomialFamily:
     [[0.25, 0.25, 0.25, 0.25]]
     """
 
-    max_curvature = 0.5
-
     def value(self, eta: Floats, y: Floats) -> Floats:
         return np.asarray(logsumexp(eta, axis=1, keepdims=True) - np.sum(y * eta, axis=1, keepdims=True))
 
@@ -109,8 +102,6 @@ class PoissonFamily:
     >>> PoissonFamily().mean(np.array([[0.0]])).tolist()
     [[1.0]]
     """
-
-    max_curvature = math.inf
 
     def value(self, eta: Floats, y: Floats) -> Floats:
         excess = np.maximum(eta - MAX_EXPONENT, 0.0)
@@ -247,8 +238,8 @@ class ProfiledLoss(WeightedLoss):
     def __init__(self, family: LossFamily, y: Floats, weights: Floats, fit_intercept: bool) -> None:
         super().__init__(family, y, weights)
         self.fit_intercept = fit_intercept
-        self.null_intercept: Floats = self.fit_null_predictor() if fit_intercept else np.zeros(y.shape[1])
-        self._cached_intercept: tuple[Floats | None, Floats] = None, self.null_intercept
+        self._null_intercept: Floats = self.fit_null_predictor() if fit_intercept else np.zeros(y.shape[1])
+        self._cached_intercept: tuple[Floats | None, Floats] = None, self._null_intercept
 
     def value(self, eta: Floats) -> float:
         """At the outputs eta, before the intercept."""
@@ -304,7 +295,7 @@ class ProfiledLoss(WeightedLoss):
     def find_optimal_intercept(self, eta: Floats) -> Floats:
         """The c (outputs,) that fits best, by Newton's method from the last one."""
         if not self.fit_intercept:
-            return self.null_intercept
+            return self._null_intercept
         if isinstance(self.family, GaussianFamily):
             return np.asarray(np.sum(self.weights * (self.y - eta), axis=0))
         cached_eta, intercept = self._cached_intercept

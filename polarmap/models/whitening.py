@@ -31,10 +31,6 @@ class WhiteningOperator(RealMatrixOperator):
     def _rmatmat(self, R: Floats) -> Floats:
         return np.asarray((self.axes.T @ R) / self.scale[:, np.newaxis])
 
-    def whiten_coefficients(self, coefficients: Floats) -> Floats:
-        """The z (features, columns) of coefficients w."""
-        return np.asarray(self.scale[:, np.newaxis] * (self.axes.T @ coefficients))
-
 
 def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -> WhiteningOperator:
     """The principal axes of X (samples, features), with an intercept also of a feature 1, by shares of sum 1.

@@ -36,6 +36,7 @@ from polarmap.planning.polarization import (
     virtual_medians,
     virtual_quantile,
 )
+from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.planning.simulation.backups import BackupRule, simulate_backups
 from polarmap.planning.simulation.jobs import SimulatedJobs
 from polarmap.planning.simulation.on_demand import simulate_on_demand
@@ -55,6 +56,7 @@ __all__ = [
     "Pareto",
     "ParityRule",
     "Plan",
+    "ProbabilityPair",
     "Scaled",
     "ShiftedExponential",
     "SimulatedJobs",

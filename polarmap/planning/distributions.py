@@ -2,8 +2,7 @@
 
 Times are in seconds, or in any other unit as long as it is the same everywhere. A distribution is
 split into the probability that a task never ends and the distribution of the tasks that end. The
-latter is given by three functions of the pair (below, above) of its cdf and 1 - cdf: both are carried,
-because the largest of thousands of tasks lives where one of the two is far below eps.
+latter is given by three functions, of which two return or take a `ProbabilityPair`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import CodeError, trimmed_tracebacks
+from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.validation import is_real_number
 
 Floats = npt.NDArray[np.float64]
@@ -35,12 +35,12 @@ class Distribution(ABC):
     # -- the distribution of the tasks that end ------------------------------------------------------
 
     @abstractmethod
-    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
-        """P(T <= t) and P(T > t) of the tasks that end, each with full relative accuracy."""
+    def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
+        """Return P(T <= t) and P(T > t) of the tasks that end, each with full relative accuracy."""
 
     @abstractmethod
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
-        """The time by which a share `cdf` = 1 - `survival` of the tasks that end has ended."""
+    def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
+        """Return the times by which tasks have ended with these probabilities, of the tasks that end."""
 
     @abstractmethod
     def integrated_quantile(self, survival: Floats) -> Floats:
@@ -59,12 +59,16 @@ class Distribution(ABC):
         >>> ShiftedExponential(1.0, 2.0).cdf([0.0, 1.0, 3.0]).round(4).tolist()
         [0.0, 0.0, 0.6321]
         """
-        return (1 - self.failure_probability) * self.conditional_cdf_and_survival(np.asarray(times, float))[0]
+        return self.cdf_and_survival(times).cdf
 
     def survival(self, times: npt.ArrayLike) -> Floats:
         """P(T > t): the probability that a worker is still out, its erasure probability at t."""
-        conditional_survival = self.conditional_cdf_and_survival(np.asarray(times, float))[1]
-        return self.failure_probability + (1 - self.failure_probability) * conditional_survival
+        return self.cdf_and_survival(times).survival
+
+    def cdf_and_survival(self, times: npt.ArrayLike) -> ProbabilityPair:
+        """Return P(T <= t) and P(T > t), in the shape of `times`, each with full relative accuracy."""
+        conditional = self.conditional_cdf_and_survival(np.asarray(times, float))
+        return conditional.of_all_tasks(self.failure_probability)
 
     def quantile(self, p: npt.ArrayLike) -> Floats:
         """The smallest t with P(T <= t) >= p; inf above 1 - failure_probability.
@@ -74,30 +78,20 @@ class Distribution(ABC):
         >>> FailureProne(ShiftedExponential(1.0, 1.0), 0.1).quantile([0.0, 0.45, 0.95]).round(4).tolist()
         [1.0, 1.6931, inf]
         """
-        probabilities = check_probabilities(p)
-        return self.quantile_from_cdf_and_survival(probabilities, 1 - probabilities)
+        return self.quantile_at(ProbabilityPair.from_cdf(check_probabilities(p)))
 
-    def quantile_from_cdf_and_survival(self, cdf: Floats, survival: Floats) -> Floats:
-        """The time by which a share `cdf` = 1 - `survival` of all tasks has ended; inf if fewer ever do."""
-        quantiles = self.conditional_quantile(*self.condition_on_completion(cdf, survival))
-        return np.where(cdf > 1 - self.failure_probability, inf, quantiles)
+    def quantile_at(self, probabilities: ProbabilityPair) -> Floats:
+        """Return the times by which all tasks have ended with these probabilities; inf if fewer ever do."""
+        quantiles = self.conditional_quantile(probabilities.given_completion(self.failure_probability))
+        return np.where(probabilities.cdf > 1 - self.failure_probability, inf, quantiles)
 
-    def condition_on_completion(self, cdf: Floats, survival: Floats) -> tuple[Floats, Floats]:
-        """Shares of the tasks that end, from those of all tasks; `cdf` is at most all that do."""
-        failure_probability = self.failure_probability
-        if failure_probability == 1:
-            return np.zeros_like(cdf), np.ones_like(survival)
-        completion_probability = 1 - failure_probability
-        if failure_probability:
-            # Where all that end have ended, rounding would leave something of `survival`.
-            survival = np.where(cdf < completion_probability, survival - failure_probability, 0.0)
-        conditional_cdf = np.minimum(cdf / completion_probability, 1.0)
-        return conditional_cdf, np.maximum(survival / completion_probability, 0.0)
+    def quantile_given_completion(self, p: Floats) -> Floats:
+        """Return the times by which a fraction `p` of the tasks that end has ended."""
+        return self.conditional_quantile(ProbabilityPair.from_cdf(p))
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         """Independent run times; inf for a task that never ends."""
-        uniforms = rng.random(size)
-        run_times = self.conditional_quantile(uniforms, 1 - uniforms)
+        run_times = self.quantile_given_completion(rng.random(size))
         if self.failure_probability:
             run_times = np.where(rng.random(size) < self.failure_probability, inf, run_times)
         return run_times
@@ -155,12 +149,12 @@ class ShiftedExponential(Distribution):
         scale = _estimate_exponential_scale(checked_times, completed_mask, "the scale of an exponential")
         return cls(float(checked_times[completed_mask].min()), scale)
 
-    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+    def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
         standardized = np.maximum(times - self.shift, 0.0) / self.scale
-        return -np.expm1(-standardized), np.exp(-standardized)
+        return ProbabilityPair(-np.expm1(-standardized), np.exp(-standardized))
 
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
-        return self.shift + self.scale * _compute_cumulative_hazard(cdf, survival)
+    def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
+        return self.shift + self.scale * _compute_cumulative_hazard(probabilities)
 
     def integrated_quantile(self, survival: Floats) -> Floats:
         log_survival = np.log(survival, out=np.zeros_like(survival), where=survival > 0)
@@ -203,13 +197,13 @@ class Pareto(Distribution):
         parameter_name = "the shape of a Pareto distribution"
         return cls(scale, 1 / _estimate_exponential_scale(log_times, completed_mask, parameter_name))
 
-    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+    def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
         exponent = self.shape * np.log(np.maximum(times, self.scale) / self.scale)
-        return -np.expm1(-exponent), np.exp(-exponent)
+        return ProbabilityPair(-np.expm1(-exponent), np.exp(-exponent))
 
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
+    def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
         with np.errstate(over="ignore"):
-            return self.scale * np.exp(_compute_cumulative_hazard(cdf, survival) / self.shape)
+            return self.scale * np.exp(_compute_cumulative_hazard(probabilities) / self.shape)
 
     def integrated_quantile(self, survival: Floats) -> Floats:
         power = 1 - 1 / self.shape
@@ -240,11 +234,11 @@ class Scaled(Distribution):
         _check_distribution_parameter("delay", self.delay)
         object.__setattr__(self, "failure_probability", self.run_times.failure_probability)
 
-    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+    def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
         return self.run_times.conditional_cdf_and_survival((times - self.delay) / self.factor)
 
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
-        return self.delay + self.factor * self.run_times.conditional_quantile(cdf, survival)
+    def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
+        return self.delay + self.factor * self.run_times.conditional_quantile(probabilities)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         return self.delay + self.factor * self.run_times.sample(rng, size)
@@ -276,11 +270,11 @@ class FailureProne(Distribution):
         failure_probability = own_probability + (1 - own_probability) * self.run_times.failure_probability
         object.__setattr__(self, "failure_probability", failure_probability)
 
-    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+    def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
         return self.run_times.conditional_cdf_and_survival(times)
 
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
-        return self.run_times.conditional_quantile(cdf, survival)
+    def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
+        return self.run_times.conditional_quantile(probabilities)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         times = self.run_times.sample(rng, size)
@@ -345,21 +339,22 @@ class Mixture(Distribution):
         }.items():
             object.__setattr__(self, name, value)
 
-    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+    def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
         component_pairs = [component.conditional_cdf_and_survival(times) for component in self.components]
         weighted_pairs = list(zip(self._conditional_weights, component_pairs))
-        cdf = sum(weight * component_cdf for weight, (component_cdf, _) in weighted_pairs)
-        survival = sum(weight * component_survival for weight, (_, component_survival) in weighted_pairs)
-        return np.asarray(cdf), np.asarray(survival)
+        cdf = sum(weight * pair.cdf for weight, pair in weighted_pairs)
+        survival = sum(weight * pair.survival for weight, pair in weighted_pairs)
+        return ProbabilityPair(np.asarray(cdf), np.asarray(survival))
 
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
-        """By bisection between the components' quantiles, which bracket it."""
-        quantiles = np.stack([component.conditional_quantile(cdf, survival) for component in self.components])
+    def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
+        """Bisect between the quantiles of the components, which bracket that of the mixture."""
+        quantiles = np.stack([component.conditional_quantile(probabilities) for component in self.components])
 
         def is_reached(times: Floats) -> Mask:
-            """Whether the quantile is at most `times`, asked in the half that is accurate."""
-            time_cdf, time_survival = self.conditional_cdf_and_survival(times)
-            return np.asarray(np.where(cdf < 0.5, time_cdf >= cdf, time_survival <= survival))
+            """Return whether the quantile is at most `times`, by the half of the pair that is accurate."""
+            cdf, survival = probabilities
+            reached = self.conditional_cdf_and_survival(times)
+            return np.asarray(np.where(cdf < 0.5, reached.cdf >= cdf, reached.survival <= survival))
 
         low, high = quantiles.min(axis=0), quantiles.max(axis=0)
         return np.where(is_reached(low), low, bisect_predicate(is_reached, low, high))
@@ -373,9 +368,9 @@ class Mixture(Distribution):
         return times
 
     def integrated_quantile(self, survival: Floats) -> Floats:
-        quantiles = self.conditional_quantile(1 - survival, survival)
+        quantiles = self.conditional_quantile(ProbabilityPair.from_survival(survival))
         weights, components = self._conditional_weights, self.components
-        survivals = [component.conditional_cdf_and_survival(quantiles)[1] for component in components]
+        survivals = [component.conditional_cdf_and_survival(quantiles).survival for component in components]
         integrals = sum(
             weight * component.integrated_quantile(component_survival)
             for weight, component, component_survival in zip(weights, components, survivals)
@@ -494,7 +489,8 @@ def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_n
     return total_excess / int(completed_mask.sum())
 
 
-def _compute_cumulative_hazard(cdf: Floats, survival: Floats) -> Floats:
-    """-log(above), accurate at both ends."""
+def _compute_cumulative_hazard(probabilities: ProbabilityPair) -> Floats:
+    """Return -log(survival), accurate at both ends."""
+    cdf, survival = probabilities
     with np.errstate(divide="ignore"):
         return np.where(cdf < 0.5, -np.log1p(-np.minimum(cdf, 0.5)), -np.log(survival))

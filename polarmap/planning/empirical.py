@@ -29,6 +29,7 @@ from polarmap.planning.distributions import (
     ShiftedExponential,
     check_observations,
 )
+from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.report import Report, TaskReport
 
 UNSTARTED_STATES = "cancelled", "queued"  # states of tasks that were submitted and tell nothing
@@ -213,11 +214,12 @@ class Empirical(Distribution):
         tail = ShiftedExponential(float(self.values[-1]), self.tail_scale)
         return Mixture([completed_part, tail], [1 - self.failure_probability, self.failure_probability])
 
-    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+    def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
         step_indices = np.searchsorted(self.values, times, side="right")
-        return self._step_cdf[step_indices], self._step_survival[step_indices]
+        return ProbabilityPair(self._step_cdf[step_indices], self._step_survival[step_indices])
 
-    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
+    def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
+        cdf, survival = probabilities
         # In the half where the cumulated probability is the accurate one.
         indices_from_cdf = np.searchsorted(self._step_cdf[1:], cdf - ROUNDING_TOL, side="left")
         indices_from_survival = len(self.values) - np.searchsorted(

@@ -72,7 +72,7 @@ def plot_polarization(
         raise CodeError(f"depths to draw lie between 0 and {MAX_DEPTH}, not {depths}")
     figure, axes = figure_style.new_figure(2.7 * len(depths) + 0.9, 3.6, n_columns=len(depths), sharey=True)
     times = _make_time_grid(distribution)
-    cdf, survival = distribution.cdf(times), distribution.survival(times)
+    cdf, survival = distribution.cdf_and_survival(times)
     for panel, depth in zip(axes[0], depths):
         _draw_virtual_cdfs(panel, times, cdf, 1 - polarize(survival, depth))
     _add_legend(axes[0, int(np.argmax(depths))])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polarmap.planning.distributions import Distribution, Floats, bisect_predicate
+from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.planning.quadrature import (
     DIVERGENCE_TOL,
     OVERFLOW_CAP,
@@ -58,9 +59,9 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
     >>> compute_order_statistic_means(distribution, 3, np.array([1, 3])).times.round(6).tolist()
     [0.333333, 1.833333]
     """
-    cdf, survival = grid = make_order_statistic_quadrature_nodes(n, ranks, run_times.failure_probability)
-    widths = compute_cell_widths(cdf, survival)
-    integrated_quantiles = run_times.integrated_quantile(survival)
+    nodes = make_order_statistic_quadrature_nodes(n, ranks, run_times.failure_probability)
+    widths, cdf = compute_cell_widths(nodes), nodes.cdf
+    integrated_quantiles = run_times.integrated_quantile(nodes.survival)
     cell_integrals = compute_cell_integrals(integrated_quantiles)
     last_finite_cell = np.flatnonzero(cell_integrals < OVERFLOW_CAP)[-1]
     integrals_below = run_times.integrated_quantile(np.ones(1))
@@ -71,7 +72,7 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
     for start in range(0, len(ranks), batch_size):
         batch = slice(start, start + batch_size)
         m = ranks[batch]
-        log_densities = compute_order_statistic_log_density(n, m, grid, run_times.failure_probability)
+        log_densities = compute_order_statistic_log_density(n, m, nodes, run_times.failure_probability)
         # However unlikely it is that so many end: if they do, then with this density.
         density = np.exp(log_densities - log_densities.max(axis=1, keepdims=True))
         total_density = integrate_over_cells(density, widths)
@@ -136,15 +137,15 @@ def compute_decoding_probability(
 
 
 def compute_order_statistic_log_density(
-    n: int, ranks: Floats, cdf_and_survival_nodes: tuple[Floats, Floats], failure_probability: float
+    n: int, ranks: Floats, nodes: ProbabilityPair, failure_probability: float
 ) -> Floats:
-    """log of the density of the m-th of n at each node, (ranks, nodes), per unit of its cdf.
+    """Return the log of the density of the m-th of n at each node, (ranks, nodes), per unit of its cdf.
 
-    cdf_and_survival_nodes : cdf and 1 - cdf among the tasks that end.
+    nodes : probabilities given completion.
     """
-    m, (cdf, survival) = ranks[:, None], cdf_and_survival_nodes
-    log_arrived = np.log(cdf) + np.log1p(-failure_probability)
-    log_missing = np.log(failure_probability + (1 - failure_probability) * survival)
+    m = ranks[:, None]
+    log_arrived = np.log(nodes.cdf) + np.log1p(-failure_probability)
+    log_missing = np.log(nodes.of_all_tasks(failure_probability).survival)
     log_binomials = compute_log_binomial_coefficients(n)[ranks.astype(int)][:, None]
     constant = np.log(m) + log_binomials + np.log1p(-failure_probability)
     return np.asarray(constant + (m - 1) * log_arrived + (n - m) * log_missing)
@@ -152,15 +153,12 @@ def compute_order_statistic_log_density(
 
 def make_order_statistic_quadrature_nodes(
     n: int, ranks: Floats, failure_probability: float
-) -> tuple[Floats, Floats]:
-    """Nodes that are dense wherever one of the ranks may fall, and go on to the last tail.
-
-    As cdf and 1 - cdf among the tasks that end.
-    """
-    coarse_grid = cdf, survival = compute_logistic_and_complement(COARSE_LOGITS)
-    log_jacobian = np.log(cdf) + np.log(survival)  # d below / d logit
+) -> ProbabilityPair:
+    """Return nodes given completion, dense wherever one of the ranks may fall, and up to the last tail."""
+    coarse_nodes = compute_logistic_and_complement(COARSE_LOGITS)
+    log_jacobian = np.log(coarse_nodes.cdf) + np.log(coarse_nodes.survival)  # d cdf / d logit
     extreme_ranks = np.array([ranks.min(), ranks.max()], float)
-    log_weights = compute_order_statistic_log_density(n, extreme_ranks, coarse_grid, failure_probability)
+    log_weights = compute_order_statistic_log_density(n, extreme_ranks, coarse_nodes, failure_probability)
     log_weights += log_jacobian
     low, high = (
         np.flatnonzero(rank_log_weights > rank_log_weights.max() - margin)

@@ -20,6 +20,7 @@ from polarmap.codes.polar_construction import (
 from polarmap.dtypes import Indices
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Distribution, Floats, bisect_predicate, check_probabilities
+from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
 
 MAX_DEPTH = 24  # 2^24 virtual workers
@@ -53,7 +54,7 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
     >>> virtual_cdf(ShiftedExponential(0.0, 1.0), 1, 0, np.log(2)).round(4)  # slow: 1/4
     np.float64(0.25)
     """
-    cdf, survival = run_times.cdf(times), run_times.survival(times)
+    cdf, survival = run_times.cdf_and_survival(times)
     # the earlier of two: F -> 1 - (1 - F)^2; the later: F -> F^2
     for bit in _get_branch_bits(depth, worker_index):
         if bit:
@@ -74,9 +75,8 @@ def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: 
     >>> virtual_quantile(ShiftedExponential(0.0, 1.0), 1, 1, 0.5).round(4)  # min: rate 2
     np.float64(0.3466)
     """
-    probabilities = check_probabilities(p)
-    cdf, survival = _invert_polarization(depth, worker_index, probabilities, 1 - probabilities)
-    return run_times.quantile_from_cdf_and_survival(cdf, survival)
+    virtual_probabilities = ProbabilityPair.from_cdf(check_probabilities(p))
+    return run_times.quantile_at(_invert_polarization(depth, worker_index, virtual_probabilities))
 
 
 def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> float:
@@ -92,10 +92,9 @@ def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> floa
     """
     if run_times.failure_probability:
         return np.inf
-    cdf, survival = make_full_logit_grid()
-    widths = compute_cell_widths(cdf, survival)
-    worker_cdf, worker_survival = _invert_polarization(depth, worker_index, cdf, survival)
-    return compute_expected_run_time(run_times, widths, worker_cdf, worker_survival)
+    virtual_nodes = make_full_logit_grid()
+    worker_nodes = _invert_polarization(depth, worker_index, virtual_nodes)
+    return compute_expected_run_time(run_times, compute_cell_widths(virtual_nodes), worker_nodes)
 
 
 def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
@@ -186,17 +185,18 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
 
 
 def _invert_polarization(
-    depth: int, worker_index: int, cdf: Floats, survival: Floats
-) -> tuple[Floats, Floats]:
-    """(F, 1 - F) of the real workers where the virtual worker's are (below, above)."""
+    depth: int, worker_index: int, virtual_probabilities: ProbabilityPair
+) -> ProbabilityPair:
+    """Return the probabilities of the real workers where a virtual worker has these."""
+    cdf, survival = virtual_probabilities
     for bit in reversed(_get_branch_bits(depth, worker_index)):
-        if bit:  # 1 - F is the root of above
+        if bit:  # the survival of real workers is the root of that of the virtual one
             root = np.sqrt(survival)
             cdf, survival = cdf / (1 + root), root
         else:
             root = np.sqrt(cdf)
             cdf, survival = root, survival / (1 + root)
-    return cdf, survival
+    return ProbabilityPair(cdf, survival)
 
 
 def _get_branch_bits(depth: int, worker_index: int) -> list[int]:

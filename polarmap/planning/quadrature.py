@@ -1,8 +1,7 @@
 """Integrals over probabilities near 0 and near 1, where rare events live.
 
-Nodes are laid out by their logit, log(p / (1 - p)), and every probability goes in a pair with its
-complement: the largest of 10,000 tasks sits where 1 - p is 1e-4 and one digit in ten of 1 - p
-would be a digit of the answer.
+Nodes are laid out by their logit, log(p / (1 - p)), and each node is a `ProbabilityPair`. The largest of
+10,000 tasks sits where 1 - p is 1e-4, and one digit in ten of 1 - p would be a digit of the answer.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from polarmap.planning.distributions import Distribution, Floats
+from polarmap.planning.probability_pair import ProbabilityPair
 
 MAX_LOGIT = 700.0  # exp(-700) is about the smallest normal float
 TAIL_STEP = 0.25  # of the logits, where only a heavy tail may still count
@@ -19,19 +19,19 @@ OVERFLOW_CAP = 1e300  # nearly overflows: a heavy tail whose mean exists has no 
 DIVERGENCE_TOL = 1e-5  # of an integral in the last cell that is shorter: one that converges has less there
 
 
-def compute_logistic_and_complement(logits: Floats) -> tuple[Floats, Floats]:
-    """The probabilities (p, 1 - p) with log(p / (1 - p)) = `logits`, both accurate.
+def compute_logistic_and_complement(logits: Floats) -> ProbabilityPair:
+    """Return the probabilities whose logits, log(cdf / survival), are `logits`.
 
     >>> [f"{part:.3g}" for part in compute_logistic_and_complement(np.array(-700.0))]
     ['9.86e-305', '1']
     """
     small = np.exp(-np.abs(logits))
     large, small = 1 / (1 + small), small / (1 + small)
-    return np.where(logits < 0, small, large), np.where(logits < 0, large, small)
+    return ProbabilityPair(np.where(logits < 0, small, large), np.where(logits < 0, large, small))
 
 
-def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int) -> tuple[Floats, Floats]:
-    """Probabilities (p, 1 - p): `n_nodes` nodes between two logits, then on to the last tail.
+def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int) -> ProbabilityPair:
+    """Return the probabilities of `n_nodes` nodes between two logits, and of further nodes to the last tail.
 
     Both pieces are uniform in the logit and have an even number of cells, so that the integrals
     below can take every second node for a comparison.
@@ -42,13 +42,14 @@ def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int)
     return compute_logistic_and_complement(logits)
 
 
-def make_full_logit_grid() -> tuple[Floats, Floats]:
-    """Nodes (p, 1 - p) from one end of the probabilities to the other."""
+def make_full_logit_grid() -> ProbabilityPair:
+    """Return nodes from one end of the probabilities to the other."""
     return make_logit_spaced_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
 
 
-def compute_cell_widths(cdf: Floats, survival: Floats) -> Floats:
-    """Lengths of the cells between neighbouring nodes, accurate in both halves."""
+def compute_cell_widths(nodes: ProbabilityPair) -> Floats:
+    """Return the lengths of the cells between neighbouring nodes, accurate in both halves."""
+    cdf, survival = nodes
     return np.where(cdf[1:] < 0.5, np.diff(cdf), -np.diff(survival))
 
 
@@ -71,20 +72,21 @@ def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
     return np.asarray((4 * fine - coarse) / 6)
 
 
-def compute_expected_run_time(
-    run_times: Distribution, cell_weights: Floats, cdf: Floats, survival: Floats
-) -> float:
-    """The sum of `cell_weights` (cells,) times the mean run time in each cell of shares of workers.
+def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nodes: ProbabilityPair) -> float:
+    """Return the sum of `cell_weights` (cells,) times the mean run time of each cell; inf if it diverges.
 
     The mean in a cell comes from the closed-form area under the quantile function, so steps and
-    poles of it cost no accuracy. Of the tasks that end; extrapolated like `integrate_over_cells`. inf where
-    none exists.
+    poles of it cost no accuracy. It is extrapolated like `integrate_over_cells`.
+
+    nodes : probabilities between which the cells lie, given completion.
     """
-    widths = compute_cell_widths(cdf, survival)
+    cdf, survival = nodes
+    widths = compute_cell_widths(nodes)
     integrals = compute_cell_integrals(run_times.integrated_quantile(survival))
     narrow_mask = widths <= 1e-12 * np.where(cdf[1:] < 0.5, cdf[1:], survival[:-1])
     if narrow_mask.any():  # than eps: the quantile is the same on both sides
-        narrow_quantiles = run_times.conditional_quantile(cdf[:-1][narrow_mask], survival[:-1][narrow_mask])
+        narrow_nodes = ProbabilityPair(cdf[:-1][narrow_mask], survival[:-1][narrow_mask])
+        narrow_quantiles = run_times.conditional_quantile(narrow_nodes)
         integrals[narrow_mask] = np.minimum(narrow_quantiles, OVERFLOW_CAP) * widths[narrow_mask]
     cell_means = _divide_capped(integrals, widths)
     fine, last_finite_cell = cell_means @ cell_weights, np.flatnonzero(cell_means < OVERFLOW_CAP)[-1]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polarmap.planning.distributions import Distribution, Floats
+from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
 
 
@@ -32,24 +33,21 @@ class ReplicatedJob(NamedTuple):
         >>> ReplicatedJob(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
         [0.346574]
         """
-        cdf, survival = self._convert_job_to_copy_probabilities(p, 1 - p)
-        return self.run_times.quantile_from_cdf_and_survival(cdf, survival)
+        job_probabilities = ProbabilityPair.from_cdf(p)
+        return self.run_times.quantile_at(self._convert_job_to_copy_probabilities(job_probabilities))
 
     def mean(self) -> float:
         """Expected seconds until all tasks have a result, of the jobs in which all of them do."""
-        cdf, survival = make_full_logit_grid()
-        failure_probability = self.failure_probability
-        copy_probabilities = self._convert_job_to_copy_probabilities(
-            (1 - failure_probability) * cdf, failure_probability + (1 - failure_probability) * survival
-        )
-        conditional = self.run_times.condition_on_completion(*copy_probabilities)
-        return compute_expected_run_time(self.run_times, compute_cell_widths(cdf, survival), *conditional)
+        nodes = make_full_logit_grid()
+        all_jobs = nodes.of_all_tasks(self.failure_probability)
+        all_copies = self._convert_job_to_copy_probabilities(all_jobs)
+        copy_nodes = all_copies.given_completion(self.run_times.failure_probability)
+        return compute_expected_run_time(self.run_times, compute_cell_widths(nodes), copy_nodes)
 
-    def _convert_job_to_copy_probabilities(
-        self, job_cdf: Floats, job_survival: Floats
-    ) -> tuple[Floats, Floats]:
-        """Shares of the copies that have ended, and not, where `job_cdf` of the jobs have."""
+    def _convert_job_to_copy_probabilities(self, job_probabilities: ProbabilityPair) -> ProbabilityPair:
+        """Return the probabilities that a copy has ended where jobs have ended with these probabilities."""
+        job_cdf, job_survival = job_probabilities
         with np.errstate(divide="ignore"):
             log_job_cdf = np.where(job_cdf < 0.5, np.log(job_cdf), np.log1p(-np.minimum(job_survival, 0.5)))
             log_copy_survival = np.log(-np.expm1(log_job_cdf / self.n_tasks)) / self.n_copies
-        return -np.expm1(log_copy_survival), np.exp(log_copy_survival)
+        return ProbabilityPair(-np.expm1(log_copy_survival), np.exp(log_copy_survival))

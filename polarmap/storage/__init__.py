@@ -1,4 +1,4 @@
-"""Bytes by key, in a folder and in a bucket: what a store must do, and which keys objects may have."""
+"""Stores of objects by key: the protocol, and the keys that objects may have."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Store(Protocol):
 
     @property
     def name(self) -> str:
-        """For messages; never a secret."""
+        """The name of the store in messages; it must not contain a secret."""
 
     def put(self, key: str, data: Data) -> None:
-        """Store an object in place of any that has this key."""
+        """Store an object, in place of any with this key."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes start..stop of an object, as a slice gives them; MissingObjectError if there is none."""
+        """Return bytes start..stop of an object, as of a slice; MissingObjectError if it does not exist."""
 
     def size(self, key: str) -> int | None:
-        """Bytes of an object; None if there is none."""
+        """Return the size of an object in bytes, or None if it does not exist."""
 
     def keys(self, prefix: str) -> list[str]:
-        """The keys that begin with `prefix`, sorted."""
+        """Return the keys that begin with `prefix`, sorted."""
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; those that are not there are no error."""
+        """Delete objects; missing ones are ignored."""
 
 
 def check_object_key(object_key: object) -> str:

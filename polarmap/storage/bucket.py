@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Data, check_object_key
+from polarmap.worker.locations import BucketLocation
 from polarmap.worker.retries import OUTAGE_SECONDS, get_s3_error_code, is_transient_error, retry_request
 
 FIRST_REQUEST_OUTAGE_SECONDS = 5.0  # for which a storage that has never answered is asked again
@@ -40,6 +41,7 @@ class ObjectStore:
 
     def __init__(self, storage: Any) -> None:
         self.storage, self.bucket, self.backend = storage, str(storage.bucket), str(storage.backend)
+        self.location = BucketLocation(self.bucket, self.backend)  # for workers
         self._has_answered = False
 
     @property

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Data, check_object_key
+from polarmap.worker.locations import FolderLocation
 from polarmap.worker.processes import ProcessIdentity
 
 _STAGING_FOLDER = ".unfinished"
@@ -38,6 +39,7 @@ class FolderStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = _check_folder_path(root)
+        self.location = FolderLocation(str(self.root))  # for workers
 
     @classmethod
     def default(cls) -> FolderStore:

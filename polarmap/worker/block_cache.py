@@ -1,4 +1,4 @@
-"""Blocks as a worker that stays gets them: mapped or fetched once, and kept from map to map.
+"""Cache blocks in a persistent worker: they are mapped or fetched once, for all maps that use them.
 
 Runs on workers: imports numpy at most.
 """
@@ -17,23 +17,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarmap.worker.locations import Location
 from polarmap.worker.pytree import Layout, Structure, flatten, unflatten, unpack_leaves
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
-CACHE_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
-CACHE_POLL_INTERVAL = 1.0  # between looks whether files of what is kept are gone
+CACHE_BYTES = 8 << 30  # bytes that a worker caches: mostly of files that the workers of a machine share
+CACHE_POLL_INTERVAL = 1.0  # seconds between checks whether files of cached blocks have been removed
 
 Function = Callable[[Any], Any]
-ReadSegment = Callable[[Location, Segment], Any]  # DamagedError if the bytes are not what was stored
+ReadSegment = Callable[[Location, Segment], Any]  # raises DamagedError if bytes are not what was stored
+CacheKey = tuple[tuple[Any, ...], tuple[Segment, ...]]  # fields of a location, and segments in it
 
 
 class CacheEntry(NamedTuple):
-    """Bytes in memory, read-only.
+    """Read-only bytes in memory.
 
-    file_signatures : the status of those that they are of, by path, as it was then.
-    block_set_id : of the latest blocks whose bytes they are, until these are gone; None: as long as there is
-        room.
+    file_signatures : signature of each file when the bytes were read, by path.
+    block_set_id : of the set of blocks that used the bytes last, and with which they are evicted; None: they
+        stay while there is room.
     """
 
     buffer: memoryview
@@ -42,26 +44,26 @@ class CacheEntry(NamedTuple):
 
 
 class BlockCache:
-    """What workers keep of blocks, by name: the least recently used goes beyond the budget.
+    """A least-recently-used cache of the bytes of segments.
 
-    Files are looked at each time: those that were changed are read anew. Objects are known by their
-    checksums, without which they are fetched for each task. What a driver has never changes under its name.
+    A file that has changed is read anew. Objects of a storage are identified by their checksums, without
+    which they are fetched for each task. The segments of a driver never change.
 
-    max_bytes : bytes that may be kept.
+    max_bytes : bytes that are cached at most.
     """
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._entries: dict[tuple[Location, tuple[Segment, ...]], CacheEntry] = {}
-        self._lock = threading.Lock()  # of what is kept: threads may load at the same time
-        self.n_reads = 0  # parts that were mapped or read, for tests
+        self._entries: dict[CacheKey, CacheEntry] = {}
+        self._lock = threading.Lock()  # guards entries: threads may load at the same time
+        self.n_reads = 0  # segments that were mapped or read, for tests
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @contextmanager
     def extend_byte_budget(self, n_bytes: int) -> Iterator[None]:
-        """Keep so many bytes more, within."""
+        """Cache up to `n_bytes` more within this context."""
         with self._lock:
             self._max_bytes += n_bytes
         try:
@@ -79,26 +81,28 @@ class BlockCache:
         writable: bool = False,
         block_set_id: int | None = None,
     ) -> Any:
-        """A block, read-only where it is kept; DamagedError if it is not as it was stored.
+        """Return a block, from the cache or read now.
 
-        read_segment : the bytes of a part.
-        writable : one that may be written into.
-        block_set_id : of the blocks of which it is one; None if it does not go with them.
+        Raises DamagedError if stored bytes are missing, truncated or corrupt.
+
+        read_segment : returns the bytes of a segment, given its location.
+        writable : return arrays that f may write to; otherwise they are read-only views of the cache.
+        block_set_id : evict the bytes when this set of blocks is removed; None: they belong to no one set.
         """
         read_cached_segments = partial(self._get_or_read_bytes, read_segment, block_set_id)
         return assemble_block(block_ref, structure, read_cached_segments, writable)
 
     def evict_removed_blocks(self, live_block_set_ids: Collection[int] = ()) -> None:
-        """Let go of bytes whose files have been removed, or whose blocks have gone.
+        """Evict bytes whose files or whose sets of blocks have been removed.
 
-        live_block_set_ids : those of blocks that have not, and a last one, from which on others are newer
-            than what is told here.
+        live_block_set_ids : ids of the sets that still exist, and the next id that will be given: sets with
+            this id or a later one are newer than this list. Empty: only files are checked.
         """
         file_exists = partial(os.access, mode=os.F_OK)  # os.path.exists takes twice as long
         newest_id = max(live_block_set_ids, default=-1)
 
         def is_removed(entry: CacheEntry) -> bool:
-            # which is known without a look at every file
+            # A set of blocks that is gone is known without a look at every file.
             if live_block_set_ids and entry.block_set_id is not None:
                 return entry.block_set_id < newest_id and entry.block_set_id not in live_block_set_ids
             return not all(map(file_exists, entry.file_signatures))
@@ -114,16 +118,17 @@ class BlockCache:
         location: Location,
         segments: tuple[Segment, ...],
     ) -> Any:
-        """The bytes of parts in a row."""
-        entry = self._entries.get((location, segments))
+        """Return the bytes of segments in a row."""
+        key = location.fields, segments
+        entry = self._entries.get(key)
         if entry is None or entry.file_signatures != {
             path: get_file_signature(path) for path in entry.file_signatures
         }:
             return self._read_and_cache(read_segment, block_set_id, location, segments)
         with self._lock:
-            self._entries.pop((location, segments), None)
-            # behind those that were used before
-            self._entries[location, segments] = entry._replace(block_set_id=block_set_id)
+            self._entries.pop(key, None)
+            # Entries are in the order of their use: this one comes last now.
+            self._entries[key] = entry._replace(block_set_id=block_set_id)
         return entry.buffer
 
     def _read_and_cache(
@@ -133,34 +138,33 @@ class BlockCache:
         location: Location,
         segments: tuple[Segment, ...],
     ) -> Any:
-        """The same, read now; kept if it can be told whether it has changed."""
-        # others are zeros, and lie nowhere
+        """Read the bytes of segments in a row, and cache them if a later change would be noticed."""
+        # Segments without a key are zeros that are not stored.
         stored_segments = [segment for segment in segments if segment.key]
         has_checksums = all(segment.crc32 is not None for segment in stored_segments)
-        if not stored_segments or (location.kind == "bucket" and not has_checksums):
+        if not stored_segments or (location.needs_checksums and not has_checksums):
             return self._read_segments(read_segment, location, segments)
-        is_file = location.kind in ("folder", "private")
-        paths = [os.path.join(location.root, segment.key) for segment in stored_segments] if is_file else []
-        # None of what the driver has sent, where its folder is on another machine.
+        paths = [path for segment in stored_segments if (path := location.get_path(segment.key))]
+        # A folder of the driver may be on another machine: its files have no signatures here.
         file_signatures = {path: signature for path in paths if (signature := get_file_signature(path))}
         data = memoryview(self._read_segments(read_segment, location, segments)).toreadonly()
-        entry = CacheEntry(data, file_signatures, block_set_id)
+        key, entry = (location.fields, segments), CacheEntry(data, file_signatures, block_set_id)
         with self._lock:
-            self._entries.pop((location, segments), None)
+            self._entries.pop(key, None)
             if len(entry.buffer) <= self._max_bytes:
-                self._entries[location, segments] = entry
+                self._entries[key] = entry
             self._evict_over_budget()
         return entry.buffer
 
     def _evict_over_budget(self) -> None:
-        """Let go of what was used least recently, until the rest is within the budget; `_lock` is held."""
+        """Evict the least recently used entries until the rest is within the budget; `_lock` is held."""
         while sum(len(entry.buffer) for entry in self._entries.values()) > self._max_bytes:
             del self._entries[next(iter(self._entries))]
 
     def _read_segments(
         self, read_segment: ReadSegment, location: Location, segments: tuple[Segment, ...]
     ) -> Any:
-        """The bytes of parts in a row."""
+        """Read the bytes of segments in a row, and count the segments."""
         self.n_reads += len(segments)
         return read_segments(read_segment, location, segments)
 
@@ -171,8 +175,12 @@ def assemble_block(
     read_bytes: Callable[[Location, tuple[Segment, ...]], Any],
     writable: bool = True,
 ) -> Any:
-    """A block, which may be written into if it is private; `read_bytes`: the bytes of parts in a row."""
-    if block_ref.location.kind == "message":
+    """Return a block made of its bytes.
+
+    read_bytes : returns the bytes of segments in a row, given their location.
+    writable : let f write into arrays of bytes that are read.
+    """
+    if block_ref.data is not None:
         leaves = unpack_leaves(block_ref.layout, block_ref.data)
     else:
         leaves = []
@@ -183,7 +191,7 @@ def assemble_block(
 
 
 def read_segments(read_segment: ReadSegment, location: Location, segments: tuple[Segment, ...]) -> Any:
-    """The bytes of parts in a row: a copy of several, one as it is read."""
+    """Return the bytes of segments in a row; those of a single segment are not copied."""
     if len(segments) == 1:
         return read_segment(location, segments[0])
     # numpy places large arrays in large pages.
@@ -196,9 +204,9 @@ def read_segments(read_segment: ReadSegment, location: Location, segments: tuple
 
 
 def get_file_signature(path: str) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; empty if there is none.
+    """Return the stat fields that change whenever a file is written or replaced, or () if there is none.
 
-    The time of the last change (ctime) among it, which, unlike that of the data, nobody can set.
+    Among them is the time of the last change (ctime), which no program can set, unlike that of the data.
     """
     try:
         stat_result = os.stat(path)
@@ -214,7 +222,7 @@ def get_file_signature(path: str) -> tuple[int, ...]:
 
 
 class CopyOnWriteFunction:
-    """f on blocks that it must not change; one that does gets copies, from the first time it tries."""
+    """A function of read-only blocks. If f tries to write, it gets copies from then on."""
 
     def __init__(self, f: Function) -> None:
         self._f, self._modifies_blocks = f, False
@@ -234,7 +242,7 @@ class CopyOnWriteFunction:
 def group_segments_by_array(
     segments: tuple[Segment, ...], layout: Layout
 ) -> list[tuple[tuple[Segment, ...], Layout]]:
-    """Return parts in groups, as small as can be, that no array of a block crosses, each with its arrays."""
+    """Return the smallest groups of segments that no array of a block crosses, each with its arrays."""
     if len(segments) < 2:
         return [(segments, layout)]
     array_ends = list(accumulate(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout))

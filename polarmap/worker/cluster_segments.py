@@ -1,23 +1,27 @@
-"""Parts of blocks that an engine keeps: read by its own means.
+"""Read blocks that the cluster of Dask or Ray holds, by the means of the engine.
 
-Runs on workers of Dask or Ray.
+Runs on workers of the engine, which have this package: it is not pickled by value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 
-DASK_FETCH_TIMEOUT = 60.0  # that Dask may take to bring one
+DASK_FETCH_TIMEOUT = 60.0  # seconds that Dask may take to bring an array from another worker
 
 
-def read_from_cluster(location: Location, segment: Segment) -> Any:
-    """The bytes of an array that Dask or Ray has, without a copy where it lies on this machine."""
-    cluster_key: Any = segment.key
-    array = _fetch_from_dask(cluster_key) if location.kind == "dask" else _fetch_from_ray(*cluster_key)
+def read_from_cluster(engine: str, segment: Segment) -> Any:
+    """Return the bytes of an array that the cluster holds, without a copy if it is on this machine.
+
+    engine : a key of FETCH_BY_ENGINE.
+    segment : its key is the name that `make_worker_reference_names` of the cluster has given to the array.
+    """
+    array = FETCH_BY_ENGINE[engine](segment.key)
     return array.reshape(-1).view(np.uint8).data
 
 
@@ -33,9 +37,13 @@ def _fetch_from_dask(dask_key: Any) -> Any:
         return remote_future.result(timeout=DASK_FETCH_TIMEOUT)
 
 
-def _fetch_from_ray(actor_name: str, reference_index: int) -> Any:
+def _fetch_from_ray(worker_name: tuple[str, int]) -> Any:
     import ray
 
+    actor_name, reference_index = worker_name
     module: Any = ray
     [reference] = module.get(module.get_actor(actor_name).get_reference.remote(reference_index))
     return module.get(reference)
+
+
+FETCH_BY_ENGINE: dict[str, Callable[[Any], Any]] = {"dask": _fetch_from_dask, "ray": _fetch_from_ray}

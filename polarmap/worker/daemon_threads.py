@@ -9,9 +9,11 @@ import os
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 THREAD_IDLE_SECONDS = 1.0  # after which a thread without a call ends
 
+T = TypeVar("T")
 Thunk = Callable[[], None]
 
 _idle_threads: list[SimpleQueue[Thunk]] = []  # of each thread that has no call: where it waits for one
@@ -31,6 +33,34 @@ def run_in_daemon_thread(thunk: Thunk) -> None:
             target=_run_queued_calls, args=(call_queue,), name="polarmap-task", daemon=True
         ).start()
     call_queue.put(thunk)
+
+
+class CallTimeoutError(Exception):
+    """A call has not returned in time."""
+
+
+def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
+    """Call a function on a daemon thread, and return what it returns or raise what it raises.
+
+    Raises CallTimeoutError after this many seconds. The call then continues, and its result is dropped.
+    """
+    results, errors = list[T](), list[BaseException]()
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    # A thread of its own, which ends with the call: a worker whose number of threads has grown is replaced.
+    thread = threading.Thread(target=run, name="polarmap-timed", daemon=True)
+    thread.start()
+    thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+    if errors:
+        raise errors[0]
+    if not results:
+        raise CallTimeoutError
+    return results[0]
 
 
 def _run_queued_calls(call_queue: SimpleQueue[Thunk]) -> None:

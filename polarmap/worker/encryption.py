@@ -1,4 +1,4 @@
-"""Encryption of what lies in storage, and of replies: AES-256-GCM, under a key that never lies there.
+"""Encrypt segments and replies with AES-256-GCM, under a key that is never stored.
 
 Runs on workers too: imports numpy at most, and `cryptography` once there is something to encrypt.
 """
@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from polarmap.worker.locations import Location
 from polarmap.worker.messages import FrameDecoder, Message, encode_frame
-from polarmap.worker.segments import DamagedError, Location, Segment, SegmentReader, check_segment_integrity
+from polarmap.worker.segments import DamagedError, Segment, SegmentReader, check_segment_integrity
 from polarmap.worker.task_records import ErrorInfo, TaskReply, describe_error
 
 KEY_BYTES = SALT_BYTES = 32
@@ -33,11 +34,11 @@ EncryptionFields = tuple[Any, ...]  # of an `Encryption`, or that itself
 
 
 class KeyUnavailableError(Exception):
-    """The key is not where it is said to be, or is another one."""
+    """The key cannot be read, or is not the key that was used to encrypt."""
 
 
 class Encryption(NamedTuple):
-    """How the parts of one array, or all of one map, are encrypted; it travels as a plain tuple.
+    """Parameters by which the segments of one array, or the blocks and replies of one job, are encrypted.
 
     key : where the key is found, "env:NAME" or "file:PATH"; or the key itself, for this machine only.
     salt : random: what the keys in use are derived of, besides the key.
@@ -53,17 +54,17 @@ class Encryption(NamedTuple):
 
     @classmethod
     def create(cls, key: str | bytes) -> Encryption:
-        """How to encrypt a new array or map by `key`; KeyUnavailableError if there is no such key."""
+        """Return parameters for a new array or job; KeyUnavailableError if the key cannot be read."""
         salt = os.urandom(SALT_BYTES)
         return cls(key, salt, derive_with_hkdf(read_encryption_key(key), salt)[2])
 
     def compute_tag(self, data: bytes) -> bytes:
-        """The HMAC-SHA256 of data that everybody may read, and nobody change."""
+        """Return the HMAC-SHA256 of data that is stored as it is and must not be changed."""
         return hmac.digest(derive_keys(self)[1], data, "sha256")
 
 
 def derive_keys(encryption: EncryptionFields) -> tuple[bytes, bytes]:
-    """The keys of cipher and tags; KeyUnavailableError if the key is not there, or is another."""
+    """Return the keys of cipher and tags; KeyUnavailableError if the key is missing or a different one."""
     key, salt, expected_check = encryption
     cipher_key, tag_key, actual_check = derive_with_hkdf(read_encryption_key(key), salt)
     if not hmac.compare_digest(actual_check, expected_check):
@@ -73,7 +74,7 @@ def derive_keys(encryption: EncryptionFields) -> tuple[bytes, bytes]:
 
 
 def encrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> bytes:
-    """Nonce, ciphertext and tag of `data`, which can be decrypted under the same name only."""
+    """Return nonce, ciphertext and tag of `data`, to be decrypted with the same associated data only."""
     aes_gcm, _ = load_ciphers()
     nonce = os.urandom(NONCE_BYTES)
     cipher = aes_gcm(derive_keys(encryption)[0])
@@ -81,7 +82,7 @@ def encrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> by
 
 
 def decrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> bytes:
-    """The inverse; DamagedError for what was not encrypted with this key, or under another name."""
+    """Return the plaintext; DamagedError if key or associated data differ, or if the data were changed."""
     aes_gcm, _ = load_ciphers()
     cipher, view = aes_gcm(derive_keys(encryption)[0]), memoryview(data)
     try:
@@ -92,14 +93,14 @@ def decrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> by
 
 
 def derive_with_hkdf(key: bytes, salt: bytes) -> tuple[bytes, bytes, bytes]:
-    """The keys of cipher and tags, and what tells keys apart but nothing of them: HKDF (RFC 5869)."""
+    """Return the keys of cipher and tags, and bytes that identify the key without revealing it (RFC 5869)."""
     _, hkdf = load_ciphers()
     key_material: bytes = hkdf(2 * KEY_BYTES + KEY_CHECK_BYTES, salt).derive(key)
     return key_material[:KEY_BYTES], key_material[KEY_BYTES:-KEY_CHECK_BYTES], key_material[-KEY_CHECK_BYTES:]
 
 
 def read_encryption_key(key_spec: str | bytes) -> bytes:
-    """The 32 bytes of a key; KeyUnavailableError if they are not where it says."""
+    """Return the 32 bytes of a key; KeyUnavailableError if they are not where `key_spec` says."""
     if isinstance(key_spec, bytes):
         return key_spec
     source_kind, _, variable_or_path = key_spec.partition(":")
@@ -129,7 +130,7 @@ def read_encryption_key(key_spec: str | bytes) -> bytes:
 
 
 def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]:
-    """AES-GCM by its key, and HKDF-SHA256 by its length and salt."""
+    """Return constructors of AES-GCM, which takes a key, and of HKDF-SHA256, which takes length and salt."""
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
         from cryptography.hazmat.primitives.hashes import SHA256
@@ -140,17 +141,17 @@ def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]
 
 
 def make_segment_associated_data(segment: Segment) -> str:
-    """What a part is encrypted as: keys are never used twice, and tell array, run, stripe and block."""
+    """Return the associated data of a segment: object keys are never used twice, each names one block."""
     return f"part {segment.offset} {segment.size} {segment.key}"
 
 
 def compute_encrypted_size(plaintext_size: int) -> int:
-    """Bytes in storage of a part of so many bytes; of nothing, nothing."""
+    """Return the stored size of a segment of `plaintext_size` bytes; an empty segment is not stored."""
     return plaintext_size + CIPHERTEXT_OVERHEAD_BYTES if plaintext_size else 0
 
 
 def encrypt_if_location_requires(location: Location, segment: Segment, *buffers: Any) -> Sequence[Any]:
-    """The bytes of a part, these in a row, as they lie there: encrypted where its place says so."""
+    """Return the buffers to store for a segment: encrypted if its location says so, else as they are."""
     if location.encryption is None:
         return buffers
     if not segment.size:
@@ -159,11 +160,13 @@ def encrypt_if_location_requires(location: Location, segment: Segment, *buffers:
 
 
 def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) -> Any:
-    """Return the bytes of a part, decrypted if its place says so; DamagedError if they are not what was put.
+    """Return the bytes of a segment, decrypted if its location says so.
 
-    read_raw : returns stored bytes, fewer if the object is shorter; DamagedError if there is none.
+    Raises DamagedError if they are not what was stored.
+
+    read_raw : returns stored bytes, fewer if the object is shorter; raises DamagedError if there is none.
     """
-    # A tag says more than a CRC-32, which is compared only to tell damage from forgery.
+    # The tag verifies encrypted bytes. The CRC-32 only distinguishes damage from forgery.
     if not (segment.key and segment.size):
         return bytes(segment.size)
     if location.encryption is None:
@@ -180,9 +183,10 @@ def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) 
 def write_segments(
     location: Location, key: str, data: Any, segment_bytes: int, write_object: Callable[[str, Any], None]
 ) -> list[Segment]:
-    """Store bytes as an object; its parts, of so many bytes each but the last, encrypted one by one.
+    """Store bytes as an object, and return its segments, each of which is encrypted by itself.
 
-    write_object : an object, by its key and its bytes.
+    segment_bytes : size of each segment but the last.
+    write_object : called with the key and the bytes of the object.
     """
     segments, buffers, offset = list[Segment](), list[Any](), 0
     for start in range(0, len(data), segment_bytes):
@@ -197,7 +201,7 @@ def write_segments(
 
 
 def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
-    """Return a reply of which only kind and attempt can be seen, or one that tells why that is impossible."""
+    """Return a reply of which only kind and attempt are readable, or an error that cannot be encrypted."""
     try:
         associated_data = _make_reply_associated_data(*message.attempt_key[1:])
         data = ENCRYPTED_REPLY + encrypt(encryption, associated_data, encode_frame(message))
@@ -207,7 +211,7 @@ def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
 
 
 def decrypt_reply(task: int, attempt: int, data: Any, encryption: EncryptionFields) -> tuple[Any, Any]:
-    """Header and data of a reply; DamagedError for what the worker of this attempt has not sent.
+    """Return header and data of a reply; DamagedError if the worker of this attempt has not sent it.
 
     Nothing is unpickled.
     """
@@ -221,5 +225,5 @@ def decrypt_reply(task: int, attempt: int, data: Any, encryption: EncryptionFiel
 
 
 def _make_reply_associated_data(task: int, attempt: int) -> str:
-    """What tells this attempt of its map, which has a key of its own, from the others."""
+    """Return the associated data of a reply: each job has a cipher key of its own."""
     return f"reply {task}-{attempt}"

@@ -23,12 +23,12 @@ MAX_INLINE_BYTES = 1 << 17  # of data: larger ones are a file or an object of th
 MAX_CHUNK_BYTES = 1 << 17  # Most bytes of a longer message that are framed at once: only these are copied.
 
 # Of a driver: modules that functions need; what the tasks of a map have in common; a task; that a map is
-# over, so that nobody waits for its tasks; a part of a block that was asked for.
-MODULES, JOB, TASK, CANCEL, SEGMENT = b"s", b"m", b"c", b"x", b"d"
+# over, so that nobody waits for its tasks; a part of a block that was asked for; that it cannot be read.
+MODULES, JOB, TASK, CANCEL, SEGMENT, NO_SEGMENT = b"s", b"m", b"c", b"x", b"d", b"f"
 # Of a worker: its process; a part of a block that it needs; that it has left a task that nobody waits for;
 # that it is not fit for one; the end of a task; the same, of a worker that is not fit for another.
 HELLO, FETCH, CANCELLED, UNUSABLE, TASK_REPLY, FINAL_REPLY = b"p", b"n", b"l", b"u", b"e", b"z"
-DRIVER_KINDS = {MODULES, JOB, TASK, CANCEL, SEGMENT}
+DRIVER_KINDS = {MODULES, JOB, TASK, CANCEL, SEGMENT, NO_SEGMENT}
 MESSAGE_KINDS = DRIVER_KINDS | {HELLO, FETCH, CANCELLED, UNUSABLE, TASK_REPLY, FINAL_REPLY}
 TASK_END_KINDS = {CANCELLED, UNUSABLE, TASK_REPLY, FINAL_REPLY}  # each ends a call
 EXIT_KINDS = {UNUSABLE, FINAL_REPLY}  # after these a worker ends itself

@@ -13,12 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from polarmap.worker.block_cache import CACHE_POLL_INTERVAL, BlockCache, CopyOnWriteFunction
+from polarmap.worker.daemon_threads import CallTimeoutError, call_with_timeout
 from polarmap.worker.environment import ProcessEnvironment, snapshot_environment
+from polarmap.worker.locations import Location
 from polarmap.worker.messages import (
     CANCEL,
     CANCELLED,
@@ -28,6 +30,7 @@ from polarmap.worker.messages import (
     JOB,
     MAX_INLINE_BYTES,
     MODULES,
+    NO_SEGMENT,
     SEGMENT,
     TASK,
     UNUSABLE,
@@ -42,7 +45,7 @@ from polarmap.worker.private_files import (
 )
 from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
 from polarmap.worker.pytree import Structure
-from polarmap.worker.segments import DamagedError, Location, Segment
+from polarmap.worker.segments import DamagedError, Segment, encode_segment_range, make_fetch_timeout_error
 from polarmap.worker.sent_modules import SentModuleFinder
 from polarmap.worker.socket_channel import SocketChannel
 from polarmap.worker.task_execution import TaskIO, run_task
@@ -63,6 +66,7 @@ class PersistentWorker(TaskIO):
     label : how the engine that has started the worker calls it, for reports; None: its driver has, beside it.
     machine_address : the address by which the engine tells the worker's machine from others; empty if it has
         none.
+    fetch_timeout : seconds that reading a block from the storage may take.
     """
 
     def __init__(
@@ -73,8 +77,10 @@ class PersistentWorker(TaskIO):
         limit_threads: Callable[[], AbstractContextManager[Any]] | None = None,
         label: str | None = None,
         machine_address: str = "",
+        fetch_timeout: float = inf,
     ) -> None:
         super().__init__(storage)
+        self._fetch_timeout, self._fetch_deadline = fetch_timeout, inf
         self._machine_address = machine_address
         self._channel, self._limit_threads, self._label = channel, limit_threads or nullcontext, label
         self._environment = ProcessEnvironment.capture()
@@ -218,6 +224,7 @@ class PersistentWorker(TaskIO):
             self._function_and_structure = CopyOnWriteFunction(f), structure
         f, structure = self._function_and_structure
         assert request.block_ref is not None
+        self._fetch_deadline = time.monotonic() + self._fetch_timeout
         try:
             block = self._block_cache.load_block(
                 request.block_ref, structure, self.read_segment, request.attempt > 0, self._block_set_id
@@ -238,22 +245,36 @@ class PersistentWorker(TaskIO):
         self._receive(0.0)
         return any(item.kind == CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox)
 
-    def read_raw_segment(self, location: Location, segment: Segment) -> Any:
-        """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""
-        if location.kind == "private" and (self._label is None or is_in_private_folder(location, segment)):
-            return read_private_segment(location, segment)
-        if location.kind in ("dask", "ray"):  # whose workers have polarmap: it need not travel
-            from polarmap.worker.cluster_segments import read_from_cluster
+    def read_segment(self, location: Location, segment: Segment) -> Any:
+        """Return the bytes of a segment; TimeoutError if a storage has not returned the block in time."""
+        read = partial(super().read_segment, location, segment)
+        if not location.uses_storage:
+            return read()
+        try:
+            return call_with_timeout(read, self._fetch_deadline - time.monotonic())
+        except CallTimeoutError:
+            _, task, _ = self._attempt_key
+            bucket = f"{location.backend} bucket {location.root!r}"
+            raise make_fetch_timeout_error(task, self._fetch_timeout, bucket, segment) from None
 
-            return read_from_cluster(location, segment)
-        if location.kind not in ("driver", "private"):
-            return super().read_raw_segment(location, segment)
-        self._send(Message(FETCH, self._attempt_key, segment.key.encode()))
+    def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
+        """Return the stored bytes of a segment, from a file of the driver on this machine or on request.
+
+        Raises InterruptedError if the task is cancelled, or if the driver cannot read the segment.
+        """
+        if private_root is not None and (
+            self._label is None or is_in_private_folder(os.path.join(private_root, segment.key))
+        ):
+            return read_private_segment(private_root, segment)
+        segment_range = encode_segment_range(segment)
+        self._send(Message(FETCH, self._attempt_key, segment_range))
         while True:
             is_cancelled = self.is_cancelled()
             for message in self._inbox:  # a part that has come is kept, also if nobody waits for the task
-                if message.kind == SEGMENT and message.header == segment.key.encode():
+                if message.kind in (SEGMENT, NO_SEGMENT) and message.header == segment_range:
                     self._inbox.remove(message)
+                    if message.kind == NO_SEGMENT:
+                        raise InterruptedError("the driver cannot read the block of this task")
                     return message.data
             if is_cancelled:
                 raise InterruptedError("nobody waits for this task any more")

@@ -52,23 +52,32 @@ def pickle_each(
     small_only: bool = False,
     pickler_class: Any = Pickler,
     exclude_if: Callable[[list[Any]], Any] | None = None,
-) -> list[bytes | Exception | None]:
-    """A pickle of each value, which can be read by itself, or what is raised for it.
+) -> list[bytes | Array | Exception | None]:
+    """Return for each value what `unpickle_item` reads, or the exception that pickling it raises.
 
-    By one pickler: to make one takes longer than to pickle a small value.
+    One pickler is used for all values, because a new one takes longer than to pickle a small value. A value
+    with large arrays becomes an array, as of `pickle_to_array`, and any other value a pickle.
 
-    small_only : None for what is large, or has arrays that would travel beside the pickle.
-    pickler_class, exclude_if : None also for what makes `exclude_if` return anything of the pickler's list
-        `reached`.
+    Parameters
+    ----------
+    values : iterable
+    small_only : bool
+        Return None for values with large arrays or a large pickle.
+    pickler_class : type
+        The class of the pickler.
+    exclude_if : callable, optional
+        Called with the list `reached` of the pickler. The value becomes None if the answer is true.
 
-    >>> one, two = pickle_each(["a", np.zeros(10_000)], small_only=True)
-    >>> pickle.loads(one), two
+    Examples
+    --------
+    >>> small, large = pickle_each(["a", np.zeros(10_000)], small_only=True)
+    >>> pickle.loads(small), large
     ('a', None)
     """
     _restore_numpy_module()
-    pickled_values, buffers, file = list[bytes | Exception | None](), list[memoryview](), io.BytesIO()
-    buffer_callback = make_buffer_collector(buffers) if small_only else None
-    pickler = pickler_class(file, protocol=5, buffer_callback=buffer_callback)
+    pickled_values, buffers = list[bytes | Array | Exception | None](), list[memoryview]()
+    file = io.BytesIO()
+    pickler = pickler_class(file, protocol=5, buffer_callback=make_buffer_collector(buffers))
     reached: list[Any] = pickler.reached if exclude_if is not None else []
     for value in values:
         reached.clear()
@@ -77,7 +86,13 @@ def pickle_each(
             data = file.getvalue()
             is_excluded = small_only and (buffers or len(data) > MAX_SMALL_PICKLE_BYTES)
             is_excluded = is_excluded or (exclude_if is not None and reached and exclude_if(reached))
-            pickled_values.append(None if is_excluded else data)
+            if is_excluded:
+                pickled_values.append(None)
+            elif buffers:
+                block = bytearray().join(build_buffer_block([data, *buffers]))
+                pickled_values.append(np.frombuffer(block, np.uint8))
+            else:
+                pickled_values.append(data)
         except Exception as error:
             pickled_values.append(error)
         pickler.clear_memo()
@@ -128,6 +143,11 @@ def unpickle_array(array: Array) -> Any:
         all_buffers.append(array[start:end])
     data, *buffers = all_buffers
     return pickle.loads(data.data, buffers=map(_ensure_writable, buffers))
+
+
+def unpickle_item(data: bytes | Array) -> Any:
+    """Return the value of a pickle, or of an array of `pickle_to_array`."""
+    return unpickle_array(data) if isinstance(data, np.ndarray) else pickle.loads(data)
 
 
 def unpickle_data_or_file(data_or_path: bytes | str) -> Any:

@@ -1,4 +1,4 @@
-"""Files of a driver and its workers on one machine, two levels below a folder of this user alone.
+"""Share files between a driver and its workers on one machine, in folders that only this user can open.
 
 Runs on workers too: imports the standard library only.
 """
@@ -9,21 +9,15 @@ import os
 import stat
 from typing import Any
 
-from polarmap.worker.segments import (
-    Location,
-    Segment,
-    make_missing_segment_error,
-    read_file_segment,
-    write_file,
-)
+from polarmap.worker.segments import Segment, make_missing_segment_error, read_file_segment, write_file
 
-PRIVATE_MODE, OTHERS_MASK = 0o700, 0o077  # mode of a folder of one user alone, and what others may do
+PRIVATE_MODE, OTHERS_MASK = 0o700, 0o077  # mode of a private folder, and the permissions of other users
 
 
 def ensure_private_folder(folder: str) -> bool:
-    """Let such a folder be there, also where somebody has removed it; whether it was not there.
+    """Create a folder that only this user can open, if it does not exist; return whether it was created.
 
-    OSError if something else is, or if its file system cannot keep others out.
+    Raises OSError if something else has its name, or if its file system cannot keep other users out.
     """
     is_new = True
     try:
@@ -37,7 +31,7 @@ def ensure_private_folder(folder: str) -> bool:
 
 
 def check_private_folder(folder: str) -> None:
-    """OSError for a folder in which others may have put files: what lies in such a one is read as code."""
+    """Raise OSError if other users may have put files into a folder: their contents are run as code."""
     if _get_owned_folder_mode(folder) & OTHERS_MASK:
         raise PermissionError(f"{folder} is open to others")
 
@@ -52,23 +46,26 @@ def _get_owned_folder_mode(folder: str) -> int:
 
 
 def write_private_file(path: str, *buffers: Any) -> None:
-    """Such a file, of these bytes in a row; OSError if others could read or replace it."""
+    """Write a file of buffers in a row; raise OSError if other users could read or replace it."""
     folder, name = os.path.split(path)
     ensure_private_folder(os.path.dirname(folder))
     write_file(folder, name, *buffers)
 
 
-def is_in_private_folder(location: Location, segment: Segment) -> bool:
-    """Whether the folder below which such a file lies is on this machine, and of this user alone."""
+def is_in_private_folder(path: str) -> bool:
+    """Return whether a file would be two levels below a folder of this machine that is this user's alone."""
     try:
-        check_private_folder(os.path.dirname(os.path.dirname(os.path.join(location.root, segment.key))))
+        check_private_folder(os.path.dirname(os.path.dirname(path)))
     except OSError:
         return False
     return True
 
 
-def read_private_segment(location: Location, segment: Segment) -> bytes | memoryview:
-    """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
-    if not is_in_private_folder(location, segment):
+def read_private_segment(root: str, segment: Segment) -> bytes | memoryview:
+    """Return the bytes of a segment of a file below `root` that only this user can have written.
+
+    Raises DamagedError if there is no such file.
+    """
+    if not is_in_private_folder(os.path.join(root, segment.key)):
         raise make_missing_segment_error(segment)
-    return read_file_segment(location.root, segment)
+    return read_file_segment(root, segment)

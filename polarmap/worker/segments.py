@@ -1,7 +1,6 @@
-"""Bytes that lie in storage, named part by part, and how to read them back: verified, or not at all.
+"""Segments, the checksummed byte ranges of stored objects: verify their bytes, and read and write files.
 
-They are files below a folder, or objects in a bucket of Lithops; `storage` is a `lithops.Storage`, needed
-for buckets. Runs on workers too: imports the standard library only.
+Runs on workers too: imports the standard library only.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ import contextlib
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import attrgetter
 from threading import get_ident
 from typing import Any, NamedTuple
 
-MIN_MAPPED_BYTES = 1 << 18  # smaller parts of files are read
-# How files are mapped; pages that are entered one by one are slow.
+MIN_MAPPED_BYTES = 1 << 18  # smaller segments of files are read
+# All pages are mapped at once: to map them one by one as they are used is slow.
 MMAP_OPTIONS: dict[str, int] = (
     {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
     if hasattr(mmap, "MAP_POPULATE")
@@ -25,32 +24,18 @@ MMAP_OPTIONS: dict[str, int] = (
 
 
 class Segment(NamedTuple):
-    """A range of bytes of one object.
+    """A byte range of one stored object.
 
-    key : the name in a bucket or the path below a folder; empty for zeros, which are not stored.
-    size : in bytes.
-    crc32 : `zlib.crc32` of the bytes; None before they are written.
-    offset : of the first byte in the object.
+    key : of the object in its bucket or below its folder; empty for zeros, which are not stored.
+    size : bytes, before any encryption.
+    crc32 : `zlib.crc32` of the stored bytes; None if they have no checksum, or are not written yet.
+    offset : where the range begins in the object, in bytes.
     """
 
     key: str
     size: int
     crc32: int | None = None
     offset: int = 0
-
-
-class Location(NamedTuple):
-    """Where objects lie."""
-
-    # "folder" of a file system, "private" ones as `private_files` has them, "bucket" of a Lithops storage,
-    # the "driver" that is to be asked, the "message" that a block travels in, "dask" or "ray" that has it.
-    kind: str
-    root: str  # the path or the name
-    backend: str = ""  # Lithops' name for the storage that holds the bucket; empty for a folder
-    encryption: Any = None  # its fields, if there is one: parts have no CRC-32 then
-
-
-INLINE = Location("message", "")
 
 
 class DamagedError(Exception):
@@ -67,8 +52,23 @@ class DamagedError(Exception):
 SegmentReader = Callable[[Segment], Any]
 
 
+def encode_segment_range(segment: Segment) -> bytes:
+    """Return the text by which a worker asks its driver for the bytes of a segment.
+
+    >>> decode_segment_range(encode_segment_range(Segment("a b", 3, None, 8)))
+    Segment(key='a b', size=3, crc32=None, offset=8)
+    """
+    return f"{segment.offset} {segment.size} {segment.key}".encode()
+
+
+def decode_segment_range(text: bytes | bytearray) -> Segment:
+    """Return the segment that a worker asks for; ValueError if the text does not name one."""
+    offset, size, key = text.decode().split(" ", 2)
+    return Segment(key, int(size), None, int(offset))
+
+
 def check_segment_integrity(segment: Segment, data: Any) -> Any:
-    """`data` if it is what `segment` says, else DamagedError."""
+    """Return `data` if its length and checksum are those of the segment; raise DamagedError otherwise."""
     if len(data) != segment.size:
         raise make_truncated_segment_error(segment, len(data))
     if segment.crc32 is not None and zlib.crc32(data) != segment.crc32:
@@ -79,9 +79,9 @@ def check_segment_integrity(segment: Segment, data: Any) -> Any:
 
 
 def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
-    """The bytes of a part below `folder`, mapped if they are many; DamagedError if there is no file.
+    """Return the bytes of a segment of a file below `folder`, mapped if they are many.
 
-    They are fewer if it is shorter.
+    There are fewer if the file is shorter. Raises DamagedError if there is no file.
     """
     try:
         with open(os.path.join(folder, segment.key), "rb", buffering=0) as file:
@@ -98,7 +98,7 @@ def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
 
 
 def write_file(folder: str, key: str, *buffers: Any) -> None:
-    """A file below `folder`, of these bytes in a row, that appears whole or not at all."""
+    """Write a file below `folder` of buffers in a row. It appears whole or not at all."""
     path = os.path.join(folder, key)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     staging_path = f"{path}.{os.getpid()}-{get_ident()}.unfinished"
@@ -112,53 +112,28 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
         raise
 
 
-def read_raw_segment(location: Location, segment: Segment, storage: Any = None) -> Any:
-    """The bytes of a part as they lie there; DamagedError if there is none."""
-    if location.kind == "folder":
-        return read_file_segment(location.root, segment)
-    range_args = {"Range": f"bytes={segment.offset}-{segment.offset + segment.size - 1}"}
-    try:
-        return storage.get_object(location.root, segment.key, extra_get_args=range_args)
-    except Exception as error:
-        if is_missing_object_error(error):
-            raise make_missing_segment_error(segment) from None
-        if "InvalidRange" in str(error):
-            raise make_truncated_segment_error(segment, 0) from None
-        raise
-
-
 def make_missing_segment_error(segment: Segment) -> DamagedError:
-    """What is raised where a storage says that it has no such object."""
+    """Return the error to raise if a storage has no such object."""
     return DamagedError(f"{segment.key} is missing", "missing")
 
 
 def make_truncated_segment_error(segment: Segment, n_available: int) -> DamagedError:
-    """What is raised where an object ends after so many bytes of the part."""
+    """Return the error to raise if an object ends after `n_available` bytes of the segment."""
     return DamagedError(
         f"{segment.key} has {n_available} of {segment.size} bytes from {segment.offset} on", "truncated"
     )
 
 
-def write_object(location: Location, key: str, data: Any, storage: Any = None) -> None:
-    """A new object, or a file that appears whole or not at all."""
-    if location.kind == "folder":
-        write_file(location.root, key, data)
-    else:
-        storage.put_object(location.root, key, bytes(data))
-
-
-def delete_segment_objects(location: Location, segments: Iterable[Segment], storage: Any = None) -> None:
-    """Take objects out of storage again."""
-    for key in {segment.key for segment in segments}:
-        if location.kind == "folder":
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(location.root, key))
-        else:
-            storage.delete_object(location.root, key)
+def make_fetch_timeout_error(task: int, seconds: float, place: str, segment: Segment) -> TimeoutError:
+    """Return the error to raise if the block of a task was not read within this many seconds."""
+    return TimeoutError(
+        f"block {task} was not read within {seconds:g} s, as {place} has not returned {segment.key}: check "
+        "the storage, or pass a longer time as Pool(fetch_timeout=...)"
+    )
 
 
 def is_missing_object_error(error: Exception) -> bool:
-    """Whether a storage says that there is no such object; Lithops has one error for all of them."""
+    """Return whether an error of a storage says that there is no such object; Lithops has one for all."""
     return type(error).__name__ == "StorageNoSuchKeyError"
 
 

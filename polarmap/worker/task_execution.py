@@ -1,4 +1,4 @@
-"""The program of a worker: read a block, call f of it, store or send the result; with a fault, if it is to.
+"""Run a task on a worker: read its block, call f with it, and store or send the result.
 
 Imports numpy at most.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.worker.encryption import encrypt_reply, read_segment, write_segments
+from polarmap.worker.locations import Location
 from polarmap.worker.messages import TASK_REPLY, Message
 from polarmap.worker.pytree import (
     BOTH_RESULTS,
@@ -26,7 +27,7 @@ from polarmap.worker.pytree import (
     unflatten,
     unpack_leaves,
 )
-from polarmap.worker.segments import Location, Segment, delete_segment_objects, read_raw_segment, write_object
+from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import (
     Fault,
     OutputSpec,
@@ -37,14 +38,14 @@ from polarmap.worker.task_records import (
     to_plain_tuple,
 )
 
-SAMPLE_SIZE = 256  # numbers of a result that travel when it stays in storage
+SAMPLE_SIZE = 256  # numbers of a stored result that are sent to the driver
 
 
 class TaskIO:
-    """A connection between a task and its driver."""
+    """What a task reads and writes, and its connection to the driver."""
 
-    # map : the number of the map that the task belongs to, where there are several.
-    # storage : a `lithops.Storage`, to read from buckets and write to them.
+    # job_id : of the map that the task belongs to; -1 where the worker serves one map only.
+    # storage : a `lithops.Storage`, for buckets; None if there is none.
 
     job_id = -1
 
@@ -52,33 +53,32 @@ class TaskIO:
         self.storage = storage
 
     def load_inputs(self, request: TaskRequest) -> tuple[Callable[[Any], Any], Any]:
-        """f and the block."""
+        """Return f and the block of a task."""
         raise NotImplementedError
 
     def is_cancelled(self) -> bool:
-        """Whether it is known that nobody waits any more."""
+        """Return whether the task is known to be cancelled."""
         raise NotImplementedError
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """A reply as it travels beside the bytes of its result."""
+        """Return a reply in the form in which it is sent beside the bytes of its result."""
         return pickle_value((reply.error and to_plain_tuple(reply.error), *reply[1:]))
 
     def read_segment(self, location: Location, segment: Segment) -> Any:
-        """The bytes of a part; DamagedError if they are not what was stored."""
-        return read_segment(location, segment, partial(self.read_raw_segment, location))
+        """Return the bytes of a segment; DamagedError if they are not what was stored."""
+        return read_segment(location, segment, partial(location.read, access=self))
 
-    def read_raw_segment(self, location: Location, segment: Segment) -> Any:
-        """The bytes of a part as they lie there."""
-        return read_raw_segment(location, segment, self.storage)
+    def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
+        """Return the stored bytes of a segment that the driver has."""
+        raise NotImplementedError("the driver of this task answers no requests")
 
     def write_array(self, location: Location, key: str, data: Any, segment_bytes: int) -> list[Segment]:
-        """Store an array of the result as an object; its parts, of so many bytes each but the last."""
-        write = partial(write_object, location, storage=self.storage)
-        return write_segments(location, key, data, segment_bytes, write)
+        """Store an array as an object and return its segments, of `segment_bytes` bytes each but the last."""
+        return write_segments(location, key, data, segment_bytes, partial(location.write, access=self))
 
 
 def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
-    """The reply of a task, that is f of the block of its ticket; None if nobody waits for it any more."""
+    """Run a task and return its reply, or None if it was cancelled."""
     started_at = time.time()
 
     def encode_reply(reply: TaskReply, data: Any = b"") -> Message:
@@ -94,14 +94,14 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
             if n_data_rows
             else compute_result(f, block, fault)
         )
-        del f, block  # what is stored and sent may need their room
+        del f, block  # to store and send the result may need their memory
         if request.output is not None:
             if task_io.is_cancelled():
                 return None
             layout = result.layout
             result, segments = store_result(result, request, request.output, task_io)
-            if task_io.is_cancelled():  # the driver has cleaned up
-                delete_segment_objects(request.output.location, segments, task_io.storage)
+            if task_io.is_cancelled():  # The driver has deleted objects already: delete these, too.
+                request.output.location.delete({segment.key for segment in segments}, task_io)
                 return None
             result_ref = layout, to_plain_tuple(segments)
         seconds = time.time() - started_at
@@ -112,7 +112,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
 
 
 def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = None) -> PackedTree:
-    """f of a block, packed, with a fault that this suffers."""
+    """Return f of a block, packed, after injecting a fault."""
     fault_kind, pid = fault and fault.kind, os.getpid()
     if fault is not None and fault_kind == "sleep":
         time.sleep(fault.seconds)
@@ -125,7 +125,7 @@ def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = No
     try:
         result = f(block)
     finally:
-        if os.getpid() != pid:  # a child that f has forked: its parent replies
+        if os.getpid() != pid:  # f has forked this process: only its parent replies
             os._exit(0)
     packed_result = pack_tree(result)
     return corrupt_result(packed_result) if fault_kind == "garbage" else packed_result
@@ -149,19 +149,19 @@ def compute_with_and_without_padding(
 
 
 def corrupt_result(result: PackedTree) -> PackedTree:
-    """A result of the same layout with other bytes."""
+    """Return a result with the same layout and other bytes."""
     return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
 
 
-# --- results that stay in storage ---------------------------------------------------------------
+# --- stored results -------------------------------------------------------------------------------
 
 
 def store_result(
     result: PackedTree, request: TaskRequest, output: OutputSpec, task_io: TaskIO
 ) -> tuple[PackedTree, tuple[Segment, ...]]:
-    """Store each array of a result as an object, and return a sample and the parts that hold its bytes."""
+    """Store each array of a result as an object, and return a sample of it and its segments."""
     # The sample is the same linear function of every result, so that linearity can be verified on samples.
-    # Its structure tells that of the result.
+    # The structure of the sample contains that of the result.
     _check_plain_arrays(result, output.n_arrays)
     segments: list[Segment] = []
     samples = []
@@ -177,7 +177,7 @@ def store_result(
 
 
 def sample_evenly(array: Any, max_items: int = SAMPLE_SIZE) -> Any:
-    """At most `max_items` numbers of an array, evenly spread.
+    """Return at most `max_items` numbers of an array, evenly spread.
 
     >>> sample_evenly(np.arange(100), 4).tolist()
     [0, 33, 66, 99]
@@ -187,7 +187,7 @@ def sample_evenly(array: Any, max_items: int = SAMPLE_SIZE) -> Any:
 
 
 def _check_plain_arrays(result: PackedTree, n_arrays: int) -> None:
-    """TypeError for a result that does not consist of so many plain arrays."""
+    """Raise TypeError unless a result consists of `n_arrays` plain arrays."""
     if len(result.layout) != n_arrays:
         raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
     if n_arrays == 1 and len(result.structure) > 1:

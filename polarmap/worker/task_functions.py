@@ -11,6 +11,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from polarmap.worker.pickled_values import (
     pickle_to_packed_tree,
     unpickle_array,
     unpickle_data_or_file,
+    unpickle_item,
 )
 from polarmap.worker.pytree import PackedTree, Structure, describe_type, flatten, unflatten
 from polarmap.worker.task_records import describe_error, to_plain_tuple
@@ -87,24 +89,30 @@ def make_call_task(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     unpickle_blocks: bool = False,
-    is_batch: bool = False,
-    return_exceptions: bool = False,
+    may_stop_early: bool = True,
     referenced_objects: Sequence[Any] = (),
 ) -> Callable[[Any], PackedTree]:
-    """f as workers call it, with what a block stands for; its result as `pickle_to_packed_tree` has it.
+    """Return the function that workers call with a block: f of its items, with the results pickled.
 
-    A closure, so that f's own modules travel with it.
+    The function is a closure, so that the modules of f travel with it.
 
-    star : whether the value of a block is all positional arguments, rather than the first.
-    args, kwargs : further arguments of every call.
-    unpickle_blocks : whether blocks are made by `pickle_to_array`, or are pickles of the pickles of some
-        values, as integers of 8 bits; else they are the values.
-    is_batch : whether the value of a block is a list of what f is called with, one after the other.
-    return_exceptions : of a group, whether what f raises on one of these stands in the place of its result:
-        each is told as (True, its result) or (False, its error as plain data).
-    referenced_objects : classes and functions that values are made of. f brings along the state of their
-        modules.
+    Parameters
+    ----------
+    f : callable
+    star : bool
+        Whether an item is a tuple of arguments of f, rather than its first argument.
+    args, kwargs : sequence and dict, optional
+        Further arguments of each call.
+    unpickle_blocks : bool
+        Whether blocks are those of `pickle_to_array`, or pickles of several items as integers of 8 bits.
+        If not, a block is the item.
+    may_stop_early : bool
+        Whether the last items of a batch are left to other workers if the first ones take long.
+    referenced_objects : sequence
+        Classes and functions that items refer to. f brings the state of their modules along.
 
+    Examples
+    --------
     >>> from polarmap.worker.pickled_values import pickle_to_array
     >>> call = make_call_task(dict.get, args=("a",), unpickle_blocks=True)
     >>> unpickle_array(np.frombuffer(call(pickle_to_array({"a": {1, 2}})).data, np.uint8))
@@ -112,27 +120,19 @@ def make_call_task(
     """
     keyword_args = dict(kwargs or {})
 
-    def call_with_value(value: Any) -> Any:
-        return f(*(value if star else (value,)), *args, **keyword_args)
-
-    def call_and_catch(value: Any) -> Any:
-        if not return_exceptions:
-            return call_with_value(value)
-        try:
-            return True, call_with_value(value)
-        except BaseException as error:  # sys.exit on one item is not to end the others
-            return False, to_plain_tuple(describe_error(error))
+    def call_with_item(item: Any) -> Any:
+        return f(*(item if star else (item,)), *args, **keyword_args)
 
     def call_on_block(block: Any) -> PackedTree:
-        value = block
+        item = block
         if unpickle_blocks and block.dtype == np.int8:
-            _, values = pickle.loads(block.data)
-            if len(values) > 1:
-                return execute_batch(call_with_value, values)
-            value = pickle.loads(values[0])
+            _, pickled_items = pickle.loads(block.data)
+            if len(pickled_items) > 1:
+                return execute_batch(call_with_item, pickled_items, may_stop_early)
+            item = unpickle_item(pickled_items[0])
         elif unpickle_blocks:
-            value = unpickle_array(block)
-        result = [call_and_catch(item) for item in value] if is_batch else call_with_value(value)
+            item = unpickle_array(block)
+        result = call_with_item(item)
         try:
             return pickle_to_packed_tree(result)
         except Exception as error:
@@ -161,7 +161,7 @@ def execute_pickled_call(block: Array) -> PackedTree:
     f, values = pickle.loads(block.data)
     if len(values) > 1:
         return execute_batch(_load_function(f), values)
-    return pickle_to_packed_tree(_load_function(f)(pickle.loads(values[0])))
+    return pickle_to_packed_tree(_load_function(f)(unpickle_item(values[0])))
 
 
 def _load_function(function_or_pickle: Any) -> Callable[..., Any]:
@@ -170,28 +170,34 @@ def _load_function(function_or_pickle: Any) -> Callable[..., Any]:
     return function_or_pickle  # type: ignore[no-any-return]
 
 
-def execute_batch(f: Callable[[Any], Any], pickled_values: Sequence[bytes]) -> PackedTree:
-    """What f returns for each value of these pickles, or raises; of the first ones only, if these take long.
+def execute_batch(
+    f: Callable[[Any], Any],
+    pickled_items: Sequence[bytes | Array],
+    may_stop_early: bool = True,
+) -> PackedTree:
+    """Call f with each item of a batch, and return the pickled results and what f raised.
 
-    A list of pickles, and errors as plain data by position.
+    With `may_stop_early`, no further item is started after `MAX_BATCH_SECONDS`. The returned value is a list
+    with the result of each item that was started, as `unpickle_item` reads it, and a dict from the positions
+    of items that failed to their errors as plain data.
 
     >>> data = execute_batch(abs, [pickle.dumps(-3), pickle.dumps("x")]).data
     >>> (three, _), errors = unpickle_array(np.frombuffer(data, np.uint8))
     >>> pickle.loads(three), errors[1][0]
     (3, 'TypeError')
     """
-    original_pid, deadline = os.getpid(), time.monotonic() + MAX_BATCH_SECONDS
+    original_pid, deadline = os.getpid(), time.monotonic() + (MAX_BATCH_SECONDS if may_stop_early else inf)
     errors = dict[int, Any]()
 
     def call_until_deadline() -> Iterator[Any]:
-        for index, pickled_value in enumerate(pickled_values):
+        for index, pickled_item in enumerate(pickled_items):
             result = None
             try:
-                result = f(pickle.loads(pickled_value))
+                result = f(unpickle_item(pickled_item))
             except BaseException as error:
                 errors[index] = to_plain_tuple(describe_error(error))
             yield result
-            # Others may do the rest; in a child that f has forked, its parent does.
+            # Other workers may do the rest. In a child that f has forked, its parent does.
             if time.monotonic() > deadline or os.getpid() != original_pid:
                 break
 

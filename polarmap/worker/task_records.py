@@ -10,43 +10,46 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from polarmap.worker.locations import Location, location_from_fields
 from polarmap.worker.pytree import Layout, Structure
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 
 MAX_ERROR_CHARACTERS = 10_000  # of an error, and of its traceback, that travel
 FAULT_KINDS = ("sleep", "raise", "exit", "kill", "garbage")
 
 
 def to_plain_tuple(record: Any) -> Any:
-    """A message with its named tuples as plain ones: what travels, so that its reader needs no polarmap."""
+    """Return a record with its named tuples and locations as plain tuples, which any process can unpickle."""
     # Named tuples of the caller, which may be keys in a structure, stay as they are. An exception is
-    # pickled by itself: one that does not come back spoils nothing else.
+    # pickled by itself: one that cannot be unpickled spoils nothing else.
     if type(record) is ErrorInfo:
         return (*record[:3], _pickle_if_possible(record.exception))
+    if isinstance(record, Location):
+        return record.fields
     if type(record) is tuple or type(record).__module__.startswith("polarmap.worker."):
-        return tuple([to_plain_tuple(field) if isinstance(field, tuple) else field for field in record])
+        return tuple(
+            [to_plain_tuple(field) if isinstance(field, (tuple, Location)) else field for field in record]
+        )
     return record
 
 
 class BlockRef(NamedTuple):
-    """A block as its worker gets it: in storage, or in the message."""
+    """What a worker needs to read its block: the segments and their location, or the bytes themselves."""
 
-    # Docstrings travel with the tasks of Lithops, comments do not.
-    # source : where its parts lie.
-    # parts : whose bytes in a row are the block; none in a message.
-    # layout : dtype and shape of each of its arrays.
-    # data : the bytes themselves, in a message.
+    # segments : whose bytes in a row are the block; none if it has `data`.
+    # layout : dtype and shape of each array of the block.
+    # data : the bytes of a block that travels with its task; None for any other.
 
     location: Location
     segments: tuple[Segment, ...]
     layout: Layout
-    data: bytes = b""
+    data: bytes | None = None
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> BlockRef:
         """One from what `to_plain_tuple` made of it."""
         location, segments, *rest = fields
-        return cls(Location(*location), tuple([Segment(*segment) for segment in segments]), *rest)
+        return cls(location_from_fields(location), tuple([Segment(*segment) for segment in segments]), *rest)
 
 
 class Fault(NamedTuple):
@@ -83,7 +86,7 @@ class OutputSpec(NamedTuple):
     def from_tuple(cls, fields: tuple[Any, ...]) -> OutputSpec:
         """One from what `to_plain_tuple` made of it."""
         location, *rest = fields
-        return cls(Location(*location), *rest)
+        return cls(location_from_fields(location), *rest)
 
     def make_object_key(self, task: int, attempt: int, array_index: int) -> str:
         """Of an array that an attempt at a task has given."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from math import inf
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -34,6 +35,7 @@ class DriverAddress(NamedTuple):
     cache_bytes : bytes of blocks that the worker may keep.
     n_threads : that its libraries for linear algebra may use.
     tcp_timeout : seconds of silence after which the connection is lost.
+    fetch_timeout : seconds that reading a block from the storage may take.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -43,6 +45,7 @@ class DriverAddress(NamedTuple):
     cache_bytes: int
     n_threads: int
     tcp_timeout: float = TCP_TIMEOUT
+    fetch_timeout: float = inf
 
 
 def make_worker_task(address: DriverAddress) -> Callable[..., None]:
@@ -72,7 +75,10 @@ def serve_driver(
         cleanup.callback(exit_process_when(channel.is_peer_closed))
         with ThreadLimiter().limit_process_threads(address.n_threads):
             block_cache = BlockCache(address.cache_bytes)
-            PersistentWorker(channel, storage, block_cache, None, label, machine_address).serve(deadline)
+            worker = PersistentWorker(
+                channel, storage, block_cache, None, label, machine_address, address.fetch_timeout
+            )
+            worker.serve(deadline)
 
 
 # Blocks of workers on threads of this process, by the key of their driver.

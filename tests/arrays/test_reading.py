@@ -21,6 +21,7 @@ from polarmap.codes import PolarCode
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import ReplayExecutor
+from polarmap.worker.locations import FolderLocation
 from polarmap.worker.segments import DamagedError
 
 TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-9, "c8": 1e-3, "c16": 1e-9}
@@ -176,7 +177,11 @@ def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, 
         [blocks.block_layout(index) for index in (0, 5)] == [(("<f8", block),)] * 2 == [data.block_layout] * 2
     )
     assert (data.k, data.rows_per_block, data.n_padding_rows) == (4, block[0], 4 * block[0] - shape[0])
-    assert (data.dtypes, blocks.structure, blocks.location.kind) == ([np.dtype(float)], ("array",), "folder")
+    assert (data.dtypes, blocks.structure, type(blocks.location)) == (
+        [np.dtype(float)],
+        ("array",),
+        FolderLocation,
+    )
     assert [blocks.block_segments(index) for index in range(6)] == [
         coded.block_segments(index) for index in range(6)
     ]

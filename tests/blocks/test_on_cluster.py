@@ -13,6 +13,7 @@ from polarmap.blocks.on_cluster import ClusterCodedBlocks
 from polarmap.codes import SecretSharing
 from polarmap.errors import CodeError
 from polarmap.executors.engine import PartitionedData
+from polarmap.worker.locations import ClusterLocation
 
 A = np.random.default_rng(0).standard_normal((24, 5))
 DEGREE = {"tasks": 11, "degree": 2}
@@ -21,7 +22,7 @@ DEGREE = {"tasks": 11, "degree": 2}
 class ThisProcess:
     """A cluster whose references are the values, and which counts what is brought home."""
 
-    location_kind = "dask"
+    location = ClusterLocation(backend="dask")
 
     def __init__(self) -> None:
         self.brought = 0

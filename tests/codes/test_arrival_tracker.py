@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from polar_codes import arikan, arrive, by_size, rotation
 
-from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.arrival_tracker import ArrivalTracker, DecodingState
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError
 
@@ -79,6 +79,30 @@ def test_waits_while_the_amplification_is_too_large() -> None:
                 break
         waited += decoder.n_arrived - 48
     assert waited > 0
+
+
+def test_states_follow_each_other_in_one_order() -> None:
+    states = list(DecodingState)
+    for seed in range(20):
+        tracker = ArrivalTracker(PolarCode(32, 24), max_amplification=5)
+        seen = [tracker.state]
+        for index in np.random.default_rng(seed).permutation(32).tolist():
+            is_ready = tracker.add(index)
+            seen.append(tracker.state)
+            assert is_ready == tracker.is_ready == (tracker.state is DecodingState.DECODABLE)
+            assert (tracker.amplification == np.inf) == (tracker.state is DecodingState.UNDECODABLE)
+        assert [states.index(state) for state in seen] == sorted(states.index(state) for state in seen)
+        assert seen[-1] is DecodingState.DECODABLE and DecodingState.ILL_CONDITIONED in seen
+
+
+def test_accepts_inaccurate_results_and_never_too_few() -> None:
+    tracker = ArrivalTracker(PolarCode(32, 24), max_amplification=1e-9)
+    assert not tracker.accept_ill_conditioned() and tracker.state is DecodingState.UNDECODABLE
+    tracker = ArrivalTracker(PolarCode(32, 24), max_amplification=1e-9)
+    for index in range(31, 7, -1):
+        assert not tracker.add(index)
+    assert tracker.state is DecodingState.ILL_CONDITIONED
+    assert tracker.accept_ill_conditioned() and tracker.state is DecodingState.DECODABLE
 
 
 def test_all_arrivals_are_accepted_at_any_amplification() -> None:

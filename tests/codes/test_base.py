@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from polarmap.codes.arrival_tracker import ArrivalTracker
-from polarmap.codes.base import MAX_MODULAR_CHECKS
+from polarmap.codes.base import COEFFICIENT_TOL, MAX_MODULAR_CHECKS
 from polarmap.codes.gradient_coding import GradientCode
 from polarmap.codes.lagrange import LagrangeCode
 from polarmap.codes.linear_code import LinearCode
@@ -23,6 +23,7 @@ CODES: list[LinearCode] = [
     PolarCode(12, 8),
     INTEGERS,
     PolarCode(16, 8, "arikan", "sequential"),
+    PolarCode(12, 8, "hadamard"),
     ProductCode(PolarCode(4, 3), PolarCode(5, 3)),
     ProductCode(PolarCode(4, 3, "arikan"), PolarCode(5, 3, "arikan")),
     SymmetricProductCode(PolarCode(5, 3)),
@@ -90,7 +91,7 @@ def test_weights_make_targets_of_the_generator(code: LinearCode, seed: int) -> N
 @pytest.mark.parametrize("seed", range(8))
 def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
     recovery = determined(code, False, seed).decoder
-    equations = recovery.compute_parity_check_matrix(8)
+    equations = recovery.check_matrix
     assert len(equations) == min(max(recovery.n_redundant_checks, 0), 8)
     np.testing.assert_allclose(equations @ code.generator_matrix[recovery.arrived_indices], 0, atol=1e-9)
 
@@ -99,8 +100,8 @@ def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_the_same_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
     recovery = determined(code, True, seed).decoder
-    weights, checks = recovery.compute_modular_weights(), recovery.compute_modular_check_matrix()
-    assert recovery.modular and recovery.amplification == 0 and weights is not None and checks is not None
+    weights, checks = recovery.weights, recovery.check_matrix
+    assert recovery.modular and recovery.amplification == 0 and weights.dtype == checks.dtype == np.uint64
     generator = code.generator_matrix.astype(np.int64).view(np.uint64)[recovery.arrived_indices]
     targets = code.target_matrix.astype(np.int64).view(np.uint64)
     np.testing.assert_array_equal(weights @ generator, targets[recovery.missing_indices])
@@ -110,6 +111,40 @@ def test_the_same_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
         == len(find_independent_rows_gf2(checks))
         == min(recovery.n_redundant_checks, MAX_MODULAR_CHECKS)
     )
+
+
+@pytest.mark.parametrize("code", [code for code in CODES if code.supports_integers], ids=repr)
+@pytest.mark.parametrize("seed", range(4))
+def test_each_arithmetic_has_a_decoder_of_its_own(code: LinearCode, seed: int) -> None:
+    decoder = determined(code, True, seed).decoder
+    integers, floats = decoder.over(np.dtype("i2")), decoder.over(np.dtype("c8"))
+    assert integers is decoder and floats is decoder.over(np.dtype("f8")) is not decoder
+    assert not floats.modular and floats.over(np.dtype("i8")) is floats
+    assert (floats.missing_indices == decoder.missing_indices).all() and not floats.rank_deficit
+    found = floats.weights @ code.generator_matrix[decoder.arrived_indices]
+    np.testing.assert_allclose(found, code.target_matrix[decoder.missing_indices], atol=1e-9)
+    results = code.generator_matrix[decoder.arrived_indices] @ np.arange(1.0, code.k + 1)[:, np.newaxis]
+    received = dict(zip(decoder.arrived_indices.tolist(), results))
+    for dtype in ("f8", "i8"):
+        as_dtype = {index: block.astype(dtype) for index, block in received.items()}
+        decoded = decoder.decode(as_dtype, np.dtype(dtype))
+        np.testing.assert_allclose(decoded[:, 0], decoder.missing_indices + 1.0, atol=1e-9)
+
+
+@every_code
+@pytest.mark.parametrize("seed", range(4))
+def test_magnitudes_are_those_of_weights(code: LinearCode, seed: int) -> None:
+    decoder = determined(code, False, seed).decoder
+    magnitudes = decoder.weight_magnitudes
+    assert magnitudes.shape == (len(decoder.missing_indices), len(decoder.arrived_indices))
+    np.testing.assert_array_equal(decoder.max_weight_magnitudes, magnitudes.max(axis=0, initial=0))
+    if isinstance(code, SymmetricProductCode):
+        with pytest.raises(NotImplementedError, match="magnitudes of weights only"):
+            _ = decoder.weights
+    else:
+        np.testing.assert_array_equal(magnitudes, np.abs(decoder.weights))
+        masks = decoder.get_weight_masks(np.dtype("f8"))
+        assert (masks.used_arrivals_mask == (magnitudes > COEFFICIENT_TOL).any(axis=0)).all()
 
 
 @every_code

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+import polarmap
 from polarmap import coded_map
-from polarmap.codes import PolarCode
+from polarmap.codes import IntegerSecretSharingCode, LagrangeCode, PolarCode, SecretSharingCode
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.linear_code import LinearCode, SystematicCode
+from polarmap.codes.product import ProductCode
+from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.testing import ReplayExecutor
+
+FACTS = (
+    "supports_integers",
+    "is_mds",
+    "is_redundant",
+    "has_uneven_parity",
+    "adds_noise",
+    "can_estimate",
+    "supports_sparse",
+    "supports_triangles",
+    "is_storable",
+)
+POLAR_FACTS = {"is_redundant", "can_estimate", "supports_sparse", "is_storable"}
 
 
 class Vandermonde(SystematicCode):
@@ -87,3 +105,36 @@ def test_mixtures_are_a_product_in_the_dtype_of_the_data(dtype: str) -> None:
 def test_a_code_is_put_into_words_for_errors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Vandermonde, "__repr__", lambda _: pytest.fail("nobody asked"))
     assert Vandermonde(6, 4).encode_parity(np.ones((4, 3))).shape == (2, 3)
+
+
+VALIDATING_MODULES = {"blocks/code_choice.py", "planning/decodability.py"}  # of arguments of callers
+
+
+def test_code_outside_this_package_asks_for_facts_and_not_for_classes() -> None:
+    package = Path(polarmap.__file__).parent
+    class_check = re.compile(r"isinstance\([^)]*\b(Uncoded|PolarCode|ProductCode|\w+Code)\b")
+    modules = {path for path in package.rglob("*.py") if (package / "codes") not in path.parents}
+    asking = {
+        path.relative_to(package).as_posix()
+        for path in modules
+        if any(class_check.search(line) and "CodeType" not in line for line in path.read_text().splitlines())
+    }
+    assert asking <= VALIDATING_MODULES
+
+
+@pytest.mark.parametrize(
+    ("code", "facts"),
+    [
+        (PolarCode(6, 4), POLAR_FACTS | {"is_mds", "supports_triangles"}),
+        (PolarCode(6, 4, "arikan"), POLAR_FACTS | {"supports_integers", "has_uneven_parity"}),
+        (PolarCode(6, 4, "hadamard"), POLAR_FACTS | {"has_uneven_parity"}),
+        (Uncoded(3), {"is_mds", "supports_sparse"}),
+        (LagrangeCode(8, 3, 2), {"is_mds", "is_redundant"}),
+        (SecretSharingCode(6, 3, 1), {"is_mds", "is_redundant", "adds_noise"}),
+        (IntegerSecretSharingCode(8, 3, 1), {"supports_integers", "is_redundant", "adds_noise"}),
+        (ProductCode(PolarCode(3, 2), PolarCode(4, 3)), {"is_redundant"}),
+    ],
+    ids=repr,
+)
+def test_facts(code: LinearCode, facts: set[str]) -> None:
+    assert {name for name in FACTS if getattr(code, name)} == facts

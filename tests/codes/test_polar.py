@@ -100,7 +100,9 @@ unequal = sizes.flatmap(
     lambda size: st.tuples(st.just(size), st.lists(st.floats(0, 1), min_size=size[0], max_size=size[0]))
 )
 
-designs = st.sampled_from([("rotation", "optimal"), ("arikan", "optimal"), ("arikan", "sequential")])
+designs = st.sampled_from(
+    [("rotation", "optimal"), ("arikan", "optimal"), ("arikan", "sequential"), ("hadamard", "optimal")]
+)
 
 
 @settings(max_examples=60)
@@ -130,7 +132,8 @@ def test_in_the_order_of_blocks_every_block_is_for_its_own_worker(sized: tuple, 
 
 
 @pytest.mark.parametrize(
-    ("kernel", "decoder"), [("arikan", "sequential"), ("arikan", "optimal"), ("rotation", "optimal")]
+    ("kernel", "decoder"),
+    [("arikan", "sequential"), ("arikan", "optimal"), ("rotation", "optimal"), ("hadamard", "optimal")],
 )
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (23, 17), (64, 48), (100, 30)])
 def test_workers_that_are_alike_have_the_code_of_one_probability(
@@ -152,7 +155,7 @@ def test_refuses_sizes_that_are_no_integers(value: object) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kernel": "hadamard"}, "kernel must be .* not 'hadamard'"),
+        ({"kernel": "reed"}, "kernel must be one of .* not 'reed'"),
         ({"decoder": "best"}, "decoder must be .* not 'best'"),
         ({"decoder": "sequential"}, "needs kernel='arikan'"),
         ({"erasure": 1.0}, "erasure must lie strictly between 0 and 1, not 1.0"),

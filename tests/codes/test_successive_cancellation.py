@@ -155,11 +155,10 @@ def test_patterns_that_get_stuck_are_decided_and_decoded_as_by_dense_algebra(
             isinstance(recovery, InactivationDecoder)
             and ModularSystematicDecoder(code, decoder.arrived_mask).rank_deficit == 0
         )
-        stuck += recovery._cancellation_program.n_inactivated > 0
+        stuck += recovery.solver.n_inactivated > 0
         rows = {index: coded[index] for index in recovery.arrived_indices.tolist()}
         assert (recovery.decode(rows, np.dtype("i8")) == coded[recovery.missing_indices]).all()
-        weights, checks = recovery.compute_modular_weights(), recovery.compute_modular_check_matrix()
-        assert weights is not None and checks is not None
+        weights, checks = recovery.weights, recovery.check_matrix
         assert (weights.view("i8") @ coded[recovery.arrived_indices] == coded[recovery.missing_indices]).all()
         assert not (checks.view("i8") @ coded[recovery.arrived_indices]).any()
         assert len(checks) == min(recovery.n_redundant_checks, 16)
@@ -179,11 +178,9 @@ def test_ten_thousand_results_are_decided_and_decoded_by_steps(monkeypatch: pyte
     count = next(count for count, index in enumerate(order.tolist(), 1) if decoder.add(index))
     assert 7_500 < count < 7_700
     recovery = decoder.decoder
-    assert (
-        isinstance(recovery, InactivationDecoder) and 0 < recovery._cancellation_program.n_inactivated < 400
-    )
+    assert isinstance(recovery, InactivationDecoder) and 0 < recovery.solver.n_inactivated < 400
     rows = {index: coded[index] for index in recovery.arrived_indices.tolist()}
     assert (recovery.decode(rows, np.dtype("i8")) == data[recovery.missing_indices]).all()
-    checks = recovery.compute_modular_check_matrix()
-    assert checks is not None and len(checks) == 16
+    checks = recovery.check_matrix
+    assert len(checks) == 16
     assert not (checks.view("i8") @ coded[recovery.arrived_indices]).any()

@@ -98,7 +98,7 @@ def test_amplification_is_that_of_independent_errors() -> None:
     off_diagonal = [
         index for index, (a, b) in enumerate(code.grid_coordinates[plan.missing_indices].tolist()) if a != b
     ]
-    expected = np.linalg.norm(plan.weights, axis=1)
+    expected = np.linalg.norm(plan.weight_magnitudes, axis=1)
     np.testing.assert_allclose(found[off_diagonal].mean(axis=1), expected[off_diagonal], rtol=0.1)
 
 

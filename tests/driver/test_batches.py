@@ -1,304 +1,85 @@
-"""Short items go to workers together, and each has its own end, whatever becomes of the others."""
+"""Blocks of tasks that consist of batches of items, and the outcome of each item."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import Any
 
+import numpy as np
 import pytest
 
-from polarmap import Pool
-from polarmap.driver.batches import (
-    LATE_BATCH_SECONDS,
-    MAX_BATCHES,
-    N_INITIAL_BATCHES,
-    TARGET_BATCH_SECONDS,
-    BatchPolicy,
-    ItemSequence,
-    can_batch_items,
-    unpickle_result,
-)
-from polarmap.driver.collector import JobTimer
-from polarmap.driver.policies import RetryRule
-from polarmap.driver.scheduler import schedule_tasks
-from polarmap.driver.task_table import TaskTable
-from polarmap.driver.uncoded_collector import BatchCollector
-from polarmap.executors import resolve_executor
-from polarmap.executors.interface import AttemptId, Failure, JobSpec, Outcome
-from polarmap.executors.replay import ReplaySession
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.worker.pickled_values import pickle_each, pickle_to_array
+from polarmap.driver.batch_policy import MAX_BATCHES, BatchPolicy
+from polarmap.driver.batches import Batch, BatchBlocks, ItemSequence, QueuedBatchBlocks, split_outcome_by_item
+from polarmap.executors.interface import Failure, Outcome, build_block
+from polarmap.testing import Fault
+from polarmap.worker.pickled_values import pickle_each, pickle_to_array, unpickle_item
 from polarmap.worker.task_functions import make_call_task
 
-SECONDS = 0.05  # of a task, where the script does not say otherwise
+
+def make_items(*values: Any) -> ItemSequence:
+    return ItemSequence("class", blocks=pickle_each(values))  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
-def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.driver.batches.count_available_cores", lambda: 1)
+def run(blocks: BatchBlocks, task: int, f: Any) -> Outcome:
+    packed = make_call_task(f, unpickle_blocks=True)(build_block(blocks, task))
+    return Outcome(task, 0, [np.frombuffer(packed.data, np.uint8)], ("array",), None, 1.0)
 
 
-class NumberSequence(ItemSequence):
-    """Some, of which nobody wants a few any more."""
-
-    def __init__(self, count: int, kind: str = "kind") -> None:
-        super().__init__(kind, blocks=pickle_each(range(count)))  # type: ignore[arg-type]
-        self.unwanted: set[int] = set()
-
-    def claim_items(self, item_indices: list[int]) -> list[int]:
-        return [number for number in item_indices if number not in self.unwanted]
-
-
-class Served:
-    """A map of f of some numbers, of which it is known that each takes so long.
-
-    handed : the numbers of each task, in the order in which a run was given them.
-    found : what each number has given, or what is said of its failure.
-    """
-
-    def __init__(
-        self,
-        f: Callable[[Any], Any],
-        *sequences: ItemSequence,
-        seconds: float | None = 1e-3,
-        script: dict[int, float] | None = None,
-        faults: dict[int, Fault] | None = None,
-        retries: int = 1,
-    ) -> None:
-        self.batches, self.handed = BatchPolicy(True, MAX_BATCHES, 1, faults or {}), list[list[int]]()
-        if seconds is not None:
-            self.batches._seconds_by_class["kind"] = seconds
-        for items in sequences:
-            self.batches.enqueue_items(items, range(len(items.blocks)))
-        self.results: dict[int, Any] = {}
-        self.cancelled_attempts: list[AttemptId] = []
-        self.faults = faults or {}
-        executor = ReplayExecutor(dict.fromkeys(range(1000), SECONDS) | (script or {}))
-        self.run = executor.open(JobSpec(make_call_task(f, unpickle_blocks=True), self.batches, self.faults))
-        self.run.submit, self.run.cancel = self._submit, self.cancelled_attempts.extend  # type: ignore[method-assign, assignment]
-        count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in sequences)
-        self.collector = BatchCollector(
-            self.batches,
-            count,
-            self._store_results,
-            self._note,
-            True,
-            str,
-            TaskTable(0),
-            JobTimer(self.run.now),
-        )
-        self._steps = schedule_tasks(self.run, self.batches, RetryRule(retries), self.collector)
-        self.step()
-
-    def _submit(self, attempts: list[AttemptId]) -> None:
-        self.handed += [list(self.batches.batches[task][1]) for task, _ in attempts]
-        ReplaySession.submit(self.run, attempts)
-
-    def _store_results(self, outcome: Any) -> None:
-        for number, data in outcome:
-            assert number not in self.results
-            self.results[number] = unpickle_result(data)
-
-    def _note(self, outcome: Outcome) -> None:
-        self.results[outcome.task] = str(outcome.failure)
-
-    def step(self) -> None:
-        for outcome in next(self._steps):
-            self.collector.add_outcome(outcome)
-
-    def serve(self) -> dict[int, Any]:
-        """What becomes of all."""
-        while not self.collector.has_sufficient_results:
-            self.step()
-        return self.results
-
-    def first(self) -> list[list[int]]:
-        """What is handed on before anything has ended."""
-        self.step()
-        return self.handed
+def test_each_task_gets_the_items_of_its_batch() -> None:
+    items = make_items("a", "bc", "def")
+    items.blocks[2] = pickle_to_array("def")  # may travel with others
+    batches = [Batch(items, [0]), Batch(items, [1, 2])]
+    blocks = BatchBlocks(batches)
+    assert (blocks.n, blocks.location) == (2, None)
+    [(_, single)] = split_outcome_by_item(batches[0], run(blocks, 0, len)).results
+    assert unpickle_item(single) == 1
+    results = split_outcome_by_item(batches[1], run(blocks, 1, len)).results
+    assert [(index, unpickle_item(data)) for index, data in results] == [(1, 2), (2, 3)]
 
 
-def negative(number: int) -> Any:
-    if number == 3:
-        raise ValueError("unlucky")
-    return threading.Lock() if number == 5 else -number
+def test_an_array_that_is_an_item_is_its_block_and_not_copied() -> None:
+    array = np.arange(3.0)
+    items = ItemSequence("class", blocks=[array])
+    [leaf] = BatchBlocks([Batch(items, [0])]).block_leaves(0)
+    assert np.shares_memory(leaf, array)
+    assert not leaf.flags.writeable
 
 
-def test_each_item_of_a_batch_has_its_own_end_and_those_that_fail_are_tried_again_alone() -> None:
-    served = Served(negative, NumberSequence(100))
-    assert [len(batch) for batch in served.first()[:3]] == [20, 20, 15]  # a quarter of what waits
-    results = served.serve()
-    again = [[3], [5]]
-    assert [number for batch in served.handed if batch not in again for number in batch] == list(range(100))
-    assert [batch for batch in served.handed if batch in again] == again
-    assert results[3] == "ValueError: unlucky"
-    assert (
-        results[5]
-        == "TypeError: f returned a _thread.lock that cannot be pickled: cannot pickle '_thread.lock' object"
-    )
-    assert [results[number] for number in range(6, 100)] == [-number for number in range(6, 100)]
-    table = served.collector.make_report_table_builder()()
-    assert [task.n_attempts for task in table] == [2 if number in (3, 5) else 1 for number in range(100)]
-    assert table.arrived.keys() == set(range(100)) - {3, 5}
-    assert table[25].worker_seconds == pytest.approx(SECONDS / 20)
+def test_an_item_that_fails_leaves_the_others_their_results() -> None:
+    items = make_items("1", "two", "3")
+    batch = Batch(items, range(3))
+    outcome = split_outcome_by_item(batch, run(BatchBlocks([batch]), 0, int))
+    assert [(index, unpickle_item(data)) for index, data in outcome.results] == [(0, 1), (2, 3)]
+    [(index, failure)] = outcome.failures
+    assert (index, failure.kind, type(failure.cause)) == (1, "raised", ValueError)
+    assert not outcome.unprocessed
 
 
-def test_items_go_alone_until_it_is_known_that_they_are_short() -> None:
-    for seconds in (None, TARGET_BATCH_SECONDS):
-        served = Served(abs, NumberSequence(40), seconds=seconds)
-        served.serve()
-        assert served.handed == [[number] for number in range(40)]
+def test_items_that_are_lost_together_have_the_same_failure() -> None:
+    failure = Failure("lost", "WorkerLost", "gone")
+    outcome = split_outcome_by_item(Batch(make_items(1, 2), range(2)), Outcome(0, 0, [], (), failure, 0.0))
+    assert (outcome.results, outcome.failures) == ((), [(0, failure), (1, failure)])
 
 
-def test_only_items_of_a_kind_that_are_small_go_together() -> None:
-    large = NumberSequence(40)
-    large.blocks[4:6] = pickle_to_array(4), pickle_to_array(5)
-    served = Served(abs, large)
-    first = served.first()
-    assert first[:4] == [[0, 1], [2, 3], [4], [5]]
-    assert served.serve() == {number: number for number in range(40)}
-    served = Served(abs, NumberSequence(20, "other"), NumberSequence(20))
-    assert served.first()[:20] == [[number] for number in range(N_INITIAL_BATCHES)]
-
-
-def test_how_long_items_take_is_learned_of_the_first_ones_unless_these_take_long() -> None:
-    served = Served(abs, NumberSequence(300), seconds=None)
-    assert len(served.first()) == N_INITIAL_BATCHES
-    served.step()
-    assert len(served.handed) == 1 + MAX_BATCHES  # one has ended, and taken long
-    served.serve()
-    assert served.batches._seconds_by_class["kind"] == pytest.approx(SECONDS)  # as the script says
-    assert served.handed == [[number] for number in range(300)]
-    quick = Served(abs, NumberSequence(300), seconds=None, script=dict.fromkeys(range(1000), 1e-4))
-    assert list(quick.serve()) == list(range(300))
-    assert len(quick.handed) < 30
-
-
-def test_where_much_waits_a_batch_is_worth_its_way() -> None:
-    served = Served(abs, NumberSequence(1000), seconds=1e-5)
-    assert [len(batch) for batch in served.first()] == [250, 200, 200, 200, 150]
-
-
-@pytest.mark.parametrize("ends_late", [False, True])
-def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themselves(ends_late: bool) -> None:
-    served = Served(
-        negative, NumberSequence(40), script={1: LATE_BATCH_SECONDS * (1.5 if ends_late else 1e6)}
-    )
-    late, last = served.first()[1], len(served.handed)
-    results = served.serve()
-    assert served.cancelled_attempts == [(1, 0)]
-    alone = [batch for batch in served.handed[last:] if batch[0] in late]
-    assert alone == [[number] for number in late]
-    assert sorted(results) == list(range(40))
-    assert [task.n_attempts for task in served.collector.make_report_table_builder()()][6:] == [1] * 34
-
-
-def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", -1.0)  # each does the first only
-    served = Served(abs, NumberSequence(40))
-    left = served.first()[0][1:]
-    first = len(served.handed)
-    assert served.serve() == {number: number for number in range(40)}
-    assert set(left) <= {number for batch in served.handed[first:] for number in batch}
-    assert [task.n_attempts for task in served.collector.make_report_table_builder()()] == [1] * 40
-
-
-def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_each() -> None:
-    served = Served(abs, NumberSequence(40), faults={0: Fault("kill")})
-    lost = list(served.first()[0])
-    assert served.serve() == {number: number for number in range(40)}
-    assert [batch for batch in served.handed if batch[0] in lost][1:] == [[number] for number in lost]
-    assert [task.n_attempts for task in served.collector.make_report_table_builder()()] == [
-        2 if n in lost else 1 for n in range(40)
-    ]
-
-
-@pytest.mark.parametrize("retries", [0, 1, 2])
-def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int) -> None:
-    unlucky, doomed = 3, 5
-    # The first fault strikes the batch that holds both items. All later ones strike an item that is alone.
-    faults = {unlucky: Fault("kill", attempts=1 + retries), doomed: Fault("kill", attempts=99)}
-    served = Served(abs, NumberSequence(40), faults=faults, retries=retries)
-    results = served.serve()
-    assert {number for number, end in results.items() if end != number} == {doomed}
-    assert "struck by 'kill'" in results[doomed]
-    [batch, *later_batches] = [numbers for numbers in served.handed if {unlucky, doomed} & set(numbers)]
-    assert {unlucky, doomed} < set(batch)
-    assert sorted(later_batches) == [[unlucky]] * (retries + 1) + [[doomed]] * (retries + 1)
-    attempts = {
-        number: task.n_attempts for number, task in enumerate(served.collector.make_report_table_builder()())
-    }
-    assert attempts[unlucky] == attempts[doomed] == 2 + retries
-
-
-def test_what_nobody_waits_for_does_not_begin_and_others_in_its_batch_go_on() -> None:
-    items = NumberSequence(40)
-    items.unwanted = {2, *range(10, 25), *range(36, 40)}
-    served = Served(abs, items)
-    assert served.serve() == {number: number for number in set(range(40)) - items.unwanted}
-
-
-def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> None:
-    with Pool(workers=1) as pool:
-        assert can_batch_items(pool.resolve(), 1, 1)
-        assert can_batch_items(resolve_executor(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
-        executors: list[Any] = [ReplayExecutor(), FaultyExecutor(ReplayExecutor())]
-        assert not any(can_batch_items(resolve_executor(executor), 1, 1) for executor in executors)
-        assert not can_batch_items(pool.resolve(), 0, 1)
-        assert not can_batch_items(pool.resolve(), 1, 0)
-
-
-def test_a_fault_strikes_the_batch_of_its_item_once() -> None:
-    served = Served(abs, NumberSequence(40), faults={15: Fault("kill")})
-    batch = next(batch for batch in served.first() if 15 in batch)
-    assert len(batch) > 1
-    assert served.serve() == {number: number for number in range(40)}
-    table = served.collector.make_report_table_builder()()
-    struck = [number for number, task in enumerate(table) if task.failures]
-    assert struck == batch
-    assert served.handed.count([15]) == 1
-
-
-def test_a_batch_that_was_given_up_leaves_no_fault_for_its_items() -> None:
-    faults = {15: Fault("sleep", 10 * LATE_BATCH_SECONDS)}
-    served = Served(abs, NumberSequence(40), faults=faults)
-    assert served.serve() == {number: number for number in range(40)}
-    assert served.run.now() < 5 * LATE_BATCH_SECONDS
-    assert served.handed.count([15]) == 1
-
-
-@pytest.mark.parametrize("kind", ["raise", "garbage"])
-def test_an_item_that_is_to_fail_by_itself_travels_alone(kind: str) -> None:
-    faults = {number: Fault(kind) for number in (0, 15, 16, 39)}
-    batches = BatchPolicy(True, MAX_BATCHES, 1, faults)
-    batches._seconds_by_class["kind"] = 1e-3
-    batches.enqueue_items(NumberSequence(40), range(40))
-    sent = [list(batch[1]) for batch in iter(lambda: batches._pop_next_batch(TaskTable(0)), None)]
-    assert [batch for batch in sent if faults.keys() & set(batch)] == [[0], [15], [16], [39]]
-    assert [number for batch in sent for number in batch] == list(range(40))
-    assert max(map(len, sent)) > 1
+def test_a_task_that_was_removed_has_no_block_and_its_index_is_not_used_again() -> None:
+    blocks, items = QueuedBatchBlocks(), make_items(1, 2)
+    assert [blocks.add_batch(Batch(items, [index])) for index in range(2)] == [0, 1]
+    assert blocks.has_items
+    blocks.batches.clear()
+    assert not blocks.has_items
+    with pytest.raises(CancelledError):
+        build_block(blocks, 0)
+    assert blocks.find_injected_fault({0: Fault("kill")}, 0, 0) is None
+    assert blocks.add_batch(Batch(items, [0])) == 2
 
 
 def test_faults_count_items_in_the_order_of_submission() -> None:
-    batches, first, second = BatchPolicy(True, MAX_BATCHES, 1), NumberSequence(6), NumberSequence(2)
-    batches.enqueue_items(first, range(3))
-    batches.enqueue_items(second, [0])
-    batches.enqueue_items(first, [3])
-    batches.enqueue_items(first, [5])  # the item before does not travel
-    batches.enqueue_items(second, [1])
+    policy = BatchPolicy(QueuedBatchBlocks(), True, MAX_BATCHES, 1)
+    first, second = make_items(*range(6)), make_items(*range(2))
+    policy.enqueue_items(first, range(3))
+    policy.enqueue_items(second, [0])
+    policy.enqueue_items(first, [3])
+    policy.enqueue_items(first, [5])  # the item before does not travel
+    policy.enqueue_items(second, [1])
     assert [first.get_submission_index(number) for number in (0, 1, 2, 3, 5)] == [0, 1, 2, 4, 5]
     assert [second.get_submission_index(number) for number in (0, 1)] == [3, 6]
-
-
-def test_a_part_of_a_task_was_started_as_often() -> None:
-    tasks = TaskTable(1)
-    tasks.start_attempts([0], 1.0)
-    tasks.split_off_task(
-        0,
-        7,
-        Failure("lost", "WorkerLost", "gone"),
-        BatchPolicy(True, 4, 1)._get_late_tracker(ItemSequence("kind")),
-    )
-    assert (tasks[7].n_attempts, tasks.failed) == (1, {7})
-    assert tasks.start_attempts([7], 2.0) == [(7, 1)]

@@ -254,7 +254,12 @@ def components_of(value: object, found: dict[int, object]) -> dict[int, object]:
 
 
 def state_of(component: object) -> dict[str, Any]:
-    """Return a copy of what an object remembers, but for cached answers."""
+    """Return a copy of what an object remembers, but for cached answers.
+
+    A thread of its own changes a LocalEvaluation, at any time.
+    """
+    if isinstance(component, local_evaluation.LocalEvaluation):
+        return {}
     cached = {name for name, kind in vars(type(component)).items() if isinstance(kind, cached_property)}
     return {name: copied(value) for name, value in vars(component).items() if name not in CACHED | cached}
 

@@ -184,9 +184,9 @@ def test_a_map_may_be_asked_for_its_report_at_any_time() -> None:
     blank = running.current_report()
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
     run = running.executor.open(JobSpec(abs, UncodedBlocks([], ())))
-    need = UncodedCollector(print, False, str, TaskTable(4), JobTimer(run.now))
-    running._collector = need
-    need.task_table.start_attempts([0, 1], 0.0)
+    collector = UncodedCollector(print, str, False, TaskTable(4), JobTimer(run.now))
+    running._collector = collector
+    collector.task_table.start_attempts([0, 1], 0.0)
     assert [task.state for task in running.current_report().tasks] == ["queued"] * 2 + ["held back"] * 2
     running._collector = None
     assert running.current_report() == blank

@@ -16,14 +16,14 @@ from polarmap.driver.policies import (
     BackupPolicy,
     OnDemandParityPolicy,
     RetryRule,
-    SchedulingPolicy,
+    UpfrontPolicy,
     make_backup_policy,
 )
 from polarmap.driver.task_table import TaskTable
 
 
 def test_upfront_starts_everything_and_then_nothing() -> None:
-    policy, tasks = SchedulingPolicy(5), TaskTable(5)
+    policy, tasks = UpfrontPolicy(5), TaskTable(5)
     assert list(policy.initial_tasks) == [0, 1, 2, 3, 4]
     assert not policy.choose_tasks_to_start(tasks, CountingCollector(tasks, 5), 1e9)
     assert policy.seconds_until_next_start(tasks, 1e9) == inf

@@ -61,7 +61,7 @@ def test_what_becomes_due_between_two_questions_is_not_waited_for_for_ever() -> 
     for step in range(1, 60):
         run = Ticking(step / 100)
         tasks = TaskTable(3)
-        collector, policy = CountingCollector(tasks, 2, JobTimer(run.now)), DelayedPolicy(2)
+        collector, policy = CountingCollector(tasks, 2, JobTimer(run.now)), DelayedPolicy(range(2))
         for _ in schedule_tasks(run, policy, RetryRule(1), collector):
             if not tasks.held_back:
                 break

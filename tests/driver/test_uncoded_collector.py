@@ -20,7 +20,7 @@ from polarmap.testing import ReplayExecutor
 def wanting(n: int) -> tuple[UncodedCollector, list[Outcome]]:
     tasks, noted = TaskTable(n), list[Outcome]()
     tasks.start_attempts(range(n), 0.0)
-    return UncodedCollector(noted.append, False, "item {}".format, tasks, JobTimer(lambda: 0.0)), noted
+    return UncodedCollector(noted.append, "item {}".format, False, tasks, JobTimer(lambda: 0.0)), noted
 
 
 def take(collector: UncodedCollector, outcome: Outcome) -> None:

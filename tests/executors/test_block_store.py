@@ -27,6 +27,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import (
     INLINE_BLOCK_BYTES,
     BlockStore,
+    DriverBlockStore,
     MemoryMappedBlockStore,
     PublishedBlocks,
 )
@@ -35,8 +36,10 @@ from polarmap.executors.lithops import BucketBlockStore
 from polarmap.worker import encryption
 from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.encryption import CIPHERTEXT_OVERHEAD_BYTES, Encryption, read_segment
+from polarmap.worker.locations import INLINE, BucketLocation, Location, StoreLocation
 from polarmap.worker.private_files import read_private_segment
-from polarmap.worker.segments import INLINE, Location, Segment, read_raw_segment
+from polarmap.worker.segments import Segment
+from polarmap.worker.task_execution import TaskIO
 from polarmap.worker.task_records import to_plain_tuple
 
 K, N = 3, 4
@@ -82,7 +85,7 @@ class Kind:
             "memory": lambda: MemoryMappedBlockStore(folder / "memory", folder / "disk", 10**8),
             "disk": lambda: MemoryMappedBlockStore(None, folder / "disk", 10**8),
             "bucket": lambda: BucketBlockStore(self.storage, "prefix"),
-            "driver": lambda: BlockStore("prefix"),
+            "driver": lambda: DriverBlockStore("prefix"),
         }
         self.store = stores[kind]()
 
@@ -93,7 +96,7 @@ class Kind:
             return read_segment(place, part, partial(lie, place))
 
         def lie(place: Location, part: Segment) -> Any:
-            if place.kind == "driver":
+            if place.is_sent_by_driver:
                 return stored.read_component(coded, part.key)
             return self.read(place, part)
 
@@ -101,9 +104,9 @@ class Kind:
 
     def read(self, place: Location, part: Segment) -> Any:
         return (
-            read_raw_segment(place, part, self.storage)
+            place.read(part, TaskIO(self.storage))
             if self.kind == "bucket"
-            else read_private_segment(place, part)
+            else read_private_segment(place.root, part)
         )
 
     def left(self) -> int:
@@ -134,7 +137,7 @@ def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
     block = stored.publish_block(coded, 1)
     assert stored.get_pickled_block_ref(coded, 1) is stored.get_pickled_block_ref(coded, 1)
     for part in block.segments:
-        may_change = block.location.kind == "bucket"  # else no checksum is needed
+        may_change = block.location.needs_checksums  # else no checksum is needed
         assert part.crc32 == (zlib.crc32(coded.block_leaves(1)[0].tobytes()) if may_change else None)
 
 
@@ -201,7 +204,7 @@ def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
     for task in range(N):
         [part] = stored.publish_block(coded, task).segments
         lying = part._replace(size=part.size + CIPHERTEXT_OVERHEAD_BYTES)
-        source = stored.publish_block(coded, task).location._replace(encryption=None)
+        source = stored.publish_block(coded, task).location.with_encryption(None)
         data = stored.read_component(coded, part.key) if place.kind == "driver" else place.read(source, lying)
         assert len(data) == part.size + CIPHERTEXT_OVERHEAD_BYTES
         assert not any(row.tobytes() in bytes(data) for row in coded.block_leaves(task)[0])
@@ -213,7 +216,7 @@ def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
         for sent in (stored.get_pickled_block_ref(coded, task), pickle.dumps(ticket)):
             assert b"polarmap.worker" not in sent
     small = blocks(6)
-    assert place.store.acquire_blocks(told(small, key)).publish_block(small, 0).location.kind != "message"
+    assert place.store.acquire_blocks(told(small, key)).publish_block(small, 0).location is not INLINE
 
 
 def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(place: Kind) -> None:
@@ -227,7 +230,7 @@ def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(plac
 
 
 def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(place: Kind) -> None:
-    made, source = blocks(), Location("bucket", "theirs", "s3")
+    made, source = blocks(), BucketLocation("theirs", "s3")
     parts = tuple((Segment(f"x{task}", 8, task),) for task in range(N))
 
     def stored_array() -> StoredCodedBlocks:
@@ -240,7 +243,7 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
     stored = place.store.acquire_blocks(told(one))
     stored.publish_in_parallel(one, range(N))
     for task in range(N):
-        assert stored.publish_block(one, task) == (source, parts[task], (("<f8", (1,)),), b"")
+        assert stored.publish_block(one, task) == (source, parts[task], (("<f8", (1,)),), None)
         assert stored.get_task_key(one, task) == place.store.acquire_blocks(told(other)).get_task_key(
             other, task
         )
@@ -337,10 +340,30 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
 
 def test_what_no_worker_was_told_of_is_not_given_out() -> None:
     coded = blocks()
-    stored = BlockStore("prefix").acquire_blocks(told(coded))
+    stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
     for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
         with pytest.raises(error):
             stored.read_component(coded, key)
+
+
+def test_workers_are_sent_of_a_store_of_the_users_own_what_they_were_told_to_read() -> None:
+    class Stored(UncodedBlocks):
+        location = StoreLocation("mine")
+
+        def block_segments(self, task: int) -> tuple[Segment, ...]:
+            return (Segment("key", 8, 7, 16),)
+
+    coded = Stored([[np.zeros(1)]], ("array",))
+    stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
+    assert stored.cache_id is None  # another array may come to have the same key
+    with pytest.raises(LookupError):
+        stored.check_was_referenced(Segment("key", 8, None, 16))
+    stored.publish_block(coded, 0)
+    stored.check_was_referenced(Segment("key", 8, None, 16))
+    stored.check_was_referenced(Segment("key", 8 + CIPHERTEXT_OVERHEAD_BYTES, None, 16))
+    for asked in (Segment("key", 8, None, 0), Segment("key", 100, None, 16), Segment("other", 8, None, 16)):
+        with pytest.raises(LookupError):
+            stored.check_was_referenced(asked)
 
 
 # --- with the driver ---------------------------------------------------------------------------
@@ -360,7 +383,7 @@ def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
         lambda key, name, data: encrypted.update([name]) or encrypt(key, name, data),
     )
     key = Encryption.create(bytes(range(32))) if has_key else None
-    stored = BlockStore("prefix").acquire_blocks(told(coded, key))
+    stored = DriverBlockStore("prefix").acquire_blocks(told(coded, key))
     tracemalloc.start()
     try:
         [part] = stored.publish_block(coded, 0).segments

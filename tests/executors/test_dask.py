@@ -28,6 +28,7 @@ import threadpoolctl
 from dask_executors import dask_executor
 from plain import first_ends
 from pool_processes import PATIENCE, A, X, check, program, runs, until, workers_of
+from stored_calls import job_reading
 
 import polarmap
 from polarmap import Pool
@@ -35,10 +36,10 @@ from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors import persistent_executor, resolve_executor
 from polarmap.executors.dask import DaskEngine
-from polarmap.executors.interface import JobSpec, check_location_reachable
+from polarmap.executors.interface import JobSpec
 from polarmap.executors.pickling import pickle_function_with_buffers as pickled
 from polarmap.executors.worker_listener import list_local_addresses
-from polarmap.worker.segments import Location
+from polarmap.worker.locations import BucketLocation, FolderLocation
 
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
 BEGAN: SimpleQueue[int] = SimpleQueue()  # which calls did, in this process: numbers
@@ -461,10 +462,10 @@ def test_tasks_of_a_pool_have_names_in_the_dashboard(client: Any, pool: Pool) ->
 def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
     site = DaskEngine(client.get_executor())
     site.discover_machines()
-    check_location_reachable(None, "lies in", *site.backend_and_storage)
-    check_location_reachable(Location("folder", "/data"), "lies in", *site.backend_and_storage)
+    site.reach.check_job(job_reading(None))
+    site.reach.check_job(job_reading(FolderLocation("/data")))
     with pytest.raises(ExecutorError):
-        check_location_reachable(Location("bucket", "b", "aws_s3"), "lies in", *site.backend_and_storage)
+        site.reach.check_job(job_reading(BucketLocation("b", "aws_s3")))
     assert site.max_workers == 8
     assert site.collect_module_sources(b"") == {}
     site.close()

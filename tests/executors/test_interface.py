@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +16,12 @@ import numpy as np
 import pytest
 from dask_executors import dask_executor
 from plain import ends, first_ends, process_pool
+from stored_calls import job_reading
 
 from polarmap import Pool
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.clouds.limits import WorkerSpec
+from polarmap.errors import ExecutorError
 from polarmap.executors import resolve_executor
 from polarmap.executors.interface import (
     AttemptStarted,
@@ -26,15 +30,24 @@ from polarmap.executors.interface import (
     JobSpec,
     MapExecutor,
     Outcome,
+    Reach,
     Session,
     to_failure,
 )
 from polarmap.executors.lithops_internals import get_interpreter_for_lithops
 from polarmap.testing import Fault, ReplayExecutor
 from polarmap.worker.encryption import Encryption, encrypt_reply
+from polarmap.worker.locations import (
+    INLINE,
+    BucketLocation,
+    ClusterLocation,
+    DriverLocation,
+    FolderLocation,
+    Location,
+)
 from polarmap.worker.messages import TASK_REPLY, Message
 from polarmap.worker.pytree import pack_tree
-from polarmap.worker.segments import INLINE, DamagedError, Location, read_file_segment
+from polarmap.worker.segments import DamagedError, read_file_segment
 from polarmap.worker.task_records import (
     ErrorInfo,
     OutputSpec,
@@ -273,7 +286,7 @@ def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Ma
 
 
 def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Path) -> None:
-    output = OutputSpec(Location("folder", str(tmp_path)), "results/y", max_segment_items=5)
+    output = OutputSpec(FolderLocation(str(tmp_path)), "results/y", max_segment_items=5)
     with closing(executor.open(payload(output_spec=output))) as run:
         run.submit([(0, 0), (3, 0)])
         for task, outcome in ended(run, 0, 3).items():
@@ -353,3 +366,71 @@ def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
             (),
             Failure("lost", "WorkerLost", f"its reply {message}"),
         )
+
+
+# --- storage that workers can use -------------------------------------------------------------------
+
+REMOTE, HERE = Reach("aws_lambda", "memory"), Reach("", "memory")
+REFUSED: list[tuple[Location, Reach, str]] = [
+    (
+        DriverLocation("memory of this process"),
+        REMOTE,
+        "the array lies in memory of this process, which workers cannot reach: leave executor out",
+    ),
+    (
+        FolderLocation("/data"),
+        REMOTE,
+        "the array lies in folder '/data' of this machine, which workers on aws_lambda cannot reach: use "
+        "storage= of that backend",
+    ),
+    (
+        BucketLocation("b", "aws_s3"),
+        HERE,
+        "the array lies in aws_s3 bucket 'b', but this executor stores in memory: use the Lithops "
+        "configuration of that bucket for both",
+    ),
+    (
+        BucketLocation("b", "aws_s3"),
+        Reach(),
+        "the array lies in aws_s3 bucket 'b': pass executor=, the Lithops configuration of that bucket",
+    ),
+]
+
+
+@pytest.mark.parametrize(("location", "reach", "message"), REFUSED)
+def test_blocks_that_workers_cannot_read_are_refused(location: Location, reach: Reach, message: str) -> None:
+    with pytest.raises(ExecutorError, match=f"^{re.escape(message)}$"):
+        reach.check_job(job_reading(location))
+
+
+@pytest.mark.parametrize(
+    ("location", "reach"),
+    [
+        (None, REMOTE),
+        (INLINE, REMOTE),
+        (ClusterLocation(backend="dask"), Reach()),
+        (BucketLocation("b", "memory"), REMOTE),
+        (FolderLocation("/data"), HERE),
+        (DriverLocation("memory"), REMOTE._replace(can_ask_driver=True)),
+    ],
+)
+def test_blocks_that_workers_can_read_are_not(location: Location | None, reach: Reach) -> None:
+    reach.check_job(job_reading(location))
+
+
+@pytest.mark.parametrize(
+    ("location", "reach", "message"),
+    [
+        (
+            DriverLocation("memory"),
+            REMOTE._replace(can_ask_driver=True),
+            "memory, which workers cannot reach",
+        ),
+        (FolderLocation("/data"), REMOTE, "folder '/data' of this machine, which workers on aws_lambda"),
+    ],
+)
+def test_results_stay_only_where_workers_can_write(location: Location, reach: Reach, message: str) -> None:
+    job = replace(job_reading(None), output_spec=OutputSpec(location, "y", 5))
+    with pytest.raises(ExecutorError, match=f"the array is to stay in {message}"):
+        reach.check_job(job)
+    HERE.check_job(replace(job, output_spec=OutputSpec(FolderLocation("/data"), "y", 5)))

@@ -19,13 +19,14 @@ from memory_storage import DictStorage
 from plain import ends, first_ends
 from pool_processes import python_in, until
 from servers import BUCKET, SECRET, S3Server
+from stored_calls import job_reading
 
 import polarmap
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_invocations
-from polarmap.executors.interface import AttemptStarted, JobSpec, Outcome, check_location_reachable
+from polarmap.executors.interface import AttemptStarted, JobSpec, Outcome
 from polarmap.executors.lithops import (
     LOCAL_WORKER_SECONDS,
     PARITY_NICE,
@@ -42,7 +43,7 @@ from polarmap.executors.remote_workers import RemoteWorkerPool
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker import lithops_tasks
-from polarmap.worker.segments import Location
+from polarmap.worker.locations import BucketLocation, FolderLocation, Location
 from polarmap.worker.task_records import OutputSpec
 from polarmap.worker.worker_entry import DriverAddress
 
@@ -85,7 +86,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
     assert (executor.name, opened) == ("lithops/localhost", [])
     executor.open(payload()).close()
     with pytest.raises(ExecutorError):
-        executor.open(payload(Location("folder", "/data")))
+        executor.open(payload(FolderLocation("/data")))
     assert len(opened) == 2
     assert ended == opened
 
@@ -205,10 +206,10 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
     assert (site.name, site.shares_files, site.max_worker_seconds) == (name, True, LOCAL_WORKER_SECONDS)
     workers = RemoteWorkerPool(site, None, True, 10**6, 1)
     with closing(workers):
-        check_location_reachable(Location("folder", "/data"), "lies in", *site.backend_and_storage)
-        stores = "is in far" if choice == "localhost" else "stores in localhost"
+        site.reach.check_job(job_reading(FolderLocation("/data")))
+        stores = "lies in far" if choice == "localhost" else "stores in localhost"
         with pytest.raises(ExecutorError, match=stores):
-            check_location_reachable(Location("bucket", "b", "far"), "lies in", *site.backend_and_storage)
+            site.reach.check_job(job_reading(BucketLocation("b", "far")))
         workers.request_workers(2)
         assert until(lambda: len(workers) == 2, 60.0)
         lease = workers.open_allocation(lambda: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from memory_functions import HERE, Functions
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_invocations
-from polarmap.executors.interface import check_location_reachable
+from polarmap.executors.interface import Reach
 from polarmap.executors.lithops import delete_objects_below
 from polarmap.executors.lithops_internals import (
     InvocationLostError,
@@ -27,7 +26,6 @@ from polarmap.executors.lithops_invocations import (
     open_function_executor,
     read_complete_config,
 )
-from polarmap.worker.segments import Location
 
 
 def started(functions: Functions, *keys: Any) -> LithopsInvocations:
@@ -143,39 +141,11 @@ def test_a_job_that_is_refused_is_one_clear_error(
 
 
 @pytest.mark.parametrize(
-    ("place", "backend", "message"),
-    [
-        (
-            Location("driver", "memory of this process"),
-            "aws_lambda",
-            "the array is in memory of this process, which workers cannot reach: use a thread pool",
-        ),
-        (
-            Location("folder", "/data"),
-            "aws_lambda",
-            "the array lies in folder '/data' of this machine, which workers on aws_lambda cannot reach: use "
-            "storage= of that backend",
-        ),
-        (
-            Location("bucket", "b", "aws_s3"),
-            "localhost",
-            "the array lies in aws_s3 bucket 'b', but this executor stores in memory: use the Lithops "
-            "configuration of that bucket for both",
-        ),
-        (None, "aws_lambda", ""),
-        (Location("bucket", "b", "memory"), "aws_lambda", ""),
-        (Location("folder", "/data"), "localhost", ""),
-    ],
+    ("backend", "reach"), [("aws_lambda", Reach("aws_lambda", "memory")), ("localhost", Reach("", "memory"))]
 )
-def test_storage_that_functions_cannot_reach_is_refused(
-    place: Location | None, backend: str, message: str
-) -> None:
-    jobs = LithopsInvocations(LithopsSource.from_executor(Functions(backend)), shares_executor=True)
-    if not message:
-        check_location_reachable(place, "lies in", *jobs.backend_and_storage)
-        return
-    with pytest.raises(ExecutorError, match=f"^{re.escape(message)}$"):
-        check_location_reachable(place, "lies in", *jobs.backend_and_storage)
+def test_functions_reach_the_buckets_of_their_storage(backend: str, reach: Reach) -> None:
+    source = LithopsSource.from_executor(Functions(backend))
+    assert LithopsInvocations(source, shares_executor=True).reach == reach
 
 
 # --- configurations ------------------------------------------------------------------

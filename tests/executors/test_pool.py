@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counting_store import Least
+from memory_storage import DictStorage
 from plain import first_ends
 from pool_processes import (
     PATIENCE,
@@ -33,7 +35,7 @@ from pool_processes import (
     until,
     workers_of,
 )
-from worker_sites import ThreadSite, pool_of, sent_parts
+from worker_sites import ThreadSite, pool_of, sent_parts, serving_by_storage
 
 import polarmap
 from polarmap import CodedOperator, Pool
@@ -42,7 +44,9 @@ from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.block_store import MemoryMappedBlockStore
 from polarmap.executors.interface import JobSpec
 from polarmap.executors.local_workers import MAX_ABANDONED_WORKERS, N_SPARE_WORKERS
+from polarmap.storage.folder import FolderStore
 from polarmap.testing import Fault, FaultyExecutor
+from polarmap.worker import storage_channel
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
 from polarmap.worker.environment import count_available_cores
 
@@ -446,9 +450,7 @@ def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to
 ) -> None:
     sent = sent_parts(monkeypatch)
     if not is_where_they_are:
-        monkeypatch.setattr(
-            "polarmap.worker.persistent_worker.is_in_private_folder", lambda place, part: False
-        )
+        monkeypatch.setattr("polarmap.worker.persistent_worker.is_in_private_folder", lambda path: False)
     site = ThreadSite()
     site.shares_host = True
     A = np.random.default_rng(0).standard_normal((4000, 20))
@@ -516,7 +518,25 @@ def test_a_pool_prints_where_its_workers_are_and_how_many() -> None:
     assert repr(Pool()) == "<Pool: processes here, no workers running>"
 
 
+@pytest.mark.parametrize("option", ["tcp_timeout", "fetch_timeout"])
 @pytest.mark.parametrize("seconds", [0, -1.0, float("inf"), "11", None])
-def test_the_time_after_which_a_connection_is_lost_is_a_number_above_0(seconds: Any) -> None:
-    with pytest.raises(CodeError, match="tcp_timeout must be a number above 0"):
-        Pool(tcp_timeout=seconds)
+def test_a_timeout_is_a_number_above_0(option: str, seconds: Any) -> None:
+    options: Any = {option: seconds}
+    with pytest.raises(CodeError, match=f"{option} must be a number above 0"):
+        Pool(**options)
+
+
+@pytest.mark.parametrize("storage", [None, DictStorage()], ids=["TCP", "objects"])
+def test_workers_elsewhere_read_a_store_of_the_users_own_through_the_driver(
+    storage: DictStorage | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    A, store = np.arange(80.0).reshape(40, 2), Least(FolderStore(tmp_path))
+    coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=1 << 20)
+    site = ThreadSite()
+    if storage is not None:
+        site.storage, site.bucket, site.default = storage, "b", serving_by_storage(storage)
+        monkeypatch.setattr(storage_channel, "MAX_POLL_INTERVAL", 0.05)
+    with pool_of(site, workers=2, listen=storage is None) as pool:
+        for _ in range(2):
+            y = polarmap.coded_map(np.copy, coded, executor=pool)
+            np.testing.assert_allclose(y.concatenate(), A, atol=1e-9)

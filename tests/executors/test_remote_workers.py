@@ -25,14 +25,14 @@ from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers, worker_pool
 from polarmap.executors.block_store import PublishedBlocks
-from polarmap.executors.interface import JobSpec
+from polarmap.executors.interface import JobSpec, Reach
 from polarmap.executors.remote_workers import MAX_BACKOFF_SECONDS, Backoff, RemoteWorkerPool
 from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.executors.worker_pool import Allocation
 from polarmap.worker import storage_channel
+from polarmap.worker.locations import BucketLocation
 from polarmap.worker.messages import CANCELLED, FETCH, HELLO, TASK_REPLY, FrameError, Message
 from polarmap.worker.retries import OUTAGE_SECONDS
-from polarmap.worker.segments import Location
 from polarmap.worker.task_records import OutputSpec, TaskReply
 
 
@@ -425,12 +425,12 @@ def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> 
 def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     use: str, pool: Pool, site: ThreadSite
 ) -> None:
-    far = Location("bucket", "b", "far")
+    far = BucketLocation("b", "far")
     blocks = UncodedBlocks([[X]], ("array",))
     if use == "lies in":
         blocks.location = far  # type: ignore[misc]
     output = OutputSpec(far, "y", 100) if use == "is to stay in" else None
-    site.backend_and_storage = "", "near"
+    site.reach = Reach("", "near")
     message = f"^the array {use} far bucket 'b', but this executor stores in near: use"
     with pytest.raises(ExecutorError, match=message):
         pool.open(JobSpec(np.copy, blocks, output_spec=output))
@@ -456,8 +456,8 @@ NONSENSE: list[Callable[[Message], Message]] = [
     lambda call: answer(call, header=pickle.dumps(REPLY), data=bytes(72))._replace(attempt_key=(0, 99, 0)),
     lambda call: answer(call, data=b"0/../../etc/passwd", is_file=True),
     lambda call: answer(call, data=b"7", is_file=True),
-    lambda call: answer(call, FETCH, header=b"x/99999"),
-    lambda call: answer(call, FETCH, header=b"x"),
+    lambda call: answer(call, FETCH, header=b"0 8 x/99999"),
+    lambda call: answer(call, FETCH, header=b"0 8 x"),
     lambda call: answer(call, FETCH, header=b"\xff"),
     lambda call: answer(call, CANCELLED)._replace(attempt_key=(99, 0, 0)),
 ]

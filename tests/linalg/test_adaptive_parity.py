@@ -15,7 +15,7 @@ def seconds(start: AdaptiveParitySchedule) -> float:
         assert options.schedule == "upfront"
         return 0.0
     assert options.schedule == "on_demand"
-    late, median = options.run_times.conditional_quantile(np.array([0.9, 0.5]), np.array([0.1, 0.5]))
+    late, median = options.run_times.quantile_given_completion(np.array([0.9, 0.5]))
     assert late == median
     return float(late)
 

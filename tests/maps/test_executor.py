@@ -175,7 +175,7 @@ def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> Non
         for f in (abs, float):
             for chunksize in (1, 2):
                 list(executor.map(f, range(4), chunksize=chunksize))
-        assert len(executor._call_queue._trackers_by_class) == 4
+        assert len(executor._call_queue._policy._trackers_by_class) == 4
 
 
 def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) -> None:
@@ -325,6 +325,14 @@ def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_pa
     assert executor.submit(int).result(PATIENCE) == 0
 
 
+def test_a_lost_call_waits_for_the_delay_of_its_executor() -> None:
+    executor = FaultyExecutor(ReplayExecutor(), {1: Fault("kill")})
+    with Executor(executor, retry_delay=30.0) as delayed:
+        begun = time.monotonic()
+        assert list(delayed.map(abs, [-1, -2, -3])) == [1, 2, 3]
+    assert time.monotonic() - begun < 20.0  # on a virtual clock
+
+
 def test_faults_strike_calls_by_number() -> None:
     faults = {0: Fault("kill"), 1: Fault("raise"), 2: Fault("kill", attempts=2), 3: Fault("sleep", 0.1)}
     with Executor(FaultyExecutor(ReplayExecutor(), faults)) as executor:
@@ -394,6 +402,7 @@ def test_a_pool_that_is_closed_fails_its_calls_and_no_others(tmp_path: Path) -> 
         ({"workers": 0}, CodeError, "workers must be a positive integer, not 0"),
         ({"backups": -1}, CodeError, "backups must be 0 or more"),
         ({"retries": 1.5}, CodeError, "retries must be 0 or more"),
+        ({"retry_delay": -1}, CodeError, "retry_delay must be a finite number of seconds >= 0, got -1"),
         ({"executor": "threads"}, ExecutorError, "neither 'localhost' nor a file"),
         ({"executor": ReplayExecutor(), "workers": 2}, ExecutorError, "leave workers= out"),
         ({"executor": Executor}, ExecutorError, "is a class"),

@@ -245,7 +245,9 @@ def test_lost_workers_and_results_that_cannot_be_read_are_exceptions_too() -> No
     result = hedged_map(lambda item: StubbornError(1, 2), list("abc"), **options, return_exceptions=True)
     assert [type(error) for error in result] == [WorkerLostError, NotDecodableError, WorkerLostError]
     assert "cannot be unpickled here" in str(result[1])
-    with pytest.raises(NotDecodableError, match="the result of task 0 cannot be unpickled here: TypeError"):
+    with pytest.raises(
+        NotDecodableError, match="the result of item 0 of 1 cannot be unpickled here: TypeError"
+    ):
         hedged_map(lambda item: StubbornError(1, 2), ["a"], executor=ReplayExecutor())
 
 
@@ -356,7 +358,11 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
     ("data", "options", "words"),
     [
         (list(np.eye(3)), {"blocks": 4}, "blocks=4, but the sequence has 3 items: use no more blocks"),
-        ([threading.Lock(), 1, 2], {"blocks": 2}, "block 0 of data, a list, cannot be sent: TypeError"),
+        (
+            [threading.Lock(), 1, 2],
+            {"blocks": 2},
+            "item 0 of data, a _thread.lock, cannot be sent: TypeError",
+        ),
         ("text", {}, r"data is a str, one value: use \[data\], or list\(data\)"),
         (b"text", {}, r"data is a bytes, one value: use \[data\]"),
         ({"a": 1}, {}, r"data is a dict: use list\(data\), list\(data.values\(\)\), or .*star=True"),
@@ -389,7 +395,7 @@ def test_an_item_of_a_block_of_several_that_fails_leaves_the_others_their_result
     assert (str(results[1]), results[1].__notes__) == ("no b", ["item 1 of 4 raised this"])
     with pytest.raises(LookupError, match="no b") as caught:
         hedged_map(fail_on_b, list("abcd"), blocks=2, executor=ReplayExecutor())
-    assert caught.value.__notes__ == ["one of items 0 to 1 of 4 raised this"]
+    assert caught.value.__notes__ == ["item 1 of 4 raised this"]
 
 
 # --- on_result= --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pool_processes import leave_out_others
 
 import polarmap
 from polarmap import Executor, Pool
-from polarmap.driver.batches import BatchPolicy
+from polarmap.driver.batch_policy import BatchPolicy
 from polarmap.errors import WorkerLostError
 from polarmap.testing import Fault, FaultyExecutor
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
 from counting_store import Least
 
 import polarmap
-from polarmap.errors import ExecutorError, NotDecodableError
+from polarmap import Pool
+from polarmap.errors import ExecutorError, NotDecodableError, StorageError
 from polarmap.storage.folder import FolderStore
 
 
@@ -63,19 +67,72 @@ def test_too_much_damage_is_said_by_name(stored):
         polarmap.coded_map(np.sum, stored, executor=pool, timeout=60)
 
 
-def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A, tmp_path):
+@pytest.mark.parametrize("make_pool", [nullcontext, partial(ThreadPoolExecutor, 4), partial(Pool, workers=2)])
+@pytest.mark.parametrize("key", [None, bytes(range(32))])
+def test_a_store_that_only_the_driver_can_use_serves_threads_and_pools(A, tmp_path, make_pool, key):
     store = Least(FolderStore(tmp_path / "store"))
-    coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store)
+    coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store, key=key)
     lost = [part.key for index in (0, 7) for part in coded.block_segments(index)]
     store.delete(lost)
-    with ThreadPoolExecutor(4) as pool:
+    with make_pool() as pool:
         # What is verified is not handed out before every task has had a moment to report.
         y = polarmap.coded_map(np.sum, coded, executor=pool, timeout=60, verify=True)
     assert sum(y) == pytest.approx(A.sum())
     assert y.report.recovered == (0,)
     assert f"{lost[0]} is missing" in y.report.tasks[0].failures[0]
-    with pytest.raises(ExecutorError, match="which workers cannot reach: use a thread pool"):
+
+
+def test_functions_of_lithops_cannot_ask_the_driver_for_blocks(A, tmp_path):
+    coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=Least(FolderStore(tmp_path / "store")))
+    with pytest.raises(ExecutorError, match="which workers cannot reach: leave executor out"):
         polarmap.coded_map(np.sum, coded, executor="localhost")
+
+
+class SlowStore(Least):
+    """A store whose transfers of some objects hang, once it is told which."""
+
+    def __init__(self, store):
+        super().__init__(store)
+        self.slow_keys, self._get = set(), store.get
+        self.get = self._get_unless_slow
+
+    def _get_unless_slow(self, key, *byte_range):
+        if key in self.slow_keys:
+            threading.Event().wait()
+        return self._get(key, *byte_range)
+
+
+@pytest.mark.parametrize("slow_blocks", [(2,), (0, 1, 2)])
+def test_a_block_that_is_not_read_in_time_is_lost_and_its_error_names_block_and_store(
+    A, tmp_path, slow_blocks
+):
+    store = SlowStore(FolderStore(tmp_path / "store"))
+    coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store)
+    store.slow_keys |= {part.key for block in slow_blocks for part in coded.block_segments(block)}
+    with Pool(workers=4, fetch_timeout=0.2) as pool:
+        if len(slow_blocks) > 2:
+            message = rf"block \d was not read within 0\.2 s, as {re.escape(store.name)} has not returned"
+            with pytest.raises(NotDecodableError, match=message):
+                polarmap.coded_map(row_sums, coded, executor=pool, retries=0)
+        else:
+            y = polarmap.coded_map(row_sums, coded, executor=pool, retries=0, verify=False)
+            np.testing.assert_allclose(y.concatenate(), A @ ONES, rtol=1e-9, atol=1e-9)
+            store.slow_keys.clear()
+            for _ in range(2):  # the workers that waited are fit for more
+                y = polarmap.coded_map(row_sums, coded, executor=pool)
+                np.testing.assert_allclose(y.concatenate(), A @ ONES, rtol=1e-9, atol=1e-9)
+
+
+def test_an_error_of_a_store_is_raised_as_it_is(A, tmp_path):
+    store = Least(FolderStore(tmp_path / "store"))
+    coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store)
+
+    def refuse(*arguments):
+        raise StorageError("no access to these rows")
+
+    store.get = refuse
+    with pytest.raises(StorageError, match="no access to these rows"):
+        polarmap.coded_map(np.sum, coded)
 
 
 @pytest.mark.parametrize("verify", ["auto", True])

@@ -17,6 +17,7 @@ from polarmap.planning import (
     FailureProne,
     Mixture,
     Pareto,
+    ProbabilityPair,
     Scaled,
     ShiftedExponential,
     completion_time,
@@ -108,7 +109,8 @@ def test_areas_are_integrals_of_the_quantile(distribution: Distribution, low: fl
     high = low + share * (0.999 - low)
     nodes = np.linspace(low, high, 20_001)
     middles = (nodes[1:] + nodes[:-1]) / 2
-    expected = distribution.conditional_quantile(1 - middles, middles).mean() * (high - low)
+    quantiles = distribution.conditional_quantile(ProbabilityPair.from_survival(middles))
+    expected = quantiles.mean() * (high - low)
     upper, lower = distribution.integrated_quantile(np.array([high, low]))
     assert upper - lower == pytest.approx(expected, rel=1e-3)
 
@@ -116,12 +118,10 @@ def test_areas_are_integrals_of_the_quantile(distribution: Distribution, low: fl
 def test_far_tails_keep_their_digits() -> None:
     distribution = Mixture([ShiftedExponential(0.0, 1.0), ShiftedExponential(0.0, 2.0)], [0.5, 0.5])
     above = np.array([1e-200])
-    time = distribution.conditional_quantile(1 - above, above)
-    assert distribution.conditional_cdf_and_survival(time)[1] == pytest.approx(1e-200, rel=1e-9)
-    small = np.array([1e-30])
-    assert distribution.conditional_cdf_and_survival(distribution.conditional_quantile(small, 1 - small))[
-        0
-    ] == pytest.approx(1e-30, rel=1e-9)
+    late = distribution.conditional_quantile(ProbabilityPair.from_survival(above))
+    assert distribution.conditional_cdf_and_survival(late).survival == pytest.approx(1e-200, rel=1e-9)
+    early = distribution.conditional_quantile(ProbabilityPair.from_cdf(np.array([1e-30])))
+    assert distribution.conditional_cdf_and_survival(early).cdf == pytest.approx(1e-30, rel=1e-9)
 
 
 def test_a_mean_that_does_not_exist() -> None:

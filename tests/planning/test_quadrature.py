@@ -24,16 +24,15 @@ def test_probabilities_and_their_complements_both_keep_their_digits() -> None:
 
 
 def test_cells_fill_the_probabilities_also_where_they_are_narrower_than_eps() -> None:
-    below, above = make_full_logit_grid()
-    widths = compute_cell_widths(below, above)
+    widths = compute_cell_widths(make_full_logit_grid())
     assert (widths > 0).all()
     assert widths.sum() == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("power", [0, 1, 2, 5])
 def test_smooth_densities_are_integrated_to_many_digits(power: int) -> None:
-    below, above = make_logit_spaced_nodes(-40.0, 40.0, 2001)
-    assert integrate_over_cells(below**power, compute_cell_widths(below, above)) == pytest.approx(
+    nodes = make_logit_spaced_nodes(-40.0, 40.0, 2001)
+    assert integrate_over_cells(nodes.cdf**power, compute_cell_widths(nodes)) == pytest.approx(
         1 / (power + 1), rel=1e-6
     )
 
@@ -45,7 +44,7 @@ def test_smooth_densities_are_integrated_to_many_digits(power: int) -> None:
 def test_the_mean_quantile_over_all_workers_is_the_mean(
     run_times: ShiftedExponential | Pareto, mean: float
 ) -> None:
-    below, above = make_full_logit_grid()
-    assert compute_expected_run_time(
-        run_times, compute_cell_widths(below, above), below, above
-    ) == pytest.approx(mean, rel=1e-6)
+    nodes = make_full_logit_grid()
+    assert compute_expected_run_time(run_times, compute_cell_widths(nodes), nodes) == pytest.approx(
+        mean, rel=1e-6
+    )

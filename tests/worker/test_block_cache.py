@@ -14,16 +14,12 @@ from memory_storage import DictStorage
 
 from polarmap.worker.block_cache import BlockCache, CopyOnWriteFunction, group_segments_by_array
 from polarmap.worker.encryption import Encryption, encrypt_if_location_requires
+from polarmap.worker.locations import INLINE, BucketLocation, FolderLocation, Location
 from polarmap.worker.pytree import get_layout
 from polarmap.worker.segments import (
-    INLINE,
     MIN_MAPPED_BYTES,
     DamagedError,
-    Location,
     Segment,
-    delete_segment_objects,
-    read_raw_segment,
-    write_object,
 )
 from polarmap.worker.task_execution import TaskIO
 from polarmap.worker.task_records import BlockRef
@@ -41,7 +37,7 @@ class Blocks:
         self.cache = BlockCache(budget)
 
     def write(self, key: str, data: bytes) -> None:
-        write_object(self.place, key, data, self.storage)
+        self.place.write(key, data, TaskIO(self.storage))
 
     def block(
         self, *arrays: np.ndarray, check: bool = True, of: Sequence[np.ndarray] = (), name: str = "x"
@@ -70,9 +66,9 @@ def load(blocks: Blocks, block: BlockRef, is_private: bool = False, cache: Block
 def place(kind: str, folder: Path) -> Location:
     key = tuple(Encryption.create(bytes(range(32)))) if "encrypted" in kind else None
     return (
-        Location("folder", str(folder), encryption=key)
+        FolderLocation(str(folder), encryption=key)
         if "folder" in kind
-        else Location("bucket", "b", "", key)
+        else BucketLocation("b", encryption=key)
     )
 
 
@@ -190,10 +186,10 @@ def test_zeros_that_lie_nowhere_are_part_of_a_block(blocks: Blocks) -> None:
 def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: int) -> None:
     arrays = [numbers(seed, rows) for seed in range(count)]
     block, whole, key = blocks.block(*arrays), np.concatenate(arrays), f"x{count - 1}"
-    stored = bytes(read_raw_segment(blocks.place, Segment(key, 2 * whole.nbytes), blocks.storage))
+    stored = bytes(blocks.place.read(Segment(key, 2 * whole.nbytes), TaskIO(blocks.storage)))
     changed = bytearray(stored)
     changed[30] ^= 1
-    is_file = blocks.place.kind == "folder"  # elsewhere nothing changes in its place
+    is_file = blocks.place.is_memory_mapped  # elsewhere nothing changes in its place
     for data, message in ((changed, "corrupt|not what was encrypted"), (stored[:40], r"35 of \d+ bytes")):
         for is_loaded in {False, is_file}:
             cache = BlockCache()
@@ -204,7 +200,7 @@ def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: in
                 load(blocks, block, cache=cache)
             blocks.write(key, stored)  # as it was
             np.testing.assert_array_equal(load(blocks, block, cache=cache), whole)
-    delete_segment_objects(blocks.place, block.segments[-1:], blocks.storage)
+    blocks.place.delete([block.segments[-1].key], TaskIO(blocks.storage))
     with pytest.raises(DamagedError, match=f"{key} is missing"):
         load(blocks, block, cache=cache if is_file else BlockCache())
 

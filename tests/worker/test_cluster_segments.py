@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polarmap.worker.cluster_segments import read_from_cluster
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -28,4 +28,4 @@ def test_a_worker_reads_what_it_has_and_what_another_one_has() -> None:
 
 
 def _read(key: str, size: int) -> bytes:
-    return bytes(read_from_cluster(Location("dask", ""), Segment(key, size)))
+    return bytes(read_from_cluster("dask", Segment(key, size)))

@@ -9,7 +9,7 @@ import pytest
 from pool_processes import code_of_child, until
 
 from polarmap.worker import daemon_threads
-from polarmap.worker.daemon_threads import run_in_daemon_thread
+from polarmap.worker.daemon_threads import CallTimeoutError, call_with_timeout, run_in_daemon_thread
 
 PATIENCE = 50.0
 
@@ -41,3 +41,19 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         assert done.wait(PATIENCE)
 
     assert code_of_child(inside, []) == 0
+
+
+def test_a_call_returns_or_raises_as_it_does_without_a_timeout_and_leaves_no_thread() -> None:
+    before = threading.active_count()
+    assert call_with_timeout(lambda: 7, 60.0) == 7
+    assert call_with_timeout(lambda: None, float("inf")) is None
+    with pytest.raises(ZeroDivisionError):
+        call_with_timeout(lambda: 1 // 0, 60.0)
+    assert threading.active_count() == before
+
+
+def test_a_call_that_hangs_is_left() -> None:
+    is_over = threading.Event()
+    with pytest.raises(CallTimeoutError):
+        call_with_timeout(is_over.wait, 0.01)
+    is_over.set()

@@ -36,8 +36,9 @@ from polarmap.worker.encryption import (
     write_segments,
 )
 from polarmap.worker.lithops_tasks import make_lithops_task
+from polarmap.worker.locations import DriverLocation, FolderLocation
 from polarmap.worker.messages import TASK_REPLY, Message, encode_frame
-from polarmap.worker.segments import DamagedError, Location, Segment
+from polarmap.worker.segments import DamagedError, Segment
 from polarmap.worker.task_records import TaskReply
 
 KEY = bytes(range(32))
@@ -50,7 +51,7 @@ class Objects(dict[str, bytes]):
 
     def __init__(self, encryption: Encryption) -> None:
         super().__init__()
-        self._place = Location("driver", "", encryption=encryption)
+        self._place = DriverLocation(encryption=encryption)
 
     def get_part(self, part: Segment) -> Any:
         return read_segment(self._place, part, lambda one: self[one.key][one.offset : one.offset + one.size])
@@ -61,12 +62,12 @@ class Objects(dict[str, bytes]):
 
 def encrypt_part(encryption: Encryption, part: Segment, data: bytes) -> bytes:
     """What is stored of a part."""
-    return b"".join(encrypt_if_location_requires(Location("driver", "", encryption=encryption), part, data))
+    return b"".join(encrypt_if_location_requires(DriverLocation(encryption=encryption), part, data))
 
 
 def decrypt_part(encryption: Encryption, part: Segment, stored: bytes) -> Any:
     """A part of which this is stored."""
-    return read_segment(Location("driver", "", encryption=encryption), part, lambda _: stored)
+    return read_segment(DriverLocation(encryption=encryption), part, lambda _: stored)
 
 
 def hkdf_sha256(key: bytes, salt: bytes, length: int) -> bytes:
@@ -197,7 +198,7 @@ def test_another_key_is_found_out_before_anything_is_read(monkeypatch: pytest.Mo
 
 def test_nobody_prints_a_key() -> None:
     encryption = Encryption.create(KEY)
-    shown = f"{encryption} {encryption!r} {Location('folder', '/', encryption=encryption)}"
+    shown = f"{encryption} {encryption!r} {FolderLocation('/', encryption=encryption)}"
     assert repr(KEY)[2:10] not in shown
     assert "32 bytes" in shown
 

@@ -13,12 +13,13 @@ from memory_storage import DictStorage
 
 from polarmap.worker import lithops_tasks
 from polarmap.worker.lithops_tasks import LIVENESS_KEY, MAX_STATUS_BYTES, make_lithops_task
+from polarmap.worker.locations import BucketLocation
 from polarmap.worker.pytree import get_layout
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest, to_plain_tuple
 
 BLOCK = np.arange(2000.0)
-STORED = BlockRef(Location("bucket", "b"), (Segment("p/block/3", BLOCK.nbytes),), get_layout([BLOCK]))
+STORED = BlockRef(BucketLocation("b"), (Segment("p/block/3", BLOCK.nbytes),), get_layout([BLOCK]))
 TICKET = TaskRequest(3, 1, STORED, None, None)
 ADDRESS: dict[str, Any] = {"bucket": "b", "prefix": "p", "nice": 0}
 

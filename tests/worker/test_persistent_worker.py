@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -13,13 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from memory_storage import DictStorage
 from stored_calls import Bomb, orders_of
 
 from polarmap.worker.environment import ProcessEnvironment
+from polarmap.worker.locations import BucketLocation
 from polarmap.worker.messages import (
     CANCEL,
     CANCELLED,
+    FINAL_REPLY,
     MAX_INLINE_BYTES,
+    NO_SEGMENT,
     SEGMENT,
     TASK,
     TASK_REPLY,
@@ -29,8 +34,9 @@ from polarmap.worker.messages import (
     encode_frame,
 )
 from polarmap.worker.persistent_worker import PersistentWorker
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 from polarmap.worker.socket_channel import SocketChannel, make_worker_channel
+from polarmap.worker.task_records import BlockRef, to_plain_tuple
 
 seen: list[Any] = []  # by `change`, which travels by its name
 
@@ -135,6 +141,29 @@ def test_a_large_result_for_which_nobody_waits_leaves_nothing(tmp_path: Path, is
         assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+def test_a_bucket_that_hangs_ends_the_task_and_the_worker(tmp_path: Path) -> None:
+    class Hanging(DictStorage):
+        def get_object(self, bucket: str, key: str, **options: Any) -> bytes:
+            threading.Event().wait()
+            raise AssertionError
+
+    job, task = orders_of(np.negative, tmp_path)
+    block = BlockRef(BucketLocation("b", "minio"), (Segment("x", 8),), (("<f8", (1,)),))
+    ours, theirs = socket.socketpair()
+    with ours, closing(make_worker_channel(theirs)) as channel:
+        worker = PersistentWorker(channel, Hanging(), fetch_timeout=0.05)
+        assert worker.handle_message(job)
+        assert not worker.handle_message(task._replace(header=pickle.dumps(to_plain_tuple(block))))
+        [reply], _ = SocketChannel(ours).receive(30.0)
+    assert reply.kind == FINAL_REPLY
+    error_type, text, *_ = pickle.loads(reply.header)[0]
+    assert error_type == "UnusableWorkerError"
+    assert (
+        "block 0 was not read within 0.05 s, as minio bucket 'b' has not returned x: check the storage"
+        in text
+    )
+
+
 class Said:
     """A channel over which all that the driver says has come at once."""
 
@@ -151,10 +180,12 @@ class Said:
 
 def test_a_part_that_came_before_its_map_ended_is_kept_and_need_not_be_sent_again() -> None:
     """Else a worker that is late, as it waits for its block, is late in each map."""
-    order, part = (-1, -1, -1), Segment("x/7", 3)
-    cancel, sent = Message(CANCEL, order), Message(SEGMENT, order, b"x/7", b"abc")
+    order, part = (-1, -1, -1), Segment("x/7", 3, None, 5)
+    cancel, sent = Message(CANCEL, order), Message(SEGMENT, order, b"5 3 x/7", b"abc")
     channel: Any = Said(sent, cancel)
-    assert bytes(PersistentWorker(channel).read_raw_segment(Location("driver", "x"), part)) == b"abc"
-    channel = Said(cancel)
-    with pytest.raises(InterruptedError):
-        PersistentWorker(channel).read_raw_segment(Location("driver", "x"), part)
+    assert bytes(PersistentWorker(channel).fetch_from_driver(part)) == b"abc"
+    other_range = Message(SEGMENT, order, b"8 3 x/7", b"def")
+    for said in ([cancel], [other_range, cancel], [Message(NO_SEGMENT, order, b"5 3 x/7")]):
+        channel = Said(*said)
+        with pytest.raises(InterruptedError):
+            PersistentWorker(channel).fetch_from_driver(part)

@@ -9,7 +9,7 @@ import pytest
 
 from polarmap.worker.pickled_values import pickle_to_array, unpickle_data_or_file
 from polarmap.worker.private_files import ensure_private_folder, read_private_segment
-from polarmap.worker.segments import DamagedError, Location, Segment, write_file
+from polarmap.worker.segments import DamagedError, Segment, write_file
 
 
 def spoil(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,11 +30,11 @@ def test_nothing_is_read_below_a_folder_in_which_others_may_write(
     ensure_private_folder(str(folder))
     write_file(str(folder), "blocks/x", bytes(8))
     write_file(str(folder), "map/f", pickle_to_array(7).data)
-    assert read_private_segment(Location("private", str(tmp_path)), part) == bytes(8)
+    assert read_private_segment(str(tmp_path), part) == bytes(8)
     assert unpickle_data_or_file(f"{folder}/map/f") == 7
     spoil(folder, how, monkeypatch)
     with pytest.raises(DamagedError, match="own/blocks/x is missing"):
-        read_private_segment(Location("private", str(tmp_path)), part)
+        read_private_segment(str(tmp_path), part)
     with pytest.raises(PermissionError, match=r"in the place of|is open to others"):
         unpickle_data_or_file(f"{folder}/map/f")
 

@@ -17,19 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_storage import DictStorage, StorageNoSuchKeyError
 
-from polarmap.worker.encryption import read_segment, write_segments
+from polarmap.worker.encryption import read_segment
+from polarmap.worker.locations import FolderLocation
 from polarmap.worker.segments import (
     MIN_MAPPED_BYTES,
     DamagedError,
-    Location,
     Segment,
-    delete_segment_objects,
     drop_inherited_connections,
     is_missing_object_error,
     read_file_segment,
-    read_raw_segment,
     write_file,
-    write_object,
 )
 
 DATA = bytes(range(100))
@@ -70,7 +67,7 @@ def test_many_bytes_are_mapped_from_where_they_begin_to_where_the_file_ends(fold
 )
 def test_what_is_not_as_it_was_written_is_damaged(folder: str, part: Segment, message: str) -> None:
     with pytest.raises(DamagedError, match=f"below/x {message}") as caught:
-        read_segment(Location("folder", folder), part, partial(read_file_segment, folder))
+        read_segment(FolderLocation(folder), part, partial(read_file_segment, folder))
     assert caught.value.kind == ("corrupt" if message == "is corrupt" else "truncated")
 
 
@@ -80,7 +77,7 @@ def test_any_changed_byte_is_noticed(data: bytes, draw: st.DataObject) -> None:
     changed = bytearray(data)
     changed[place] ^= draw.draw(st.integers(1, 255))
     with pytest.raises(DamagedError, match="x is corrupt"):
-        read_segment(Location("folder", ""), Segment("x", len(data), zlib.crc32(data)), lambda part: changed)
+        read_segment(FolderLocation(""), Segment("x", len(data), zlib.crc32(data)), lambda part: changed)
 
 
 def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
@@ -88,46 +85,6 @@ def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
         write_file(folder, "below/x", object())
     assert [path.name for path in Path(folder, "below").iterdir()] == ["x"]
     assert Path(folder, "below/x").read_bytes() == DATA
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    return (
-        Location("folder", str(tmp_path)) if request.param == "folder" else Location("bucket", "b", "minio")
-    )
-
-
-def test_what_is_written_is_read_and_removed(place: Location) -> None:
-    storage = DictStorage()
-
-    def get(part: Segment) -> bytes:
-        return bytes(read_segment(place, part, partial(read_raw_segment, place, storage=storage)))
-
-    def put(key: str, data: bytes) -> list[Segment]:
-        return write_segments(place, key, data, 4, partial(write_object, place, storage=storage))
-
-    parts = put("below/x", b"0123456789")
-    assert parts == [
-        Segment("below/x", size, zlib.crc32(data), offset)
-        for size, data, offset in ((4, b"0123", 0), (4, b"4567", 4), (2, b"89", 8))
-    ]
-    assert [get(part) for part in parts] == [b"0123", b"4567", b"89"]
-    assert get(Segment("below/x", 4, None, 3)) == b"3456"
-    assert get(Segment("below/x", 0)) == b""
-    assert get(Segment("", 3)) == bytes(3)
-    assert put("below/y", b"") == []
-    delete_segment_objects(place, [Segment("below/x", 10)], storage)
-    for key in ("below/x", "below/y"):
-        with pytest.raises(DamagedError, match=f"{key} is missing") as caught:
-            get(Segment(key, 4))
-        assert caught.value.kind == "missing"
-
-
-def test_a_range_behind_the_end_is_damage() -> None:
-    storage = DictStorage()
-    storage.put_object("b", "x", b"012")
-    with pytest.raises(DamagedError, match="x has 0 of 1 bytes from 4 on"):
-        read_raw_segment(Location("bucket", "b"), Segment("x", 1, None, 4), storage)
 
 
 def test_only_a_missing_object_is_missing() -> None:

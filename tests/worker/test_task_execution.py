@@ -27,9 +27,10 @@ from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.lithops_tasks import make_lithops_task
+from polarmap.worker.locations import BucketLocation
 from polarmap.worker.messages import TASK_REPLY, Message
 from polarmap.worker.pytree import pack_tree, unpack_leaves
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 from polarmap.worker.task_execution import (
     SAMPLE_SIZE,
     TaskIO,
@@ -68,7 +69,7 @@ class MemoryIO(TaskIO):
 
 
 TICKET = TaskRequest(3, 1, None, None, None)
-STORING = TICKET._replace(output=OutputSpec(Location("bucket", "b"), "p", max_segment_items=4))
+STORING = TICKET._replace(output=OutputSpec(BucketLocation("b"), "p", max_segment_items=4))
 
 
 def meant(message: Message | None, encryption: Encryption | None = None) -> Outcome:
@@ -255,7 +256,7 @@ def test_a_result_that_is_corrupted_keeps_its_layout() -> None:
 # --- results that stay in storage ---
 
 
-OUTPUT = OutputSpec(Location("bucket", "f"), "p", max_segment_items=300)
+OUTPUT = OutputSpec(BucketLocation("f"), "p", max_segment_items=300)
 
 
 def stored(result: Any, output: OutputSpec = OUTPUT) -> tuple[Any, tuple[Segment, ...], dict[str, bytes]]:

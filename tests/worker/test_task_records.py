@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from polarmap.worker.locations import BucketLocation, FolderLocation
 from polarmap.worker.pytree import get_layout
-from polarmap.worker.segments import Location, Segment
+from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import (
     MAX_ERROR_CHARACTERS,
     BlockRef,
@@ -33,11 +34,11 @@ class Key(NamedTuple):
 
 BLOCK = np.arange(6.0).reshape(2, 3)
 STORED = BlockRef(
-    Location("bucket", "b", "minio"), (Segment("x", 40), Segment("y", 8, 1, 4)), get_layout([BLOCK])
+    BucketLocation("b", "minio"), (Segment("x", 40), Segment("y", 8, 1, 4)), get_layout([BLOCK])
 )
 TICKETS = [
     TaskRequest(3, 1, None, None, None),
-    TaskRequest(3, 1, STORED, Fault("sleep", 2.0), OutputSpec(Location("folder", "/f"), "p", 5), (1, 0)),
+    TaskRequest(3, 1, STORED, Fault("sleep", 2.0), OutputSpec(FolderLocation("/f"), "p", 5), (1, 0)),
 ]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from polarmap.blocks.code_choice import CodeName
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, Floats
-from polarmap.errors import ModelError, trimmed_tracebacks
+from polarmap.errors import DeadlineExceededError, ModelError, trimmed_tracebacks
 from polarmap.executors import MissingExecutor, to_picklable_spec
 from polarmap.executors.encryption_keys import check_not_encrypted
 from polarmap.linalg.operators import CodedOperator
@@ -47,11 +49,15 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     timeout: float | None = None
     verbose: int = 0
 
+    # The end of the fit that is running, on the monotonic clock; a class attribute is no parameter.
+    _fit_ends_at = inf
+
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and to y.
 
         y : labels or counts (samples,), or numbers (samples,) or (samples, targets).
         """
+        started_at = time.monotonic()
         with trimmed_tracebacks:
             for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
                 check_not_encrypted(argument, name)
@@ -61,7 +67,17 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
             positive_mask = checked_weights > 0
             if not positive_mask.all():
                 X, y, checked_weights = X[positive_mask], y[positive_mask], checked_weights[positive_mask]
-            self._fit(X, y, checked_weights)
+            if self.timeout is not None:
+                self._fit_ends_at = started_at + self.timeout
+            try:
+                self._fit(X, y, checked_weights)
+            except DeadlineExceededError as error:
+                raise DeadlineExceededError(
+                    f"the fit has not ended its first iteration within timeout={self.timeout} s: "
+                    "raise timeout"
+                ) from error
+            finally:
+                self.__dict__.pop("_fit_ends_at", None)
             return self
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Array]:
@@ -74,6 +90,8 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _check_parameters(self) -> None:
         self._check_lower_bounds(tol=0.0, max_iter=1, verbose=0)
+        if self.timeout is not None and not (is_real_number(self.timeout) and self.timeout > 0):
+            raise ModelError(f"timeout must be a positive number of seconds or None, got {self.timeout!r}")
 
     def _check_lower_bounds(self, **lower_bounds: float) -> None:
         for parameter, lower_bound in lower_bounds.items():
@@ -108,9 +126,16 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
                 "path of a Lithops YAML file, a Pool of one of these), or give it one with "
                 "set_params(executor=...)"
             )
-        option_names = ("blocks", "tasks", "code", "executor", "timeout")
-        operator_options = {name: getattr(self, name) for name in option_names}
-        return CodedOperator(A, **operator_options)
+        operator = CodedOperator(
+            A, blocks=self.blocks, tasks=self.tasks, code=self.code, executor=self.executor
+        )
+        self._set_deadline(operator)
+        return operator
+
+    def _set_deadline(self, operator: CodedOperator, fraction: float = 1.0) -> None:
+        """Limit the products of an operator from now on to a fraction of the time that the fit has left."""
+        if self._fit_ends_at < inf:
+            operator.set_deadline(fraction * max(0.0, self._fit_ends_at - time.monotonic()))
 
     def _make_standardized_operator(
         self,
@@ -159,7 +184,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
             max_iter=self.max_iter,
             callback=iteration_log.log_iteration if iteration_log else None,
         )
-        warn_if_not_converged(solution.converged, self.max_iter)
+        warn_if_not_converged(solution, self.max_iter, self.timeout)
         self.n_iter_: Any = solution.n_iter  # of Ridge an array, for several targets
         self.objective_ = solution.objective
         self.dual_gap_, self.optimality_ = solution.dual_gap, solution.optimality

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError
 from polarmap.models.activation_gates import ActivationGates, sample_gates
-from polarmap.models.cones import ConeConstrainedLoss, admm
+from polarmap.models.cones import ConeConstrainedLoss
 from polarmap.models.estimators.coded_estimator import (
     CodedEstimator,
     CodedRegressorMixin,
@@ -138,35 +138,41 @@ class ConvexNetwork(CodedEstimator):
         )
 
     def _fit_convex_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """(features, signs, gates, outputs), biases in the last row; ReLUs have two signs, gated ones one."""
-        n_signs = 1 if self.activation == "gated_relu" else 2
-        shape = (X.shape[1] + loss.fit_intercept, n_signs, len(gates.offsets), loss.shape[1])
-        if n_signs == 2 and shape[0] * np.prod(shape) <= MAX_GRAM_ENTRIES:
-            return self._fit_by_interior_point(X, loss, gates).reshape(shape)
+        """Return the weights (features, signs, gates, outputs) of the convex problem.
+
+        The last row holds the biases, if there are any. ReLUs have two signs, gated ReLUs have one.
+        """
+        fit = self._fit_gated_weights if self.activation == "gated_relu" else self._fit_relu_weights
+        n_rows = X.shape[1] + loss.fit_intercept
+        return fit(X, loss, gates).reshape(n_rows, -1, len(gates.offsets), loss.shape[1])
+
+    def _fit_gated_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
+        """Return the weights (features, gates * outputs) of gated ReLUs, found by `fista`."""
         whitening = fit_whitening_operator(X, loss.weights[:, 0], loss.fit_intercept)
-        # Of whitened coefficients z the norm of z / scale is penalized: that of the weights themselves.
-        n_columns = int(np.prod(shape[1:]))
+        n_features, n_columns = len(whitening.scale), len(gates.offsets) * loss.shape[1]
+        # The penalty is the norm of the weights themselves, which is |z / scale| for whitened coefficients z.
         penalty = GroupLassoPenalty(float(self.alpha), 1.0 / whitening.scale, n_columns)
         with self._make_operator(X) as coded_operator:
             operator: Any = coded_operator
             if loss.fit_intercept:
                 operator = AppendedInterceptOperator(coded_operator, 1.0)
-            operator = operator @ whitening
-            if n_signs == 1:
-                start = np.zeros((shape[0] * shape[2], shape[3]))
-                gated_operator = GatedOperator(operator, gates.patterns)
-                solve = partial(fista, gated_operator, loss, penalty, start)
-            else:
-                interior_points = whitening.whiten_coefficients(_make_cone_interior_points(gates, loss))
-                cone_loss = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior_points)
-                start = np.zeros((shape[0], n_columns))
-                solve = partial(admm, operator, cone_loss, penalty, start)
+            gated_operator = GatedOperator(operator @ whitening, gates.patterns)
+            start = np.zeros((gated_operator.shape[1], loss.shape[1]))
+            solve = partial(fista, gated_operator, loss, penalty, start)
             solution = self._minimize(coded_operator, solve)
-        return np.asarray(whitening @ solution.reshape(shape[0], -1)).reshape(shape)
+        return np.asarray(whitening @ solution.reshape(n_features, n_columns))
 
-    def _fit_by_interior_point(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """The weights of a ReLU network."""
-        X = X.toarray() if issparse(X) else X  # cones have far more numbers: two of a sample for each gate
+    def _fit_relu_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
+        """Return the weights (features, 2 * gates * outputs) of ReLUs, found by an interior point method.
+
+        Raises
+        ------
+        ModelError
+            If the Gram matrices of a step would not fit into memory.
+        """
+        _check_gram_size(X.shape[1] + loss.fit_intercept, len(gates.offsets), loss.shape[1])
+        # The cones have many more numbers than X: two for each sample and gate.
+        X = X.toarray() if issparse(X) else X
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
         interior_points = _make_cone_interior_points(gates, loss)
         cone_loss = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior_points)
@@ -203,6 +209,20 @@ class ConvexNetwork(CodedEstimator):
         return self.network_(X)
 
 
+def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
+    """Raise ModelError if the Gram matrices of all signs, gates and outputs are too many numbers."""
+    n_entries = 2 * n_features**2 * n_gates * n_outputs
+    if n_entries <= MAX_GRAM_ENTRIES:
+        return
+    max_gates = MAX_GRAM_ENTRIES // (2 * n_features**2 * n_outputs)
+    fewer_gates = f"Pass n_gates={max_gates} or fewer" if max_gates else "Reduce the number of features"
+    raise ModelError(
+        f"the Gram matrices of a ReLU network must have at most {MAX_GRAM_ENTRIES:,} entries to fit into "
+        f"memory, got 2 * features**2 * gates * outputs = {n_entries:,}. {fewer_gates}, or use "
+        "activation='gated_relu', which needs no Gram matrices"
+    )
+
+
 def _make_cone_interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
     """The gates as coefficients: each is a point of its own cone."""
     rows = [gates.directions, gates.offsets[np.newaxis]] if loss.fit_intercept else [gates.directions]
@@ -225,7 +245,8 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
         Strength of the weight decay, positive; that of MLPRegressor divided by the number of samples.
     activation : {"gated_relu", "relu"}
         "gated_relu": a unit passes its input on where its gate is open, also at new samples. "relu": where
-        its input is positive; a harder problem.
+        its input is positive; a harder problem, which needs Gram matrices: features squared times gates
+        times outputs must not exceed 15 million.
     n_gates : int
         Or fewer where sampling finds fewer that differ. With an intercept, one lets all samples pass.
     fit_intercept : bool
@@ -256,8 +277,8 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
     objective_, dual_gap_, n_iter_, report_
         As for `polarmap.convex.ElasticNet`.
     optimality_ : float
-        Norm of the gradient map for whitened features, 0 at the minimum; for ReLU units, of what is left of
-        the optimality conditions, or of the last step of ADMM times its rho.
+        Norm of the gradient map for whitened features, 0 at the minimum; for ReLU units, the norm of the
+        residual of the optimality conditions.
 
     Examples
     --------

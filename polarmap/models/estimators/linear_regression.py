@@ -10,8 +10,9 @@ import numpy as np
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.estimators.coded_estimator import CodedEstimator, CodedRegressorMixin
-from polarmap.models.iteration_log import IterationLog
+from polarmap.models.iteration_log import IterationLog, warn_if_not_converged
 from polarmap.models.solvers.least_squares import AugmentedOperator, solve_least_squares
+from polarmap.models.solvers.solver import Solution
 
 
 @dataclass(eq=False, repr=False)
@@ -30,9 +31,12 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         Relative, of the solver.
     max_iter : int
         Each iteration is two coded maps.
-    blocks, tasks, code, executor, timeout : optional
+    blocks, tasks, code, executor : optional
         As for `CodedOperator`. Clones share the executor. Of a pickled model it stays behind, unless a path
         or a name describes it: what is loaded predicts, and refuses to fit until it is given another.
+    timeout : float, optional
+        Seconds that a fit may take; None: any time. A fit that takes longer keeps the best solution so far,
+        and a ConvergenceWarning says how far it may be from the minimum. Several targets share the time.
     verbose : int
         1: a line for each iteration, of the objective (not with "lsmr"), the norm of its gradient for scaled
         features, and seconds. 2: also its products, and how many blocks the last of them decoded.
@@ -50,6 +54,8 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
     ModelError
         Too few samples to determine the coefficients; features that depend on each other so closely that no
         digit is left.
+    DeadlineExceededError
+        If `timeout` passes before the end of the first iteration.
 
     Examples
     --------
@@ -89,17 +95,21 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         target_mean = normalized_weight @ targets if self.fit_intercept else np.zeros(targets.shape[1])
         with coded_operator:
             system = AugmentedOperator(A, np.sqrt(self.alpha) * scale)
-            solutions = [
-                solve_least_squares(self, system, target, IterationLog(label, coded_operator, self.verbose))
-                for label, target in zip(
-                    self._make_iteration_log_labels(targets.shape[1]),
-                    ((targets - target_mean) * sqrt_weight[:, np.newaxis]).T,
-                )
-            ]
+            solutions: list[Solution] = []
+            for label, target in zip(
+                self._make_iteration_log_labels(targets.shape[1]),
+                ((targets - target_mean) * sqrt_weight[:, np.newaxis]).T,
+            ):
+                # Each target may take an equal part of the time that is left.
+                self._set_deadline(coded_operator, 1 / (targets.shape[1] - len(solutions)))
+                iteration_log = IterationLog(label, coded_operator, self.verbose)
+                solution = solve_least_squares(self, system, target, iteration_log)
+                warn_if_not_converged(solution, self.max_iter, self.timeout)
+                solutions.append(solution)
             self.report_ = coded_operator.report
-        coef = np.stack([v for v, _ in solutions]) * scale
+        coef = np.stack([solution.x for solution in solutions]) * scale
         intercept = target_mean - coef @ mean
-        n_iter = np.array([n_target_iter for _, n_target_iter in solutions])
+        n_iter = np.array([solution.n_iter for solution in solutions])
         is_single_target = y.ndim == 1
         self.coef_ = coef[0] if is_single_target else coef
         self.intercept_ = float(intercept[0]) if is_single_target else intercept

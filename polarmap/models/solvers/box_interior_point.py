@@ -35,7 +35,7 @@ def box_interior_point(
     An iteration is four products, and a Gram matrix A' diag(weights) A for each column. Parameters are as
     for `fista`, but the operator is A, and has `gram(weights)`. Its rows are of norm 1; the box holds 0.
     """
-    return run_solver(_MehrotraSolver(operator, penalty, shape), tol, max_iter, callback)
+    return run_solver(_MehrotraSolver(operator, penalty, shape, tol), max_iter, callback)
 
 
 class _Direction(NamedTuple):
@@ -52,8 +52,9 @@ class _MehrotraSolver:
     The gradient is the difference of the multipliers, all the way.
     """
 
-    def __init__(self, operator: Any, penalty: LinearBoxPenalty, shape: tuple[int, int]) -> None:
-        self._operator, self.n_iter, self.has_stalled = operator, 0, False
+    def __init__(self, operator: Any, penalty: LinearBoxPenalty, shape: tuple[int, int], tol: float) -> None:
+        self._operator, self._tol, self.n_iter = operator, tol, 0
+        self.has_converged = self.has_stalled = False
         self._lower, self._upper = penalty.lower.reshape(shape), penalty.upper.reshape(shape)
         self._slope = penalty.slope.reshape(shape)
         middle = (self._lower + self._upper) / 2
@@ -76,7 +77,7 @@ class _MehrotraSolver:
         self._multipliers_lower = np.maximum(self._gradient, 0.0) + min_multipliers
         self._multipliers_upper = self._multipliers_lower - self._gradient
         self._complementarity_sums, self._n_stalled = self._sum_complementarity(), 0
-        self._best_gap_and_x = self.dual_gap, self.x
+        self._best_solution, self._best_gap = self._describe_iterate(), self.dual_gap
 
     def _multiply_by_gram(self, x: Floats) -> tuple[Floats, Floats]:
         image = np.asarray(self._operator.rmatmat(x))
@@ -98,19 +99,25 @@ class _MehrotraSolver:
         distance = np.where(self._gradient > 0, self.x - self._lower, self.x - self._upper)
         return float(np.maximum(0.0, np.sum(self._gradient * distance)))  # NaN stays what it is
 
-    def has_converged(self, tol: float) -> bool:
-        """By products with x itself: in those of its steps rounding adds up."""
-        if self._is_optimal(tol):
-            self._move_to_box_point(self.x)
-        return self._is_optimal(tol)
+    def _describe_iterate(self) -> Solution:
+        return Solution(
+            self.x, self.objective, self.dual_gap, self.optimality, self.n_iter, self._is_optimal()
+        )
 
-    def _is_optimal(self, tol: float) -> bool:
-        """By the gap, or where it is no more than rounding."""
+    def _is_optimal(self) -> bool:
+        """Return whether the gap is at most `tol` times the objective, or no more than rounding."""
         rounding = 16 * FLOAT64_EPS * float(np.sum(np.abs(self._slope * self.x)))
-        return self.dual_gap <= max(tol * abs(self.objective), rounding)
+        return self.dual_gap <= max(self._tol * abs(self.objective), rounding)
 
     def step(self) -> None:
-        """To where the products of distances and multipliers are smaller, and equal."""
+        """Move to where the products of distances and multipliers are smaller, and equal."""
+        self._take_predictor_corrector_step()
+        if self._is_optimal():
+            # Products with x itself decide: rounding adds up in the sums of the products of the steps.
+            self._move_to_box_point(self.x)
+            self.has_converged = self._is_optimal()
+
+    def _take_predictor_corrector_step(self) -> None:
         weights = self._compute_newton_weights()
         active_mask = self._complementarity_sums >= INACTIVE_TOL * self._complementarity_sums.max()
         systems = self._build_newton_systems(weights, active_mask)
@@ -129,8 +136,8 @@ class _MehrotraSolver:
         self._take_step(direction, step_length)
         self._image = self._image + step_length * image
         self._gradient = self._gradient + step_length * gram_product
-        if self.dual_gap < self._best_gap_and_x[0]:
-            self._best_gap_and_x = self.dual_gap, self.x
+        if self.dual_gap < self._best_gap:
+            self._best_solution, self._best_gap = self._describe_iterate(), self.dual_gap
         previous_sums, self._complementarity_sums = self._complementarity_sums, self._sum_complementarity()
         has_progressed = self._complementarity_sums.max() < 0.99 * previous_sums.max()
         self._n_stalled = 0 if has_progressed else self._n_stalled + 1
@@ -144,31 +151,33 @@ class _MehrotraSolver:
         products_upper = self._slack_upper * self._multipliers_upper
         return np.asarray(np.sum(products_lower + products_upper, axis=0))
 
-    def make_solution(self, tol: float) -> Solution:
-        """With the numbers that go to a bound on it, if that is near enough to the minimum, too."""
-        best_gap, best_x = self._best_gap_and_x
+    def polish(self) -> None:
+        """Put the numbers that approach a bound on it, if that point is near enough to the minimum too."""
         slope_scale, width = np.abs(self._slope).mean(axis=0), self._upper - self._lower
         at_lower_mask = self._slack_lower * slope_scale <= self._multipliers_lower * width
         at_upper_mask = self._slack_upper * slope_scale <= self._multipliers_upper * width
         weights = np.minimum(MAX_WEIGHT, self._compute_newton_weights())
         weights = np.where(at_lower_mask | at_upper_mask, 0.0, weights)
-        x = np.where(at_lower_mask, self._lower, best_x)
+        x = np.where(at_lower_mask, self._lower, self._best_solution.x)
         self._move_to_box_point(np.where(at_upper_mask, self._upper, x))
         systems = self._build_newton_systems(weights)
         for _ in range(MAX_REFINEMENTS):
             self._move_to_box_point(self.x + self._solve_newton(systems, weights, -self._gradient)[0])
-            if self._is_optimal(tol):
+            if self._is_optimal():
                 break
-        if not self._is_optimal(tol) and not self.dual_gap < best_gap:
-            self._move_to_box_point(best_x)
-        converged = self._is_optimal(tol)
-        return Solution(self.x, self.objective, self.dual_gap, self.optimality, self.n_iter, converged)
+        if not self._is_optimal() and not self.dual_gap < self._best_gap:
+            self._move_to_box_point(self._best_solution.x)
+        self._best_solution, self._best_gap = self._describe_iterate(), self.dual_gap
+
+    def make_solution(self) -> Solution:
+        """Return the iterate of the smallest gap, or the one that `polish` has found."""
+        return self._best_solution._replace(n_iter=self.n_iter)
 
     def _move_to_box_point(self, x: Floats) -> None:
-        """Go to the point of the box that is next to x."""
-        self.x = np.clip(x, self._lower, self._upper)
-        self._image, gram_product = self._multiply_by_gram(self.x)
-        self._gradient = gram_product + self._slope
+        """Move to the point of the box that is closest to x."""
+        x = np.clip(x, self._lower, self._upper)
+        self._image, gram_product = self._multiply_by_gram(x)
+        self.x, self._gradient = x, gram_product + self._slope
 
     def _compute_newton_weights(self) -> Floats:
         ratios_lower = self._multipliers_lower / self._slack_lower

@@ -42,10 +42,10 @@ def cone_interior_point(
     Newton's method for the optimality of W and multipliers of the cones, whose products with the distances
     are all made equal and ever smaller. An iteration is a product with A, one with A' and Gram matrices of A;
     where outputs depend on each other, or gates are many, also some ten of both for conjugate gradients.
-    Parameters as of `admm`, but the operator is A with a column of ones where units have a bias, and
-    has `gram(weights)`.
+    `tol`, `max_iter` and `callback` are as for `fista`. The operator is A, with a column of ones where units
+    have a bias, and has `gram(weights)`.
     """
-    return run_solver(_ConeInteriorPointSolver(operator, cone_loss, alpha), tol, max_iter, callback)
+    return run_solver(_ConeInteriorPointSolver(operator, cone_loss, alpha, tol), max_iter, callback)
 
 
 class _ConeInteriorPointSolver:
@@ -56,8 +56,9 @@ class _ConeInteriorPointSolver:
 
     has_stalled = False
 
-    def __init__(self, operator: Any, cone_loss: ConeConstrainedLoss, alpha: float) -> None:
-        self._operator, self._cone_loss, self._alpha, self.n_iter = operator, cone_loss, alpha, 0
+    def __init__(self, operator: Any, cone_loss: ConeConstrainedLoss, alpha: float, tol: float) -> None:
+        self._operator, self._cone_loss, self._alpha, self._tol = operator, cone_loss, alpha, tol
+        self.n_iter = 0
         self._loss, n_features = cone_loss.loss, operator.shape[1]
         (n_samples, self._n_gates), self._n_outputs = cone_loss.patterns.shape, cone_loss.loss.shape[1]
         self._gated_operator = GatedOperator(operator, cone_loss.patterns)
@@ -95,9 +96,13 @@ class _ConeInteriorPointSolver:
         """The distance from the best bound to the best objective."""
         return max(0.0, self._best_iterate[0] - self.dual_bound)
 
-    def has_converged(self, tol: float) -> bool:
-        """Whether the gap is small, or rounding."""
-        return self.dual_gap <= max(tol * self._best_iterate[0], self._rounding_error)
+    @property
+    def has_converged(self) -> bool:
+        """Whether the gap is at most `tol` times the best objective, or no more than rounding."""
+        return self._is_accurate(self._best_iterate[0])
+
+    def _is_accurate(self, objective: float) -> bool:
+        return max(0.0, objective - self.dual_bound) <= max(self._tol * objective, self._rounding_error)
 
     def step(self) -> None:
         """To where all products of distances and multipliers are equal; smaller once the rest is balanced."""
@@ -137,17 +142,21 @@ class _ConeInteriorPointSolver:
         self._n_stalled = 0 if self.dual_gap < gap_before else self._n_stalled + 1
         self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS
 
-    def make_solution(self, tol: float) -> Solution:
-        """The best, without units that are of no use, and moved into the cones as far as rounding led out."""
-        _, x, image = self._best_iterate
+    def polish(self) -> None:
+        """Remove units that are of no use from the best iterate, and multiply it anew, without rounding."""
+        objective, x, image = self._best_iterate
         used_mask = np.linalg.norm(x, axis=0) > ZERO_UNIT_FACTOR * len(image) * self._mu / self._alpha
-        if self._compute_objective_at(used_mask * x, used_mask * image) <= self._best_iterate[0]:
+        if self._compute_objective_at(used_mask * x, used_mask * image) <= objective:
             x = used_mask * x
-        x, image = self._cone_loss.make_feasible(x, np.asarray(self._operator.matmat(x)))
+        self._best_iterate = objective, x, np.asarray(self._operator.matmat(x))
+
+    def make_solution(self) -> Solution:
+        """Return the best iterate, moved into the cones as far as rounding has led out of them."""
+        _, x, image = self._best_iterate
+        x, image = self._cone_loss.make_feasible(x, image)
         objective = self._compute_objective_at(x, image)
         dual_gap = max(0.0, objective - self.dual_bound)
-        has_converged = dual_gap <= max(tol * objective, self._rounding_error)
-        return Solution(x, objective, dual_gap, self.optimality, self.n_iter, has_converged)
+        return Solution(x, objective, dual_gap, self.optimality, self.n_iter, self._is_accurate(objective))
 
     def _compute_objective_at(self, x: Floats, image: Floats) -> float:
         """The loss and the norms at W = x, A W = image."""

@@ -10,9 +10,10 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsmr, lsqr
 
 from polarmap.dtypes import Floats
-from polarmap.errors import ModelError
-from polarmap.models.iteration_log import IterationLog, warn_if_not_converged
+from polarmap.errors import DeadlineExceededError, ModelError
+from polarmap.models.iteration_log import IterationLog
 from polarmap.models.solvers.proximal_newton import count_first_order_iterations
+from polarmap.models.solvers.solver import Solution
 from polarmap.models.whitening import MIN_RELATIVE_SCALE, WhiteningOperator
 
 MAX_CONDITION = 1e12  # of scaled features, above which least squares have no digits left
@@ -50,60 +51,95 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
 
 def solve_least_squares(
     estimator: Any, system: AugmentedOperator, target: Floats, iteration_log: IterationLog
-) -> tuple[Floats, int]:
-    """The least squares solution v and the number of iterations.
+) -> Solution:
+    """Return the least squares solution of system @ v = [target; 0].
 
-    What takes long is begun anew on whitened features, of which a few iterations are enough.
+    If that takes many iterations, start again with whitened features, for which a few iterations are enough.
+    The objective of the solution is the squared norm of the residual, and its optimality is the norm of the
+    gradient.
     """
     rhs = np.concatenate([target, np.zeros(system.shape[0] - len(target))])
     n_unpreconditioned = count_first_order_iterations(system.A, np.zeros(system.shape[1]), estimator.max_iter)
-    n_iter, has_converged = 0, False
+    first = None
     if n_unpreconditioned:
-        v, n_iter, has_converged = _run_krylov(estimator, system, rhs, iteration_log, n_unpreconditioned)
-    if not has_converged and n_iter < estimator.max_iter:
-        n_remaining, whitened = estimator.max_iter - n_iter, system @ system.preconditioner
-        z, n_more, has_converged = _run_krylov(estimator, whitened, rhs, iteration_log, n_remaining)
-        v, n_iter = np.asarray(system.preconditioner @ z), n_iter + n_more
-    warn_if_not_converged(has_converged, estimator.max_iter)
-    return v, max(1, n_iter)
+        first = _run_krylov(estimator, system, rhs, iteration_log, n_unpreconditioned)
+        if first.converged or first.timed_out or first.n_iter >= estimator.max_iter:
+            return first._replace(n_iter=max(1, first.n_iter))
+    n_first = 0 if first is None else first.n_iter
+    try:
+        whitened = system @ system.preconditioner
+        second = _run_krylov(estimator, whitened, rhs, iteration_log, estimator.max_iter - n_first)
+    except DeadlineExceededError:
+        if first is None:
+            raise
+        return first._replace(timed_out=True)
+    n_iter = max(1, n_first + second.n_iter)
+    if second.timed_out and first is not None and first.objective < second.objective:
+        return first._replace(n_iter=n_iter, timed_out=True)
+    return second._replace(x=np.asarray(system.preconditioner @ second.x), n_iter=n_iter)
 
 
 def _run_krylov(
     estimator: Any, system: Any, rhs: Floats, iteration_log: IterationLog, max_iter: int
-) -> tuple[Floats, int, bool]:
-    """The solution, iterations, whether these were enough; ModelError for features without digits."""
+) -> Solution:
+    """Return the solution after at most `max_iter` iterations.
+
+    Raises
+    ------
+    ModelError
+        If the features depend on each other.
+    DeadlineExceededError
+        If the deadline of the operator passes before the end of the first iteration.
+    """
     if estimator.solver == "cg":
         return _run_conjugate_gradients(system, rhs, estimator.tol, iteration_log, max_iter)
-    monitored = system
-    if iteration_log:
-        monitored = BidiagonalizationMonitor(system, rhs, estimator.solver, iteration_log)
+    monitored = BidiagonalizationMonitor(system, rhs, estimator.solver, iteration_log)
     options = {"atol": estimator.tol, "btol": estimator.tol, "conlim": MAX_CONDITION}
-    if estimator.solver == "lsqr":
-        v, stop_code, n_iter, *_ = lsqr(monitored, rhs, iter_lim=max_iter, **options)
-    else:
-        v, stop_code, n_iter, *_ = lsmr(monitored, rhs, maxiter=max_iter, **options)
+    try:
+        if estimator.solver == "lsqr":
+            v, stop_code, n_iter, residual_norm, _, _, _, gradient_norm, *_ = lsqr(
+                monitored, rhs, iter_lim=max_iter, **options
+            )
+        else:
+            v, stop_code, n_iter, residual_norm, gradient_norm, *_ = lsmr(
+                monitored, rhs, maxiter=max_iter, **options
+            )
+    except DeadlineExceededError:
+        if monitored.n_iter == 0:
+            raise
+        return monitored.make_solution()
     if stop_code in (3, 6):
         raise ModelError(
             f"the features depend on each other: the condition number of the system exceeds "
             f"{MAX_CONDITION:.0e}, so its solution has no digits; drop features or raise alpha"
         )
-    return np.asarray(v), int(n_iter), stop_code != 7
+    objective, optimality = float(residual_norm**2), 2 * float(gradient_norm)
+    return Solution(np.asarray(v), objective, None, optimality, int(n_iter), stop_code != 7)
 
 
 class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
-    """A system as lsqr and lsmr see it, of which every A v followed by A' u prints the line of an iteration.
+    """A system whose products with lsqr or lsmr tell the norms and the solution of each iteration.
 
     Both solvers build orthonormal u and v with A v_i = alpha_i u_i + beta_i+1 u_i+1 and
-    A' u_i+1 = beta_i+1 v_i + alpha_i+1 v_i+1, so products and operands give alpha and beta, and these
-    the norms of residual and gradient by the rotations of Paige and Saunders (lsqr), Fong and Saunders
-    (lsmr). The residual of lsmr takes more than these, and is not printed.
+    A' u_i+1 = beta_i+1 v_i + alpha_i+1 v_i+1, so products and operands give alpha and beta. The rotations of
+    Paige and Saunders (lsqr), Fong and Saunders (lsmr) give the norms of residual and gradient, of which an
+    iteration prints its line. The residual of lsmr takes more than these, and is not printed.
+
+    If a deadline ends the iteration, the solver is left without its x. `make_solution` returns that of lsqr
+    then, which minimizes the residual over the same subspace.
     """
 
     def __init__(self, system: Any, target: Floats, solver: str, iteration_log: IterationLog) -> None:
         super().__init__(np.float64, system.shape)
-        self._system, self._solver, self._iteration_log = system, solver, iteration_log
-        self._residual_norm = float(np.linalg.norm(target))
+        self._system, self._solver, self._iteration_log, self.n_iter = system, solver, iteration_log, 0
+        self._residual_norm = float(np.linalg.norm(target))  # of lsqr
+        self._signed_residual_norm = self._residual_norm
         self._last_product: tuple[Floats, Floats] | None = None  # v and A v
+
+    def make_solution(self) -> Solution:
+        """Return the solution of lsqr after the last complete iteration, which a deadline has ended."""
+        gradient_norm = 2 * abs(self._rho_bar) * self._residual_norm
+        return Solution(self._x, self._residual_norm**2, None, gradient_norm, self.n_iter, False, True)
 
     def _matvec(self, v: Floats) -> Floats:
         v = np.array(v).reshape(-1)  # a copy: lsmr goes on in place
@@ -113,48 +149,74 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
     def _rmatvec(self, u: Floats) -> Floats:
         product = np.asarray(self._system.rmatvec(u))
         if self._last_product is None:
-            self._start_bidiagonalization(float(np.linalg.norm(product)))
+            self._start_bidiagonalization(np.reshape(product, -1))
         else:
             v, product_with_v = self._last_product
             beta = float(np.reshape(u, -1) @ product_with_v)
-            self._update_residual_norms(beta, float(np.linalg.norm(product - beta * v)))
+            self._record_iteration(beta, np.reshape(product, -1) - beta * v)
         return product
 
-    def _start_bidiagonalization(self, alpha: float) -> None:
+    def _start_bidiagonalization(self, scaled_v: Floats) -> None:
+        alpha = float(np.linalg.norm(scaled_v))
         self._rho_bar, self._half_gradient_norm = alpha, alpha * self._residual_norm  # half of it: |A' r|
         self._cosine_bar = 1.0  # of the second rotation, which only lsmr makes
+        self._x, self._direction = np.zeros_like(scaled_v), scaled_v / (alpha or 1.0)
 
-    def _update_residual_norms(self, beta: float, alpha: float) -> None:
-        """An iteration, by its new coefficients of the bidiagonal matrix."""
-        rho = math.hypot(self._rho_bar, beta)
+    def _record_iteration(self, beta: float, scaled_v: Floats) -> None:
+        """Update norms and solution.
+
+        beta, scaled_v : the new coefficient of the bidiagonal matrix, and the new v times the next one.
+        """
+        alpha = float(np.linalg.norm(scaled_v))
+        rho = math.hypot(self._rho_bar, beta) or 1.0
         cosine, sine = self._rho_bar / rho, beta / rho
-        self._residual_norm *= sine
+        self._x = self._x + cosine * self._signed_residual_norm / rho * self._direction
+        self._direction = scaled_v / (alpha or 1.0) - sine * alpha / rho * self._direction
+        self._signed_residual_norm *= -sine
+        self._residual_norm, self.n_iter = abs(self._signed_residual_norm), self.n_iter + 1
         self._rho_bar = cosine * alpha
+        theta, rho_bar = sine * alpha, self._cosine_bar * rho
+        theta_norm = math.hypot(rho_bar, theta) or 1.0
+        self._cosine_bar = rho_bar / theta_norm
+        self._half_gradient_norm *= theta / theta_norm
+        if not self._iteration_log:
+            return
         if self._solver == "lsqr":
             gradient_norm = 2 * abs(self._rho_bar) * self._residual_norm
             self._iteration_log.log_iteration(self._residual_norm**2, gradient_norm)
-            return
-        theta, rho_bar = sine * alpha, self._cosine_bar * rho
-        theta_norm = math.hypot(rho_bar, theta)
-        self._cosine_bar = rho_bar / theta_norm
-        self._half_gradient_norm = theta / theta_norm * self._half_gradient_norm
-        self._iteration_log.log_iteration(None, 2 * self._half_gradient_norm)
+        else:
+            self._iteration_log.log_iteration(None, 2 * self._half_gradient_norm)
 
 
 def _run_conjugate_gradients(
     system: Any, target: Floats, tol: float, iteration_log: IterationLog, max_iter: int
-) -> tuple[Floats, int, bool]:
-    """The v with A'A v = A'b, iterations, and whether these were enough."""
+) -> Solution:
+    """Return the v with A'A v = A' target, after at most `max_iter` iterations."""
     rhs = np.asarray(system.rmatvec(target))
     v, residual, direction, squared_residual = np.zeros_like(rhs), rhs, rhs, float(rhs @ rhs)
-    n_iter, squared_tol = 0, tol**2 * squared_residual
+    n_iter, squared_tol, timed_out = 0, tol**2 * squared_residual, False
     while squared_residual > squared_tol and n_iter < max_iter:
-        product = np.asarray(system.rmatvec(system.matvec(direction)))
+        try:
+            product = np.asarray(system.rmatvec(system.matvec(direction)))
+        except DeadlineExceededError:
+            if n_iter == 0:
+                raise
+            timed_out = True
+            break
         step_length = squared_residual / float(direction @ product)
         v, residual, n_iter = v + step_length * direction, residual - step_length * product, n_iter + 1
         previous_squared_residual, squared_residual = squared_residual, float(residual @ residual)
         direction = residual + squared_residual / previous_squared_residual * direction
-        if iteration_log:  # |b - A v|^2 where A'A v = A'b - residual
-            objective = float(target @ target - v @ (rhs + residual))
+        if iteration_log:
+            objective = _compute_squared_residual(target, rhs, v, residual)
             iteration_log.log_iteration(objective, 2 * math.sqrt(squared_residual))
-    return v, n_iter, squared_residual <= squared_tol
+    objective, optimality = (
+        _compute_squared_residual(target, rhs, v, residual),
+        2 * math.sqrt(squared_residual),
+    )
+    return Solution(v, objective, None, optimality, n_iter, squared_residual <= squared_tol, timed_out)
+
+
+def _compute_squared_residual(target: Floats, rhs: Floats, v: Floats, residual: Floats) -> float:
+    """Return |target - A v|^2, where A'A v = rhs - residual and rhs = A' target."""
+    return float(target @ target - v @ (rhs + residual))

@@ -55,6 +55,7 @@ def fista(
     Returns
     -------
     Solution
+        The best so far where the deadline of the operator has passed (`CodedOperator.set_deadline`).
 
     Examples
     --------
@@ -70,7 +71,7 @@ def fista(
     """
     _check_fista_arguments(penalty, loss, tol, max_iter)
     problem = CompositeProblem(operator, loss, penalty)
-    return run_solver(FistaSolver(problem, problem.check_starting_point(start)), tol, max_iter, callback)
+    return run_solver(FistaSolver(problem, problem.check_starting_point(start), tol), max_iter, callback)
 
 
 class CompositeProblem:
@@ -135,18 +136,31 @@ def evaluate_penalty(penalty: Any, x: Floats) -> float:
 
 
 class ProximalSolver:
-    """Where a method is that goes from x to the next x, and how far it has to go."""
+    """The base of solvers that move from x to the next x, and measure how close it is to the minimum.
 
-    gap_interval = 1  # iterations, at whose end the gap is looked at
+    Subclasses override `_advance`.
 
-    def __init__(self, problem: CompositeProblem, x: Floats) -> None:
-        self.problem, self.x, self.n_iter = problem, x, 0
-        self.eta = problem.matmul(x)
+    Parameters
+    ----------
+    problem : CompositeProblem
+    x : the start, of the shape that `problem.check_starting_point` returns
+    tol : float
+        As for `fista`.
+    eta : A x, if it is known
+    """
+
+    gap_interval = 1  # iterations, at whose end the gap is computed
+
+    def __init__(self, problem: CompositeProblem, x: Floats, tol: float, eta: Floats | None = None) -> None:
+        self.problem, self.x, self.tol, self.n_iter = problem, x, tol, 0
+        self.eta = problem.matmul(x) if eta is None else eta
         problem.check_eta_shape(self.eta)
         self.curvature, self.max_optimality, self.optimality = 1.0, 0.0, math.inf
         self._initial_loss = abs(float(problem.loss.value(self.eta)))
         self._cached_gradients: tuple[int, Floats, Floats] | None = None  # count, and what they are at x
-        self.has_stalled = False  # no step gets any closer
+        self.has_converged = self.has_stalled = False
+        self.best_x, self.best_objective, self.dual_bound = x, math.inf, -math.inf
+        self._final_dual_gap: float | None = None  # as `polish` measures it
 
     @property
     def objective(self) -> float:
@@ -160,25 +174,42 @@ class ProximalSolver:
             self._cached_gradients = self.n_iter, loss_gradient, self.problem.rmatmul(loss_gradient)
         return self._cached_gradients[1:]
 
-    def compute_optimality(self) -> float:
-        """Its norm at x."""
+    def _compute_optimality(self) -> float:
+        """Return the norm of the gradient map at x, by one product unless the gradients are known."""
         _, gradient = self.compute_gradients()
         prox_point = self.problem.prox(self.x - gradient / self.curvature, 1.0 / self.curvature)
         return self.curvature * float(np.linalg.norm(self.x - prox_point))
 
-    def dual_gap(self) -> float:
-        """At x; infinite where it is not known."""
+    def _compute_dual_gap(self) -> float:
+        """Return the duality gap at x, inf if unknown, by one product unless the gradients are known."""
         if not self.problem.has_dual_gap:
             return math.inf
-        return self.problem.dual_gap(self.x, self.eta, *self.compute_gradients())
+        dual_gap = self.problem.dual_gap(self.x, self.eta, *self.compute_gradients())
+        self.dual_bound = max(self.dual_bound, self.objective - dual_gap)
+        return dual_gap
 
-    def has_converged(self, tol: float) -> bool:
-        """By the gap where there is one; it is looked at where it may be small."""
-        rounding_error = self._estimate_optimality_rounding_error()
+    def step(self) -> None:
+        """Move to the next iterate, and measure how close it is to the minimum."""
+        self._advance()
+        self.has_converged = self._measure_convergence()
+
+    def _advance(self) -> None:
+        """Move `x` and `eta` to the next iterate, count it, and set `optimality`."""
+        raise NotImplementedError
+
+    def _move_to(self, x: Floats, eta: Floats) -> None:
+        """Make x, with A x = eta, the next iterate."""
+        self.x, self.eta, self.n_iter = x, eta, self.n_iter + 1
+        if (objective := self.objective) < self.best_objective:
+            self.best_x, self.best_objective = x, objective
+
+    def _measure_convergence(self) -> bool:
+        """Return whether x satisfies `tol`: by the gap, which is only computed where it may be small."""
+        rounding_error, tol = self._estimate_optimality_rounding_error(), self.tol
         is_stationary = self.optimality <= max(tol * self.max_optimality, rounding_error)
         if not self.problem.has_dual_gap or (self.n_iter % self.gap_interval and not is_stationary):
             return is_stationary
-        dual_gap, objective = self.dual_gap(), abs(self.objective)
+        dual_gap, objective = self._compute_dual_gap(), abs(self.objective)
         if dual_gap == math.inf:
             return is_stationary
         rounding = 16 * FLOAT64_EPS * max(self._initial_loss, objective)
@@ -190,15 +221,23 @@ class ProximalSolver:
         """What is left of the gradient map where it should be 0."""
         return 4 * FLOAT64_EPS * self.curvature * float(np.linalg.norm(self.x))
 
-    def make_solution(self, tol: float) -> Solution:
-        """What it has found by now, and how far from the minimum that may be."""
-        dual_gap, optimality, objective = self.dual_gap(), self.compute_optimality(), self.objective
-        # A step would lower the objective by about that.
+    def polish(self) -> None:
+        """Make the last iterate the solution, and measure its gap and its gradient map by one product."""
+        dual_gap, self.optimality = self._compute_dual_gap(), self._compute_optimality()
+        self.best_x, self.best_objective, self._final_dual_gap = self.x, self.objective, dual_gap
+
+    def make_solution(self) -> Solution:
+        """Return the best iterate, or the one that `polish` has measured, and its distance to the minimum."""
+        objective, optimality = self.best_objective, self.optimality
+        # A step would lower the objective by about optimality^2 / (2 curvature).
         rounding = 16 * FLOAT64_EPS * max(self._initial_loss, abs(objective))
         is_at_rounding = optimality**2 / (2.0 * self.curvature) <= rounding
-        converged = self.has_converged(tol) or (self.has_stalled and is_at_rounding)
+        converged = self.has_converged or (self.has_stalled and is_at_rounding)
+        dual_gap = self._final_dual_gap
+        if dual_gap is None:
+            dual_gap = max(0.0, objective - self.dual_bound)
         finite_gap = None if dual_gap == math.inf else dual_gap
-        return Solution(self.x, objective, finite_gap, optimality, self.n_iter, converged)
+        return Solution(self.best_x, objective, finite_gap, optimality, self.n_iter, converged)
 
 
 class FistaSolver(ProximalSolver):
@@ -206,8 +245,8 @@ class FistaSolver(ProximalSolver):
 
     gap_interval = GAP_INTERVAL
 
-    def __init__(self, problem: CompositeProblem, x: Floats) -> None:
-        super().__init__(problem, x)
+    def __init__(self, problem: CompositeProblem, x: Floats, tol: float) -> None:
+        super().__init__(problem, x, tol)
         self._extrapolated, self._extrapolated_eta, self._momentum = self.x, self.eta, 1.0
         self.curvature = self._estimate_curvature(*self.compute_gradients())
 
@@ -222,8 +261,8 @@ class FistaSolver(ProximalSolver):
         curvature = float(np.sum(gradient_change * eta_direction)) / (step_length * squared_norm)
         return curvature if 0.0 < curvature < math.inf else 1.0
 
-    def step(self) -> None:
-        """From the extrapolated point y to the next x, and where momentum leads from there."""
+    def _advance(self) -> None:
+        """Step from the extrapolated point to the next x, and extrapolate from there by momentum."""
         loss_gradient = self.problem.loss.gradient(self._extrapolated_eta)
         x, eta = self._take_backtracking_step(loss_gradient, self.problem.rmatmul(loss_gradient))
         is_uphill = float(np.sum((self._extrapolated - x) * (x - self.x))) > 0
@@ -233,7 +272,7 @@ class FistaSolver(ProximalSolver):
         # Products are linear: that of the extrapolated point costs none.
         self._extrapolated = x + extrapolation * (x - self.x)
         self._extrapolated_eta = eta + extrapolation * (eta - self.eta)
-        self.x, self.eta, self.n_iter = x, eta, self.n_iter + 1
+        self._move_to(x, eta)
 
     def _take_backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
         """The proximal gradient step from y, for an L that bounds the curvature along it."""

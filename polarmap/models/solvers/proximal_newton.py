@@ -59,14 +59,15 @@ def proximal_newton(
     problem = CompositeProblem(operator, loss, penalty)
     n_first_order = count_first_order_iterations(operator, start, max_iter)
     if not n_first_order:
-        return run_solver(ProximalNewtonSolver(problem, start), tol, max_iter, callback)
-    fista_solver = FistaSolver(problem, start)
-    solution = run_solver(fista_solver, tol, n_first_order, callback)
-    if solution.converged or n_first_order == max_iter:
+        return run_solver(ProximalNewtonSolver(problem, start, tol), max_iter, callback)
+    fista_solver = FistaSolver(problem, start, tol)
+    solution = run_solver(fista_solver, n_first_order, callback)
+    if solution.converged or solution.timed_out or n_first_order == max_iter:
         return solution
-    newton_solver = ProximalNewtonSolver(problem, fista_solver.x)
-    newton_solver.n_iter, newton_solver.max_optimality = fista_solver.n_iter, fista_solver.max_optimality
-    return run_solver(newton_solver, tol, max_iter, callback)
+    newton_solver = ProximalNewtonSolver(problem, fista_solver.x, tol, fista_solver.eta)
+    newton_solver.continue_from(solution)
+    newton_solver.max_optimality = fista_solver.max_optimality
+    return run_solver(newton_solver, max_iter, callback)
 
 
 class ProximalNewtonSolver(ProximalSolver):
@@ -76,16 +77,28 @@ class ProximalNewtonSolver(ProximalSolver):
     """
 
     def __init__(
-        self, problem: CompositeProblem, x: Floats, reference_optimality: float | None = None
+        self,
+        problem: CompositeProblem,
+        x: Floats,
+        tol: float,
+        eta: Floats | None = None,
+        reference_optimality: float | None = None,
     ) -> None:
-        super().__init__(problem, x)
+        super().__init__(problem, x, tol, eta)
         self._reference_optimality, self.max_optimality = reference_optimality, reference_optimality or 0.0
         self._cached_grams: dict[bytes, Floats] = {}  # by the weights of samples
 
-    def step(self) -> None:
-        """To the minimum of the model, or as much of the way as lessens the objective."""
+    def continue_from(self, solution: Solution) -> None:
+        """Continue the count of iterations of another solver, from whose solution this one starts."""
+        self.n_iter, self.optimality = solution.n_iter, solution.optimality
+        self.best_x, self.best_objective = solution.x, solution.objective
+        if solution.dual_gap is not None:
+            self.dual_bound = solution.objective - solution.dual_gap
+
+    def _advance(self) -> None:
+        """Move to the minimum of the model, or as much of the way as lessens the objective."""
         self._update_hessian()
-        optimality_before, objective_before = self.compute_optimality(), self.objective
+        optimality_before, objective_before = self._compute_optimality(), self.objective
         self.max_optimality = self._reference_optimality or max(self.max_optimality, optimality_before)
         gradient, x = self.compute_gradients()[1], self.x.reshape(-1)
         model = QuadraticModel(self._hessian, gradient.reshape(-1), self.problem.penalty, x, self.curvature)
@@ -93,9 +106,8 @@ class ProximalNewtonSolver(ProximalSolver):
         direction = model.minimize(model_tol).reshape(self.x.shape)
         eta_direction, slope = self.problem.matmul(direction), float(np.sum(gradient * direction))
         step_length = self._line_search(direction, eta_direction, slope, objective_before)
-        self.x, self.eta = self.x + step_length * direction, self.eta + step_length * eta_direction
-        self.n_iter += 1
-        self.optimality = self.compute_optimality()
+        self._move_to(self.x + step_length * direction, self.eta + step_length * eta_direction)
+        self.optimality = self._compute_optimality()
         stall_objective = objective_before - 16 * FLOAT64_EPS * abs(objective_before)
         self.has_stalled = self.optimality > optimality_before / 2 and self.objective >= stall_objective
 

@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
+from polarmap.errors import DeadlineExceededError
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
 from polarmap.models.solvers.proximal_gradient import CompositeProblem
@@ -42,21 +43,23 @@ def minimize_smooth(
     """
     l2_weights = np.repeat(penalty_strengths, start.shape[1])
     problem = CompositeProblem(operator, loss, ElasticNetPenalty(0.0, l2_weights))
-    n_scipy_iter, n_iter = count_first_order_iterations(operator, start, max_iter), 0
+    n_scipy_iter = count_first_order_iterations(operator, start, max_iter)
+    solution = None
     if n_scipy_iter:
         objective = ScipyObjective(problem, l2_weights, callback)
-        scipy_result = _run_scipy(objective, start, solver, tol, n_scipy_iter)
-        n_iter = max(1, int(scipy_result.nit))
-        max_gradient = float(np.abs(scipy_result.jac).max(initial=0.0))
-        converged = scipy_result.status == 0 or _is_stationary(max_gradient, scipy_result.fun, tol)
-        if converged or n_scipy_iter == max_iter:
-            x, value, gradient = _polish_by_newton(objective, scipy_result, tol)
-            gradient_norm = float(np.linalg.norm(gradient))
-            return Solution(x.reshape(start.shape), float(value), None, gradient_norm, n_iter, converged)
-        start = scipy_result.x.reshape(start.shape)
-    newton_solver = ProximalNewtonSolver(problem, start, reference_optimality=1.0)
-    newton_solver.n_iter = n_iter
-    solution = run_solver(newton_solver, NEWTON_TOL * tol, max_iter, callback)
+        solution = _minimize_by_scipy(objective, start, solver, tol, n_scipy_iter, n_scipy_iter == max_iter)
+        if solution.converged or solution.timed_out or n_scipy_iter == max_iter:
+            return solution
+        start = solution.x
+    try:
+        newton_solver = ProximalNewtonSolver(problem, start, NEWTON_TOL * tol, reference_optimality=1.0)
+    except DeadlineExceededError:
+        if solution is None:
+            raise
+        return solution._replace(timed_out=True)
+    if solution is not None:
+        newton_solver.continue_from(solution)
+    solution = run_solver(newton_solver, max_iter, callback)
     is_stationary = _is_stationary(solution.optimality, solution.objective, tol)
     return solution._replace(converged=solution.converged or is_stationary)
 
@@ -66,11 +69,44 @@ def _is_stationary(gradient_norm: float, objective: float, tol: float) -> bool:
     return gradient_norm <= 10 * max(tol, _estimate_gradient_rounding_error(objective))
 
 
-class ScipyObjective:
-    """A smooth problem as scipy's solvers see it, of vectors theta: V row by row.
+def _minimize_by_scipy(
+    objective: ScipyObjective, start: Floats, solver: str, tol: float, max_iter: int, is_last: bool
+) -> Solution:
+    """Return the solution of a solver of scipy, polished by Newton steps if it has converged or `is_last`."""
+    try:
+        scipy_result = _run_scipy(objective, start, solver, tol, max_iter)
+    except DeadlineExceededError:
+        if objective.n_iter == 0:
+            raise
+        x, value, gradient = objective.best_point
+        gradient_norm = float(np.linalg.norm(gradient))
+        return Solution(x.reshape(start.shape), value, None, gradient_norm, objective.n_iter, False, True)
+    x, value, gradient = scipy_result.x, scipy_result.fun, scipy_result.jac
+    max_gradient = float(np.abs(gradient).max(initial=0.0))
+    converged = scipy_result.status == 0 or _is_stationary(max_gradient, value, tol)
+    if converged or is_last:
+        x, value, gradient = _polish_by_newton(objective, scipy_result, tol)
+    gradient_norm, n_iter = float(np.linalg.norm(gradient)), max(1, int(scipy_result.nit))
+    return Solution(x.reshape(start.shape), float(value), None, gradient_norm, n_iter, converged)
 
-    l2_weights : l2 of each number.
-    callback : told of the iterations whose ends `report_iteration` is told.
+
+class ScipyObjective:
+    """A smooth problem as scipy's solvers see it, as a function of vectors theta: V row by row.
+
+    Parameters
+    ----------
+    problem : CompositeProblem
+    l2_weights : array
+        The strength of the L2 penalty of each number of theta.
+    callback : callable, optional
+        Called with the objective and the norm of its gradient after each iteration.
+
+    Attributes
+    ----------
+    n_iter : int
+        The number of iterations that `report_iteration` has been called for.
+    best_point : tuple
+        The theta of the smallest objective so far, the objective there, and its gradient.
     """
 
     def __init__(
@@ -83,6 +119,7 @@ class ScipyObjective:
         # Linear predictors of the last points: a Hessian reuses them.
         self._cached_predictors: dict[bytes, Floats] = {}
         self._evaluations: dict[bytes, tuple[float, float]] = {}  # since the last iteration, for its line
+        self.n_iter, self.best_point = 0, (np.zeros(0), np.inf, np.zeros(0))
 
     def value(self, theta: Floats) -> float:
         """Of the objective, by a product that its gradient there needs no more."""
@@ -95,15 +132,18 @@ class ScipyObjective:
         value = self.value(theta)
         loss_gradient = self._problem.loss.gradient(self._get_linear_predictor(theta))
         gradient = self._compute_penalized_gradient(loss_gradient, theta)
+        if value < self.best_point[1]:
+            self.best_point = theta.copy(), value, gradient
         if self.callback is not None:
             self._evaluations[theta.tobytes()] = value, float(np.linalg.norm(gradient))
         return value, gradient
 
     def report_iteration(self, theta: Floats) -> None:
-        """Tell what is known of theta, which may also be where the iteration before has ended."""
-        key = theta.tobytes()
-        self._evaluations = {key: self._evaluations[key]}
+        """Count an iteration that has ended at theta, possibly where it began, and call the callback."""
+        self.n_iter += 1
         if self.callback is not None:
+            key = theta.tobytes()
+            self._evaluations = {key: self._evaluations[key]}
             self.callback(*self._evaluations[key])
 
     def hessian_product(self, theta: Floats, direction: Floats) -> Floats:
@@ -143,7 +183,7 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
             method=SCIPY_METHODS[solver],
             jac=True,
             hessp=None if solver == "lbfgs" else objective.hessian_product,
-            callback=objective.report_iteration if objective.callback is not None else None,
+            callback=objective.report_iteration,
             options=options,
         )
 
@@ -171,11 +211,14 @@ def _polish_by_newton(
         if gradient_norm <= FLOAT64_EPS:
             break
         hessian = LinearOperator((len(x),) * 2, partial(objective.hessian_product, x), dtype=np.float64)
-        step, _ = cg(hessian, -gradient, rtol=1e-3, maxiter=len(x))
-        new_x = x + step
+        try:
+            step, _ = cg(hessian, -gradient, rtol=1e-3, maxiter=len(x))
+            new_x = x + step
+            new_value, new_gradient = objective.value_and_gradient(new_x)
+        except DeadlineExceededError:
+            break
         if not np.isfinite(new_x).all():
             break
-        new_value, new_gradient = objective.value_and_gradient(new_x)
         if np.linalg.norm(new_gradient) > gradient_norm / 2:
             break
         x, value, gradient = new_x, new_value, new_gradient

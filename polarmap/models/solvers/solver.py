@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from polarmap.dtypes import Floats
+from polarmap.errors import DeadlineExceededError
 
 
 class Solution(NamedTuple):
@@ -27,6 +28,9 @@ class Solution(NamedTuple):
         The number of iterations.
     converged : bool
         Whether the solution is as accurate as `tol` asks for, or as rounding allows.
+    timed_out : bool
+        Whether the operator's deadline (`CodedOperator.set_deadline`) passed before the solver had ended.
+        Then x is the best iterate so far.
     """
 
     x: Floats
@@ -35,10 +39,16 @@ class Solution(NamedTuple):
     optimality: float
     n_iter: int
     converged: bool
+    timed_out: bool = False
 
 
 class Solver(Protocol):
-    """An iterative method, its current iterate, and measures of how far the iterate is from a minimum."""
+    """An iterative method, its current iterate, and measures of how far the iterate is from a minimum.
+
+    Only `step` and `polish` act: they run products and change the solver. Reading an attribute or calling
+    `make_solution` does neither. If a product raises, `make_solution` still returns the best of the complete
+    iterates before.
+    """
 
     @property
     def n_iter(self) -> int:
@@ -53,30 +63,45 @@ class Solver(Protocol):
         """The solver's measure of optimality at the current iterate, 0 at a minimum."""
 
     @property
+    def has_converged(self) -> bool:
+        """Whether the last step has led as close to a minimum as the solver's tolerance asks for."""
+
+    @property
     def has_stalled(self) -> bool:
         """Whether further iterations get no closer to a minimum."""
 
     def step(self) -> None:
-        """Run one iteration."""
+        """Run one iteration, and measure how close the new iterate is to a minimum."""
 
-    def has_converged(self, tol: float) -> bool:
-        """Return whether the iterate is as close to a minimum as `tol` asks for."""
+    def polish(self) -> None:
+        """Run the last few products, which improve the best iterate or measure it more accurately."""
 
-    def make_solution(self, tol: float) -> Solution:
-        """Return the best solution so far, which counts as converged if it satisfies `tol`."""
+    def make_solution(self) -> Solution:
+        """Return the best solution so far."""
 
 
-def run_solver(
-    solver: Solver, tol: float, max_iter: int, callback: Callable[[float, float], None] | None
-) -> Solution:
+def run_solver(solver: Solver, max_iter: int, callback: Callable[[float, float], None] | None) -> Solution:
     """Run a solver until it has converged or stalled, or has done `max_iter` iterations; return its solution.
 
+    If the deadline of the operator passes before, the solution is the best so far.
+
     callback : called after each iteration with the objective and the measure of optimality.
+
+    Raises
+    ------
+    DeadlineExceededError
+        If the deadline of the operator passes before the end of the first iteration.
     """
-    while solver.n_iter < max_iter:
-        solver.step()
-        if callback is not None:
-            callback(solver.objective, solver.optimality)
-        if solver.has_converged(tol) or solver.has_stalled:
-            break
-    return solver.make_solution(tol)
+    try:
+        while solver.n_iter < max_iter:
+            solver.step()
+            if callback is not None:
+                callback(solver.objective, solver.optimality)
+            if solver.has_converged or solver.has_stalled:
+                break
+        solver.polish()
+    except DeadlineExceededError:
+        if solver.n_iter == 0:
+            raise
+        return solver.make_solution()._replace(timed_out=True)
+    return solver.make_solution()

@@ -14,6 +14,7 @@ from straggling_models import options
 
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor, TwoLayerNetwork
 from polarmap.errors import ModelError
+from polarmap.models.estimators import convex_network
 from polarmap.models.estimators.convex_network import extract_hidden_units
 from polarmap.testing import ReplayExecutor
 
@@ -235,3 +236,17 @@ def test_scikit_learn_goes_on_with_the_network() -> None:
 def test_networks_that_cannot_be(kind: Any, chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         kind(**chosen, blocks=2, executor=ReplayExecutor()).fit(X, np.arange(24) % 2)
+
+
+@pytest.mark.parametrize(
+    ("max_entries", "advice"),
+    [(2 * 4**2 * 6, "Pass n_gates=6 or fewer"), (1, "Reduce the number of features")],
+)
+def test_relu_networks_whose_gram_matrices_are_too_large_are_refused(
+    max_entries: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convex_network, "MAX_GRAM_ENTRIES", max_entries)
+    model = PlainRegressor(0.3, n_gates=7, activation="relu")
+    with pytest.raises(ModelError, match=f"{advice}, or use activation='gated_relu'"):
+        model.fit(X, Y)
+    assert model.set_params(activation="gated_relu", tol=1e-2).fit(X, Y).objective_ > 0

@@ -1,4 +1,4 @@
-"""ReLU networks by an interior point, against a conic solver and ADMM: minimum, bounds, products."""
+"""ReLU networks by an interior point, against a conic solver: minimum, bounds, products."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from straggling_models import options
 from polarmap.convexnn import ConvexMLPRegressor
 from polarmap.models.activation_gates import sample_gates
 from polarmap.models.cones import ConeConstrainedLoss
-from polarmap.models.estimators import convex_network
 from polarmap.models.losses import BernoulliFamily, GaussianFamily, ProfiledLoss
 from polarmap.models.solvers import cone_interior_point as module
 from polarmap.models.solvers.cone_interior_point import cone_interior_point
@@ -85,16 +84,14 @@ def test_a_failing_worker_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
-@pytest.mark.parametrize(("kind", "y"), [(PlainRegressor, Y), (PlainClassifier, Y > 0.2)])
-def test_the_minimum_is_that_of_admm(
-    kind: Any, y: np.ndarray, fit_intercept: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = partial(kind, 0.05, activation="relu", n_gates=6, tol=1e-5, fit_intercept=fit_intercept)
-    newton = make().fit(X, y)
-    monkeypatch.setattr(convex_network, "MAX_GRAM_ENTRIES", 0)
-    admm = make(max_iter=20_000).fit(X, y)
-    assert newton.n_iter_ < 40 < admm.n_iter_
-    assert newton.objective_ == pytest.approx(admm.objective_, rel=2e-5)
+def test_the_minimum_with_and_without_biases_is_that_of_a_conic_solver(fit_intercept: bool) -> None:
+    chosen = {"activation": "relu", "n_gates": 6, "tol": 1e-6, "fit_intercept": fit_intercept}
+    regressor = PlainRegressor(0.05, **chosen).fit(X, Y)
+    assert regressor.objective_ == pytest.approx(conic_network_objective(regressor, X, Y), rel=2e-6)
+    codes = (Y > 0.2).astype(int)
+    classifier = PlainClassifier(0.05, **chosen).fit(X, codes)
+    assert classifier.objective_ == pytest.approx(conic_classifier_objective(classifier, X, codes), rel=2e-6)
+    assert regressor.n_iter_ < 40 and classifier.n_iter_ < 40
 
 
 def solved(family: Any, y: np.ndarray, tol: float, max_iter: int) -> tuple[Any, int, list[Any]]:

@@ -28,6 +28,10 @@ def test_every_iteration_says_where_it_is(solver: str, capsys: pytest.CaptureFix
     watched = BidiagonalizationMonitor(aslinearoperator(A), b, solver, progress)
     found = SOLVERS[solver](watched, b, 7)
     np.testing.assert_array_equal(found[0], SOLVERS[solver](A, b, 7)[0])
+    solution, residual = watched.make_solution(), b - A @ SOLVERS["lsqr"](A, b, 7)[0]
+    np.testing.assert_allclose(solution.x, SOLVERS["lsqr"](A, b, 7)[0], rtol=1e-6)
+    assert solution.objective == pytest.approx(residual @ residual)
+    assert solution.optimality == pytest.approx(np.linalg.norm(2 * A.T @ residual), rel=1e-2)
     lines = parsed_lines(capsys.readouterr().out)
     assert len(lines) == found[2] == 7
     for steps, line in enumerate(lines, 1):

@@ -1,0 +1,141 @@
+"""The Hadamard kernel: B of [[1, 1], [1, -1]], with a pseudo-random frozen set.
+
+    H x = v,   v zero on the frozen and on the punctured inputs
+
+With a frozen set of polarization the code would be that of the Arikan kernel with other signs. Input 0, whose
+column of H is constant, stays free: constants are codewords, so f may be affine. Many square submatrices of H
+are singular, so a few more than k results are needed. No encoder of butterflies solves for the parity of such
+a frozen set, so P is a matrix.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from polarmap.codes.base import compute_nonzero_mask
+from polarmap.codes.polar import PolarCode
+from polarmap.codes.polar_construction import round_up_to_power_of_two
+from polarmap.codes.splitmix import SplitMix64, sample_subsets
+from polarmap.dtypes import Array, Floats, Indices
+
+MAX_HADAMARD_N = 1024  # coded blocks; the choice of the parity leaves of more takes too long
+# The frozen set of up to so many blocks is the best of N_SEEDS, each tried on MAX_PATTERNS arrival patterns.
+MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
+TIE_BREAKER = 1e-3  # relative spread of pivot weights; equal norms would be told apart by rounding alone
+
+
+class HadamardCode(PolarCode):
+    """x = H v, whose inputs v are zero on a pseudo-random frozen set.
+
+    H has N rows, the next power of two. The last N - n leaves are not sent, and the last N - n inputs are
+    zero. This corner of H is invertible for every n, so the leaves that are sent determine the codeword.
+    """
+
+    kernel = option_name = "hadamard"
+    is_mds, has_uneven_parity = False, True
+    _max_n = MAX_HADAMARD_N
+    integer_error_template = (
+        "the hadamard kernel cannot carry {dtype} blocks, because its parity blocks are fractions: use "
+        "kernel='arikan' for exact integers, or convert them to a floating dtype"
+    )
+
+    @cached_property
+    def seed(self) -> int:
+        """The seed of the frozen set in use."""
+        if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
+            return self._seed or 0
+        return select_frozen_set_seed(self.n, self.k)
+
+    @cached_property
+    def frozen_set(self) -> Indices:
+        """Inputs of the transform that are frozen to zero, ascending; n - k of the first n, never input 0."""
+        return choose_random_frozen_set(self.n, self.k, self.seed)
+
+    @cached_property
+    def codeword_positions(self) -> Indices:
+        """The leaf of the butterfly on which each coded block sits, data blocks first."""
+        parity_positions = choose_parity_positions(self._input_checks, self.n, self.n - self.k)
+        return np.concatenate([np.setdiff1d(np.arange(self.n), parity_positions), parity_positions])
+
+    @cached_property
+    def encoding_matrix(self) -> Array:
+        """P, shape (n - k, k), float64: the zero inputs solved for the parity and the unsent leaves."""
+        data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
+        unsent_positions = np.arange(self.n, self._input_checks.shape[1])
+        solved_checks = self._input_checks[:, np.concatenate([parity_positions, unsent_positions])]
+        solution = np.linalg.solve(solved_checks, -self._input_checks[:, data_positions])
+        parity_rows = np.asarray(solution[: self.n - self.k], np.float64)
+        return np.where(compute_nonzero_mask(parity_rows), parity_rows, 0.0)  # Rounding is no coefficient.
+
+    def precompute_encoding(self) -> None:
+        """Choose the frozen set and compute P."""
+        _ = self.encoding_matrix  # Reading the property computes it.
+
+    @property
+    def _input_checks(self) -> Floats:
+        return make_zero_input_checks(self.n, self.frozen_set)
+
+
+def make_hadamard_matrix(size: int) -> Floats:
+    """Return the matrix of the butterfly of [[1, 1], [1, -1]], for a power of two.
+
+    >>> make_hadamard_matrix(4).astype(int).tolist()
+    [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
+    """
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
+
+
+def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
+    """Return the rows of H of the frozen and of the punctured inputs: each times a codeword is zero."""
+    transform_size = round_up_to_power_of_two(n)
+    zero_inputs = np.concatenate([frozen_set, np.arange(n, transform_size)])
+    return np.asarray(make_hadamard_matrix(transform_size)[zero_inputs])
+
+
+def choose_random_frozen_set(n: int, k: int, seed: int) -> Indices:
+    """Draw n - k of the inputs 1..n-1, ascending.
+
+    >>> choose_random_frozen_set(8, 6, 0).tolist(), choose_random_frozen_set(3, 1, 5).tolist()
+    ([4, 5], [1, 2])
+    """
+    return np.sort(1 + SplitMix64(seed, n, k).permutation(n - 1)[: n - k])
+
+
+def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indices:
+    """Choose leaves that the checks determine accurately from the others, ascending.
+
+    This is Gram-Schmidt with column pivoting on the checks, after the columns of unsent leaves. All columns
+    have the same norm at first, so that rounding would decide between them. Weights that differ a little make
+    the choice the same on every machine.
+    """
+    unsent_basis = np.linalg.qr(input_checks[:, n:])[0]
+    residual = input_checks[:, :n] - unsent_basis @ (unsent_basis.T @ input_checks[:, :n])
+    weights = 1 + TIE_BREAKER * SplitMix64(n, n_parity).random(n)
+    parity_positions = []
+    for _ in range(n_parity):
+        norms = np.sqrt(np.einsum("ij,ij->j", residual, residual))
+        parity_positions.append(int(np.argmax(weights * norms)))
+        direction = residual[:, parity_positions[-1]] / norms[parity_positions[-1]]
+        residual -= np.outer(direction, direction @ residual)
+    return np.sort(parity_positions)
+
+
+@lru_cache(maxsize=256)
+def select_frozen_set_seed(n: int, k: int) -> int:
+    """Return the seed whose code decodes the most patterns of exactly k arrivals."""
+    erasure_patterns = np.stack(sample_subsets(n, n - k, MAX_PATTERNS))
+    unsent_positions = np.arange(n, round_up_to_power_of_two(n))
+    unsent_patterns = np.broadcast_to(unsent_positions, (len(erasure_patterns), len(unsent_positions)))
+    unknown_leaves = np.concatenate([erasure_patterns, unsent_patterns], axis=1)
+
+    def count_decodable_patterns(seed: int) -> int:
+        checks = make_zero_input_checks(n, choose_random_frozen_set(n, k, seed))
+        ranks = np.linalg.matrix_rank(checks[:, unknown_leaves].swapaxes(0, 1))
+        return int((ranks == len(checks)).sum())
+
+    return max(range(N_SEEDS), key=count_decodable_patterns)  # the first of equally good ones

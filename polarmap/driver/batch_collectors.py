@@ -1,0 +1,161 @@
+"""Collectors of items that travel in batches: the first result of each item counts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from polarmap.driver.batch_policy import BatchPolicy
+from polarmap.driver.batches import BatchBlocks, BatchOutcome, split_outcome_by_item
+from polarmap.driver.collector import JobTimer
+from polarmap.driver.item_results import ItemResults
+from polarmap.driver.task_table import TaskTable
+from polarmap.driver.uncoded_collector import FirstResultCollector
+from polarmap.executors.interface import Failure, Outcome
+
+
+class BatchCollector(FirstResultCollector):
+    """A collector of the items of one sequence.
+
+    Parameters
+    ----------
+    blocks : BatchBlocks
+        The batch of each task.
+    results : ItemResults
+        Gets the result of each item, and, if it keeps exceptions, the failures of items that are not tried
+        again. If not, such a failure ends the map.
+    task_table : TaskTable
+    timer : JobTimer
+    """
+
+    def __init__(
+        self, blocks: BatchBlocks, results: ItemResults, task_table: TaskTable, timer: JobTimer
+    ) -> None:
+        super().__init__(results.keep_exceptions, task_table, timer)
+        self._blocks, self._results = blocks, results
+        self._failure_by_item: dict[int, Failure] = {}  # items that failed while others returned
+
+    def add_outcome(self, outcome: Outcome) -> None:
+        """Take the results of items that have none, and see that items which failed are tried again."""
+        batch_outcome = self._split_outcome(outcome)
+        if batch_outcome is None:
+            return
+        self._results.add_results(batch_outcome.results)
+        if outcome.failure is None:
+            self._retry_items(outcome, batch_outcome.failures)
+
+    @abstractmethod
+    def _split_outcome(self, outcome: Outcome) -> BatchOutcome | None:
+        """Return the outcome of each item of a task; None if it is not needed any more."""
+
+    @abstractmethod
+    def _retry_items(self, outcome: Outcome, failures: Sequence[tuple[int, Failure]]) -> None:
+        """See that the items of a batch which failed, while others returned, are tried again."""
+
+    @property
+    def has_sufficient_results(self) -> bool:
+        """Whether every item has a result, or a failure that counts."""
+        return self._results.is_complete
+
+    def raise_if_f_always_fails(self) -> None:
+        """Raise what f raises if it does so everywhere, unless failures count as outcomes."""
+        if not self._results.values:
+            super().raise_if_f_always_fails()
+
+    def _get_unfinished_items(self, task_index: int) -> list[int]:
+        return [item for item in self._blocks.batches[task_index].indices if item not in self._results.values]
+
+    def _accept_failure(self, task_index: int, failure: Failure) -> None:
+        """Take the failure of each item, or that of the task for those items that have none."""
+        for item_index in self._get_unfinished_items(task_index):
+            if (item_failure := self._failure_by_item.get(item_index)) is not None:
+                self._results.add_failure([item_index], item_failure)
+        if remaining_items := self._get_unfinished_items(task_index):
+            self._results.add_failure(remaining_items, failure)
+
+    def _label_failure(self, task_index: int, failure: Failure) -> str:
+        """Name the item that has this failure, or all items of the task if none has it by itself."""
+        item_indices = self._blocks.batches[task_index].indices
+        failed_items = [index for index in item_indices if self._failure_by_item.get(index) is failure]
+        return self._results.label_items(failed_items or item_indices)
+
+
+class FixedBatchCollector(BatchCollector):
+    """A collector of batches that never change: a task with an item that failed is started again."""
+
+    _n_failed_tasks = 0
+
+    @property
+    def n_results(self) -> int:
+        """The number of tasks with results of all items, or with a failure that counts."""
+        return len(self.task_table.arrived) + self._n_failed_tasks
+
+    def _split_outcome(self, outcome: Outcome) -> BatchOutcome:
+        return split_outcome_by_item(self._blocks.batches[outcome.task], outcome)
+
+    def _retry_items(self, outcome: Outcome, failures: Sequence[tuple[int, Failure]]) -> None:
+        """Reject the result of the task, unless all its items have one from this or another attempt."""
+        task_index, record = outcome.task, self.task_table[outcome.task]
+        if record.has_result and record.result_attempt == outcome.attempt:
+            pending_failures = [failure for failure in failures if failure[0] not in self._results.values]
+            if pending_failures:
+                self._failure_by_item.update(pending_failures)
+                self.task_table.reject_result(task_index, pending_failures[0][1])
+        elif not record.has_result and not self._get_unfinished_items(task_index):
+            self.task_table.restore_result(task_index)
+
+    def _accept_failure(self, task_index: int, failure: Failure) -> None:
+        super()._accept_failure(task_index, failure)
+        self._n_failed_tasks += 1
+
+
+class QueuedBatchCollector(BatchCollector):
+    """A collector of batches that a `BatchPolicy` forms. Reports count items as tasks.
+
+    Items that fail while others of their batch return become tasks of their own.
+
+    Parameters
+    ----------
+    policy : BatchPolicy
+        Forms the batches.
+    blocks, results, task_table, timer
+        As for `BatchCollector`.
+    """
+
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        blocks: BatchBlocks,
+        results: ItemResults,
+        task_table: TaskTable,
+        timer: JobTimer,
+    ) -> None:
+        super().__init__(blocks, results, task_table, timer)
+        self._policy = policy
+
+    @property
+    def n_results(self) -> int:
+        """The number of items with a result, or a failure that counts."""
+        return len(self._results.values)
+
+    @property
+    def recovery_threshold(self) -> int:
+        """The number of items."""
+        return self._results.n_items
+
+    def poll_interval(self) -> float:
+        """Return 0 until the policy has formed the first tasks."""
+        return super().poll_interval() if len(self.task_table) else 0.0
+
+    def make_report_table_builder(self) -> Callable[[], TaskTable]:
+        """Return a function that builds a table with each item as a task."""
+        items_by_task = {task: batch.indices for task, batch in self._blocks.batches.copy().items()}
+        return partial(self.task_table.build_item_table, items_by_task, self._results.n_items)
+
+    def _split_outcome(self, outcome: Outcome) -> BatchOutcome | None:
+        return self._policy.split_outcome(self.task_table, outcome)
+
+    def _retry_items(self, outcome: Outcome, failures: Sequence[tuple[int, Failure]]) -> None:
+        for item_index, failure in failures:
+            self._policy.split_off_item(self.task_table, outcome.task, item_index, failure)

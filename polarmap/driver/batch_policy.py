@@ -1,0 +1,332 @@
+"""Batch short items into tasks, and split a batch again if it is late or lost."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from itertools import groupby
+from math import inf
+
+from polarmap.driver.batches import (
+    Batch,
+    BatchOutcome,
+    ItemSequence,
+    QueuedBatchBlocks,
+    split_outcome_by_item,
+)
+from polarmap.driver.collector import Collector
+from polarmap.driver.lateness import MIN_BACKUP_SECONDS, LatenessRule, LateTracker
+from polarmap.driver.policies import BackupPolicy, SchedulingPolicy
+from polarmap.driver.task_table import TaskTable
+from polarmap.executors.interface import AttemptId, Failure, Outcome
+from polarmap.executors.resolved import NO_FAULTS, ResolvedExecutor
+from polarmap.worker.environment import count_available_cores
+from polarmap.worker.task_functions import MAX_BATCH_SECONDS
+from polarmap.worker.task_records import Fault
+
+MAX_BATCHES = 128  # batches in flight at a time, as queued items may turn out to be short
+N_INITIAL_BATCHES = 8  # batches in flight before a worker has started one; later two for each running one
+TARGET_BATCH_SECONDS = 0.02  # maximum expected run time of a batch
+MIN_BATCH_SECONDS = 0.002  # minimum expected run time of a batch: to send it takes a tenth of that
+LATE_BATCH_SECONDS = 4 * MAX_BATCH_SECONDS  # run time after which the items of a batch are started alone
+MAX_BATCH_ITEMS = 1024  # items of a batch: each waits for those before it, and is late where one of these is
+MAX_ITEM_CLASSES = 64  # classes of items whose run time is remembered
+BATCHES_PER_CORE = 4  # batches into which the queued items are divided if they are few
+SINGLE_ITEM_FAULTS = "raise", "garbage"  # faults of one item, and not of a whole batch
+OPEN_ENDED_RULE = LatenessRule(1, min_seconds=MIN_BACKUP_SECONDS)  # no item is late before
+
+
+class BatchPolicy(SchedulingPolicy):
+    """A policy that forms tasks from queued items. Short items share a task.
+
+    Items are known to be short once one of their class has returned. An item that is lost with others is
+    started again alone, and the loss does not count against its retries. So an item that kills its worker
+    each time kills one worker with a batch, and then one with each attempt of its own. A batch that takes
+    long is cancelled, and its items are started alone: no item waits for one that sleeps or waits for another
+    item. Late items get backups once no item is queued.
+
+    Parameters
+    ----------
+    blocks : QueuedBatchBlocks
+        Gets the batch of each task.
+    allow_batches : bool
+        Whether short items may share a task.
+    max_in_flight : int
+        The number of tasks in flight at a time, if items may not share tasks.
+    max_backups : int
+        The number of backups that a late item may get.
+    faults : mapping from int to Fault
+        Injected faults, by the number of the item in the order of submission.
+    """
+
+    def __init__(
+        self,
+        blocks: QueuedBatchBlocks,
+        allow_batches: bool,
+        max_in_flight: int,
+        max_backups: int,
+        faults: Mapping[int, Fault] = NO_FAULTS,
+    ) -> None:
+        super().__init__(range(0))
+        self._blocks, self._allow_batches = blocks, allow_batches
+        self._n_submitted = 0
+        self._unbatchable_submissions = {
+            submission_index for submission_index, fault in faults.items() if fault.kind in SINGLE_ITEM_FAULTS
+        }
+        self._max_in_flight = MAX_BATCHES if allow_batches else max_in_flight
+        self._queue = deque[Batch]()
+        self._single_items = deque[Batch]()  # started before the queue, one by one
+        self._multi_item_tasks = set[int]()  # tasks of several items that have not ended
+        self._seconds_by_class: dict[Hashable, float] = {}  # run time of an item, measured by workers
+        self._backup_policy = BackupPolicy(0, OPEN_ENDED_RULE, max_backups)
+        self.late_tracker = self._backup_policy.late_tracker
+        # Trackers live as long as a task has them, or they are among the most recent ones.
+        self._trackers_by_class = weakref.WeakValueDictionary[Hashable, LateTracker[AttemptId]]()
+        self._recent_trackers = deque[LateTracker[AttemptId]](maxlen=MAX_ITEM_CLASSES)
+
+    # -- the queue: any thread ---------------------------------------------------------------------
+
+    @property
+    def has_queued_items(self) -> bool:
+        """Whether items are queued, besides the items of late batches."""
+        return bool(self._queue)
+
+    @property
+    def has_items(self) -> bool:
+        """Whether any item is queued, or part of a task."""
+        with self._blocks.lock:
+            return bool(self._queue or self._single_items) or self._blocks.has_items
+
+    def collect_sequences(self) -> list[ItemSequence]:
+        """Return all sequences that have queued items, or items of tasks."""
+        with self._blocks.lock:
+            batches = [*self._blocks.batches.values(), *self._single_items, *self._queue]
+        return list(dict.fromkeys(batch.items for batch in batches))
+
+    def enqueue_items(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
+        """Append items to the queue."""
+        items.record_submission(item_indices, self._n_submitted)
+        self._n_submitted += item_indices[-1] + 1 - item_indices[0]
+
+        def is_batchable(item_index: int) -> bool:
+            return isinstance(items.blocks[item_index], bytes)
+
+        if all(map(is_batchable, item_indices)):  # A range stays a range, which takes no time to cut.
+            self._queue.append(Batch(items, item_indices))
+            return
+        for is_group_batchable, group in groupby(item_indices, is_batchable):
+            group_indices = list(group)
+            chunks = [group_indices] if is_group_batchable else [[index] for index in group_indices]
+            self._queue.extend(Batch(items, chunk) for chunk in chunks)
+
+    def remove_queued_items(
+        self, select_items: Callable[[ItemSequence, Sequence[int]], Collection[int]]
+    ) -> list[Batch]:
+        """Remove from the queue those items that `select_items` returns for a batch, and return them."""
+        removed_batches, queued_batches, self._queue = list[Batch](), self._queue, deque()
+        for items, item_indices in queued_batches:
+            removed_indices = select_items(items, item_indices)
+            if removed_indices:
+                removed_batches.append(Batch(items, list(removed_indices)))
+            if len(removed_indices) < len(item_indices):
+                kept_indices = [index for index in item_indices if index not in removed_indices]
+                self._queue.append(Batch(items, kept_indices))
+        return removed_batches
+
+    def requeue_all_items(self, task_table: TaskTable) -> None:
+        """Put the items of all tasks back to the front of the queue, and discard the tasks."""
+        batches = [*self._blocks.batches.values(), *self._single_items]
+        self._queue.extendleft(reversed([batch for batch in batches if batch.indices]))
+        self._single_items.clear()
+        for task_index in task_table.task_indices():
+            self.discard_task(task_table, task_index)
+
+    # -- what starts ---------------------------------------------------------------------------
+
+    def choose_tasks_to_start(
+        self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
+    ) -> Sequence[int]:
+        """Form tasks from queued items and return them, or late tasks if no item is queued."""
+        with self._blocks.lock:
+            late_batches = [
+                task
+                for task in sorted(self._multi_item_tasks)
+                if self._compute_batch_late_time(task_table, task) <= elapsed_seconds
+            ]
+            for task in late_batches:
+                self._split_late_batch(task_table, task)
+            while batch := self._pop_next_batch(task_table):
+                self._add_task(task_table, batch)
+            has_waiting_items = bool(self._queue or self._single_items)
+        if task_table.held_back or task_table.queued or has_waiting_items:
+            return sorted(task_table.held_back)
+        return self._backup_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)
+
+    def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+        """Return the seconds until a task may be late.
+
+        While a task is queued no other is late, and the queued one may start at any moment.
+        """
+        late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
+        seconds_until_late = min(late_times, default=inf) - elapsed_seconds
+        if task_table.queued:
+            return min(seconds_until_late, MIN_BACKUP_SECONDS)
+        backup_seconds = self._backup_policy.seconds_until_next_start(task_table, elapsed_seconds)
+        return min(seconds_until_late, backup_seconds)
+
+    def _add_task(self, task_table: TaskTable, batch: Batch) -> None:
+        task_index, is_single = self._blocks.add_batch(batch), len(batch.indices) == 1
+        if not is_single:
+            self._multi_item_tasks.add(task_index)
+        task_table.add_task(task_index, self._get_late_tracker(batch.items) if is_single else None)
+
+    def _compute_batch_late_time(self, task_table: TaskTable, task_index: int) -> float:
+        """Return when a batch becomes late; inf while no worker has started it."""
+        return min(task_table[task_index].dispatched_at.values(), default=inf) + LATE_BATCH_SECONDS
+
+    def _split_late_batch(self, task_table: TaskTable, task_index: int) -> None:
+        """Cancel a batch, and let each of its items wait for a worker of its own."""
+        items, item_indices = self._blocks.batches[task_index]
+        if item_indices:
+            self._record_run_time(items.item_class, LATE_BATCH_SECONDS / len(item_indices))
+        self._single_items.extend(Batch(items, [item_index]) for item_index in item_indices)
+        self.discard_task(task_table, task_index)
+
+    def _pop_next_batch(self, task_table: TaskTable) -> Batch | None:
+        """Return the items of the next task; None if none is queued, or enough tasks are in flight.
+
+        Single items start once no batch is left that may be split: they then start in their order, as one may
+        wait for the next.
+        """
+        queue = self._single_items or self._queue
+        if not queue:
+            return None
+        items, item_indices = queue[0]
+        max_items = self._compute_max_batch_size(items, item_indices)
+        max_in_flight, n_running = self._max_in_flight, len(task_table.in_flight) - len(task_table.queued)
+        # Items that are known to be long are not limited further.
+        if self._allow_batches and (max_items > 1 or items.item_class not in self._seconds_by_class):
+            max_in_flight = min(max_in_flight, 2 * n_running + N_INITIAL_BATCHES)
+        n_open_tasks = len(task_table.in_flight) + len(task_table.held_back)
+        if n_open_tasks >= max_in_flight or (max_items == 1 and self._multi_item_tasks):
+            return None
+        queue.popleft()
+        if self._unbatchable_submissions:
+            max_items = self._count_items_before_fault(items, item_indices[:max_items])
+        if len(item_indices) > max_items:
+            queue.appendleft(Batch(items, item_indices[max_items:]))
+        return Batch(items, item_indices[:max_items])
+
+    def _compute_max_batch_size(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
+        """Return how many of these queued items may share a task."""
+        item_seconds = self._seconds_by_class.get(items.item_class)
+        if not (self._allow_batches and item_seconds):
+            return 1
+        n_per_batch = len(item_indices) // (BATCHES_PER_CORE * count_available_cores())
+        fair_size = max(n_per_batch, int(MIN_BATCH_SECONDS / item_seconds))
+        return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
+
+    def _count_items_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
+        """Return how many of these items may share a task: an item that is to fail by itself is alone."""
+        faulty_offsets = (
+            offset
+            for offset, item_index in enumerate(item_indices)
+            if items.get_submission_index(item_index) in self._unbatchable_submissions
+        )
+        return max(1, next(faulty_offsets, len(item_indices)))
+
+    def _get_late_tracker(self, items: ItemSequence) -> LateTracker[AttemptId]:
+        """Return the late tracker of all items of a class, which becomes the most recent one."""
+        tracker = self._trackers_by_class.get(items.item_class)
+        if tracker is None:
+            tracker = LateTracker(OPEN_ENDED_RULE, is_open_ended=True)
+            self._trackers_by_class[items.item_class] = tracker
+            self._backup_policy.add_late_tracker(tracker)
+        if tracker in self._recent_trackers:
+            self._recent_trackers.remove(tracker)
+        self._recent_trackers.append(tracker)
+        return tracker
+
+    # -- as tasks end --------------------------------------------------------------------------
+
+    def split_outcome(self, task_table: TaskTable, outcome: Outcome) -> BatchOutcome | None:
+        """Return the outcome of each item of a task, or None if the task has been discarded.
+
+        Items that failed as a whole batch become tasks of their own, and have no outcome yet. Items that
+        were not processed return to the queue.
+        """
+        with self._blocks.lock:
+            task_index = outcome.task
+            batch = self._blocks.batches.get(task_index)
+            self._multi_item_tasks.discard(task_index)
+            if batch is None or not batch.indices:
+                self.discard_task(task_table, task_index)
+                return None
+            batch_outcome = split_outcome_by_item(batch, outcome)
+            if outcome.failure is None:
+                self._record_processed_items(batch, batch_outcome, outcome)
+            elif len(batch.indices) > 1:
+                for item_index, failure in batch_outcome.failures:
+                    self.split_off_item(task_table, task_index, item_index, failure, is_batch_loss=True)
+                return BatchOutcome(batch.items)
+            return batch_outcome
+
+    def _record_processed_items(self, batch: Batch, batch_outcome: BatchOutcome, outcome: Outcome) -> None:
+        n_processed = len(batch.indices) - len(batch_outcome.unprocessed)
+        self._record_run_time(batch.items.item_class, outcome.seconds / n_processed)
+        if batch_outcome.unprocessed:
+            self._queue.appendleft(Batch(batch.items, batch_outcome.unprocessed))
+            self._blocks.batches[outcome.task] = Batch(batch.items, batch.indices[:n_processed])
+
+    def split_off_item(
+        self,
+        task_table: TaskTable,
+        task_index: int,
+        item_index: int,
+        failure: Failure,
+        is_batch_loss: bool = False,
+    ) -> None:
+        """Make an item that failed in a batch a task of its own.
+
+        Parameters
+        ----------
+        task_table : TaskTable
+        task_index, item_index : int
+            The task of the batch, and the item.
+        failure : Failure
+        is_batch_loss : bool
+            Whether all items of the batch failed with it. The attempt then does not count against the
+            retries, as any of the other items may have killed the worker.
+        """
+        items, item_indices = self._blocks.batches[task_index]
+        new_task_index = self._blocks.add_batch(Batch(items, [item_index]))
+        late_tracker = self._get_late_tracker(items)
+        task_table.split_off_task(task_index, new_task_index, failure, late_tracker, is_batch_loss)
+        self._blocks.batches[task_index] = Batch(
+            items, [other for other in item_indices if other != item_index]
+        )
+        if len(item_indices) == 1:
+            self.discard_task(task_table, task_index)
+
+    def get_batch(self, task_index: int) -> Batch:
+        """Return the items of a task that has not been discarded."""
+        return self._blocks.batches[task_index]
+
+    def discard_task(self, task_table: TaskTable, task_index: int) -> None:
+        """Discard all state of a task, whose outcome is not needed any more."""
+        with self._blocks.lock:
+            self._blocks.batches.pop(task_index, None)
+        self._multi_item_tasks.discard(task_index)
+        task_table.discard_task(task_index)
+
+    def _record_run_time(self, item_class: Hashable, run_seconds: float) -> None:
+        earlier_seconds = self._seconds_by_class.pop(item_class, run_seconds)
+        self._seconds_by_class[item_class] = (earlier_seconds + run_seconds) / 2
+        if len(self._seconds_by_class) > MAX_ITEM_CLASSES:  # Forget the class that has not ended for longest.
+            del self._seconds_by_class[next(iter(self._seconds_by_class))]
+
+
+def can_batch_items(executor: ResolvedExecutor, backups: int, retries: int) -> bool:
+    """Return whether short items may share a task: each that is lost or late with others is tried again."""
+    return executor.can_batch and backups > 0 and retries > 0

@@ -1,0 +1,108 @@
+"""Read segments of a store that only this process can use, for workers that ask for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from polarmap.errors import MissingObjectError
+from polarmap.executors.interface import Failure, TaskBlocks, to_failure
+from polarmap.worker.daemon_threads import CallTimeoutError, call_with_timeout, run_in_daemon_thread
+from polarmap.worker.locations import StoreLocation
+from polarmap.worker.segments import Segment, make_fetch_timeout_error, make_missing_segment_error
+from polarmap.worker.task_records import describe_error
+
+if TYPE_CHECKING:
+    from polarmap.storage import Store
+
+AttemptKey = tuple[int, int, int]  # number of the job, task and attempt
+
+
+class OpenStoreLocation(StoreLocation):
+    """The location of what is in a store of the user's own, in the process that has the store."""
+
+    __slots__ = ("store",)
+
+    def __init__(self, store: Store, encryption: Any = None) -> None:
+        super().__init__(store.name, encryption=encryption)
+        self.store = store
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OpenStoreLocation) and self.store is other.store and super().__eq__(other)
+
+    __hash__ = StoreLocation.__hash__
+
+    def with_encryption(self, encryption: Any) -> OpenStoreLocation:
+        """Return the same store for segments that are encrypted so."""
+        return OpenStoreLocation(self.store, encryption)
+
+
+class FinishedRead(NamedTuple):
+    """The stored bytes of a segment for an attempt, or why they could not be read."""
+
+    attempt_key: AttemptKey
+    segment: Segment
+    data: bytes
+    failure: Failure | None
+
+
+class StoreReader:
+    """Reads segments of one store on daemon threads, as a store may hang.
+
+    Parameters
+    ----------
+    store : the store.
+    fetch_timeout : seconds that reading all segments of a block may take, from the first request on.
+    on_finished : called without arguments, on any thread, when `collect_finished` has something to return.
+    """
+
+    def __init__(self, store: Store, fetch_timeout: float, on_finished: Callable[[], None]) -> None:
+        self._store, self._fetch_timeout, self._on_finished = store, fetch_timeout, on_finished
+        self._finished: SimpleQueue[FinishedRead] = SimpleQueue()
+        self._deadlines: dict[AttemptKey, float] = {}
+
+    @classmethod
+    def for_blocks(
+        cls, blocks: TaskBlocks, fetch_timeout: float, on_finished: Callable[[], None]
+    ) -> StoreReader | None:
+        """Return what reads blocks for workers, or None if workers read them without this process."""
+        location = blocks.location
+        if not isinstance(location, OpenStoreLocation):
+            return None
+        return cls(location.store, fetch_timeout, on_finished)
+
+    def start(self, attempt_key: AttemptKey, segment: Segment) -> None:
+        """Start to read a segment for an attempt."""
+        deadline = self._deadlines.setdefault(attempt_key, time.monotonic() + self._fetch_timeout)
+        run_in_daemon_thread(partial(self._read, attempt_key, segment, deadline))
+
+    def collect_finished(self) -> list[FinishedRead]:
+        """Return what has been read since the last call, or could not be."""
+        finished: list[FinishedRead] = []
+        try:
+            while True:
+                finished.append(self._finished.get_nowait())
+        except Empty:
+            return finished
+
+    def _read(self, attempt_key: AttemptKey, segment: Segment, deadline: float) -> None:
+        data, failure = b"", None
+        try:
+            data = call_with_timeout(partial(self._get, segment), deadline - time.monotonic())
+        except CallTimeoutError:
+            _, task, _ = attempt_key
+            timeout_error = make_fetch_timeout_error(task, self._fetch_timeout, self._store.name, segment)
+            failure = Failure("lost", type(timeout_error).__name__, str(timeout_error))
+        except Exception as error:
+            failure = to_failure(describe_error(error))
+        self._finished.put(FinishedRead(attempt_key, segment, data, failure))
+        self._on_finished()
+
+    def _get(self, segment: Segment) -> bytes:
+        try:
+            return self._store.get(segment.key, segment.offset, segment.offset + segment.size)
+        except MissingObjectError:
+            raise make_missing_segment_error(segment) from None

@@ -1,0 +1,70 @@
+"""A cdf and its complement as one type, so that neither loses its digits and they cannot be swapped."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from polarmap.dtypes import Floats
+
+
+class ProbabilityPair(NamedTuple):
+    """Probabilities that a task has ended by some times, and that it has not, of the same shape.
+
+    The two add up to 1. Both are stored because the largest of thousands of tasks depends on digits of the
+    survival that 1 - cdf has lost. A pair describes either all tasks or only the tasks that ever end;
+    `given_completion` and `of_all_tasks` convert one into the other.
+
+    Attributes
+    ----------
+    cdf : array
+        The probability that a task has ended.
+    survival : array
+        The probability that a task has not ended: 1 - cdf.
+
+    Examples
+    --------
+    >>> all_tasks = ProbabilityPair.from_cdf(np.array([0.0, 0.45, 0.9]))
+    >>> given_completion = all_tasks.given_completion(failure_probability=0.1)
+    >>> given_completion.cdf.round(3).tolist(), given_completion.survival.round(3).tolist()
+    ([0.0, 0.5, 1.0], [1.0, 0.5, 0.0])
+    """
+
+    cdf: Floats
+    survival: Floats
+
+    @classmethod
+    def from_cdf(cls, cdf: Floats) -> ProbabilityPair:
+        """Return the pair of a cdf, whose survival has no more digits than 1 - cdf."""
+        return cls(cdf, 1 - cdf)
+
+    @classmethod
+    def from_survival(cls, survival: Floats) -> ProbabilityPair:
+        """Return the pair of a survival, whose cdf has no more digits than 1 - survival."""
+        return cls(1 - survival, survival)
+
+    def given_completion(self, failure_probability: float) -> ProbabilityPair:
+        """Convert probabilities of all tasks to those of the tasks that end.
+
+        failure_probability : the probability that a task never ends. A larger cdf than 1 minus that is
+            converted to 1.
+        """
+        if failure_probability == 1:
+            return ProbabilityPair(np.zeros_like(self.cdf), np.ones_like(self.survival))
+        completion_probability, survival = 1 - failure_probability, self.survival
+        if failure_probability:
+            # The difference is only rounding where all tasks that end have ended.
+            has_unfinished = self.cdf < completion_probability
+            survival = np.where(has_unfinished, survival - failure_probability, 0.0)
+        conditional_cdf = np.minimum(self.cdf / completion_probability, 1.0)
+        return ProbabilityPair(conditional_cdf, np.maximum(survival / completion_probability, 0.0))
+
+    def of_all_tasks(self, failure_probability: float) -> ProbabilityPair:
+        """Convert probabilities of the tasks that end to those of all tasks.
+
+        failure_probability : the probability that a task never ends.
+        """
+        completion_probability = 1 - failure_probability
+        survival = failure_probability + completion_probability * self.survival
+        return ProbabilityPair(completion_probability * self.cdf, survival)

@@ -1,0 +1,44 @@
+"""A call and its future; the calls of a map; what tells calls of one function from others."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from polarmap.driver.calls import SubmittedCall, get_function_key
+
+
+def test_a_call_is_told_once() -> None:
+    call = SubmittedCall(Future(), "f", np.zeros(3, np.uint8))
+    call.set_exception(0, ValueError("first"))
+    call.set_exception(0, ValueError("second"))
+    assert str(call.future.exception()) == "first"
+
+
+class Thing:
+    def method(self) -> None: ...
+
+    def __call__(self) -> None: ...
+
+
+def test_a_function_is_the_same_whoever_calls_it() -> None:
+    functions: list[Any] = [
+        lambda: 1,
+        lambda: 2,
+        Thing().method,
+        Thing(),
+        min,
+        np.sum,
+        "".join,
+        test_a_call_is_told_once,
+    ]
+    assert len({get_function_key(function) for function in functions}) == len(functions)
+    assert get_function_key(Thing().method) == get_function_key(Thing.method)
+    assert get_function_key(Thing()) == get_function_key(Thing())
+    assert get_function_key(partial(min, 1)) == get_function_key(min)
+    # each is gone before the next
+    keys = {get_function_key(eval(f"lambda: {number}")) for number in range(20)}
+    assert len(keys) == 20
