@@ -8,7 +8,7 @@ from polarmap import lazy_names
 
 __version__ = "1.0.0rc1"
 
-# Module -> its names here.
+# The exported names of each module.
 _NAMES_BY_MODULE = {
     "arrays.array": ["open_coded"],
     "arrays.encoding": ["encode"],
@@ -24,7 +24,7 @@ _NAMES_BY_MODULE = {
     "maps.sums": ["coded_sum"],
     "planning.planner": ["plan"],
 }
-_SUBMODULES = [  # there as attributes, too
+_SUBMODULES = [  # available as attributes without an explicit import
     "arrays",
     "codes",
     "convex",
@@ -38,7 +38,7 @@ _SUBMODULES = [  # there as attributes, too
     "xr",
 ]
 
-if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
+if typing.TYPE_CHECKING:  # type checkers cannot read the tables above
     from polarmap import arrays as arrays
     from polarmap import codes as codes
     from polarmap import convex as convex
@@ -65,5 +65,5 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.maps.submission import submit as submit
     from polarmap.maps.sums import coded_sum as coded_sum
     from polarmap.planning.planner import plan as plan
-else:  # which they do not read: a checker would take any name for a public one
+else:  # hidden from type checkers, which would accept any name because of __getattr__
     __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(__name__, _NAMES_BY_MODULE, _SUBMODULES)

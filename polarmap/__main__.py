@@ -1,4 +1,4 @@
-"""`python -m polarmap`: the command line, where the script `polarmap` is not on PATH."""
+"""`python -m polarmap`: the command line, for when the script `polarmap` is not on PATH."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Convex problems with penalties and constraints, whose every product with the data is a coded map.
+"""Convex optimization with coded matrix products: estimators, losses, penalties and a solver.
 
-Projections and proximal operators are those of pyproximal.
+Projections and proximal operators are taken from pyproximal.
 """
 
 from polarmap.optional import require_extra

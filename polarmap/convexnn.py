@@ -1,4 +1,4 @@
-"""Networks of two layers trained to the global optimum, whose every product with the data is a coded map."""
+"""Two-layer neural networks trained by convex optimization, with coded matrix products."""
 
 from polarmap.optional import require_extra
 

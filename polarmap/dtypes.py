@@ -1,4 +1,4 @@
-"""Arrays by what they hold: which dtypes a code carries, in what precision it computes, how accurately."""
+"""Array type aliases, the dtypes that codes support, and the precision in which codes compute."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ UInt64Array = npt.NDArray[np.uint64]
 
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 
-# float32 and complex64 are summed in float64: the rounding of the sums then never adds to the
-# rounding of the parity blocks themselves.
+# float32 and complex64 are summed in float64, so that rounding of the sums does not add to the rounding of
+# the parity blocks themselves.
 _ACCUMULATOR_CODES = {"f2": "f4", "f4": "f8", "f8": "f8", "c8": "f8", "c16": "f8"}
 _DEFAULT_RTOL = {"f2": 1e-1, "f4": 1e-4, "f8": 1e-10}
 
 
 def check_supported_dtype(dtype: npt.DTypeLike, array_name: str) -> DType:
-    """`dtype` if a code can carry it, in native byte order; `array_name` names the array in the error.
+    """Return `dtype` in native byte order. Raise CodeError, which names the array, unless codes support it.
 
     >>> check_supported_dtype(bool, "the data")
     Traceback (most recent call last):
@@ -42,30 +42,37 @@ complex64/128 and integers; convert it first, e.g. with .astype(float)
 
 
 def is_integer(value: object) -> bool:
-    """Whether `value` can be a count: an integer, not a truth value."""
+    """Return whether `value` is an integer. Booleans are not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_integer_dtype(dtype: DType) -> bool:
-    """Whether arithmetic on it is exact (integers, modulo 2^bits)."""
+    """Return whether `dtype` is an integer type, whose arithmetic is exact modulo 2^bits."""
     return dtype.kind in "iu"
 
 
 def to_real_dtype(dtype: DType) -> DType:
-    """The dtype of the real and imaginary parts; `dtype` itself when it is real."""
+    """Return the dtype of the real and imaginary parts of a complex dtype, or a real `dtype` itself."""
     return np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
 
 
 def choose_accumulator_dtype(dtype: DType) -> DType:
-    """The real dtype in which blocks of `dtype` are added up; integers in their own."""
+    """Return the real dtype in which blocks of `dtype` are summed. Integers are summed in their own dtype."""
     return dtype if is_integer_dtype(dtype) else np.dtype(_ACCUMULATOR_CODES[_get_kind_and_itemsize(dtype)])
 
 
 def choose_parity_dtype(dtype: DType, max_abs_coefficient_sum: int) -> DType:
-    """The dtype of parity blocks: the data's own, or for integers one that cannot overflow.
+    """Return the dtype of parity blocks: that of the data, or for integers a dtype that cannot overflow.
 
-    `max_abs_coefficient_sum` is the largest sum of absolute parity coefficients. 64-bit integers have nothing
-    wider: their parity wraps modulo 2^64 in their own dtype, which integer results undo exactly.
+    Parity of 64-bit integers wraps modulo 2^64, as there is no wider dtype. Decoding integer results undoes
+    this exactly.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        The dtype of the data.
+    max_abs_coefficient_sum : int
+        The largest sum of the absolute values of the coefficients of a parity block.
 
     >>> [choose_parity_dtype(np.dtype(name), norm) for name, norm in (("u1", 40), ("u1", 400), ("u8", 40))]
     [dtype('int16'), dtype('int32'), dtype('uint64')]
@@ -80,12 +87,12 @@ def choose_parity_dtype(dtype: DType, max_abs_coefficient_sum: int) -> DType:
 
 
 def machine_epsilon(dtype: DType) -> float:
-    """The spacing of floating numbers near 1; 0 for integers."""
+    """Return the spacing of floating-point numbers near 1, or 0 for integers."""
     return 0.0 if is_integer_dtype(dtype) else float(np.finfo(dtype).eps)
 
 
 def get_default_rtol(dtype: DType) -> float:
-    """The relative error up to which a decode is accepted: 1e-10, 1e-4, 0.1 for float64/32/16."""
+    """Return the default relative tolerance: 1e-10 for float64, 1e-4 for float32, 0.1 for float16."""
     return 0.0 if is_integer_dtype(dtype) else _DEFAULT_RTOL[_get_kind_and_itemsize(to_real_dtype(dtype))]
 
 

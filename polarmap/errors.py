@@ -1,23 +1,24 @@
-"""Every error polarmap raises on purpose, one tree.
+"""The exceptions that polarmap raises, warnings, and tracebacks without polarmap's own frames.
 
 ```text
 PolarmapError
-├── CodeError            (ValueError)    a code, block or dtype that cannot be used
-├── ModelError           (ValueError)    data or options that a model cannot be fitted to
-├── ExecutorError        (RuntimeError)  the executor or its configuration is unusable
-│   └── WorkerLostError  (BrokenExecutor)  each worker that began a call was lost
-├── LimitError           (ValueError)    a block or time the backend does not allow
-├── FunctionExitError    (RuntimeError)  f raised what would end its caller without a message
-├── NotLinearError       (ValueError)    the results break the parity equations
-├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
-├── CodedTimeoutError    (TimeoutError)  the timeout of a map passed first
-│   └── DeadlineExceededError  (TimeoutError)  the deadline of a series of maps passed first
-└── StorageError         (RuntimeError)  storage, or what lies there, cannot be used
-    └── MissingObjectError  (LookupError)  storage holds nothing of that name
+├── CodeError            (ValueError)    an argument, shape or dtype is not supported
+├── ModelError           (ValueError)    a model cannot be fitted to these data or options
+├── ExecutorError        (RuntimeError)  the executor or its configuration cannot be used
+│   └── WorkerLostError  (BrokenExecutor)  every worker that started the call was lost
+├── LimitError           (ValueError)    a block or a timeout exceeds a limit of the backend
+├── FunctionExitError    (RuntimeError)  f raised SystemExit, StopIteration or the like
+├── NotLinearError       (ValueError)    the results violate the parity checks
+├── NotDecodableError    (RuntimeError)  too few results arrived, and no more can
+├── CodedTimeoutError    (TimeoutError)  the timeout of a map expired first
+│   └── DeadlineExceededError  (TimeoutError)  the deadline of a series of maps expired first
+└── StorageError         (RuntimeError)  storage, or an object in it, cannot be used
+    └── MissingObjectError  (LookupError)  storage has no object of that name
 ```
 
-Any public function or class raises `CodeError` for an argument that cannot be, before anything runs, and
-says what to pass instead; models raise `ModelError`. Their `Raises` sections say what else there is.
+Every public function and class checks its arguments before anything runs. It raises `CodeError` for an
+invalid argument, with advice on what to pass instead; models raise `ModelError`. The `Raises` section of
+each docstring lists the other exceptions.
 """
 
 from __future__ import annotations
@@ -30,27 +31,27 @@ from types import TracebackType
 
 
 class PolarmapError(Exception):
-    """The root: `except PolarmapError` catches everything below."""
+    """The base class of all exceptions of polarmap."""
 
 
 class CodeError(PolarmapError, ValueError):
-    """An argument, shape or dtype that no code can carry."""
+    """An argument, shape or dtype is not supported."""
 
 
 class ModelError(PolarmapError, ValueError):
-    """Data or options that no model can be fitted to."""
+    """A model cannot be fitted to these data or with these options."""
 
 
 class ExecutorError(PolarmapError, RuntimeError):
-    """The executor cannot be built, reached or used."""
+    """The executor cannot be created, reached or used."""
 
 
 class WorkerLostError(ExecutorError, BrokenExecutor):
-    """Each worker that began this call was killed, or ended without a word."""
+    """Every worker that started this call was killed or exited without a reply."""
 
 
 class LimitError(PolarmapError, ValueError):
-    """More than a worker, a call or an object of this backend can hold."""
+    """A limit of the backend is exceeded: of memory, time, message size or object size."""
 
 
 class FunctionExitError(PolarmapError, RuntimeError):
@@ -62,36 +63,36 @@ class FunctionExitError(PolarmapError, RuntimeError):
 
 
 class NotLinearError(PolarmapError, ValueError):
-    """f is not linear or affine in its block, or a worker returned garbage."""
+    """The results violate the parity checks: f is not linear, or a worker returned wrong numbers."""
 
 
 class NotDecodableError(PolarmapError, RuntimeError):
-    """Too few results arrived and no more can."""
+    """The results that arrived do not determine the missing ones, and no more can arrive."""
 
 
 class CodedTimeoutError(PolarmapError, TimeoutError):
-    """The caller's `timeout` passed before the results were determined."""
+    """The `timeout` of a map expired before enough results had arrived."""
 
 
 class DeadlineExceededError(CodedTimeoutError):
-    """The deadline of a series of maps passed, such as that of `CodedOperator.set_deadline`."""
+    """The deadline of a series of maps expired, such as that of `CodedOperator.set_deadline`."""
 
 
 class StorageError(PolarmapError, RuntimeError):
-    """Storage cannot be reached or used, or what lies there is not what it should be."""
+    """Storage cannot be reached or used, or an object in it is damaged."""
 
 
 class MissingObjectError(StorageError, LookupError):
-    """Storage works, and holds nothing of that name."""
+    """Storage has no object or array of this name."""
 
 
-RAISED_NOTE_SUFFIX = " raised this"  # ends the note by which an exception is known to be one of f
-# Packages whose code runs between a public function and f, or what failed.
+RAISED_NOTE_SUFFIX = " raised this"  # ends the note that marks an exception as raised by f
+# Packages whose frames are left out of tracebacks: their code runs between a public function and f.
 INTERNAL_PACKAGES = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextlib", "threading"}
 
 
 def annotate_exception(label: str, error: BaseException) -> BaseException:
-    """Add a note of what raised it to an exception of f, and return what is to be raised for it."""
+    """Add the note "<label> raised this" to an exception of f, and return the exception to raise for it."""
     exception = replace_exit_exception(label, error)
     if exception is error:
         add_note(error, label + RAISED_NOTE_SUFFIX)
@@ -99,15 +100,16 @@ def annotate_exception(label: str, error: BaseException) -> BaseException:
 
 
 def replace_exit_exception(label: str, error: BaseException) -> BaseException:
-    """Return what is to be raised in the caller's process for an exception that f raised on a worker.
+    """Return the exception to raise in the caller's process when f raised `error` on a worker.
 
-    This is the exception itself, or a FunctionExitError in the place of one that would end its caller: what
-    is not an Exception, and what ends loops.
+    This is `error` itself, unless raising it would end the calling program, loop or generator. StopIteration,
+    StopAsyncIteration and exceptions that are not an Exception, such as SystemExit, are therefore replaced by
+    a FunctionExitError with `error` as its cause.
     """
     if isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration)):
         return error
     name, text = type(error).__name__, ""
-    with contextlib.suppress(Exception):  # of a __str__ of the caller's own
+    with contextlib.suppress(Exception):  # __str__ of a user's class may fail
         text = f": {error}" if str(error) else ""
     replacement = FunctionExitError(
         f"{label} raised {name}{text}. This error replaces it, because {name} would end the calling program, "
@@ -118,20 +120,21 @@ def replace_exit_exception(label: str, error: BaseException) -> BaseException:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception of the caller's, unless it has that note already."""
-    with contextlib.suppress(Exception):  # of notes of the caller's own kind
-        if note not in getattr(error, "__notes__", ()):  # f may raise one object again and again
+    """Add a note to an exception, unless it has that note already."""
+    with contextlib.suppress(Exception):  # the user's class may define notes of another kind
+        if note not in getattr(error, "__notes__", ()):  # f may raise the same object repeatedly
             error.add_note(note)
 
 
 class _TrimmedTracebacks:
-    """As a context of a public function: what it raises shows its frame, and then those of the caller's code.
+    """A context manager for public functions that removes internal frames from tracebacks.
 
-    That is for errors of ours and of f: any other is a defect, and keeps its frames.
+    A traceback then shows the public function, followed by the frames of the user's code. Only exceptions of
+    polarmap and of f are trimmed. Any other exception is a defect of polarmap and keeps its frames.
     """
 
     def __enter__(self) -> None:
-        """There is nothing to do before an error."""
+        """Enter the context."""
 
     def __exit__(
         self,
@@ -148,8 +151,14 @@ trimmed_tracebacks = _TrimmedTracebacks()
 
 
 def trim_traceback(error: BaseException, raised_by_f: bool = False) -> None:
-    """The same for an exception that somebody will raise later; `raised_by_f`: of a call, which needs no
-    note.
+    """Remove internal frames from the traceback of an exception that a future will raise later.
+
+    Parameters
+    ----------
+    error : BaseException
+        An exception of polarmap or of f. Any other exception is not changed.
+    raised_by_f : bool
+        Whether f raised it, if it has no note that says so.
     """
     if raised_by_f or _is_user_error(error):
         error.__traceback__ = _skip_internal_frames(error.__traceback__)
@@ -171,7 +180,7 @@ def _trim_chained_tracebacks(error: BaseException) -> None:
 
 
 def _skip_internal_frames(traceback: TracebackType | None) -> TracebackType | None:
-    """A traceback from the first frame on that is not one between a public function and f."""
+    """Return the traceback without its leading frames of internal packages."""
     while (
         traceback is not None
         and traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0] in INTERNAL_PACKAGES
@@ -181,7 +190,7 @@ def _skip_internal_frames(traceback: TracebackType | None) -> TracebackType | No
 
 
 def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
-    """Warn of the line outside polarmap that called it, which its user can do something about."""
+    """Issue a warning that points at the line of the user's code that called polarmap."""
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "polarmap":
         frame, depth = frame.f_back, depth + 1

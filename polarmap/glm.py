@@ -1,6 +1,6 @@
-"""Generalized linear models whose every product with the data is a coded map; scikit-learn's conventions.
+"""Generalized linear models with coded matrix products, as scikit-learn estimators.
 
-Solvers are those of scipy, and Newton steps where Gram matrices are small.
+They are fitted by solvers of scipy, followed by Newton steps if the Gram matrix is small.
 """
 
 from polarmap.optional import require_extra

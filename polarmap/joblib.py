@@ -70,7 +70,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
-        """Submit a batch of calls and return its future."""
+        """Submit a batch of calls and return its future, with which `callback` is called once it is done."""
         assert self._executor is not None
         future = self._executor.submit(func)
         if callback is not None:

@@ -1,4 +1,4 @@
-"""Public names that are looked up when they are asked for, as few need all that makes them."""
+"""Lazy exports of a package (PEP 562): a module is imported when one of its names is first used."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from typing import Any
 def make_lazy_exports(
     package: str, names_by_module: dict[str, list[str]], submodules: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package whose names stand in these modules of it.
+    """Return `__getattr__`, `__dir__` and `__all__` for a package that exports names of its modules.
 
-    None becomes an attribute for that: what a function reaches, in this package too, would seem to have
-    changed (driver.fingerprint). `submodules` are there as attributes without an import of their own.
+    The names are not stored as attributes of the package. Otherwise the fingerprint of a function that uses
+    the package would change when one of them is first used (see `driver.fingerprint`).
+
+    Parameters
+    ----------
+    package : str
+        The name of the package.
+    names_by_module : dict
+        For each module, relative to the package, the names that the package exports.
+    submodules : iterable of str
+        Modules that are also available as attributes of the package, without an explicit import.
     """
     module_by_name = {name: module for module, names in names_by_module.items() for name in names}
 

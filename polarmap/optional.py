@@ -1,4 +1,7 @@
-"""What an extra of polarmap needs, and the command that installs it: polarmap itself is on no index yet."""
+"""Optional dependencies (extras of polarmap), and the commands that install them.
+
+The commands name the packages themselves, because polarmap is not on a package index yet.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ POLARMAP_EXTRA_PATTERN = re.compile(r"polarmap\[([\w,]+)\]")
 
 @contextmanager
 def require_extra(feature: str, packages: str, extra: str) -> Iterator[None]:
-    """Imports of packages that not everybody has: without them, ImportError says who needs them and how."""
+    """Turn a failed import inside this context into an ImportError that says how to install the packages."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -23,25 +26,28 @@ def require_extra(feature: str, packages: str, extra: str) -> Iterator[None]:
 
 
 def format_extras_install_command(*extras: str) -> str:
-    """A command that installs what these extras need, for a message.
+    """Return a pip command that installs the requirements of these extras, for use in a message.
 
     >>> format_extras_install_command("linalg")
     "pip install 'scipy>=1.11'"
     """
     required = sorted({text for extra in extras for text in list_requirements(extra)})
-    if not required:  # run from a checkout, of which pip knows nothing
+    if not required:  # polarmap runs from a checkout and is not installed, so there is no metadata
         return f"pip install '.[{','.join(extras)}]' in a checkout of polarmap"
     return format_pip_install_command(*required)
 
 
 def format_pip_install_command(*requirements: str) -> str:
-    """The command that installs these requirements."""
+    """Return the pip command that installs these requirements."""
     return "pip install " + " ".join(f"'{text}'" for text in requirements)
 
 
 def list_requirements(extra: str = "") -> list[str]:
-    """What polarmap's metadata asks for, or for an extra and those that it names; nothing in a checkout."""
-    import importlib.metadata  # for a message only
+    """Return the requirements of polarmap, or of one of its extras including nested extras.
+
+    The list is empty if polarmap runs from a checkout and is not installed.
+    """
+    import importlib.metadata  # slow to import, and needed for messages only
 
     try:
         required = importlib.metadata.requires("polarmap") or []
@@ -64,7 +70,9 @@ def list_requirements(extra: str = "") -> list[str]:
 
 
 def compare_installed_version(requirement: str) -> tuple[str, str, bool]:
-    """The name in a requirement such as `lithops<3.9,>=3.8`, what there is of it, and whether that will do.
+    """Compare a requirement such as `lithops<3.9,>=3.8` with the installed version.
+
+    Returns the name of the package, its installed version or a description, and whether it is satisfied.
 
     >>> compare_installed_version("no-such-package>=1")
     ('no-such-package', 'not installed', False)

@@ -1,4 +1,4 @@
-"""Misfortunes for tests and demonstrations: faults of workers, and executors that have them."""
+"""Fault injection for tests and demonstrations, and an executor with a virtual clock."""
 
 from polarmap.executors.faults import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor

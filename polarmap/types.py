@@ -1,4 +1,4 @@
-"""What maps return: results, futures and reports, for annotations and `isinstance`."""
+"""Return types of the map functions, for annotations and `isinstance`."""
 
 from __future__ import annotations
 

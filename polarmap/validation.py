@@ -1,4 +1,4 @@
-"""What the arguments of callers are, asked so that no type of theirs can make the question fail."""
+"""Validate arguments. The predicates accept values of any type without raising an exception."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polarmap.errors import CodeError
 
 
 def is_choice(value: object, choices: Sequence[str]) -> bool:
-    """Whether `value` is one of these words; an array, which compares entry by entry, is none.
+    """Return whether `value` is one of the strings in `choices`. An array of strings is not.
 
     >>> is_choice("auto", ("auto", "rotation")), is_choice(np.array(["auto"]), ("auto",))
     (True, False)
@@ -21,7 +21,7 @@ def is_choice(value: object, choices: Sequence[str]) -> bool:
 
 
 def is_real_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is a real number: no truth value, not NaN.
+    """Return whether `value` is a real number. Booleans and NaN are not.
 
     >>> [is_real_number(value) for value in (1, np.float32(1), True, 1j, float("nan"))]
     [True, True, False, False, False]
@@ -31,7 +31,7 @@ def is_real_number(value: object) -> TypeGuard[float]:
 
 
 def is_nonnegative_int(value: Any) -> bool:
-    """Whether `value` is an integer of at least 0.
+    """Return whether `value` is an integer >= 0.
 
     >>> [is_nonnegative_int(value) for value in (0, np.int8(3), -1, 1.0, True)]
     [True, True, False, False, False]
@@ -40,7 +40,7 @@ def is_nonnegative_int(value: Any) -> bool:
 
 
 def check_positive_int(name: str, value: Any) -> int:
-    """`value` if it is a positive integer; `name` stands in the error.
+    """Return `value` as an int. Raise CodeError, naming the argument `name`, unless it is an integer > 0.
 
     >>> check_positive_int("tasks", 0)
     Traceback (most recent call last):
@@ -52,5 +52,5 @@ def check_positive_int(name: str, value: Any) -> int:
 
 
 def is_positive_number(value: object) -> bool:
-    """Whether `value` is a real number above 0 and finite."""
+    """Return whether `value` is a finite real number > 0."""
     return is_real_number(value) and 0 < value < np.inf

@@ -1,4 +1,4 @@
-"""xr.apply: a coded map over a DataArray or Dataset of xarray, whose labels come back with the results."""
+"""`xr.apply`: apply a linear function along dimensions of xarray objects as a coded map."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ with require_extra("polarmap.xr", "xarray", "xarray"):
 if TYPE_CHECKING:
     from polarmap.planning.planner import Plan
 
-ROWWISE_PROPERTY = "row by row"  # what f is found to be
-ROUNDING_UNITS = 16  # times the amplification of errors: what decoding may leave of a zero
+ROWWISE_PROPERTY = "row by row"  # the name of the verified property of f
+ROUNDING_UNITS = 16  # rounding errors of a decoded zero, in units of epsilon times the amplification
 
 XarrayObject = TypeVar("XarrayObject", xr.DataArray, xr.Dataset)
 OutputDims = Hashable | Iterable[Hashable] | Mapping[Any, Any]
@@ -91,49 +91,51 @@ def apply(
 ) -> PreparedMap[Any]:
     """Apply a linear f along dimensions of labelled arrays, without waiting for stragglers.
 
-    As `xarray.apply_ufunc(f, obj, input_core_dims=[dim], output_core_dims=[output_dims])` with a coded
-    map in place of a plain call: what lies along all other dimensions is cut into blocks.
+    This is `xarray.apply_ufunc(f, obj, input_core_dims=[dim], output_core_dims=[output_dims])` as a coded
+    map. The data is partitioned into blocks along the other dimensions.
 
     Parameters
     ----------
     f : callable
-        Takes an array of shape (rows, *sizes of `dim`) and returns one of shape (rows, ...). Each row is one
-        place along all other dimensions; that of the result depends on it alone, linearly.
+        Takes an array of shape (rows, *sizes of `dim`), and returns an array of shape (rows, ...). There is
+        one row for each position along the other dimensions. Each row of the result must be a linear function
+        of the same row of the array alone.
     obj : DataArray or Dataset
-        What dask or a file holds is computed once, before the map. Variables of a Dataset go through one
-        map; those without any dimension of `dim` stay as they are.
+        Data of dask or in a file is computed or read once, before the map. All variables of a Dataset are
+        computed by one map. Variables without any dimension of `dim` are not changed.
     dim : name or names
-        The dimensions that f works along, which are not cut.
+        The dimensions along which f works. They are not partitioned.
     output_dims : name, names or mapping from names to coordinates, optional
-        The dimensions of f's results behind the rows, and their coordinates. By default a result of as many
-        axes as `dim` has its names, and one without any has none of them.
+        The dimensions of a row of the results, and their coordinates. By default they are those of `dim` if
+        the results have as many axes, and none if rows of the results are numbers.
     skipna : bool
-        f is an average over the entries that are not NaN: f of the data with 0 in place of NaN,
-        divided by f of the mask (1 where there is data), NaN where the latter is 0.
+        Compute averages over the entries that are not NaN. The result is f of the data with NaN replaced by
+        0, divided by f of the mask (1 where there is data, else 0). It is NaN where the latter is 0.
     return_report : bool
-        Return the report of the map, too.
+        Whether to return the report of the map as well.
     blocks, tasks, code, degree, schedule, executor, verify, rtol : optional
-        As for `coded_map`, of rows.
+        As for `coded_map`, applied to rows.
     timeout, on_timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
 
     Returns
     -------
     DataArray or Dataset
-        With names, attributes and coordinates of `obj`, where they still fit. Dimensions of `obj` keep
-        their order, new ones come last.
+        The results, with the names, attributes and coordinates of `obj` that still apply. Dimensions of `obj`
+        keep their order, and new dimensions come last.
     Report
-        With `return_report`, in a tuple behind the other.
+        Only with `return_report`, as the second item of a tuple.
 
     Warns
     -----
     RuntimeWarning
-        As for `coded_map`; or f raised here, where it is checked that it acts on each row by itself.
+        As for `coded_map`. Also if f raises an exception on the driver, where it is checked that f acts on
+        each row separately.
 
     Raises
     ------
     CodeError
-        Dimensions or variables that f cannot be applied to; an f that mixes rows. And as for `coded_map`.
+        If f cannot be applied to a dimension or variable, or mixes rows; and as for `coded_map`.
     NotLinearError, NotDecodableError, CodedTimeoutError, ExecutorError
         As for `coded_map`.
 
@@ -190,11 +192,11 @@ def apply(
     return PreparedMap(execute)
 
 
-# --- labels in ---------------------------------------------------------------------------------
+# --- reading labels ---------------------------------------------------------------------------------
 
 
 def _resolve_core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
-    """The names of the dimensions that f works along, all of which the object has."""
+    """Return the names in `dim`. Raise CodeError unless `obj` has all of them as dimensions."""
     if not isinstance(obj, (xr.DataArray, xr.Dataset)):
         raise CodeError(
             f"obj must be an xarray DataArray or Dataset, not {type(obj).__name__}: use "
@@ -202,7 +204,7 @@ def _resolve_core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
         )
     core_dims = _to_name_tuple(dim)
     if not core_dims:
-        raise CodeError("dim names no dimension: name those that f works along, as in dim='time'")
+        raise CodeError("dim is empty: pass the dimensions along which f works, as in dim='time'")
     for name in core_dims:
         if name not in obj.dims:
             available = ", ".join(map(repr, obj.dims)) or "none"
@@ -211,7 +213,7 @@ def _resolve_core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
 
 
 def _to_name_tuple(name_or_names: Any) -> tuple[Hashable, ...]:
-    """One name or several, as xarray tells them apart."""
+    """Return one name or several names as a tuple, as xarray does."""
     if isinstance(name_or_names, str) or not isinstance(name_or_names, Iterable):
         return (name_or_names,)
     return tuple(dict.fromkeys(name_or_names))
@@ -220,7 +222,10 @@ def _to_name_tuple(name_or_names: Any) -> tuple[Hashable, ...]:
 def _resolve_output_coords(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], output_dims: Any
 ) -> dict[Hashable, Any] | None:
-    """The dimensions of results, each with its new coordinate or None; None where nothing is said."""
+    """Return the coordinate of each dimension of the results, or None for a dimension without one.
+
+    Return None instead if `output_dims` is None.
+    """
     if output_dims is None:
         return None
     pairs = output_dims if isinstance(output_dims, Mapping) else dict.fromkeys(_to_name_tuple(output_dims))
@@ -231,8 +236,8 @@ def _resolve_output_coords(
         if coord_values is not None:
             if np.ndim(coord_values) != 1:
                 raise CodeError(
-                    f"output_dims[{name!r}] has {np.ndim(coord_values)} axes: a coordinate of a dimension "
-                    "has one"
+                    f"output_dims[{name!r}] must have one axis, not {np.ndim(coord_values)}: it is the "
+                    "coordinate of a dimension"
                 )
             coords[name] = xr.Variable(
                 (name,), np.asarray(coord_values), getattr(coord_values, "attrs", None)
@@ -243,22 +248,22 @@ def _resolve_output_coords(
 def _check_output_names_unused(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], output_names: Iterable[Hashable]
 ) -> None:
-    """CodeError for names of results that something has which stays."""
+    """Raise CodeError if a dimension of the results has the name of something else in the result."""
     reserved_names = {name for name, coord in obj.coords.items() if not {*core_dims} & {*coord.dims}} | (
         {*obj.dims} - {*core_dims}
     )
     for name in output_names:
         if name in reserved_names:
             raise CodeError(
-                f"output_dims names {name!r}, which obj has beside dim={list(core_dims)}: use another name, "
-                "or rename that of obj"
+                f"output_dims has the name {name!r}, which is also in obj beside dim={list(core_dims)}: use "
+                "another name, or rename it in obj"
             )
 
 
 def _select_variables(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable]
 ) -> dict[Hashable, xr.Variable]:
-    """The variables that f is applied to, by name: those with all of the dimensions, and numbers."""
+    """Return the variables to which f is applied, by name: those that have the dimensions `core_dims`."""
     names = list(obj.data_vars) if isinstance(obj, xr.Dataset) else [obj.name]
     variables = {name: obj.variables[name] if isinstance(obj, xr.Dataset) else obj.variable for name in names}
     selected = {
@@ -267,7 +272,9 @@ def _select_variables(
         if {*core_dims} & {*variable_with_dims.dims}
     }
     if not selected:
-        raise CodeError(f"no variable of the Dataset has dimension {core_dims[0]!r}, only coordinates have")
+        raise CodeError(
+            f"no variable of the Dataset has dimension {core_dims[0]!r}, only coordinates have it"
+        )
     for name, variable in selected.items():
         label, advice = "obj", "convert it first"
         if isinstance(obj, xr.Dataset):
@@ -280,10 +287,10 @@ def _select_variables(
 def _check_variable_mappable(
     variable: xr.Variable, core_dims: Sequence[Hashable], label: str, advice: str
 ) -> None:
-    """CodeError for one that f cannot be applied to."""
+    """Raise CodeError if f cannot be applied to a variable."""
     repeated_dims = [name for name in variable.dims if variable.dims.count(name) > 1]
     if repeated_dims:
-        raise CodeError(f"{label} has dimension {repeated_dims[0]!r} twice: give each a name of its own")
+        raise CodeError(f"{label} has dimension {repeated_dims[0]!r} twice: rename one of them")
     missing_dims = [name for name in core_dims if name not in variable.dims]
     if missing_dims:
         raise CodeError(f"{label} has no dimension {missing_dims[0]!r}, only {list(variable.dims)}: {advice}")
@@ -291,14 +298,14 @@ def _check_variable_mappable(
     if empty_dims:
         raise CodeError(f"{label} has dimension {empty_dims[0]!r} of size 0: there is nothing to map")
     if variable.dtype == bool:
-        raise CodeError(f"{label} has dtype bool, and codes carry numbers: convert it with .astype(int)")
+        raise CodeError(f"{label} has dtype bool, but codes need numbers: convert it with .astype(int)")
     if getattr(variable.dtype, "kind", "") not in "iufc" or not isinstance(variable.dtype, np.dtype):
-        raise CodeError(f"{label} has dtype {variable.dtype}, and codes carry numbers: {advice}")
+        raise CodeError(f"{label} has dtype {variable.dtype}, but codes need numbers: {advice}")
     check_supported_dtype(variable.dtype, label)
 
 
 def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, xr.Variable]:
-    """The variables in memory: what dask or files hold is computed or read, all at once."""
+    """Load the variables into memory. Data of dask or in files is computed or read together."""
     renamed = {
         f"variable {position}": source_variable for position, source_variable in enumerate(variables.values())
     }
@@ -307,8 +314,8 @@ def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable,
     for name, variable in loaded.items():
         if type(variable.data) not in (np.ndarray, np.memmap):
             raise CodeError(
-                f"variable {name!r} holds a {type(variable.data).__name__}, of which f would see plain "
-                "arrays: use obj.as_numpy()"
+                f"variable {name!r} is a {type(variable.data).__name__}, but f gets numpy arrays: use "
+                "obj.as_numpy()"
             )
     return loaded
 
@@ -317,11 +324,16 @@ def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable,
 
 
 class _RowBlocks(NamedTuple):
-    """What is mapped of a variable.
+    """The rows of a variable to which f is applied.
 
-    loop_dims : the dimensions along which it has rows, with their sizes.
-    arrays : the rows; with skipna the filled rows, and the masks of rows, each once.
-    mask_indices : with skipna, for each row which of the masks is its own.
+    Attributes
+    ----------
+    loop_dims : dict
+        The sizes of the dimensions that are combined to the axis of rows.
+    arrays : list of arrays
+        The rows. With skipna, the rows with NaN replaced by 0, and the distinct masks of rows.
+    mask_indices : array or None
+        With skipna, the index of the mask of each row.
     """
 
     loop_dims: dict[Hashable, int]
@@ -329,7 +341,7 @@ class _RowBlocks(NamedTuple):
     mask_indices: Array | None
 
     def combine_results(self, results: list[Array], report: Report) -> Array:
-        """The values of the variable that f's results for its arrays make, shaped as the others."""
+        """Return the values of the result variable from the results of f for `arrays`."""
         combined = results[0]
         if self.mask_indices is not None:
             weights = _zero_negligible_weights(results[1], report)[self.mask_indices]
@@ -339,7 +351,7 @@ class _RowBlocks(NamedTuple):
 
 
 def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipna: bool) -> _RowBlocks:
-    """A row for each place along the dimensions that are not in `core_dims`, which come last."""
+    """Return the rows of a variable, one for each position along the dimensions outside `core_dims`."""
     loop_dims = {name: size for name, size in variable.sizes.items() if name not in core_dims}
     rows = variable.transpose(*loop_dims, *core_dims).to_numpy()
     rows = rows.reshape(-1, *rows.shape[len(loop_dims) :])
@@ -356,7 +368,7 @@ def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipn
 
 
 def _zero_negligible_weights(weights: Array, report: Report) -> Array:
-    """f of masks, with 0 where decoding has left nothing but its rounding."""
+    """Return f of the masks, with decoded values set to 0 if they are rounding errors of 0."""
     block_rows = -(-len(weights) // report.k)
     decoded_mask = np.isin(np.arange(len(weights)) // block_rows, report.recovered)
     magnitude = np.abs(weights)
@@ -367,20 +379,20 @@ def _zero_negligible_weights(weights: Array, report: Report) -> Array:
 
 @contextmanager
 def _explain_nan_failures(arrays: Sequence[Array]) -> Iterator[None]:
-    """Says of a map that could not be decoded how it could have been, if NaN in its data is the reason."""
+    """Add advice to a NotDecodableError inside this context if the data has NaN."""
     try:
         yield
     except NotDecodableError as error:
         if not any(np.isnan(array).any() for array in arrays):
             raise
         raise NotDecodableError(
-            f"{error}; the data holds NaN: leave them out with skipna=True if f is an average, or apply f to "
+            f"{error}; the data has NaN: skip them with skipna=True if f is an average, or apply f to "
             "obj.fillna(0)"
         ) from error
 
 
 def _concatenate_results(result: CodedResult[list[Array]], arrays: Sequence[Array]) -> list[Array]:
-    """f's results for the rows of each array."""
+    """Return the results of f for each of the arrays, joined along the rows."""
     return [
         np.concatenate(block_results)[: len(array)]
         for block_results, array in zip(zip(*result, strict=True), arrays)
@@ -390,21 +402,21 @@ def _concatenate_results(result: CodedResult[list[Array]], arrays: Sequence[Arra
 def _check_result_shapes(
     block: Sequence[Array], results: Sequence[Any], core_dims: Sequence[Hashable]
 ) -> None:
-    """CodeError unless f gave one array, with a row for each row."""
+    """Raise CodeError unless f returned an array with as many rows as its argument."""
     for rows, array_result in zip(block, results):
         if not isinstance(array_result, np.ndarray):
             raise CodeError(f"f must return one array, not {type(array_result).__name__}")
         if array_result.shape[:1] != rows.shape[:1]:
             raise CodeError(
-                f"f of shape {rows.shape} gave shape {array_result.shape}: a result has as many rows (axis "
-                f"0) as its block, and dim={list(core_dims)} stands for axes {list(range(1, rows.ndim))}"
+                f"f of an array of shape {rows.shape} returned shape {array_result.shape}: it must keep the "
+                f"rows (axis 0), and dim={list(core_dims)} are the axes {list(range(1, rows.ndim))}"
             )
 
 
 def _check_rowwise(
     f: Callable[[Array], Array], data_blocks: list[list[Array]], result: CodedResult[list[Array]]
 ) -> None:
-    """CodeError if f of a few rows of a block is not what it gave them in the block; once for each f."""
+    """Raise CodeError if f mixes rows: f of a few rows must equal the first rows of f of a block."""
     n_rows = min(2, max(map(len, data_blocks[0])) - 1)
     dtypes = [rows.dtype for rows in data_blocks[0]]
     if not n_rows or result.report.errors or FunctionProperty(f, ROWWISE_PROPERTY, dtypes).value:
@@ -416,20 +428,22 @@ def _check_rowwise(
     try:
         separate_result = np.asarray(f(rows[:n_rows].copy()))
     except Exception as error:
-        warn(f"it could not be verified that f acts on each row by itself: here it raised {error!r}")
+        warn(
+            f"it could not be verified that f acts on each row separately: on the driver it raised {error!r}"
+        )
         return
     has_same_shape = separate_result.shape == result_array[:n_rows].shape
     if not (has_same_shape and _has_same_first_rows(separate_result, result_array)):
         raise CodeError(
-            f"f of {n_rows} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in "
-            "dim all dimensions that it works along"
+            f"f mixes rows: f of {n_rows} rows differs from these rows of f of {len(rows)} rows. Pass all "
+            "dimensions along which f works as dim"
         )
-    # As f is now: calls may change what it holds.
+    # A new object, as calls of f may have changed its state.
     FunctionProperty(f, ROWWISE_PROPERTY, dtypes).remember_value()
 
 
 def _has_same_first_rows(separate_result: Array, concatenated_result: Array) -> bool:
-    """Whether the first rows are the same but for rounding, which is far below what mixing them makes."""
+    """Return whether the first rows agree up to rounding, which is much smaller than the effect of mixing."""
     max_abs = float(np.abs(concatenated_result[np.isfinite(concatenated_result)]).max(initial=0))
     tolerance = float(np.sqrt(max(machine_epsilon(concatenated_result.dtype), 1e-15))) * max_abs
     return bool(
@@ -443,7 +457,7 @@ def _has_same_first_rows(separate_result: Array, concatenated_result: Array) -> 
     )
 
 
-# --- labels out --------------------------------------------------------------------------------
+# --- restoring labels --------------------------------------------------------------------------------
 
 
 def _restore_labels(
@@ -452,7 +466,7 @@ def _restore_labels(
     output_coords: dict[Hashable, Any] | None,
     results_by_name: Mapping[Hashable, Array],
 ) -> Any:
-    """The results of variables, by name, with the labels of the object."""
+    """Return the results of variables, by name, as an object with the labels of `obj`."""
     variables = obj.variables if isinstance(obj, xr.Dataset) else {obj.name: obj.variable}
     first = next(iter(results_by_name))
     shape = results_by_name[first].shape[len(variables[first].dims) - len(core_dims) :]
@@ -478,24 +492,25 @@ def _restore_labels(
 def _resolve_output_dims(
     output_coords: dict[Hashable, Any] | None, core_dims: Sequence[Hashable], shape: tuple[int, ...]
 ) -> dict[Hashable, Any]:
-    """The dimensions of results of this shape behind the rows; CodeError where they do not fit it."""
+    """Return the dimensions of rows of the results. Raise CodeError if they do not fit the shape."""
     if output_coords is None:
         if len(shape) not in (0, len(core_dims)):
             raise CodeError(
-                f"f gave results of shape {shape} for each row, and dim={list(core_dims)} names "
-                f"{len(core_dims)} axes: name the {len(shape)} axes of a result, as in "
+                f"f returned shape {shape} for each row, but dim={list(core_dims)} has {len(core_dims)} "
+                f"names: pass names for {len(shape)} axes, as in "
                 f"output_dims={['new'] * len(shape)}"
             )
         return dict.fromkeys(core_dims if shape else ())
     if len(output_coords) != len(shape):
         raise CodeError(
-            f"f gave results of shape {shape} for each row, and output_dims names {len(output_coords)} axes: "
-            f"name all {len(shape)}"
+            f"f returned shape {shape} for each row, but output_dims has {len(output_coords)} names: pass "
+            f"names for {len(shape)} axes"
         )
     for (name, coordinate), size in zip(output_coords.items(), shape):
         if coordinate is not None and coordinate.size != size:
             raise CodeError(
-                f"f gave {size} entries along {name!r}, and output_dims has a coordinate of {coordinate.size}"
+                f"f returned {size} entries along {name!r}, but its coordinate in output_dims has "
+                f"{coordinate.size}"
             )
     return output_coords
 
@@ -506,7 +521,7 @@ def _make_variable(
     output_dims: Iterable[Hashable],
     values: Array,
 ) -> xr.Variable:
-    """The values as a variable with the attributes of another, in whose order its dimensions are."""
+    """Return the values as a variable with the attributes and the order of dimensions of another one."""
     names = [name for name in source_variable.dims if name not in core_dims] + list(output_dims)
     order = [name for name in source_variable.dims if name in names]
     order += [name for name in names if name not in source_variable.dims]

@@ -13,11 +13,11 @@ import numpy as np
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.executors.interface import JobSpec
 from polarmap.worker.locations import FolderLocation, Location
-from polarmap.worker.messages import JOB, TASK, TASK_REPLY, Message, encode_frame
+from polarmap.worker.messages import Message, MessageKind, encode_frame
 from polarmap.worker.pickled_values import pickle_to_array
 from polarmap.worker.pytree import get_layout
 from polarmap.worker.segments import Segment
-from polarmap.worker.task_records import BlockRef, to_plain_tuple
+from polarmap.worker.task_records import BlockRef, JobHeader, encode_record
 
 
 def stored(folder: Path, data: np.ndarray) -> BlockRef:
@@ -36,9 +36,9 @@ def job_reading(location: Location | None) -> JobSpec:
 
 def orders_of(f: Callable[[Any], Any], block: Path, *folders: Path, number: int = 0) -> list[Message]:
     """Of a map with one task, f of an array of one number; the folders are for large results."""
-    header = pickle.dumps(([*map(str, folders or [block])], None, None, b"", None, ()))
-    of_map = Message(JOB, (number, 0, 0), header, pickle_to_array((f, ("array",))).tobytes())
-    return [of_map, Message(TASK, (number, 0, 0), pickle.dumps(to_plain_tuple(stored(block, np.zeros(1)))))]
+    header = encode_record(JobHeader([*map(str, folders or [block])], None, None, b"", None, []))
+    of_map = Message(MessageKind.JOB, (number, 0, 0), header, pickle_to_array((f, ("array",))).tobytes())
+    return [of_map, Message(MessageKind.TASK, (number, 0, 0), encode_record(stored(block, np.zeros(1))))]
 
 
 class Bomb:
@@ -54,7 +54,7 @@ class Bomb:
 def nonsense(folder: Path) -> dict[str, bytes]:
     """What nobody of ours says, one of it a whole message; a folder is made if anything is unpickled."""
     bomb = pickle.dumps(Bomb(folder))
-    whole = encode_frame(Message(TASK_REPLY, header=bomb))
+    whole = encode_frame(Message(MessageKind.TASK_REPLY, header=bomb))
     return {
         "a pickle": bomb,
         "many": bomb * 1000,

@@ -250,7 +250,7 @@ def test_gaps_that_are_not_skipped_stay_and_are_decoded_nowhere() -> None:
     found = apply(mean, obj, "time", blocks=5, tasks=7, executor=ReplayExecutor())
     assert_same(found, obj.mean("time", skipna=False, keep_attrs=True))
     assert 0 < found.isnull().sum() < found.size
-    with pytest.raises(NotDecodableError, match=r"the data holds NaN: .* skipna=True .* obj.fillna\(0\)"):
+    with pytest.raises(NotDecodableError, match=r"the data has NaN: .* skipna=True .* obj.fillna\(0\)"):
         apply(mean, obj, "time", blocks=5, tasks=7, executor=ReplayExecutor({2: math.inf}))
 
 
@@ -372,7 +372,7 @@ def test_what_a_file_holds_is_read_once(tmp_path: Any) -> None:
         (np.ones(3), "time", {}, "DataArray or Dataset, not ndarray: use polarmap.coded_map"),
         (field(4, 3, 2), "tim", {}, "no dimension 'tim': its dimensions are 'time', 'lat', 'lon'"),
         (xr.DataArray(1.0), "time", {}, "no dimension 'time': its dimensions are none"),
-        (field(4, 3, 2), [], {}, "dim names no dimension"),
+        (field(4, 3, 2), [], {}, "dim is empty"),
         (field(4, 3, 2)[:0], "time", {}, "obj has dimension 'time' of size 0"),
         (field(4, 3, 2)[:, :0], "time", {}, "obj has dimension 'lat' of size 0"),
         (field(4, 3, 2).astype(object), "time", {}, "obj has dtype object, .* convert it first"),
@@ -386,10 +386,30 @@ def test_what_a_file_holds_is_read_once(tmp_path: Any) -> None:
         ),
         (weather(), ["lat", "lon"], {}, r"variable 'pressure' of obj has no dimension 'lon', .*drop_vars"),
         (xr.Dataset(coords={"time": [1]}), "time", {}, "no variable of the Dataset has dimension 'time'"),
-        (field(4, 3, 2), "time", {"output_dims": "lat"}, "output_dims names 'lat', which obj has"),
-        (field(4, 3, 2), "time", {"output_dims": "height"}, "output_dims names 'height', which obj has"),
-        (field(4, 3, 2), "time", {"output_dims": {"x": np.ones((2, 2))}}, r"output_dims\['x'\] has 2 axes"),
-        (field(4, 3, 2), "time", {"output_dims": "x"}, r"results of shape \(\) .* names 1 axes: name all 0"),
+        (
+            field(4, 3, 2),
+            "time",
+            {"output_dims": "lat"},
+            "output_dims has the name 'lat', which is also in obj",
+        ),
+        (
+            field(4, 3, 2),
+            "time",
+            {"output_dims": "height"},
+            "output_dims has the name 'height', which is also in obj",
+        ),
+        (
+            field(4, 3, 2),
+            "time",
+            {"output_dims": {"x": np.ones((2, 2))}},
+            r"output_dims\['x'\] must have one axis, not 2",
+        ),
+        (
+            field(4, 3, 2),
+            "time",
+            {"output_dims": "x"},
+            r"returned shape \(\) .* has 1 names: pass names for 0",
+        ),
         (field(4, 3, 2), "time", {"blocks": 7}, "blocks=7 is more than the 6 rows"),
     ],
 )
@@ -402,13 +422,13 @@ def test_mistakes_are_named(obj: Any, dim: Any, options: dict[str, Any], message
     ("f", "options", "message"),
     [
         (5, {}, "f must be callable"),
-        (lambda rows: rows.mean(axis=0), {}, r"gave shape \(12,\): a result has as many rows \(axis 0\)"),
+        (lambda rows: rows.mean(axis=0), {}, r"returned shape \(12,\): it must keep the rows \(axis 0\)"),
         (lambda rows: float(rows.sum()), {}, "f must return one array, not float"),
         (lambda rows: (rows, rows), {}, "f must return one array, not tuple"),
         (lambda rows: rows.reshape(-1, 4, 3), {}, r"output_dims=\['new', 'new'\]"),
-        (lambda rows: rows, {"output_dims": {"x": [1, 2]}}, "12 entries along 'x', .* a coordinate of 2"),
-        (lambda rows: rows - rows.mean(axis=0), {}, "f of 2 rows is not what it gives of them among 7"),
-        (lambda rows: rows - rows.mean(), {"verify": True}, "it mixes rows"),
+        (lambda rows: rows, {"output_dims": {"x": [1, 2]}}, "12 entries along 'x', .* has 2"),
+        (lambda rows: rows - rows.mean(axis=0), {}, "f of 2 rows differs from these rows of f of 7"),
+        (lambda rows: rows - rows.mean(), {"verify": True}, "f mixes rows"),
     ],
 )
 def test_functions_that_do_not_act_on_rows(f: Any, options: dict[str, Any], message: str) -> None:
@@ -432,7 +452,7 @@ def test_arrays_that_are_not_numpy_are_named() -> None:
         """An array class of somebody else, with a unit that f would not see."""
 
     obj = xr.DataArray(np.ones((4, 3)).view(Quantity), dims=("x", "y"))
-    with pytest.raises(CodeError, match=r"holds a Quantity, .*obj.as_numpy\(\)"):
+    with pytest.raises(CodeError, match=r"is a Quantity, .*obj.as_numpy\(\)"):
         apply(mean, obj, "x", executor=ReplayExecutor())
 
 
@@ -445,7 +465,9 @@ def test_an_f_that_cannot_run_here_is_warned_of() -> None:
         return mean(rows)
 
     with ThreadPoolExecutor(4) as pool:
-        with pytest.warns(RuntimeWarning, match="acts on each row by itself: here it raised .*no such file"):
+        with pytest.warns(
+            RuntimeWarning, match="acts on each row separately: on the driver it raised .*no such file"
+        ):
             apply(elsewhere, field(12, 5, 7), "time", blocks=5, executor=pool)
         apply(elsewhere, field(12, 5, 7), "time", blocks=5, executor=pool, verify=False)
 

@@ -1,7 +1,7 @@
-"""The command line: `polarmap doctor`, `demo`, `plan` and the others. The only package that imports click.
+"""The `polarmap` command. No other package imports click.
 
-Exit codes: 0 done; 1 a problem was found, polarmap refused, or whoever read the output has gone; 2 the
-command line is wrong; 130 interrupted (Ctrl-C).
+Exit codes: 0 for success; 1 if a problem was found, an error occurred, or the reader of the output has
+closed the pipe; 2 if the command line is wrong; 130 if interrupted (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ EXIT_INTERRUPTED = 130
 @click.group(
     name="polarmap",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 a problem was found or polarmap refused, 2 wrong usage, 130 interrupted. "
-    "Commands take --json.",
+    epilog="Exit codes: 0 success, 1 a problem was found or an error occurred, 2 wrong usage, "
+    "130 interrupted. Every command takes --json.",
 )
 @click.version_option(__version__, prog_name="polarmap")
 def command_group() -> None:
-    """A map with error correction built in: exact results, without waiting for stragglers."""
+    """Run maps with error correction built in: exact results, without waiting for stragglers."""
 
 
 array_commands = (
@@ -53,7 +53,7 @@ for command in (
 
 
 def main() -> int:
-    """Run the command that the arguments of this process name; its exit code."""
+    """Run the command named by the arguments of this process, and return its exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"polarmap: warning: {message}\n"
     try:
         return int(command_group.main(prog_name="polarmap", standalone_mode=False) or 0)

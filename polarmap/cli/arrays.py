@@ -1,4 +1,4 @@
-"""`polarmap encode`, `list`, `check`, `repair` and `delete`: coded arrays in storage."""
+"""`polarmap encode, list, check, repair, delete`: manage coded arrays in storage."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from polarmap.errors import CodeError, PolarmapError
 from polarmap.optional import require_extra
 
 MIB = 1 << 20
-DATASET_SEPARATOR = "::"  # between the path of an HDF5 file and the name of a dataset in it
+DATASET_SEPARATOR = "::"  # separates the path of an HDF5 file from the name of a dataset
 
 storage_option = click.option(
     "--storage",
     metavar="PLACE",
-    help="A folder, or a Lithops YAML file; by default $POLARMAP_STORE or your data folder.",
+    help="A folder or a Lithops YAML file. The default is $POLARMAP_STORE, or else your data folder.",
 )
 key_option = click.option(
-    "--key", metavar="WHERE", help="Of an encrypted array: env:NAME or file:PATH, with 64 hexadecimal digits."
+    "--key",
+    metavar="WHERE",
+    help="The key of an encrypted array: env:NAME or file:PATH, which holds 64 hexadecimal digits.",
 )
 executor_option = click.option(
     "--executor",
     metavar="WHERE",
-    help="Whose workers do it: localhost, or a Lithops YAML file; by default this process does.",
+    help="Where to run: localhost or a Lithops YAML file. By default this process does the work.",
 )
 name_argument = click.argument("name")
 
@@ -40,14 +42,18 @@ name_argument = click.argument("name")
 @click.argument("source")
 @name_argument
 @storage_option
-@click.option("--blocks", type=click.IntRange(1), help="k, data blocks; 24 by default.")
-@click.option("--tasks", type=click.IntRange(2), help="n, all blocks; a third more by default.")
+@click.option("--blocks", type=click.IntRange(1), help="Number of data blocks k; the default is 24.")
+@click.option(
+    "--tasks",
+    type=click.IntRange(2),
+    help="Number of data and parity blocks n; the default is a third more than k.",
+)
 @click.option("--code", type=click.Choice(["auto", "rotation", "arikan"]), default="auto", show_default=True)
-@click.option("--memory", type=click.IntRange(1), default=256, show_default=True, help="MiB to encode in.")
-@click.option("--overwrite", is_flag=True, help="Replace an array of that name.")
+@click.option("--memory", type=click.IntRange(1), default=256, show_default=True, help="Memory in MiB.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing array of this name.")
 @key_option
 def encode_array_command(source: str, name: str, memory: int, **options: Any) -> CommandResult:
-    """Encode the array in SOURCE once and keep it under NAME.
+    """Encode the array in SOURCE and store it as NAME.
 
     SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, as in file.h5::dataset.
     """
@@ -59,7 +65,7 @@ def encode_array_command(source: str, name: str, memory: int, **options: Any) ->
 @result_command("list")
 @storage_option
 def list_arrays_command(storage: str | None) -> CommandResult:
-    """List the coded arrays in a storage."""
+    """List the coded arrays in storage."""
     summaries = [_summarize_array_or_error(name, storage) for name in list_coded(storage)]
     text = "\n".join(line for _, line in summaries) or "no coded arrays"
     return CommandResult(
@@ -77,7 +83,7 @@ def list_arrays_command(storage: str | None) -> CommandResult:
 def check_array_command(
     name: str, storage: str | None, key: str | None, executor: str | None
 ) -> CommandResult:
-    """Compare every part of a coded array with its checksum."""
+    """Check every segment of a coded array against its checksum."""
     audit = open_coded(name, storage, key=key).check(executor=executor)
     return CommandResult({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
 
@@ -90,7 +96,7 @@ def check_array_command(
 def repair_array_command(
     name: str, storage: str | None, key: str | None, executor: str | None
 ) -> CommandResult:
-    """Rebuild the damaged parts of a coded array from the good ones."""
+    """Rebuild the damaged segments of a coded array from others."""
     audit = open_coded(name, storage, key=key).repair(executor=executor)
     if audit.ok:
         return CommandResult({"repaired": 0, "audit": audit}, f"nothing to repair: {audit!r}")
@@ -102,16 +108,18 @@ def repair_array_command(
 @result_command("delete")
 @name_argument
 @storage_option
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 def delete_array_command(name: str, storage: str | None, yes: bool) -> CommandResult:
-    """Remove a coded array.
+    """Delete a coded array.
 
-    What already lay in storage when it was encoded stays.
+    Data that was already in storage when the array was encoded is not deleted.
     """
     coded_array = open_without_key(name, storage)
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("there is nobody to ask here: say --yes")
+            raise click.UsageError(
+                "cannot ask for confirmation, as standard input is not a terminal: pass --yes"
+            )
         click.confirm(f"delete {coded_array!r}?", abort=True, err=True)
     coded_array.delete()
     return CommandResult({"deleted": name}, f"deleted {name!r} from {coded_array.store.name}")
@@ -119,7 +127,7 @@ def delete_array_command(name: str, storage: str | None, yes: bool) -> CommandRe
 
 @contextlib.contextmanager
 def _open_source(source: str) -> Iterator[Any]:
-    """What `encode` takes for SOURCE, while it is open."""
+    """Open SOURCE, and yield it in the form that `encode` takes."""
     path, separator, dataset = source.partition(DATASET_SEPARATOR)
     if separator:
         with require_extra(f"reading {source}", "h5py", "storage"):
@@ -134,12 +142,12 @@ def _open_source(source: str) -> Iterator[Any]:
         try:
             array = zarr.open_array(source, mode="r")
         except (ValueError, LookupError) as error:
-            raise CodeError(f"{source} is no Zarr array: {error}") from error
+            raise CodeError(f"{source} is not a Zarr array: {error}") from error
         yield array
     elif Path(source).is_file():
         yield source
     else:
-        raise CodeError(f"there is no file {source!r}")
+        raise CodeError(f"the file {source!r} does not exist")
 
 
 def _summarize_array(coded_array: CodedArray) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def _summarize_array(coded_array: CodedArray) -> dict[str, Any]:
 
 
 def _summarize_array_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
-    """The facts of an array and a line that says them, or both of why it cannot be opened."""
+    """Return a summary of an array for programs and for people, or the reason why it cannot be opened."""
     try:
         coded_array = open_without_key(name, storage)
     except PolarmapError as error:

@@ -1,6 +1,4 @@
-"""`polarmap config`: the configuration and worker runtime of each backend, as shipped with the
-package.
-"""
+"""`polarmap config`: list, show and copy the configuration templates that polarmap ships."""
 
 from __future__ import annotations
 
@@ -16,39 +14,43 @@ from polarmap.errors import ExecutorError
 
 
 def find_templates_folder() -> Path:
-    """The folder that holds config/ and backends/: in the package, or around it in a checkout."""
+    """Return the folder that holds config/ and backends/: in the package, or in the root of a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_templates", package.parent):
         if (folder / "config").is_dir() and (folder / "backends").is_dir():
             return folder
-    raise ExecutorError(f"{package} came without config/ and backends/: install a wheel or sdist of polarmap")
+    raise ExecutorError(
+        f"config/ and backends/ are missing from {package}: install polarmap from a wheel or an sdist"
+    )
 
 
 def list_backends() -> list[str]:
-    """Every backend there is a configuration for."""
+    """Return the names of the backends that have a configuration template."""
     return sorted(path.stem for path in (find_templates_folder() / "config").glob("*.yaml"))
 
 
 def find_config_template(backend: str) -> Path:
-    """The configuration of a backend; ExecutorError for a name that is none."""
+    """Return the path of the configuration template of a backend. Raise ExecutorError for an unknown name."""
     if backend not in list_backends():
-        raise ExecutorError(f"there is no configuration {backend!r}; there are: {', '.join(list_backends())}")
+        raise ExecutorError(
+            f"no configuration template is named {backend!r}; choose one of: {', '.join(list_backends())}"
+        )
     return find_templates_folder() / "config" / f"{backend}.yaml"
 
 
 def find_backend_folder(backend: str) -> Path:
-    """What builds the worker runtime of a backend."""
+    """Return the folder of files from which the worker runtime of a backend is built."""
     return find_templates_folder() / "backends" / backend
 
 
 @click.group("config")
 def config_group() -> None:
-    """List, show or copy the configurations that polarmap ships."""
+    """List, show or copy configuration templates."""
 
 
 @result_command("list")
 def list_backends_command() -> CommandResult:
-    """List the backends there is a configuration for."""
+    """List the backends that have a configuration template."""
     purposes = [(name, _read_config_template_summary(name)) for name in list_backends()]
     configurations = [
         {
@@ -67,7 +69,10 @@ def list_backends_command() -> CommandResult:
 @result_command("show")
 @click.argument("name")
 def show_config_command(name: str) -> CommandResult:
-    """Print the configuration of a backend: polarmap config show aws_lambda > my_lambda.yaml"""
+    """Print the configuration template of a backend.
+
+    Example: polarmap config show aws_lambda > my_lambda.yaml
+    """
     template_path = find_config_template(name)
     text = template_path.read_text(encoding="utf-8")
     folder = find_backend_folder(name)
@@ -80,14 +85,17 @@ def show_config_command(name: str) -> CommandResult:
 @click.argument("name")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=".")
 def copy_config_command(name: str, folder: Path) -> CommandResult:
-    """Copy configuration and worker runtime of a backend to FOLDER/config and FOLDER/backends."""
+    """Copy the configuration template and the runtime files of a backend.
+
+    They are copied to FOLDER/config and FOLDER/backends.
+    """
     copies = [
         (find_config_template(name), folder / "config" / f"{name}.yaml"),
         (find_backend_folder(name), folder / "backends" / name),
     ]
     for _, target in copies:
         if target.exists():
-            raise ExecutorError(f"{target} exists already; remove it, or name another folder")
+            raise ExecutorError(f"{target} already exists: remove it, or choose another folder")
     for source, target in copies:
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
@@ -100,7 +108,7 @@ for command in (list_backends_command, show_config_command, copy_config_command)
 
 
 def _read_config_template_summary(backend: str) -> str:
-    """The first sentence of the comment that a configuration begins with."""
+    """Return the first sentence of the comment at the top of a configuration template."""
     lines = find_config_template(backend).read_text(encoding="utf-8").splitlines()
     paragraph = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.strip("# "), lines))
     return re.split(r"(?<!\.)\.(?= [A-Z]|$)", paragraph, maxsplit=1)[0]

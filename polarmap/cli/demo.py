@@ -1,4 +1,4 @@
-"""`polarmap demo`: a matrix times a vector on workers of which some sleep and one dies."""
+"""`polarmap demo`: a matrix-vector product with two sleeping workers and one that is killed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ SLEEPING_TASKS, KILLED_TASK = (3, 11), 17
 @click.option("--rows", type=click.IntRange(N_BLOCKS), default=20_000, show_default=True)
 @click.option("--columns", type=click.IntRange(1), default=960, show_default=True)
 @click.option(
-    "--sleep", type=click.FloatRange(0), default=15.0, show_default=True, help="Of stragglers, in s."
+    "--sleep",
+    type=click.FloatRange(0),
+    default=15.0,
+    show_default=True,
+    help="Seconds that stragglers sleep.",
 )
 def demo_command(rows: int, columns: int, sleep: float) -> CommandResult:
-    """Multiply a matrix by a plain and a coded map, with stragglers.
+    """Compare a plain with a coded map when workers are slow or die.
 
-    Both run on this machine. Two workers sleep before they work; the coded map's worker 17 is killed too.
+    Both maps multiply a matrix by a vector on this machine. In both, two workers sleep before they start. In
+    the coded map, worker 17 is killed as well.
     """
     rng = np.random.default_rng(0)
     A, x = rng.standard_normal((rows, columns)), rng.standard_normal(columns)

@@ -1,7 +1,7 @@
-"""`polarmap deploy` and `polarmap undeploy`: the worker runtime of a backend, made without a checkout.
+"""`polarmap deploy` and `polarmap undeploy`: build and remove the worker runtime of a backend.
 
-Lithops installs whatever numpy is newest on its worker. Arrays inside a pickled f then need not load,
-so the runtime gets the versions this process runs with.
+By default, Lithops installs the newest numpy on its workers, which may be unable to load arrays in an f that
+an older numpy has pickled. Therefore the runtime gets the versions of packages that are installed here.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from polarmap.executors.lithops_internals import close_function_executor
 from polarmap.executors.lithops_invocations import open_function_executor
 from polarmap.optional import compare_installed_version, format_pip_install_command
 
-# Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
+# On Lambda, Python below 3.12 runs on Amazon Linux 2, whose C library is too old for wheels of numpy >= 2.3.
 MIN_LAMBDA_PYTHON_WITH_NEW_LIBC, MIN_NUMPY_NEEDING_NEW_LIBC = (3, 12), (2, 3)
-LOCAL_BACKEND = "localhost"  # the backend of those recipes that have nothing to build
+LOCAL_BACKEND = "localhost"  # the backend of templates for which nothing has to be built
 
 name_argument = click.argument("name")
 config_argument = click.argument("config", type=EXISTING_FILE, required=False)
@@ -44,9 +44,9 @@ config_argument = click.argument("config", type=EXISTING_FILE, required=False)
 def deploy_command(name: str, config: Path | None) -> CommandResult:
     """Build the worker runtime of backend NAME, and deploy it.
 
-    With the versions that are installed here. CONFIG is your copy of
-    `polarmap config show NAME`, filled in. Deploy again after each update of numpy or
-    polarmap, and for each runtime_memory.
+    The runtime gets the versions of packages that are installed here. CONFIG is your copy of
+    `polarmap config show NAME` with your settings. Deploy again after each update of numpy or polarmap, and
+    for each runtime_memory.
     """
     config_path = _resolve_config_path(name, config)
     if name in BACKENDS:
@@ -63,9 +63,10 @@ def deploy_command(name: str, config: Path | None) -> CommandResult:
 @name_argument
 @config_argument
 def undeploy_command(name: str, config: Path | None) -> CommandResult:
-    """Remove the worker runtime that `polarmap deploy` made.
+    """Remove the worker runtime that `polarmap deploy` built.
 
-    Buckets, roles and images that you made yourself stay: the page of the backend says how to remove them.
+    Buckets, roles and images that you created yourself are not removed. The page of the backend says how to
+    remove them.
     """
     config_path = _resolve_config_path(name, config)
     if name in BACKENDS:
@@ -80,7 +81,10 @@ def undeploy_command(name: str, config: Path | None) -> CommandResult:
 
 
 def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
-    """The file that configures a backend; ExecutorError for a name that is none, and for another's file."""
+    """Return the path of the configuration of a backend.
+
+    Raise ExecutorError for an unknown name, or if the file configures another backend.
+    """
     template = find_config_template(backend)
     lithops_config.read_config_for_backend(
         config_path or template, backend if backend in BACKENDS else LOCAL_BACKEND
@@ -89,7 +93,7 @@ def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
 
 
 def _check_local_interpreter(backend: str) -> None:
-    """ExecutorError if this interpreter cannot be a worker on this machine."""
+    """Raise ExecutorError if this interpreter cannot run workers on this machine."""
     checked_requirements = {
         requirement: compare_installed_version(requirement) for requirement in read_requirements(backend)
     }
@@ -103,16 +107,16 @@ def _check_local_interpreter(backend: str) -> None:
 
 
 def _enable_lithops_logging() -> None:
-    """It takes minutes: let Lithops say on standard error what goes on."""
+    """Let Lithops report its progress on standard error, because building takes minutes."""
     logging.basicConfig(format="polarmap: %(message)s")
     logging.getLogger("lithops").setLevel(logging.INFO)
 
 
-# --- what they do -----------------------------------------------------------------------------
+# --- building and removing -----------------------------------------------------------------------------
 
 
 def read_requirements(backend: str) -> list[str]:
-    """The packages that a worker of a recipe needs."""
+    """Return the requirements of the worker runtime of a backend."""
     path = find_templates_folder() / "backends" / "requirements.txt"
     lines = map(str.strip, path.read_text().splitlines())
     requirements = [line for line in lines if line and not line.startswith("#")]
@@ -120,7 +124,7 @@ def read_requirements(backend: str) -> list[str]:
 
 
 def pin_requirements(requirements: Sequence[str], installed_versions: Mapping[str, str]) -> list[str]:
-    """Requirements pinned to what is installed here, where it is.
+    """Pin requirements to the installed versions. Packages that are not installed are not pinned.
 
     >>> pin_requirements(["numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
     ['numpy==2.2.6', 'azure-functions']
@@ -133,7 +137,7 @@ def pin_requirements(requirements: Sequence[str], installed_versions: Mapping[st
 
 
 def build_runtime(config_path: Path, backend: str) -> str:
-    """Build the runtime of a backend, deploy it where the configuration says; its name."""
+    """Build and deploy the worker runtime of a backend as configured, and return a description of it."""
     from lithops.version import __version__
 
     runtime_image = RUNTIME_IMAGES[backend]
@@ -151,7 +155,7 @@ def build_runtime(config_path: Path, backend: str) -> str:
         )
         if runtime_image.lithops_archive:
             compute_handler.backend.build_runtime(runtime_name, "Dockerfile", [])
-        compute_handler.init()  # virtual machines: their network
+        compute_handler.init()  # creates the network of virtual machines
         metadata = compute_handler.deploy_runtime(runtime_name, memory_mb, timeout_seconds)
         metadata["runtime_timeout"] = timeout_seconds
         runtime_key = compute_handler.get_runtime_key(runtime_name, memory_mb, __version__)
@@ -162,7 +166,7 @@ def build_runtime(config_path: Path, backend: str) -> str:
 
 
 def remove_runtime(config_path: Path, backend: str) -> str:
-    """Remove the runtime that the configuration names, and what Lithops noted of it; its name."""
+    """Remove the configured worker runtime with its Lithops metadata, and return a description of it."""
     from lithops.version import __version__
 
     runtime_image = RUNTIME_IMAGES[backend]
@@ -174,13 +178,13 @@ def remove_runtime(config_path: Path, backend: str) -> str:
             compute_handler.delete_runtime(runtime_name, memory_mb, __version__)
         if runtime_image.clean_all is not None:
             compute_handler.clean(all=runtime_image.clean_all)
-        if not runtime_image.is_virtual_machine:  # the note on machines is theirs: others have other names
+        if not runtime_image.is_virtual_machine:  # machines keep their own metadata, under other names
             storage.delete_runtime_meta(compute_handler.get_runtime_key(runtime_name, memory_mb, __version__))
         return _format_runtime(runtime_name, memory_mb)
 
 
 def _format_runtime(runtime_name: str, memory_mb: int | None, timeout_seconds: int | None = None) -> str:
-    """A runtime with what each of its workers gets; a virtual machine says nothing of its memory.
+    """Return the name of a runtime with the memory and time limit of its workers, where they are known.
 
     >>> _format_runtime("worker", 2048, 60), _format_runtime("python3", None)
     ('worker (2048 MB, 60 s)', 'python3')
@@ -194,7 +198,7 @@ def _format_runtime(runtime_name: str, memory_mb: int | None, timeout_seconds: i
 
 
 def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
-    """Versions that a runtime is made of; ExecutorError for what this client cannot deploy there."""
+    """Return the versions of packages for a runtime. Raise ExecutorError if this client cannot deploy it."""
     versions = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
     python_version, numpy_version = sys.version_info[:2], versions["numpy"]
     needs_new_libc = tuple(int(part) for part in numpy_version.split(".")[:2]) >= MIN_NUMPY_NEEDING_NEW_LIBC
@@ -204,15 +208,16 @@ def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
         raise ExecutorError(
             f"Lambda's Python {python_version[0]}.{python_version[1]} runs on Amazon Linux 2, "
             f"for which numpy {numpy_version} has no "
-            "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
+            "wheel: run polarmap here with Python 3.12 or later, or with numpy < 2.3"
         )
     if RUNTIME_IMAGES.get(backend, RUNTIME_IMAGES[LOCAL_BACKEND]).is_virtual_machine:
         configured_packages = set((config.get("standalone") or {}).get("extra_python_packages") or [])
-        # it brings itself
+        # Lithops installs itself.
         required_packages = [f"{name}=={versions[name]}" for name in versions if name != "lithops"]
         if not configured_packages.issuperset(required_packages):
             raise ExecutorError(
-                "virtual machines install what the section standalone says, which must be as here: "
+                "virtual machines install the packages that the section standalone of the configuration "
+                "lists. Set them to the versions installed here: "
                 f"extra_python_packages: [{', '.join(required_packages)}]"
             )
     return versions
@@ -220,7 +225,7 @@ def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _open_lithops_executor(config_path: Path, error_prefix: str) -> Iterator[Any]:
-    """A FunctionExecutor, ended afterwards; whatever Lithops or a cloud raises becomes an ExecutorError."""
+    """Open a FunctionExecutor. Exceptions of Lithops or of the cloud are raised as ExecutorError."""
     try:
         function_executor = open_function_executor(config_path)
         try:
@@ -235,7 +240,7 @@ def _open_lithops_executor(config_path: Path, error_prefix: str) -> Iterator[Any
 
 @contextlib.contextmanager
 def _make_build_folder(backend: str, requirements: Sequence[str]) -> Iterator[Path]:
-    """Work in a temporary folder with what an image is made of: Lithops builds where it stands."""
+    """Create a temporary folder with the files of an image, and change to it: Lithops builds there."""
     template = Template((find_templates_folder() / "backends" / "Dockerfile").read_text())
     runtime_image, python_version = RUNTIME_IMAGES[backend], f"{sys.version_info[0]}.{sys.version_info[1]}"
     with tempfile.TemporaryDirectory(prefix="polarmap-runtime-") as folder:
@@ -250,9 +255,9 @@ def _make_build_folder(backend: str, requirements: Sequence[str]) -> Iterator[Pa
 
 @contextlib.contextmanager
 def _patch_lithops_defaults(backend: str, requirements: Sequence[str], build_folder: Path) -> Iterator[None]:
-    """Let Lithops make a default runtime of these packages, and put its code beside the Dockerfile.
+    """Let Lithops build its default runtime from `requirements`, with its code archive in `build_folder`.
 
-    It would put it into the folder in which its module was imported.
+    Without this, Lithops writes the archive to the folder in which its module was imported.
     """
     runtime_image = RUNTIME_IMAGES[backend]
     compute_mode = "standalone" if runtime_image.is_virtual_machine else "serverless"
@@ -274,7 +279,10 @@ def _patch_lithops_defaults(backend: str, requirements: Sequence[str], build_fol
 
 
 def _disable_lambda_retries(lambda_backend: Any, runtime_name: str, memory_mb: int) -> None:
-    """Lambda repeats asynchronous calls that fail, twice, minutes later: parity makes that needless."""
+    """Keep Lambda from repeating failed asynchronous calls, which it does twice, minutes later.
+
+    Parity tasks make these retries unnecessary.
+    """
     function_name = lambda_backend._format_function_name(runtime_name, memory_mb)
     lambda_backend.lambda_client.put_function_event_invoke_config(
         FunctionName=function_name, MaximumRetryAttempts=0

@@ -1,4 +1,4 @@
-"""`polarmap doctor`: what is installed, configured and reachable, and coded maps to prove it."""
+"""`polarmap doctor`: check the installation and a configuration, and run small coded maps."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from polarmap.worker.environment import count_available_cores
 
 TESTED_PYTHONS = ((3, 11), (3, 14))
 N_BLOCKS, N_TASKS = 4, 6
-# integers: right means equal
+# Integers, so that the result of a coded map must equal the product exactly.
 SAMPLE_MATRIX = np.arange(8 * N_BLOCKS * 3).reshape(8 * N_BLOCKS, 3)
 SAMPLE_VECTOR = np.array([1, -2, 3])
 N_LATER_MAPS = 10
-# seconds: several times what they take on one core that is free
+# Several times what these maps take on one idle core.
 SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = 3.0, 0.03
-MIN_FREE_BYTES = 1 << 30  # in the temporary folder, below which blocks of some size do not fit
+MIN_FREE_BYTES = 1 << 30  # free space in the temporary folder below which large blocks may not fit
 OPTIONAL_PACKAGES = {
     "numba": ("fast", "codes with n over about 100 are encoded slower"),
     "scipy": ("linalg", "no operators and estimators"),
@@ -53,7 +53,7 @@ LITHOPS_CONFIG_VARIABLES = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 
 
 class CheckResult(NamedTuple):
-    """What was found of one thing, and how good: "ok", "note" (works, could be better) or "bad"."""
+    """The result of one check: its state is "ok", "note" (it works, but could be better) or "bad"."""
 
     name: str
     state: str
@@ -69,15 +69,19 @@ class CheckResult(NamedTuple):
 @click.option(
     "--config",
     type=EXISTING_FILE,
-    help="A Lithops YAML file to examine; without it, what executor=None uses: this machine.",
+    help="A Lithops YAML file to check. By default, the workers on this machine are checked.",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds for the coded map."
+    "--timeout",
+    type=click.FloatRange(1),
+    default=120.0,
+    show_default=True,
+    help="Seconds after which a coded map is given up.",
 )
 def doctor_command(config: Path | None, timeout: float) -> CommandResult:
     """Check the installation, a configuration, and small coded maps.
 
-    The last check says how long a map takes on persistent workers.
+    The last check measures how long a map takes on persistent workers.
     """
     checks = [
         *_check_installation(),
@@ -97,7 +101,7 @@ def doctor_command(config: Path | None, timeout: float) -> CommandResult:
     )
 
 
-# --- what is installed -----------------------------------------------------------------------------
+# --- installation -----------------------------------------------------------------------------
 
 
 def _check_installation() -> Iterator[CheckResult]:
@@ -124,11 +128,11 @@ def _check_installation() -> Iterator[CheckResult]:
             )
 
 
-# --- what is configured ----------------------------------------------------------------------------
+# --- configuration ----------------------------------------------------------------------------
 
 
 def _check_this_machine() -> Iterator[CheckResult]:
-    """Checks of what executor=None uses: this machine, whatever Lithops' own configuration says."""
+    """Check this machine, where maps run without `executor=`, whatever Lithops' own configuration says."""
     yield CheckResult("configuration", "ok", "none given: workers on this machine")
     for config_path in _find_lithops_configs():
         yield CheckResult(
@@ -140,21 +144,21 @@ def _check_this_machine() -> Iterator[CheckResult]:
         )
     yield _check_free_space("temporary folder", get_temp_root(), MIN_FREE_BYTES, "make room, or set TMPDIR")
     if os.path.isdir(SHARED_MEMORY_ROOT):
-        advice = "what has no room there goes to disk; of a container: docker run --shm-size=2g"
+        advice = "blocks that do not fit go to disk; give a container more with docker run --shm-size=2g"
         yield _check_free_space("shared memory", SHARED_MEMORY_ROOT, DEFAULT_BLOCK_CACHE_BYTES, advice)
 
 
 def _check_free_space(check_name: str, folder: str, min_bytes: int, advice: str) -> CheckResult:
-    """Check the room in a folder that blocks lie in."""
+    """Check the free space in a folder where blocks are stored."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes >= min_bytes:
         return CheckResult(check_name, "ok", f"{folder}, {free_bytes / 1e9:.1f} GB free")
-    detail = f"{folder}, {free_bytes / 1e9:.1f} GB free of {min_bytes / 1e9:.1f} that blocks may take"
+    detail = f"{folder}, only {free_bytes / 1e9:.1f} GB free; blocks may take {min_bytes / 1e9:.1f} GB"
     return CheckResult(check_name, "note", detail, advice)
 
 
 def _find_lithops_configs() -> list[Path]:
-    """Configuration files where Lithops looks for one."""
+    """Return the existing configuration files that Lithops would read by default."""
     configured_values = [os.environ[name] for name in LITHOPS_CONFIG_VARIABLES if os.environ.get(name)]
     candidates = [Path(name) for name in configured_values if not name.lstrip().startswith("{")]
     candidates += [Path(".lithops_config"), Path.home() / ".lithops" / "config"]
@@ -171,31 +175,34 @@ def _check_configuration(config_path: Path) -> Iterator[CheckResult]:
         return
     lithops_section = config.get("lithops") or {}
     names_backend = "backend" in lithops_section
-    storage = lithops_section.get("storage", "that of Lithops' choice")
+    storage = lithops_section.get("storage", "chosen by Lithops")
     yield CheckResult(
         "configuration",
         "ok" if names_backend else "note",
         f"{config_path}: {lithops_config.get_backend_name(config)}, storage {storage}",
-        "" if names_backend else "it names no backend, which Lithops takes for aws_lambda",
+        "" if names_backend else "it names no backend, so Lithops uses aws_lambda",
     )
     if storage != "localhost" and "monitoring_interval" not in lithops_section:
-        detail = "not set: Lithops looks for results every 2 s"
+        detail = "not set, so Lithops polls for results every 2 s"
         yield CheckResult(
-            "monitoring_interval", "note", detail, "say monitoring_interval: 0.3 below lithops:"
+            "monitoring_interval", "note", detail, "add monitoring_interval: 0.3 to the section lithops:"
         )
     try:
         check_deployable_config(config)
     except ExecutorError as error:
         yield CheckResult(
-            "worker runtime", "bad", format_error_message(error), "polarmap deploy refuses it, too"
+            "worker runtime",
+            "bad",
+            format_error_message(error),
+            "polarmap deploy would fail for the same reason",
         )
 
 
-# --- what runs -------------------------------------------------------------------------------------
+# --- live checks -------------------------------------------------------------------------------------
 
 
 def _run_live_checks(config: Path | None, timeout: float) -> Iterator[CheckResult]:
-    """Checks of what runs: storage, then coded maps, if nothing before them is bad."""
+    """Check the storage, then run coded maps. Stop at the first check that fails."""
     if config is not None:
         yield (check := _check_storage(config))
         if check.state == "bad":
@@ -221,19 +228,22 @@ def _check_storage(config: Path) -> CheckResult:
     try:
         function_executor = open_function_executor(config)
     except ExecutorError as error:
-        return CheckResult("Lithops", "bad", format_error_message(error), "are you logged in there?")
+        return CheckResult("Lithops", "bad", format_error_message(error), "check that you are logged in")
     key, data = f"polarmap/{uuid.uuid4().hex}/probe", os.urandom(1024)
     try:
         store = ObjectStore(open_lithops_storage(function_executor))
         started_at = time.monotonic()
         store.put(key, data)
         if store.get(key) != data:
-            raise StorageError(f"{store.name} has other bytes than were stored")
+            raise StorageError(f"{store.name} returned different bytes than were written")
         store.delete([key])
         seconds = time.monotonic() - started_at
     except StorageError as error:
         return CheckResult(
-            "storage", "bad", format_error_message(error), "check endpoint, bucket and credentials"
+            "storage",
+            "bad",
+            format_error_message(error),
+            "check the endpoint, the bucket and the credentials",
         )
     finally:
         close_function_executor(function_executor)
@@ -241,7 +251,7 @@ def _check_storage(config: Path) -> CheckResult:
 
 
 def _check_coded_map(executor: Any, timeout: float) -> CheckResult:
-    """Check a coded map whose right result is known."""
+    """Run a coded map, and compare its result with the exact one."""
     started_at = time.perf_counter()
     result = _run_sample_map(executor, timeout)
     seconds = time.perf_counter() - started_at
@@ -257,7 +267,7 @@ def _check_coded_map(executor: Any, timeout: float) -> CheckResult:
 
 
 def _check_persistent_workers(config: Path | None, timeout: float) -> CheckResult:
-    """Check how long maps take on persistent workers: the first one, and those after it."""
+    """Measure how long the first map and later maps take on persistent workers."""
     durations = []
     with Pool(config) as pool:
         for _ in range(1 + N_LATER_MAPS):
@@ -268,7 +278,7 @@ def _check_persistent_workers(config: Path | None, timeout: float) -> CheckResul
 
 
 def _run_sample_map(executor: Any, timeout: float) -> CodedResult[Any]:
-    """A X as one coded map."""
+    """Return the product of the sample matrix and vector, computed by a coded map."""
     result: CodedResult[Any] = coded_map(
         operator.methodcaller("dot", SAMPLE_VECTOR),
         SAMPLE_MATRIX,
@@ -282,7 +292,7 @@ def _run_sample_map(executor: Any, timeout: float) -> CodedResult[Any]:
 
 
 def _check_latency(pool_name: str, is_local: bool, first_seconds: float, later_seconds: float) -> CheckResult:
-    """Judge the seconds of a first map, which starts the workers, and of later ones, which find them.
+    """Judge the seconds of the first map, which starts the workers, and of later maps, which reuse them.
 
     >>> print(_check_latency("here", True, 0.4, 0.002))
     ok    persistent workers: here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
@@ -296,15 +306,16 @@ def _check_latency(pool_name: str, is_local: bool, first_seconds: float, later_s
     load_average, n_cores = os.getloadavg()[0], count_available_cores()
     if load_average > n_cores:
         advice = (
-            f"{load_average:.1f} processes want the {n_cores} cores of this machine: try again "
-            "when it is free"
+            f"this machine is busy ({load_average:.1f} processes for {n_cores} cores): try again "
+            "when it is idle"
         )
     elif not is_local:
-        advice = "workers that reach this machine by TCP are fastest, next those with a storage like Redis"
+        advice = "workers are fastest if they can reach this machine by TCP, else with a storage like Redis"
     elif later_seconds > SLOW_LATER_MAP_SECONDS:
-        advice = "try executor=ThreadPoolExecutor(...), which starts no process, and please report this"
+        advice = "try executor=ThreadPoolExecutor(...), which starts no processes, and please report this"
     else:
         advice = (
-            "their start is mostly imports, from a slow disk it seems: let them stay, Pool(idle_timeout=600)"
+            "starting workers mostly imports modules, perhaps from a slow disk: keep workers with "
+            "Pool(idle_timeout=600)"
         )
     return CheckResult("persistent workers", "note", detail, advice)

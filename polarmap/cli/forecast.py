@@ -1,4 +1,4 @@
-"""`polarmap plan` and `polarmap simulate`: how many workers, and what to expect of them."""
+"""`polarmap plan` and `polarmap simulate`: recommend a number of workers, and compare schemes."""
 
 from __future__ import annotations
 
@@ -38,32 +38,35 @@ RUN_TIME_OPTIONS = (
     click.option(
         "--times",
         type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-        help="Run times in seconds: numbers, CSV, or the JSON file of `measure`; - is standard input.",
+        help="Run times in seconds: a text file of numbers, a CSV file, or a JSON file of `measure`. "
+        "- reads standard input.",
     ),
     click.option(
-        "--column", metavar="NAME", help="Column of the CSV file; of a JSON file cold or warm (the default)."
+        "--column",
+        metavar="NAME",
+        help="Column of a CSV file, or cold or warm (the default) for a JSON file.",
     ),
     click.option(
         "--distribution",
         "distribution_spec",
         metavar="NAME:A,B",
-        help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
+        help="Instead of --times: exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace.",
     ),
     click.option(
         "--stragglers",
         "straggler_parameters",
         type=(PROBABILITY, float),
         metavar="SHARE FACTOR",
-        help="Some tasks take longer.",
+        help="SHARE of the tasks (0 to 1) take FACTOR times as long.",
     ),
     click.option(
         "--cold-starts",
         "cold_start_parameters",
         type=(PROBABILITY, float),
         metavar="SHARE SECONDS",
-        help="Some tasks wait first.",
+        help="SHARE of the tasks start SECONDS late.",
     ),
-    click.option("--failing", type=PROBABILITY, metavar="SHARE", help="Some tasks never end."),
+    click.option("--failing", type=PROBABILITY, metavar="SHARE", help="SHARE of the tasks never finish."),
 )
 DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
     **{name: (2, law) for name, law in DISTRIBUTION_FAMILIES.items()},
@@ -72,7 +75,7 @@ DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
 
 
 def add_run_time_options(command_function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
-    """Add the options that say how long tasks take; the function gets `run_times`, one distribution."""
+    """Add the options that describe run times. The function gets one distribution, as `run_times`."""
 
     @functools.wraps(command_function)
     def call_with_distribution(
@@ -85,7 +88,9 @@ def add_run_time_options(command_function: Callable[..., CommandResult]) -> Call
         **other_options: Any,
     ) -> CommandResult:
         if (times is None) == (distribution_spec is None):
-            raise click.UsageError("say how long tasks take: either --times FILE or --distribution NAME:A,B")
+            raise click.UsageError(
+                "pass the run times of tasks: either --times FILE or --distribution NAME:A,B"
+            )
         run_times = (
             read_run_times(times, column) if times is not None else parse_distribution(str(distribution_spec))
         )
@@ -103,7 +108,7 @@ def add_run_time_options(command_function: Callable[..., CommandResult]) -> Call
 
 
 def parse_distribution(spec: str) -> Distribution:
-    """The distribution that NAME:A,B names.
+    """Return the distribution specified by NAME:A,B.
 
     >>> parse_distribution("exponential:1,0.5")
     ShiftedExponential(shift=1.0, scale=0.5)
@@ -111,7 +116,7 @@ def parse_distribution(spec: str) -> Distribution:
     name, _, parameter_text = spec.partition(":")
     if name not in DISTRIBUTIONS:
         _raise_bad_option(
-            "--distribution", f"there is no distribution {name!r}; there are: {', '.join(DISTRIBUTIONS)}"
+            "--distribution", f"unknown distribution {name!r}; choose one of: {', '.join(DISTRIBUTIONS)}"
         )
     n_parameters, make_distribution = DISTRIBUTIONS[name]
     parameters = _parse_floats([part for part in parameter_text.split(",") if part.strip()])
@@ -119,7 +124,7 @@ def parse_distribution(spec: str) -> Distribution:
         _raise_bad_option("--distribution", f"{parameter_text!r} is not a list of numbers")
     if len(parameters) != n_parameters:
         _raise_bad_option(
-            "--distribution", f"{name} has {n_parameters} parameters, {spec!r} gives {len(parameters)}"
+            "--distribution", f"{name} takes {n_parameters} parameters, got {len(parameters)} in {spec!r}"
         )
     try:
         return make_distribution(*parameters)
@@ -128,23 +133,23 @@ def parse_distribution(spec: str) -> Distribution:
 
 
 def read_run_times(path: Path, column: str | None) -> Empirical:
-    """The numbers of a text or JSON file, or of a column of a CSV file with a header; - is standard input."""
+    """Read run times from a text file, a JSON file or a column of a CSV file; "-" is standard input."""
     try:
         if path.suffix == ".json":
             return Empirical.from_json(path, column or "warm")
         with click.open_file(str(path), encoding="utf-8-sig") as file:
             lines = [line for line in file if line.strip()]
         column_names = next(csv.reader(lines), [])
-        # of a run time, or of none
+        # A first line of numbers is not a header.
         if column is None and _parse_floats(" ".join(column_names).split()) is not None:
             return Empirical(" ".join(lines).replace(",", " ").split())
         if column is None and len(column_names) > 1:
             _raise_bad_option(
-                "--column", f"{path} has the columns {', '.join(column_names)}: --column says which is needed"
+                "--column", f"{path} has the columns {', '.join(column_names)}: choose one with --column"
             )
         return Empirical.from_csv(lines, column or column_names[0])
     except UnicodeDecodeError as error:
-        _raise_bad_option("--times", f"{path} is no UTF-8 text: {error}")
+        _raise_bad_option("--times", f"{path} is not UTF-8 text: {error}")
     except CodeError as error:
         _raise_bad_option("--times", f"{path}: {error}")
 
@@ -161,46 +166,48 @@ def _parse_floats(tokens: list[str]) -> list[float] | None:
 
 
 @result_command("plan")
-@click.option("--k", type=click.IntRange(1), required=True, help="Data blocks.")
+@click.option("--k", type=click.IntRange(1), required=True, help="Number of data blocks.")
 @add_run_time_options
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="p99", show_default=True)
-@click.option("--max-workers", type=click.IntRange(1), help="By default 2 k.")
-@click.option("--deadline", type=float, default=math.inf, help="Seconds the objective may take.")
-@click.option("--budget", type=float, default=math.inf, help="Worker-seconds that may be paid in the mean.")
+@click.option("--max-workers", type=click.IntRange(1), help="The default is 2 k.")
+@click.option("--deadline", type=float, default=math.inf, help="Upper bound of the objective, in seconds.")
+@click.option(
+    "--budget", type=float, default=math.inf, help="Upper bound of the mean cost, in worker-seconds."
+)
 @click.option("--code", type=click.Choice(CODES), default="rotation", show_default=True)
 @click.option(
     "--schedule",
     type=click.Choice(SCHEDULES),
     default="upfront",
     show_default=True,
-    help="Whether parity starts at once, when tasks are late, or as is better.",
+    help="When parity tasks start: at once, when tasks are late, or whichever is better.",
 )
 @click.option(
     "--slack",
     type=float,
-    help="Relative loss accepted in the objective; by default the knee between waiting and paying.",
+    help="Accepted relative loss of the objective. By default the knee of the frontier of time and cost.",
 )
 @click.option(
     "--max-failure-probability",
     type=float,
     default=1e-3,
     show_default=True,
-    help="Largest accepted probability that too many tasks never end.",
+    help="Accepted probability that too many tasks never finish.",
 )
 @click.option(
     "--plot",
     "figure_path",
     metavar="FILE",
     type=OUTPUT_FILE,
-    help="Draw the frontier, what waiting less costs, to FILE (.png, .svg, .pdf).",
+    help="Plot the frontier of completion time and cost to FILE (.png, .svg, .pdf).",
 )
 @click.option(
     "--config",
     type=EXISTING_FILE,
-    help="A Lithops YAML file: its limits bound the plan, its prices say what it costs.",
+    help="A Lithops YAML file: the plan stays within the limits of its backend, and is priced in dollars.",
 )
 def plan_command(config: Path | None, figure_path: Path | None, **options: Any) -> CommandResult:
-    """Recommend how many workers to start for k blocks."""
+    """Recommend a number of workers for k data blocks."""
     worker_spec = None if config is None else _read_worker_spec(config)
     k, run_times, objective = (options.pop(name) for name in ("k", "run_times", "objective"))
     chosen_plan = plan_workers(k, run_times, objective, worker_spec=worker_spec, **options)
@@ -215,18 +222,19 @@ def plan_command(config: Path | None, figure_path: Path | None, **options: Any) 
 
 
 def _read_worker_spec(config_path: Path) -> WorkerSpec:
-    """What the tasks of a configuration run on."""
+    """Return the worker specification of a configuration."""
     spec = parse_worker_spec(lithops_config.read_config(config_path))
     if spec is None:
         raise ExecutorError(
-            f"{config_path} says no runtime_memory of its workers: there is no limit to plan within"
+            f"{config_path} has no runtime_memory for its backend, so the memory of its workers is unknown: "
+            "add it"
         )
     return spec
 
 
 @result_command("simulate")
-@click.option("--k", type=click.IntRange(1), required=True, help="Data blocks.")
-@click.option("--n", type=click.IntRange(1), help="Workers of the codes; by default k + k/3.")
+@click.option("--k", type=click.IntRange(1), required=True, help="Number of data blocks.")
+@click.option("--n", type=click.IntRange(1), help="Number of workers of the codes; the default is k + k/3.")
 @add_run_time_options
 @click.option(
     "--scheme",
@@ -235,14 +243,14 @@ def _read_worker_spec(config_path: Path) -> WorkerSpec:
     multiple=True,
     default=("uncoded", "replication", "backup", "sequential", "rotation"),
     show_default=True,
-    help="May be given more than once.",
+    help="A scheme to simulate. May be given more than once.",
 )
 @click.option("--trials", type=click.IntRange(2), default=1000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def simulate_command(
     k: int, n: int | None, run_times: Any, schemes: tuple[str, ...], trials: int, seed: int
 ) -> CommandResult:
-    """Compare plain maps, copies, backup tasks and codes."""
+    """Compare plain maps, replication, backup tasks and codes."""
     n_coded = get_default_n_tasks(k) if n is None else n
     completions = [
         completion_time(
@@ -254,7 +262,7 @@ def simulate_command(
 
 
 def _count_workers_of_scheme(scheme: str, n: int, k: int) -> int:
-    """How many workers a scheme starts: copies double the map, backups start only when needed."""
+    """Return the number of workers that a scheme starts at once."""
     if scheme == "replication":
         return max(2, n // k) * k
     return k if scheme == "uncoded" or scheme.startswith("backup") else n

@@ -1,6 +1,4 @@
-"""`polarmap measure`: how long tasks take on an executor, for `polarmap plan` and
-`polarmap simulate`.
-"""
+"""`polarmap measure`: measure task run times on an executor, for `polarmap plan` and `simulate`."""
 
 from __future__ import annotations
 
@@ -17,21 +15,23 @@ from polarmap.planning.measurement import measure as measure_run_times
 @result_command("measure")
 @click.argument("config", type=LithopsConfigType(exists=True, dir_okay=False, path_type=Path), required=False)
 @click.option(
-    "--tasks", type=click.IntRange(1), default=200, show_default=True, help="As a map of yours has."
+    "--tasks", type=click.IntRange(1), default=200, show_default=True, help="Number of tasks of each map."
 )
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="That a task computes.")
-@click.option("--timeout", type=float, help="Seconds that each of the two maps may take.")
+@click.option(
+    "--seconds", type=float, default=2.0, show_default=True, help="Seconds that each task computes."
+)
+@click.option("--timeout", type=float, help="Seconds after which each of the two maps is given up.")
 @click.option(
     "--out",
     type=OUTPUT_FILE,
-    help="Write what was measured to a JSON file, which --times of plan and simulate takes.",
+    help="Write the run times to a JSON file for --times of `plan` and `simulate`.",
 )
 @click.option(
     "--plot",
     "figure_path",
     metavar="FILE",
     type=OUTPUT_FILE,
-    help="Draw how the times of the second map spread to FILE (.png, .svg, .pdf).",
+    help="Plot the run times of the second map to FILE (.png, .svg, .pdf).",
 )
 def measure_command(
     config: Path | str | None,
@@ -41,10 +41,10 @@ def measure_command(
     out: Path | None,
     figure_path: Path | None,
 ) -> CommandResult:
-    """Measure how long tasks take, on cold and then on warm workers.
+    """Measure task run times on cold workers, then on warm ones.
 
-    CONFIG is the path of a Lithops configuration, or "localhost" for Lithops on this machine. Without it,
-    tasks run in worker processes of this machine.
+    CONFIG is the path of a Lithops configuration, or "localhost" for Lithops on this machine. Without
+    CONFIG, tasks run in worker processes on this machine.
     """
     executor = None if config is None else str(config)
     measurement = measure_run_times(executor, tasks=tasks, task_seconds=seconds, timeout=timeout)

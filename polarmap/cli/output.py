@@ -1,4 +1,4 @@
-"""What a command answers, and how it is printed: as text, or as one JSON document."""
+"""Results of commands, printed as text or as one JSON document."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from polarmap.errors import PolarmapError
 from polarmap.executors.executor_specs import is_localhost_spec
 from polarmap.report import to_json_value
 
-# an argument or option that names one
+# Types of arguments and options that name an input file or an output file.
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)  # one that is written
+OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class LithopsConfigType(click.Path):
@@ -30,7 +30,17 @@ class LithopsConfigType(click.Path):
 
 
 class CommandResult(NamedTuple):
-    """What a command found, for programs and for people, and whether all is well (exit code 0 or 1)."""
+    """The result of a command.
+
+    Attributes
+    ----------
+    data : mapping
+        The result for programs, printed as JSON with --json.
+    text : str
+        The result for people.
+    ok : bool
+        Whether no problem was found. The exit code is 0 or 1.
+    """
 
     data: Mapping[str, Any]
     text: str
@@ -38,10 +48,10 @@ class CommandResult(NamedTuple):
 
 
 def result_command(command_name: str) -> Callable[[Callable[..., CommandResult]], click.Command]:
-    """Make a click command of a function that gives a CommandResult; adds --json.
+    """Return a decorator that makes a click command, with the option --json, of a function.
 
-    What the function raises on purpose becomes one line on standard error, and with --json also
-    {"error": ...}. Whatever else it prints goes to standard error.
+    The function returns a CommandResult. An expected exception of it is printed as one line on standard
+    error, and with --json also as {"error": ...}. Anything that the function prints goes to standard error.
     """
 
     def decorate(command_function: Callable[..., CommandResult]) -> click.Command:
@@ -74,5 +84,5 @@ def _call_command(
 
 
 def format_error_message(error: Exception) -> str:
-    """The message of an error without its breaks."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split())

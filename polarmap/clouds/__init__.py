@@ -1,1 +1,1 @@
-"""What each cloud allows and charges, and its configuration files."""
+"""Limits, prices and configuration of the supported cloud backends."""

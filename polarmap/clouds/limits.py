@@ -1,4 +1,4 @@
-"""What each Lithops backend allows, and whether a map fits it: checked before anything is started."""
+"""Limits of Lithops backends, and the check that a map stays within them before anything is started."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from polarmap.errors import LimitError, warn
 
 MB = 2**20
 GB = 2**30
-# Lithops, numpy and a cloud's client library take 75 MB, the runtime around them up to as much again.
+# Memory that a worker needs without any block: Lithops, numpy and the client library of the cloud take about
+# 75 MB, and the rest of the runtime up to as much again.
 RUNTIME_BYTES = 150 * MB
-BLOCK_COPIES = 2  # of its block that a worker holds while it unpacks what it fetched
+BLOCK_COPIES = 2  # copies of its block that a worker holds while it unpacks the fetched bytes
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,14 @@ class BackendLimits:
     Attributes
     ----------
     memory_sizes_mb
-        Memory sizes there are; empty if any between `min_memory_mb` and `max_memory_mb` will do.
+        The memory sizes that the backend offers; empty if any size from `min_memory_mb` to `max_memory_mb`
+        is possible.
     max_seconds
-        Seconds of one call, None if the backend sets no limit of its own.
+        The longest duration of a call in seconds; None if the backend has no limit of its own.
     default_concurrency
-        Calls at a time by default; the account's own quota may differ.
+        The default number of concurrent calls; None if there is no limit. The quota of an account may differ.
     as_of, source
-        When and where these figures were read.
+        The date at which these limits were looked up, and where.
     """
 
     name: str
@@ -43,7 +45,7 @@ class BackendLimits:
     source: str
 
 
-# Each has a folder in backends/, which says what a runtime is deployed from.
+# Each backend has a folder in backends/ with the files of its runtime.
 BACKENDS = {
     one.name: one
     for one in (
@@ -52,7 +54,7 @@ BACKENDS = {
             "https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html",
         ),
         BackendLimits(
-            # Driven by events, as Lithops' default trigger pub/sub makes them.
+            # The limit of event-driven functions, as Lithops' default trigger (pub/sub) creates them.
             "gcp_functions", 128, 32_768, (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768), 540,
             100, "2026-11-24", "https://cloud.google.com/functions/quotas",
         ),
@@ -66,7 +68,7 @@ BACKENDS = {
             "https://cloud.google.com/run/docs/configuring/services/memory-limits",
         ),
         BackendLimits(
-            # Lithops lets no app have more replicas than 30.
+            # Lithops limits an app to 30 replicas.
             "azure_containers", 512, 8192, tuple(range(512, 8193, 512)), None, 30, "2026-11-29",
             "lithops 3.8.0, ALLOWED_MEM",
         ),
@@ -86,17 +88,17 @@ BACKENDS = {
         ),
     )
 }  # fmt: skip
-# Backend and trigger -> its limits where they are others than those above.
+# The limits of a backend with a certain trigger, where they differ from those above.
 LIMITS_BY_TRIGGER = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], max_seconds=3600)}
 
-# Bytes of the largest object one PUT can make, which is how Lithops stores.
+# The largest object, in bytes, that one PUT request can store. Lithops stores every object by one PUT.
 MAX_OBJECT_BYTES = {
     "ibm_cos": 5 * GB,
     "aws_s3": 5 * GB,  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
     "minio": 5 * GB,
     "ceph": 5 * GB,
     "gcp_storage": 5 * 1024 * GB,  # https://cloud.google.com/storage/quotas
-    # 50,000 parts of the client's 4 MB:
+    # 50,000 blocks of 4 MB, the block size of the client:
     # https://learn.microsoft.com/en-us/azure/storage/blobs/scalability-targets
     "azure_storage": 50_000 * 4 * MB,
     "redis": 512 * MB,  # https://redis.io/docs/latest/develop/data-types/strings/
@@ -105,25 +107,27 @@ MAX_OBJECT_BYTES = {
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a Lithops configuration gives each worker; backend and storage are Lithops' names.
+    """The resources that a Lithops configuration gives each worker.
 
     Attributes
     ----------
+    backend, storage
+        The backends of compute and storage, as Lithops names them.
     memory_mb
-        In MB.
+        Memory in MB.
     timeout_seconds
-        That one task may take; None if unknown.
+        The longest duration of a task; None if unknown.
     max_workers
-        At a time; None if unknown.
+        The largest number of concurrent tasks; None if unknown.
     trigger
-        How calls reach the backend, where there is a choice.
+        How the backend is invoked, where there is a choice.
     poll_seconds
-        Seconds between two looks of the driver for finished tasks.
+        The interval in seconds at which the driver polls for finished tasks.
     cpus
-        Of each, where the configuration says.
+        The number of processors of a worker; None if the configuration does not say.
     instance_type
-        What it runs on, where there is a choice: Batch's environment, or the type of a virtual machine, and
-        "spot" before those of spot markets.
+        The environment of AWS Batch or the type of a virtual machine, where there is a choice. Spot
+        instances have the prefix "spot ".
     """
 
     backend: str
@@ -138,12 +142,12 @@ class WorkerSpec:
 
     @property
     def backend_limits(self) -> BackendLimits | None:
-        """What the backend allows; None if polarmap does not know."""
+        """The limits of the backend; None if polarmap does not know them."""
         return LIMITS_BY_TRIGGER.get((self.backend, self.trigger), BACKENDS.get(self.backend))
 
     @property
     def allocated_mb(self) -> int:
-        """MB that the backend makes of `memory_mb`: Azure rounds up to a size there is."""
+        """The memory in MB that the backend allocates: some backends round up to the next size they offer."""
         sizes = self.backend_limits.memory_sizes_mb if self.backend_limits is not None else ()
         return next(
             (size for size in sizes if size >= self.memory_mb), sizes[-1] if sizes else self.memory_mb
@@ -151,7 +155,7 @@ class WorkerSpec:
 
 
 def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
-    """What a complete Lithops configuration, as an executor of Lithops holds it, gives each worker.
+    """Return the worker specification of a complete Lithops configuration, or None if it has no memory size.
 
     >>> config = {"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}
     >>> parse_worker_spec(config).memory_mb
@@ -177,7 +181,7 @@ def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
 
 
 def _parse_max_tasks(backend: str, backend_section: Mapping[str, Any]) -> int | None:
-    """Tasks at a time that a section allows: of a virtual machine, several."""
+    """Return the number of concurrent tasks; a virtual machine runs several. None if it is not limited."""
     max_workers = backend_section.get("max_workers")
     is_machine = backend in RUNTIME_IMAGES and RUNTIME_IMAGES[backend].is_virtual_machine
     tasks_per_worker = backend_section.get("worker_processes", "AUTO") if is_machine else 1
@@ -185,7 +189,7 @@ def _parse_max_tasks(backend: str, backend_section: Mapping[str, Any]) -> int | 
 
 
 def _parse_instance_type(backend_section: Mapping[str, Any]) -> str:
-    """What a section says that its workers run on."""
+    """Return the instance type of the workers, with "spot " before it for spot instances."""
     spot_prefix = "spot " if backend_section.get("request_spot_instances") else ""
     return spot_prefix + str(
         backend_section.get("env_type") or backend_section.get("worker_instance_type") or ""
@@ -194,12 +198,16 @@ def _parse_instance_type(backend_section: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class MapSize:
-    """How large a map is: workers, data blocks, bytes of the largest coded block.
+    """The size of a map.
 
     Attributes
     ----------
+    n, k
+        The number of tasks, and of data blocks.
+    block_bytes
+        The size of the largest coded block in bytes.
     rows
-        Of a block of an array that was cut, None for a sequence of blocks.
+        The number of rows of a block; None if the data is a sequence of blocks.
     """
 
     n: int
@@ -209,18 +217,18 @@ class MapSize:
 
 
 def check_map_fits(worker_spec: WorkerSpec, map_size: MapSize) -> None:
-    """Refuse a map that its backend cannot run, before anything is stored or started.
+    """Check that a backend can run a map, before anything is stored or started.
 
     Raises
     ------
     LimitError
-        A block that does not fit the memory of a worker or an object of the storage, or a time
-        that the backend does not allow; the message says what to change.
+        If a block does not fit into the memory of a worker or into an object of the storage, or if the
+        timeout exceeds that of the backend. The message says what to change.
 
     Warns
     -----
     RuntimeWarning
-        If more workers are wanted than run at a time: the rest waits behind stragglers.
+        If there are more tasks than run concurrently: the remaining ones wait behind stragglers.
 
     Examples
     --------
@@ -249,7 +257,7 @@ before f takes any: use blocks >= 49 or runtime_memory >= 3950
 
 
 def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
-    """Refuse tasks that usually take longer than the worker may.
+    """Raise LimitError if a typical task takes longer than the time limit of its worker.
 
     >>> check_task_duration(WorkerSpec("aws_lambda", "aws_s3", 1769, timeout_seconds=180), 20.0)
     """
@@ -267,7 +275,7 @@ def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
 
 
 def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
-    """How many workers run at once; None if nothing is known.
+    """Return the largest number of concurrent workers, or None if it is not known.
 
     >>> get_max_concurrency(WorkerSpec("aws_lambda", "aws_s3", 1769))
     1000
@@ -280,7 +288,7 @@ def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
 
 
 def compute_block_cache_bytes(worker_spec: WorkerSpec) -> int:
-    """Bytes of blocks that a worker may keep from map to map: half of what its runtime leaves.
+    """Return the size of the block cache of a worker in bytes: half of the memory beside the runtime.
 
     >>> compute_block_cache_bytes(WorkerSpec("aws_lambda", "aws_s3", 1769)) // 2**20
     809
@@ -289,7 +297,7 @@ def compute_block_cache_bytes(worker_spec: WorkerSpec) -> int:
 
 
 def compute_min_memory_bytes(block_bytes: int) -> int:
-    """Bytes of memory that a worker needs at least to get at its block."""
+    """Return the memory in bytes that a worker needs to load a block of `block_bytes` bytes."""
     return RUNTIME_BYTES + BLOCK_COPIES * block_bytes
 
 
@@ -333,7 +341,7 @@ def _check_object_size(worker_spec: WorkerSpec, map_size: MapSize) -> None:
 
 
 def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
-    """How to cut so that no block weighs more than `max_block_bytes` bytes."""
+    """Return advice on how to keep blocks at or below `max_block_bytes` bytes."""
     if map_size.rows is None:
         return f"use blocks of at most {_format_bytes(max(max_block_bytes, 0))}"
     max_rows_per_block = max_block_bytes * map_size.rows // map_size.block_bytes
@@ -343,7 +351,7 @@ def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
 
 
 def _find_sufficient_memory_mb(n_needed_bytes: int, backend_limits: BackendLimits) -> int | None:
-    """The smallest memory in MB that is enough, if the backend has it."""
+    """Return the smallest memory size in MB that suffices, or None if the backend does not offer it."""
     sizes = backend_limits.memory_sizes_mb or (
         max(backend_limits.min_memory_mb, math.ceil(n_needed_bytes / MB)),
     )

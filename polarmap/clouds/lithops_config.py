@@ -1,4 +1,4 @@
-"""Lithops configuration files as data: which backend they name and what is still to be filled in."""
+"""Read and validate Lithops configuration files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import ExecutorError
 from polarmap.optional import format_extras_install_command
 
-# extras with their client libraries: the first words of their names
+# Extras with the client library of a storage, by the first word of its name.
 STORAGE_EXTRAS = {
     "aws",
     "azure",
@@ -26,10 +26,10 @@ _PLACEHOLDER_PATTERN = re.compile(r"<[^<>]+>")
 
 
 def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a Lithops configuration; ExecutorError unless it is one, with nothing left to fill in."""
+    """Read a Lithops configuration. Raise ExecutorError if it is invalid or has placeholders."""
     file = Path(config_path)
     if not file.is_file():
-        raise ExecutorError(f"there is no Lithops configuration {str(file)!r}")
+        raise ExecutorError(f"the Lithops configuration {str(file)!r} does not exist")
     try:
         config = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -38,11 +38,11 @@ def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ExecutorError(f"{str(file)!r} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ExecutorError(
-            f"{str(file)!r} holds no Lithops configuration: a mapping with a 'lithops' section"
+            f"{str(file)!r} is not a Lithops configuration, which is a mapping with a section 'lithops'"
         )
     for name in config:
         if "lithops" not in config and str(name).lower() == "lithops":
-            raise ExecutorError(f"{str(file)!r}: Lithops reads no section {name!r}: call it 'lithops'")
+            raise ExecutorError(f"{str(file)!r}: Lithops ignores the section {name!r}: name it 'lithops'")
     for name in chain(["lithops"], _list_referenced_sections(config)):
         if not isinstance(section := config.get(name) or {}, dict):
             type_name = type(section).__name__
@@ -50,15 +50,15 @@ def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
     unfilled = [f"{key}: {value}" for key, value in find_placeholders(config)]
     if unfilled:
         raise ExecutorError(
-            f"{str(file)!r} is a template: copy it and fill in\n  "
+            f"{str(file)!r} is a template. Copy it, and fill in these settings:\n  "
             + "\n  ".join(unfilled)
-            + "\n(what these are stands in the comments of the file)"
+            + "\nThe comments of the file explain them."
         )
     return config
 
 
 def read_config_for_backend(config_path: str | os.PathLike[str], backend: str) -> dict[str, Any]:
-    """Read a complete configuration of a backend; ExecutorError for one of another, too."""
+    """Read a Lithops configuration. Raise ExecutorError if it is invalid, or for another backend."""
     config = read_config(config_path)
     if get_backend_name(config) != backend:
         raise ExecutorError(f"{config_path} is for {get_backend_name(config)!r}, not for {backend!r}")
@@ -66,7 +66,7 @@ def read_config_for_backend(config_path: str | os.PathLike[str], backend: str) -
 
 
 def find_placeholders(config: Mapping[str, Any], key_prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys whose values still hold something in <angle brackets>, and those values.
+    """Yield the dotted key and the value of each setting that still has a placeholder in <angle brackets>.
 
     >>> list(find_placeholders({"aws": {"region": "<region>"}, "lithops": {"backend": "aws_lambda"}}))
     [('aws.region', '<region>')]
@@ -81,7 +81,7 @@ def find_placeholders(config: Mapping[str, Any], key_prefix: str = "") -> Iterat
 
 
 def get_backend_name(config: Mapping[str, Any]) -> str:
-    """The compute backend a configuration names; Lithops takes aws_lambda when it names none.
+    """Return the name of the compute backend. The default of Lithops is aws_lambda.
 
     >>> get_backend_name({"lithops": {"backend": "k8s"}}), get_backend_name({})
     ('k8s', 'aws_lambda')
@@ -90,7 +90,7 @@ def get_backend_name(config: Mapping[str, Any]) -> str:
 
 
 def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) -> str:
-    """What to install when Lithops lacks a client library; nothing where polarmap does not know.
+    """Return a hint how to install the client library that Lithops misses, or "" if it is not known.
 
     >>> error = ModuleNotFoundError("No module named 'kubernetes'")
     >>> make_missing_client_hint({"lithops": {"backend": "k8s"}}, error)
@@ -105,6 +105,6 @@ def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) ->
 
 
 def _list_referenced_sections(config: Mapping[str, Any]) -> Iterator[str]:
-    """The sections that the general one names: those of backend and storage."""
+    """Yield the names of the sections of backend and storage."""
     yield get_backend_name(config)
     yield str((config.get("lithops") or {}).get("storage", ""))

@@ -1,4 +1,4 @@
-"""What a map costs: list prices as data, and the estimate made of them. US dollars, seconds, MB."""
+"""List prices of backends, and cost estimates of maps in US dollars."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import NamedTuple
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.worker.processes import LIVENESS_INTERVAL
 
-# Storage requests of one task: its block, Lithops' start and end marks and a large result are
-# written; function, input, block, end mark and result are read. Also, every LIVENESS_INTERVAL, a worker
-# looks whether it is still wanted.
+# Storage requests of one task. It writes its block, the start and end markers of Lithops and a large result.
+# It reads the function, the input, the block, the end marker and the result. In addition, a worker checks
+# every LIVENESS_INTERVAL whether its map still runs.
 WRITES_PER_TASK, READS_PER_TASK = 4, 5
-# Billed around f: Lithops fetches function and data and reports. On an emulated Lambda 1 to 2 s, two
-# processors shared by eight workers; expect the lower end where each has its own.
+# Billed time in addition to f, in which Lithops fetches the function and the data and reports. Measured on an
+# emulated Lambda: 1 to 2 s with eight workers on two processors. Expect about 1 s if each has its own.
 CALL_OVERHEAD_SECONDS = 1.0
-MARKERS_PER_TASK = 2  # objects of each task that the driver lists: its start and end marks
-KEYS_PER_LISTING = 1000  # objects that one request lists
+MARKERS_PER_TASK = 2  # start and end marker, which the driver lists
+KEYS_PER_LISTING = 1000  # objects returned by one listing request
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class PriceList:
     usd_per_gb_second
         USD per second and 1024 MB of memory.
     usd_per_cpu_second
-        USD per second and processor, where that is charged apart.
+        USD per second and processor, where processors are charged separately.
     usd_per_call
-        USD each.
+        USD per call.
     billing_increment, min_billed_seconds
-        Seconds that a call is rounded up to, and its minimum.
+        The duration of a call is rounded up to a multiple of `billing_increment` seconds, and is at least
+        `min_billed_seconds`.
     instance_type
-        That it is the price of, where there are several: what its name begins with, see
-        `WorkerSpec.instance_type`.
+        A prefix of the instance types to which this price applies, see `WorkerSpec.instance_type`.
     """
 
     backend: str
@@ -78,23 +78,23 @@ PRICE_LISTS = {
             "FARGATE",
         ),
         PriceList(
-            # Of a task its share of the memory; t3.medium and larger cost the same for each GB.
+            # A task is charged for its share of the memory. From t3.medium on, the price per GB is constant.
             "aws_ec2", "us-east-1, t3, on demand", 0.0832 / 8 / 3600, 0.0, 0.0, 1.0, 0.0, "2026-11-29",
             "https://aws.amazon.com/ec2/pricing/on-demand/ as quoted by https://go-cloud.io/?p=10607", "t3.",
         ),
     )
 }  # fmt: skip
 
-# Processors that come with so many MB of a Cloud Run function, checked 2026-11-24:
+# Processors of a Cloud Run function with at most this memory in MB, looked up 2026-11-24:
 # https://cloud.google.com/run/docs/configuring/services/memory-limits
 CLOUD_RUN_CPUS_BY_MEMORY = (
     (128, 0.083), (256, 0.167), (512, 0.333), (1024, 0.583), (2048, 1.0), (8192, 2.0), (16_384, 4.0),
     (24_576, 6.0), (32_768, 8.0),
 )  # fmt: skip
 
-# USD per write or listing, and per read, checked 2026-11-24: Standard in us-east-1, as quoted by
+# USD per write or listing, and per read, looked up 2026-11-24: Standard in us-east-1, as quoted by
 # https://c3x.dev/blog/s3-request-fees-explained; Standard in a US region,
-# https://cloud.google.com/storage/pricing-examples. Requests to others are not priced.
+# https://cloud.google.com/storage/pricing-examples. Requests to other storage have no known price.
 USD_PER_WRITE_AND_READ = {"aws_s3": (5.0e-6, 4.0e-7), "gcp_storage": (5.0e-6, 4.0e-7)}
 
 
@@ -105,12 +105,12 @@ class Cost:
     Attributes
     ----------
     compute
-        Memory and processors for as long as workers ran.
+        The price of memory and processors while workers ran.
     calls
-        Of the functions.
+        The price of function calls.
     requests
-        To the storage, where their price is known. Data stored for minutes, and transfers within a region,
-        cost next to nothing.
+        The price of storage requests, where it is known. Storing data for minutes, and transfers within a
+        region, cost almost nothing and are not included.
     """
 
     compute: float
@@ -119,7 +119,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Compute, calls and requests together."""
+        """The sum of compute, calls and requests."""
         return self.compute + self.calls + self.requests
 
     def __str__(self) -> str:
@@ -130,15 +130,15 @@ class Cost:
 def estimate_map_cost(
     worker_spec: WorkerSpec, call_seconds: Sequence[float], polling_seconds: float
 ) -> Cost | None:
-    """What a map costs at list price; None where polarmap knows no price.
+    """Estimate the cost of a map at list prices. Return None if no price is known.
 
     Parameters
     ----------
-    worker_spec : Worker
+    worker_spec : WorkerSpec
     call_seconds : sequence of float
-        That each call ran, abandoned ones included.
+        The duration of each call, including abandoned ones.
     polling_seconds : float
-        Seconds the driver looked for results, every `worker_spec.poll_seconds`.
+        How long the driver polled for results, every `worker_spec.poll_seconds` seconds.
 
     Examples
     --------
@@ -165,11 +165,11 @@ def estimate_map_cost(
 
 
 class PersistentUsage(NamedTuple):
-    """What persistent workers have been paid for since the map before, idle or not.
+    """The billed usage of persistent workers since the previous map, busy or idle.
 
-    worker_seconds : that all of them have run.
-    n_started : of them since then.
-    n_writes, n_reads : requests to the storage; listings are writes.
+    worker_seconds : the total time that workers have run.
+    n_started : the number of workers that were started.
+    n_writes, n_reads : storage requests; listings count as writes.
     """
 
     worker_seconds: float
@@ -179,10 +179,10 @@ class PersistentUsage(NamedTuple):
 
 
 def estimate_persistent_cost(worker_spec: WorkerSpec, usage: PersistentUsage) -> Cost | None:
-    """What persistent workers cost from one map to the end of the next; None if no price is known.
+    """Estimate the cost of persistent workers between two maps. Return None if no price is known.
 
     >>> lambda_ = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
-    >>> usage = PersistentUsage(worker_seconds=32 * 60.0, n_started=0)  # a minute of 32 that wait
+    >>> usage = PersistentUsage(worker_seconds=32 * 60.0, n_started=0)  # 32 workers wait for a minute
     >>> print(estimate_persistent_cost(lambda_, usage))
     $0.055 ($0.055 compute, $0 calls, $0 storage requests)
     """
@@ -199,7 +199,7 @@ def estimate_persistent_cost(worker_spec: WorkerSpec, usage: PersistentUsage) ->
 
 
 def find_price_list(worker_spec: WorkerSpec) -> PriceList | None:
-    """The list price of a worker; None if polarmap knows none of its kind.
+    """Return the price list of a worker, or None if no price is known.
 
     >>> find_price_list(WorkerSpec("aws_batch", "aws_s3", 2048, instance_type="FARGATE")).min_billed_seconds
     60.0
@@ -213,7 +213,7 @@ def find_price_list(worker_spec: WorkerSpec) -> PriceList | None:
 
 
 def count_listing_requests(n_tasks: int) -> int:
-    """Requests of one look at the start and end marks of so many tasks, all of which have ended.
+    """Return the number of requests needed to list the start and end markers of `n_tasks` finished tasks.
 
     >>> count_listing_requests(24), count_listing_requests(501), count_listing_requests(10_000)
     (1, 2, 20)
@@ -222,7 +222,7 @@ def count_listing_requests(n_tasks: int) -> int:
 
 
 def get_cloud_run_cpus(memory_mb: int) -> float:
-    """Processors of a Cloud Run function with so many MB.
+    """Return the number of processors of a Cloud Run function with `memory_mb` MB.
 
     >>> get_cloud_run_cpus(256), get_cloud_run_cpus(4096), get_cloud_run_cpus(32_768)
     (0.167, 2.0, 8.0)
@@ -241,7 +241,7 @@ def _compute_cost(
     n_writes: float,
     n_reads: float,
 ) -> Cost:
-    """The cost of so many seconds that are billed, of calls with their requests, and of further requests."""
+    """Return the cost of `billed_seconds` of workers, calls with their requests, and further requests."""
     cpus, memory_gb = worker_spec.cpus, worker_spec.allocated_mb / 1024
     if cpus is None:
         cpus = get_cloud_run_cpus(worker_spec.allocated_mb)

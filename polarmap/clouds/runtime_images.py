@@ -1,4 +1,4 @@
-"""What the workers of each backend run in, as a table: which packages, and how Lithops is given them."""
+"""Runtime images of the workers of each backend: their packages, and how Lithops builds them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RuntimeImage:
-    """What the workers of a backend run in.
+    """The runtime image of the workers of a backend.
 
     Attributes
     ----------
     polarmap_extra
-        Of polarmap, with the client libraries of the backend.
+        The extra of polarmap that installs the client libraries of the backend.
     extra_packages
-        Of a worker beside those that all workers need, backends/requirements.txt.
+        Packages that workers of this backend need beside backends/requirements.txt.
     lithops_default_name
-        The name in Lithops' configuration of this backend of what its default runtime is made of.
+        The name of the setting of Lithops that lists the packages of the default runtime.
     lithops_archive, entrypoint
-        Where a worker is an image: the file with Lithops' code, and the command that answers calls.
+        For container images: the file with the code of Lithops, and the command that serves calls.
     clean_all
-        Whether, and how, `clean` of Lithops is called after a removal: with or without `all`.
+        The argument `all` of `clean` of Lithops after a removal; None if it is not called.
     is_virtual_machine
-        Whether a worker is a virtual machine, which installs what its configuration says.
+        Whether workers are virtual machines, which install the packages listed in their configuration.
     """
 
     polarmap_extra: str = ""
@@ -50,14 +50,14 @@ RUNTIME_IMAGES = {
     ),
     "gcp_cloudrun": RuntimeImage(
         "gcp", ("google-cloud-storage", "flask", "gunicorn"), lithops_archive="lithops_cloudrun.zip",
-        # It listens at PORT; how long a call may take is the service's to say.
+        # It listens on $PORT. The service, not gunicorn, limits the duration of a call.
         entrypoint="gunicorn --timeout 0 lithopsproxy:proxy",
     ),
     "azure_containers": RuntimeImage(
         "azure", AZURE_CLIENTS, lithops_archive="lithops_azure_ca.zip", entrypoint="python lithopsentry.py"
     ),
     "code_engine": RuntimeImage(
-        # `all` would delete the project, in which there may be more than Lithops' jobs.
+        # `all` would delete the whole project, which may have other jobs than those of Lithops.
         "ibm", ("ibm-cos-sdk", "flask"), lithops_archive="lithops_codeengine.zip",
         entrypoint="python lithopsentry.py", clean_all=False,
     ),

@@ -10,6 +10,7 @@ from polarmap.driver.result_decoder import NonFiniteResultError, ResultDecoder
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.verification import Accepted, Pending, Refused, Verdict, Verifier
 from polarmap.errors import CodeError
+from polarmap.executors.interface import FailureKind
 from polarmap.report import Verification
 from polarmap.worker.segments import DamagedError
 
@@ -201,7 +202,9 @@ class AcceptancePolicy:
                 self._task_table[task_index].failures for task_index in range(code.n_targets, code.n)
             )
             if any(
-                failure.kind == "raised" for task_failures in parity_failures for failure in task_failures
+                failure.kind == FailureKind.RAISED
+                for task_failures in parity_failures
+                for failure in task_failures
             ):
                 return self._verifier.refuse_f(f"f fails on parity blocks, here with {evaluation.error_text}")
             return self._accept_unverified(f"here it raised {evaluation.error_text}")

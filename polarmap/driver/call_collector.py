@@ -10,7 +10,7 @@ from polarmap.driver.collector import EveryTaskCollector, JobTimer
 from polarmap.driver.policies import RetryRule
 from polarmap.driver.task_table import TaskTable
 from polarmap.errors import WorkerLostError, replace_exit_exception, trim_traceback
-from polarmap.executors.interface import Outcome
+from polarmap.executors.interface import FailureKind, Outcome
 from polarmap.worker.pickled_values import unpickle_item
 from polarmap.worker.pytree import Array
 
@@ -43,10 +43,10 @@ class CallCollector(EveryTaskCollector):
             return
         calls = batch_outcome.items
         assert isinstance(calls, CallGroup)
-        if outcome.failure is None or outcome.failure.kind == "raised":
+        if outcome.failure is None or outcome.failure.kind == FailureKind.RAISED:
             self._policy.discard_task(self.task_table, outcome.task)
         for item_index, failure in batch_outcome.failures:
-            if outcome.failure is None or failure.kind == "raised":
+            if outcome.failure is None or failure.kind == FailureKind.RAISED:
                 error = failure.cause or RuntimeError(str(failure))
                 label = calls.describe_item(item_index)
                 set_call_exception(calls, item_index, replace_exit_exception(label, error), raised_by_f=True)

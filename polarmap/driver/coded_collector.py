@@ -33,7 +33,7 @@ from polarmap.driver.task_table import TaskTable
 from polarmap.driver.verification import Accepted, Refused, Rejected, Verdict, Verifier
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn
-from polarmap.executors.interface import Outcome, read_only_view
+from polarmap.executors.interface import FailureKind, Outcome, read_only_view
 from polarmap.report import Report, Verification
 from polarmap.worker.pytree import unflatten
 
@@ -418,7 +418,7 @@ class CodedCollector(Collector):
         task_index, analyzer = padded_block.task_index, padded_block.analyzer
         failure = self.task_table[task_index].last_failure
         label = f"task {task_index} of {self._code.n}: {analyzer.padded_block_description}"
-        if failure is not None and failure.kind == "raised":
+        if failure is not None and failure.kind == FailureKind.RAISED:
             raise build_failure_exception(label, failure)
         self._raise_with_cause(
             NotDecodableError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from polarmap.driver.task_table import TaskRecord, TaskTable
 from polarmap.errors import NotDecodableError, add_note, annotate_exception
-from polarmap.executors.interface import Failure
+from polarmap.executors.interface import Failure, FailureKind
 
 MAX_HOSTS = 5  # the most machines that a message names
 NONFINITE_TEXT = "NaN or inf, which parity carries into every block that is decoded"
@@ -149,7 +149,7 @@ def find_common_exception(task_table: TaskTable, n_needed: int) -> BaseException
 
 def _find_first_failure_of_f(record: TaskRecord) -> Failure | None:
     """Return the first failure of a task that is not due to a lost worker, or None."""
-    return next((failure for failure in record.failures if failure.kind != "lost"), None)
+    return next((failure for failure in record.failures if failure.kind != FailureKind.LOST), None)
 
 
 def find_decisive_exception(

@@ -12,7 +12,7 @@ import numpy as np
 from polarmap.blocks.coded import CodedData
 from polarmap.driver.task_table import TaskTable
 from polarmap.dtypes import Array
-from polarmap.executors.interface import Failure, Outcome, TaskResult
+from polarmap.executors.interface import Failure, FailureKind, Outcome, TaskResult
 from polarmap.worker.pytree import Shape, Structure
 from polarmap.worker.task_records import ResultRef
 
@@ -170,7 +170,9 @@ class ReceivedResults:
         table, data_tasks = self._task_table, self._systematic_indices.tolist()
         failed_tasks = [task for task in data_tasks if table[task].failures]
         return {
-            task for task in failed_tasks if any(failure.kind == "shape" for failure in table[task].failures)
+            task
+            for task in failed_tasks
+            if any(failure.kind == FailureKind.SHAPE for failure in table[task].failures)
         }
 
     def has_all_data_results(self, task_indices: Collection[int]) -> bool:
@@ -241,7 +243,7 @@ class ReceivedResults:
     def _reject_misshapen_result(self, task_index: int, message: str) -> None:
         """Make a result a failure of its task, because of its shape."""
         self._discard_unpadded_result(task_index)
-        self._task_table.reject_result(task_index, Failure("shape", "WrongShape", message))
+        self._task_table.reject_result(task_index, Failure(FailureKind.SHAPE, "WrongShape", message))
 
     def _discard_unpadded_result(self, task_index: int) -> None:
         """Forget the result without padding if it is of this task, whose result is rejected."""

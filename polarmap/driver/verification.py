@@ -20,7 +20,7 @@ from polarmap.driver.parity_checks import ParityChecks, ParityResiduals
 from polarmap.driver.result_decoder import NonFiniteResultError, ResultDecoder
 from polarmap.dtypes import Mask, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError, NotLinearError
-from polarmap.executors.interface import Failure
+from polarmap.executors.interface import Failure, FailureKind
 from polarmap.report import Verification
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Verifier:
             return self.refuse_f(f"f of block {task_index} does not fit the parity equations")
         self.parity_checks.residuals = None
         message = f"the result of task {task_index} contradicts the parity equations"
-        return Rejected(task_index, Failure("garbage", "GarbageResult", message))
+        return Rejected(task_index, Failure(FailureKind.GARBAGE, "GarbageResult", message))
 
     def refuse_f(self, finding: str) -> Refused:
         """Return the verdict that f is not what the code assumes. `finding` begins the message."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.interface import Failure, JobSpec, TaskBlocks
+from polarmap.executors.interface import Failure, FailureKind, JobSpec, TaskBlocks
 from polarmap.worker.encryption import Encryption, compute_encrypted_size, encrypt_if_location_requires
 from polarmap.worker.locations import INLINE, DriverLocation, Location, PrivateFolderLocation
 from polarmap.worker.private_files import write_private_file
@@ -151,7 +151,7 @@ class PublishedBlocks:
 
     def invalidate_if_damaged(self, blocks: TaskBlocks, task: int, failure: Failure) -> None:
         """If a worker found its block damaged, store the block anew when it is needed again."""
-        if failure.kind == "damaged":
+        if failure.kind == FailureKind.DAMAGED:
             with self._lock:
                 for component in blocks.block_components(task):
                     self._segments.pop(component, None)

@@ -1,4 +1,4 @@
-"""The process that forks workers on this machine, as the driver starts it, asks it and hears from it."""
+"""The driver's end of the fork server: starts it, sends it requests, and reads the events that it reports."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from polarmap.errors import ExecutorError
 from polarmap.worker.blas_threads import get_thread_limit_variables
 from polarmap.worker.environment import get_absolute_sys_path
 from polarmap.worker.fork_server_protocol import (
-    FORK_COMMAND,
-    FORK_SERVER_REQUEST,
-    KILL_COMMAND,
+    EVENT_BYTES,
     SERVER_READY,
-    WORKER_EXIT_EVENT,
+    ForkServerCommand,
+    ForkServerRequest,
+    WorkerExitEvent,
 )
+from polarmap.worker.messages import MISMATCH_EXIT_CODE, PROTOCOL_VERSION
 from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 from polarmap.worker.socket_channel import configure_tcp
@@ -38,7 +39,8 @@ IMPORT_SCRIPT = """
 sys.path[:] = [options["home"], *options["module_path"]]
 import polarmap  # the driver's own, wherever it has found it
 sys.path[:] = options["module_path"]
-from polarmap.worker import finite_differences
+from polarmap.worker import finite_differences, messages
+messages.exit_if_protocol_differs(options["protocol_version"])
 for name in options["modules"]:
     importlib.import_module(name)
 """
@@ -58,12 +60,15 @@ fork_server.main(options["descriptor"], options["folders"])
 
 
 def make_import_options(module_names: Sequence[str]) -> dict[str, Any]:
-    """What `IMPORT_SCRIPT` are told: where to look, as this process does now, and which modules there are
-    more.
+    """Return the `options` of IMPORT_SCRIPT.
+
+    They hold where to look for modules, as this process does now, the names of more modules to import, and
+    the version of the protocol: the installed polarmap may be newer than the one that this process imported.
     """
     package_root = str(Path(__file__).resolve().parents[2])
     return {
         "home": package_root,
+        "protocol_version": PROTOCOL_VERSION,
         "module_path": get_absolute_sys_path(),
         "modules": ["cloudpickle", *module_names],
     }
@@ -111,10 +116,11 @@ class ForkServerClient:
         finally:
             server_socket.close()
 
-    def is_alive(self) -> bool:
-        """Whether it runs; ExecutorError if it has ended by itself before it began to serve."""
+    def check_started(self) -> None:
+        """Read what the fork server has reported; ExecutorError if it has ended before it began to serve."""
         self._read_events()
         exit_code = self._process.poll()
+        check_same_version(exit_code)
         if not self._is_ready and exit_code is not None and (exit_code >= 0 or exit_code == -signal.SIGALRM):
             exit_description = f"took more than {INTERPRETER_START_SECONDS} s"
             if exit_code >= 0:
@@ -123,17 +129,20 @@ class ForkServerClient:
                 f"the worker processes of this machine did not start: {sys.executable} {exit_description}; "
                 "standard error says why"
             )
-        return exit_code is None
+
+    def is_alive(self) -> bool:
+        """Return whether the fork server ran when `check_started` was called last."""
+        return self._process.returncode is None
 
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
         """Let a worker of this number serve at `worker_socket`, which is its own from now on."""
         with worker_socket:
-            self._send_request(FORK_COMMAND, worker_id, worker_socket)
+            self._send_request(ForkServerRequest(ForkServerCommand.FORK, worker_id), worker_socket)
 
     def kill_worker(self, worker_id: int) -> None:
         """End a worker, and what it has started, whatever they do."""
         self._exit_descriptions.pop(worker_id, None)
-        self._send_request(KILL_COMMAND, worker_id)
+        self._send_request(ForkServerRequest(ForkServerCommand.KILL, worker_id))
 
     def get_exit_reason(self, worker_id: int) -> str | None:
         """How a worker has ended that is gone; None if that is not soon known."""
@@ -164,7 +173,7 @@ class ForkServerClient:
         self._control_socket.close()
 
     def _read_events(self) -> bool:
-        """Take in what it has said; whether it may say more."""
+        """Read the events that have arrived. Return whether more may come."""
         with self._lock:
             try:
                 data = self._control_socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
@@ -175,23 +184,22 @@ class ForkServerClient:
             self._received += data
             if not self._is_ready and self._received.startswith(SERVER_READY):
                 self._is_ready, self._received = True, self._received[len(SERVER_READY) :]
-            n_complete_bytes = len(self._received) // WORKER_EXIT_EVENT.size * WORKER_EXIT_EVENT.size
-            for worker_id, wait_status in WORKER_EXIT_EVENT.iter_unpack(self._received[:n_complete_bytes]):
-                self._exit_descriptions[worker_id] = describe_exit(os.waitstatus_to_exitcode(wait_status))
+            n_complete_bytes = len(self._received) // EVENT_BYTES * EVENT_BYTES
+            for event in WorkerExitEvent.decode_all(self._received[:n_complete_bytes]):
+                exit_code = os.waitstatus_to_exitcode(event.wait_status)
+                self._exit_descriptions[event.worker_id] = describe_exit(exit_code)
             self._received = self._received[n_complete_bytes:]
             return bool(data)
 
-    def _send_request(
-        self, request_kind: bytes, worker_id: int, worker_socket: socket.socket | None = None
-    ) -> None:
-        """A request; one that is gone does nothing, as its workers are gone, too."""
-        request = FORK_SERVER_REQUEST.pack(request_kind, worker_id)
+    def _send_request(self, request: ForkServerRequest, worker_socket: socket.socket | None = None) -> None:
+        """Send a request; do nothing if the fork server is gone, as its workers are gone, too."""
+        data = request.encode()
         with self._lock, contextlib.suppress(OSError):
             if worker_socket is None:
-                self._control_socket.sendall(request, socket.MSG_DONTWAIT)
+                self._control_socket.sendall(data, socket.MSG_DONTWAIT)
             else:
                 descriptors = [worker_socket.fileno()]
-                socket.send_fds(self._control_socket, [request], descriptors, socket.MSG_DONTWAIT)
+                socket.send_fds(self._control_socket, [data], descriptors, socket.MSG_DONTWAIT)
 
 
 def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -205,6 +213,15 @@ def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
         if each_socket.family == socket.AF_INET:  # Windows has no others
             configure_tcp(each_socket)
     return driver_socket, worker_socket
+
+
+def check_same_version(exit_code: int | None) -> None:
+    """Raise ExecutorError if a process has ended because it has another version of polarmap."""
+    if exit_code == MISMATCH_EXIT_CODE:
+        raise ExecutorError(
+            "the worker processes of this machine have another version of polarmap: it was replaced after "
+            "this process had imported it. Restart this process."
+        )
 
 
 def describe_exit(exit_code: int) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import pickle
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -42,14 +43,20 @@ Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
 
 
+class FailureKind(StrEnum):
+    """The kinds of failures of an attempt."""
+
+    RAISED = "raised"  # f raised an exception
+    LOST = "lost"  # the worker was killed, ended, or never replied
+    SHAPE = "shape"  # the result has another shape than the others
+    GARBAGE = "garbage"  # the result contradicts the others
+    DAMAGED = "damaged"  # the stored block is damaged
+
+
 class Failure(NamedTuple):
-    """Why a task gave nothing usable.
+    """The reason why an attempt has no usable result."""
 
-    kind : "raised" (f did), "lost" (killed, exited, never reported), "shape" (of the result),
-    "garbage" (a result that contradicts the others) or "damaged" (the stored block is).
-    """
-
-    kind: str
+    kind: FailureKind
     error_type: str
     message: str
     cause: BaseException | None = None
@@ -238,7 +245,7 @@ class JobSpec:
             error, seconds, structure, layout, result_ref, host = reply
             if error is not None:
                 failure = to_failure(ErrorInfo(*error))
-                if failure.kind == "damaged":
+                if failure.kind == FailureKind.DAMAGED:
                     self.blocks.on_damage_found()
                 return Outcome(task, attempt, [], (), failure, seconds, host=host)
             leaves, unpadded_result = unpack_leaves(layout, data), None
@@ -417,10 +424,10 @@ def to_failure(error_info: ErrorInfo) -> Failure:
     if isinstance(exception, ModuleStateError):
         exception = CodeError(error_info.message)
     if isinstance(exception, DamagedError):
-        return Failure("damaged", error_info.type, error_info.message)
+        return Failure(FailureKind.DAMAGED, error_info.type, error_info.message)
     if isinstance(exception, UnusableWorkerError):
-        return Failure("lost", "WorkerLost", error_info.message)
-    return Failure("raised", error_info.type, error_info.message, exception)
+        return Failure(FailureKind.LOST, "WorkerLost", error_info.message)
+    return Failure(FailureKind.RAISED, error_info.type, error_info.message, exception)
 
 
 def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
@@ -441,4 +448,4 @@ def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
 
 def make_lost_worker_outcome(task: int, attempt: int, message: str) -> Outcome:
     """The outcome of a task whose worker disappeared."""
-    return Outcome(task, attempt, [], (), Failure("lost", "WorkerLost", message), 0.0)
+    return Outcome(task, attempt, [], (), Failure(FailureKind.LOST, "WorkerLost", message), 0.0)

@@ -43,7 +43,12 @@ from polarmap.executors.pickling import PickledModuleState, pickle_function
 from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
 from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
 from polarmap.executors.temp_folders import get_process_temp_folder
-from polarmap.worker.lithops_tasks import LIVENESS_KEY, delete_prefix, make_lithops_task
+from polarmap.worker.lithops_tasks import (
+    LIVENESS_KEY,
+    LithopsTaskAddress,
+    delete_prefix,
+    make_lithops_task,
+)
 from polarmap.worker.locations import BucketLocation
 from polarmap.worker.retries import retry_request
 from polarmap.worker.task_records import to_plain_tuple
@@ -122,15 +127,15 @@ class LithopsSession:
         if is_first:
             self._block_store.put_segment(f"{self._key_prefix}/{LIVENESS_KEY}", [b"alive"])
         function_executor = self._invocations.get_executor_for_next_job()
-        task_address: dict[str, Any] = {"bucket": self._storage.bucket, "prefix": self._key_prefix}
-        if self._invocations.is_local:
-            task_address |= {
-                "driver": os.getpid(),
-                "jobs": list_job_key_prefixes([function_executor.executor_id]),
-            }
-            task_address["scratch"] = (
-                str(get_process_temp_folder()) if self._invocations.uses_private_folder else None
-            )
+        is_local, uses_folder = self._invocations.is_local, self._invocations.uses_private_folder
+        task_address: LithopsTaskAddress = {
+            "bucket": self._storage.bucket,
+            "key_prefix": self._key_prefix,
+            "niceness": 0,
+            "driver_pid": os.getpid() if is_local else None,
+            "scratch_folder": str(get_process_temp_folder()) if is_local and uses_folder else None,
+            "job_prefixes": list_job_key_prefixes([function_executor.executor_id]) if is_local else (),
+        }
         has_low_priorities = is_first and self._invocations.is_local
         low_priority_tasks = self._job_spec.low_priority_tasks if has_low_priorities else ()
         task_arguments = {}
@@ -138,7 +143,8 @@ class LithopsSession:
             block_ref = self._published_blocks.publish_block(blocks, task)
             request_fields = to_plain_tuple(self._job_spec.make_task_request(task, attempt, block_ref))
             niceness = PARITY_NICE if task in low_priority_tasks else 0
-            task_arguments[task, attempt] = {"fields": (request_fields, {**task_address, "nice": niceness})}
+            address = {**task_address, "niceness": niceness}
+            task_arguments[task, attempt] = {"fields": (request_fields, address)}
         try:
             task_function = make_lithops_task(self._job_spec.f, blocks.structure, self._module_state)
             self._invocations.invoke(function_executor, task_function, task_arguments)

@@ -141,11 +141,13 @@ class LocalWorkerPool(WorkerPool):
             self._starter.after_fork()
 
     def _get_or_create_process_starter(self) -> ForkServerClient | ProcessSpawner:
-        """What starts workers; ExecutorError if it cannot be started."""
+        """Return what starts workers, started anew if it has ended; ExecutorError if that is impossible."""
         self._check_open()
-        if self._starter is not None and not self._starter.is_alive():
-            self._starter.after_fork()
-            self._starter = None
+        if self._starter is not None:
+            self._starter.check_started()
+            if not self._starter.is_alive():
+                self._starter.after_fork()
+                self._starter = None
         if self._starter is None:
             self._starter = self._start_process_starter()
         return self._starter

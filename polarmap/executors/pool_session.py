@@ -27,6 +27,7 @@ from polarmap.executors.interface import (
     AttemptId,
     AttemptStarted,
     Event,
+    FailureKind,
     JobSpec,
     NoWorkers,
     Outcome,
@@ -37,22 +38,11 @@ from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.temp_folders import remove_tree
 from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_pool import MAX_CACHED_TASKS, WorkerHandle, WorkerPool
-from polarmap.worker.messages import (
-    CANCELLED,
-    FETCH,
-    JOB,
-    MODULES,
-    NO_SEGMENT,
-    SEGMENT,
-    TASK,
-    UNUSABLE,
-    FrameError,
-    Message,
-)
+from polarmap.worker.messages import FrameError, Message, MessageKind
 from polarmap.worker.polling import POLLIN, POLLOUT
 from polarmap.worker.private_files import check_private_folder, write_private_file
 from polarmap.worker.segments import decode_segment_range, encode_segment_range
-from polarmap.worker.task_records import to_plain_tuple
+from polarmap.worker.task_records import JobHeader, ResultFileRef, TaskOptions, encode_record
 
 if TYPE_CHECKING:
     from polarmap.executors.store_reader import FinishedRead, StoreReader
@@ -129,10 +119,13 @@ class PoolSession:
         next_block_set_id = block_store.next_block_set_id
         cache_ids = (
             self._published_blocks.cache_id,
-            (*block_store.get_live_block_set_ids(), next_block_set_id),
+            [*block_store.get_live_block_set_ids(), next_block_set_id],
         )
-        header_fields = self._job_folders, job_spec.output_spec, job_spec.encryption, environment, *cache_ids
-        self._job_header = pickle.dumps(to_plain_tuple(header_fields), pickle.HIGHEST_PROTOCOL)
+        # Lists, which the codec takes as they are.
+        job_header = JobHeader(
+            list(self._job_folders), job_spec.output_spec, job_spec.encryption, environment, *cache_ids
+        )
+        self._job_header = encode_record(job_header)
         self._pickled_modules = pickle.dumps(module_sources) if module_sources else b""
         try:
             self._function_message = self._make_function_message(pickled_function)
@@ -444,20 +437,23 @@ class PoolSession:
         fault = job_spec.find_injected_fault(task, attempt)
         n_rows = None if job_spec.padded_block is None else job_spec.get_n_unpadded_rows(task)
         pickled_block_ref = self._published_blocks.get_pickled_block_ref(job_spec.blocks, task)
-        attempt_key, has_no_options = (self._job_id, task, attempt), fault is None and n_rows is None
-        options = b"" if has_no_options else pickle.dumps((fault and tuple(fault), n_rows))
-        return Message(TASK, attempt_key, pickled_block_ref, options)
+        has_no_options = fault is None and n_rows is None
+        options = b"" if has_no_options else encode_record(TaskOptions(fault, n_rows))
+        return Message(MessageKind.TASK, (self._job_id, task, attempt), pickled_block_ref, options)
 
     def _make_job_messages(self, worker: WorkerHandle, task_message: Message) -> list[Message]:
         """What calls of this map have in common, before the first that a worker is told."""
         if worker.job_id == self._job_id:
             return []
         if worker.function_digest == self._function_digest:
-            return [Message(JOB, task_message.attempt_key, self._job_header)]
+            return [Message(MessageKind.JOB, task_message.attempt_key, self._job_header)]
         modules = []
         if self._pickled_modules:
-            modules = [Message(MODULES, task_message.attempt_key, data=self._pickled_modules)]
-        return [*modules, Message(JOB, task_message.attempt_key, self._job_header, *self._function_message)]
+            modules = [Message(MessageKind.MODULES, task_message.attempt_key, data=self._pickled_modules)]
+        return [
+            *modules,
+            Message(MessageKind.JOB, task_message.attempt_key, self._job_header, *self._function_message),
+        ]
 
     def _handle_replies(self, worker: WorkerHandle) -> list[Outcome]:
         """Take what a worker has replied, or that it is gone."""
@@ -468,9 +464,10 @@ class PoolSession:
             self._events.append(AttemptStarted(*first_attempt_key[1:], time.monotonic(), True, worker.host))
         for message in messages:
             try:
-                if message.kind == FETCH:
+                if message.kind == MessageKind.FETCH:
                     is_connected = self._send_segment(worker, message) and is_connected
-                elif message.kind == UNUSABLE:  # what an earlier map has done to it: it has not begun
+                elif message.kind == MessageKind.UNUSABLE:
+                    # An earlier map has changed the process for good. The worker has not begun the task.
                     self._queue.appendleft(message.attempt_key[1:])
                     is_usable = False
                 else:
@@ -489,7 +486,7 @@ class PoolSession:
             if (outcome.task, outcome.attempt) in self._unfinished:  # its end has not been told
                 new_outcomes.append(outcome._replace(host=worker.host) if worker.host else outcome)
                 self._unfinished.remove((outcome.task, outcome.attempt))
-                is_usable &= outcome.failure is None or outcome.failure.kind != "lost"
+                is_usable &= outcome.failure is None or outcome.failure.kind != FailureKind.LOST
         if not (is_connected and is_usable):
             self._requeue_tasks_and_release_worker(worker, self._worker_pool.remove_worker)
         elif not worker.assigned:
@@ -510,7 +507,7 @@ class PoolSession:
             return True
         data = self._published_blocks.read_component(self._job_spec.blocks, segment.key)
         return self._send_to_waiting_worker(
-            worker, Message(SEGMENT, fetch_message.attempt_key, fetch_message.header, data)
+            worker, Message(MessageKind.SEGMENT, fetch_message.attempt_key, fetch_message.header, data)
         )
 
     def _send_read_segments(self, finished_reads: Sequence[FinishedRead]) -> list[Outcome]:
@@ -518,7 +515,7 @@ class PoolSession:
         outcomes = list[Outcome]()
         for attempt_key, segment, data, failure in finished_reads:
             _, task, attempt = attempt_key
-            kind = SEGMENT if failure is None else NO_SEGMENT
+            kind = MessageKind.SEGMENT if failure is None else MessageKind.NO_SEGMENT
             for worker in list(self._allocation.workers.values()):
                 if worker.assigned and worker.assigned[0][0] == attempt_key:
                     self._send_to_waiting_worker(
@@ -527,7 +524,7 @@ class PoolSession:
             if failure is not None and (task, attempt) in self._unfinished:
                 self._unfinished.remove((task, attempt))
                 outcomes.append(Outcome(task, attempt, [], (), failure, 0.0))
-                if failure.kind == "damaged":
+                if failure.kind == FailureKind.DAMAGED:
                     self._job_spec.blocks.on_damage_found()
                     self._published_blocks.invalidate_if_damaged(self._job_spec.blocks, task, failure)
         return outcomes
@@ -552,10 +549,12 @@ class PoolSession:
     def _to_outcome(self, message: Message) -> Outcome:
         """What a message says of an attempt; FrameError if it is no reply."""
         _, task, attempt = message.attempt_key
-        if message.kind == CANCELLED:
+        if message.kind == MessageKind.CANCELLED:
             return make_lost_worker_outcome(task, attempt, "its worker took it for cancelled")
         try:
-            data = self._read_result_file(bytes(message.data).decode()) if message.is_file else message.data
+            data = message.data
+            if message.is_file:
+                data = self._read_result_file(ResultFileRef.decode(bytes(data)))
             outcome = self._job_spec.decode_reply(task, attempt, message.header, data)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
@@ -563,14 +562,16 @@ class PoolSession:
             self._published_blocks.invalidate_if_damaged(self._job_spec.blocks, outcome.task, outcome.failure)
         return outcome
 
-    def _read_result_file(self, file_reference: str) -> memoryview | bytes:
-        """A result that was left in one of our folders; of a wrong name or nothing, none."""
-        folder_index, file_name = file_reference.split("/")
-        if int(folder_index) not in range(len(self._job_folders)):
+    def _read_result_file(self, file_ref: ResultFileRef) -> memoryview | bytes:
+        """Return the result in a file of one of the job's folders, and remove the file.
+
+        The result is empty for a folder that is not one of them.
+        """
+        if file_ref.folder_index not in range(len(self._job_folders)):
             return b""
-        folder = self._job_folders[int(folder_index)]
+        folder = self._job_folders[file_ref.folder_index]
         check_private_folder(os.path.dirname(folder))
-        path = os.path.join(folder, file_name)
+        path = os.path.join(folder, file_ref.file_name)
         data = np.fromfile(path, np.uint8).data
         os.unlink(path)
         return data

@@ -223,6 +223,7 @@ class RemoteWorkerPool(WorkerPool):
         self._launched: dict[int, LaunchedWorker] = {}  # by number, until they are known to have ended
         self._launch_backoff = Backoff()  # after launches that the provider could not make
         self._startup_backoff = Backoff()  # after launched workers that never connected
+        self._newest_given_up_id = -1  # after one of them was of another version of polarmap
         self._machines = tuple(provider.list_machines())
         self._unreachable_until: dict[str, float] = {}  # machines where none has started: when to try again
         self._rebalance_backoff = Backoff()  # workers, to machines that have too few
@@ -265,6 +266,7 @@ class RemoteWorkerPool(WorkerPool):
         now = time.monotonic()
         with self._lock:
             self._check_open()
+            self._check_protocol_versions()
             self._remove_exited_workers()
             provider_name, reason = self._provider.name, self._startup_backoff.last_reason
             if not self._workers and (unavailable := self._provider.get_unavailable_reason()):
@@ -282,6 +284,22 @@ class RemoteWorkerPool(WorkerPool):
                 and self.is_allocation_starved(allocation)
             )
             self.request_workers(len(self) + 1 if is_blocked else 0)
+
+    def _check_protocol_versions(self) -> None:
+        """Give up workers of other versions of polarmap; ExecutorError if no worker is there besides.
+
+        All workers are then given up that have not connected yet, so that the next map starts others.
+        """
+        sources = [source for source in (self._listener, self._storage_channels) if source is not None]
+        for mismatch in (source.mismatches.popleft() for source in sources for _ in list(source.mismatches)):
+            if mismatch.worker_id > self._newest_given_up_id:
+                self._startup_backoff.record_failure(str(mismatch))
+                self._terminate_worker(mismatch.worker_id)
+                if not self._workers:
+                    self._newest_given_up_id = max([mismatch.worker_id, *self._launched])
+                    for worker_id in [key for key, item in self._launched.items() if not item.has_connected]:
+                        self._terminate_worker(worker_id)
+                    raise ExecutorError(str(mismatch))
 
     def take_billed_usage(self) -> PersistentUsage | None:
         """What they have been paid for since this was asked before, from the start to the end of each."""

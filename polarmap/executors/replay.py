@@ -27,7 +27,7 @@ from polarmap.executors.interface import (
 from polarmap.validation import is_real_number
 from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
 from polarmap.worker.task_execution import run_task
-from polarmap.worker.task_records import Fault, TaskRequest
+from polarmap.worker.task_records import Fault, FaultKind, TaskRequest
 
 GIVE_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 
@@ -117,12 +117,12 @@ class ReplaySession:
         """The seconds that an attempt takes, and what tells of it then."""
         task, attempt, fault = request.task, request.attempt, request.fault or Fault("")
         seconds = self._arrival_seconds.get(task, 1.0)
-        if fault.kind == "sleep":
+        if fault.kind == FaultKind.SLEEP:
             seconds, request = seconds + fault.seconds, request._replace(fault=None)
         if math.isinf(seconds):
             lost_message = f"its worker has not reported for {GIVE_UP_SECONDS:g} s"
             return GIVE_UP_SECONDS, partial(make_lost_worker_outcome, task, attempt, lost_message)
-        if fault.kind in ("kill", "exit"):
+        if fault.kind in (FaultKind.KILL, FaultKind.EXIT):
             reason = f"its worker was struck by {fault.kind!r}"
             return seconds, partial(make_lost_worker_outcome, task, attempt, reason)
         return seconds, partial(self._compute_outcome, request, seconds)

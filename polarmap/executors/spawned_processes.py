@@ -17,6 +17,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_client import (
     EXIT_REPORT_SECONDS,
     IMPORT_SCRIPT,
+    check_same_version,
     choose_child_stream,
     describe_exit,
     ensure_standard_streams,
@@ -49,8 +50,11 @@ class ProcessSpawner:
         self._owned_folders, self._module_names = list(owned_folders), module_names
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
+    def check_started(self) -> None:
+        """Do nothing: each worker is a process of its own."""
+
     def is_alive(self) -> bool:
-        """Whether it can start workers."""
+        """Return True: workers can be started as long as this process lives."""
         return True
 
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
@@ -90,9 +94,14 @@ class ProcessSpawner:
         _close_stdin(process)
 
     def get_exit_reason(self, worker_id: int) -> str | None:
-        """How a worker has ended that is gone; None if that is not soon known."""
+        """Return how a worker has ended that is gone; None if that is not known soon.
+
+        Raises ExecutorError if the worker has another version of polarmap.
+        """
         with contextlib.suppress(KeyError, subprocess.TimeoutExpired):
-            return describe_exit(self._processes[worker_id].wait(EXIT_REPORT_SECONDS))
+            exit_code = self._processes[worker_id].wait(EXIT_REPORT_SECONDS)
+            check_same_version(exit_code)
+            return describe_exit(exit_code)
         return None
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import pickle
 import threading
 import time
 from collections import deque
@@ -15,7 +14,14 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.transfers import map_in_parallel
 from polarmap.executors.wake_signal import WakeSignal
-from polarmap.worker.messages import MAX_INLINE_BYTES, FrameDecoder, FrameError, Message
+from polarmap.worker.messages import (
+    MAX_INLINE_BYTES,
+    FrameDecoder,
+    FrameError,
+    Message,
+    ProtocolMismatchError,
+    encode_frame,
+)
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
 from polarmap.worker.socket_channel import SocketChannel
 from polarmap.worker.storage_channel import (
@@ -24,6 +30,8 @@ from polarmap.worker.storage_channel import (
     MIN_POLL_INTERVAL,
     N_POLLS_PER_MESSAGE,
     ChannelKeys,
+    Mailbox,
+    QueuedMessage,
     ReplyKey,
     compute_next_poll_interval,
 )
@@ -41,8 +49,8 @@ class DriverStorageChannel:
 
     Attributes
     ----------
-    unacknowledged : deque
-        Messages that the worker has not said to have, as `Mailbox` tells them.
+    unacknowledged : deque of QueuedMessage
+        The messages whose receipt the worker has not acknowledged.
     n_sent, n_received : int
         Numbers of the latest message to the worker, and from it.
     last_heartbeat_at : float
@@ -68,7 +76,7 @@ class DriverStorageChannel:
         post_message: Callable[[DriverStorageChannel, Message | None], None],
     ) -> None:
         self.worker_id, self.worker_instance, self._post_message = worker_id, worker_instance, post_message
-        self.unacknowledged = deque[tuple[int, tuple[Any, ...], bytes | None]]()
+        self.unacknowledged = deque[QueuedMessage]()
         self.n_sent = self.n_received = self.n_missed = 0
         self.last_heartbeat_at, self.is_connected = time.monotonic(), True
         self._inbox, self._owner_pid = deque[Message](), os.getpid()
@@ -136,11 +144,17 @@ class StorageChannelServer:
     ----------
     storage : a `lithops.Storage` of our own.
     on_connected : told of each worker that says something for the first time.
+
+    Attributes
+    ----------
+    mismatches : deque of ProtocolMismatchError
+        The errors about workers that use another version of the protocol, for the owner to take.
     """
 
     def __init__(self, storage: Any, key_prefix: str, on_connected: OnConnected) -> None:
         self._storage, self._keys, self._on_connected = storage, ChannelKeys(key_prefix), on_connected
         self._channels: dict[int, DriverStorageChannel] = {}
+        self.mismatches = deque[ProtocolMismatchError]()
         # A destructor may close a run or a pool at any moment, also within either lock.
         self._lock, self._mailbox_lock = threading.RLock(), threading.RLock()
         self._heartbeat, self._next_heartbeat_at = 0, time.monotonic() + HEARTBEAT_SECONDS
@@ -216,7 +230,8 @@ class StorageChannelServer:
                     digest = hashlib.blake2b(message.data, digest_size=16).digest()
                     self._payload_by_digest[digest] = message.data
                 channel.n_sent += 1
-                channel.unacknowledged.append((channel.n_sent, tuple(message._replace(data=b"")), digest))
+                frame = encode_frame(message._replace(data=b""))
+                channel.unacknowledged.append(QueuedMessage(channel.n_sent, frame, digest))
             self._has_unwritten = True
 
     def _write_loop(self) -> None:
@@ -245,12 +260,12 @@ class StorageChannelServer:
                 messages = {
                     item.worker_id: list(item.unacknowledged) for item in channels if item.is_connected
                 }
-                digests = {key for entries in messages.values() for _, _, key in entries if key}
+                digests = {entry.digest for entries in messages.values() for entry in entries if entry.digest}
                 payloads = self._payload_by_digest = {key: self._payload_by_digest[key] for key in digests}
                 large_digests = {key for key in digests if len(payloads[key]) > MAX_INLINE_BYTES}
                 inline_payloads = {key: bytes(payloads[key]) for key in digests - large_digests}
                 self._heartbeat += 1
-                mailbox = pickle.dumps((self._heartbeat, inline_payloads, messages), pickle.HIGHEST_PROTOCOL)
+                mailbox = Mailbox(self._heartbeat, inline_payloads, messages).encode()
                 was_unwritten, self._has_unwritten = self._has_unwritten, False
             try:
                 for digest in large_digests - self._stored_digests:
@@ -298,7 +313,7 @@ class StorageChannelServer:
         new_replies = sorted(
             (reply_key, object_key)
             for object_key in listed_keys - self._seen_keys
-            if (reply_key := self._keys.parse_reply_key(object_key))
+            if (reply_key := self._parse_reply_key(object_key))
         )
         n_replies = sum(reply_key.size > 0 for reply_key, _ in new_replies)
         self._n_reads += n_replies
@@ -317,6 +332,15 @@ class StorageChannelServer:
             self._storage.delete_objects(self._storage.bucket, delivered_keys)
         return n_replies
 
+    def _parse_reply_key(self, object_key: str) -> ReplyKey | None:
+        """Return the fields in the key of a reply; None for other objects, and of other protocol versions."""
+        try:
+            return self._keys.parse_reply_key(object_key)
+        except ProtocolMismatchError as error:
+            self._seen_keys.add(object_key)
+            self.mismatches.append(error)
+            return None
+
     def _read_object(self, reply: tuple[ReplyKey, str]) -> bytes:
         """The bytes of a reply; none of a sign of life."""
         reply_key, object_key = reply
@@ -334,8 +358,9 @@ class StorageChannelServer:
             self._on_connected(reply_key.worker_id, channel, "objects")
         channel.last_heartbeat_at = time.monotonic()
         with self._lock:
-            while channel.unacknowledged and channel.unacknowledged[0][0] <= reply_key.last_received:
-                channel.unacknowledged.popleft()
+            unacknowledged = channel.unacknowledged
+            while unacknowledged and unacknowledged[0].sequence_number <= reply_key.last_received:
+                unacknowledged.popleft()
         if reply_key.last_sent <= channel.n_received:
             return  # a sign of life, or a message that was put twice
         if data:

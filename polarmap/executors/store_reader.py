@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polarmap.errors import MissingObjectError
-from polarmap.executors.interface import Failure, TaskBlocks, to_failure
+from polarmap.executors.interface import Failure, FailureKind, TaskBlocks, to_failure
 from polarmap.worker.daemon_threads import CallTimeoutError, call_with_timeout, run_in_daemon_thread
 from polarmap.worker.locations import StoreLocation
 from polarmap.worker.segments import Segment, make_fetch_timeout_error, make_missing_segment_error
@@ -95,7 +95,7 @@ class StoreReader:
         except CallTimeoutError:
             _, task, _ = attempt_key
             timeout_error = make_fetch_timeout_error(task, self._fetch_timeout, self._store.name, segment)
-            failure = Failure("lost", type(timeout_error).__name__, str(timeout_error))
+            failure = Failure(FailureKind.LOST, type(timeout_error).__name__, str(timeout_error))
         except Exception as error:
             failure = to_failure(describe_error(error))
         self._finished.put(FinishedRead(attempt_key, segment, data, failure))

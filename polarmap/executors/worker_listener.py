@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -16,6 +17,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.wake_signal import WakeSignal
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.handshake import PROOF_TIMEOUT, Endpoint, authenticate_worker
+from polarmap.worker.messages import ProtocolMismatchError
 from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import LIVENESS_INTERVAL
 from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure_tcp, shutdown_socket
@@ -39,6 +41,11 @@ class WorkerListener:
     endpoint : where workers are to call, whatever is between them and the same port of this machine.
     tcp_timeout : seconds of silence after which a connection is lost.
     preferred_host : the address of this machine that workers try first; empty: that of its default route.
+
+    Attributes
+    ----------
+    mismatches : deque of ProtocolMismatchError
+        The errors about workers that use another version of the protocol, for the owner to take.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class WorkerListener:
         preferred_host: str = "",
     ) -> None:
         self._authentication_key = authentication_key
+        self.mismatches = deque[ProtocolMismatchError]()
         self._on_connected = on_connected
         self._tcp_timeout = tcp_timeout
         hosts = ["127.0.0.1"]
@@ -100,13 +108,17 @@ class WorkerListener:
                 shutdown_socket(oldest_connection)
 
     def _authenticate(self, connection: socket.socket) -> None:
-        """Let somebody who has connected prove that it has the key: it joins, or is let go."""
+        """Report a worker once it has proved that it has the key, and close all other connections."""
         self._unauthenticated[connection] = None
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
             stack.callback(self._unauthenticated.pop, connection)
             configure_tcp(connection, self._tcp_timeout)
-            worker_id, authenticators = authenticate_worker(connection, self._authentication_key)
+            try:
+                worker_id, authenticators = authenticate_worker(connection, self._authentication_key)
+            except ProtocolMismatchError as error:
+                self.mismatches.append(error)
+                return
             stack.pop_all()
             del self._unauthenticated[connection]
             self._on_connected(worker_id, SocketChannel(connection, authenticators, self._tcp_timeout), "TCP")

@@ -24,19 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.prices import PersistentUsage
 from polarmap.errors import ExecutorError
-from polarmap.worker.messages import (
-    CANCEL,
-    EXIT_KINDS,
-    FINAL_REPLY,
-    HELLO,
-    JOB,
-    MODULES,
-    TASK,
-    TASK_END_KINDS,
-    TASK_REPLY,
-    Message,
-)
+from polarmap.worker.messages import EXIT_KINDS, REPLY_KINDS, TASK_END_KINDS, Message, MessageKind
 from polarmap.worker.polling import POLLIN, POLLOUT, Poll, wait_until_ready
+from polarmap.worker.task_records import WorkerIdentity
 
 if TYPE_CHECKING:
     from polarmap.executors.storage_channels import WorkerChannel
@@ -148,18 +138,17 @@ class WorkerHandle:
         messages, is_connected = self.channel.receive()
         valid_messages = []
         for message in messages:
-            if message.kind == HELLO and message.header.isdigit():
+            if message.kind == MessageKind.HELLO and message.header.isdigit():
                 self.pid = int(message.header)
                 if message.data:
-                    label = bytes(message.data[:MAX_LABEL_BYTES]).decode(errors="replace")
-                    self._set_machine_and_label(label)
+                    self._set_identity(WorkerIdentity.decode(bytes(message.data[:MAX_LABEL_BYTES])))
             elif self.assigned and message.attempt_key == self.assigned[0][0]:
                 valid_messages.append(message)
                 self.is_exiting |= message.kind in EXIT_KINDS
                 if message.kind in TASK_END_KINDS:
                     _, task_key = self.assigned.popleft()
                     self.state_since = time.monotonic()
-                    if message.kind in (TASK_REPLY, FINAL_REPLY):  # else it may not have looked at its block
+                    if message.kind in REPLY_KINDS:  # else it may not have looked at its block
                         self._add_cached_task(task_key)
             else:
                 self.channel.disconnect()
@@ -174,13 +163,13 @@ class WorkerHandle:
         channel = self.channel
         if channel.has_unsent:
             for message in channel.drop_unsent():
-                if message.kind in (JOB, MODULES):
+                if message.kind in (MessageKind.JOB, MessageKind.MODULES):
                     self.job_id, self.function_digest = -1, None
-                elif message.kind == TASK:
+                elif message.kind == MessageKind.TASK:
                     remaining = [item for item in self.assigned if item[0] != message.attempt_key]
                     self.assigned = deque(remaining)
         if self.assigned:
-            channel.send(Message(CANCEL, self.assigned[0][0]))
+            channel.send(Message(MessageKind.CANCEL, self.assigned[0][0]))
         return bool(self.assigned or channel.has_unsent)
 
     def write_unsent_messages(self) -> bool:
@@ -191,9 +180,8 @@ class WorkerHandle:
         channel.failure = channel.failure or TimeoutError("it took no further byte of its block")
         return False
 
-    def _set_machine_and_label(self, description: str) -> None:
-        """Note the machine, the host name and the place that the worker has told, a line each."""
-        machine, host, self.label = [*description.split("\n", 2), "", ""][:3]
+    def _set_identity(self, identity: WorkerIdentity) -> None:
+        machine, host, self.label = identity
         self.machine = machine
         self.host = host if machine in ("", host) else f"{host} ({machine})"
 
@@ -368,7 +356,7 @@ class WorkerPool:
                     self.release_worker(worker)
             for worker in self._workers.values() if self.shares_host else ():
                 if worker.allocation is None and worker.job_id == job_id:
-                    worker.channel.send(Message(CANCEL, (job_id, -1, -1)))
+                    worker.channel.send(Message(MessageKind.CANCEL, (job_id, -1, -1)))
 
     def abandon_worker(self, worker: WorkerHandle) -> None:
         """Nobody waits for its task any more: it is left as if its map had ended."""

@@ -1,4 +1,4 @@
-"""Linear algebra on coded maps: operators, products, Gram matrices."""
+"""Coded linear algebra: operators, matrix products, Gram matrices, sketches."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""When parity tasks of the next of many products start: with the data, or when that is late.
+"""Choose adaptively when parity tasks of repeated products start: with the data, or once it is late.
 
-On cores that all tasks share, parity that nobody needs takes its share of the time: of 8 tasks for 6 results
-a quarter. Products of one matrix take about as long each time: a task that takes longer than all of the one
-before is late.
+If all tasks share the cores of this machine, parity tasks whose results are not needed slow down the data
+tasks. With 8 tasks for 6 results they take a quarter of the time. Repeated products of one matrix take about
+the same time, so a task is late if it takes longer than every task of the previous product.
 """
 
 from __future__ import annotations
@@ -14,19 +14,24 @@ import numpy as np
 from polarmap.driver.lateness import Floats
 from polarmap.driver.options import MapOptions
 
-LATE_FACTOR = 1.5  # times as long as the data of the product before took
-MIN_BACKOFF, MAX_BACKOFF = 8, 128  # products whose parity starts with the data, after one that needed it
+LATE_FACTOR = 1.5  # a task is late after this factor times the duration of the previous product
+# After a product that needed parity, this number of products start parity tasks with the data.
+MIN_BACKOFF, MAX_BACKOFF = 8, 128
 
 
 class AdaptiveParitySchedule:
-    """Learns from one product after the other what a task of the next may take, as `RunTimeQuantiles` tell
-    it.
+    """Learns from each product when a task of the next one is late, and when its parity should start.
 
-    map_options : of all products, whose parity starts with the data.
+    It has the interface of `RunTimeQuantiles`, with one quantile for every probability.
+
+    Parameters
+    ----------
+    options : MapOptions
+        The options of all products, whose parity starts with the data.
 
     Examples
     --------
-    >>> AdaptiveParitySchedule(MapOptions()).map_options.schedule  # nothing is known: with the data
+    >>> AdaptiveParitySchedule(MapOptions()).map_options.schedule  # nothing is known yet
     'upfront'
     """
 
@@ -34,12 +39,12 @@ class AdaptiveParitySchedule:
         self._upfront_options = options
         self._on_demand_options = replace(options, schedule="on_demand", run_times=self)
         self._last_seconds = 0.0
-        self._n_upfront_left = 0  # so many more products
+        self._n_upfront_left = 0  # products for which parity still starts with the data
         self._backoff = MIN_BACKOFF
 
     @property
     def map_options(self) -> MapOptions:
-        """Those of the next product: where parity need not start with the data, it does on demand."""
+        """The options of the next product, with parity on demand unless it should start with the data."""
         if self._n_upfront_left or not self._last_seconds:
             return self._upfront_options
         return self._on_demand_options
@@ -49,10 +54,18 @@ class AdaptiveParitySchedule:
         return np.full(p.shape, LATE_FACTOR * self._last_seconds)
 
     def observe_product(self, product_seconds: float, needed_parity: bool) -> None:
-        """Take in after how many seconds the last result of the latest product came that it used.
+        """Record a product, and choose the schedule of the next ones.
 
-        One that needed parity which had been held back has waited for it: so many products do not, and
-        twice as many the next time, until one in between needs none.
+        A product that needs parity tasks which were held back has to wait for them. The next products
+        therefore start parity with the data. Their number doubles each time, until a product on demand
+        needs no parity.
+
+        Parameters
+        ----------
+        product_seconds : float
+            Seconds until the last result that the product used arrived.
+        needed_parity : bool
+            Whether results of parity tasks were used.
         """
         if self._n_upfront_left:
             self._n_upfront_left -= 1

@@ -1,4 +1,4 @@
-"""The rows and the columns of a matrix, each coded when products first ask for them."""
+"""A matrix encoded by rows and by columns, each on first use."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ EncodedMatrix = CodedData | CodedArray
 
 
 class CodedMatrix:
-    """Both sides of a matrix, each encoded when it is first asked for."""
+    """A matrix that is encoded by rows and by columns, each when a product first needs it."""
 
     def __init__(
         self, matrix: Any, executor: ResolvedExecutor, block_counts: BlockCounts, code: CodeName | PolarCode
     ) -> None:
         self._matrix, self._block_counts, self._code = matrix, block_counts, code
-        self.is_sparse = is_scipy_sparse(matrix)  # and lies in memory
+        self.is_sparse = is_scipy_sparse(matrix)  # sparse matrices stay in memory
         self._storage = None if self.is_sparse else executor.choose_storage(matrix)
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
         self.encodings: dict[str, EncodedMatrix] = {}
-        # The largest integer of each side, where it was asked for or is known anyway.
+        # The largest absolute value of an integer matrix, by axis, where it has been computed.
         self._max_integers: dict[str, int] = {}
         self._owned_arrays: list[CodedArray] = []
         self._column_pairs: CodedPairs | None = None
 
     def get_encoding(self, axis: str) -> EncodedMatrix:
-        """The matrix coded by "rows", "columns" or "paired columns", encoded when it is asked for first."""
+        """Return the matrix encoded by "rows", "columns" or "paired columns", and encode it on first use."""
         if axis not in self.encodings:
             self.encodings[axis] = self._encode_axis(axis)
         return self.encodings[axis]
 
     def get_encoding_for_real_operand(self, axis: str) -> EncodedMatrix:
-        """A side for products with real numbers; CodeError if its parity may have wrapped."""
+        """Return an encoding for products with real numbers. Raise CodeError if parity may have wrapped."""
         encoding, dtype = self.get_encoding(axis), self._matrix.dtype
         if is_integer_dtype(dtype) and dtype.itemsize == 8:
             if axis not in self._max_integers:
@@ -63,7 +63,10 @@ class CodedMatrix:
         return encoding
 
     def get_column_pairs(self) -> CodedPairs:
-        """Pairs of coded blocks of columns, for A' A; of blocks of their own where these are too many."""
+        """Return pairs of coded blocks of columns, for A' A.
+
+        The blocks are those of the encoding by columns, unless it has too many of them.
+        """
         if self._column_pairs is None:
             code = self.get_encoding("columns").code
             is_shareable = code.supports_triangles and code.k <= GRAM_COUNTS.k
@@ -72,7 +75,7 @@ class CodedMatrix:
         return self._column_pairs
 
     def release_encodings(self) -> None:
-        """Let go of memory, delete what was stored."""
+        """Release the encodings in memory, and delete those in storage."""
         self.encodings.clear()
         self._column_pairs = None
         while self._owned_arrays:
@@ -87,7 +90,7 @@ class CodedMatrix:
         if (cluster_encoding := self._encode_on_cluster(axis)) is not None:
             return cluster_encoding
         if isinstance(matrix, CodedArray):
-            remedy = f"pass the {axis} as transposed=, what encode made of A.T with key="
+            remedy = f"pass the {axis} as transpose=, a CodedArray that encode has made of A.T with key="
             check_not_encrypted(matrix, "A", remedy)
             matrix = matrix[:]
         data = operands.ValidatedMatrix(matrix if axis == "rows" else operands.TransposedView(matrix), "A")
@@ -103,7 +106,7 @@ class CodedMatrix:
         return coded_array
 
     def _encode_on_cluster(self, axis: str) -> CodedData | None:
-        """A side of a dask.array on the cluster of the executor, coded there; None for all others."""
+        """Encode a dask.array on the cluster of the executor. Return None for any other matrix."""
         if not hasattr(self._matrix, "rechunk"):
             return None
         matrix = self._matrix if axis == "rows" else self._matrix.T
@@ -119,7 +122,7 @@ class CodedMatrix:
     def _choose_block_counts_and_code(
         self, n_rows: int, is_paired: bool
     ) -> tuple[int, int, CodeName | PolarCode]:
-        """k, n and the code of a side of so many rows, in blocks of which none is empty."""
+        """Return k, n and the code for `n_rows` rows, with as many blocks as can be filled."""
         counts, code = (GRAM_COUNTS, "rotation") if is_paired else (self._block_counts, self._code)
         k = compute_max_nonempty_blocks(int(n_rows), min(counts.k, int(n_rows)))
         n = k + math.ceil((counts.n - counts.k) * k / counts.k)
@@ -127,5 +130,5 @@ class CodedMatrix:
 
 
 def _resize_code(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
-    """Return the caller's code with the numbers of blocks of a side; a name stands for every size."""
+    """Return a code of the sizes n and k with the options of `code`. A name of a code fits every size."""
     return code if isinstance(code, str) else code.with_sizes(n, k)

@@ -1,4 +1,4 @@
-"""A' A and A' diag(w) A with A coded by columns, each block of the result computed once."""
+"""Coded Gram matrices A^H A and A^H diag(w) A, with A encoded by columns."""
 
 from __future__ import annotations
 
@@ -42,35 +42,36 @@ def coded_gram(
     retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[CodedProduct]:
-    """A^H A, or A^H diag(weights) A, without waiting for stragglers.
+    """Compute A^H A or A^H diag(weights) A without waiting for stragglers.
 
-    A is cut by columns into k blocks, coded into n, and A_i^H diag(w) A_j is computed for i <= j: half
-    of the work of `coded_matmul`, since each result gives its transpose too.
+    The columns of A are partitioned into k blocks and encoded as n blocks. Tasks compute
+    A_i^H diag(w) A_j for i <= j only, because each result also gives its transpose. This is half of the work
+    of `coded_matmul`.
 
     Parameters
     ----------
     A : array-like (M, N)
-        numpy, memmap, zarr, h5py; all entries finite.
+        An array of numpy, zarr or h5py, or a memmap. All entries must be finite.
     weights : array-like (M,), optional
-        Real, of either sign.
+        Real weights of the rows, which may be negative.
     blocks : int, optional
-        k, column blocks: 7 by default, or N if that is smaller.
+        k, the number of blocks of columns: 7 by default, or N if that is smaller.
     tasks : int, optional
-        n, coded column blocks: by default k and one for each 7. Of the n (n + 1) / 2 tasks the first
-        k (k + 1) / 2 are data, row by row.
+        n, the number of coded blocks of columns. The default is k + k / 7, rounded up. There are
+        n (n + 1) / 2 tasks, of which the first k (k + 1) / 2 are data tasks, row by row.
     executor, verify, rtol, timeout, retries, retry_delay, progress : optional
         As for `coded_matmul`.
 
     Returns
     -------
     CodedProduct
-        `gram` (N, N), exactly Hermitian off its diagonal blocks, and `report`. Products of integers
-        are exact, modulo 2^bits as in numpy, on the whole grid of n^2 tasks.
+        With `array` (N, N), which is exactly Hermitian outside its diagonal blocks, and `report`. Products
+        of integers are exact modulo 2^bits, as in numpy. They take the whole grid of n^2 tasks.
 
     Raises
     ------
     CodeError
-        Shapes that do not match, complex weights, NaN or inf, sizes or dtypes that cannot be coded.
+        If shapes do not match, weights are complex, data is not finite, or a size or dtype is not supported.
     NotDecodableError, CodedTimeoutError, ExecutorError
         As for `coded_map`.
 
@@ -105,9 +106,12 @@ def coded_gram(
 def compute_gram(
     coded_pairs: CodedPairs, n_columns: int, weights: Array | None, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """A^H diag(w) A from pairs of coded blocks of the columns of A, of which there are so many.
+    """Compute A^H diag(w) A from pairs of coded blocks of the columns of A.
 
-    (columns, columns), and for several w (rows, m) of them (columns, columns, m).
+    Returns
+    -------
+    gram : array (n_columns, n_columns), or (n_columns, n_columns, m) for weights (rows, m)
+    report : LazyReport
     """
     block_function = partial(compute_gram_block, weights, dtype.newbyteorder("="))
     shape = (n_columns, n_columns, *(() if weights is None else weights.shape[1:]))
@@ -118,7 +122,11 @@ def compute_gram(
 
 
 def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
-    """Pairs of coded blocks of columns; of integers all, as these are decoded exactly line by line."""
+    """Return pairs of coded blocks of columns.
+
+    Integers need all pairs, not only those with i <= j, because they are decoded exactly along the rows and
+    columns of the grid.
+    """
     k, n = check_axis_block_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
     data = operands.ValidatedMatrix(matrix, "A", operands.choose_encoding_dtype(matrix.dtype, dtype))
     encoded_columns = encode_for_reuse(operands.TransposedView(data), k, n, "auto")
@@ -126,19 +134,19 @@ def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPair
 
 
 def check_weights(weights: Any, n_rows: int, max_ndim: int = 1) -> Array:
-    """A real weight for each row, (rows,); of at most 2 axes several, (rows, m)."""
+    """Check the weights of rows, and return them as an array (rows,), or (rows, m) if `max_ndim` is 2."""
     checked = operands.check_operand(weights, "weights")
     if not 1 <= checked.ndim <= max_ndim or len(checked) != n_rows:
         raise CodeError(
-            f"weights has shape {checked.shape}, but A has {n_rows} rows: one weight for each is needed"
+            f"weights has shape {checked.shape}, but A has {n_rows} rows: pass one weight per row"
         )
     if checked.dtype.kind == "c":
-        raise CodeError("weights are complex: A^H diag(w) A is Hermitian for real ones only")
+        raise CodeError("weights must be real, not complex: A^H diag(w) A is Hermitian for real weights only")
     return checked
 
 
 def _fill_lower_triangle(matrix: Array, block_size: int) -> None:
-    """Fill the blocks below the diagonal from those above it."""
+    """Fill the blocks below the diagonal with the conjugate transposes of those above it."""
     for start in range(0, len(matrix), block_size):
         stop = start + block_size
         matrix[stop:, start:stop] = matrix[start:stop, stop:].conj().swapaxes(0, 1)

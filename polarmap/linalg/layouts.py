@@ -1,4 +1,4 @@
-"""How to cut and code the factors of a product: which of them, into how many blocks, by what it costs."""
+"""Choose how the factors of a product are partitioned and encoded."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_choice
 
 DEFAULT_TASKS = 32
-BYTES_PER_SECOND = 5e7  # between a cloud function of one core and its storage
-MULTIPLY_ADDS_PER_SECOND = 1e10  # multiplications, each with an addition, on such a core
+BYTES_PER_SECOND = 5e7  # throughput between a cloud function with one core and its storage
+MULTIPLY_ADDS_PER_SECOND = 1e10  # throughput of one core
 BlockCountOption = int | tuple[int, int] | None
-ProductShape = tuple[int, int, int]  # M, L, N: A is (M, L), B is (L, N)
+ProductShape = tuple[int, int, int]  # (M, L, N) for A (M, L) and B (L, N)
 
 
 class BlockCounts(NamedTuple):
-    """Into how many data blocks (k) a factor is cut, and how many coded blocks (n) are made of them."""
+    """The number of data blocks (k) and of coded blocks (n) of a factor."""
 
     k: int
     n: int
 
 
-# of A' A: 28 products of data blocks and 8 more, as a pair of blocks is a task
+# For A' A: 28 tasks for pairs of data blocks, and 8 parity tasks.
 GRAM_COUNTS = BlockCounts(7, 8)
 
 
 class ProductLayout(NamedTuple):
-    """How A is cut by rows and B by columns; None for a factor that every worker gets whole."""
+    """How A is partitioned by rows and B by columns. None means that every worker gets the whole factor."""
 
     row_counts: BlockCounts | None
     column_counts: BlockCounts | None
@@ -39,7 +39,10 @@ class ProductLayout(NamedTuple):
 def choose_product_layout(
     method: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
-    """The layout that `method` means, or the cheapest; CodeError where there is none."""
+    """Return the layout for `method`; for "auto" the one with the fastest tasks.
+
+    Raise CodeError if `blocks` or `tasks` do not fit the method or the shape.
+    """
     if not is_choice(method, ("auto", "rows", "columns", "grid")):
         raise CodeError(f"method must be 'auto', 'rows', 'columns' or 'grid', not {method!r}")
     if method == "grid" or (method == "auto" and (_is_pair(blocks) or _is_pair(tasks))):
@@ -55,7 +58,7 @@ def choose_product_layout(
 
 
 def estimate_task_seconds(layout: ProductLayout, shape: ProductShape, itemsize: int) -> float:
-    """What one task takes to read its blocks, multiply and write, roughly."""
+    """Estimate the seconds in which one task reads its blocks, multiplies them and writes the result."""
     block_rows = shape[0] / (layout.row_counts.k if layout.row_counts else 1)
     block_columns = shape[2] / (layout.column_counts.k if layout.column_counts else 1)
     n_values = block_rows * shape[1] + shape[1] * block_columns + block_rows * block_columns
@@ -66,9 +69,11 @@ def estimate_task_seconds(layout: ProductLayout, shape: ProductShape, itemsize: 
 def resolve_block_counts(
     blocks: Any, tasks: Any, default_blocks: int, max_blocks: float = math.inf
 ) -> BlockCounts:
-    """As asked for: three blocks for four workers or the usual number, at most so many; n a third more.
+    """Return the numbers of blocks of a factor, with defaults for those that are None.
 
-    Counts with one task more where integers need it, as the dtype is not known here.
+    By default, k is `default_blocks`, or three quarters of `tasks` if that is given, and at most
+    `max_blocks`; n is a third more than k. As the dtype is not known here, n includes the additional task
+    that some integer codes need.
 
     >>> [resolve_block_counts(*counts) for counts in ((None, None, 24), (None, 8, 24), (5, None, 24))]
     [BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=8)]
@@ -80,14 +85,14 @@ def resolve_block_counts(
 
 
 def get_default_gram_tasks(n_blocks: int) -> int:
-    """Coded blocks of a side whose blocks are multiplied in pairs: one of parity for each 7 of data."""
+    """Return the default number of coded blocks for products of pairs: one parity block per 7 data blocks."""
     return n_blocks + math.ceil(n_blocks / 7)
 
 
 def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: int) -> BlockCounts:
-    """Return counts of which no block is empty: fewer blocks, with more of parity for them, if need be.
+    """Return numbers of blocks such that no block is empty, reducing k at unchanged n if necessary.
 
-    CodeError for more blocks than a side has rows or columns, and for no parity.
+    Raise CodeError if there are more blocks than rows or columns, or no parity blocks.
 
     >>> check_axis_block_counts(BlockCounts(24, 32), "rows", 25)
     BlockCounts(k=13, n=32)
@@ -100,7 +105,7 @@ def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: i
         )
     if block_counts.n <= block_counts.k:
         raise CodeError(
-            f"tasks={block_counts.n} leaves no parity for {block_counts.k} blocks of {axis}: use "
+            f"tasks={block_counts.n} leaves no parity blocks for {block_counts.k} blocks of {axis}: use "
             f"tasks > {block_counts.k}"
         )
     return block_counts._replace(k=compute_max_nonempty_blocks(axis_length, block_counts.k))
@@ -109,11 +114,11 @@ def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: i
 def _make_one_factor_layout(
     axis: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption
 ) -> ProductLayout:
-    """A layout in which one factor is coded, and every worker gets the other one whole."""
+    """Return a layout in which one factor is encoded, and every worker gets the whole other factor."""
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if _is_pair(option_value):
             raise CodeError(
-                f"method={axis!r} codes one factor: {option} must be an integer, not {option_value!r}"
+                f"method={axis!r} encodes one factor, so {option} must be an integer, not {option_value!r}"
             )
     length = shape[0] if axis == "rows" else shape[2]
     axis_counts = check_axis_block_counts(
@@ -125,7 +130,10 @@ def _make_one_factor_layout(
 def _make_grid_layout(
     shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
-    """A layout in which both factors are coded, as asked for or the cheapest with so many tasks."""
+    """Return a layout in which both factors are encoded.
+
+    If `tasks` is None or an integer, the layout with the fastest tasks is chosen.
+    """
     if blocks is not None or _is_pair(tasks):
         row_counts = _resolve_grid_axis_block_counts(blocks, tasks, 0, shape[0])
         row_counts = check_axis_block_counts(row_counts, "rows", shape[0])
@@ -133,9 +141,9 @@ def _make_grid_layout(
         return ProductLayout(row_counts, check_axis_block_counts(column_counts, "columns", shape[2]))
     n_tasks = DEFAULT_TASKS if tasks is None else check_positive_int("tasks", tasks)
     if n_tasks > MAX_N:
-        raise CodeError(f"a grid has at most {MAX_N} tasks, not tasks={n_tasks}")
+        raise CodeError(f"tasks of a grid must be at most {MAX_N}, not {n_tasks}")
     if n_tasks < 4:
-        raise CodeError(f"a grid has at least 2 x 2 tasks, not tasks={n_tasks}")
+        raise CodeError(f"tasks of a grid must be at least 4 (2 x 2), not {n_tasks}")
     layouts = [
         ProductLayout(
             _choose_grid_axis_block_counts(n_row_tasks, shape[0]),
@@ -147,7 +155,7 @@ def _make_grid_layout(
 
 
 def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> BlockCounts:
-    """A side of a grid: an eighth of it for parity, and no more blocks than rows."""
+    """Return the numbers of blocks along one side of a grid, an eighth of which are parity blocks."""
     n_parity = max(1, round(n_coded_blocks / 8))
     k = compute_max_nonempty_blocks(axis_length, max(1, min(n_coded_blocks - n_parity, axis_length)))
     return BlockCounts(k, min(n_coded_blocks, k + n_parity))
@@ -156,7 +164,7 @@ def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> Blo
 def _resolve_grid_axis_block_counts(
     blocks: BlockCountOption, tasks: BlockCountOption, factor_index: int, axis_length: int
 ) -> BlockCounts:
-    """A side of a grid of which blocks, tasks or both were said."""
+    """Return the numbers of blocks along one side of a grid for given `blocks`, `tasks` or both."""
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if option_value is not None and not (_is_pair(option_value) and len(option_value) == 2):  # type: ignore[arg-type]
             raise CodeError(f"{option} of a grid must be a pair (for A, for B), not {option_value!r}")

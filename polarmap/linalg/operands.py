@@ -1,4 +1,4 @@
-"""Matrices and vectors as factors of a product, and what they may be."""
+"""Validate the operands of products, block by block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polarmap.errors import CodeError
 
 
 class TransposedView:
-    """The transpose of a matrix that need not lie in memory; reads columns as rows."""
+    """The transpose of a matrix that need not be in memory. Its rows are read as columns of the matrix."""
 
     def __init__(self, matrix: Any) -> None:
         self._matrix, self.dtype = matrix, matrix.dtype
@@ -26,9 +26,12 @@ class TransposedView:
 
 
 class ValidatedMatrix:
-    """A matrix, in a dtype if one is given, that says what is wrong with it as it is read.
+    """A matrix that is converted to a dtype and checked for NaN and inf while it is read.
 
-    max_abs : the largest absolute value read so far, of integers.
+    Attributes
+    ----------
+    max_abs : int
+        The largest absolute value read so far, if the dtype is an integer type.
     """
 
     def __init__(self, matrix: Any, label: str, dtype: DType | None = None) -> None:
@@ -46,9 +49,20 @@ class ValidatedMatrix:
 
 
 def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
-    """Something with shape, dtype and slices, left where it is; CodeError for what parity cannot carry.
+    """Return `matrix` as an object with shape, dtype and slicing, without loading it into memory.
 
-    sparse_advice : what to use of a sparse matrix.
+    Parameters
+    ----------
+    matrix : array-like
+    label : str
+        The name of the matrix in error messages.
+    sparse_advice : str
+        What to use instead if it is sparse, for the error message.
+
+    Raises
+    ------
+    CodeError
+        If it is not an array, masked or sparse.
     """
     matrix = load_array_like(matrix, label)
     check_not_masked_or_sparse(matrix, label, sparse_advice)
@@ -56,20 +70,20 @@ def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
         try:
             matrix = np.asarray(matrix)
         except ValueError as error:
-            raise CodeError(f"{label} is no matrix: {error}") from error
+            raise CodeError(f"{label} is not a matrix: {error}") from error
     return np.asarray(matrix) if isinstance(matrix, np.matrix) else matrix
 
 
 def check_matrix(matrix: Any, label: str, sparse_advice: str = "") -> Any:
-    """A matrix that can be cut and coded; CodeError for anything else.
+    """Return `matrix` as an object that can be partitioned and encoded; raise CodeError if it cannot.
 
-    sparse_advice : what to use of a sparse one; by default it as an array.
+    `sparse_advice` is what to use instead of a sparse matrix, by default its `toarray()`.
     """
     return check_matrix_shape(as_array_like(matrix, label, sparse_advice or f"{label}.toarray()"), label)
 
 
 def check_matrix_shape(matrix: Any, label: str) -> Any:
-    """An array that can be cut and coded as a matrix; CodeError for one of other axes or dtypes."""
+    """Return `matrix`. Raise CodeError unless it has two non-empty axes and a supported dtype."""
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{label} must be a matrix with rows and columns, not of shape {shape}")
@@ -78,38 +92,38 @@ def check_matrix_shape(matrix: Any, label: str) -> Any:
 
 
 def choose_encoding_dtype(dtype: DType, product_dtype: DType) -> DType:
-    """In which a factor of `dtype` is coded, so that no parity is coarser than the product."""
+    """Return the dtype in which to encode a factor, so that parity is as precise as the product."""
     if is_integer_dtype(product_dtype):
         return dtype
     return product_dtype if dtype.kind == "c" else to_real_dtype(product_dtype)
 
 
 def check_operand(operand: Any, label: str = "the operand") -> Array:
-    """A vector or matrix that lies here and that every worker gets."""
+    """Return a vector or matrix for all workers as an array. Raise CodeError if it is invalid."""
     try:
         array = np.asarray(any_array(operand, label))
     except ValueError as error:
-        raise CodeError(f"{label} is no array: {error}") from error
+        raise CodeError(f"{label} is not an array: {error}") from error
     if array.dtype.kind not in "biufc":
-        raise CodeError(f"{label} has dtype {array.dtype}: it must hold numbers")
+        raise CodeError(f"{label} has dtype {array.dtype}: it must be an array of numbers")
     check_finite(array, label)
     return array
 
 
 def check_finite(array: Array, label: str) -> None:
-    """CodeError for NaN and inf, which spread to all that they are mixed with."""
+    """Raise CodeError for NaN and inf, which would spread to every number computed from them."""
     n_nonfinite = array.size - int(np.isfinite(array).sum()) if array.dtype.kind in "fc" else 0
     if n_nonfinite:
         raise CodeError(
-            f"{label} holds NaN or inf ({n_nonfinite} in a block of shape {array.shape}), which spread to "
-            "all they are mixed with: replace them first"
+            f"{label} has NaN or inf ({n_nonfinite} in a block of shape {array.shape}), which would spread "
+            "to all parity blocks: replace them first"
         )
 
 
 def check_parity_fits_int64(dtype: DType, max_abs: int, norm_inf: float, label: str) -> None:
-    """CodeError where parity of 64-bit integers may have wrapped, which real products do not undo."""
+    """Raise CodeError if parity of 64-bit integers may wrap, which products with real numbers cannot undo."""
     if is_integer_dtype(dtype) and dtype.itemsize == 8 and max_abs * norm_inf >= 1 << 63:
         raise CodeError(
-            f"{label} holds integers up to {max_abs:.2g}, whose parity blocks do not fit 64 bits: for a real "
-            f"product use {label}.astype(float)"
+            f"{label} has integers up to {max_abs:.2g}, whose parity blocks do not fit into 64 bits: for a "
+            f"product with real numbers use {label}.astype(float)"
         )

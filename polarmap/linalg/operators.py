@@ -1,4 +1,4 @@
-"""A matrix as a scipy LinearOperator whose every product is one coded map."""
+"""A matrix as a scipy `LinearOperator` whose every product is a coded map."""
 
 from __future__ import annotations
 
@@ -35,45 +35,47 @@ with require_extra("CodedOperator", "scipy", "linalg"):
 
 
 class CodedOperator(LinearOperator):  # type: ignore[misc]
-    """A matrix whose products with vectors and matrices survive stragglers and dead workers.
+    """A matrix whose products with vectors and matrices are coded maps.
 
-    A `scipy.sparse.linalg.LinearOperator`: `svds`, `lsqr`, `cg` and all else that takes one run on it
-    unchanged. A x is one coded map over k blocks of rows of A, A' y one over k blocks of columns. Each side
-    is encoded with its first product and kept for the next ones. `close()`, or leaving the `with` block,
-    removes it.
+    It is a `scipy.sparse.linalg.LinearOperator`, so `svds`, `lsqr`, `cg` and other functions of scipy can use
+    it unchanged. A x is a coded map over k blocks of rows of A, and A' y is a coded map over k blocks of
+    columns. Rows and columns are encoded on their first product, and the coded blocks are kept for later
+    products until `close()` is called or the `with` block ends.
 
     Parameters
     ----------
     A : array-like (M, N)
-        Finite floats, complex numbers or integers: numpy, memmap, zarr, h5py, a table, a tensor or the path
-        of a .npy file. Or a matrix of scipy.sparse, which stays sparse; where parity would cost too much
-        late tasks get copies (`report.code_reason`). Or a `CodedArray`, as it is for A x. It must not
-        change while the operator is in use.
+        Finite floats, complex numbers or integers: an array of numpy, zarr or h5py, a memmap, a table, a
+        tensor or the path of a .npy file. A matrix of scipy.sparse stays sparse; if its parity blocks would
+        be too large, late tasks get backups instead (see `report.code_reason`). A `CodedArray` is used as it
+        is for A x. The matrix must not change while the operator is in use.
     transpose : CodedArray (N, M), optional
-        The transpose, for A' y, where it is in storage already.
+        The transpose of A in storage, if there is one, for A' y.
     blocks : int, optional
-        k; by default 24, on workers of this machine three for each core if that is less. A side that
-        cannot fill so many blocks of equally many rows or columns is cut into fewer.
+        k, the number of blocks. The default is 24, or three per core if that is less and workers run on
+        this machine. Rows or columns that cannot fill this number of equal blocks are cut into fewer.
     tasks : int, optional
-        n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
+        n, the number of tasks. The default is a third more than `blocks`. It is reduced in proportion if
+        there are fewer blocks.
     code, executor, verify, rtol, timeout, retries, retry_delay, progress : optional
-        As for `coded_map`, but no bar by default. A `PolarCode` sets `blocks` and `tasks`. A side with
-        fewer blocks has a code of its own size with the same options. A Lithops configuration gets workers
-        that stay. A product is linear, so verify="auto" checks no more than what arrives anyway;
-        verify=True waits for one result more whenever something is decoded, which shows a worker that
-        returns garbage.
+        As for `coded_map`, but without a progress bar by default. A `PolarCode` sets `blocks` and `tasks`; if
+        rows or columns have fewer blocks, they are encoded with a smaller code that has the same options. A
+        Lithops configuration gets persistent workers. As a product is linear, verify="auto" only checks
+        results that arrive anyway. verify=True waits for an additional result whenever something is decoded,
+        which detects a worker that returns wrong numbers.
 
     Attributes
     ----------
-    shape, dtype : of A
+    shape, dtype
+        The shape and the dtype of A.
     n_products : int
-        Coded maps so far.
+        The number of products computed so far.
 
     Raises
     ------
     CodeError
-        A that is no finite matrix of numbers; sizes that cannot be; a vector with NaN or inf; a
-        real vector where parity blocks of integers wrap modulo 2^64.
+        If A is not a finite matrix of numbers, `blocks` or `tasks` are invalid, a vector has NaN or inf, or a
+        vector is real although parity blocks of an integer matrix wrap modulo 2^64.
 
     Examples
     --------
@@ -137,18 +139,18 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
     @property
     def report(self) -> Report | None:
-        """The report of the last product; None before the first."""
+        """The report of the last product; None before the first one."""
         return None if self._report is None else self._report.report
 
     def close(self) -> None:
-        """Remove the coded blocks; the caller's executor stays open. Safe to call twice."""
+        """Remove the coded blocks. The executor stays open. This method may be called repeatedly."""
         self._finalizer()
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Let all products from now on together take at most `seconds`; None: any time.
+        """Limit the total time of all products from now on to `seconds`; None removes the limit.
 
-        A product that has not ended by then raises `DeadlineExceededError`, and so does each later one. The
-        encoding of the matrix, with the first product of each side, is not interrupted.
+        A product that has not ended by the deadline raises `DeadlineExceededError`, and so does each later
+        one. Encoding the matrix for the first product is not interrupted.
 
         Examples
         --------
@@ -162,23 +164,24 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._deadline.set(seconds)
 
     def gram(self, weights: Any) -> Array:
-        """A^H diag(weights) A, one coded map over pairs of blocks of columns; counted as a product.
+        """Compute A^H diag(weights) A by one coded map over pairs of blocks of columns.
 
-        `coded_gram` of a matrix that is multiplied again and again: it is encoded once.
+        This is `coded_gram` for a matrix that is encoded once and multiplied repeatedly. It counts as a
+        product in `n_products`.
 
         Parameters
         ----------
-        weights : (M,) or (M, m)
-            Real, of either sign. m of them take one map.
+        weights : array-like (M,) or (M, m)
+            Real weights of the rows, which may be negative. m sets of weights take one map.
 
         Returns
         -------
-        (N, N) or (N, N, m)
+        array (N, N) or (N, N, m)
 
         Raises
         ------
         CodeError
-            A that is sparse or holds integers; weights that are complex, or not one a row.
+            If A is sparse or has integers, or if weights are complex or their number differs from M.
 
         Examples
         --------
@@ -192,7 +195,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._check_open()
             if self._coded_matrix.is_sparse or is_integer_dtype(self.dtype):
                 raise CodeError(
-                    f"a Gram matrix is of dense real or complex numbers: use {SPARSE_GRAM_ADVICE}"
+                    f"gram needs a dense matrix of real or complex numbers: use {SPARSE_GRAM_ADVICE}"
                 )
             checked = check_weights(weights, self.shape[0], max_ndim=2)
             dtype = np.result_type(self.dtype, checked.dtype)
@@ -208,7 +211,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    if TYPE_CHECKING:  # of scipy's own, checkers make out a union that nothing takes
+    if TYPE_CHECKING:  # the type that checkers infer from scipy is a union that no function accepts
 
         def __matmul__(self, x: Any) -> Any: ...
 
@@ -226,10 +229,10 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:
-            raise CodeError("this CodedOperator is closed: make a new one")
+            raise CodeError("this CodedOperator is closed: create a new one")
 
     def _multiply(self, axis: str, operand: Any) -> Array:
-        """A @ operand from blocks of rows, A.T @ operand from blocks of columns."""
+        """Compute A @ operand from blocks of rows, or A.T @ operand from blocks of columns."""
         with trimmed_tracebacks:
             self._check_open()
             operand = operands.check_operand(operand)
@@ -246,7 +249,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
 
 def _release_coded_matrix(coded_matrix: CodedMatrix, close_executor: Callable[[], None]) -> None:
-    """Release what a closed or deleted operator holds; name what cannot be removed."""
+    """Release the resources of a closed or deleted operator. Warn if blocks in storage cannot be deleted."""
     try:
         coded_matrix.release_encodings()
     except PolarmapError as error:
@@ -257,12 +260,12 @@ def _release_coded_matrix(coded_matrix: CodedMatrix, close_executor: Callable[[]
 
 def _check_transpose(transpose: CodedArray, matrix: Any) -> CodedArray:
     if not isinstance(transpose, CodedArray):
-        raise CodeError(f"transposed must be a CodedArray, not {type(transpose).__name__}: leave it out")
+        raise CodeError(f"transpose must be a CodedArray, not {type(transpose).__name__}: leave it out")
     shape, dtype = transpose.shape, transpose.dtype
     if shape != tuple(matrix.shape)[::-1] or dtype != matrix.dtype:
         raise CodeError(
-            f"transposed is {dtype} of shape {shape}, which is no transpose of A, {matrix.dtype} of shape "
-            f"{tuple(matrix.shape)}"
+            f"transpose has dtype {dtype} and shape {shape}, which is not the transpose of A with dtype "
+            f"{matrix.dtype} and shape {tuple(matrix.shape)}"
         )
     return transpose
 
@@ -270,7 +273,7 @@ def _check_transpose(transpose: CodedArray, matrix: Any) -> CodedArray:
 def _resolve_block_counts(
     blocks: int | None, tasks: int | None, code: CodeName | PolarCode, default_blocks: int
 ) -> BlockCounts:
-    """As asked for; `default_blocks`: k if neither is."""
+    """Return the numbers of blocks for these arguments, with `default_blocks` as the default k."""
     check_polar_code_or_name(code)
     if not isinstance(code, str):
         if blocks not in (None, code.k) or tasks not in (None, code.n):

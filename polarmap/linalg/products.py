@@ -1,4 +1,4 @@
-"""Products of two matrices with one factor coded or both."""
+"""Coded matrix multiplication, with one or both factors encoded."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from polarmap.report import Report
 from polarmap.worker.pytree import Shape
 from polarmap.worker.task_functions import multiply_block, multiply_block_pair
 
-# f, coded blocks, the shape of what f returns -> its results, and their report.
+# Takes f, coded blocks and the shape of the results of f. Returns the results and their report.
 ProductRunner = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
 
 
 class CodedProduct(NamedTuple):
-    """A product and how it came about."""
+    """A matrix product and the report of its map."""
 
     array: Array
     report: Report
@@ -62,42 +62,45 @@ def coded_matmul(
     retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[CodedProduct]:
-    """A @ B without waiting for stragglers, with one factor coded or both.
+    """Compute A @ B without waiting for stragglers, with one or both factors encoded.
 
     Parameters
     ----------
     A, B : array-like (M, L) and (L, N)
-        numpy, memmap, zarr, h5py; all entries finite. One of them may be a vector, as in numpy.
+        Arrays of numpy, zarr or h5py, or memmaps. All entries must be finite. One of them may be a vector,
+        as in numpy.
     method : {"auto", "rows", "columns", "grid"}
-        "rows": A is cut and coded by rows, every worker gets one block of it and all of B. "columns": B by
-        columns, every worker gets all of A. "grid": both, worker (i, j) multiplies A_i and B_j; results
-        decode each other along rows and columns. "auto": the fastest by the formula in Notes.
+        "rows": A is partitioned and encoded by rows; every worker gets one block of A and the whole of B.
+        "columns": B is partitioned and encoded by columns; every worker gets the whole of A. "grid": both
+        are encoded, worker (i, j) multiplies A_i and B_j, and missing results are decoded along rows and
+        columns of the grid. "auto": the fastest of them according to the formula in Notes.
     blocks : int or pair of ints, optional
-        k; for a grid (k_A, k_B).
+        k, the number of blocks; for a grid (k_A, k_B).
     tasks : int or pair of ints, optional
-        n; for a grid (n_A, n_B), or the most tasks it may have, 32 by default.
+        n, the number of tasks. For a grid (n_A, n_B), or the largest number of tasks, by default 32.
     code : {"auto", "rotation", "arikan"}
-        "auto" codes a product of integers with the arikan kernel: exact, modulo 2^bits as numpy.
+        "auto" uses the arikan kernel for integers, whose product is exact modulo 2^bits, as in numpy.
     executor, verify, rtol, timeout, retries, retry_delay, progress : optional
-        As for `coded_map`, but verify="auto" awaits no result, as products are linear: it compares what
-        arrives beyond need. On a grid the data tasks come first, row by row.
+        As for `coded_map`. As products are linear, verify="auto" only checks results that arrive anyway and
+        does not wait for more. In the report of a grid, the data tasks come first, row by row.
 
     Returns
     -------
     CodedProduct
-        `product`, as A @ B gives it, and `report`.
+        With `array`, which is A @ B, and `report`.
 
     Raises
     ------
     CodeError
-        Shapes that do not match, two vectors, NaN or inf, sizes or dtypes that cannot be coded.
+        If shapes do not match, both factors are vectors, data is not finite, or a size or dtype is not
+        supported.
     NotDecodableError, CodedTimeoutError, ExecutorError
         As for `coded_map`.
 
     Notes
     -----
-    "auto" compares the seconds of one task, (values read and written) * itemsize / 50 MB/s +
-    multiplications / 1e10 per second, about what a cloud function of one core gets:
+    "auto" compares the duration of one task: (values read and written) * itemsize / 50 MB/s +
+    multiplications / 1e10 per second, which is typical for a cloud function with one core:
 
     =======  ==========================================  ==================
     method   values read and written                     multiplications
@@ -107,7 +110,7 @@ def coded_matmul(
     grid     M L / k_A + L N / k_B + M N / (k_A k_B)     M L N / (k_A k_B)
     =======  ==========================================  ==================
 
-    with k = 3 n / 4, and on the grid an eighth of either side for parity.
+    Here k = 3 n / 4. On a grid, an eighth of the blocks along each side are parity blocks.
 
     Examples
     --------
@@ -151,13 +154,13 @@ def coded_matmul(
 
 
 def _check_factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
-    """Two matrices of fitting shapes and dtypes, and the shape of numpy's product."""
+    """Return both factors as validated matrices, and the shape of the product."""
     A = operands.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()")
     B = operands.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()")
-    # Columns of a coded array are read through all its rows: once, then.
+    # Reading columns of a coded array reads all its rows, so load it once.
     B = B[:] if hasattr(B, "coded_blocks") else B
     if len(A.shape) == 1 and len(B.shape) == 1:
-        raise CodeError("A and B are both vectors: a product of these is not worth a map, use A @ B")
+        raise CodeError("A and B are both vectors, whose product is too small for a map: use A @ B")
     left_factor = operands.check_matrix_shape(A[:][None, :] if len(A.shape) == 1 else A, "A")
     right_factor = operands.check_matrix_shape(B[:][:, None] if len(B.shape) == 1 else B, "B")
     if left_factor.shape[1] != right_factor.shape[0]:
@@ -182,7 +185,7 @@ def _multiply_with_one_coded_factor(
     code: CodeName,
     run_product: ProductRunner,
 ) -> tuple[Array, LazyReport]:
-    """data @ factor with data coded by rows."""
+    """Compute coded_factor @ full_factor with the first factor encoded by rows."""
     operand = full_factor[:]
     dtype = np.result_type(coded_factor.dtype, operand.dtype)
     return multiply_row_blocks(encode_for_reuse(coded_factor, *counts, code), operand, dtype, run_product)
@@ -191,7 +194,7 @@ def _multiply_with_one_coded_factor(
 def multiply_row_blocks(
     coded_blocks: Any, operand: Array, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """What is coded by rows @ operand."""
+    """Multiply a matrix that is encoded by rows with an operand."""
     is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
     if is_sparse:
         block_rows = coded_blocks.data_blocks.rows_per_block
@@ -226,9 +229,16 @@ def _multiply_with_two_coded_factors(
 def multiply_block_pairs(
     block_function: Callable[[Any], Array], coded_pairs: CodedPairs, shape: Shape, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """What f makes of pairs of blocks, the second of which are transposed, as one matrix without padding.
+    """Apply f to pairs of blocks, and join the results to one matrix without padding.
 
-    Its entries may be arrays: shape[2:].
+    Parameters
+    ----------
+    block_function : callable
+        Takes a pair (A_i, B_j^T), and returns a block of the product.
+    coded_pairs : CodedPairs
+    shape : tuple of int
+        The shape of the product. Its entries are arrays of the shape `shape[2:]`.
+    run_product : ProductRunner
     """
     (_, (block_rows, *_)), (_, (block_columns, *_)) = coded_pairs.block_layout(0)
     result, report = run_product(block_function, coded_pairs, (block_rows, block_columns, *shape[2:]))
@@ -257,7 +267,7 @@ def make_product_runner(
     deadline : of all products together; a product that would take longer raises DeadlineExceededError.
     """
     deadline = Deadline() if deadline is None else deadline
-    schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # of coded blocks, by id, and results
+    schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # by coded blocks and shape of results
     # Threads of a pool of the caller may wait for something else than a core.
     runs_on_cores = executor.is_local and executor.has_persistent_workers
     adapts_parity = runs_on_cores and options.schedule == "upfront"

@@ -1,9 +1,10 @@
-"""Least squares and Gram matrices as results arrive: from sketches that are exact once all are there.
+"""Least squares and Gram matrices from randomized sketches, which improve as results arrive.
 
-The rows of A are mixed by an orthogonal transform, random signs and then a cosine transform, and
-shuffled. Any of them then are a sketch of A, each block as good as any other (Avron, Maymounkov and
-Toledo 2010; Bartan and Pilanci, arXiv 2309.00682). A worker returns R of the QR decomposition of its
-block; of the R of those that have arrived one more QR gives that of the sketch.
+The rows of A are multiplied by random signs, mixed by a cosine transform and shuffled. The transform is
+orthogonal, and afterwards any subset of the rows is a sketch of A; all blocks are equally informative (Avron,
+Maymounkov and Toledo 2010; Bartan and Pilanci, arXiv 2309.00682). A worker returns the factor R of the QR
+decomposition of its block. The QR decomposition of the factors that have arrived gives R of the sketch. Once
+all of them have arrived, the results are exact.
 """
 
 from __future__ import annotations
@@ -32,22 +33,23 @@ with require_extra("a sketch", "scipy", "linalg"):
     from scipy.fft import dct
 
 
-# R of the QR decomposition of rows; numpy's, so that a worker need not import this module.
+# The factor R of a QR decomposition. It is a partial of a numpy function, so that workers need not import
+# this module.
 _r_factor: Callable[[Any], Any] = partial(np.linalg.qr, mode="r")
 
 
 @dataclass(frozen=True)
 class SketchEstimate:
-    """What is known of a result so far.
+    """An estimate from the results that have arrived so far.
 
     Attributes
     ----------
     value
-        The estimate; exact once all have arrived.
+        The estimate, which is exact once all results have arrived.
     error_p90
-        Its relative error, which nine in ten random sketches stay below; 0.0 once all have arrived.
+        The 90th percentile of its relative error over random sketches; 0.0 once all results have arrived.
     n_arrived, n_tasks
-        Results of workers that it is made of, of how many.
+        The number of results that have arrived, and of all tasks.
     """
 
     value: Array
@@ -57,7 +59,7 @@ class SketchEstimate:
 
 
 class _Sketch(NamedTuple):
-    """R'R is the Gram matrix of `n_rows` of `n_total_rows` rows, of `n_arrived` of `n_tasks` blocks."""
+    """The factor R of `n_rows` of all `n_total_rows` rows: R'R is their Gram matrix."""
 
     R: Array
     n_rows: int
@@ -77,33 +79,34 @@ def sketched_lstsq(
     retry_delay: float = 0.0,
     seed: int | None = None,
 ) -> Iterator[SketchEstimate]:
-    """The x that minimizes |A x - b|, better and better as workers return; the last one is exact.
+    """Estimate the least squares solution of A x = b from the results that have arrived so far.
 
-    Leave the loop when an estimate is good enough: workers that still run are stopped. Those that are
-    late get a backup, as in `hedged_map`.
+    The estimates improve with each result, and the last one is exact. Leave the loop once an estimate is good
+    enough: tasks that still run are then stopped. Late tasks get backups, as in `hedged_map`.
 
     Parameters
     ----------
     A : array-like (M, N)
-        Real, with more rows than columns. It is read whole and mixed here, which takes M log M N operations.
+        A real matrix with more rows than columns. It is loaded and mixed on the driver, which takes
+        M log(M) N operations.
     b : array-like (M,)
     tasks : int, optional
         Blocks of rows that it is cut into, a task each: 24 by default.
     executor, timeout, retries, retry_delay : optional
         As for `hedged_map`.
     seed : int, optional
-        Of the signs and the shuffling.
+        The seed of the random signs and of the shuffling.
 
     Yields
     ------
     SketchEstimate
-        As soon as the results are of two more rows than A has columns, and then each time that more arrive.
-        `value` is x (N,). `error_p90` is that of the fitted values, |A (value - x)| / |b|.
+        Once results for at least N + 2 rows have arrived, and then each time that more arrive. `value` is the
+        estimate of x (N,). `error_p90` refers to the fitted values, |A (value - x)| / |b|.
 
     Raises
     ------
     NotDecodableError, CodedTimeoutError, ExecutorError
-        As for `hedged_map`, after the estimates from what arrived: a task failed for good.
+        As for `hedged_map`, if a task fails finally. Estimates from the other results are yielded before.
 
     Examples
     --------
@@ -121,14 +124,14 @@ def sketched_lstsq(
         matrix, target = _check_real_matrix(A), operands.check_operand(b, "b")
         if target.shape != matrix.shape[:1]:
             raise CodeError(
-                f"b has shape {target.shape}, but A has {len(matrix)} rows: one number for each is needed"
+                f"b has shape {target.shape}, but A has {len(matrix)} rows: pass one number per row"
             )
         if target.dtype.kind == "c":
-            raise CodeError("b is complex: sketches are of real numbers; use lsqr on a CodedOperator")
+            raise CodeError("b must be real, not complex: use lsqr on a CodedOperator")
         if len(matrix) <= matrix.shape[1]:
             raise CodeError(
-                f"A has {len(matrix)} rows for {matrix.shape[1]} columns: a sketch needs more rows than "
-                "columns; use numpy.linalg.lstsq"
+                f"A has {len(matrix)} rows and {matrix.shape[1]} columns, but a sketch needs more rows than "
+                "columns: use numpy.linalg.lstsq"
             )
         augmented = np.column_stack([matrix, target.astype(matrix.dtype)])
         n_tasks, target_norm = _check_n_tasks(tasks, len(matrix)), float(np.linalg.norm(target))
@@ -148,20 +151,23 @@ def sketched_gram(
     retry_delay: float = 0.0,
     seed: int | None = None,
 ) -> Iterator[SketchEstimate]:
-    """A' A, better and better as workers return; the last one is exact.
+    """Estimate A' A from the results that have arrived so far.
+
+    The estimates improve with each result, and the last one is exact.
 
     Parameters
     ----------
     A : array-like (M, N)
-        Real. It is read whole and mixed here.
+        A real matrix. It is loaded and mixed on the driver.
     tasks, executor, timeout, retries, retry_delay, seed : optional
-        As for `sketched_lstsq`; so are errors.
+        As for `sketched_lstsq`, which also lists the exceptions.
 
     Yields
     ------
     SketchEstimate
-        Each time that more results arrive. `value` (N, N) is the Gram matrix of the rows that have, times
-        all rows over these. `error_p90` is |value - A' A| / |A' A| in Frobenius norms.
+        Each time that more results arrive. `value` (N, N) is the Gram matrix of the rows whose results have
+        arrived, scaled by the ratio of all rows to these. `error_p90` refers to |value - A' A| / |A' A| in
+        Frobenius norms.
 
     Examples
     --------
@@ -182,7 +188,7 @@ def sketched_gram(
 def _estimate_solutions(
     sketches: Generator[_Sketch, None, None], target_norm: float
 ) -> Iterator[SketchEstimate]:
-    """Least squares from sketches of [A, b], b of norm `target_norm`."""
+    """Yield least squares solutions from sketches of [A, b], where `target_norm` is the norm of b."""
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             n_columns = sketch.R.shape[1] - 1
@@ -199,13 +205,11 @@ def _estimate_solutions(
 
 
 def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squares: float) -> float:
-    """What |A (estimate - x)| stays below in nine of ten sketches; `residual_sum_of_squares`: squares of the
-    residuals.
-    """
+    """Return the 90th percentile of |A (estimate - x)| over random sketches."""
     if sketch.n_rows == sketch.n_total_rows:
         return 0.0
-    # Errors of x are taken to be normal, with the covariance of least squares on so many random rows, and
-    # vanish as these become all: E |A (x' - x)|^2 = s^2 rank (total - rows) / (rows - rank - 1).
+    # Assume that errors of x are normal with the covariance of least squares on random rows, and vanish as
+    # the sketch approaches all rows: E |A (x' - x)|^2 = s^2 rank (total - rows) / (rows - rank - 1).
     degrees_of_freedom = sketch.n_rows - rank
     correction = (sketch.n_total_rows - sketch.n_rows) / (degrees_of_freedom - 1)
     if not rank:
@@ -215,7 +219,7 @@ def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squ
 
 
 def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]:
-    """Gram matrices from sketches of A."""
+    """Yield Gram matrices from sketches of A."""
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             gram = sketch.R.T @ sketch.R * (sketch.n_total_rows / sketch.n_rows)
@@ -224,17 +228,18 @@ def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[Sketch
 
 
 def _estimate_gram_error_p90(gram: Array, sketch: _Sketch) -> float:
-    """What the relative error of a Gram matrix G stays below in nine of ten sketches."""
+    """Return the 90th percentile of the relative error of a Gram matrix over random sketches."""
     trace, squared_norm = float(np.trace(gram)), float(np.sum(gram**2))
     if sketch.n_rows == sketch.n_total_rows or trace == 0:
         return 0.0
-    # Mixed rows are taken to be normal: of a Wishart matrix of so many rows, E |value - G|^2 =
-    # c (tr(G)^2 + |G|^2) with c = 1 / rows, less what has been seen of all. `gram` is larger than G by that.
+    # Assume that mixed rows are normal. A Wishart matrix of the sketched rows has E |value - G|^2 =
+    # c (tr(G)^2 + |G|^2), where c is 1 / rows with a correction for finite populations. The squared norm of
+    # `gram` exceeds that of G by the same amount.
     relative_variance = (1 - sketch.n_rows / sketch.n_total_rows) / sketch.n_rows
     true_squared_norm = (squared_norm - relative_variance * trace**2) / (1 + relative_variance)  # |G|^2
     true_squared_norm = max(true_squared_norm, trace**2 / len(gram))
     fourth_moment = min(float(np.sum((gram @ gram) ** 2)), true_squared_norm**2)
-    # Of as many chi-squares as eigenvalues vary.
+    # The effective number of degrees of freedom of the sum of squared errors (Satterthwaite).
     degrees_of_freedom = (trace**2 + true_squared_norm) ** 2 / (2 * true_squared_norm**2 + 2 * fourth_moment)
     return sqrt(
         relative_variance
@@ -253,7 +258,7 @@ def _generate_sketches(
     retry_delay: float,
     rng: np.random.Generator,
 ) -> Generator[_Sketch, None, None]:
-    """A sketch each time that more results are there; what the map raises, after all that arrived."""
+    """Yield a sketch each time that more results arrive. An exception of the map is raised at the end."""
     n_total_rows = len(matrix)
     blocks = np.array_split(_randomize_rows(matrix, rng), n_tasks)
     future = submit(
@@ -283,19 +288,17 @@ def _generate_sketches(
 
 
 def _randomize_rows(matrix: Array, rng: np.random.Generator) -> Array:
-    """All rows, each a random combination of all, orthogonally, in a random order."""
+    """Mix the rows by a random orthogonal transform, and shuffle them."""
     signs = rng.choice(np.array([-1, 1], matrix.dtype), len(matrix))
     transformed = dct(matrix * signs[:, None], axis=0, norm="ortho", overwrite_x=True)
     return np.asarray(transformed[rng.permutation(len(matrix))])
 
 
 def _check_real_matrix(A: Any) -> Array:
-    """A real matrix in memory, of floats."""
+    """Return A as a real matrix of floats in memory. Raise CodeError if it is complex or not finite."""
     matrix = operands.check_matrix(A, "A")
     if matrix.dtype.kind == "c":
-        raise CodeError(
-            "A is complex: sketches are of real numbers; use lsqr on a CodedOperator, or coded_gram"
-        )
+        raise CodeError("A must be real, not complex: use lsqr on a CodedOperator, or coded_gram")
     values = np.asarray(matrix[:], np.float32 if matrix.dtype in (np.float16, np.float32) else np.float64)
     operands.check_finite(values, "A")
     return values
@@ -312,4 +315,4 @@ def _make_rng(seed: int | None) -> np.random.Generator:
     try:
         return np.random.default_rng(seed)
     except (TypeError, ValueError) as error:
-        raise CodeError(f"seed must be an integer of at least 0, or None, not {seed!r:.100}") from error
+        raise CodeError(f"seed must be None or an integer >= 0, not {seed!r:.100}") from error

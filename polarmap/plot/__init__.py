@@ -1,7 +1,7 @@
-"""Figures: workers' run times, polarization, the frontier of a plan, the timeline of a map.
+"""Figures of run times, polarization, plans and maps, as matplotlib `Figure` objects.
 
-`polarmap.planning.plot_run_times` and `plot_polarization`, `Plan.plot` and `Report.plot` show them. Needs
-matplotlib (the extra `plot`), imported when the first figure is drawn. Every function returns a matplotlib
-Figure, and writes it where `path` says (.png, .svg, .pdf). None touches pyplot, so nothing is kept or needs
-a display; as the last line of a cell a figure shows itself.
+They are drawn by `polarmap.planning.plot_run_times` and `plot_polarization`, `Plan.plot` and `Report.plot`.
+matplotlib (the extra `plot`) is imported when the first figure is drawn. Every function returns a `Figure`,
+and writes it to `path` if given (.png, .svg or .pdf). pyplot is not used, so figures need no display and do
+not stay in memory. A figure in the last line of a notebook cell displays itself.
 """

@@ -1,4 +1,4 @@
-"""The look that all figures share."""
+"""Figure creation, and the style that all figures share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008): told apart by colour-blind readers; from dark to light, so in greyscale too.
+# The palette of Okabe and Ito (2008), which colour-blind readers can distinguish. The colours also differ in
+# lightness, so that they can be distinguished in greyscale.
 TEXT_COLOR = "#222222"
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
@@ -29,7 +30,7 @@ FigurePath = str | PathLike[str]
 def new_figure(
     width: float, height: float, n_columns: int = 1, n_rows: int = 1, **subplot_options: Any
 ) -> tuple[Figure, Any]:
-    """Make a figure of so many inches and its axes, an array (rows, columns) of Axes; a notebook shows it."""
+    """Create a figure of `width` x `height` inches, and return it with its array of axes (rows, columns)."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -47,7 +48,7 @@ def new_figure(
 
 
 def style_axes(axes: Axes) -> None:
-    """Style axes: two spines, a faint grid behind the data."""
+    """Style axes with two spines and a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=TEXT_COLOR, labelsize=9)
@@ -56,17 +57,17 @@ def style_axes(axes: Axes) -> None:
 
 
 def label_axes(axes: Axes, title: str, x_label: str = "", y_label: str = "") -> None:
-    """Set the title, on the left, and the labels, which name units."""
+    """Set the title, aligned left, and the axis labels, which should include units."""
     axes.set_title(title, loc="left", fontsize=11, color=TEXT_COLOR)
     axes.set_xlabel(x_label, fontsize=10, color=TEXT_COLOR)
     axes.set_ylabel(y_label, fontsize=10, color=TEXT_COLOR)
 
 
 def save_figure(figure: Figure, path: FigurePath | None) -> Figure:
-    """Return the figure, also written to `path` if there is one; its ending says the format."""
+    """Write the figure to `path`, unless it is None, in the format of its suffix. Return the figure."""
     if path is not None:
         try:
             figure.savefig(path, dpi=DPI)
-        except ValueError as error:  # an ending matplotlib does not know
+        except ValueError as error:  # matplotlib does not know the suffix
             raise CodeError(f"the figure cannot be written to {path}: {error}") from error
     return figure

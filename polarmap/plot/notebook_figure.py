@@ -1,4 +1,4 @@
-"""Figures that a notebook shows as they are."""
+"""A matplotlib figure that displays itself in notebooks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 
 class NotebookFigure(Figure):
-    """A Figure that is shown as the last line of a cell, with no magic and no pyplot."""
+    """A Figure that a notebook displays without pyplot or magic commands."""
 
     def _repr_png_(self) -> bytes:
-        """The picture, as IPython asks for it."""
+        """Return the figure as PNG, for IPython."""
         buffer = BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()

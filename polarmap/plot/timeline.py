@@ -1,7 +1,7 @@
-"""The timeline of one coded map: who worked when, what was used, when the results were determined.
+"""The timeline of a map: when each task ran, which results were used, and when the map returned.
 
-As a figure of matplotlib, and without that as a small picture in HTML. `report` is a `polarmap.types.Report`,
-`task` one of its `TaskReport`s.
+It is drawn as a matplotlib figure, or as inline SVG in HTML, which does not need matplotlib. `report` is a
+`polarmap.types.Report`, and `task` is one of its `TaskReport`s.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 DECODED_LABEL = "decoded from others"
 CANCELLED_LABEL = "cancelled before it started"
-UNSTARTED_STATES = "cancelled", "queued", "held back"  # states of tasks without a bar
-MAX_LABELLED_TASKS = 48  # tasks that get a line of their own number
+UNSTARTED_STATES = "cancelled", "queued", "held back"  # tasks in these states have no bar
+MAX_LABELLED_TASKS = 48  # with more tasks, their numbers are not shown
 
 
 class BarStyle(NamedTuple):
-    """How the bars of one state are drawn; in HTML in one colour, neither bright nor dark."""
+    """How the bars of a state are drawn. The HTML colour is readable on light and dark pages."""
 
     label: str
     face_color: str
@@ -42,7 +42,7 @@ BAR_STYLES = {
 
 
 class TaskBar(NamedTuple):
-    """Where one task is drawn, in seconds of the map."""
+    """The bar of a task, in seconds since the start of the map."""
 
     task_index: int
     style_name: str
@@ -51,7 +51,10 @@ class TaskBar(NamedTuple):
 
 
 def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> Figure:
-    """What `Report.plot` shows: a line per task, with the k-th arrival and the return of the results."""
+    """Draw a bar for each task, and mark the k-th arrival and the return of the results.
+
+    This is the figure of `Report.plot`.
+    """
     figure, ((axes,),) = figure_style.new_figure(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
     end_seconds, bars = _compute_timeline_end_and_bars(report)
     _draw_bars(axes, bars)
@@ -65,7 +68,7 @@ def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> F
 
 
 def _compute_timeline_end_and_bars(report: Any) -> tuple[float, list[TaskBar]]:
-    """Return the second at which a timeline ends, and a bar for each task that may have begun."""
+    """Return the end of the timeline in seconds, and a bar for each task that may have started."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     end_seconds = max([report.seconds, *arrivals]) or 1.0
     started_tasks = [
@@ -75,7 +78,7 @@ def _compute_timeline_end_and_bars(report: Any) -> tuple[float, list[TaskBar]]:
 
 
 def _make_task_bar(task: Any, report: Any, end_seconds: float) -> TaskBar:
-    """The bar of the last attempt: from when the worker began, where that is known, until it arrived."""
+    """Return the bar of the last attempt, from the start on the worker, if known, until the arrival."""
     bar_end = end_seconds if task.arrived is None else task.arrived
     launched_at = task.launched or 0.0
     bar_start = launched_at if task.started is None else max(launched_at, task.started)
@@ -110,7 +113,7 @@ def _draw_bars(axes: Axes, bars: list[TaskBar]) -> None:
 
 
 def _select_bar_styles(bars: list[TaskBar]) -> dict[str, BarStyle]:
-    """The styles of the states that occur, in a fixed order; any other is drawn as surplus, in HTML grey."""
+    """Return the styles of the states that occur, in a fixed order. Unknown states look like surplus."""
     used_names = {bar.style_name for bar in bars}
     known_styles = {style_name: style for style_name, style in BAR_STYLES.items() if style_name in used_names}
     fallback_style = BAR_STYLES["surplus"]._replace(html_color=figure_style.GREY)
@@ -137,7 +140,7 @@ def _mark_unstarted_tasks(axes: Axes, report: Any, end_seconds: float) -> None:
 
 
 def _mark_cancelled_tasks(axes: Axes, report: Any) -> None:
-    """Draw a hollow mark for tasks that were submitted and that no worker had started."""
+    """Draw a hollow circle for tasks that were submitted but not started by a worker."""
     cancelled_tasks = [task for task in report.tasks if task.state == "cancelled"]
     if cancelled_tasks:
         axes.plot(
@@ -153,7 +156,7 @@ def _mark_cancelled_tasks(axes: Axes, report: Any) -> None:
 
 
 def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Mark what was tried again, failed or decoded, at the right edge of its line."""
+    """Mark retried, failed and decoded tasks at the right edge of their lines."""
     mark_position = 1.012 * end_seconds
     failed_indices = {task.index for task in report.tasks if task.state == "failed"}
     marks = {
@@ -181,7 +184,7 @@ def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
 
 
 def _mark_completion_events(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Mark the k-th arrival and the return of the results, named above the axes."""
+    """Mark the k-th arrival and the return of the results, with labels above the axes."""
     arrivals = sorted(task.arrived for task in report.tasks if task.arrived is not None)
     events = []
     if len(arrivals) >= report.k:
@@ -229,7 +232,7 @@ def _configure_axes(axes: Axes, report: Any, end_seconds: float) -> None:
 
 
 def _add_legend(figure: Figure, axes: Axes) -> None:
-    """Add a legend below: bars first, marks last."""
+    """Add a legend below the axes, with bars first and marks last."""
     entries = sorted(zip(*axes.get_legend_handles_labels()), key=lambda entry: entry[1] == DECODED_LABEL)
     if entries:
         figure.legend(*zip(*entries), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
@@ -237,15 +240,15 @@ def _add_legend(figure: Figure, axes: Axes) -> None:
 
 # --- in HTML -----------------------------------------------------------------------------------
 
-SVG_WIDTH = 480  # of the picture, in pixels
-MAX_SVG_HEIGHT = 240  # in pixels, however many tasks there are
-MAX_ROW_HEIGHT = 6.0  # pixels of a task, if there are few
+SVG_WIDTH = 480  # pixels
+MAX_SVG_HEIGHT = 240  # pixels, for any number of tasks
+MAX_ROW_HEIGHT = 6.0  # pixels per task, reached if there are few tasks
 
 
 def render_timeline_html(report: Any, summary: str) -> str:
-    """What a notebook shows of a report: its text as it is, and a bar for each task that has begun.
+    """Return the HTML that a notebook shows for a report: its summary, and a timeline as inline SVG.
 
-    In HTML without scripts and styles of others, readable on light and dark pages.
+    It needs no scripts or external styles, and is readable on light and dark pages.
     """
     end_seconds, bars = _compute_timeline_end_and_bars(report)
     row_height = min(MAX_ROW_HEIGHT, MAX_SVG_HEIGHT / max(1, report.n))
@@ -263,7 +266,7 @@ def render_timeline_html(report: Any, summary: str) -> str:
 def _generate_svg_shapes(
     report: Any, bars: list[TaskBar], row_height: float, end_seconds: float
 ) -> Iterator[str]:
-    """A rectangle for each bar, a mark behind what was decoded, a line where the results were returned."""
+    """Yield a rectangle for each bar, circles for cancelled and decoded tasks, and a line at the return."""
     pixels_per_second, styles = SVG_WIDTH / end_seconds, _select_bar_styles(bars)
     tasks_by_index = {task.index: task for task in report.tasks}
     for bar in bars:
@@ -295,7 +298,7 @@ def _generate_svg_shapes(
 
 
 def _generate_html_legend_entries(bars: list[TaskBar], report: Any) -> Iterator[str]:
-    """A coloured square and a name for each state that occurs, and for what was decoded."""
+    """Yield a coloured symbol and a label for each state that occurs, and for decoded blocks."""
     for style in _select_bar_styles(bars).values():
         yield f'<span style="color:{style.html_color}">&#9632;</span> {escape(style.label)}'
     if report.tasks_in_state("cancelled"):
@@ -305,6 +308,6 @@ def _generate_html_legend_entries(bars: list[TaskBar], report: Any) -> Iterator[
 
 
 def _summarize_task(task: Any) -> str:
-    """What a task did, in a line."""
+    """Return a one-line summary of a task."""
     arrival_text = "" if task.arrived is None else f", {task.arrived:.3g} s"
     return f"task {task.index}: {task.state}{arrival_text}"

@@ -15,11 +15,11 @@ import socket
 from typing import Any
 
 from polarmap.worker.fork_server_protocol import (
-    FORK_COMMAND,
-    FORK_SERVER_REQUEST,
-    KILL_COMMAND,
+    REQUEST_BYTES,
     SERVER_READY,
-    WORKER_EXIT_EVENT,
+    ForkServerCommand,
+    ForkServerRequest,
+    WorkerExitEvent,
 )
 from polarmap.worker.persistent_worker import PersistentWorker
 from polarmap.worker.polling import POLLIN, wait_until_ready
@@ -71,7 +71,7 @@ class ForkServer:
             worker_pids.discard(os.waitpid(-1, 0)[0])
 
     def _handle_request(self) -> bool:
-        """Do what is asked next; False when nothing will be."""
+        """Serve the next request. Return False if there will be none."""
         readable = wait_until_ready([self._control_socket, self._signal_reader], POLLIN, None)
         if self._signal_reader in readable:
             self._signal_reader.recv(4096)
@@ -79,16 +79,18 @@ class ForkServer:
         if self._control_socket not in readable:
             return True
         try:
-            request, descriptors, _, _ = socket.recv_fds(self._control_socket, FORK_SERVER_REQUEST.size, 1)
+            data, descriptors, _, _ = socket.recv_fds(self._control_socket, REQUEST_BYTES, 1)
         except ConnectionError:
-            request = b""
-        if len(request) < FORK_SERVER_REQUEST.size:
+            data = b""
+        if len(data) < REQUEST_BYTES:
             return False
-        command, worker_id = FORK_SERVER_REQUEST.unpack(request)
-        if command == FORK_COMMAND and descriptors:
-            self._fork_worker(worker_id, descriptors[0])
-        elif command == KILL_COMMAND and (pid := self._pid_by_worker_id.pop(worker_id, None)) is not None:
-            _kill_process(pid)
+        request = ForkServerRequest.decode(data)
+        if request.command == ForkServerCommand.FORK and descriptors:
+            self._fork_worker(request.worker_id, descriptors[0])
+        elif request.command == ForkServerCommand.KILL:
+            pid = self._pid_by_worker_id.pop(request.worker_id, None)
+            if pid is not None:
+                _kill_process(pid)
         return True
 
     def _fork_worker(self, worker_id: int, socket_fd: int) -> None:
@@ -111,7 +113,7 @@ class ForkServer:
         self._pid_by_worker_id[worker_id] = pid
 
     def _reap_children(self) -> None:
-        """Tell of the workers that have ended, and kill what they have left: what else is our child."""
+        """Report the workers that have ended, and kill the processes that they have left."""
         with contextlib.suppress(ChildProcessError):
             while (pid_and_status := os.waitpid(-1, os.WNOHANG))[0]:
                 self._report_exit(*pid_and_status)
@@ -127,7 +129,8 @@ class ForkServer:
             with contextlib.suppress(OSError):  # where its children do not become ours
                 os.killpg(pid, signal.SIGKILL)
             with contextlib.suppress(OSError):  # the driver is gone, or does not read
-                self._control_socket.send(WORKER_EXIT_EVENT.pack(worker_id, wait_status), socket.MSG_DONTWAIT)
+                event = WorkerExitEvent(worker_id, wait_status)
+                self._control_socket.send(event.encode(), socket.MSG_DONTWAIT)
 
 
 def _kill_process(pid: int) -> bool:

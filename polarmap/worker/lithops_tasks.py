@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from polarmap.worker.block_cache import assemble_block, read_segments
 from polarmap.worker.processes import (
@@ -34,7 +34,9 @@ Function = Callable[[Any], Any]
 def make_lithops_task(
     f: Function, structure: Structure, module_state: Any = None
 ) -> Callable[..., tuple[bytes, bytes] | None]:
-    """The function Lithops maps over tickets; a closure, so that f's own modules travel with it.
+    """Return the function that Lithops maps over pairs: fields of a `TaskRequest`, `LithopsTaskAddress`.
+
+    It is a closure, so that the modules of f travel with it.
 
     module_state : is loaded before f.
     """
@@ -43,10 +45,30 @@ def make_lithops_task(
     def task(fields: tuple[Any, ...], storage: Any) -> tuple[bytes, bytes] | None:
         request_fields, address = fields
         _, f = state_and_function
-        request = TaskRequest.from_tuple(request_fields)
-        return LithopsTaskIO(f, structure, storage, address).execute_request(request)
+        task_io = LithopsTaskIO(f, structure, storage, address)
+        return task_io.execute_request(TaskRequest.from_tuple(request_fields))
 
     return task
+
+
+class LithopsTaskAddress(TypedDict):
+    """The address of the driver of a task: a plain dict, so that this class need not travel with tasks.
+
+    bucket, key_prefix : of the objects that the driver stores for its tasks.
+    niceness : by how much the task lowers its priority.
+    driver_pid : the process id of a driver on the same machine; None if it is on another one. The fields that
+        follow are used only with it.
+    scratch_folder : the temporary folder of the driver, if all objects are stored there, which a task removes
+        once the driver has died; else None.
+    job_prefixes : the prefixes of Lithops' own objects, which a task removes then if there is no such folder.
+    """
+
+    bucket: str
+    key_prefix: str
+    niceness: int
+    driver_pid: int | None
+    scratch_folder: str | None
+    job_prefixes: Sequence[str]
 
 
 class LithopsTaskIO(TaskIO):
@@ -56,22 +78,18 @@ class LithopsTaskIO(TaskIO):
     ----------
     f, structure : the function, and the structure of its blocks.
     storage : a `lithops.Storage`.
-    address : by name: `bucket` and `prefix` of the objects that the driver stores for its tasks, and `nice`,
-        by how much the task lowers its priority. On the driver's machine also what a task removes if the
-        driver has died: `driver`, its process number; `scratch`, its temporary folder if all objects are
-        stored there, else None; `jobs`, the prefixes of Lithops' own objects.
+    address : of the driver.
     """
 
-    def __init__(self, f: Function, structure: Structure, storage: Any, address: Mapping[str, Any]) -> None:
+    def __init__(self, f: Function, structure: Structure, storage: Any, address: LithopsTaskAddress) -> None:
         super().__init__(storage)
-        self._f, self._structure = f, structure
-        self._address, self._driver_pid = address, address.get("driver")
+        self._f, self._structure, self._address = f, structure, address
 
     def execute_request(self, request: TaskRequest) -> tuple[bytes, bytes] | None:
-        """The header of the reply and its data, which Lithops stores; None if nobody waits for it."""
-        os.nice(self._address["nice"])
+        """Return the header of the reply and its data, which Lithops stores; None if nobody waits for it."""
+        os.nice(self._address["niceness"])
         drop_inherited_connections(self.storage)
-        if self._driver_pid is None:
+        if self._address["driver_pid"] is None:
             exit_process_when(self.is_cancelled)
         else:
             kill_job = partial(kill_job_and_clean_up, self.remove_driver_leftovers, OUTAGE_SECONDS)
@@ -82,30 +100,31 @@ class LithopsTaskIO(TaskIO):
         return bytes(reply.header), bytes(reply.data)
 
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
-        """f and the block."""
+        """Return f and the block."""
         assert request.block_ref is not None
         read = partial(read_segments, self.read_segment)
         return self._f, assemble_block(request.block_ref, self._structure, read)
 
     def is_cancelled(self) -> bool:
-        """Whether the driver on this machine has died, or the liveness key was deleted."""
-        if self._driver_pid is not None:
-            return not is_process_alive(self._driver_pid)
+        """Return whether the driver on this machine has died, or the liveness key was deleted."""
+        address = self._address
+        if address["driver_pid"] is not None:
+            return not is_process_alive(address["driver_pid"])
         try:
-            self.storage.head_object(self._address["bucket"], f"{self._address['prefix']}/{LIVENESS_KEY}")
+            self.storage.head_object(address["bucket"], f"{address['key_prefix']}/{LIVENESS_KEY}")
         except Exception as error:
             return is_missing_object_error(error)
         return False
 
     def remove_driver_leftovers(self) -> None:
-        """Remove what a driver on this machine has left that was killed."""
-        scratch_folder = self._address["scratch"]
+        """Remove the files and objects that a killed driver on this machine has left."""
+        scratch_folder = self._address["scratch_folder"]
         if scratch_folder is not None:
             deadline = time.monotonic() + SHUTDOWN_SECONDS  # of other jobs, which still write
             while os.path.isdir(scratch_folder) and time.monotonic() < deadline:
                 shutil.rmtree(scratch_folder, ignore_errors=True)
             return
-        for prefix in (f"{self._address['prefix']}/", *self._address["jobs"]):
+        for prefix in (f"{self._address['key_prefix']}/", *self._address["job_prefixes"]):
             delete_prefix(self.storage, self._address["bucket"], prefix)
 
 

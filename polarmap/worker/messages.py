@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import hmac
 import struct
+import sys
 from collections.abc import Iterable, Iterator
+from enum import Enum
 from typing import NamedTuple
 
+# Increase it with each change of what driver and workers send each other. Never change where the version is
+# found itself: in the greetings of `handshake`, in the mailbox and in the keys of replies of
+# `storage_channel`.
+PROTOCOL_VERSION = 1
+MISMATCH_EXIT_CODE = 76  # of a worker process whose protocol is not that of its driver (EX_PROTOCOL)
 FRAME_PREFIX = ">cBqqqQQ"  # as struct writes what precedes header and data, whose lengths come last
 FRAME_PREFIX_BYTES = struct.calcsize(FRAME_PREFIX)
 MAX_HEADER_BYTES = 1 << 30  # more than any header has: what claims more is not a message
@@ -22,30 +29,78 @@ MAC_BYTES = 32
 MAX_INLINE_BYTES = 1 << 17  # of data: larger ones are a file or an object of their own, where there are some
 MAX_CHUNK_BYTES = 1 << 17  # Most bytes of a longer message that are framed at once: only these are copied.
 
-# Of a driver: modules that functions need; what the tasks of a map have in common; a task; that a map is
-# over, so that nobody waits for its tasks; a part of a block that was asked for; that it cannot be read.
-MODULES, JOB, TASK, CANCEL, SEGMENT, NO_SEGMENT = b"s", b"m", b"c", b"x", b"d", b"f"
-# Of a worker: its process; a part of a block that it needs; that it has left a task that nobody waits for;
-# that it is not fit for one; the end of a task; the same, of a worker that is not fit for another.
-HELLO, FETCH, CANCELLED, UNUSABLE, TASK_REPLY, FINAL_REPLY = b"p", b"n", b"l", b"u", b"e", b"z"
-DRIVER_KINDS = {MODULES, JOB, TASK, CANCEL, SEGMENT, NO_SEGMENT}
-MESSAGE_KINDS = DRIVER_KINDS | {HELLO, FETCH, CANCELLED, UNUSABLE, TASK_REPLY, FINAL_REPLY}
-TASK_END_KINDS = {CANCELLED, UNUSABLE, TASK_REPLY, FINAL_REPLY}  # each ends a call
-EXIT_KINDS = {UNUSABLE, FINAL_REPLY}  # after these a worker ends itself
+
+class MessageKind(bytes, Enum):
+    """The kinds of messages. Their values are the bytes that travel."""
+
+    # From the driver.
+    MODULES = b"s"  # sources of modules that functions need
+    JOB = b"m"  # all that the tasks of a map have in common: a `JobHeader`, f and the structure of its blocks
+    TASK = b"c"  # a task to do
+    CANCEL = b"x"  # the map is over: nobody waits for its tasks
+    SEGMENT = b"d"  # the part of a block that a worker has asked for
+    NO_SEGMENT = b"f"  # the part of a block that a worker has asked for cannot be read
+    # From a worker.
+    HELLO = b"p"  # the first message: the process id and a `WorkerIdentity`
+    FETCH = b"n"  # asks for the part of a block
+    CANCELLED = b"l"  # the worker has left a task that nobody waits for
+    UNUSABLE = b"u"  # the worker is not fit for the tasks of the map, has not begun, and ends itself
+    TASK_REPLY = b"e"  # the result or the error of a task
+    FINAL_REPLY = b"z"  # the same, from a worker that then ends itself
+
+
+_KIND_BY_BYTE: dict[bytes, MessageKind] = {kind.value: kind for kind in MessageKind}
+REPLY_KINDS = {MessageKind.TASK_REPLY, MessageKind.FINAL_REPLY}
+TASK_END_KINDS = {MessageKind.CANCELLED, MessageKind.UNUSABLE, *REPLY_KINDS}
+EXIT_KINDS = {MessageKind.UNUSABLE, MessageKind.FINAL_REPLY}  # after these a worker ends itself
 
 
 class FrameError(ConnectionError):
-    """Bytes that are no message, or not of one who has the key."""
+    """Raised for bytes that are not a message, or do not come from a peer that has the key."""
+
+
+class ProtocolMismatchError(Exception):
+    """Raised where a driver and a worker use different versions of the protocol.
+
+    Not a `ConnectionError`: to connect again does not help.
+
+    peer_version : the version at the other end.
+    worker_id : the worker that has connected; -1 if this end is the worker.
+    """
+
+    def __init__(self, peer_version: int, worker_id: int = -1) -> None:
+        self.peer_version, self.worker_id = peer_version, worker_id
+        text = f"its driver has version {peer_version} of polarmap's protocol, this worker {PROTOCOL_VERSION}"
+        if worker_id >= 0:
+            versions = f"version {peer_version} of the protocol, this driver {PROTOCOL_VERSION}"
+            text = f"a worker of another version of polarmap has connected: it has {versions}"
+        advice = "Install the same version of polarmap on both, then restart the worker or rebuild its image"
+        super().__init__(f"{text}. {advice}.")
+
+
+def check_protocol_version(peer_version: int) -> None:
+    """Raise ProtocolMismatchError if the driver of this worker uses another version of the protocol."""
+    if peer_version != PROTOCOL_VERSION:
+        raise ProtocolMismatchError(peer_version)
+
+
+def exit_if_protocol_differs(driver_version: int) -> None:
+    """End this process with MISMATCH_EXIT_CODE if its driver uses another version of the protocol."""
+    try:
+        check_protocol_version(driver_version)
+    except ProtocolMismatchError as error:
+        print(error, file=sys.stderr)
+        sys.exit(MISMATCH_EXIT_CODE)
 
 
 class Message(NamedTuple):
-    """What either side says.
+    """A message from a driver to a worker, or from a worker to its driver.
 
-    attempt_key : number of the map, task and attempt that it is about.
+    attempt_key : the map, task and attempt that it is about.
     is_file : whether `data` names a file that holds the data.
     """
 
-    kind: bytes
+    kind: MessageKind
     attempt_key: tuple[int, int, int] = (-1, -1, -1)
     header: bytes | bytearray = b""
     data: bytes | bytearray | memoryview = b""
@@ -106,7 +161,7 @@ class FrameDecoder:
     authenticator : of their tags; None if they have none.
 
     >>> frames = FrameDecoder()
-    >>> sent = encode_frame(Message(TASK_REPLY, (1, 2, 0), b"header", b"data"))
+    >>> sent = encode_frame(Message(MessageKind.TASK_REPLY, (1, 2, 0), b"header", b"data"))
     >>> list(frames.feed(sent[:9])), [message.attempt_key for message in frames.feed(sent[9:])]
     ([], [(1, 2, 0)])
     """
@@ -121,9 +176,10 @@ class FrameDecoder:
         tag_bytes = 0 if self._authenticator is None else MAC_BYTES
         while len(self._buffer) >= FRAME_PREFIX_BYTES:
             prefix = struct.unpack_from(FRAME_PREFIX, self._buffer)
-            kind, flags, job_id, task, attempt, header_size, data_size = prefix
-            if kind not in MESSAGE_KINDS or header_size > MAX_HEADER_BYTES or data_size > MAX_DATA_BYTES:
-                raise FrameError(f"a message {kind!r} of {header_size} and {data_size} bytes")
+            kind_byte, flags, job_id, task, attempt, header_size, data_size = prefix
+            kind = _KIND_BY_BYTE.get(kind_byte)
+            if kind is None or header_size > MAX_HEADER_BYTES or data_size > MAX_DATA_BYTES:
+                raise FrameError(f"a message {kind_byte!r} of {header_size} and {data_size} bytes")
             start, end = FRAME_PREFIX_BYTES + header_size, FRAME_PREFIX_BYTES + header_size + data_size
             if len(self._buffer) < end + tag_bytes:
                 return
@@ -149,11 +205,11 @@ class FrameDecoder:
         """Return the message that was begun with this frame at its end; FrameError if it is of another."""
         partial_message = self._partial_message
         if partial_message is None or partial_message[:2] != next_frame[:2]:
-            raise FrameError(f"a frame continues a message {next_frame.kind!r} that was not begun")
+            raise FrameError(f"a frame continues a message {next_frame.kind.name} that was not begun")
         assert isinstance(partial_message.header, bytearray) and isinstance(partial_message.data, bytearray)
         partial_message.header.extend(next_frame.header)
         partial_message.data.extend(next_frame.data)
         header_size, data_size = len(partial_message.header), len(partial_message.data)
         if header_size > MAX_HEADER_BYTES or data_size > MAX_DATA_BYTES:
-            raise FrameError(f"a message {next_frame.kind!r} of {header_size} and {data_size} bytes")
+            raise FrameError(f"a message {next_frame.kind.name} of {header_size} and {data_size} bytes")
         return partial_message

@@ -21,21 +21,7 @@ from polarmap.worker.block_cache import CACHE_POLL_INTERVAL, BlockCache, CopyOnW
 from polarmap.worker.daemon_threads import CallTimeoutError, call_with_timeout
 from polarmap.worker.environment import ProcessEnvironment, snapshot_environment
 from polarmap.worker.locations import Location
-from polarmap.worker.messages import (
-    CANCEL,
-    CANCELLED,
-    FETCH,
-    FINAL_REPLY,
-    HELLO,
-    JOB,
-    MAX_INLINE_BYTES,
-    MODULES,
-    NO_SEGMENT,
-    SEGMENT,
-    TASK,
-    UNUSABLE,
-    Message,
-)
+from polarmap.worker.messages import MAX_INLINE_BYTES, Message, MessageKind
 from polarmap.worker.pickled_values import unpickle_data_or_file
 from polarmap.worker.private_files import (
     check_private_folder,
@@ -49,7 +35,16 @@ from polarmap.worker.segments import DamagedError, Segment, encode_segment_range
 from polarmap.worker.sent_modules import SentModuleFinder
 from polarmap.worker.socket_channel import SocketChannel
 from polarmap.worker.task_execution import TaskIO, run_task
-from polarmap.worker.task_records import BlockRef, Fault, OutputSpec, TaskRequest, UnusableWorkerError
+from polarmap.worker.task_records import (
+    BlockRef,
+    JobHeader,
+    ResultFileRef,
+    TaskOptions,
+    TaskRequest,
+    UnusableWorkerError,
+    WorkerIdentity,
+    decode_record,
+)
 
 if TYPE_CHECKING:
     from polarmap.worker.storage_channel import StorageChannel
@@ -91,15 +86,13 @@ class PersistentWorker(TaskIO):
         self._is_usable = True
         self._inbox = deque[Message]()  # while it was at a task
         self._attempt_key = -1, -1, -1  # that map, its task and attempt
-        self._output_and_encryption: tuple[OutputSpec | None, Any] = None, None  # of the tasks of its map
-        self._block_set_id: int | None = None  # by which its blocks are kept
+        self._job_header = JobHeader([], None, None, b"", None, [])  # of the map that it is at
         self._function_data: bytes | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
-        self._result_folders: tuple[str, ...] = ()
         self._n_result_files = 0  # that were left in them
         self._block_cache = BlockCache() if block_cache is None else block_cache
         # What headers of calls say, which is the same in each map of the same blocks.
-        self._parse_block_ref = lru_cache(256)(lambda header: BlockRef.from_tuple(pickle.loads(header)))
+        self._parse_block_ref = lru_cache(256)(partial(decode_record, BlockRef))
         self._sent_modules = SentModuleFinder()
 
     def serve(self, deadline: float = inf) -> None:
@@ -108,7 +101,8 @@ class PersistentWorker(TaskIO):
         deadline : on the monotonic clock.
         """
         with contextlib.suppress(ConnectionError):
-            self._send(Message(HELLO, header=str(os.getpid()).encode(), data=self._encode_identity()))
+            pid_text = str(os.getpid()).encode()
+            self._send(Message(MessageKind.HELLO, header=pid_text, data=self._encode_identity()))
             while time.monotonic() < deadline:
                 if not self._inbox:
                     can_wait_forever = deadline == inf and not len(self._block_cache)
@@ -119,13 +113,10 @@ class PersistentWorker(TaskIO):
                     return
 
     def _encode_identity(self) -> bytes:
-        """Return the machine, the host name and the place of this worker, a line each.
-
-        The result is empty beside the driver, which knows them.
-        """
+        """Return the encoded `WorkerIdentity`; nothing beside the driver, which knows it."""
         if self._label is None:
             return b""
-        return "\n".join([self._machine_address, socket.gethostname(), self._label]).encode()
+        return WorkerIdentity(self._machine_address, socket.gethostname(), self._label).encode()
 
     def _send(self, message: Message) -> None:
         """A message to the driver; ConnectionError if it is gone."""
@@ -141,13 +132,13 @@ class PersistentWorker(TaskIO):
 
     def handle_message(self, message: Message) -> bool:
         """Do what the driver says; False if this process is not fit for anything more."""
-        if message.kind == MODULES:
+        if message.kind == MessageKind.MODULES:
             self._sent_modules.add_sources(pickle.loads(message.data))
-        if message.kind == JOB:
+        if message.kind == MessageKind.JOB:
             return self._start_job(message)
-        if message.kind == TASK:
+        if message.kind == MessageKind.TASK:
             self._send_reply(self._run_task(message))
-        if message.kind == CANCEL:  # nobody waits while we do
+        if message.kind == MessageKind.CANCEL:  # nobody waits while we do
             self._reset_process()
         return self._is_usable
 
@@ -162,48 +153,47 @@ class PersistentWorker(TaskIO):
     def _start_job(self, job_message: Message) -> bool:
         """Begin with the tasks of a map; False if its f would find traces of others.
 
-        job_message : of its first task. Its header has folders for large results, none where driver and
-            worker share none; the fields of the `OutputSpec` and `Encryption` of all tickets; those of the
-            `ProcessEnvironment`, pickled, none if they are the worker's own; the number by which its blocks
-            are kept, and those of all that its driver has. Its data are f and the structure of blocks as
-            `pickle_to_array` makes bytes of them, none if they are those of the last map.
+        job_message : has the attempt key of the first task, a `JobHeader`, and as its data f and the
+            structure of blocks as `pickle_to_array` writes them. There are no data if these are those of the
+            last map.
         """
         self._attempt_key, self._function_and_structure = job_message.attempt_key, None
         self.job_id, *_ = job_message.attempt_key
         if unrestored := self._reset_process():
-            self._send(Message(UNUSABLE, self._attempt_key, unrestored.encode()))
+            self._send(Message(MessageKind.UNUSABLE, self._attempt_key, unrestored.encode()))
             return False
         self._has_run_f = True
-        header = pickle.loads(job_message.header)
-        self._result_folders, output, encryption, environment_bytes, self._block_set_id, live_set_ids = header
-        if environment_bytes != self._environment_bytes:
-            self._environment = ProcessEnvironment(*pickle.loads(environment_bytes))
-            self._environment_bytes = environment_bytes
+        header = self._job_header = decode_record(JobHeader, job_message.header)
+        if header.environment != self._environment_bytes:
+            self._environment = ProcessEnvironment(*pickle.loads(header.environment))
+            self._environment_bytes = header.environment
             self._environment_snapshot = None
-        self._output_and_encryption = output and OutputSpec.from_tuple(output), encryption
         if snapshot_environment() != self._environment_snapshot:
             self._environment.apply_to_process()
             self._environment_snapshot = snapshot_environment()
-        self._block_cache.evict_removed_blocks(live_set_ids)
+        self._block_cache.evict_removed_blocks(header.live_block_set_ids)
         if job_message.data:
             data = bytes(job_message.data)
             self._function_data = os.fsdecode(data) if job_message.is_file else data
         return True
 
     def _run_task(self, task_message: Message) -> Message | None:
-        """The reply of a task; None if nobody waits for it.
+        """Return the reply of a task; None if nobody waits for it.
 
-        task_message : its header has the fields of a `BlockRef`; its data, if there is any, those of a
-            `Fault`, or None, and `n_data_rows` of the ticket.
+        task_message : has a `BlockRef` as its header, and `TaskOptions` as its data if there are any.
         """
-        self._attempt_key = task_message.attempt_key
+        self._attempt_key, options = task_message.attempt_key, TaskOptions(None, None)
         block_ref = self._parse_block_ref(bytes(task_message.header))
-        fault, n_data_rows = pickle.loads(task_message.data) if task_message.data else (None, None)
-        fault = fault and Fault(*fault)
-        if self.is_cancelled():  # while it was told ahead, or not read
+        if task_message.data:
+            options = decode_record(TaskOptions, bytes(task_message.data))
+        self.receive_pending()
+        if self.is_cancelled():  # after it was sent ahead
             return None
-        task_and_attempt = task_message.attempt_key[1:]
-        request = TaskRequest(*task_and_attempt, block_ref, fault, *self._output_and_encryption, n_data_rows)
+        task_and_attempt, header = task_message.attempt_key[1:], self._job_header
+        shared_fields = header.output, header.encryption
+        request = TaskRequest(
+            *task_and_attempt, block_ref, options.fault, *shared_fields, options.n_data_rows
+        )
         with self._limit_threads():
             return run_task(request, self)
 
@@ -227,7 +217,11 @@ class PersistentWorker(TaskIO):
         self._fetch_deadline = time.monotonic() + self._fetch_timeout
         try:
             block = self._block_cache.load_block(
-                request.block_ref, structure, self.read_segment, request.attempt > 0, self._block_set_id
+                request.block_ref,
+                structure,
+                self.read_segment,
+                request.attempt > 0,
+                self._job_header.block_set_id,
             )
         except (DamagedError, InterruptedError):
             raise
@@ -240,10 +234,15 @@ class PersistentWorker(TaskIO):
         self._is_usable = False
         return UnusableWorkerError(f"its worker could not {failed_action}: {type(error).__name__}: {error}")
 
-    def is_cancelled(self) -> bool:
-        """Whether the driver has said so."""
+    def receive_pending(self) -> None:
+        """Read what the driver has sent since the last time; ConnectionError if it is gone."""
         self._receive(0.0)
-        return any(item.kind == CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox)
+
+    def is_cancelled(self) -> bool:
+        """Return whether a message has been read that cancels the map."""
+        return any(
+            item.kind == MessageKind.CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox
+        )
 
     def read_segment(self, location: Location, segment: Segment) -> Any:
         """Return the bytes of a segment; TimeoutError if a storage has not returned the block in time."""
@@ -267,25 +266,28 @@ class PersistentWorker(TaskIO):
         ):
             return read_private_segment(private_root, segment)
         segment_range = encode_segment_range(segment)
-        self._send(Message(FETCH, self._attempt_key, segment_range))
+        self._send(Message(MessageKind.FETCH, self._attempt_key, segment_range))
         while True:
-            is_cancelled = self.is_cancelled()
+            self.receive_pending()
             for message in self._inbox:  # a part that has come is kept, also if nobody waits for the task
-                if message.kind in (SEGMENT, NO_SEGMENT) and message.header == segment_range:
+                if (
+                    message.kind in (MessageKind.SEGMENT, MessageKind.NO_SEGMENT)
+                    and message.header == segment_range
+                ):
                     self._inbox.remove(message)
-                    if message.kind == NO_SEGMENT:
+                    if message.kind == MessageKind.NO_SEGMENT:
                         raise InterruptedError("the driver cannot read the block of this task")
                     return message.data
-            if is_cancelled:
+            if self.is_cancelled():
                 raise InterruptedError("nobody waits for this task any more")
             self._receive(None)
 
     def _send_reply(self, reply: Message | None) -> None:
         """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
-        if reply is not None and len(reply.data) > MAX_INLINE_BYTES and self._result_folders:
+        if reply is not None and len(reply.data) > MAX_INLINE_BYTES and self._job_header.result_folders:
             reply = self._move_data_to_file(reply)
-        message = reply or Message(CANCELLED, self._attempt_key)
-        self._send(message if self._is_usable else message._replace(kind=FINAL_REPLY))
+        message = reply or Message(MessageKind.CANCELLED, self._attempt_key)
+        self._send(message if self._is_usable else message._replace(kind=MessageKind.FINAL_REPLY))
 
     def _move_data_to_file(self, reply: Message) -> Message | None:
         """A reply whose data lie in a file of one of the map's folders: its number, and the file's name.
@@ -294,7 +296,7 @@ class PersistentWorker(TaskIO):
         """
         self._n_result_files += 1
         file_name = f"{os.getpid()}-{self._n_result_files}"
-        for folder_index, folder in enumerate(self._result_folders):
+        for folder_index, folder in enumerate(self._job_header.result_folders):
             if not self._create_folder_if_wanted(folder):
                 return None
             try:
@@ -305,7 +307,7 @@ class PersistentWorker(TaskIO):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, file_name))
             else:
-                return reply._replace(data=f"{folder_index}/{file_name}".encode(), is_file=True)
+                return reply._replace(data=ResultFileRef(folder_index, file_name).encode(), is_file=True)
         return reply
 
     def _create_folder_if_wanted(self, folder: str) -> bool:
@@ -319,6 +321,7 @@ class PersistentWorker(TaskIO):
                 if ensure_private_folder(os.path.dirname(folder)):
                     created_folders.append(os.path.dirname(folder))
                 os.mkdir(folder)
+            self.receive_pending()
             is_wanted = not self.is_cancelled()
         finally:
             for created_folder in [] if is_wanted else created_folders:

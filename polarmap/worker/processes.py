@@ -112,16 +112,20 @@ def remove_stale_folders(parent_folders: Iterable[str]) -> None:
 
 
 def exit_process_when(
-    should_exit: Callable[[], bool], on_exit: Callable[[], object] = lambda: os._exit(0)
+    should_exit: Callable[[], bool],
+    on_exit: Callable[[], object] = lambda: os._exit(0),
+    update: Callable[[], object] = lambda: None,
 ) -> Callable[[], None]:
     """Poll a condition on a thread, and end this process, or call `on_exit`, while it holds.
 
-    Returns a function that ends the polling.
+    Returns a function that ends the polling. `update` is called with no arguments before each check, to bring
+    what `should_exit` depends on up to date.
     """
     stop_event = threading.Event()
 
     def poll_condition() -> None:
         while not stop_event.wait(LIVENESS_INTERVAL):
+            update()
             if should_exit():
                 on_exit()
 

@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import Iterator
 
 from polarmap.worker.messages import (
-    CANCEL,
     CONTINUATION_FLAG,
     MAX_CHUNK_BYTES,
     MORE_FRAMES_FLAG,
     ChannelAuthenticators,
     FrameDecoder,
     Message,
+    MessageKind,
     encode_frame,
     split_message,
 )
@@ -140,10 +140,12 @@ class SocketChannel:
         return True
 
     def drop_unsent(self) -> list[Message]:
-        """Remove the messages of which the last byte is not framed, and return them; a CANCEL stays."""
-        dropped = [message for message in self._send_queue if message.kind != CANCEL]
-        self._send_queue = deque(message for message in self._send_queue if message.kind == CANCEL)
-        if self._current_message is not None and self._current_message.kind != CANCEL:
+        """Remove the messages of which the last byte is not framed, and return them, except a CANCEL."""
+        dropped = [message for message in self._send_queue if message.kind != MessageKind.CANCEL]
+        self._send_queue = deque(
+            message for message in self._send_queue if message.kind == MessageKind.CANCEL
+        )
+        if self._current_message is not None and self._current_message.kind != MessageKind.CANCEL:
             dropped.insert(0, self._current_message)
             self._current_message, self._remaining_chunks = None, iter(())
         self.has_unsent = bool(len(self._unsent_bytes) or self._current_message or self._send_queue)
@@ -176,14 +178,17 @@ class SocketChannel:
             self.disconnect()  # what follows nonsense is none of our messages
             return messages, False
 
+    def keep_alive(self) -> None:
+        """Do nothing: the system sends keepalive probes."""
+
     def is_peer_closed(self) -> bool:
-        """Whether the other end is closed, whatever can still be read, where the system tells that."""
+        """Return whether the other end is closed, whatever can still be read, where the system tells that."""
         if not wait_until_ready([self._connection], POLL_HANGUP, 0.0):
             return False
         return POLL_HANGUP != POLLIN or self._has_reached_eof()
 
     def _has_reached_eof(self) -> bool:
-        """Whether all is read, and nothing will come."""
+        """Return whether all is read, and nothing will come. Nothing is taken off the socket."""
         try:
             return not self._connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:

@@ -17,7 +17,7 @@ import numpy as np
 
 from polarmap.worker.encryption import encrypt_reply, read_segment, write_segments
 from polarmap.worker.locations import Location
-from polarmap.worker.messages import TASK_REPLY, Message
+from polarmap.worker.messages import Message, MessageKind
 from polarmap.worker.pytree import (
     BOTH_RESULTS,
     PackedTree,
@@ -56,6 +56,9 @@ class TaskIO:
         """Return f and the block of a task."""
         raise NotImplementedError
 
+    def receive_pending(self) -> None:
+        """Read the messages that the driver has sent; by default, there are none."""
+
     def is_cancelled(self) -> bool:
         """Return whether the task is known to be cancelled."""
         raise NotImplementedError
@@ -83,7 +86,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
 
     def encode_reply(reply: TaskReply, data: Any = b"") -> Message:
         attempt_key = task_io.job_id, request.task, request.attempt
-        message = Message(TASK_REPLY, attempt_key, task_io.encode_header(reply), data)
+        message = Message(MessageKind.TASK_REPLY, attempt_key, task_io.encode_header(reply), data)
         return message if request.encryption is None else encrypt_reply(message, request.encryption)
 
     try:
@@ -96,10 +99,12 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
         )
         del f, block  # to store and send the result may need their memory
         if request.output is not None:
+            task_io.receive_pending()
             if task_io.is_cancelled():
                 return None
             layout = result.layout
             result, segments = store_result(result, request, request.output, task_io)
+            task_io.receive_pending()
             if task_io.is_cancelled():  # The driver has deleted objects already: delete these, too.
                 request.output.location.delete({segment.key for segment in segments}, task_io)
                 return None

@@ -1,4 +1,4 @@
-"""What drivers and workers tell each other: a Ticket goes out, a Reply comes back. Plain data.
+"""The records that drivers and workers send each other, and the codec of those that travel pickled.
 
 Runs on workers too: imports numpy at most.
 """
@@ -8,14 +8,34 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from polarmap.worker.locations import Location, location_from_fields
 from polarmap.worker.pytree import Layout, Structure
 from polarmap.worker.segments import Segment
 
 MAX_ERROR_CHARACTERS = 10_000  # of an error, and of its traceback, that travel
-FAULT_KINDS = ("sleep", "raise", "exit", "kill", "garbage")
+
+
+class Record(Protocol):
+    """A named tuple that `from_tuple` makes of what `to_plain_tuple` has made of it."""
+
+    @classmethod
+    def from_tuple(cls, fields: tuple[Any, ...]) -> Self: ...
+
+
+R = TypeVar("R", bound=Record)
+
+
+def encode_record(record: Record) -> bytes:
+    """Return a record as it travels in a message to a worker, which needs no polarmap to unpickle it."""
+    return pickle.dumps(to_plain_tuple(record), pickle.HIGHEST_PROTOCOL)
+
+
+def decode_record(record_class: type[R], data: bytes | bytearray) -> R:
+    """Return the record that `encode_record` wrote. Only for what comes from the driver: it is unpickled."""
+    return record_class.from_tuple(pickle.loads(data))
 
 
 def to_plain_tuple(record: Any) -> Any:
@@ -26,6 +46,8 @@ def to_plain_tuple(record: Any) -> Any:
         return (*record[:3], _pickle_if_possible(record.exception))
     if isinstance(record, Location):
         return record.fields
+    if type(record) is Fault:
+        return (str(record.kind), *record[1:])
     if type(record) is tuple or type(record).__module__.startswith("polarmap.worker."):
         return tuple(
             [to_plain_tuple(field) if isinstance(field, (tuple, Location)) else field for field in record]
@@ -50,6 +72,19 @@ class BlockRef(NamedTuple):
         """One from what `to_plain_tuple` made of it."""
         location, segments, *rest = fields
         return cls(location_from_fields(location), tuple([Segment(*segment) for segment in segments]), *rest)
+
+
+class FaultKind(StrEnum):
+    """The kinds of faults that can be injected."""
+
+    SLEEP = "sleep"  # the task sleeps before it computes
+    RAISE = "raise"  # the task raises an exception
+    EXIT = "exit"  # the process of the task ends itself
+    KILL = "kill"  # the process of the task is killed by SIGKILL
+    GARBAGE = "garbage"  # the result is wrong
+
+
+FAULT_KINDS = tuple(FaultKind)
 
 
 class Fault(NamedTuple):
@@ -91,6 +126,89 @@ class OutputSpec(NamedTuple):
     def make_object_key(self, task: int, attempt: int, array_index: int) -> str:
         """Of an array that an attempt at a task has given."""
         return f"{self.prefix}/{task}-{attempt}/{array_index}"
+
+
+class JobHeader(NamedTuple):
+    """The header of a JOB message: all that the tasks of a map have in common, besides f.
+
+    result_folders : folders for large results; empty where driver and worker share none.
+    output : where the tasks store their results, if they do.
+    encryption : the fields of an `Encryption`; None without.
+    environment : the pickled fields of a `ProcessEnvironment`; empty for that of the worker.
+    block_set_id : the id by which the worker caches the blocks of the map; None if it does not.
+    live_block_set_ids : the ids of all sets of blocks that the driver has.
+    """
+
+    result_folders: list[str]
+    output: OutputSpec | None
+    encryption: Any
+    environment: bytes
+    block_set_id: int | None
+    live_block_set_ids: list[int]
+
+    @classmethod
+    def from_tuple(cls, fields: tuple[Any, ...]) -> JobHeader:
+        """Return the header that `to_plain_tuple` made a plain tuple of."""
+        result_folders, output, *rest = fields
+        return cls(result_folders, output and OutputSpec.from_tuple(output), *rest)
+
+
+class TaskOptions(NamedTuple):
+    """The data of a TASK message. The message has none if both fields are None.
+
+    n_data_rows : as in `TaskRequest`.
+    """
+
+    fault: Fault | None
+    n_data_rows: int | None
+
+    @classmethod
+    def from_tuple(cls, fields: tuple[Any, ...]) -> TaskOptions:
+        """Return the options that `to_plain_tuple` made a plain tuple of."""
+        fault, n_data_rows = fields
+        return cls(fault and Fault(*fault), n_data_rows)
+
+
+class ResultFileRef(NamedTuple):
+    """The data of a reply whose result is in a file.
+
+    folder_index : the index of its folder among the `result_folders` of the job.
+    """
+
+    folder_index: int
+    file_name: str
+
+    def encode(self) -> bytes:
+        """Return the reference as text: nothing that a worker sends is unpickled for it."""
+        return f"{self.folder_index}/{self.file_name}".encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> ResultFileRef:
+        """Return the reference that `encode` wrote; ValueError for anything else."""
+        folder_index, file_name = data.decode().split("/")
+        return cls(int(folder_index), file_name)
+
+
+class WorkerIdentity(NamedTuple):
+    """The data of a HELLO message.
+
+    machine : the address of the worker's machine, by which the engine knows it; empty if it has none.
+    host : the name of the machine.
+    label : what the engine calls the worker.
+    """
+
+    machine: str = ""
+    host: str = ""
+    label: str = ""
+
+    def encode(self) -> bytes:
+        """Return the fields as text, a line each: nothing that a worker sends is unpickled for it."""
+        return "\n".join(self).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> WorkerIdentity:
+        """Return the identity that `encode` wrote. Lines that are missing are empty."""
+        return cls(*data.decode(errors="replace").split("\n", 2))
 
 
 class ResultRef(NamedTuple):

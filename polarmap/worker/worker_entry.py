@@ -72,7 +72,7 @@ def serve_driver(
     drop_inherited_connections(storage)
     os.environ.update(get_thread_limit_variables(address.n_threads))
     with closing(open_channel(address, worker_id, storage)) as channel, ExitStack() as cleanup:
-        cleanup.callback(exit_process_when(channel.is_peer_closed))
+        cleanup.callback(exit_process_when(channel.is_peer_closed, update=channel.keep_alive))
         with ThreadLimiter().limit_process_threads(address.n_threads):
             block_cache = BlockCache(address.cache_bytes)
             worker = PersistentWorker(
@@ -115,13 +115,16 @@ def serve_driver_on_thread(
             lift_thread_limit()
 
     with closing(open_channel(address, worker_id, None)) as channel, ExitStack() as cleanup:
-        cleanup.callback(exit_process_when(channel.is_peer_closed, lift_thread_limit))
+        cleanup.callback(exit_process_when(channel.is_peer_closed, lift_thread_limit, channel.keep_alive))
         cleanup.enter_context(block_cache.extend_byte_budget(address.cache_bytes))
         PersistentWorker(channel, None, block_cache, limit_threads, label, machine_address).serve(deadline)
 
 
 def open_channel(address: DriverAddress, worker_id: int, storage: Any) -> SocketChannel | StorageChannel:
-    """The best channel that works from here; ConnectionError if none does."""
+    """Return the best channel that works from here; ConnectionError if none does.
+
+    Raises ProtocolMismatchError if the driver uses another version of the protocol.
+    """
     channel = connect_to_driver(address.endpoints, address.key, worker_id, address.tcp_timeout)
     if channel is not None:
         return channel

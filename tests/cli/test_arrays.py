@@ -50,7 +50,7 @@ def test_arrays_are_listed_checked_repaired_and_deleted(polarmap: Run, stored: P
     assert polarmap("repair", "small").out.startswith("nothing to repair")
     assert np.array_equal(open_coded("small")[:], np.arange(60).reshape(12, 5))
     asked = polarmap("delete", "small")
-    assert (asked.code, "say --yes" in asked.err) == (2, True)
+    assert (asked.code, "pass --yes" in asked.err) == (2, True)
     assert polarmap("delete", "small", "--yes").code == 0
     assert polarmap("list").out == "no coded arrays\n"
     assert parts(stored) == []
@@ -68,8 +68,8 @@ def test_an_array_that_cannot_be_opened_is_listed_with_the_reason(polarmap: Run,
     ("arguments", "message"),
     [
         (["check", "none"], "none"),
-        (["encode", "no-such.npy", "a"], "there is no file 'no-such.npy'"),
-        (["encode", "{folder}", "a"], "is no Zarr array"),
+        (["encode", "no-such.npy", "a"], "the file 'no-such.npy' does not exist"),
+        (["encode", "{folder}", "a"], "is not a Zarr array"),
     ],
 )
 def test_what_cannot_be_done_with_arrays_is_said(

@@ -38,5 +38,5 @@ def test_copy_never_overwrites(polarmap: Run, tmp_path: Path) -> None:
     assert (tmp_path / "backends" / "localhost" / "README.md").is_file()
     (tmp_path / "config" / "localhost.yaml").unlink()
     ran = polarmap("config", "copy", "localhost", tmp_path)
-    assert (ran.code, "exists already" in ran.err) == (1, True)
+    assert (ran.code, "already exists" in ran.err) == (1, True)
     assert not (tmp_path / "config" / "localhost.yaml").exists()

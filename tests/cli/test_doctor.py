@@ -41,12 +41,12 @@ def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap:
     ("is_here", "first", "later", "busy", "advice"),
     [
         (True, 0.5, 0.005, 99.0, ""),  # fast enough, however busy
-        (True, 0.5, 0.5, 99.0, "99.0 processes want the"),
-        (True, 9.0, 0.005, 99.0, "99.0 processes want the"),
+        (True, 0.5, 0.5, 99.0, "this machine is busy (99.0 processes"),
+        (True, 9.0, 0.005, 99.0, "this machine is busy (99.0 processes"),
         (True, 0.5, 0.5, 0.1, "executor=ThreadPoolExecutor"),
         (True, 9.0, 0.005, 0.1, "Pool(idle_timeout=600)"),
         (False, 90.0, 0.005, 0.1, ""),  # clouds deploy first
-        (False, 9.0, 0.5, 0.1, "by TCP are fastest"),
+        (False, 9.0, 0.5, 0.1, "reach this machine by TCP"),
     ],
 )
 def test_doctor_says_why_maps_are_slow(
@@ -69,7 +69,7 @@ def test_doctor_notes_little_room_and_a_configuration_that_is_not_used(
     assert "note  Lithops: .lithops_config is not used by executor=None" in ran.out
     assert "note  temporary folder: " in ran.out
     if Path("/dev/shm").is_dir():
-        assert "note  shared memory: /dev/shm, 0.0 GB free of 1.1 that blocks may take" in ran.out
+        assert "note  shared memory: /dev/shm, only 0.0 GB free; blocks may take 1.1 GB" in ran.out
         assert "docker run --shm-size" in ran.out
 
 

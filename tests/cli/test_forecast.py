@@ -90,9 +90,9 @@ def test_run_times_come_from_files(polarmap: Run, tmp_path: Path, text: str, opt
     [
         ("", [], "no run times given"),
         ("1.0\nfast\n", [], "run times are numbers of seconds: could not convert string to float: 'fast'"),
-        ("a,b\n1,2\n", [], "has the columns a, b: --column says which is needed"),
+        ("a,b\n1,2\n", [], "has the columns a, b: choose one with --column"),
         ("a,b\n1,2\n", ["--column", "c"], "there is no column 'c'"),
-        ("\udce9\n", [], "is no UTF-8 text"),
+        ("\udce9\n", [], "is not UTF-8 text"),
         ("a,b\n1\n", ["--column", "b"], "could not convert string to float: ''"),
     ],
 )

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_coded_map_refuses_a_template_too() -> None:
     with pytest.raises(
-        ExecutorError, match=r"(?s)is a template: copy it and fill in.*aws_lambda\.execution_role: <arn"
+        ExecutorError, match=r"(?s)is a template. Copy it, and fill in.*aws_lambda\.execution_role: <arn"
     ):
         polarmap.coded_map(len, [[1.0], [2.0]], executor=ROOT / "config" / "aws_lambda.yaml")
 
@@ -26,10 +26,10 @@ def test_coded_map_refuses_a_template_too() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no Lithops configuration"),
+        (None, "the Lithops configuration .* does not exist"),
         ("lithops: [", "is not YAML"),
-        ("- lithops", "holds no Lithops configuration: a mapping"),
-        ("Lithops: {backend: k8s}", "Lithops reads no section 'Lithops': call it 'lithops'"),
+        ("- lithops", "is not a Lithops configuration, which is a mapping"),
+        ("Lithops: {backend: k8s}", "Lithops ignores the section 'Lithops': name it 'lithops'"),
         ("lithops: {backend: k8s}", "is for 'k8s', not for 'aws_lambda'"),
         ("lithops: aws_lambda", "the section 'lithops' must be a mapping, not a str"),
         ("aws_lambda: [secret]", "the section 'aws_lambda' must be a mapping, not a list$"),

@@ -134,7 +134,7 @@ def test_code_outside_this_package_asks_for_facts_and_not_for_classes() -> None:
         (IntegerSecretSharingCode(8, 3, 1), {"supports_integers", "is_redundant", "adds_noise"}),
         (ProductCode(PolarCode(3, 2), PolarCode(4, 3)), {"is_redundant"}),
     ],
-    ids=repr,
+    ids=lambda value: "" if isinstance(value, set) else repr(value),  # the order of a set varies
 )
 def test_facts(code: LinearCode, facts: set[str]) -> None:
     assert {name for name in FACTS if getattr(code, name)} == facts

@@ -249,3 +249,27 @@ def test_a_call_that_is_lost_for_the_last_time_fails_without_a_delay() -> None:
     list(served.serve())
     assert isinstance(call.future.exception(0), WorkerLostError)
     assert served.run.now() == pytest.approx(1.0 + 10 + 1 + SESSION_IDLE_SECONDS)
+
+
+def test_questions_change_no_call() -> None:
+    served = Served()
+    served.add(9)
+    served.take()
+
+    def describe() -> tuple[object, ...]:
+        policy, tasks = served.policy, served.tasks
+        queued, in_tasks = list(policy._queue), dict(served.blocks.batches)
+        return queued, in_tasks, sorted(tasks.held_back), sorted(tasks.failed), tasks.task_indices()
+
+    before = describe()
+    answers = [
+        (
+            served.policy.has_items,
+            served.policy.has_queued_items,
+            served.collector.has_sufficient_results,
+            served.collector.poll_interval(),
+        )
+        for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+    assert describe() == before

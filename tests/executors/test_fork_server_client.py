@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pool_processes import check
+from predicates import assert_only_asks
 
 import polarmap
 from polarmap import Pool, hedged_map
 from polarmap.errors import ExecutorError
 from polarmap.executors import fork_server_client, local_workers
 from polarmap.executors.fork_server_client import ForkServerClient
+from polarmap.worker.messages import PROTOCOL_VERSION
+from polarmap.worker.polling import POLLIN, wait_until_ready
 
 
 def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> None:
@@ -68,11 +72,36 @@ def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyP
     server = ForkServerClient(1, [], [])
     server._process.wait(30.0)
     with pytest.raises(ExecutorError, match="/bin/false ended with code 1"):
-        server.is_alive()
+        server.check_started()
     server.after_fork()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
         ForkServerClient(1, [], [])
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_workers_of_another_version_on_this_machine_are_one_clear_error(
+    fork: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As when polarmap is installed anew while a notebook runs."""
+    monkeypatch.setattr(fork_server_client, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
+    with Pool(fork=fork) as pool, pytest.raises(ExecutorError, match="Restart this process"):
+        check(pool)
+    assert f"its driver has version {PROTOCOL_VERSION + 1} of polarmap's protocol" in capfd.readouterr().err
+
+
+def test_whether_it_is_alive_is_asked_without_any_effect() -> None:
+    server = ForkServerClient(1, [], [])
+    try:
+        wait_until_ready([server._control_socket], POLLIN, 60.0)
+        assert_only_asks(server, server.is_alive)
+        assert server.is_alive()
+        assert wait_until_ready([server._control_socket], POLLIN, 0.0)  # what it has said is not read
+        server.check_started()
+        assert server._is_ready
+    finally:
+        server.close()
+    assert server.is_alive() is False
 
 
 @pytest.mark.parametrize("blocked", [[], [signal.SIGALRM]])

@@ -45,7 +45,7 @@ from polarmap.worker.locations import (
     FolderLocation,
     Location,
 )
-from polarmap.worker.messages import TASK_REPLY, Message
+from polarmap.worker.messages import Message, MessageKind
 from polarmap.worker.pytree import pack_tree
 from polarmap.worker.segments import DamagedError, read_file_segment
 from polarmap.worker.task_records import (
@@ -338,7 +338,7 @@ def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
     encryption = Encryption.create(bytes(range(32)))
     structure, layout, data = pack_tree(np.arange(3.0))
     header = pickle_value(to_plain_tuple(TaskReply(None, 2.0, structure, layout)))
-    sent = encrypt_reply(Message(TASK_REPLY, (0, 1, 0), header, data), tuple(encryption))
+    sent = encrypt_reply(Message(MessageKind.TASK_REPLY, (0, 1, 0), header, data), tuple(encryption))
     plain_payload, payload = (JobSpec(np.negative, BLOCKS, encryption=one) for one in (None, encryption))
     outcomes = [
         plain_payload.decode_reply(1, 0, header, data),

@@ -165,7 +165,7 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(shared: Pool, tmp_pat
 @pytest.mark.parametrize(
     ("executor", "message"),
     [
-        ("cloud.yaml", "no Lithops configuration"),
+        ("cloud.yaml", "the Lithops configuration .cloud.yaml. does not exist"),
         (ThreadPoolExecutor(1), "as executor= of the map"),
         (ThreadPoolExecutor, "is a class: pass an executor that was made of it"),
         (3, r"on 3: for so many of them, Pool\(workers=3\)"),

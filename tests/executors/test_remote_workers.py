@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +33,10 @@ from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.executors.worker_pool import Allocation
 from polarmap.worker import storage_channel
 from polarmap.worker.locations import BucketLocation
-from polarmap.worker.messages import CANCELLED, FETCH, HELLO, TASK_REPLY, FrameError, Message
+from polarmap.worker.messages import PROTOCOL_VERSION, FrameError, Message, MessageKind
 from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.task_records import OutputSpec, TaskReply
+from polarmap.worker.worker_entry import DriverAddress
 
 
 @pytest.fixture
@@ -125,6 +128,65 @@ def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkerPool, site:
     with pytest.raises(ExecutorError, match="no such runtime"):
         workers.request_workers(1)
     assert workers.take_billed_usage() is not None
+
+
+class WorkersOfAnotherVersion:
+    """A life for workers of `ThreadSite`: a process whose polarmap has another version of the protocol."""
+
+    code = """
+import sys
+from polarmap.worker import messages
+messages.PROTOCOL_VERSION += 1
+from polarmap.worker.worker_entry import serve_driver_on_thread
+serve_driver_on_thread(eval(sys.argv[1]), int(sys.argv[2]), 60.0)
+"""
+
+    def __init__(self) -> None:
+        self.errors = Queue[str]()
+
+    def __call__(self, address: DriverAddress, number: int, seconds: float) -> None:
+        command = [sys.executable, "-c", self.code, repr(tuple(address)), str(number)]
+        worker = subprocess.run(command, capture_output=True, text=True, timeout=60.0)
+        self.errors.put(worker.stderr)
+
+
+def test_workers_of_another_version_are_one_clear_error_at_both_ends() -> None:
+    life = WorkersOfAnotherVersion()
+    with pool_of(ThreadSite(default=life)) as pool:
+        with pytest.raises(
+            ExecutorError, match="a worker of another version of polarmap has connected"
+        ) as error:
+            check(pool)
+        assert f"version {PROTOCOL_VERSION + 1} of the protocol, this driver {PROTOCOL_VERSION}" in str(
+            error.value
+        )
+        told = life.errors.get(timeout=PATIENCE)
+    assert f"its driver has version {PROTOCOL_VERSION} of polarmap's protocol" in told
+    assert "rebuild its image" in told and "rebuild its image" in str(error.value)
+
+
+def test_workers_of_another_version_are_one_clear_error_also_by_way_of_a_storage(site: ThreadSite) -> None:
+    def life(address: DriverAddress, number: int, seconds: float) -> None:
+        key = f"{address.prefix}/replies/v{PROTOCOL_VERSION + 1}-{number}-1-1-0-1-5"
+        site.storage.put_object("b", key, b"hello")
+
+    site.storage, site.bucket, site.default = DictStorage(), "b", life
+    with pool_of(site, listen=False) as pool:
+        with pytest.raises(ExecutorError, match="a worker of another version of polarmap has connected"):
+            check(pool)
+        site.default = serving_by_storage(site.storage)  # the worker is restarted
+        check(pool)
+
+
+def test_a_map_goes_on_with_the_workers_of_its_version(site: ThreadSite) -> None:
+    life = WorkersOfAnotherVersion()
+    site.lives = {0: life}
+    with closing(made(site)) as workers:
+        workers.request_workers(2)
+        assert until(lambda: len(workers) == 1 and workers._listener.mismatches)
+        soon(workers)
+        assert not workers._listener.mismatches
+        assert list(workers._launched) == list(workers._workers) == [1]
 
 
 def test_a_site_that_refuses_for_a_while_is_asked_again(
@@ -437,7 +499,7 @@ def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     assert site.launches == []
 
 
-def answer(call: Message, kind: bytes = TASK_REPLY, **fields: Any) -> Message:
+def answer(call: Message, kind: bytes = MessageKind.TASK_REPLY, **fields: Any) -> Message:
     """What a worker that was given this call says of it."""
     return Message(kind, call.attempt_key, **fields)
 
@@ -445,8 +507,8 @@ def answer(call: Message, kind: bytes = TASK_REPLY, **fields: Any) -> Message:
 REPLY = tuple(TaskReply(None, 0.0, ("array",), (("<f8", (9,)),)))
 # Each made of the call that was given.
 NONSENSE: list[Callable[[Message], Message]] = [
-    lambda call: Message(TASK_REPLY),
-    lambda call: Message(HELLO, header=b"five"),
+    lambda call: Message(MessageKind.TASK_REPLY),
+    lambda call: Message(MessageKind.HELLO, header=b"five"),
     lambda call: answer(call),
     lambda call: answer(call, header=b"no pickle"),
     lambda call: answer(call, header=pickle.dumps(5)),
@@ -456,10 +518,10 @@ NONSENSE: list[Callable[[Message], Message]] = [
     lambda call: answer(call, header=pickle.dumps(REPLY), data=bytes(72))._replace(attempt_key=(0, 99, 0)),
     lambda call: answer(call, data=b"0/../../etc/passwd", is_file=True),
     lambda call: answer(call, data=b"7", is_file=True),
-    lambda call: answer(call, FETCH, header=b"0 8 x/99999"),
-    lambda call: answer(call, FETCH, header=b"0 8 x"),
-    lambda call: answer(call, FETCH, header=b"\xff"),
-    lambda call: answer(call, CANCELLED)._replace(attempt_key=(99, 0, 0)),
+    lambda call: answer(call, MessageKind.FETCH, header=b"0 8 x/99999"),
+    lambda call: answer(call, MessageKind.FETCH, header=b"0 8 x"),
+    lambda call: answer(call, MessageKind.FETCH, header=b"\xff"),
+    lambda call: answer(call, MessageKind.CANCELLED)._replace(attempt_key=(99, 0, 0)),
 ]
 
 

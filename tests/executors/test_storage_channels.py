@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import select
 import threading
 import time
@@ -19,7 +18,7 @@ from stored_calls import NONSENSE, nonsense
 from polarmap.errors import ExecutorError
 from polarmap.executors import storage_channels
 from polarmap.executors.storage_channels import DriverStorageChannel, StorageChannelServer, WorkerChannel
-from polarmap.worker.messages import CANCEL, CANCELLED, HELLO, TASK, TASK_REPLY, Message, encode_frame
+from polarmap.worker.messages import PROTOCOL_VERSION, Message, MessageKind, encode_frame
 from polarmap.worker.polling import wait_until_ready
 from polarmap.worker.retries import retry_request
 from polarmap.worker.storage_channel import (
@@ -34,12 +33,12 @@ from polarmap.worker.storage_channel import (
 
 def call(number: int, f: bytes = b"") -> Message:
     """A message with which a task is to be done."""
-    return Message(TASK, (number, 0, 0), b"header", f)
+    return Message(MessageKind.TASK, (number, 0, 0), b"header", f)
 
 
 def ended(number: int, data: bytes = b"") -> Message:
     """What a worker says of its task."""
-    return Message(TASK_REPLY, (0, number, 0), b"", data)
+    return Message(MessageKind.TASK_REPLY, (0, number, 0), b"", data)
 
 
 class Side:
@@ -56,7 +55,7 @@ class Side:
 
     def orders(self) -> Mailbox:
         """What is told to workers."""
-        return Mailbox(*pickle.loads(self.storage.get_object("b", ChannelKeys(self.prefix).mailbox_key)))
+        return Mailbox.decode(self.storage.get_object("b", ChannelKeys(self.prefix).mailbox_key))
 
     def has_stored_all(self) -> bool:
         """Return whether the orders are in the storage, and nobody stores any."""
@@ -72,7 +71,7 @@ class Side:
         """One that has joined."""
         one = StorageChannel(self.storage, "b", self.prefix, number)
         self.channels.append(one)
-        one.send(Message(HELLO, header=b"%d" % number))
+        one.send(Message(MessageKind.HELLO, header=b"%d" % number))
         assert until(lambda: number in self.links)
         return one
 
@@ -80,7 +79,7 @@ class Side:
         link = self.links[number]
         assert link.send(message)
         self.all.flush_messages()
-        told = link.n_sent, tuple(message._replace(data=b""))
+        told = link.n_sent, encode_frame(message._replace(data=b""))
         assert until(lambda: told in [one[:2] for one in self.orders().messages.get(number, ())])
 
     def heard(self, number: int, count: int = 1) -> list[Any]:
@@ -128,7 +127,7 @@ def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_sa
 ) -> None:
     worker = side.worker(0)
     side.heard(0)
-    said = [call(1, b"f"), call(2, b"g"), Message(CANCEL), call(3, b"f")]
+    said = [call(1, b"f"), call(2, b"g"), Message(MessageKind.CANCEL), call(3, b"f")]
     for message in said:
         side.tell(0, message)
     assert received(worker, 4) == said
@@ -171,22 +170,22 @@ def test_a_worker_that_its_site_has_started_again_joins_again(side: Side) -> Non
     side.tell(0, call(1))
     received(first)
     again = StorageChannel(side.storage, "b", side.prefix, 0)
-    again.send(Message(HELLO, header=b"0"))
+    again.send(Message(MessageKind.HELLO, header=b"0"))
     assert until(lambda: side.links[0] is not old)
     old.close()
     side.tell(0, call(2))
     assert received(again) == [call(2)]
     first.send(ended(1))
     again.send(ended(2))
-    assert side.heard(0, 2) == [Message(HELLO, header=b"0"), ended(2)]
+    assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(2)]
 
 
 def test_a_message_that_was_put_twice_is_heard_once(side: Side) -> None:
     worker = side.worker(0)
     worker._last_sent -= 1  # the answer to a request was lost
-    worker.send(Message(HELLO, header=b"0"))
+    worker.send(Message(MessageKind.HELLO, header=b"0"))
     worker.send(ended(1))
-    assert side.heard(0, 2) == [Message(HELLO, header=b"0"), ended(1)]
+    assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(1)]
 
 
 def test_orders_that_the_storage_has_forgotten_are_put_again(side: Side) -> None:
@@ -212,8 +211,8 @@ def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
     for lost in (0, 1):
         side.all._handle_reply(sign._replace(last_sent=link.n_received + lost), b"")
     assert link.is_connected  # a listing may show it before the reply
-    worker.send(Message(CANCELLED))
-    assert side.heard(0) == [Message(CANCELLED)]
+    worker.send(Message(MessageKind.CANCELLED))
+    assert side.heard(0) == [Message(MessageKind.CANCELLED)]
     for _ in range(2):
         assert link.is_connected
         side.all._handle_reply(sign._replace(last_sent=link.n_received + 1), b"")
@@ -284,10 +283,40 @@ def test_a_storage_that_hangs_holds_nobody_up(side: Side) -> None:
 def test_objects_of_others_stop_nothing(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
-    for name in ("", "x", "1-2", "1-2-3-4-x-1", "1-2-3-1-1-1.tmp-9", "1-2-3-4-5", "----", "..."):
+    for name in (
+        "",
+        "x",
+        "v",
+        "v1",
+        "v1-",
+        "v1-x",
+        "v1-1-2",
+        "v1-1-2-3-1-1-1.tmp-9",
+        "1-2",
+        "1-2-3-4-x-1",
+        "1-2-3-1-1-1.tmp-9",
+        "1-2-3-4-5",
+        "----",
+        "...",
+    ):
         side.storage.put_object("b", f"polarmap/pool-1/replies/{name}", b"x")
     worker.send(ended(1))
     assert side.heard(0) == [ended(1)]
+
+
+def test_a_worker_of_another_version_is_reported_once_and_stops_nothing(side: Side) -> None:
+    worker = side.worker(0)
+    side.heard(0)
+    side.storage.put_object("b", f"{side.prefix}/replies/v{PROTOCOL_VERSION + 1}-7-9-1-0-1-3", b"any")
+    worker.send(ended(1))
+    assert side.heard(0) == [ended(1)]
+    assert until(lambda: side.all.mismatches)
+    assert 7 not in side.links
+    worker.send(ended(2))
+    assert side.heard(0) == [ended(2)]
+    assert [(error.worker_id, error.peer_version) for error in side.all.mismatches] == [
+        (7, PROTOCOL_VERSION + 1)
+    ]
 
 
 def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(side: Side) -> None:

@@ -198,7 +198,7 @@ def test_a_program_ends_while_the_storage_of_its_workers_hangs() -> None:
         "from memory_storage import DictStorage\n"
         "from polarmap.executors.storage_channels import StorageChannelServer\n"
         "from polarmap.worker.storage_channel import StorageChannel\n"
-        "from polarmap.worker.messages import HELLO, Message\n"
+        "from polarmap.worker.messages import MessageKind, Message\n"
         "hangs = threading.Event()\n"
         "class Hanging(DictStorage):\n"
         "    def get_object(self, *arguments):\n"
@@ -206,7 +206,7 @@ def test_a_program_ends_while_the_storage_of_its_workers_hangs() -> None:
         "        threading.Event().wait()\n"
         "storage = Hanging()\n"
         "links = StorageChannelServer(storage, 'pool', print)\n"
-        "StorageChannel(storage, 'b', 'pool', 0).send(Message(HELLO, header=b'0'))\n"
+        "StorageChannel(storage, 'b', 'pool', 0).send(Message(MessageKind.HELLO, header=b'0'))\n"
         "assert hangs.wait(30)\n"
     )
     tests = Path(__file__).parents[1]

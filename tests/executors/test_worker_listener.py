@@ -21,7 +21,7 @@ from polarmap.errors import CodeError
 from polarmap.executors import worker_listener
 from polarmap.executors.storage_channels import WorkerChannel
 from polarmap.executors.worker_listener import WorkerListener, check_endpoint, list_local_addresses
-from polarmap.worker.handshake import PROOF_BYTES, connect_to_driver
+from polarmap.worker.handshake import GREETING_BYTES, RESPONSE_BYTES, connect_to_driver
 from polarmap.worker.polling import wait_until_ready
 
 KEY = bytes(range(32))
@@ -83,7 +83,7 @@ def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerList
             with suppress(ConnectionResetError):
                 while more := stranger.recv(1000):
                     heard += more
-            assert len(heard) in (0, 32)
+            assert len(heard) in (0, GREETING_BYTES)
     assert connect_to_driver(listener.endpoints, os.urandom(32), 1) is None
     assert crowd.joined.empty()
 
@@ -92,7 +92,7 @@ def test_each_nonce_is_another(listener: WorkerListener) -> None:
     seen = set()
     for _ in range(5):
         with called(listener) as stranger:
-            seen.add(stranger.recv(32, socket.MSG_WAITALL))
+            seen.add(stranger.recv(GREETING_BYTES, socket.MSG_WAITALL))
     assert len(seen) == 5
 
 
@@ -107,7 +107,7 @@ def test_who_says_nothing_does_not_keep_others_waiting(
             assert channel is not None
             assert crowd.one()[0] == number
             channel.close()
-        silent[0].recv(32)
+        silent[0].recv(GREETING_BYTES)
         assert silent[0].recv(1) == b""  # the one that came first was let go
 
 
@@ -134,13 +134,13 @@ def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
     monkeypatch.setattr("polarmap.worker.handshake.PROOF_TIMEOUT", 0.2)
     sent = 0
     with called(listener) as stranger:
-        assert len(stranger.recv(32)) == 32
+        assert len(stranger.recv(GREETING_BYTES)) == GREETING_BYTES
         with suppress(ConnectionError):
             sent += stranger.send(says)
             while not wait_until_ready([stranger], select.POLLIN, 0.05):
                 sent += stranger.send(says)
             assert stranger.recv(1) == b""
-    assert len(says) <= sent < PROOF_BYTES
+    assert len(says) <= sent < RESPONSE_BYTES
 
 
 def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,22 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pool_processes import code_of_child, opened, taken
+from predicates import assert_only_asks
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import local_workers
-from polarmap.executors.local_workers import LocalWorkerPool
+from polarmap.executors.local_workers import LocalWorkerPool, is_about_to_finish
+from polarmap.executors.remote_workers import Backoff, LaunchedWorker
 from polarmap.executors.storage_channels import DriverStorageChannel
 from polarmap.executors.worker_pool import GRACE_SECONDS, MAX_CACHED_TASKS, WorkerHandle, WorkerPool
-from polarmap.worker.messages import (
-    CANCELLED,
-    FETCH,
-    FINAL_REPLY,
-    HELLO,
-    TASK_REPLY,
-    UNUSABLE,
-    Message,
-    encode_frame,
-)
+from polarmap.worker.messages import Message, MessageKind, encode_frame
 
 TOLD, AHEAD = (3, 1, 0), (3, 2, 0)  # map, task and attempt
 CORES = 2
@@ -76,6 +70,23 @@ class Here(LocalWorkerPool):
     def _poll_unallocated_workers(self) -> None: ...
 
 
+def test_the_questions_about_workers_change_nothing(table: Table) -> None:
+    lease, backoff = opened(table), Backoff()
+    worker = taken(table, lease)
+    launched = LaunchedWorker(0.0, 1.0)
+    for is_closed in (False, True):
+        assert_only_asks(table, table.has_one_session, partial(table.is_allocation_starved, lease))
+        assert_only_asks(lease, partial(table.is_allocation_starved, lease))
+        assert_only_asks(worker, lambda: worker.has_open_session, partial(is_about_to_finish, worker))
+        assert_only_asks(worker.channel, worker.channel.is_stalled)
+        assert_only_asks(backoff, backoff.can_retry)
+        assert_only_asks(launched, partial(launched.is_overdue, 0.0), partial(launched.is_overdue, 1e9))
+        if not is_closed:
+            worker.assign_task(TOLD, "task")
+            table.close_allocation(lease)
+        backoff.record_failure("no room")
+
+
 def table_of(is_here: bool, most: int) -> WorkerPool:
     """Where so many tasks are under way at most."""
     return Here(most) if is_here else Table(most)
@@ -84,7 +95,7 @@ def table_of(is_here: bool, most: int) -> WorkerPool:
 def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
     """A worker has been told of a task, and has told its end."""
     worker.assign_task(order, task)
-    worker.channel.deliver_frames(encode_frame(Message(TASK_REPLY, order)))
+    worker.channel.deliver_frames(encode_frame(Message(MessageKind.TASK_REPLY, order)))
     worker.receive_messages()
 
 
@@ -139,7 +150,9 @@ def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
     worker.channel.close()
 
 
-@pytest.mark.parametrize("kind", [TASK_REPLY, CANCELLED, UNUSABLE, FINAL_REPLY])
+@pytest.mark.parametrize(
+    "kind", [MessageKind.TASK_REPLY, MessageKind.CANCELLED, MessageKind.UNUSABLE, MessageKind.FINAL_REPLY]
+)
 def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
     table: Table, kind: bytes
 ) -> None:
@@ -151,7 +164,9 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == {"task"}
     table.links[0].deliver_frames(encode_frame(Message(kind, TOLD)))
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
-    assert (taken(table, opened(table)) is worker) == (kind in (TASK_REPLY, CANCELLED))
+    assert (taken(table, opened(table)) is worker) == (
+        kind in (MessageKind.TASK_REPLY, MessageKind.CANCELLED)
+    )
 
 
 def test_what_a_free_worker_has_done_is_not_held(table: Table) -> None:
@@ -175,12 +190,14 @@ def test_a_worker_has_no_block_of_a_task_that_it_has_not_begun(table: Table) -> 
     table.close_allocation(lease)
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["done", "task", "ahead"]) == {"done", "task"}
     for order in (TOLD, AHEAD):
-        table.links[0].deliver_frames(encode_frame(Message(CANCELLED, order)))
+        table.links[0].deliver_frames(encode_frame(Message(MessageKind.CANCELLED, order)))
     assert taken(table, opened(table)) is worker
     assert list(worker.cached_tasks) == ["done"]
 
 
-@pytest.mark.parametrize("said", [Message(FETCH, TOLD, b"x/1"), Message(HELLO, header=b"5")])
+@pytest.mark.parametrize(
+    "said", [Message(MessageKind.FETCH, TOLD, b"x/1"), Message(MessageKind.HELLO, header=b"5")]
+)
 def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -> None:
     lease = opened(table)
     worker = taken(table, lease)
@@ -227,17 +244,17 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        Message(HELLO, header=b"x"),
-        Message(TASK_REPLY, (2, *TOLD[1:])),  # of another map
-        Message(TASK_REPLY, (TOLD[0], 5, 0)),
-        Message(CANCELLED, (*TOLD[:2], 7)),
-        Message(FETCH, (2, *TOLD[1:]), b"x/1"),
+        Message(MessageKind.HELLO, header=b"x"),
+        Message(MessageKind.TASK_REPLY, (2, *TOLD[1:])),  # of another map
+        Message(MessageKind.TASK_REPLY, (TOLD[0], 5, 0)),
+        Message(MessageKind.CANCELLED, (*TOLD[:2], 7)),
+        Message(MessageKind.FETCH, (2, *TOLD[1:]), b"x/1"),
     ],
 )
 def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: Message) -> None:
     worker = taken(table, opened(table))
     worker.assign_task(TOLD, "task")
-    table.links[0].deliver_frames(encode_frame(said) + encode_frame(Message(TASK_REPLY, TOLD)))
+    table.links[0].deliver_frames(encode_frame(said) + encode_frame(Message(MessageKind.TASK_REPLY, TOLD)))
     assert worker.receive_messages() == ([], False)
     assert worker.receive_messages() == ([], False)  # whoever has it then sees it, too
 
@@ -245,8 +262,8 @@ def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: M
 def test_who_replies_twice_is_gone(table: Table) -> None:
     worker = taken(table, opened(table))
     worker.assign_task(TOLD, "task")
-    table.links[0].deliver_frames(2 * encode_frame(Message(TASK_REPLY, TOLD)))
-    assert worker.receive_messages() == ([Message(TASK_REPLY, TOLD)], False)
+    table.links[0].deliver_frames(2 * encode_frame(Message(MessageKind.TASK_REPLY, TOLD)))
+    assert worker.receive_messages() == ([Message(MessageKind.TASK_REPLY, TOLD)], False)
 
 
 def test_close_ends_all_and_maps_see_it(table: Table) -> None:

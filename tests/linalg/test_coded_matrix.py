@@ -148,9 +148,9 @@ def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
         assert_close(coded.rmatvec(np.ones(50)), TALL.T @ np.ones(50), 1e-10)
         assert (coded.report.k, coded.report.n) == (5, N - 1)
     assert rows.check().ok and columns.check().ok
-    with pytest.raises(CodeError, match=r"float64 of shape \(50, 13\), which is no transpose of A"):
+    with pytest.raises(CodeError, match=r"float64 and shape \(50, 13\), which is not the transpose of A"):
         operator(rows, transpose=rows)
-    with pytest.raises(CodeError, match="transposed must be a CodedArray, not ndarray"):
+    with pytest.raises(CodeError, match="transpose must be a CodedArray, not ndarray"):
         operator(rows, transpose=TALL.T)
 
 
@@ -162,6 +162,6 @@ def test_coded_arrays_of_integers_with_real_vectors(tmp_path: Any) -> None:
         assert_close(coded @ np.ones(12, int), whole @ np.ones(12, int), 0)
     with (
         operator(encode(whole << 59, name="large", **options)) as coded,
-        pytest.raises(CodeError, match="do not fit 64 bits"),
+        pytest.raises(CodeError, match="do not fit into 64 bits"),
     ):
         coded @ np.full(12, 0.5)

@@ -87,12 +87,12 @@ def test_stragglers_and_dead_processes() -> None:
     [
         (TALL[0], None, {}, r"A must be a matrix with rows and columns, not of shape \(17,\)"),
         (TALL, WEIGHTS[:9], {}, r"weights has shape \(9,\), but A has 40 rows"),
-        (TALL, [[1.0, 2.0], [3.0]], {}, "weights is no array: .* inhomogeneous"),
-        (TALL, WEIGHTS * 1j, {}, "weights are complex"),
-        (TALL, WEIGHTS + math.nan, {}, "weights holds NaN or inf"),
-        (TALL + math.inf, None, {}, "A holds NaN or inf"),
+        (TALL, [[1.0, 2.0], [3.0]], {}, "weights is not an array: .* inhomogeneous"),
+        (TALL, WEIGHTS * 1j, {}, "weights must be real"),
+        (TALL, WEIGHTS + math.nan, {}, "weights has NaN or inf"),
+        (TALL + math.inf, None, {}, "A has NaN or inf"),
         (TALL, None, {"blocks": 18}, "blocks=18 is more than the 17 columns"),
-        (TALL, None, {"blocks": 5, "tasks": 5}, "tasks=5 leaves no parity for 5 blocks of columns"),
+        (TALL, None, {"blocks": 5, "tasks": 5}, "tasks=5 leaves no parity blocks for 5 blocks of columns"),
         (TALL, None, {"blocks": 0}, "blocks must be a positive integer, not 0"),
     ],
 )

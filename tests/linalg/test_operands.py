@@ -27,7 +27,7 @@ def test_integers_are_exact_and_wrap_as_in_numpy(of_a: str, of_x: str) -> None:
             assert_close(coded @ x, A @ x, 1e-9)
             return
         if np.result_type(A, x).kind == "f":
-            with pytest.raises(CodeError, match="do not fit 64 bits"):
+            with pytest.raises(CodeError, match="do not fit into 64 bits"):
                 coded @ x
             return
         for result, expected in [(coded @ x, A @ x), (coded.rmatvec(y), A.T @ y)]:
@@ -59,12 +59,12 @@ def test_mixed_precisions_have_numpys_dtype() -> None:
         (3.0, r"not of shape \(\)"),
         (np.ones((2, 2), bool), "A has dtype bool"),
         (np.array([["a", "b"]]), "A has dtype <U1"),
-        ([[1, 2], [3]], "A is no matrix"),
+        ([[1, 2], [3]], "A is not a matrix"),
         (np.ma.ones((2, 2)), "A is a masked array"),
         (scipy.sparse.coo_array([1.0, 2.0]), r"A is a sparse coo_array of shape \(2,\): use .*reshape"),
         (scipy.sparse.csr_array((3, 0)), r"A of shape \(3, 0\) has no rows with columns"),
         (scipy.sparse.eye_array(3, dtype=bool), "A has dtype bool"),
-        (scipy.sparse.csr_array([[1.0, math.nan]]), "A holds NaN or inf"),
+        (scipy.sparse.csr_array([[1.0, math.nan]]), "A has NaN or inf"),
     ],
 )
 def test_what_is_no_matrix_is_refused(A: Any, message: str) -> None:
@@ -76,9 +76,9 @@ def test_what_is_no_matrix_is_refused(A: Any, message: str) -> None:
 def test_nan_and_inf_are_refused(value: float) -> None:
     A = TALL.copy()
     A[3, 5] = value
-    with pytest.raises(CodeError, match=r"A holds NaN or inf \(1 in a block"):
+    with pytest.raises(CodeError, match=r"A has NaN or inf \(1 in a block"):
         operator(A) @ np.ones(13)
-    with pytest.raises(CodeError, match=r"the operand holds NaN or inf \(2 in"):
+    with pytest.raises(CodeError, match=r"the operand has NaN or inf \(2 in"):
         operator(TALL) @ np.array([value] * 2 + [1] * 11)
 
 
@@ -91,7 +91,7 @@ def test_a_matrix_is_checked_and_cast_as_it_is_read() -> None:
     assert turned.shape == (3, 4) and turned.dtype == float
     np.testing.assert_array_equal(turned[1:], matrix.T[1:])
     np.testing.assert_array_equal(turned[:2, 1:3], matrix.T[:2, 1:3])
-    with pytest.raises(CodeError, match=r"B holds NaN or inf \(1 in a block of shape \(2, 2\)"):
+    with pytest.raises(CodeError, match=r"B has NaN or inf \(1 in a block of shape \(2, 2\)"):
         ValidatedMatrix(np.array([[1.0, np.nan], [0.0, 1.0], [2.0, 3.0]]), "B")[:2]
 
 

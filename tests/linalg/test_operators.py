@@ -103,7 +103,9 @@ def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) 
 
 
 def test_gram_matrices_that_cannot_be() -> None:
-    with pytest.raises(CodeError, match=r"of dense real or complex numbers: use A.toarray\(\)"):
+    with pytest.raises(
+        CodeError, match=r"needs a dense matrix of real or complex numbers: use A.toarray\(\)"
+    ):
         operator(csr_array(TALL)).gram(np.ones(50))
     for shape in (49, (50, 2, 2)):
         with pytest.raises(CodeError, match="weights has shape"):
@@ -345,7 +347,7 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
-    with pytest.raises(CodeError, match="tasks=6 leaves no parity for 6 blocks"):
+    with pytest.raises(CodeError, match="tasks=6 leaves no parity blocks for 6 blocks"):
         CodedOperator(TALL, blocks=6, tasks=6)
     with pytest.raises(CodeError, match="blocks must be a positive integer, not 0"):
         CodedOperator(TALL, blocks=0)

@@ -182,8 +182,8 @@ def test_stragglers_and_dead_processes_of_lithops_and_every_block_is_stored_once
         (scipy.sparse.eye_array(17).tocsr(), B, r"A is a sparse csr_array: use CodedOperator\(A\) @ B"),
         (A, scipy.sparse.eye_array(17).tocsr(), r"B is a sparse .*use \(CodedOperator\(B\.T\) @ A\.T\)\.T"),
         (A, np.ma.array(B), "B is a masked array"),
-        *[(np.full((23, 17), value), B, "A holds NaN or inf") for value in (math.nan, math.inf)],
-        *[(A, np.full((17, 19), value), "B holds NaN or inf") for value in (math.nan, math.inf)],
+        *[(np.full((23, 17), value), B, "A has NaN or inf") for value in (math.nan, math.inf)],
+        *[(A, np.full((17, 19), value), "B has NaN or inf") for value in (math.nan, math.inf)],
     ],
 )
 def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
@@ -196,17 +196,20 @@ def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
     ("options", "message"),
     [
         ({"method": "magic"}, "method must be 'auto', 'rows', 'columns' or 'grid', not 'magic'"),
-        ({"method": "rows", "blocks": (2, 2)}, r"codes one factor: blocks must be an integer, not \(2, 2\)"),
+        (
+            {"method": "rows", "blocks": (2, 2)},
+            r"encodes one factor, so blocks must be an integer, not \(2, 2\)",
+        ),
         ({"method": "rows", "blocks": 24}, "blocks=24 is more than the 23 rows; use blocks <= 23"),
         ({"method": "columns", "blocks": 20}, "blocks=20 is more than the 19 columns"),
         ({"blocks": (24, 2)}, "blocks=24 is more than the 23 rows; use blocks <= 23"),
         ({"method": "grid", "blocks": 4}, r"blocks of a grid must be a pair \(for A, for B\), not 4"),
         ({"tasks": (4, 4, 4)}, "tasks of a grid must be a pair"),
-        ({"method": "grid", "tasks": 3}, "at least 2 x 2 tasks, not tasks=3"),
-        ({"tasks": (4, 1)}, "tasks=1 leaves no parity for 1 blocks of columns"),
+        ({"method": "grid", "tasks": 3}, r"at least 4 \(2 x 2\), not 3"),
+        ({"tasks": (4, 1)}, "tasks=1 leaves no parity blocks for 1 blocks of columns"),
         (
             {"method": "rows", "blocks": 4, "tasks": 4},
-            "no parity for 4 blocks of rows: use tasks > 4",
+            "no parity blocks for 4 blocks of rows: use tasks > 4",
         ),
         ({"tasks": 0}, "tasks must be a positive integer, not 0"),
         ({"method": "grid", "code": "fountain"}, "code must be"),

@@ -175,16 +175,16 @@ def test_leaving_the_loop_ends_the_map() -> None:
     [
         ((A, B[:-1]), {}, r"b has shape \(599,\), but A has 600 rows"),
         ((A, B[:, None]), {}, r"b has shape \(600, 1\)"),
-        ((A.T, B[:8]), {}, "A has 8 rows for 600 columns"),
-        ((A + 1j, B), {}, "A is complex"),
-        ((A, B + 1j), {}, "b is complex"),
-        ((np.where(A > 3, np.nan, A), B), {}, "A holds NaN or inf"),
-        ((A, np.where(B > 1, np.inf, B)), {}, "b holds NaN or inf"),
+        ((A.T, B[:8]), {}, "A has 8 rows and 600 columns"),
+        ((A + 1j, B), {}, "A must be real"),
+        ((A, B + 1j), {}, "b must be real"),
+        ((np.where(A > 3, np.nan, A), B), {}, "A has NaN or inf"),
+        ((A, np.where(B > 1, np.inf, B)), {}, "b has NaN or inf"),
         ((A[0], B), {}, "A must be a matrix"),
         ((A, B), {"tasks": 601}, "tasks=601 is more than the 600 rows"),
         ((A, B), {"tasks": 0}, "tasks must be"),
-        ((A, B), {"seed": "x"}, "seed must be an integer"),
-        ((A, B), {"seed": -1}, "seed must be an integer"),
+        ((A, B), {"seed": "x"}, "seed must be None or an integer"),
+        ((A, B), {"seed": -1}, "seed must be None or an integer"),
     ],
 )
 def test_bad_input_is_refused_at_once(arguments: Any, options: dict[str, Any], words: str) -> None:

@@ -37,7 +37,7 @@ from polarmap.worker.encryption import (
 )
 from polarmap.worker.lithops_tasks import make_lithops_task
 from polarmap.worker.locations import DriverLocation, FolderLocation
-from polarmap.worker.messages import TASK_REPLY, Message, encode_frame
+from polarmap.worker.messages import Message, MessageKind, encode_frame
 from polarmap.worker.segments import DamagedError, Segment
 from polarmap.worker.task_records import TaskReply
 
@@ -206,7 +206,7 @@ def test_nobody_prints_a_key() -> None:
 # --- tasks of maps with a key ---------------------------------------------------------------------
 
 ENCRYPTION = Encryption.create(KEY)
-REPLY = Message(TASK_REPLY, (7, 3, 1), b"a header", b"the secret data")
+REPLY = Message(MessageKind.TASK_REPLY, (7, 3, 1), b"a header", b"the secret data")
 
 
 def test_each_part_of_an_object_can_be_read_by_itself() -> None:
@@ -246,7 +246,7 @@ def test_a_task_without_a_key_needs_no_cipher() -> None:
 @pytest.mark.parametrize("reply", [REPLY, REPLY._replace(data=b""), REPLY._replace(header=b"")])
 def test_replies_come_back_to_their_attempt_and_to_no_other(reply: Message) -> None:
     sent = encrypt_reply(reply, tuple(ENCRYPTION))
-    assert (sent.kind, sent.attempt_key, sent.header) == (TASK_REPLY, (7, 3, 1), b"")
+    assert (sent.kind, sent.attempt_key, sent.header) == (MessageKind.TASK_REPLY, (7, 3, 1), b"")
     assert b"secret" not in sent.data
     assert decrypt_reply(3, 1, sent.data, ENCRYPTION) == (reply.header, reply.data)
     changed = bytes(sent.data[:-1]) + bytes([sent.data[-1] ^ 1])
@@ -271,7 +271,7 @@ class Bomb:
 
 def test_nothing_is_unpickled_that_was_not_encrypted_by_a_worker_of_the_map() -> None:
     bomb = pickle.dumps(Bomb())
-    forged = encode_frame(Message(TASK_REPLY, (7, 3, 1), bomb, b"xyz"))
+    forged = encode_frame(Message(MessageKind.TASK_REPLY, (7, 3, 1), bomb, b"xyz"))
     for data in (bomb, b"e" + bomb, b"e" + forged, forged, b"w" + bomb, b"", b"e"):
         with pytest.raises((DamagedError, ValueError)):
             decrypt_reply(3, 1, data, ENCRYPTION)

@@ -17,11 +17,11 @@ from pool_processes import runs, until
 from stored_calls import orders_of
 
 from polarmap.worker.fork_server_protocol import (
-    FORK_COMMAND,
-    FORK_SERVER_REQUEST,
-    KILL_COMMAND,
+    EVENT_BYTES,
     SERVER_READY,
-    WORKER_EXIT_EVENT,
+    ForkServerCommand,
+    ForkServerRequest,
+    WorkerExitEvent,
 )
 from polarmap.worker.messages import FrameDecoder, encode_frame
 from polarmap.worker.processes import ProcessIdentity, _get_start_time
@@ -68,7 +68,9 @@ def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.soc
     for number in range(count):
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(control, [FORK_SERVER_REQUEST.pack(FORK_COMMAND, number)], [theirs.fileno()])
+            socket.send_fds(
+                control, [ForkServerRequest(ForkServerCommand.FORK, number).encode()], [theirs.fileno()]
+            )
         ours.settimeout(30.0)
         [message] = FrameDecoder().feed(ours.recv(4096))
         found.append((int(message.header), ours))
@@ -81,7 +83,7 @@ def test_how_a_worker_ended_is_told_at_whatever_moment_it_ends(tmp_path: Path) -
         [(worker, ours)] = workers_of(control, 1)
         with ours:
             os.kill(worker, signal.SIGKILL)
-            assert WORKER_EXIT_EVENT.unpack(control.recv(WORKER_EXIT_EVENT.size)) == (0, signal.SIGKILL)
+            assert list(WorkerExitEvent.decode_all(control.recv(EVENT_BYTES))) == [(0, signal.SIGKILL)]
         control.close()
 
 
@@ -91,7 +93,9 @@ def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
         for _ in range(2):
             ours, theirs = socket.socketpair()
             with theirs:
-                socket.send_fds(control, [FORK_SERVER_REQUEST.pack(FORK_COMMAND, 0)], [theirs.fileno()])
+                socket.send_fds(
+                    control, [ForkServerRequest(ForkServerCommand.FORK, 0).encode()], [theirs.fileno()]
+                )
             with ours:
                 ours.settimeout(30.0)
                 assert ours.recv(1) == b""
@@ -144,7 +148,7 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> 
             if killed == "by others":
                 os.kill(worker, signal.SIGKILL)
             elif killed == "by the driver":
-                control.sendall(FORK_SERVER_REQUEST.pack(KILL_COMMAND, 0))
+                control.sendall(ForkServerRequest(ForkServerCommand.KILL, 0).encode())
             else:
                 control.close()
             assert until(lambda: not any(map(runs, started)))
@@ -157,12 +161,12 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
     folder.mkdir()
     process, control = served(folder)
     ends = [ours for _, ours in workers_of(control, 3)]
-    control.sendall(FORK_SERVER_REQUEST.pack(KILL_COMMAND, 1))
-    control.sendall(FORK_SERVER_REQUEST.pack(KILL_COMMAND, 99))  # nobody
+    control.sendall(ForkServerRequest(ForkServerCommand.KILL, 1).encode())
+    control.sendall(ForkServerRequest(ForkServerCommand.KILL, 99).encode())  # nobody
     assert ends[1].recv(1) == b""
     also_open = control.dup()  # as a process has it that was forked of the driver
     if ending == "half a request":
-        control.sendall(FORK_SERVER_REQUEST.pack(FORK_COMMAND, 7)[:3])
+        control.sendall(ForkServerRequest(ForkServerCommand.FORK, 7).encode()[:3])
     if ending == "gone":
         also_open.close()
     else:
@@ -193,7 +197,7 @@ def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str,
     (number, first), (other, second) = workers_of(control, 2)
     folders = [folder_of(one, tmp_path) for one in (number, other, os.getpid())]
     if ending == "worker":
-        control.sendall(FORK_SERVER_REQUEST.pack(KILL_COMMAND, 0))
+        control.sendall(ForkServerRequest(ForkServerCommand.KILL, 0).encode())
         assert until(lambda: not folders[0].exists())
         assert folders[1].exists()
     control.close()
@@ -213,7 +217,7 @@ def test_folders_of_other_machines_stay_and_a_place_that_is_missing_is_no_error(
         with connection:
             left, foreign = folder_of(number, tmp_path), folder_of(number, tmp_path, host="elsewhere")
             os.kill(number, signal.SIGKILL)
-            assert WORKER_EXIT_EVENT.unpack(control.recv(WORKER_EXIT_EVENT.size)) == (0, signal.SIGKILL)
+            assert list(WorkerExitEvent.decode_all(control.recv(EVENT_BYTES))) == [(0, signal.SIGKILL)]
             assert until(lambda: not left.exists())
         [(_, connection)] = workers_of(control, 1)
         connection.close()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import stored_calls
 from pool_processes import until
+from predicates import assert_only_asks
 
 from polarmap.worker import future_tasks
 from polarmap.worker.future_tasks import FolderCancelToken, ThreadCancelToken, run_task_in_future
@@ -49,6 +50,7 @@ def test_bytes_that_are_no_function_are_an_error_of_the_task() -> None:
 
 def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
     link, began = ThreadCancelToken(), threading.Event()
+    assert_only_asks(link, link.is_cancelled)
 
     def f(block: Any) -> Any:
         began.set()
@@ -65,6 +67,7 @@ def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
 def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> None:
     link = folder_link(tmp_path)
     assert not link.is_cancelled()
+    assert os.listdir(link.folder) == []
     os.rmdir(link.folder)
     assert link.is_cancelled()
     assert not link._replace(machine_id=("elsewhere", 0, 0)).is_cancelled()

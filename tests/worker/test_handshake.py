@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,14 +15,16 @@ import pytest
 
 from polarmap.worker import handshake
 from polarmap.worker.handshake import (
-    NONCE_BYTES,
-    PROOF_BYTES,
+    GREETING,
+    GREETING_BYTES,
+    PROTOCOL_NAME,
+    RESPONSE_BYTES,
     WORKER_ID_BYTES,
     authenticate_driver,
     authenticate_worker,
     connect_to_driver,
 )
-from polarmap.worker.messages import MAC_BYTES, FrameError
+from polarmap.worker.messages import MAC_BYTES, PROTOCOL_VERSION, FrameError, ProtocolMismatchError
 
 KEY = bytes(range(32))
 
@@ -116,13 +120,17 @@ def test_no_two_connections_have_the_same_seals(background: Any) -> None:
     assert len(tags) == 6
 
 
-def answered(nonce: bytes) -> bytes:
-    """What a worker that has the key answers to a nonce; it is told nothing more."""
+def greeting(version: int = PROTOCOL_VERSION) -> bytes:
+    return struct.pack(GREETING, PROTOCOL_NAME, version, os.urandom(32))
+
+
+def answered(driver_greeting: bytes) -> bytes:
+    """Return what a worker that has the key answers to a greeting."""
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor() as pool:
         proof = pool.submit(authenticate_driver, theirs, KEY, 1)
-        ours.sendall(nonce)
-        said = ours.recv(PROOF_BYTES)
+        ours.sendall(driver_greeting)
+        said = ours.recv(RESPONSE_BYTES)
         ours.close()
         with pytest.raises(ConnectionError):
             proof.result()
@@ -131,34 +139,43 @@ def answered(nonce: bytes) -> bytes:
 
 def with_another_number(said: bytes) -> bytes:
     changed = bytearray(said)
-    changed[NONCE_BYTES + WORKER_ID_BYTES - 1] ^= 2
+    changed[GREETING_BYTES + WORKER_ID_BYTES - 1] ^= 2
     return bytes(changed)
+
+
+def with_another_version(said: bytes) -> bytes:
+    name, version, nonce = struct.unpack(GREETING, said[:GREETING_BYTES])
+    return struct.pack(GREETING, name, version + 1, nonce) + said[GREETING_BYTES:]
 
 
 @pytest.mark.parametrize(
     "said",
     [
-        lambda nonce: with_another_number(answered(nonce)),  # changed on its way
-        lambda nonce: answered(os.urandom(NONCE_BYTES)),  # that somebody has listened to earlier
-        lambda nonce: nonce + bytes(WORKER_ID_BYTES) + nonce,  # all that is known without the key
+        lambda heard: with_another_number(answered(heard)),  # changed on its way
+        lambda heard: with_another_version(answered(heard)),
+        lambda heard: answered(greeting()),  # that somebody has listened to earlier
+        lambda heard: (
+            heard + bytes(WORKER_ID_BYTES) + heard[-MAC_BYTES:]
+        ),  # all that is known without the key
     ],
 )
 def test_a_worker_is_who_it_says_and_answers_now_and_itself(
     said: Callable[[bytes], bytes], ends: Any, background: Any
 ) -> None:
     found = background(authenticate_worker, ends[0], KEY)
-    ends[1].sendall(said(ends[1].recv(NONCE_BYTES)))
+    ends[1].sendall(said(ends[1].recv(GREETING_BYTES)))
     with pytest.raises(FrameError, match="a worker without the key"):
         found.result()
 
 
+@pytest.mark.parametrize("version", [PROTOCOL_VERSION, PROTOCOL_VERSION + 1])
 @pytest.mark.parametrize("proof", [lambda answer: os.urandom(MAC_BYTES), lambda answer: answer[-MAC_BYTES:]])
 def test_a_driver_that_makes_up_a_proof_or_sends_back_the_workers_is_refused(
-    proof: Callable[[bytes], bytes], ends: Any, background: Any
+    proof: Callable[[bytes], bytes], version: int, ends: Any, background: Any
 ) -> None:
     found = background(authenticate_driver, ends[1], KEY, 1)
-    ends[0].sendall(os.urandom(NONCE_BYTES))
-    ends[0].sendall(proof(ends[0].recv(PROOF_BYTES)))
+    ends[0].sendall(greeting(version))
+    ends[0].sendall(proof(ends[0].recv(RESPONSE_BYTES)))
     with pytest.raises(FrameError, match="a driver without the key"):
         found.result()
 
@@ -177,7 +194,39 @@ def test_a_driver_that_says_it_a_byte_at_a_time_is_refused_after_a_while(
     try:
         with pytest.raises(TimeoutError):
             authenticate_driver(ends[1], KEY, 1)
-        assert len(sent) < NONCE_BYTES
+        assert len(sent) < GREETING_BYTES
     finally:
         is_over.set()
         found.result()
+
+
+def test_a_worker_names_the_version_of_its_driver(ends: Any, background: Any) -> None:
+    found = background(authenticate_driver, ends[1], KEY, 7)
+    driver_greeting = greeting(PROTOCOL_VERSION + 1)
+    ends[0].sendall(driver_greeting)
+    challenge = driver_greeting + ends[0].recv(RESPONSE_BYTES)[:-MAC_BYTES]
+    ends[0].sendall(hmac.digest(KEY, b"driver\0" + challenge, "sha256"))
+    with pytest.raises(ProtocolMismatchError, match=f"its driver has version {PROTOCOL_VERSION + 1}"):
+        found.result()
+
+
+def test_a_driver_names_the_worker_of_another_version(ends: Any, background: Any) -> None:
+    found = background(authenticate_worker, ends[0], KEY)
+    driver_greeting = ends[1].recv(GREETING_BYTES)
+    challenge = driver_greeting + greeting(PROTOCOL_VERSION + 1) + (7).to_bytes(WORKER_ID_BYTES, "big")
+    response = challenge[GREETING_BYTES:] + hmac.digest(KEY, b"worker\0" + challenge, "sha256")
+    ends[1].sendall(response)
+    assert ends[1].recv(MAC_BYTES) == hmac.digest(KEY, b"driver\0" + challenge, "sha256")
+    with pytest.raises(
+        ProtocolMismatchError, match="worker of another version of polarmap has connected"
+    ) as error:
+        found.result()
+    assert (error.value.worker_id, error.value.peer_version) == (7, PROTOCOL_VERSION + 1)
+
+
+def test_a_server_of_another_protocol_is_no_driver(listening: socket.socket, background: Any) -> None:
+    found = background(connect_to_driver, [listening.getsockname()], KEY, 5)
+    connection, _ = listening.accept()
+    with connection:
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(100))
+        assert found.result() is None

@@ -12,7 +12,12 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.worker import lithops_tasks
-from polarmap.worker.lithops_tasks import LIVENESS_KEY, MAX_STATUS_BYTES, make_lithops_task
+from polarmap.worker.lithops_tasks import (
+    LIVENESS_KEY,
+    MAX_STATUS_BYTES,
+    LithopsTaskAddress,
+    make_lithops_task,
+)
 from polarmap.worker.locations import BucketLocation
 from polarmap.worker.pytree import get_layout
 from polarmap.worker.segments import Segment
@@ -21,7 +26,14 @@ from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest, to_pl
 BLOCK = np.arange(2000.0)
 STORED = BlockRef(BucketLocation("b"), (Segment("p/block/3", BLOCK.nbytes),), get_layout([BLOCK]))
 TICKET = TaskRequest(3, 1, STORED, None, None)
-ADDRESS: dict[str, Any] = {"bucket": "b", "prefix": "p", "nice": 0}
+ADDRESS: LithopsTaskAddress = {
+    "bucket": "b",
+    "key_prefix": "p",
+    "niceness": 0,
+    "driver_pid": None,
+    "scratch_folder": None,
+    "job_prefixes": (),
+}
 
 
 class Storage(DictStorage):
@@ -44,7 +56,7 @@ def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sent(
-    f: Any, storage: Storage, ticket: TaskRequest = TICKET, address: dict[str, Any] = ADDRESS
+    f: Any, storage: Storage, ticket: TaskRequest = TICKET, address: LithopsTaskAddress = ADDRESS
 ) -> tuple[TaskReply, bytes] | None:
     told = make_lithops_task(f, ("array",))((to_plain_tuple(ticket), address), storage)
     return None if told is None else (TaskReply(*pickle.loads(told[0])), told[1])
@@ -73,8 +85,8 @@ def test_what_a_killed_driver_left_is_removed_and_nothing_else(
     for key in ("lithops.jobs/x-0-M000/00000/status.json", "lithops.jobs/y-0-M000/func", "p2/block/1"):
         storage.put_object("b", key, b"")
     (scratch / "below").mkdir(parents=True)
-    here = ADDRESS | {"driver": os.getpid(), "scratch": None, "jobs": ["lithops.jobs/x-0-"]}
-    for address in (here, here | {"scratch": str(scratch)}):
+    here = {**ADDRESS, "driver_pid": os.getpid(), "job_prefixes": ["lithops.jobs/x-0-"]}
+    for address in (here, {**here, "scratch_folder": str(scratch)}):
         sent(np.sum, storage, address=address)
     found[1]()
     assert (scratch.exists(), len(storage.objects)) == (False, 5)

@@ -14,16 +14,18 @@ from polarmap.worker.messages import (
     FRAME_PREFIX,
     MAC_BYTES,
     MORE_FRAMES_FLAG,
-    TASK_REPLY,
     FrameDecoder,
     FrameError,
     Message,
     MessageAuthenticator,
+    MessageKind,
     encode_frame,
 )
 
 SENT = [
-    Message(TASK_REPLY, (number, 2 * number, -1), bytes(number), bytes(3 * number), number % 2 == 1)
+    Message(
+        MessageKind.TASK_REPLY, (number, 2 * number, -1), bytes(number), bytes(3 * number), number % 2 == 1
+    )
     for number in range(20)
 ]
 
@@ -43,8 +45,8 @@ def test_messages_may_come_in_any_pieces_and_are_writable(is_sealed: bool) -> No
 
 def test_bytes_that_are_no_messages_are_refused() -> None:
     for sent in (
-        struct.pack(FRAME_PREFIX, TASK_REPLY, False, 0, 0, 0, 2**40, 0),
-        struct.pack(FRAME_PREFIX, TASK_REPLY, False, 0, 0, 0, 0, 2**60),
+        struct.pack(FRAME_PREFIX, MessageKind.TASK_REPLY, False, 0, 0, 0, 2**40, 0),
+        struct.pack(FRAME_PREFIX, MessageKind.TASK_REPLY, False, 0, 0, 0, 0, 2**60),
         struct.pack(FRAME_PREFIX, b"?", False, 0, 0, 0, 0, 0),
         b"a line that f has printed into our socket, for example\n",
         b"\xff" * 64,

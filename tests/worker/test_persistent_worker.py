@@ -15,22 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_storage import DictStorage
+from predicates import assert_only_asks
 from stored_calls import Bomb, orders_of
 
 from polarmap.worker.environment import ProcessEnvironment
 from polarmap.worker.locations import BucketLocation
 from polarmap.worker.messages import (
-    CANCEL,
-    CANCELLED,
-    FINAL_REPLY,
     MAX_INLINE_BYTES,
-    NO_SEGMENT,
-    SEGMENT,
-    TASK,
-    TASK_REPLY,
     ChannelAuthenticators,
     Message,
     MessageAuthenticator,
+    MessageKind,
     encode_frame,
 )
 from polarmap.worker.persistent_worker import PersistentWorker
@@ -64,6 +59,18 @@ def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_
     assert seen == 3 * [(around.working_directory, sorted(around.variables), list(around.sys_path))]
 
 
+def test_whether_a_map_is_cancelled_is_asked_without_reading_what_the_driver_has_sent() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = PersistentWorker(make_worker_channel(theirs), limit_threads=nullcontext)
+        ours.sendall(encode_frame(Message(MessageKind.CANCEL, (worker.job_id, 0, 0))))
+        assert_only_asks(worker, worker.is_cancelled)
+        assert not worker.is_cancelled()
+        worker.receive_pending()
+        assert_only_asks(worker, worker.is_cancelled)
+        assert worker.is_cancelled()
+
+
 def go_deeper(block: Any) -> Any:
     sys.setrecursionlimit(sys.getrecursionlimit() + 7)
     return block
@@ -78,7 +85,7 @@ def test_what_f_has_changed_is_set_back_when_its_map_is_over(tmp_path: Path) -> 
         try:
             assert all(map(io.handle_message, orders))
             assert sys.getrecursionlimit() == before + 7
-            assert io.handle_message(Message(CANCEL, orders[-1].attempt_key))
+            assert io.handle_message(Message(MessageKind.CANCEL, orders[-1].attempt_key))
             assert sys.getrecursionlimit() == before
         finally:
             sys.setrecursionlimit(before)
@@ -89,7 +96,7 @@ def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path,
     ours, theirs = socket.socketpair()
     seals = ChannelAuthenticators(MessageAuthenticator(b"to driver"), MessageAuthenticator(b"to worker"))
     with ours, closing(make_worker_channel(theirs, seals)) as channel:
-        call = Message(TASK, header=pickle.dumps(Bomb(tmp_path / "unpickled")))
+        call = Message(MessageKind.TASK, header=pickle.dumps(Bomb(tmp_path / "unpickled")))
         ours.sendall(encode_frame(call, MessageAuthenticator(b"to worker" if has_key else b"another key")))
         with pytest.raises(TypeError) if has_key else nullcontext():  # it is no call
             PersistentWorker(channel).serve()
@@ -109,7 +116,7 @@ def test_a_large_result_for_which_no_folder_has_room_goes_over_the_channel(tmp_p
             said, is_there = link.receive(30.0)
             assert is_there
         assert done.result()
-    assert (said[0].kind, said[0].is_file) == (TASK_REPLY, False)
+    assert (said[0].kind, said[0].is_file) == (MessageKind.TASK_REPLY, False)
     np.testing.assert_array_equal(np.frombuffer(said[0].data), result)
 
 
@@ -117,7 +124,7 @@ drivers: list[SocketChannel] = []
 
 
 def give_up_and_return_much(block: Any) -> Any:
-    drivers[0].send(Message(CANCEL, (0, 0, 0)))
+    drivers[0].send(Message(MessageKind.CANCEL, (0, 0, 0)))
     return np.arange(float(MAX_INLINE_BYTES))
 
 
@@ -137,7 +144,7 @@ def test_a_large_result_for_which_nobody_waits_leaves_nothing(tmp_path: Path, is
         with pytest.raises(ConnectionError) if is_gone else nullcontext():
             assert all(map(PersistentWorker(channel).handle_message, orders))
         if not is_gone:
-            assert [message.kind for message in drivers[0].receive(30.0)[0]] == [CANCELLED]
+            assert [message.kind for message in drivers[0].receive(30.0)[0]] == [MessageKind.CANCELLED]
         assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
@@ -155,7 +162,7 @@ def test_a_bucket_that_hangs_ends_the_task_and_the_worker(tmp_path: Path) -> Non
         assert worker.handle_message(job)
         assert not worker.handle_message(task._replace(header=pickle.dumps(to_plain_tuple(block))))
         [reply], _ = SocketChannel(ours).receive(30.0)
-    assert reply.kind == FINAL_REPLY
+    assert reply.kind == MessageKind.FINAL_REPLY
     error_type, text, *_ = pickle.loads(reply.header)[0]
     assert error_type == "UnusableWorkerError"
     assert (
@@ -181,11 +188,11 @@ class Said:
 def test_a_part_that_came_before_its_map_ended_is_kept_and_need_not_be_sent_again() -> None:
     """Else a worker that is late, as it waits for its block, is late in each map."""
     order, part = (-1, -1, -1), Segment("x/7", 3, None, 5)
-    cancel, sent = Message(CANCEL, order), Message(SEGMENT, order, b"5 3 x/7", b"abc")
+    cancel, sent = Message(MessageKind.CANCEL, order), Message(MessageKind.SEGMENT, order, b"5 3 x/7", b"abc")
     channel: Any = Said(sent, cancel)
     assert bytes(PersistentWorker(channel).fetch_from_driver(part)) == b"abc"
-    other_range = Message(SEGMENT, order, b"8 3 x/7", b"def")
-    for said in ([cancel], [other_range, cancel], [Message(NO_SEGMENT, order, b"5 3 x/7")]):
+    other_range = Message(MessageKind.SEGMENT, order, b"8 3 x/7", b"def")
+    for said in ([cancel], [other_range, cancel], [Message(MessageKind.NO_SEGMENT, order, b"5 3 x/7")]):
         channel = Said(*said)
         with pytest.raises(InterruptedError):
             PersistentWorker(channel).fetch_from_driver(part)

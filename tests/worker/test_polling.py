@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from polarmap.worker import polling, socket_channel
-from polarmap.worker.messages import CANCEL, Message, encode_frame
+from polarmap.worker.messages import Message, MessageKind, encode_frame
 from polarmap.worker.polling import POLLIN, SelectPoll
 from polarmap.worker.socket_channel import SocketChannel
 
@@ -54,8 +54,8 @@ def test_a_stream_sees_its_other_end_closed_as_soon_as_all_is_read(
     ours, theirs = pair
     channel = SocketChannel(ours)
     assert not channel.is_peer_closed()
-    theirs.send(encode_frame(Message(CANCEL)))
+    theirs.send(encode_frame(Message(MessageKind.CANCEL)))
     theirs.close()
     assert not channel.is_peer_closed()
-    assert channel.receive()[0] == [Message(CANCEL)]
+    assert channel.receive()[0] == [Message(MessageKind.CANCEL)]
     assert channel.is_peer_closed()

@@ -16,25 +16,25 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from predicates import assert_only_asks
 from stored_calls import NONSENSE, nonsense
 
 from polarmap.worker import socket_channel
 from polarmap.worker.messages import (
-    CANCEL,
     MAX_CHUNK_BYTES,
-    SEGMENT,
-    TASK,
-    TASK_REPLY,
     ChannelAuthenticators,
     Message,
     MessageAuthenticator,
+    MessageKind,
     encode_frame,
 )
 from polarmap.worker.polling import wait_until_ready
 from polarmap.worker.socket_channel import SocketChannel, make_worker_channel
 
 SENT = [
-    Message(TASK_REPLY, (number, 2 * number, -1), bytes(number), bytes(3 * number), number % 2 == 1)
+    Message(
+        MessageKind.TASK_REPLY, (number, 2 * number, -1), bytes(number), bytes(3 * number), number % 2 == 1
+    )
     for number in range(20)
 ]
 
@@ -102,7 +102,7 @@ class Counted(socket.socket):
 
 def test_a_small_message_is_sent_and_received_at_once() -> None:
     ours, theirs = (Counted(fileno=one.detach()) for one in socket.socketpair())
-    message = Message(TASK_REPLY, data=bytes(10_000))
+    message = Message(MessageKind.TASK_REPLY, data=bytes(10_000))
     with (
         closing(SocketChannel(ours, seals(b"1", b"2"))) as link,
         closing(SocketChannel(theirs, seals(b"2", b"1"))) as other,
@@ -113,7 +113,7 @@ def test_a_small_message_is_sent_and_received_at_once() -> None:
 
 
 def test_a_large_message_comes_in_pieces(pair: tuple[SocketChannel, SocketChannel]) -> None:
-    message = Message(TASK_REPLY, (1, 2, 0), b"", os.urandom(5_000_000))
+    message = Message(MessageKind.TASK_REPLY, (1, 2, 0), b"", os.urandom(5_000_000))
     for one, other in (pair, pair[::-1]):
         with ThreadPoolExecutor() as pool:
             is_told = pool.submit(sent_whole, one, message)
@@ -136,12 +136,25 @@ def test_a_process_without_memory_hears_what_is_short() -> None:
     here, there = socket.socketpair()
     with Limited(fileno=here.detach()) as limited, there:
         heard, teller = SocketChannel(limited), SocketChannel(there)
-        said = [Message(kind=TASK, attempt_key=(1, task, 0), header=bytes(3_000)) for task in range(3)]
+        said = [
+            Message(kind=MessageKind.TASK, attempt_key=(1, task, 0), header=bytes(3_000)) for task in range(3)
+        ]
         assert teller.send(*said)
         found, is_there = heard.receive(5.0)
         assert is_there and [(one.attempt_key, bytes(one.header)) for one in found] == [
             (one.attempt_key, bytes(one.header)) for one in said
         ]
+
+
+def test_the_questions_about_a_connection_take_nothing_off_it(
+    pair: tuple[SocketChannel, SocketChannel],
+) -> None:
+    link, channel = pair
+    link.send(SENT[1])
+    assert_only_asks(channel, channel.is_peer_closed, channel.is_stalled)
+    link.close()
+    assert_only_asks(channel, channel.is_peer_closed, channel.is_stalled)
+    assert channel.receive(None)[0] == SENT[1:2]
 
 
 def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[SocketChannel, SocketChannel]) -> None:
@@ -153,8 +166,8 @@ def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[SocketCha
     said, is_there = channel.receive(None)
     assert said == SENT[1:2]
     assert not is_there or channel.receive(None) == ([], False)
-    channel.send(Message(TASK_REPLY, data=bytes(10**6)))
-    assert not channel.send(Message(TASK_REPLY, data=bytes(10**6)))
+    channel.send(Message(MessageKind.TASK_REPLY, data=bytes(10**6)))
+    assert not channel.send(Message(MessageKind.TASK_REPLY, data=bytes(10**6)))
 
 
 def test_who_hangs_up_is_seen_by_both(pair: tuple[SocketChannel, SocketChannel]) -> None:
@@ -198,7 +211,7 @@ def test_messages_of_any_size_arrive_in_order_through_small_buffers(
 ) -> None:
     ours, theirs = small_buffers()
     expected = [
-        Message(TASK, (1, number, 0), os.urandom(header), memoryview(os.urandom(data)), is_file)
+        Message(MessageKind.TASK, (1, number, 0), os.urandom(header), memoryview(os.urandom(data)), is_file)
         for number, (header, data, is_file) in enumerate(messages)
     ]
     with pytest.MonkeyPatch.context() as patched:
@@ -225,14 +238,16 @@ def test_messages_that_are_dropped_never_arrive_and_later_ones_do(
         closing(SocketChannel(ours, seals(b"1", b"2") if is_sealed else None)) as link,
         closing(SocketChannel(theirs, seals(b"2", b"1") if is_sealed else None)) as other,
     ):
-        sent = [Message(SEGMENT, (1, number, 0), b"key", bytes(size)) for number in range(before + 1)]
+        sent = [
+            Message(MessageKind.SEGMENT, (1, number, 0), b"key", bytes(size)) for number in range(before + 1)
+        ]
         assert link.send(*sent)
         found: list[Message] = []
         for _ in range(n_read):
             found += other.receive(0.0)[0]
             assert link.flush()
         dropped = link.drop_unsent()
-        last = Message(CANCEL, (1, 0, 0))
+        last = Message(MessageKind.CANCEL, (1, 0, 0))
         assert link.send(last)
         while last not in found:
             found += received(other, link, 1)
@@ -244,9 +259,12 @@ def test_messages_that_are_dropped_never_arrive_and_later_ones_do(
 def test_a_cancellation_is_not_dropped() -> None:
     ours, theirs = small_buffers()
     with closing(SocketChannel(ours)) as link, closing(SocketChannel(theirs)) as other:
-        cancel, part = Message(CANCEL, (1, 2, 0)), Message(SEGMENT, (2, 0, 0), data=bytes(10**6))
-        assert link.send(Message(TASK, (1, 2, 0), bytes(10**5)), cancel, part)
-        assert [one.kind for one in link.drop_unsent()] == [SEGMENT]
+        cancel, part = (
+            Message(MessageKind.CANCEL, (1, 2, 0)),
+            Message(MessageKind.SEGMENT, (2, 0, 0), data=bytes(10**6)),
+        )
+        assert link.send(Message(MessageKind.TASK, (1, 2, 0), bytes(10**5)), cancel, part)
+        assert [one.kind for one in link.drop_unsent()] == [MessageKind.SEGMENT]
         assert received(other, link, 2)[-1] == cancel
 
 
@@ -256,7 +274,7 @@ def test_what_waits_is_a_reference_to_the_data_of_the_sender() -> None:
     links = [SocketChannel(ours, seals(b"1", b"2")) for ours, _ in pairs]
     tracemalloc.start()
     try:
-        assert all(link.send(Message(SEGMENT, data=data)) for link in links)
+        assert all(link.send(Message(MessageKind.SEGMENT, data=data)) for link in links)
         assert all(link.flush() for link in links)
         _, most = tracemalloc.get_traced_memory()
     finally:
@@ -275,7 +293,7 @@ def test_an_end_that_reads_nothing_is_stalled_after_the_timeout_and_no_other(
     ours, theirs = small_buffers()
     with theirs, closing(SocketChannel(ours, send_timeout=3.0)) as link:
         assert not link.is_stalled()
-        assert link.send(Message(TASK, data=bytes(10**6)))
+        assert link.send(Message(MessageKind.TASK, data=bytes(10**6)))
         now[0] += 2.9
         assert not link.is_stalled()
         theirs.recv(10**5)
@@ -288,7 +306,7 @@ def test_an_end_that_reads_nothing_is_stalled_after_the_timeout_and_no_other(
 
 def test_a_worker_sends_all_of_a_message_before_it_goes_on() -> None:
     ours, theirs = small_buffers()
-    message = Message(TASK_REPLY, data=bytes(10**6))
+    message = Message(MessageKind.TASK_REPLY, data=bytes(10**6))
     with (
         ThreadPoolExecutor() as pool,
         closing(SocketChannel(ours)) as link,
@@ -361,7 +379,7 @@ def test_a_process_that_is_forked_of_a_worker_does_not_hold_its_end() -> None:
     if not child:
         os.close(go)
         os.read(waiting, 1)
-        os._exit(channel.send(Message(TASK_REPLY)))
+        os._exit(channel.send(Message(MessageKind.TASK_REPLY)))
     channel.close()
     assert ours.recv(1) == b""  # though the child lives
     os.close(go)

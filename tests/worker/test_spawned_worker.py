@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from polarmap.worker.messages import HELLO
+from polarmap.worker.messages import MessageKind
 from polarmap.worker.socket_channel import SocketChannel
 
 PROGRAM = """
@@ -41,7 +41,7 @@ def test_it_tells_its_process_and_ends_with_its_standard_input_and_the_folder(
         theirs.close()
         channel = SocketChannel(ours)
         [message], _ = channel.receive(60.0)
-        assert message == (HELLO, (-1, -1, -1), str(process.pid).encode(), b"", False)
+        assert message == (MessageKind.HELLO, (-1, -1, -1), str(process.pid).encode(), b"", False)
         assert process.stdin is not None
         if hangs_up:
             ours.shutdown(socket.SHUT_RDWR)

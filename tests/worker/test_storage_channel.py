@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 from memory_storage import DictStorage
 from pool_processes import until
+from predicates import assert_only_asks
 
 from polarmap.worker import storage_channel
-from polarmap.worker.messages import CANCEL, TASK, TASK_REPLY, Message
-from polarmap.worker.storage_channel import ChannelKeys, Mailbox, ReplyKey, StorageChannel
+from polarmap.worker.messages import (
+    PROTOCOL_VERSION,
+    Message,
+    MessageKind,
+    ProtocolMismatchError,
+    encode_frame,
+)
+from polarmap.worker.storage_channel import ChannelKeys, Mailbox, QueuedMessage, ReplyKey, StorageChannel
 
 KEYS = ChannelKeys("polarmap/pool-1")
 NOTHING: tuple[list[Message], bool] = [], True
@@ -31,8 +38,11 @@ class Driver:
         """Orders for workers w7, w8: the numbers of messages, themselves, and the digests of their data."""
         self.beat += 1
         told = {int(key[1:]): each for key, each in messages.items()}
-        orders = Mailbox(self.beat, data or {}, told)
-        self.storage.put_object("b", KEYS.mailbox_key, pickle.dumps(tuple(orders)))
+        queues = {
+            key: [QueuedMessage(number, encode_frame(message), digest) for number, message, digest in each]
+            for key, each in told.items()
+        }
+        self.storage.put_object("b", KEYS.mailbox_key, Mailbox(self.beat, data or {}, queues).encode())
 
     def heard(self) -> list[tuple[ReplyKey, bytes]]:
         keys = self.storage.list_keys("b", KEYS.reply_prefix)
@@ -54,6 +64,12 @@ def channel(driver: Driver) -> Iterator[StorageChannel]:
         yield one
 
 
+def is_gone_at_next_heartbeat(channel: StorageChannel) -> bool:
+    channel._next_heartbeat_at = 0.0
+    channel.keep_alive()
+    return channel.is_peer_closed()
+
+
 def heard(channel: StorageChannel) -> list[Message]:
     said, is_there = channel.receive(1.0)
     assert is_there
@@ -71,16 +87,16 @@ def test_a_message_is_taken_once_and_looked_for_as_often_as_is_of_use(
     driver: Driver, channel: StorageChannel
 ) -> None:
     assert channel.receive(0.0) == NOTHING
-    driver.put(w7=[(4, Message(CANCEL), None)], w8=[(9, Message(TASK), None)])
+    driver.put(w7=[(4, Message(MessageKind.CANCEL), None)], w8=[(9, Message(MessageKind.TASK), None)])
     assert channel.receive(0.0) == NOTHING  # as it has just looked
-    assert until(lambda: channel.receive(0.0) == ([Message(CANCEL)], True))
+    assert until(lambda: channel.receive(0.0) == ([Message(MessageKind.CANCEL)], True))
     assert channel.receive(0.02) == NOTHING
-    driver.put(w7=[(4, Message(CANCEL), None)])
+    driver.put(w7=[(4, Message(MessageKind.CANCEL), None)])
     assert channel.receive(0.02) == NOTHING
 
 
 def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: StorageChannel) -> None:
-    calls = [Message(TASK, header=b"%d" % number) for number in range(3)]
+    calls = [Message(MessageKind.TASK, header=b"%d" % number) for number in range(3)]
     driver.storage.put_object("b", KEYS.make_payload_key(b"large"), b"an object of its own")
     driver.put({b"small": b"f"}, w7=list(zip((1, 2, 5), calls, (b"small", None, b"large"), strict=True)))
     assert heard(channel) == [
@@ -88,44 +104,41 @@ def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: S
         calls[1],
         calls[2]._replace(data=b"an object of its own"),
     ]
-    driver.put(w7=[(6, Message(CANCEL), None)])
-    assert heard(channel) == [Message(CANCEL)]
+    driver.put(w7=[(6, Message(MessageKind.CANCEL), None)])
+    assert heard(channel) == [Message(MessageKind.CANCEL)]
     assert driver.heard() == []  # what is told is replied to when it is done, and not before
 
 
 def test_a_message_whose_data_are_gone_is_none(driver: Driver, channel: StorageChannel) -> None:
-    driver.put(w7=[(1, Message(TASK), b"digest")])
+    driver.put(w7=[(1, Message(MessageKind.TASK), b"digest")])
     assert channel.receive(0.0) == NOTHING
     assert not channel.is_peer_closed()
-    driver.put({b"other": b"newer"}, w7=[(2, Message(TASK), b"other")])
-    assert heard(channel) == [Message(TASK, data=b"newer")]
+    driver.put({b"other": b"newer"}, w7=[(2, Message(MessageKind.TASK), b"other")])
+    assert heard(channel) == [Message(MessageKind.TASK, data=b"newer")]
 
 
 def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: StorageChannel) -> None:
-    channel._next_heartbeat_at = 0.0
-    assert not channel.is_peer_closed()
+    assert not is_gone_at_next_heartbeat(channel)
     driver.storage.delete_object("b", KEYS.mailbox_key)
     assert channel.receive(1.0) == GONE
-    channel._next_heartbeat_at = 0.0
-    assert channel.is_peer_closed()
+    assert is_gone_at_next_heartbeat(channel)
 
 
-@pytest.mark.parametrize("notices", ["receive", "is_closed"])
+@pytest.mark.parametrize("notices", ["receive", "keep_alive"])
 def test_a_worker_whose_driver_is_gone_leaves_no_replies(
     driver: Driver, channel: StorageChannel, notices: str
 ) -> None:
     """A cloud does not kill a worker that is at a task when its pool is closed."""
     other = StorageChannel(driver.storage, "b", KEYS.prefix, 71)
-    other.send(Message(TASK_REPLY))
+    other.send(Message(MessageKind.TASK_REPLY))
     driver.storage.delete_object("b", KEYS.mailbox_key)
-    channel._next_heartbeat_at = 0.0
-    channel.send(Message(TASK_REPLY))
-    assert channel.receive(1.0) == GONE if notices == "receive" else channel.is_peer_closed()
+    channel.send(Message(MessageKind.TASK_REPLY))
+    assert channel.receive(1.0) == GONE if notices == "receive" else is_gone_at_next_heartbeat(channel)
     assert [said.worker_id for said, _ in driver.heard()] == [71]
 
 
 def test_a_worker_whose_driver_is_there_leaves_its_replies(driver: Driver, channel: StorageChannel) -> None:
-    channel.send(Message(TASK_REPLY))
+    channel.send(Message(MessageKind.TASK_REPLY))
     driver.put(w8=[])
     assert channel.receive(0.0) == NOTHING
     channel.close()
@@ -148,8 +161,8 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, chann
     right = driver.storage.objects["b", KEYS.mailbox_key]
     driver.storage.objects["b", KEYS.mailbox_key] = right[:5]  # half an object
     assert channel.receive(0.0) == NOTHING
-    driver.put(w7=[(1, Message(CANCEL), None)])
-    assert heard(channel) == [Message(CANCEL)]
+    driver.put(w7=[(1, Message(MessageKind.CANCEL), None)])
+    assert heard(channel) == [Message(MessageKind.CANCEL)]
 
 
 # --- what it says by itself ----------------------------------------------------------------------
@@ -158,7 +171,7 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, chann
 def test_signs_of_life_tell_how_far_it_is_and_go_on_when_the_storage_was_away(
     driver: Driver, channel: StorageChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not channel.is_peer_closed()
+    channel.keep_alive()
     assert driver.heard() == []  # it is not time yet
     monkeypatch.setattr(storage_channel, "HEARTBEAT_SECONDS", 0.0)
     channel._next_heartbeat_at, put = 0.0, driver.storage.put_object
@@ -167,13 +180,13 @@ def test_signs_of_life_tell_how_far_it_is_and_go_on_when_the_storage_was_away(
         raise OSError("away")
 
     driver.storage.put_object = away
-    assert not channel.is_peer_closed()
+    channel.keep_alive()
     driver.storage.put_object = put
-    assert not channel.is_peer_closed()
-    driver.put(w7=[(1, Message(TASK), None)])
+    channel.keep_alive()
+    driver.put(w7=[(1, Message(MessageKind.TASK), None)])
     heard(channel)
-    channel.send(Message(TASK_REPLY))
-    assert not channel.is_peer_closed()
+    channel.send(Message(MessageKind.TASK_REPLY))
+    channel.keep_alive()
     found = [said for said, _ in driver.heard()]
     assert [(one.sequence_number, one.last_received, one.last_sent, one.size > 0) for one in found] == [
         (2, 0, 0, False),
@@ -216,3 +229,28 @@ def test_it_asks_no_more_often_than_the_storage_answers(
     often = [pause for pause in clock.pauses[:-1] if pause < 0.9 * storage_channel.MAX_POLL_INTERVAL]
     assert seconds < slow or len(often) <= storage_channel.N_POLLS_PER_MESSAGE  # what is billed
     assert max(clock.pauses) == storage_channel.MAX_POLL_INTERVAL
+
+
+# --- versions ------------------------------------------------------------------------------------
+
+
+def test_a_worker_names_the_version_of_its_driver(driver: Driver, channel: StorageChannel) -> None:
+    later = pickle.dumps((PROTOCOL_VERSION + 1, "whatever", {"a later": "version"}))
+    driver.storage.put_object("b", KEYS.mailbox_key, later)
+    with pytest.raises(ProtocolMismatchError, match=f"its driver has version {PROTOCOL_VERSION + 1}"):
+        channel.receive(1.0)
+
+
+@pytest.mark.parametrize("fields", ["7", "7-9", "7-9-1-0-2-0", "7-9-1-0-2-0-11-12"])
+def test_a_driver_names_the_version_of_a_worker(fields: str) -> None:
+    with pytest.raises(ProtocolMismatchError) as error:
+        KEYS.parse_reply_key(f"{KEYS.reply_prefix}v{PROTOCOL_VERSION + 1}-{fields}")
+    assert (error.value.worker_id, error.value.peer_version) == (7, PROTOCOL_VERSION + 1)
+
+
+def test_whether_the_driver_is_gone_is_asked_without_any_effect(
+    driver: Driver, channel: StorageChannel
+) -> None:
+    channel._next_heartbeat_at = 0.0
+    driver.storage.get_object = driver.storage.put_object = None
+    assert_only_asks(channel, channel.is_peer_closed)

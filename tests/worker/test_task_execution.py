@@ -28,7 +28,7 @@ from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.lithops_tasks import make_lithops_task
 from polarmap.worker.locations import BucketLocation
-from polarmap.worker.messages import TASK_REPLY, Message
+from polarmap.worker.messages import Message, MessageKind
 from polarmap.worker.pytree import pack_tree, unpack_leaves
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_execution import (
@@ -75,7 +75,7 @@ STORING = TICKET._replace(output=OutputSpec(BucketLocation("b"), "p", max_segmen
 def meant(message: Message | None, encryption: Encryption | None = None) -> Outcome:
     """What a driver makes of it."""
     assert message is not None
-    assert (message.kind, message.attempt_key) == (TASK_REPLY, (-1, 3, 1))
+    assert (message.kind, message.attempt_key) == (MessageKind.TASK_REPLY, (-1, 3, 1))
     payload = JobSpec(np.negative, UncodedBlocks([], ("array",)), encryption=encryption)
     return payload.decode_reply(3, 1, message.header, message.data)
 

@@ -18,10 +18,17 @@ from polarmap.worker.task_records import (
     BlockRef,
     ErrorInfo,
     Fault,
+    FaultKind,
+    JobHeader,
     OutputSpec,
+    ResultFileRef,
+    TaskOptions,
     TaskReply,
     TaskRequest,
+    WorkerIdentity,
+    decode_record,
     describe_error,
+    encode_record,
     pickle_value,
     to_plain_tuple,
 )
@@ -107,3 +114,32 @@ def test_one_that_would_come_back_as_another_does_not_travel() -> None:
 
     for error in (Disguised("one"), Odd(1, 2), ValueError(threading.Lock()), Trap(), Interrupting()):
         assert travelled_error(error).exception is None
+
+
+@pytest.mark.parametrize("output", [None, OutputSpec(BucketLocation("b"), "p", 4)])
+def test_a_header_arrives_as_it_was_sent_without_classes_of_polarmap(output: OutputSpec | None) -> None:
+    header = JobHeader(["/a", "/b"], output, None, b"environment", 7, [7, 8])
+    data = encode_record(header)
+    assert b"polarmap" not in data
+    assert decode_record(JobHeader, data) == header
+
+
+@pytest.mark.parametrize("kind", ["sleep", FaultKind.SLEEP])
+def test_options_of_a_task_arrive_without_classes_of_polarmap(kind: str) -> None:
+    options = TaskOptions(Fault(kind, 1.0), 3)
+    data = encode_record(options)
+    assert b"polarmap" not in data
+    assert decode_record(TaskOptions, data) == options
+
+
+@pytest.mark.parametrize("data", [b"", b"10.0.0.1", b"\nhost\nlabel\nof two lines", b"\xff\xfe\n"])
+def test_an_identity_is_read_whatever_a_worker_sends(data: bytes) -> None:
+    assert len(WorkerIdentity.decode(data)) == 3
+    identity = WorkerIdentity("10.0.0.1", "host", "place\nof two lines")
+    assert WorkerIdentity.decode(identity.encode()) == identity
+
+
+def test_the_name_of_a_result_file_arrives_as_it_was_sent() -> None:
+    assert ResultFileRef.decode(ResultFileRef(1, "7-1").encode()) == ResultFileRef(1, "7-1")
+    with pytest.raises(ValueError, match="not enough values"):
+        ResultFileRef.decode(b"no reference")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.executors.worker_listener import WorkerListener
 from polarmap.worker import worker_entry
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
-from polarmap.worker.messages import HELLO, Message
+from polarmap.worker.messages import Message, MessageKind
 from polarmap.worker.socket_channel import BlockingSocketChannel
 from polarmap.worker.storage_channel import ChannelKeys, Mailbox, StorageChannel
 from polarmap.worker.worker_entry import (
@@ -116,7 +115,7 @@ def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any]
         assert (number, channel) == (5, "TCP")
         said, is_there = link.receive(30.0)
         whereabouts = f"\n{socket.gethostname()}\n".encode()
-        told = Message(HELLO, header=str(worker.pid).encode(), data=whereabouts)
+        told = Message(MessageKind.HELLO, header=str(worker.pid).encode(), data=whereabouts)
         assert (said, is_there) == ([told], True)
         link.close()
         assert worker.wait(10.0) == 0
@@ -126,9 +125,9 @@ def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     storage = DictStorage()
-    orders = pickle.dumps(tuple(Mailbox(1, {}, {})))
+    orders = Mailbox(1, {}, {}).encode()
     storage.put_object("b", ChannelKeys("polarmap/pool-1").mailbox_key, orders)
-    monkeypatch.setattr(worker_entry, "exit_process_when", lambda is_over: lambda: None)
+    monkeypatch.setattr(worker_entry, "exit_process_when", lambda *_, **_options: lambda: None)
     for name in THREAD_LIMIT_VARIABLES:
         monkeypatch.setenv(name, "9")
     serve_driver(address(bucket="b")._replace(n_threads=3), 1, 0.01, storage)
@@ -139,10 +138,10 @@ def test_a_worker_opens_connections_of_its_own_to_the_storage(
     monkeypatch: pytest.MonkeyPatch, s3_server: Server, tmp_path: Path
 ) -> None:
     """Since Lithops 3.8 the process that a worker was forked of goes on to use those that it has."""
-    monkeypatch.setattr(worker_entry, "exit_process_when", lambda is_over: lambda: None)
+    monkeypatch.setattr(worker_entry, "exit_process_when", lambda *_, **_options: lambda: None)
     storage = open_lithops_storage(s3_server.config(tmp_path / "s3.yaml"))
     keys = ChannelKeys("polarmap/pool-1")
-    storage.put_object(storage.bucket, keys.mailbox_key, pickle.dumps(tuple(Mailbox(1, {}, {}))))
+    storage.put_object(storage.bucket, keys.mailbox_key, Mailbox(1, {}, {}).encode())
     inherited = ports_of(storage)
     try:
         serve_driver(address(bucket=storage.bucket), 1, 0.01, storage)
