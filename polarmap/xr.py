@@ -12,8 +12,8 @@ from polarmap.blocks.code_choice import CodeName, CodeOptions, choose_n_blocks
 from polarmap.blocks.equal import copy_block_rows
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.secret_sharing import SecretSharing
+from polarmap.driver.events import JobContext
 from polarmap.driver.function_properties import FunctionProperty
-from polarmap.driver.map_execution import Observers
 from polarmap.driver.options import (
     OnTimeout,
     ScheduleName,
@@ -154,7 +154,7 @@ def apply(
     (('day',), {'units': 'K'}, [1.5, 5.333333333, 9.5, 13.5, 17.5, 21.5])
     """
 
-    def execute(observers: Observers) -> Any:
+    def execute(context: JobContext) -> Any:
         check_function(f)
         options = check_options(verify, rtol, timeout, retries, on_timeout, schedule, retry_delay=retry_delay)
         code_options = apply_plan(CodeOptions(blocks, tasks, code, degree), schedule).check()
@@ -174,9 +174,10 @@ def apply(
             return [f(leaf) for leaf in leaves]
 
         with _explain_nan_failures(arrays):
-            result = prepare_coded_map(
+            prepared_map = prepare_coded_map(
                 apply_to_leaves, data_blocks, code_options, resolve_executor(executor), options
-            ).execute(observers)
+            )
+            result = prepared_map.execute(context)
         _check_result_shapes(data_blocks[0], result[0], core_dims)
         if verify is not False:
             _check_rowwise(f, data_blocks, result)

@@ -386,10 +386,30 @@ def test_what_a_file_holds_is_read_once(tmp_path: Any) -> None:
         ),
         (weather(), ["lat", "lon"], {}, r"variable 'pressure' of obj has no dimension 'lon', .*drop_vars"),
         (xr.Dataset(coords={"time": [1]}), "time", {}, "no variable of the Dataset has dimension 'time'"),
-        (field(4, 3, 2), "time", {"output_dims": "lat"}, "output_dims has the name 'lat', which is also in obj"),
-        (field(4, 3, 2), "time", {"output_dims": "height"}, "output_dims has the name 'height', which is also in obj"),
-        (field(4, 3, 2), "time", {"output_dims": {"x": np.ones((2, 2))}}, r"output_dims\['x'\] must have one axis, not 2"),
-        (field(4, 3, 2), "time", {"output_dims": "x"}, r"returned shape \(\) .* has 1 names: pass names for 0"),
+        (
+            field(4, 3, 2),
+            "time",
+            {"output_dims": "lat"},
+            "output_dims has the name 'lat', which is also in obj",
+        ),
+        (
+            field(4, 3, 2),
+            "time",
+            {"output_dims": "height"},
+            "output_dims has the name 'height', which is also in obj",
+        ),
+        (
+            field(4, 3, 2),
+            "time",
+            {"output_dims": {"x": np.ones((2, 2))}},
+            r"output_dims\['x'\] must have one axis, not 2",
+        ),
+        (
+            field(4, 3, 2),
+            "time",
+            {"output_dims": "x"},
+            r"returned shape \(\) .* has 1 names: pass names for 0",
+        ),
         (field(4, 3, 2), "time", {"blocks": 7}, "blocks=7 is more than the 6 rows"),
     ],
 )
@@ -445,7 +465,9 @@ def test_an_f_that_cannot_run_here_is_warned_of() -> None:
         return mean(rows)
 
     with ThreadPoolExecutor(4) as pool:
-        with pytest.warns(RuntimeWarning, match="acts on each row separately: on the driver it raised .*no such file"):
+        with pytest.warns(
+            RuntimeWarning, match="acts on each row separately: on the driver it raised .*no such file"
+        ):
             apply(elsewhere, field(12, 5, 7), "time", blocks=5, executor=pool)
         apply(elsewhere, field(12, 5, 7), "time", blocks=5, executor=pool, verify=False)
 

@@ -14,7 +14,8 @@ import numpy as np
 from polarmap.arrays.reading import convert_damage_to_decoding_error
 from polarmap.arrays.stores import SegmentStore
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
-from polarmap.driver.map_execution import MapExecution, Observers, report_stripe_progress
+from polarmap.driver.events import JobContext
+from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import MapOptions
 from polarmap.driver.uncoded_collector import execute_uncoded
 from polarmap.dtypes import Array
@@ -43,10 +44,10 @@ class ArrayJobRunner:
     is_local : whether this process is the worker.
     """
 
-    def __init__(self, segment_store: SegmentStore, executor: Any, observers: Observers) -> None:
+    def __init__(self, segment_store: SegmentStore, executor: Any, context: JobContext) -> None:
         self.segment_store, self.is_local = segment_store, executor is None
         self._executor = resolve_executor(executor)
-        self._observers = observers
+        self._context = context
 
     def run_tasks(
         self,
@@ -91,7 +92,7 @@ class ArrayJobRunner:
 
         with contextlib.ExitStack() as stack:
             stack.callback(stop_pending_stores)
-            show_progress = stack.enter_context(report_stripe_progress(self._observers, task_blocks.n))
+            show_progress = stack.enter_context(self._context.count_stripes(task_blocks.n))
             for task in range(task_blocks.n):
                 with convert_damage_to_decoding_error():
                     *arrays, summary = f(build_block(task_blocks, task))
@@ -122,7 +123,7 @@ class ArrayJobRunner:
             f,
             task_blocks,
             options,
-            self._observers,
+            self._context,
             on_outcome,
             max_backups=DEFAULT_BACKUPS,
             output=output_with_summary,

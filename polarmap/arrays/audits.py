@@ -17,7 +17,7 @@ from polarmap.arrays.manifest import Manifest, get_array_key_prefix
 from polarmap.arrays.reading import StoredCodedBlocks, make_arrival_tracker
 from polarmap.arrays.stores import SegmentStore
 from polarmap.arrays.zarr_chunks import find_foreign_keys, list_chunk_copy_and_metadata_segments
-from polarmap.driver.prepared_map import make_observers
+from polarmap.driver.prepared_map import make_context
 from polarmap.dtypes import Array
 from polarmap.executors.transfers import map_in_parallel
 from polarmap.storage import Store
@@ -218,7 +218,7 @@ def _find_damage_kinds_on_workers(
         checksums_by_task[task] = checksums.tolist()
 
     task_blocks = SegmentTaskBlocks(segment_store, segments_by_task, [np.dtype(np.uint8)] * n_per_task)
-    ArrayJobRunner(segment_store, executor, make_observers(None)).run_tasks(
+    ArrayJobRunner(segment_store, executor, make_context(None)).run_tasks(
         make_checksum_function(), task_blocks, on_task_done
     )
     checksums = chain.from_iterable(checksums_by_task[task] for task in range(len(segments_by_task)))

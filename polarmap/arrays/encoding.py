@@ -15,7 +15,7 @@ from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
 from polarmap.codes.polar import PolarCode
-from polarmap.driver.map_execution import Observers
+from polarmap.driver.events import JobContext
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import check_encryption_key
@@ -102,7 +102,7 @@ def encode(
     >>> folder.cleanup()
     """
 
-    def execute(observers: Observers) -> CodedArray:
+    def execute(context: JobContext) -> CodedArray:
         check_array_name(name)
         if not isinstance(overwrite, (bool, int, np.bool_)):
             raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
@@ -130,7 +130,7 @@ def encode(
         segment_store = SegmentStore.create(
             store, None if key is None else check_encryption_key(key), max_segment_bytes
         )
-        runner = ArrayJobRunner(segment_store, executor, observers)
+        runner = ArrayJobRunner(segment_store, executor, context)
         return CodedArray(
             store, StripeEncoder(runner, source, stripe_plan).encode_and_store_array(name, overwrite)
         )

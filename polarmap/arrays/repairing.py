@@ -16,7 +16,7 @@ from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighte
 from polarmap.arrays.write_transaction import WriteTransaction
 from polarmap.arrays.zarr_chunks import repair_zarr_array
 from polarmap.codes import modular_linalg
-from polarmap.driver.prepared_map import make_observers
+from polarmap.driver.prepared_map import make_context
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.worker.segments import Segment
@@ -36,7 +36,7 @@ def repair_array(
         return manifest, audit
     if audit.undecodable_stripes:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {audit!r}")
-    runner = ArrayJobRunner(coded_blocks.segment_store, executor, make_observers(None))
+    runner = ArrayJobRunner(coded_blocks.segment_store, executor, make_context(None))
     with WriteTransaction(coded_blocks.segment_store, manifest.name) as transaction:
         repaired_manifest = _ArrayRepair(runner, transaction, coded_blocks).rebuild_damaged_segments(audit)
         return transaction.commit(repaired_manifest, manifest_bytes), replace(audit, is_repaired=True)

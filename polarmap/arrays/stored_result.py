@@ -20,7 +20,7 @@ from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate_results
 from polarmap.codes.polar import PolarCode
 from polarmap.driver.coded_collector import CodedCollector
-from polarmap.driver.map_execution import Observers
+from polarmap.driver.events import JobContext
 from polarmap.driver.options import MapOptions
 from polarmap.driver.padding import PaddingEffect
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, prepare_coded_execution
@@ -143,7 +143,7 @@ def prepare_stored_map(
     def compute_sample(block: Any) -> Any:
         return sample_evenly(np.asarray(f(block)))  # all that the driver needs to know of a result
 
-    def execute(observers: Observers) -> StoredResult[T]:
+    def execute(context: JobContext) -> StoredResult[T]:
         code, name = coded_data.code, check_array_name(out.name)
         max_items = max(1, MAX_STRIPE_BYTES // (8 * coded_data.n))
         if not code.is_storable:
@@ -156,7 +156,7 @@ def prepare_stored_map(
         with WriteTransaction(segment_store, name) as transaction:
             output = OutputSpec(segment_store.location, f"{transaction.prefix}result", max_items)
             collector, report = execute_coded(
-                execution, f, coded_data, options, observers, compute_sample, output
+                execution, f, coded_data, options, context, compute_sample, output
             )
             n_padding_rows = (
                 coded_data.data_blocks.n_padding_rows

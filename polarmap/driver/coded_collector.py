@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -475,18 +475,30 @@ class CodedCollector(Collector):
         errors = estimate.errors if any(estimate.errors) else ()
         build_report = partial(replace, report, errors=errors, error_p90=estimate.error_p90)
         # Blocks may still be decoded from received arrays, so these must not be written to.
-        return self._build_result(estimate.block_leaves, LazyReport(build_report), read_only_view)
+        block_results = self._unflatten_blocks(estimate.block_leaves, read_only_view)
+        return CodedResult(block_results, LazyReport(build_report))
+
+    @cached_property
+    def block_results(self) -> list[Any]:
+        """The accepted results of the data blocks, as the caller of the map gets them."""
+        return self._unflatten_blocks(self.decoder.decoded_results)
 
     def build_result(self, report: LazyReport) -> CodedResult[Any]:
-        """Return the accepted results, as the caller of the map gets them."""
-        return self._build_result(self.decoder.decoded_results, report)
+        """Return the accepted results with the report of the map."""
+        return CodedResult(self.block_results, report)
 
-    def _build_result(
-        self,
-        block_leaves: list[list[Array]],
-        report: LazyReport,
-        transform: Callable[[Array], Array] | None = None,
-    ) -> CodedResult[Any]:
+    def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
+        """Yield those that arrived in the order of their arrival, then those that were decoded."""
+        if self.received.result_refs:  # The received results are samples of those in storage.
+            return
+        arrived_at = self.task_table.arrived
+        indices = range(len(self.decoder.decoded_results))
+        for block_index in sorted(indices, key=lambda index: arrived_at.get(index, inf)):
+            yield block_index, partial(self.block_results.__getitem__, block_index)
+
+    def _unflatten_blocks(
+        self, block_leaves: list[list[Array]], transform: Callable[[Array], Array] | None = None
+    ) -> list[Any]:
         """Return results of data blocks without padding, with `transform` applied to each array."""
         structure, padded_block = self.received.structure, self.padded_block
         if transform is not None:
@@ -495,7 +507,7 @@ class CodedCollector(Collector):
         block_results = [unflatten(structure, leaves) for leaves in block_leaves[:n_full_blocks]]
         if padded_block is not None:
             block_results.append(padded_block.build_result(block_leaves[-1], transform))
-        return CodedResult(block_results, report)
+        return block_results
 
     # -- the report -------------------------------------------------------------------------
 

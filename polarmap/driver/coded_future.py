@@ -1,4 +1,4 @@
-"""A map as a future: its results later, those of single blocks as they come, and a way to call it off."""
+"""Futures of a map that runs in the background, and of its blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.thread import _threads_queues
 from contextlib import contextmanager
@@ -17,24 +17,31 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from polarmap.driver.daemon_pool import BACKGROUND_THREADS, register_before_exit
 from polarmap.driver.estimates import EstimateSnapshot, EstimateStream
-from polarmap.driver.map_execution import MapExecution, Observer, Observers
+from polarmap.driver.events import (
+    BlockReady,
+    CancellationToken,
+    EstimateReady,
+    EventStream,
+    JobCancelled,
+    JobContext,
+    JobEvent,
+    JobFinished,
+    JobPolled,
+    JobStarted,
+    Observer,
+)
 from polarmap.driver.prepared_map import PreparedMap
 from polarmap.errors import CodeError, ExecutorError, trim_traceback, trimmed_tracebacks, warn
-from polarmap.executors.interface import Outcome
 from polarmap.report import Report
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 
-MAX_REFRESH_SECONDS = 0.1  # that a report of a map that runs may wait for news of which tasks have begun
+MAX_REFRESH_SECONDS = 0.1  # the longest wait of a report for the start times of running tasks
 
 R = TypeVar("R")
 
 
-class MapCancelled(BaseException):
-    """Ends a map whose results nobody waits for. Nobody sees it."""
-
-
 class MapFuture(Future[R]):
-    """A future of a map that goes on as long as it, or another one of the same map, is kept."""
+    """A future of a map, or of one of its blocks. The map goes on while one of its futures is referenced."""
 
     def __init__(self, reference_token: _ReferenceToken, background_map: BackgroundMap[Any]) -> None:
         super().__init__()
@@ -42,7 +49,7 @@ class MapFuture(Future[R]):
         self._is_cancel_notified = False
 
     def cancel(self) -> bool:
-        """Let nobody wait for it any more; False if it is done already."""
+        """Cancel this future and return True, or return False if it is done."""
         if not super().cancel():
             return False
         with self._condition:
@@ -52,32 +59,32 @@ class MapFuture(Future[R]):
         return True
 
     def result(self, timeout: float | None = None) -> R:
-        """What it is a future of; waits for it.
+        """Wait for the result and return it.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait. The map goes on.
+            The longest wait, in seconds. The map goes on after it.
 
         Raises
         ------
         TimeoutError
-            It is not done.
+            If the future is not done after `timeout` seconds.
         CancelledError
-            It was called off.
+            If the future was cancelled.
         PolarmapError
-            Whatever the map raises.
+            What the map raised.
         """
         with trimmed_tracebacks, self._background_map.keep_running_while_waiting(self):
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the map raises, None if it returns; waits for it."""
+        """Wait for the map and return the exception that it raised, or None if it returned."""
         with self._background_map.keep_running_while_waiting(self):
             return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
-        """Call fn with this future when it is done, at once if it is; the map goes on for that."""
+        """Call `fn` with this future when it is done, or at once if it is. The map goes on until then."""
         self._background_map.keep_running_for(self)
         super().add_done_callback(fn)
 
@@ -88,17 +95,18 @@ class MapFuture(Future[R]):
 
 
 class CodedFuture(MapFuture[R]):
-    """What `submit` returns: a `concurrent.futures.Future` of what the map returns.
+    """The future of a map that `submit` returns: a `concurrent.futures.Future` that can also be awaited.
 
-    It may be awaited. When it is dropped, and its blocks too, the map is called off, unless there are
-    callbacks to be called or its results stay in storage.
+    The map is cancelled when this future and those of its blocks are no longer referenced, unless callbacks
+    wait for it or its results are kept in storage.
 
     Attributes
     ----------
     blocks : tuple of Future
-        Of the k results; each is done as soon as its own worker has returned it or it is decoded. What
-        comes before the others is as its worker returned it, no check has seen it, and it is read-only:
-        the others may still be decoded from it. Empty where results are not of blocks, or stay in storage.
+        One for each of the k results. Each is done as soon as its own worker has returned the result, or it
+        has been decoded. A result that comes before the others has not been checked and is read-only, as
+        the others may be decoded from it. Empty if the result of the map is not a sequence of blocks, or
+        is kept in storage.
     """
 
     def __init__(self, background_map: BackgroundMap[R], n_blocks: int) -> None:
@@ -121,28 +129,28 @@ class CodedFuture(MapFuture[R]):
 
     @property
     def report(self) -> Report | None:
-        """What has happened so far, or in all; None where nothing is known before the map begins."""
+        """The report so far, or the final one. None while the sizes of the map are not known yet."""
         return self._background_map.current_report()
 
     def estimates(self) -> Iterator[R]:
-        """The results as they are estimated so far, each time that more have arrived; the exact ones last.
+        """Yield estimates of the results, each time that more have arrived, and at last the exact results.
 
-        Each is what `on_timeout="estimate"` would return at that moment, and its report tells how good it
-        is: `errors` of each block, `error_p90` of all together. Whoever is slower than results arrive
-        gets the latest; when they determine the rest, only the last is left. All but that are read-only. Of
-        results that cannot be estimated (NaN, inf) there is only the last.
+        Each estimate is what `on_timeout="estimate"` would return at that moment. Its report says how good it
+        is: `errors` of each block, `error_p90` of all blocks together. An iterator that is slower than the
+        arrivals gets the latest estimate. Estimates are read-only. There are none while results contain NaN
+        or inf, nor once the results that arrived determine the others.
 
         Yields
         ------
         CodedResult
-            The last one is `result()`, with its own checks.
+            The last one is `result()`.
 
         Raises
         ------
         CodeError
-            The map is not of linear f by coded_map, or its results stay in storage.
+            If the map is not a `coded_map` of a linear f, or its results are kept in storage.
         PolarmapError
-            Whatever the map raises, in place of the last one.
+            What the map raised, in place of the last result.
 
         Examples
         --------
@@ -167,12 +175,12 @@ class CodedFuture(MapFuture[R]):
         yield self.result()
 
     def cancel(self) -> bool:
-        """Call the map off: its workers stop, also while it runs.
+        """Cancel the map, also while it runs: its workers stop.
 
         Returns
         -------
         bool
-            False if it is done already.
+            False if the map is done.
         """
         if not super().cancel():
             return False
@@ -182,46 +190,56 @@ class CodedFuture(MapFuture[R]):
         return True
 
     def running(self) -> bool:
-        """Whether it has begun and is not done."""
+        """Return whether the map has begun and is not done."""
         return self._background_map.has_started and not self.done()
 
 
 class _ReferenceToken:
-    """Is held by a future and those of its blocks: when all are dropped, so is it."""
+    """Referenced by the future of a map and those of its blocks; its finalizer runs when all are dropped."""
 
     def __init__(self, background_map: BackgroundMap[Any]) -> None:
         weakref.finalize(self, background_map.on_futures_unreferenced).atexit = False
 
 
 class BackgroundMap(Observer, Generic[R]):
-    """A map that belongs to a future, which it does not hold, and looks on itself.
+    """Runs a map on a background thread and fulfils its futures, which it references weakly.
 
     Parameters
     ----------
-    prepared_map : what is to run.
-    observers : who looks on besides.
+    prepared_map : PreparedMap
+    observers : sequence of Observer
+        Further observers of the map.
+
+    Attributes
+    ----------
+    no_estimates_reason : str
+        Why there are no estimates of the results of this map, "" if there are.
+    has_started : bool
+        Whether a thread has begun to run the map.
     """
 
     _active_maps: ClassVar[set[BackgroundMap[Any]]] = set()
 
-    def __init__(self, prepared_map: PreparedMap[R], observers: Observers) -> None:
-        self._prepared_map, self._observers = prepared_map, observers
-        self.no_estimates_reason = prepared_map.no_estimates_reason  # why there are none of such a map
+    def __init__(self, prepared_map: PreparedMap[R], observers: Sequence[Observer]) -> None:
+        self._prepared_map = prepared_map
+        self.no_estimates_reason = prepared_map.no_estimates_reason
+        self._cancellation = CancellationToken()
+        self._context = JobContext(EventStream((self, *observers)), self._cancellation)
         self._owner_pid = os.getpid()
-        # Futures to be fulfilled whether somebody else has them or not, and a mark for each wait for one.
+        # Futures to be fulfilled even if no caller references them, and a mark for each wait for a future.
         self._pins: set[object] = set()
-        self._is_cancelled = False
-        self._execution = prepared_map.execution
-        self._report: Report | None = None  # once it is over
+        self._get_report = prepared_map.get_report  # None before the job starts, if sizes are not known
+        self._report: Report | None = None  # of the job that finished last
+        self._is_open = False  # whether a job has a session, which can be woken
         self._finished = threading.Event()
         self._estimate_stream = EstimateStream()
-        self._early_blocks: set[int] = set()  # blocks whose results were handed out before the others'
+        self._unchecked_blocks: set[int] = set()  # blocks whose results were handed out before the others'
         self.has_started = False
         self._thread_id = 0  # the identifier of the thread on which the map runs
         self._has_polled = threading.Event()  # set whenever the map has looked at its tasks
 
     def start(self) -> CodedFuture[R]:
-        """The future of the map, which begins as soon as a thread is free."""
+        """Return the future of the map, which begins as soon as a background thread is free."""
         future = CodedFuture(self, self._prepared_map.n_blocks)
         self._future_ref = weakref.ref(future)
         self._block_future_refs = [weakref.ref(block_future) for block_future in future.blocks]
@@ -232,59 +250,54 @@ class BackgroundMap(Observer, Generic[R]):
         return future
 
     def current_report(self) -> Report | None:
-        """Return what has happened so far; any thread may ask."""
+        """Return the report so far; any thread may call this method."""
         self._refresh_task_start_times()
-        execution = self._execution
-        return self._report if execution is None else execution.current_report()
+        return self._peek_report()
+
+    def _peek_report(self) -> Report | None:
+        """Return the report as it is known without waking the map."""
+        get_report = self._get_report
+        return self._report if get_report is None else get_report()
 
     def format_progress(self) -> str:
         """Return how many results have arrived and are needed, as it is known without waking the map."""
-        execution = self._execution
-        report = self._report if execution is None else execution.current_report()
+        report = self._peek_report()
         if report is None:
             return ""
         n_arrived = sum(task.arrived is not None for task in report.tasks)
         return f", {n_arrived} of {report.n} results arrived, {report.needed} needed"
 
     def _refresh_task_start_times(self) -> None:
-        """Let the map note which tasks have begun: it is told so when a task ends or it is woken."""
-        execution = self._execution
-        is_open = execution is not None and execution.collector is not None and os.getpid() == self._owner_pid
-        if is_open and threading.get_ident() != self._thread_id:
+        """Let the map note which tasks have started, which it does only when it looks at its tasks."""
+        is_other_thread = threading.get_ident() != self._thread_id
+        if self._is_open and is_other_thread and os.getpid() == self._owner_pid:
             self._has_polled.clear()
-            self._wake_execution()
+            self._cancellation.wake()
             self._has_polled.wait(MAX_REFRESH_SECONDS)
 
     def keep_running_for(self, future: Future[Any]) -> None:
-        """Go on until this future is done, whether somebody has it or not."""
+        """Go on until this future is done, even if no caller references it."""
         if not future.done():
             self._pins.add(future)
 
     def on_futures_unreferenced(self) -> None:
-        """Nobody has the future or one of its blocks any more."""
+        """Cancel the map unless a wait or a callback needs it: no caller has one of its futures any more."""
         if not self._pins:
             self.cancel()
 
     def cancel(self) -> None:
-        """Let the map end: its results can reach nobody."""
-        self._is_cancelled = True
+        """Let the map end: its results can reach no caller."""
         self._pins.clear()
-        self._wake_execution()
-
-    def _wake_execution(self) -> None:
-        """Let the map look up, if it runs."""
-        execution = self._execution
-        if execution is not None:
-            execution.wake()
+        self._cancellation.cancel()
 
     def check_not_forked(self, future: Future[Any]) -> None:
-        """ExecutorError in a process that was forked of the one in which the map runs."""
+        """Raise ExecutorError in a process that was forked from the one in which the map runs."""
         if os.getpid() != self._owner_pid and not future.done():
             raise ExecutorError("this process was forked while a map ran, which goes on in its parent only")
 
     @contextmanager
     def keep_running_while_waiting(self, future: Future[Any]) -> Iterator[None]:
-        """A thread waits for it, within."""
+        """Keep the map running inside this context, in which a thread waits for one of its futures."""
         self.check_not_forked(future)
         pin = object()
         self._pins.add(pin)
@@ -294,73 +307,41 @@ class BackgroundMap(Observer, Generic[R]):
             self._pins.discard(pin)
 
     def wait_for_estimate(self, future: Future[Any], n_seen: int) -> EstimateSnapshot | None:
-        """Wait for an estimate from other than `n_seen` results; None when the map is over."""
+        """Wait for an estimate from other than `n_seen` results and return it; None once the map is over."""
         self.check_not_forked(future)
-        return self._estimate_stream.wait_for_next_estimate(n_seen, self._wake_execution)
+        return self._estimate_stream.wait_for_next_estimate(n_seen, self._cancellation.wake)
 
-    # -- as an observer of the map, on its thread -------------------------------------------
+    # -- on the thread of the map -----------------------------------------------------------
 
-    def on_start(self, execution: MapExecution) -> None:
-        """The map may be woken, and asked for its report, unless it was called off while it was cut."""
-        self._execution = execution
-        self._raise_if_cancelled()
-
-    def on_attempt_end(self, outcome: Outcome, elapsed_seconds: float) -> None:
-        """Fulfil the future of a block that is not to wait for the others."""
-        collector = self._execution and self._execution.collector
-        get_result = (
-            collector.make_early_result_getter(outcome.task)
-            if collector and self._block_future_refs
-            else None
-        )
-        if get_result is not None:
-            self.on_item_result(outcome.task, get_result)
-
-    def on_item_result(self, item_index: int, get_result: Callable[[], Any]) -> None:
-        """Fulfil its future, if the map is one of these items."""
-        if self._block_future_refs:
-            self._early_blocks.add(item_index)
-            _set_result(self._block_future_refs[item_index](), get_result)
-
-    def on_poll(self, n_arrived: int) -> None:
-        """Where a map may be called off: from the first look on it may be woken."""
-        self._has_polled.set()
-        self._raise_if_cancelled()
-        execution = self._execution
-        collector = None if execution is None else execution.collector
-        if execution is not None and collector is not None and not self.no_estimates_reason:
-            self._estimate_stream.publish_estimate_if_awaited(
-                n_arrived, lambda: collector.build_interim_estimate(execution.current_report())
-            )
-
-    def on_stripes_done(self, n_done: int, n_stripes: int) -> None:
-        """Where an encoding may be called off."""
-        self._raise_if_cancelled()
-
-    def on_finish(self, report_or_error: Report | BaseException | None) -> None:
-        """Keep what is left to be asked for."""
-        if self._execution is not None:
-            if not isinstance(report_or_error, Report):
-                report_or_error = self._execution.current_report()
-            self._report, self._execution = report_or_error, None
-
-    def _raise_if_cancelled(self) -> None:
-        if self._is_cancelled:
-            raise MapCancelled
-
-    # ---------------------------------------------------------------------------------------
+    def on_event(self, event: JobEvent) -> None:
+        """Fulfil futures of blocks and publish estimates, and keep the report for other threads."""
+        if isinstance(event, JobPolled):
+            self._is_open = True
+            self._has_polled.set()
+        elif isinstance(event, EstimateReady):
+            if not self.no_estimates_reason:
+                self._estimate_stream.publish_estimate_if_awaited(event.n_results, event.build_estimate)
+        elif isinstance(event, BlockReady):
+            if self._block_future_refs:
+                if not event.is_final:
+                    self._unchecked_blocks.add(event.index)
+                _set_result(self._block_future_refs[event.index](), event.get_result)
+        elif isinstance(event, JobStarted):
+            self._get_report = event.get_report
+        elif isinstance(event, JobFinished) and event.report is not None:
+            self._report, self._get_report, self._is_open = event.report, None, False
 
     def _run_map_in_thread(self) -> None:
-        """Run the map, and fulfil the futures that are still there."""
+        """Run the map, and fulfil the futures that are still referenced."""
         self._thread_id = threading.get_ident()
         try:
-            self._raise_if_cancelled()
+            self._cancellation.raise_if_cancelled()
             self.has_started = True
-            result = self._prepared_map.execute((self, *self._observers))
-            self._report, self._execution = getattr(result, "report", self._report), None
+            result = self._prepared_map.execute(self._context)
+            self._report, self._get_report = getattr(result, "report", self._report), None
             self._warn_about_wrong_early_results()
-        except MapCancelled:
-            if (future := self._future_ref()) is not None:  # at exit somebody may still have it
+        except JobCancelled:
+            if (future := self._future_ref()) is not None:  # at exit a caller may still have it
                 future.cancel()
         except BaseException as error:
             trim_traceback(error)
@@ -368,9 +349,6 @@ class BackgroundMap(Observer, Generic[R]):
                 _set_exception(block_ref(), error)
             _set_exception(self._future_ref(), error)
         else:
-            results: Any = result
-            for block_index, block_ref in enumerate(self._block_future_refs):
-                _set_result(block_ref(), partial(results.__getitem__, block_index))
             _set_result(self._future_ref(), lambda: result)
         finally:
             self._pins.clear()
@@ -379,9 +357,9 @@ class BackgroundMap(Observer, Generic[R]):
             self._finished.set()
 
     def _warn_about_wrong_early_results(self) -> None:
-        """Say which results were handed out early and decoded later, because they had been found wrong."""
+        """Warn about results that were handed out early, found wrong by a check, and decoded later."""
         rejected_blocks = (
-            self._early_blocks.intersection(self._report.recovered) if self._report is not None else ()
+            self._unchecked_blocks.intersection(self._report.recovered) if self._report is not None else ()
         )
         if rejected_blocks:
             warn(
@@ -391,9 +369,10 @@ class BackgroundMap(Observer, Generic[R]):
 
     @classmethod
     def finish_maps_at_exit(cls) -> None:
-        """At exit: call off what can reach nobody any more, and wait for the rest as pools of threads do.
+        """Cancel the maps whose results can reach no caller any more, and wait for the others.
 
-        While other threads go on that the interpreter waits for, any map may be of use to them.
+        Called at exit. While other threads run that the interpreter waits for, no map is cancelled: they may
+        need it.
         """
         maps = list(cls._active_maps)
         pinned_maps = [active_map for active_map in maps if active_map._pins]
@@ -411,7 +390,7 @@ class BackgroundMap(Observer, Generic[R]):
 
 
 def _has_other_threads() -> bool:
-    """Whether there are threads that the interpreter waits for, but for this one and those of pools."""
+    """Return whether the interpreter waits for other threads than this, the main one and those of pools."""
     other_threads = {thread for thread in threading.enumerate() if not thread.daemon} - {
         threading.current_thread()
     }
@@ -419,20 +398,21 @@ def _has_other_threads() -> bool:
 
 
 def _set_result(future: Future[Any] | None, get_result: Callable[[], Any]) -> None:
-    """Set the result of a future that is still there, and not done."""
+    """Set the result of a future that is still referenced and not done."""
     if future is not None and not future.done():
         with contextlib.suppress(InvalidStateError):  # cancelled this moment
             future.set_result(get_result())
 
 
 def _set_exception(future: Future[Any] | None, error: BaseException) -> None:
+    """Set the exception of a future that is still referenced and not done."""
     if future is not None and not future.done():
         with contextlib.suppress(InvalidStateError):
             future.set_exception(error)
 
 
 def _forget_maps_after_fork() -> None:
-    """In a process that was forked the maps of its parent do not run."""
+    """Forget the maps of the parent, which do not run in a forked process."""
     BackgroundMap._active_maps.clear()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 from typing import Any
 
@@ -199,6 +199,13 @@ class Collector(ABC):
         """
 
     @abstractmethod
+    def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
+        """Yield index and getter of the results of data blocks that are accepted together at the end.
+
+        Called once the map is over. Results that are accepted one by one are not among them.
+        """
+
+    @abstractmethod
     def build_interim_estimate(self, report: Report) -> CodedResult[Any] | None:
         """Return estimates of all results while the map runs, with its report so far; None without any."""
 
@@ -275,6 +282,10 @@ class EveryTaskCollector(Collector):
     def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
         """Return None: the map reports results by itself as they arrive."""
         return None
+
+    def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
+        """Return nothing: each result is accepted when it arrives."""
+        return ()
 
     def build_interim_estimate(self, report: Report) -> CodedResult[Any] | None:
         """Return None: results that have not arrived cannot be estimated."""

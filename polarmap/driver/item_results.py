@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from polarmap.driver.map_execution import Observers
+from polarmap.driver.events import BlockReady, EventStream
 from polarmap.errors import NotDecodableError, WorkerLostError, annotate_exception
 from polarmap.executors.interface import Failure
 from polarmap.worker.pickled_values import unpickle_item
@@ -22,16 +22,16 @@ class ItemResults:
         The number of items of the map.
     keep_exceptions : bool
         Whether an exception may be the value of an item. If not, results that cannot be unpickled raise one.
-    observers : tuple of Observer
-        Are notified of each value.
+    events : EventStream or None
+        Where `BlockReady` is emitted for each value.
 
     Attributes
     ----------
     values : dict from item index to object
     """
 
-    def __init__(self, n_items: int, keep_exceptions: bool, observers: Observers) -> None:
-        self.n_items, self.keep_exceptions, self._observers = n_items, keep_exceptions, observers
+    def __init__(self, n_items: int, keep_exceptions: bool, events: EventStream | None) -> None:
+        self.n_items, self.keep_exceptions, self._events = n_items, keep_exceptions, events
         self.values: dict[int, Any] = {}
 
     @property
@@ -58,7 +58,7 @@ class ItemResults:
     def label_items(self, item_indices: Sequence[int]) -> str:
         """Return the words by which an exception names the items on which it was raised.
 
-        >>> results = ItemResults(9, keep_exceptions=False, observers=())
+        >>> results = ItemResults(9, keep_exceptions=False, events=None)
         >>> results.label_items([3]), results.label_items(range(3, 6))
         ('item 3 of 9', 'one of items 3 to 5 of 9')
         """
@@ -68,8 +68,9 @@ class ItemResults:
 
     def _add_value(self, item_index: int, value: Any) -> None:
         self.values[item_index] = value
-        for observer in self._observers:
-            observer.on_item_result(item_index, partial(self.values.__getitem__, item_index))
+        if self._events is not None:
+            get_result = partial(self.values.__getitem__, item_index)
+            self._events.emit(BlockReady(item_index, get_result, is_final=True))
 
     def _decode_result(self, item_index: int, data: bytes | Array) -> Any:
         try:

@@ -1,21 +1,30 @@
-"""A map that runs, and those who are told what happens to it. A plain map has none."""
+"""Execute one job: open a session, schedule its tasks, emit events, and make the report."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from math import inf
 from typing import Any, TypeVar
 
 from polarmap.clouds import limits
 from polarmap.clouds.prices import PersistentUsage
 from polarmap.codes.linear_code import LinearCode
 from polarmap.driver.collector import Collector, JobTimer
+from polarmap.driver.events import (
+    AttemptEnded,
+    BlockReady,
+    EstimateReady,
+    EventStream,
+    JobContext,
+    JobFinished,
+    JobPolled,
+    JobStarted,
+)
 from polarmap.driver.options import MapOptions
 from polarmap.driver.policies import RetryRule, SchedulingPolicy
 from polarmap.driver.results import (
+    CodedResult,
     LazyReport,
     build_final_report,
     build_interim_report,
@@ -39,28 +48,20 @@ CollectorT = TypeVar("CollectorT", bound=Collector)
 
 
 class MapExecution:
-    """A map on an executor, from when it is called. Any thread may wake it, or ask for its report.
+    """A job on an executor, from the call of its map until its report. Any thread may ask for the report.
 
     Parameters
     ----------
     executor : ResolvedExecutor
-
-    Attributes
-    ----------
-    session : Session or None
-        While it is open. When it is over nothing of it is kept, exceptions of its tasks neither.
-    collector : Collector or None
-        What is known of its results then.
     """
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._started_at, self.executor = time.monotonic(), executor
         self._report_fields: dict[str, Any] = {}  # fields of its report that are known before it begins
-        self.session: Session | None = None
-        self.collector: Collector | None = None
+        self._collector: Collector | None = None  # while the session is open, and no longer
 
     def set_code(self, code: LinearCode, **report_fields: Any) -> None:
-        """Be of as many tasks as a code has."""
+        """Set the fields of the report that are known before the job begins: sizes, code, `report_fields`."""
         n_needed = code.recovery_threshold
         self._report_fields = {
             "n": code.n,
@@ -71,7 +72,10 @@ class MapExecution:
         }
 
     def check_backend_limits(self, blocks: TaskBlocks, n_rows: int | None = None) -> None:
-        """LimitError for blocks, of so many rows, that cannot work where the executor runs them."""
+        """Raise LimitError if the limits of the executor's platform do not allow these blocks.
+
+        n_rows : rows of a block, where they are known.
+        """
         worker_spec = self.executor.worker_spec
         if worker_spec is not None:
             max_block_bytes = max(count_layout_bytes(blocks.block_layout(index)) for index in range(blocks.n))
@@ -84,71 +88,118 @@ class MapExecution:
         policy: SchedulingPolicy,
         options: MapOptions,
         make_collector: Callable[[TaskTable, JobTimer], CollectorT],
-        observers: Observers,
+        context: JobContext,
     ) -> tuple[CollectorT, LazyReport]:
-        """Open a run, schedule its tasks until the map is over, and close it, while observers look on.
+        """Run a job on the executor until its collector has the results that it needs.
 
-        Returns what the map made of its tasks, and its report.
+        Parameters
+        ----------
+        job_spec : JobSpec
+        policy : SchedulingPolicy
+            Which tasks start at once and which later.
+        options : MapOptions
+            Of which the timeout, the retries and the key are used.
+        make_collector : callable
+            Called with the table of the tasks and the timer of the job, once its session is open.
+        context : JobContext
+
+        Returns
+        -------
+        collector, report
         """
-
-        def notify_started(task_indices: Sequence[int], elapsed_seconds: float) -> None:
-            if not policy.initial_tasks:  # it says what starts from the first moment on
-                table = collector.task_table
-                task_indices = [task for task in task_indices if table[task].n_attempts > 1]
-            for observer in observers if task_indices else ():
-                observer.on_tasks_started(task_indices, elapsed_seconds)
-
+        events, cancellation = context.events, context.cancellation
         key = job_spec.blocks.encryption_key if options.key is None else options.key
-        retry_rule = RetryRule(options.retries, options.retry_delay)
-        task_table = TaskTable(job_spec.blocks.n, policy.late_tracker)
         try:
-            for observer in observers:
-                observer.on_start(self)
+            if events is not None:
+                events.emit(JobStarted(self.current_report))
+            if cancellation is not None:
+                cancellation.raise_if_cancelled()
             if key is not None:
                 job_spec = encrypt_job(job_spec, key)
-            self.session = session = self.executor.open(job_spec)
-            try:
-                timer = JobTimer(session.now, options.timeout)
-                self.collector = collector = make_collector(task_table, timer)
-                for observer in observers:
-                    observer.on_poll(0)
-                poll_interval = min((observer.poll_interval for observer in observers), default=inf)
-                for outcomes in schedule_tasks(
-                    session, policy, retry_rule, collector, poll_interval, notify_started
-                ):
-                    for outcome in outcomes:
-                        collector.add_outcome(outcome)
-                        for observer in observers:
-                            observer.on_attempt_end(outcome, collector.timer.elapsed_seconds)
-                    for observer in observers:
-                        observer.on_poll(collector.n_results)
-                    if collector.try_finish():
-                        break
-                ended_at = collector.timer.elapsed_seconds
-                for task, attempt, started_at, is_confirmed, host in session.cancel_queued():
-                    task_table.record_start(
-                        task, attempt, started_at - collector.timer.started_at, is_confirmed, host
-                    )
-            finally:
-                usage = session.close()
-                task_table.finalize_attempt_states()
-            report = self._make_report(collector, collector.build_report_fields(ended_at), usage)
-            final_report = report.report if observers else None
+            collector, report = self._run_session(job_spec, policy, options, make_collector, context)
+            final_report = None
+            if events is not None:
+                final_report = report.report
+                for index, get_result in collector.iterate_accepted_results():
+                    events.emit(BlockReady(index, get_result, is_final=True))
         except BaseException as error:
-            for observer in reversed(observers):
-                observer.on_finish(error)
+            if events is not None:
+                events.emit_last(JobFinished(self.current_report(), error))
             raise
         else:
-            for observer in reversed(observers):
-                observer.on_finish(final_report)
+            if events is not None:
+                events.emit_last(JobFinished(final_report))
             return collector, report
         finally:
-            self.session = self.collector = None
+            self._collector = None
+
+    def _run_session(
+        self,
+        job_spec: JobSpec,
+        policy: SchedulingPolicy,
+        options: MapOptions,
+        make_collector: Callable[[TaskTable, JobTimer], CollectorT],
+        context: JobContext,
+    ) -> tuple[CollectorT, LazyReport]:
+        """Open a session, schedule the tasks until the collector has finished, and close the session."""
+        task_table, cancellation = TaskTable(job_spec.blocks.n, policy.late_tracker), context.cancellation
+        session = self.executor.open(job_spec)
+        try:
+            if cancellation is not None:
+                cancellation.set_wake(session.wake)
+            timer = JobTimer(session.now, options.timeout)
+            self._collector = collector = make_collector(task_table, timer)
+            retry_rule = RetryRule(options.retries, options.retry_delay)
+            self._collect_results(session, policy, retry_rule, collector, context)
+            ended_at = timer.elapsed_seconds
+            for task, attempt, started_at, is_confirmed, host in session.cancel_queued():
+                task_table.record_start(task, attempt, started_at - timer.started_at, is_confirmed, host)
+        finally:
+            if cancellation is not None:
+                cancellation.set_wake(None)
+            usage = session.close()
+            task_table.finalize_attempt_states()
+        return collector, self._make_report(collector, collector.build_report_fields(ended_at), usage)
+
+    def _collect_results(
+        self,
+        session: Session,
+        policy: SchedulingPolicy,
+        retry_rule: RetryRule,
+        collector: Collector,
+        context: JobContext,
+    ) -> None:
+        """Schedule tasks and pass their outcomes to the collector, until it has finished."""
+        events, cancellation = context.events, context.cancellation
+        if cancellation is not None:
+            cancellation.raise_if_cancelled()
+        if events is not None:
+            self._emit_poll(events, collector)
+        for outcomes in schedule_tasks(session, policy, retry_rule, collector, events):
+            for outcome in outcomes:
+                collector.add_outcome(outcome)
+                if events is not None:
+                    _emit_attempt_ended(events, collector, outcome)
+            if cancellation is not None:
+                cancellation.raise_if_cancelled()
+            if events is not None:
+                self._emit_poll(events, collector)
+            if collector.try_finish():
+                return
+
+    def _emit_poll(self, events: EventStream, collector: Collector) -> None:
+        """Emit that the job has looked at its tasks, and that its results could be estimated now."""
+
+        def build_estimate() -> CodedResult[Any] | None:
+            return collector.build_interim_estimate(self.current_report())
+
+        events.emit(JobPolled(collector.n_results))
+        events.emit(EstimateReady(collector.n_results, build_estimate))
 
     def _make_report(
         self, collector: Collector, collector_fields: dict[str, Any], usage: PersistentUsage | None
     ) -> LazyReport:
-        """The report of the map: of words and numbers, as exceptions hold the caller's arrays."""
+        """Return the report of the job, without exception objects: these hold the caller's arrays."""
         collector.task_table.drop_exception_objects()
         report_fields = self._report_fields | {
             "executor": self.executor.name,
@@ -169,15 +220,9 @@ class MapExecution:
         )
         return LazyReport(partial(build_final_report, *report_arguments))
 
-    def wake(self) -> None:
-        """Let it look up at once."""
-        session = self.session
-        if session is not None:
-            session.wake()
-
     def current_report(self) -> Report:
-        """What has become of its tasks so far; any thread may ask."""
-        collector, report_fields = self.collector, self._report_fields | {"executor": self.executor.name}
+        """Return the report so far, or that of a job whose tasks are all held back before and after it."""
+        collector, report_fields = self._collector, self._report_fields | {"executor": self.executor.name}
         if collector is None:
             return build_interim_report(report_fields, TaskTable(report_fields["n"]))
         return build_interim_report(
@@ -186,53 +231,9 @@ class MapExecution:
         )
 
 
-class Observer:
-    """Is told what happens to a map, on the thread that runs it. This one takes no notice.
-
-    Attributes
-    ----------
-    poll_interval : float
-        Seconds after which it wants to look, whatever happens.
-    """
-
-    poll_interval = inf
-
-    def on_start(self, execution: MapExecution) -> None:
-        """A map is about to be opened."""
-
-    def on_tasks_started(self, task_indices: Collection[int], elapsed_seconds: float) -> None:
-        """Tasks were started after the first ones: parity on demand, backups, failed ones again."""
-
-    def on_attempt_end(self, outcome: Outcome, elapsed_seconds: float) -> None:
-        """An attempt has ended."""
-
-    def on_item_result(self, item_index: int, get_result: Callable[[], Any]) -> None:
-        """The result of an item is here, before those of the others."""
-
-    def on_poll(self, n_arrived: int) -> None:
-        """The map has looked up, for the first time when it is open: so many results are here."""
-
-    def on_stripes_done(self, n_done: int, n_stripes: int) -> None:
-        """So many of so many stripes are done, of data that is encoded here."""
-
-    def on_finish(self, report_or_error: Report | BaseException | None) -> None:
-        """The map has returned, or raised, perhaps before it began; None: stripes were counted."""
-
-
-Observers = tuple[Observer, ...]
-
-
-@contextmanager
-def report_stripe_progress(observers: Observers, n_stripes: int) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many of so many stripes are done."""
-
-    def notify(n_done: int) -> None:
-        for observer in observers:
-            observer.on_stripes_done(n_done, n_stripes)
-
-    try:
-        notify(0)
-        yield notify
-    finally:
-        for observer in observers:
-            observer.on_finish(None)
+def _emit_attempt_ended(events: EventStream, collector: Collector, outcome: Outcome) -> None:
+    """Emit that an attempt has ended, and the result of its data block if that is there before the others."""
+    events.emit(AttemptEnded(outcome, collector.timer.elapsed_seconds))
+    get_result = collector.make_early_result_getter(outcome.task)
+    if get_result is not None:
+        events.emit(BlockReady(outcome.task, get_result, is_final=False))

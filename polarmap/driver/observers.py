@@ -1,4 +1,4 @@
-"""Who may look on at a map: a progress bar, the logger "polarmap", OpenTelemetry."""
+"""Observers of a map: a progress bar, the logger "polarmap", OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -6,39 +6,37 @@ import io
 import itertools
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
-from polarmap.driver.map_execution import MapExecution, Observer
-from polarmap.executors.interface import Outcome
-from polarmap.report import Report, format_indices
+from polarmap.driver.events import (
+    AttemptEnded,
+    AttemptsStarted,
+    JobEvent,
+    JobFinished,
+    JobPolled,
+    JobStarted,
+    Observer,
+    StripesEncoded,
+)
+from polarmap.report import Report, TaskState, format_indices
 
 LOG = logging.getLogger("polarmap")
 LOG.addHandler(logging.NullHandler())
 
-TELEMETRY_NAME = "polarmap"  # what spans and counters of OpenTelemetry are called by
-COUNTER_DESCRIPTIONS = {
-    "tasks": ("{task}", "tasks that were started"),
-    "late": ("{task}", "tasks that had not returned when the results were determined, or got a backup"),
-    "decoded": ("{block}", "data blocks that were decoded rather than received"),
-    "abandoned": ("{task}", "tasks that a worker was running when the map returned"),
-    "cancelled": ("{task}", "tasks that no worker had started when the map returned"),
-    "seconds": ("s", "from the call of a map to its results"),
-    "dollars": ("USD", "estimated cost at list prices, where they are known"),
-}
+TELEMETRY_NAME = "polarmap"  # the prefix of names of spans, attributes and counters
 
-# that a map takes before a widget is made for it: it costs more than a short map
-NOTEBOOK_DELAY_SECONDS = 0.3
+NOTEBOOK_DELAY_SECONDS = 0.3  # of a map before its widget is made, which takes longer than a short map
 
 _MAP_IDS = itertools.count(1)
 
 
 class ProgressBar(Observer):
-    """A line on standard error: "29/32 arrived, 24 needed". Those of several maps stand below each other."""
+    """A line on standard error: "29/32 arrived, 24 needed". Simultaneous maps have a line each."""
 
-    poll_interval = 0.25  # it says how long the map has taken
+    poll_interval = 0.25  # seconds between updates of the time that the map has taken
 
     def __init__(self, is_in_notebook: bool) -> None:
         self._is_in_notebook = is_in_notebook
@@ -46,26 +44,28 @@ class ProgressBar(Observer):
         self._initial_report: Report | None = None
         self._started_at = 0.0
 
-    def on_start(self, execution: MapExecution) -> None:
-        """Show that none has arrived, as long as nobody says otherwise."""
-        self._initial_report, self._started_at = execution.current_report(), time.time()
-        self.on_poll(0)
-
-    def on_finish(self, report_or_error: Report | BaseException | None) -> None:
-        """Take the line away."""
-        if self._bar is not None:
+    def on_event(self, event: JobEvent) -> None:
+        """Update the line, and remove it at the end."""
+        if isinstance(event, JobPolled):
+            self._show_arrivals(event.n_results)
+        elif isinstance(event, StripesEncoded):
+            self._show_stripes(event.n_done, event.n_stripes)
+        elif isinstance(event, JobStarted):
+            self._initial_report, self._started_at = event.get_report(), time.time()
+            self._show_arrivals(0)
+        elif isinstance(event, JobFinished) and self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def on_stripes_done(self, n_done: int, n_stripes: int) -> None:
-        """Show how many of the stripes are done, and how long the rest will take."""
+    def _show_stripes(self, n_done: int, n_stripes: int) -> None:
+        """Show how many stripes are done, and how long the others will take."""
         if self._bar is None:
             bar_format = "{bar} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]"
             self._bar = self._create_tqdm_bar(total=n_stripes, bar_format=bar_format)
         self._bar.update(n_done - self._bar.n)
 
-    def on_poll(self, n_arrived: int) -> None:
-        """Show how many have arrived."""
+    def _show_arrivals(self, n_arrived: int) -> None:
+        """Show how many results have arrived."""
         assert self._initial_report is not None
         if self._bar is None:
             if self._is_in_notebook and time.time() < self._started_at + NOTEBOOK_DELAY_SECONDS:
@@ -91,7 +91,7 @@ class ProgressBar(Observer):
 
 
 def has_notebook_widgets() -> bool:
-    """Return whether ipywidgets is there to show a bar in a notebook."""
+    """Return whether ipywidgets is installed, which shows a bar in a notebook."""
     return find_spec("ipywidgets") is not None
 
 
@@ -123,43 +123,53 @@ class NotebookStatusLine(io.TextIOBase):
 
 
 class LogObserver(Observer):
-    """The lines of one map after another: what each does at INFO, what its tasks do at DEBUG."""
+    """Logs the maps of a job, one after another: each map at INFO, and results of its tasks at DEBUG."""
 
-    _map_name = "map"
+    def __init__(self) -> None:
+        self._map_name = "map"
+        self._failed_tasks = set[int]()
 
-    def on_start(self, execution: MapExecution) -> None:
-        """Say what is about to start."""
-        self._map_name, self._execution, self._failed_tasks = f"map {next(_MAP_IDS)}", execution, set[int]()
-        initial_report = execution.current_report()
-        report = initial_report
-        self._log_info(
-            "start: %d tasks for %d blocks, %d results needed (%s, %s)",
-            *(report.n, report.k, report.needed, report.executor, report.code),
-        )
+    def on_event(self, event: JobEvent) -> None:
+        """Log an event in one line; several lines for the final report."""
+        if isinstance(event, AttemptEnded):
+            self._log_attempt(event)
+        elif isinstance(event, AttemptsStarted):
+            self._log_starts(event)
+        elif isinstance(event, JobStarted):
+            self._map_name, self._failed_tasks = f"map {next(_MAP_IDS)}", set()
+            report = event.get_report()
+            self._log_info(
+                "start: %d tasks for %d blocks, %d results needed (%s, %s)",
+                *(report.n, report.k, report.needed, report.executor, report.code),
+            )
+        elif isinstance(event, JobFinished):
+            if event.error is not None:
+                self._log_info("ended without results: %s: %s", type(event.error).__name__, event.error)
+            elif event.report is not None:
+                self._log_report(event.report)
 
     def _log_info(self, message_format: str, *values: object) -> None:
         LOG.info(f"%s: {message_format}", self._map_name, *values)
 
-    def on_tasks_started(self, task_indices: Collection[int], elapsed_seconds: float) -> None:
-        """Say which tasks, and for which late ones."""
-        assert self._execution.collector is not None
-        task_table = self._execution.collector.task_table
-        n_attempts_by_task = {task_index: task_table[task_index].n_attempts for task_index in task_indices}
-        restarted_tasks = [task for task, n_attempts in n_attempts_by_task.items() if n_attempts > 1]
-        parity_tasks = [task for task, n_attempts in n_attempts_by_task.items() if n_attempts == 1]
+    def _log_starts(self, event: AttemptsStarted) -> None:
+        """Log which parity tasks start, for which late ones, and which tasks start again."""
+        parity_tasks = [task for task, attempt in event.attempts if attempt == 0]
+        restarted_tasks = [task for task, attempt in event.attempts if attempt > 0]
         if parity_tasks:
-            late_tasks = format_indices(sorted(task_table.in_flight.keys() - n_attempts_by_task.keys()))
             self._log_info(
                 "late: %s still out after %.2f s; started %s",
-                late_tasks,
-                elapsed_seconds,
+                format_indices(sorted(event.late_tasks)),
+                event.elapsed_seconds,
                 format_indices(parity_tasks),
             )
         if restarted_tasks:
-            self._log_info("started again after %.2f s: %s", elapsed_seconds, format_indices(restarted_tasks))
+            self._log_info(
+                "started again after %.2f s: %s", event.elapsed_seconds, format_indices(restarted_tasks)
+            )
 
-    def on_attempt_end(self, outcome: Outcome, elapsed_seconds: float) -> None:
-        """Say that a task has returned, or why its attempt gave nothing."""
+    def _log_attempt(self, event: AttemptEnded) -> None:
+        """Log that a task has returned, or why its attempt gave no result."""
+        outcome, elapsed_seconds = event.outcome, event.elapsed_seconds
         if outcome.failure is not None:
             self._failed_tasks.add(outcome.task)
             self._log_info("lost: task %d after %.2f s: %s", outcome.task, elapsed_seconds, outcome.failure)
@@ -169,16 +179,9 @@ class LogObserver(Observer):
                 *(self._map_name, outcome.task, elapsed_seconds, outcome.seconds),
             )
 
-    def on_finish(self, report_or_error: Report | BaseException | None) -> None:
-        """Say what has come of it."""
-        if isinstance(report_or_error, Report):
-            self._log_report(report_or_error)
-        elif report_or_error is not None:
-            self._log_info("ended without results: %s: %s", type(report_or_error).__name__, report_or_error)
-
     def _log_report(self, report: Report) -> None:
-        for task in report.tasks:  # those whose results came, and were rejected
-            if task.state == "failed" and task.index not in self._failed_tasks:
+        for task in report.tasks:  # an attempt whose result was rejected later has been logged as returned
+            if task.state == TaskState.FAILED and task.index not in self._failed_tasks:
                 self._log_info("lost: task %d: %s", task.index, task.failures[-1])
         if report.late_tasks:
             self._log_info("late: %s, not waited for or started twice", format_indices(report.late_tasks))
@@ -191,15 +194,27 @@ class LogObserver(Observer):
 
 
 class TraceObserver(Observer):
-    """A span of OpenTelemetry for one map after another, current while it runs; and counters."""
+    """Makes a span of OpenTelemetry of each map, current while the map runs, and adds to counters."""
 
-    _span_context: Any = None
+    def __init__(self) -> None:
+        self._span: Any = None
+        self._span_context: Any = None
 
-    def on_start(self, execution: MapExecution) -> None:
-        """Begin a span."""
+    def on_event(self, event: JobEvent) -> None:
+        """Begin a span when a map starts, and end it when the map has finished."""
+        if isinstance(event, JobStarted):
+            self._begin_span(event.get_report())
+        elif isinstance(event, JobFinished) and self._span_context is not None:
+            span_context, self._span_context, error = self._span_context, None, event.error
+            if error is not None:
+                span_context.__exit__(type(error), error, error.__traceback__)
+            elif event.report is not None:
+                self._record_report(event.report)
+                span_context.__exit__(None, None, None)
+
+    def _begin_span(self, initial_report: Report) -> None:
         from opentelemetry import trace
 
-        initial_report = execution.current_report()
         sizes = {
             "n": initial_report.n,
             "k": initial_report.k,
@@ -212,39 +227,76 @@ class TraceObserver(Observer):
         )
         self._span = self._span_context.__enter__()
 
-    def on_finish(self, report_or_error: Report | BaseException | None) -> None:
-        """End the span: with the numbers of the report, which are added to the counters, or an exception."""
-        span_context, self._span_context = self._span_context, None
-        if isinstance(report_or_error, Report):
-            metrics = compute_metrics(report_or_error)
-            self._span.set_attributes({f"{TELEMETRY_NAME}.{name}": value for name, value in metrics.items()})
-            self._span.set_attribute(f"{TELEMETRY_NAME}.verified", report_or_error.verified)
-            labels = {
-                f"{TELEMETRY_NAME}.executor": report_or_error.executor,
-                f"{TELEMETRY_NAME}.code": report_or_error.code,
-            }
-            for name, counter in _create_counters().items():
-                counter.add(metrics[name], labels)
-            span_context.__exit__(None, None, None)
-        elif span_context is not None and report_or_error is not None:
-            span_context.__exit__(type(report_or_error), report_or_error, report_or_error.__traceback__)
+    def _record_report(self, report: Report) -> None:
+        """Set the metrics of a report as attributes of the span, and add them to the counters."""
+        values = compute_metrics(report)
+        self._span.set_attributes({f"{TELEMETRY_NAME}.{name}": value for name, value in values.items()})
+        self._span.set_attribute(f"{TELEMETRY_NAME}.verified", report.verified)
+        labels = {
+            f"{TELEMETRY_NAME}.executor": report.executor,
+            f"{TELEMETRY_NAME}.code": report.code,
+        }
+        for name, counter in _create_counters().items():
+            counter.add(values[name], labels)
+
+
+class Metric(NamedTuple):
+    """A number in the report of a map that a counter adds up."""
+
+    name: str
+    unit: str
+    description: str
+    compute: Callable[[Report], float]
+
+
+METRICS = (
+    Metric(
+        "tasks",
+        "{task}",
+        "tasks that were started",
+        lambda report: sum(task.attempts > 0 for task in report.tasks),
+    ),
+    Metric(
+        "late",
+        "{task}",
+        "tasks that had not returned when the results were determined, or got a backup",
+        lambda report: len(report.late_tasks),
+    ),
+    Metric(
+        "decoded",
+        "{block}",
+        "data blocks that were decoded rather than received",
+        lambda report: len(report.recovered),
+    ),
+    Metric(
+        "abandoned",
+        "{task}",
+        "tasks that a worker was running when the map returned",
+        lambda report: len(report.tasks_in_state(TaskState.ABANDONED)),
+    ),
+    Metric(
+        "cancelled",
+        "{task}",
+        "tasks that no worker had started when the map returned",
+        lambda report: len(report.tasks_in_state(TaskState.CANCELLED)),
+    ),
+    Metric("seconds", "s", "from the call of a map to its results", lambda report: report.seconds),
+    Metric(
+        "dollars",
+        "USD",
+        "estimated cost at list prices, where they are known",
+        lambda report: 0.0 if report.cost is None else report.cost.total,
+    ),
+)
 
 
 def compute_metrics(report: Report) -> dict[str, float]:
-    """What the counters count, of one map.
+    """Return what one map adds to each counter.
 
     >>> compute_metrics(Report(4, 3, "rotation code", "replay", (), 3))["tasks"]
     0
     """
-    return {
-        "tasks": sum(task.attempts > 0 for task in report.tasks),
-        "late": len(report.late_tasks),
-        "decoded": len(report.recovered),
-        "abandoned": len(report.tasks_in_state("abandoned")),
-        "cancelled": len(report.tasks_in_state("cancelled")),
-        "seconds": report.seconds,
-        "dollars": 0.0 if report.cost is None else report.cost.total,
-    }
+    return {metric.name: metric.compute(report) for metric in METRICS}
 
 
 @cache
@@ -253,6 +305,6 @@ def _create_counters() -> dict[str, Any]:
 
     meter = metrics.get_meter(TELEMETRY_NAME)
     return {
-        name: meter.create_counter(f"{TELEMETRY_NAME}.{name}", unit, description)
-        for name, (unit, description) in COUNTER_DESCRIPTIONS.items()
+        metric.name: meter.create_counter(f"{TELEMETRY_NAME}.{metric.name}", metric.unit, metric.description)
+        for metric in METRICS
     }

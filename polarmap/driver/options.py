@@ -83,6 +83,12 @@ def check_function(f: Any) -> None:
         raise CodeError(f"f must be callable, not {type(f).__name__}")
 
 
+def check_on_result(on_result: Any) -> None:
+    """Raise CodeError unless `on_result` is a function or None."""
+    if on_result is not None and not callable(on_result):
+        raise CodeError(f"on_result must be a function of (index, result) or None, got {on_result!r:.100}")
+
+
 def check_retry_delay(retry_delay: Any) -> float:
     """Return the seconds before a failed task is started again; raise CodeError unless finite and >= 0."""
     if not (is_real_number(retry_delay) and 0 <= retry_delay < inf):

@@ -1,4 +1,4 @@
-"""A map before it begins, and the functions that make one: calls of them run it."""
+"""A map that is prepared but has not begun, and the decorator whose functions prepare a map and run it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from polarmap.blocks.coded import CodedData
 from polarmap.blocks.conversions import describe_missing_table_labels
 from polarmap.codes.linear_code import LinearCode
 from polarmap.driver.coded_collector import CodedCollector
+from polarmap.driver.events import PLAIN_CONTEXT, EventStream, JobContext, Observer, ResultCallback
 from polarmap.driver.lateness import ParityRule
-from polarmap.driver.map_execution import MapExecution, Observer, Observers
+from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import MapOptions
 from polarmap.driver.policies import (
     AwaitedTaskBackupPolicy,
@@ -31,6 +32,7 @@ from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.executors.encryption_keys import check_map_encryption_key
 from polarmap.executors.interface import Function, JobSpec
 from polarmap.executors.resolved import ResolvedExecutor
+from polarmap.report import Report
 from polarmap.worker.task_records import OutputSpec
 
 P = ParamSpec("P")
@@ -39,33 +41,37 @@ T = TypeVar("T")
 
 
 class PreparedMap(NamedTuple, Generic[R]):
-    """A map that is checked and cut, and has not begun.
+    """A map whose arguments are checked and whose data is cut into blocks, and which has not begun.
 
-    execute : runs it to its end, while these observers look on.
-    execution : tells how far it is; None where it is not known yet of how many tasks it is.
-    n_blocks : whose results it tells one by one, and returns in a sequence; 0: it does not.
-    is_stored : whether it is of use if nobody takes its results, because they stay in storage.
+    execute : runs the map and returns its result. The context is passed on to all jobs of the map.
+    get_report : returns the report of the map before it begins; None if the number of tasks is not known
+        yet.
+    n_blocks : the length of the result, whose items are the blocks of `CodedFuture`; 0 if it has none.
+    is_stored : whether the map goes on if nobody waits for its result, because it is kept in storage.
     no_estimates_reason : why its results cannot be estimated while it runs, "" if they can.
     """
 
-    execute: Callable[[Observers], R]
-    execution: MapExecution | None = None
+    execute: Callable[[JobContext], R]
+    get_report: Callable[[], Report] | None = None
     n_blocks: int = 0
     is_stored: bool = False
     no_estimates_reason: str = "is of results that coded_map brings home: not of another map, nor with out="
 
 
 def map_function(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
-    """A public map: a call runs what `prepare` makes of its arguments, which is kept for `submit`.
+    """Make a public map function: a call runs the map that `prepare` makes of its arguments.
 
-    Who looks on, as `progress=` says, is no matter of what is prepared.
+    `submit` finds `prepare` as an attribute. Both make the observers that `progress=` and `on_result=` ask
+    for, which is why these two arguments are only checked by `prepare`.
     """
 
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         with trimmed_tracebacks:
-            return prepare(*arguments, **options).execute(make_observers(options.get("progress")))
+            prepared_map = prepare(*arguments, **options)
+            observers = make_observers(options.get("progress"), options.get("on_result"))
+            return prepared_map.execute(JobContext(EventStream(observers)) if observers else PLAIN_CONTEXT)
 
-    name = prepare.__name__  # of the one frame of ours that a traceback shows
+    name = prepare.__name__  # of the only frame of this package that a traceback shows
     call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)
     call.prepare = prepare  # type: ignore[attr-defined]
     functools.update_wrapper(call, prepare)
@@ -75,29 +81,46 @@ def map_function(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
     return call
 
 
-def make_observers(progress: Any) -> Observers:
-    """Who looks on at a map that begins now, as its `progress=` says: None is a bar where something shows it.
+def make_context(progress: Any) -> JobContext:
+    """Return the context of a job that begins now, with the observers that `make_observers` makes."""
+    observers = make_observers(progress)
+    return JobContext(EventStream(observers)) if observers else PLAIN_CONTEXT
 
-    The logger if it is on, and OpenTelemetry if the program has imported it: else there is nobody to tell.
+
+def make_observers(progress: Any, on_result: Any = None) -> tuple[Observer, ...]:
+    """Return the observers of a map that begins now.
+
+    Parameters
+    ----------
+    progress : bool or None
+        Whether to show a bar; None shows it on a terminal and in a notebook.
+    on_result : callable or None
+        What `ResultCallback` calls.
+
+    Returns
+    -------
+    tuple of Observer
+        Among them that of the logger if it is enabled, and that of OpenTelemetry if the program has imported
+        it.
     """
-    if isinstance(progress, tuple) and all(isinstance(observer, Observer) for observer in progress):
-        return progress  # those of a map that is part of another one
     if progress is None:
         progress = _is_in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
     if not isinstance(progress, (bool, int, np.bool_)):
         raise CodeError(f"progress must be True, False or None, not {progress!r:.100}")
     is_traced = "opentelemetry.trace" in sys.modules or "opentelemetry.metrics" in sys.modules
     is_logged = logging.getLogger("polarmap").isEnabledFor(logging.INFO)
+    callbacks = () if on_result is None else (ResultCallback(on_result),)
     if not (progress or is_traced or is_logged):
-        return ()
+        return callbacks
     from polarmap.driver.observers import LogObserver, ProgressBar, TraceObserver
 
     bars = (ProgressBar(_is_in_notebook()),) if progress else ()
-    return bars + (TraceObserver(),) * is_traced + (LogObserver(),) * is_logged
+    traces, logs = (TraceObserver(),) * is_traced, (LogObserver(),) * is_logged
+    return bars + traces + logs + callbacks
 
 
 def _is_in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook, which is no terminal and yet shows bars."""
+    """Return whether this process is the kernel of a notebook, which shows bars without a terminal."""
     get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
     shell = None if get_ipython is None else get_ipython()
     return shell is not None and "IPKernelApp" in shell.config
@@ -113,26 +136,27 @@ def prepare_coded_map(
     executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
-    """A map whose results come home."""
+    """Prepare a map whose results are sent back to the driver."""
     execution, coded_data = prepare_coded_execution(data, code_options, executor, options)
     labels_note = describe_missing_table_labels(data)
 
-    def execute(observers: Observers) -> CodedResult[T]:
+    def execute(context: JobContext) -> CodedResult[T]:
         try:
-            collector, report = execute_coded(execution, f, coded_data, options, observers)
+            collector, report = execute_coded(execution, f, coded_data, options, context)
         except (AttributeError, LookupError) as error:
             if labels_note:
                 error.add_note(labels_note)
             raise
         return collector.build_result(report)
 
+    no_estimates_reason = _find_no_estimates_reason(coded_data)
     return PreparedMap(
-        execute, execution, coded_data.code.k, no_estimates_reason=_find_no_estimates_reason(coded_data)
+        execute, execution.current_report, coded_data.code.k, no_estimates_reason=no_estimates_reason
     )
 
 
 def _find_no_estimates_reason(coded_data: CodedData) -> str:
-    """Why blocks of a map are not estimated, "" if they are."""
+    """Return why blocks of a map cannot be estimated, "" if they can."""
     if coded_data.code.can_estimate:
         return ""
     return f"estimates blocks of linear f: not with degree=, SecretSharing or the code {coded_data.code!r}"
@@ -164,14 +188,27 @@ def execute_coded(
     f: Function,
     coded_data: CodedData,
     options: MapOptions,
-    observers: Observers,
+    context: JobContext,
     driver_f: Function | None = None,
     output: OutputSpec | None = None,
 ) -> tuple[CodedCollector, LazyReport]:
-    """The results of f on the data blocks as soon as they are determined, and how they came about.
+    """Evaluate f on coded blocks until the results of the data blocks are accepted.
 
-    `driver_f`: what f is on the driver, where that differs from what workers send of it; `output`:
-    where results stay.
+    Parameters
+    ----------
+    execution : MapExecution
+    f : Function
+    coded_data : CodedData
+    options : MapOptions
+    context : JobContext
+    driver_f : Function, optional
+        Evaluated here in checks in place of f, where workers return samples of their results only.
+    output : OutputSpec, optional
+        Where workers store their results; by default they return them.
+
+    Returns
+    -------
+    collector, report
     """
     execution.check_backend_limits(coded_data, coded_data.data_blocks.rows_per_block)
     f, driver_f = coded_data.wrap_function_for_blocks(f), coded_data.wrap_function_for_blocks(driver_f or f)
@@ -196,11 +233,11 @@ def execute_coded(
     policy = _make_scheduling_policy(coded_data.code, options)
     if padded_block is not None and coded_data.code.is_redundant:
         policy = AwaitedTaskBackupPolicy(policy, coded_data.n, padded_block[0])
-    return execution.execute(job_spec, policy, options, make_collector, observers)
+    return execution.execute(job_spec, policy, options, make_collector, context)
 
 
 def _make_scheduling_policy(code: LinearCode, options: MapOptions) -> SchedulingPolicy:
-    """Which tasks of a map start at once, and which later."""
+    """Return the policy that decides which tasks of a map start at once and which later."""
     if code.max_backups:
         return make_backup_policy(code.n, code.max_backups)
     if options.schedule != "on_demand":

@@ -1,22 +1,29 @@
-"""The loop of a map: starts tasks, waits, tells what ended, starts more. Knows no codes and no results.
+"""The loop of a job: starts tasks, waits for outcomes, yields them, starts more. Knows no codes.
 
-Which tasks start at once and which later is a `SchedulingPolicy` of `policies`; what is still needed
-is known to whoever makes something of the outcomes, which is a `Collector`; how tasks run to the executor's
-`Session`.
+A `SchedulingPolicy` decides which tasks start at once and which later, a `Collector` decides which results
+are still needed, and the executor's `Session` runs the tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
 
 from polarmap.driver.collector import Collector
+from polarmap.driver.events import AttemptsStarted, EventStream
 from polarmap.driver.policies import RetryRule, SchedulingPolicy
-from polarmap.executors.interface import BlockSendingSession, Event, NoWorkers, Outcome, Session
+from polarmap.driver.task_table import TaskTable
+from polarmap.executors.interface import (
+    AttemptId,
+    BlockSendingSession,
+    Event,
+    NoWorkers,
+    Outcome,
+    Session,
+)
 
-RETRY_IDLE_SECONDS = 1.0  # without news, before failed tasks are started again
-# the longest the loop looks away; what is due is known without: this is against mistakes
-MAX_POLL_INTERVAL = 5.0
+RETRY_IDLE_SECONDS = 1.0  # without an event, before failed tasks are started again although others still run
+MAX_POLL_INTERVAL = 5.0  # the longest wait in seconds, in case the loop is wrong about when to wake up
 
 
 def schedule_tasks(
@@ -24,27 +31,38 @@ def schedule_tasks(
     policy: SchedulingPolicy,
     retry_rule: RetryRule,
     collector: Collector,
-    poll_interval: float = inf,
-    on_started: Callable[[Sequence[int], float], None] = lambda indices, elapsed: None,
+    events: EventStream | None = None,
 ) -> Iterator[list[Outcome]]:
-    """What ended, as soon as anything did; an empty list when it is time to look at other things.
+    """Yield the outcomes of attempts as soon as any has ended, or an empty list when it is time to look.
 
-    Goes on for as long as it is asked: whoever has what it needs stops asking. In between it starts
-    what the policy says, then what failed and may be tried again. Raises what `collector` does when the time
-    of the watch is over, or what it needs is out of reach.
+    The loop goes on until the caller stops iterating. After each step it starts the tasks that the policy
+    chooses, then failed tasks that may be tried again. It raises what `collector` raises when the timeout of
+    its timer has passed, or when no task can give the results that are still needed.
 
-    poll_interval : seconds after which it is time to look, whatever happens.
-    on_started : is told of tasks that were started after the first ones, and in which second.
+    Parameters
+    ----------
+    session : Session
+        Open, and without tasks.
+    policy : SchedulingPolicy
+    retry_rule : RetryRule
+    collector : Collector
+        With the table of the tasks and the timer of the job.
+    events : EventStream, optional
+        Where `AttemptsStarted` is emitted. Its `poll_interval` is the longest time between two steps.
     """
     task_table, timer = collector.task_table, collector.timer
+    poll_interval = MAX_POLL_INTERVAL if events is None else min(MAX_POLL_INTERVAL, events.poll_interval)
     last_event_at, polled_at, next_retry_at = 0.0, 0.0, inf
-    poll_interval = min(MAX_POLL_INTERVAL, poll_interval)
 
     def start_tasks(task_indices: Sequence[int]) -> None:
         nonlocal last_event_at
         last_event_at = timer.elapsed_seconds
-        session.submit(task_table.start_attempts(task_indices, last_event_at))
-        on_started(task_indices, last_event_at)
+        attempts = task_table.start_attempts(task_indices, last_event_at)
+        session.submit(attempts)
+        if events is not None:
+            if not policy.initial_tasks:  # it starts each task when a worker is free: only retries are news
+                attempts = [attempt_id for attempt_id in attempts if attempt_id[1] > 0]
+            _emit_attempts_started(events, task_table, attempts, last_event_at)
 
     def record_events(events: Sequence[Event]) -> list[Outcome]:
         nonlocal last_event_at
@@ -109,3 +127,11 @@ def schedule_tasks(
                 start_tasks(retryable_tasks)
                 earliest_at = last_event_at + RETRY_IDLE_SECONDS
             next_retry_at = max(min(retry_times.values()), earliest_at)
+
+
+def _emit_attempts_started(
+    events: EventStream, task_table: TaskTable, attempts: Sequence[AttemptId], elapsed_seconds: float
+) -> None:
+    if attempts:
+        late_tasks = task_table.in_flight.keys() - {task for task, _ in attempts}
+        events.emit(AttemptsStarted(attempts, late_tasks, elapsed_seconds))

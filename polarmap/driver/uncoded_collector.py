@@ -8,12 +8,13 @@ from functools import partial
 from math import inf
 
 from polarmap.driver.collector import EveryTaskCollector, JobTimer
+from polarmap.driver.events import JobContext
 from polarmap.driver.failure_messages import (
     add_other_failures_note,
     build_failure_exception,
     format_too_few_results_message,
 )
-from polarmap.driver.map_execution import MapExecution, Observers
+from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import MapOptions
 from polarmap.driver.policies import make_backup_policy
 from polarmap.driver.results import LazyReport
@@ -133,7 +134,7 @@ def execute_uncoded(
     f: Function,
     blocks: TaskBlocks,
     options: MapOptions,
-    observers: Observers,
+    context: JobContext,
     on_outcome: Callable[[Outcome], None],
     label_task: Callable[[int], str] = "task {}".format,
     *,
@@ -149,7 +150,7 @@ def execute_uncoded(
     f : callable
     blocks : TaskBlocks
     options : MapOptions
-    observers : Observers
+    context : JobContext
     on_outcome : callable
         Called with the outcome of the first attempt of each task that returns.
     label_task : callable
@@ -165,4 +166,4 @@ def execute_uncoded(
     job_spec = JobSpec(f, blocks, output_spec=output)
     make_collector = partial(UncodedCollector, on_outcome, label_task, accept_failures)
     policy = make_backup_policy(blocks.n, max_backups)
-    return execution.execute(job_spec, policy, options, make_collector, observers)[1]
+    return execution.execute(job_spec, policy, options, make_collector, context)[1]

@@ -9,7 +9,7 @@ import numpy as np
 
 from polarmap.blocks.code_choice import encode_for_reuse
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.driver.map_execution import Observers
+from polarmap.driver.events import JobContext
 from polarmap.driver.options import Verify, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.driver.results import LazyReport
@@ -85,7 +85,7 @@ def coded_gram(
     (True, 10)
     """
 
-    def execute(observers: Observers) -> CodedProduct:
+    def execute(context: JobContext) -> CodedProduct:
         matrix = operands.check_matrix(A, "A", SPARSE_GRAM_ADVICE)
         checked = None if weights is None else check_weights(weights, matrix.shape[0])
         dtype = np.dtype(matrix.dtype if checked is None else np.result_type(matrix.dtype, checked.dtype))
@@ -95,7 +95,7 @@ def coded_gram(
         run_product = make_product_runner(
             resolve_executor(executor),
             check_options(verify, rtol, timeout, retries, retry_delay=retry_delay),
-            lambda: observers,
+            lambda: context,
         )
         gram, report = compute_gram(coded_pairs, matrix.shape[1], checked, dtype, run_product)
         return CodedProduct(gram, report.report)

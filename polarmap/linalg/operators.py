@@ -16,7 +16,7 @@ from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.blocks.sparse import to_canonical_csr
 from polarmap.codes.polar import PolarCode
 from polarmap.driver.options import Verify, check_options
-from polarmap.driver.prepared_map import make_observers
+from polarmap.driver.prepared_map import make_context
 from polarmap.driver.results import LazyReport
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError, PolarmapError, trimmed_tracebacks, warn
@@ -131,9 +131,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 self._coded_matrix.encodings["rows"] = A
             if transpose is not None:
                 self._coded_matrix.encodings["columns"] = _check_transpose(transpose, matrix)
-            observers = partial(make_observers, bool(progress))  # by default no bar for each product
+            get_context = partial(make_context, bool(progress))  # no bar for each product by default
             self._deadline = Deadline()
-            self._run_product = make_product_runner(executor, options, observers, self._deadline)
+            self._run_product = make_product_runner(executor, options, get_context, self._deadline)
             self.n_products = 0
             self._report: LazyReport | None = None
 

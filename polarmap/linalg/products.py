@@ -12,7 +12,7 @@ import numpy as np
 from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_secret_sharing, encode_for_reuse
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.blocks.sparse import SparseCodedBlocks
-from polarmap.driver.map_execution import Observers
+from polarmap.driver.events import JobContext
 from polarmap.driver.options import FunctionTraits, MapOptions, Verify, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function, prepare_coded_execution
 from polarmap.driver.results import CodedResult, LazyReport
@@ -122,7 +122,7 @@ def coded_matmul(
     (True, 'arikan grid 4 x 3')
     """
 
-    def execute(observers: Observers) -> CodedProduct:
+    def execute(context: JobContext) -> CodedProduct:
         check_not_secret_sharing(code)
         left_factor, right_factor, shape = _check_factors(A, B)
         layout = layouts.choose_product_layout(
@@ -131,7 +131,7 @@ def coded_matmul(
         run_product = make_product_runner(
             resolve_executor(executor),
             check_options(verify, rtol, timeout, retries, retry_delay=retry_delay),
-            lambda: observers,
+            lambda: context,
         )
         if layout.row_counts and layout.column_counts:
             product, report = _multiply_with_two_coded_factors(
@@ -255,7 +255,7 @@ def multiply_block_pairs(
 def make_product_runner(
     executor: ResolvedExecutor,
     options: MapOptions,
-    get_observers: Callable[[], Observers],
+    get_context: Callable[[], JobContext],
     deadline: Deadline | None = None,
 ) -> ProductRunner:
     """Return a function that maps functions of this package, whose results are arrays of a known shape.
@@ -263,7 +263,7 @@ def make_product_runner(
     Where all tasks share the cores of this machine, parity tasks wait until data tasks are late, as the
     previous product of the same blocks tells.
 
-    get_observers : called with no arguments when a product begins; returns the observers of its map.
+    get_context : called with no arguments when a product begins; returns the context of its map.
     deadline : of all products together; a product that would take longer raises DeadlineExceededError.
     """
     deadline = Deadline() if deadline is None else deadline
@@ -285,7 +285,7 @@ def make_product_runner(
         execution, blocks = prepare_coded_execution(coded_blocks, CodeOptions(), executor, product_options)
         try:
             collector, report = execute_coded(
-                execution, block_function, blocks, product_options, get_observers()
+                execution, block_function, blocks, product_options, get_context()
             )
         except CodedTimeoutError as error:
             if product_options is map_options:

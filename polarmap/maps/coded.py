@@ -14,10 +14,12 @@ from polarmap.driver.options import (
     Verify,
     apply_plan,
     check_function,
+    check_on_result,
     check_options,
 )
 from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
 from polarmap.driver.results import CodedResult
+from polarmap.errors import CodeError
 from polarmap.executors import resolve_executor
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class CodedMapOptions(SharedMapOptions, total=False):
     """Those of `coded_map` beside `out`."""
 
     key: str | bytes | None
+    on_result: Callable[[int, Any], object] | None
 
 
 @overload
@@ -78,6 +81,7 @@ def coded_map(
     retries: int = 1,
     retry_delay: float = 0.0,
     key: str | bytes | None = None,
+    on_result: Callable[[int, T], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
     """Map a linear, affine or polynomial f over blocks of data, without waiting for stragglers.
@@ -123,6 +127,11 @@ def coded_map(
         up to 60 seconds. Other tasks do not wait.
     key : str or bytes, optional
         Encrypt what is stored on the way: "env:NAME", "file:PATH" or 32 bytes.
+    on_result : callable, optional
+        Called as `on_result(index, result)` once for each block, on this thread: first for the blocks that
+        arrived, in the order of their arrival, then for the decoded ones. As a later result may show an
+        earlier one to be wrong, the first call comes when all results have been accepted. What it raises
+        ends the map. Not with `out`.
     progress : bool, optional
         Show a bar; by default on a terminal.
 
@@ -157,12 +166,17 @@ def coded_map(
     [3.0, 12.0, 21.0, 30.0]
     """
     check_function(f)
+    check_on_result(on_result)
     options = check_options(
         verify, rtol, timeout, retries, on_timeout, schedule, key, retry_delay=retry_delay
     )
     code_options = apply_plan(CodeOptions(blocks, tasks, code, degree), schedule)
     if out is None:
         return prepare_coded_map(f, data, code_options, resolve_executor(executor), options)
+    if on_result is not None:
+        raise CodeError(
+            "on_result= gets results that workers return, out= keeps them in storage: leave one out"
+        )
     from polarmap.arrays.stored_result import prepare_stored_map  # as much again as all other maps need
 
     return prepare_stored_map(f, data, code_options, out, resolve_executor(executor), options)

@@ -13,7 +13,7 @@ from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.codes.polar import PolarCode
-from polarmap.driver.map_execution import Observers
+from polarmap.driver.events import JobContext
 from polarmap.driver.options import FunctionTraits, Verify, check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
 from polarmap.dtypes import FLOAT64_EPS, Array, Floats
@@ -141,7 +141,7 @@ def coded_gradient(
     True
     """
 
-    def execute(observers: Observers) -> GradientResult:
+    def execute(context: JobContext) -> GradientResult:
         point = _check_point(x)
         length_scale = _check_scale(scale, point)
         step = _check_step(h, scheme)
@@ -157,9 +157,8 @@ def coded_gradient(
         options = replace(options, rtol=amplification * FLOAT64_EPS, traits=traits)
         try:
             code_options = CodeOptions(k, tasks, code)
-            result = prepare_coded_map(task, data, code_options, resolve_executor(executor), options).execute(
-                observers
-            )
+            prepared_map = prepare_coded_map(task, data, code_options, resolve_executor(executor), options)
+            result = prepared_map.execute(context)
         except NotLinearError as error_:
             raise NotLinearError(_format_not_smooth_message(step, error_)) from error_
         except (NotScalarError, NotDecodableError) as error_:

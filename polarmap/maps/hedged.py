@@ -16,9 +16,10 @@ from polarmap.driver.batch_collectors import BatchCollector, FixedBatchCollector
 from polarmap.driver.batch_policy import MAX_BATCHES, BatchPolicy, can_batch_items
 from polarmap.driver.batches import Batch, BatchBlocks, ItemSequence, QueuedBatchBlocks
 from polarmap.driver.collector import JobTimer
+from polarmap.driver.events import JobContext
 from polarmap.driver.item_results import ItemResults
-from polarmap.driver.map_execution import MapExecution, Observers
-from polarmap.driver.options import check_function, check_options
+from polarmap.driver.map_execution import MapExecution
+from polarmap.driver.options import check_function, check_on_result, check_options
 from polarmap.driver.policies import SchedulingPolicy, make_backup_policy
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.driver.results import CodedResult, LazyReport
@@ -48,6 +49,7 @@ def hedged_map(
     retries: int = 1,
     retry_delay: float = 0.0,
     return_exceptions: bool = False,
+    on_result: Callable[[int, T], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
     """Apply any f to any items, with backup tasks for stragglers.
@@ -84,6 +86,9 @@ def hedged_map(
     return_exceptions : bool
         Whether what f raised on an item, or a `WorkerLostError`, is the result of the item, and the other
         items go on. By default the first exception ends the map.
+    on_result : callable, optional
+        Called as `on_result(index, result)` once for each item, as soon as its result is there, on this
+        thread. What it raises ends the map.
 
     Returns
     -------
@@ -116,6 +121,7 @@ def hedged_map(
     [1, ValueError("invalid literal for int() with base 10: 'two'")]
     """
     check_function(f)
+    check_on_result(on_result)
     options = check_options(False, None, timeout, retries, retry_delay=retry_delay)
     if not is_nonnegative_int(backups):
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
@@ -127,7 +133,8 @@ def hedged_map(
     execution.set_code(Uncoded(n_tasks, max_backups=1))
     if not items:
         build_report = partial(replace, execution.current_report(), verified="not needed", is_final=True)
-        return PreparedMap(lambda observers: CodedResult([], LazyReport(build_report)), execution)
+        empty_result = CodedResult[T]([], LazyReport(build_report))
+        return PreparedMap(lambda context: empty_result, execution.current_report)
     is_grouped = n_tasks < n_items
     can_batch = blocks is None and n_tasks > MAX_BATCHES
     can_batch = can_batch and can_batch_items(execution.executor, backups, retries)
@@ -141,8 +148,8 @@ def hedged_map(
         f, star, args, kwargs, is_pickled, may_stop_early=must_queue, referenced_objects=referenced_objects
     )
 
-    def execute(observers: Observers) -> CodedResult[T]:
-        results = ItemResults(n_items, bool(return_exceptions), observers)
+    def execute(context: JobContext) -> CodedResult[T]:
+        results = ItemResults(n_items, bool(return_exceptions), context.events)
         task_blocks: BatchBlocks
         policy: SchedulingPolicy
         make_collector: Callable[[TaskTable, JobTimer], BatchCollector]
@@ -159,10 +166,10 @@ def hedged_map(
             policy = make_backup_policy(n_tasks, backups)
             make_collector = partial(FixedBatchCollector, task_blocks, results)
         job_spec = JobSpec(task_function, task_blocks)
-        _, report = execution.execute(job_spec, policy, options, make_collector, observers)
+        _, report = execution.execute(job_spec, policy, options, make_collector, context)
         return CodedResult([results.values[item_index] for item_index in range(n_items)], report)
 
-    return PreparedMap(execute, execution, n_items)
+    return PreparedMap(execute, execution.current_report, n_items)
 
 
 def _check_call_arguments(star: Any, args: Any, kwargs: Any, return_exceptions: Any) -> None:

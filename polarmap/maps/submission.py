@@ -47,7 +47,7 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
         `coded_map`, `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`, `coded_gradient`, `encode` or
         `xr.apply`.
     *arguments, **options
-        Of the map function.
+        Of the map function. It calls `on_result`, if there is one, on the thread of the map.
 
     Returns
     -------
@@ -83,7 +83,8 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
         prepared_map = prepare(
             *(_snapshot_argument(*item, pickle_f) for item in zip(argument_names, arguments)), **map_options
         )
-        return BackgroundMap(prepared_map, make_observers(options.get("progress"))).start()
+        observers = make_observers(options.get("progress"), options.get("on_result"))
+        return BackgroundMap(prepared_map, observers).start()
 
 
 def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.blocks.uneven import GradientCodedBlocks, cut_data_into_parts
-from polarmap.driver.map_execution import MapExecution, Observers
-from polarmap.driver.options import FunctionTraits, check_function, check_options
+from polarmap.driver.events import JobContext
+from polarmap.driver.map_execution import MapExecution
+from polarmap.driver.options import FunctionTraits, check_function, check_on_result, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.executors import resolve_executor
@@ -53,6 +54,7 @@ def coded_sum(
     timeout: float | None = None,
     retries: int = 1,
     retry_delay: float = 0.0,
+    on_result: Callable[[int, Any], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedSum]:
     """The sum of f(part) over all parts, for any f, without waiting for stragglers.
@@ -76,6 +78,8 @@ def coded_sum(
         an array.
     executor, timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
+    on_result : callable, optional
+        Called once, as `on_result(0, value)`, when the sum has been accepted. What it raises ends the map.
     rtol : float, optional
         Relative error accepted from decoding, as for `coded_map`; one more result is awaited while
         eps times the error amplification exceeds it.
@@ -106,8 +110,9 @@ def coded_sum(
     ([10, 11, 14], [10, 11, 14])
     """
 
-    def execute(observers: Observers) -> CodedSum:
+    def execute(context: JobContext) -> CodedSum:
         check_function(f)
+        check_on_result(on_result)
         options = check_options("auto", rtol, timeout, retries, retry_delay=retry_delay)
         options = replace(options, traits=FunctionTraits(meets_requirement=True))
         execution = MapExecution(resolve_executor(executor))
@@ -116,7 +121,7 @@ def coded_sum(
         task_function = make_weighted_sum_task(f)
         execution.set_code(coded_data.code)
         try:
-            collector, lazy_report = execute_coded(execution, task_function, coded_data, options, observers)
+            collector, lazy_report = execute_coded(execution, task_function, coded_data, options, context)
         except NotLinearError as error:
             raise NotDecodableError(
                 "results of workers that share parts contradict each other: f is not deterministic, or a "

@@ -18,7 +18,7 @@ from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.codes.uncoded import Uncoded
 from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.options import check_options
-from polarmap.driver.prepared_map import make_observers
+from polarmap.driver.prepared_map import make_context
 from polarmap.driver.uncoded_collector import execute_uncoded
 from polarmap.errors import CodeError
 from polarmap.executors import resolve_executor
@@ -140,7 +140,7 @@ def measure(
             sort_task,
             blocks,
             options,
-            make_observers(progress),
+            make_context(progress),
             lambda outcome: None,
             accept_failures=True,
         ).report

@@ -9,7 +9,7 @@ import pytest
 
 from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTaskBlocks
 from polarmap.arrays.stores import SegmentStore
-from polarmap.driver.map_execution import Observer
+from polarmap.driver.events import PLAIN_CONTEXT, EventStream, JobContext, Observer, StripesEncoded
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import ReplayExecutor
@@ -26,8 +26,9 @@ class Counts(Observer):
     def __init__(self):
         self.shown = []
 
-    def on_stripes_done(self, n_done, n_stripes):
-        self.shown.append((n_done, n_stripes))
+    def on_event(self, event):
+        if isinstance(event, StripesEncoded):
+            self.shown.append((event.n_done, event.n_stripes))
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
     def take(task, stored, note):
         where[task], notes[task] = stored, note.tolist()
 
-    runner = ArrayJobRunner(SegmentStore(folder), executor, (observer,))
+    runner = ArrayJobRunner(SegmentStore(folder), executor, JobContext(EventStream([observer])))
     runner.run_tasks(
         doubled_with_note,
         SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS),
@@ -90,7 +91,9 @@ def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
         return Segment("out", array.nbytes)
 
     tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
-    ArrayJobRunner(SegmentStore(folder), None, ()).run_tasks(f, tasks, lambda *_: None, output(folder), put)
+    ArrayJobRunner(SegmentStore(folder), None, PLAIN_CONTEXT).run_tasks(
+        f, tasks, lambda *_: None, output(folder), put
+    )
 
 
 def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(folder):
@@ -107,7 +110,7 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
 
     tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
     with pytest.raises(OSError, match="full"):
-        ArrayJobRunner(SegmentStore(folder), None, ()).run_tasks(
+        ArrayJobRunner(SegmentStore(folder), None, PLAIN_CONTEXT).run_tasks(
             f, tasks, lambda task, *_: told.append(task), output(folder), put
         )
     assert (computed, told) == ([0, 1, 2], [0])
@@ -118,6 +121,6 @@ def test_a_part_that_is_gone_is_named(folder):
     folder.delete(["in/3"])
     tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
     with pytest.raises(NotDecodableError, match="in/3 is missing, since it was looked at"):
-        ArrayJobRunner(SegmentStore(folder), None, ()).run_tasks(
+        ArrayJobRunner(SegmentStore(folder), None, PLAIN_CONTEXT).run_tasks(
             lambda blocks: [np.zeros(1)], tasks, lambda *_: None
         )

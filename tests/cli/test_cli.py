@@ -60,7 +60,10 @@ def test_help_cuts_no_description(polarmap: Run) -> None:
             ["plan", "--k", "4", "--distribution", "gauss:1"],
             "unknown distribution 'gauss'; choose one of: exponential, pareto",
         ),
-        (["plan", "--k", "4", "--distribution", "pareto:1"], "pareto takes 2 parameters, got 1 in 'pareto:1'"),
+        (
+            ["plan", "--k", "4", "--distribution", "pareto:1"],
+            "pareto takes 2 parameters, got 1 in 'pareto:1'",
+        ),
         (["plan", "--k", "4", "--distribution", "pareto:1,x"], "'1,x' is not a list of numbers"),
         (["plan", "--k", "4", "--times", "no-such-file"], "'no-such-file' does not exist"),
         (["simulate", "--k", "4", *DISTRIBUTION, "--scheme", "magic"], "'magic' is not one of"),

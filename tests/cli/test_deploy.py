@@ -150,7 +150,9 @@ def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: py
     config = {"lithops": {"backend": "aws_lambda"}}
     monkeypatch.setattr(sys, "version_info", (3, 11, 0, "final", 0))
     monkeypatch.setattr(deploy, "version", lambda name: "2.4.6")
-    with pytest.raises(ExecutorError, match=r"numpy 2\.4\.6 has no wheel: run polarmap here with Python 3\.12"):
+    with pytest.raises(
+        ExecutorError, match=r"numpy 2\.4\.6 has no wheel: run polarmap here with Python 3\.12"
+    ):
         deploy.check_deployable_config(config)
     assert deploy.check_deployable_config({"lithops": {"backend": "k8s"}})["numpy"] == "2.4.6"
 
@@ -160,7 +162,9 @@ def test_machines_install_what_is_installed_here(handler: Handler, tmp_path: Pat
     with pytest.raises(ExecutorError, match=r"installed here: extra_python_packages: \[numpy==") as refused:
         deploy.build_runtime(file, "aws_ec2")
     assert handler.calls == []
-    file.write_text(f"{file.read_text()}standalone: {{{str(refused.value).partition('installed here: ')[2]}}}\n")
+    file.write_text(
+        f"{file.read_text()}standalone: {{{str(refused.value).partition('installed here: ')[2]}}}\n"
+    )
     assert "numpy==" in install_script_kwargs_from_config(yaml.safe_load(file.read_text())["standalone"]).get(
         "extra_python_packages", ""
     )
@@ -207,10 +211,17 @@ def test_undeploy_removes_what_was_deployed(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("mars", FILLED_IN, "no configuration template is named 'mars'; choose one of: aws_batch, aws_ec2, aws_lambda, "),
+        (
+            "mars",
+            FILLED_IN,
+            "no configuration template is named 'mars'; choose one of: aws_batch, aws_ec2, aws_lambda, ",
+        ),
         ("k8s", FILLED_IN, "is for 'aws_lambda', not for 'k8s'"),
         ("localhost", FILLED_IN, "is for 'aws_lambda', not for 'localhost'"),
-        *[(name, None, f"{name}.yaml' is a template. Copy it, and fill in these settings: ") for name in BACKENDS],
+        *[
+            (name, None, f"{name}.yaml' is a template. Copy it, and fill in these settings: ")
+            for name in BACKENDS
+        ],
         ("minio", None, "is a template. Copy it, and fill in these settings: minio.endpoint"),
     ],
 )

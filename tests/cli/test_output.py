@@ -12,7 +12,11 @@ from command_lines import COMMAND, DISTRIBUTION, ENVIRONMENT, Run
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        (["config", "show", "mars"], "ExecutorError", "no configuration template is named 'mars'; choose one of: "),
+        (
+            ["config", "show", "mars"],
+            "ExecutorError",
+            "no configuration template is named 'mars'; choose one of: ",
+        ),
         (
             ["plan", "--k", "4", "--distribution", "pareto:0,1"],
             "CodeError",

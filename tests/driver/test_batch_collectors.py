@@ -117,7 +117,7 @@ def make_collector(
         leaves = [np.frombuffer(packed.data, np.uint8)]
         return Outcome(0, attempt, leaves, ("array",), None, 1.0)
 
-    results = ItemResults(n_items, False, ())
+    results = ItemResults(n_items, False, None)
     return FixedBatchCollector(blocks, results, tasks, JobTimer(lambda: 0.0)), run
 
 

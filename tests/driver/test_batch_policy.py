@@ -88,7 +88,7 @@ class Served:
         self.run = executor.open(JobSpec(make_call_task(f, unpickle_blocks=True), self.blocks, self.faults))
         self.run.submit, self.run.cancel = self._submit, self.cancelled_attempts.extend  # type: ignore[method-assign, assignment]
         count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in sequences)
-        self.results = NotedResults(count, True, ())
+        self.results = NotedResults(count, True, None)
         timer = JobTimer(self.run.now)
         self.collector = QueuedBatchCollector(self.policy, self.blocks, self.results, TaskTable(0), timer)
         self._steps = schedule_tasks(self.run, self.policy, RetryRule(retries), self.collector)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,11 @@ import pytest
 import polarmap
 from polarmap.codes import PolarCode
 from polarmap.driver import coded_future
-from polarmap.driver.coded_future import BackgroundMap, CodedFuture, MapCancelled
-from polarmap.driver.collector import JobTimer
-from polarmap.driver.map_execution import MapExecution, Observers
+from polarmap.driver.coded_future import BackgroundMap, CodedFuture
+from polarmap.driver.events import BlockReady, JobCancelled, JobContext, JobFinished, JobPolled, JobStarted
+from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.prepared_map import PreparedMap
-from polarmap.driver.task_table import TaskTable
 from polarmap.executors import resolve_executor
-from polarmap.executors.interface import Outcome
 from polarmap.testing import ReplayExecutor
 
 SECONDS = 30.0
@@ -35,49 +33,33 @@ class ScriptedMap:
         self._error = error
         self.running = MapExecution(resolve_executor(ReplayExecutor()))
         self.running.set_code(PolarCode(3, 2))
-        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, self.running, 2, is_stored)
+        self.prepared: PreparedMap[list[str]] = PreparedMap(
+            self._run, self.running.current_report, 2, is_stored
+        )
 
     def start(self) -> CodedFuture[list[str]]:
         return BackgroundMap(self.prepared, ()).start()
 
-    def _run(self, observers: Observers) -> list[str]:
-        [future], running = observers, self.running
-        future.on_start(running)
-        running.session, running.collector = BellSession(self.woken), Results()  # type: ignore[assignment]
+    def _run(self, context: JobContext) -> list[str]:
+        events, cancellation = context.events, context.cancellation
+        assert events is not None and cancellation is not None
+        events.emit(JobStarted(self.running.current_report))
+        cancellation.set_wake(self.woken.set)
         try:
-            future.on_attempt_end(Outcome(1, 0, [], (), None, 0.5), 0.9)
+            events.emit(BlockReady(1, lambda: "early", is_final=False))
             self.began.set()
             while not self.go.wait(0.01):
-                future.on_poll(1)
+                cancellation.raise_if_cancelled()
+                events.emit(JobPolled(1))
             if self._error is not None:
                 raise self._error
+            for index, result in enumerate(["zero", "one"]):
+                events.emit(BlockReady(index, partial(str, result), is_final=True))
             return ["zero", "one"]
         finally:
-            future.on_finish(RuntimeError())
+            cancellation.set_wake(None)
+            events.emit_last(JobFinished(self.running.current_report(), RuntimeError()))
             self.ended.set()
-
-
-class BellSession:
-    """Only its bell."""
-
-    def __init__(self, woken: threading.Event) -> None:
-        self.wake = woken.set
-
-
-class Results:
-    """That of block 1 is there."""
-
-    def __init__(self) -> None:
-        seconds = iter([0.0])
-        self.task_table, self.timer = TaskTable(3), JobTimer(lambda: next(seconds, 1.0))
-        self.task_table.arrived[1] = 0.9
-
-    def make_report_table_builder(self) -> Callable[[], TaskTable]:
-        return lambda: self.task_table
-
-    def make_early_result_getter(self, task_index: int) -> Any:
-        assert task_index == 1
-        return lambda: "early"
 
 
 def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
@@ -126,8 +108,8 @@ def test_a_map_that_is_called_off_while_it_is_cut_does_not_begin() -> None:
     scripted = ScriptedMap()
     map_ = BackgroundMap(scripted.prepared, ())
     map_.cancel()
-    with pytest.raises(MapCancelled):
-        map_.on_start(scripted.running)
+    with pytest.raises(JobCancelled):
+        map_._context.cancellation.raise_if_cancelled()  # type: ignore[union-attr]
 
 
 def test_cancelling_from_many_threads_at_once() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -18,122 +18,178 @@ import polarmap
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.codes import PolarCode
 from polarmap.driver.collector import JobTimer
+from polarmap.driver.events import (
+    AttemptEnded,
+    AttemptsStarted,
+    BlockReady,
+    CancellationToken,
+    EstimateReady,
+    EventStream,
+    JobCancelled,
+    JobContext,
+    JobEvent,
+    JobFinished,
+    JobPolled,
+    JobStarted,
+    Observer,
+)
 from polarmap.driver.function_properties import VERIFIED_PROPERTIES
-from polarmap.driver.map_execution import MapExecution, Observer, report_stripe_progress
+from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.prepared_map import make_observers
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.uncoded_collector import UncodedCollector
 from polarmap.errors import CodedTimeoutError, CodeError, NotLinearError
 from polarmap.executors import resolve_executor
-from polarmap.executors.interface import JobSpec, Outcome
+from polarmap.executors.interface import JobSpec
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import Report
+
+T = TypeVar("T")
 
 THREE = np.random.default_rng(0).standard_normal((24, 3))
 
 
 class Diary(Observer):
-    """Writes down what it is told; and the report so far at each moment."""
+    """Writes down the events of a map, and the states of its tasks whenever an attempt has ended."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[Any, ...]] = []
+        self.events: list[JobEvent] = []
         self.states: list[list[str]] = []
-        self.execution: MapExecution | None = None
 
-    def on_start(self, execution: MapExecution) -> None:
-        self.execution = execution
-        self.events.append(("began", execution.current_report().needed))
+    def on_event(self, event: JobEvent) -> None:
+        self.events.append(event)
+        if isinstance(event, JobStarted):
+            self.get_report = event.get_report
+            assert not event.get_report().is_final
+        if isinstance(event, AttemptEnded):
+            self.states.append([task.state for task in self.get_report().tasks])
 
-    def on_tasks_started(self, task_indices: Collection[int], elapsed_seconds: float) -> None:
-        self.events.append(("started", *task_indices))
-
-    def on_attempt_end(self, outcome: Outcome, elapsed_seconds: float) -> None:
-        assert self.execution is not None
-        self.events.append(("ended", outcome.task, outcome.failure is None, elapsed_seconds))
-        self.states.append([task.state for task in self.execution.current_report().tasks])
-
-    def on_item_result(self, item_index: int, get_result: Callable[[], Any]) -> None:
-        self.events.append(("arrived", item_index, get_result()))
-
-    def on_poll(self, n_arrived: int) -> None:
-        self.events.append(("looked", n_arrived))
-
-    def on_stripes_done(self, n_done: int, n_stripes: int) -> None:
-        self.events.append(("counted", n_done, n_stripes))
-
-    def on_finish(self, report_or_error: Report | BaseException | None) -> None:
-        self.events.append(("finished", type(report_or_error)))
+    def of(self, kind: type[T]) -> list[T]:
+        """Return the events of one class."""
+        return [event for event in self.events if isinstance(event, kind)]
 
 
-def test_what_happens_is_told_where_it_happens() -> None:
+def observe(map_function: Any, *arguments: Any, observers: Sequence[Observer], **options: Any) -> Any:
+    """Run a map with these observers."""
+    return map_function.prepare(*arguments, **options).execute(JobContext(EventStream(observers)))
+
+
+def test_events_are_emitted_as_they_happen() -> None:
     diary = Diary()
     executor = FaultyExecutor(ReplayExecutor({0: 1.0, 1: 2.0, 2: 3.0, 3: math.inf}), {1: Fault("kill")})
-    options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": executor, "progress": (diary,)}
-    result = polarmap.coded_map(np.negative, THREE, verify=False, **options)
-    assert [event for event in diary.events if event[0] != "looked"] == [
-        ("began", 3),
-        ("ended", 0, True, 1.0),
-        ("ended", 1, False, 2.0),
-        ("ended", 2, True, 3.0),
-        ("started", 1),  # after a while without news
-        ("ended", 1, True, 6.0),
-        ("finished", Report),
+    options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": executor, "verify": False}
+    result = observe(polarmap.coded_map, np.negative, THREE, observers=[diary], **options)
+    told = [event for event in diary.events if not isinstance(event, (JobPolled, EstimateReady))]
+    assert [type(event) for event in told] == [
+        JobStarted,
+        AttemptEnded,
+        BlockReady,
+        AttemptEnded,
+        AttemptEnded,
+        BlockReady,
+        AttemptsStarted,  # a second without events after the loss
+        AttemptEnded,
+        BlockReady,
+        *[BlockReady] * 3,
+        JobFinished,
     ]
-    counts = [event[1] for event in diary.events if event[0] == "looked"]
+    ended = [(event.outcome.task, event.elapsed_seconds) for event in diary.of(AttemptEnded)]
+    assert ended == [(0, 1.0), (1, 2.0), (2, 3.0), (1, 6.0)]
+    [started] = diary.of(AttemptsStarted)
+    assert (list(started.attempts), set(started.late_tasks)) == ([(1, 1)], {3})
+    ready = [(event.index, event.is_final) for event in diary.of(BlockReady)]
+    assert ready == [(0, False), (2, False), (1, False), (0, True), (2, True), (1, True)]
+    for event in diary.of(BlockReady):
+        np.testing.assert_array_equal(event.get_result(), result[event.index])
+    counts = [event.n_results for event in diary.of(JobPolled)]
     assert (counts[0], counts[1], counts[-1]) == (0, 1, 3)
-    assert counts == sorted(counts)
+    assert counts == sorted(counts) == [event.n_results for event in diary.of(EstimateReady)]
     assert diary.states[0] == ["arrived", "running", "running", "running"]
     assert diary.states[1] == ["arrived", "failed", "running", "running"]
     assert diary.states[-1] == ["arrived", "arrived", "arrived", "running"]
     assert [task.state for task in result.report.tasks] == ["arrived", "arrived", "arrived", "abandoned"]
+    assert diary.of(JobFinished) == [JobFinished(result.report)]
 
 
-def test_results_of_any_function_are_told_one_by_one() -> None:
+def test_results_of_any_function_are_final_one_by_one() -> None:
     diary = Diary()
-    result = polarmap.hedged_map(abs, [-1, 2], executor=ReplayExecutor({0: 9.0}), progress=(diary,))  # type: ignore[arg-type]
+    result = observe(polarmap.hedged_map, abs, [-1, 2], observers=[diary], executor=ReplayExecutor({0: 9.0}))
     assert list(result) == [1, 2]
-    arrivals = [event for event in diary.events if event[0] == "arrived"]
-    assert arrivals == [("arrived", 1, 2), ("arrived", 0, 1)]
+    ready = [(event.index, event.get_result(), event.is_final) for event in diary.of(BlockReady)]
+    assert ready == [(1, 2, True), (0, 1, True)]
 
 
-def test_a_map_that_raises_has_finished_for_all() -> None:
+def test_blocks_that_arrived_are_final_in_their_order_before_decoded_ones() -> None:
+    diary, executor = Diary(), ReplayExecutor({0: math.inf, 1: 3.0, 2: 2.0})
+    options: dict[str, Any] = {"blocks": 3, "tasks": 5, "executor": executor}
+    result = observe(polarmap.coded_map, np.negative, THREE, observers=[diary], **options)
+    final = [event for event in diary.of(BlockReady) if event.is_final]
+    assert [event.index for event in final] == [2, 1, 0]
+    assert all(event.get_result() is result[event.index] for event in final)
+
+
+def test_a_job_that_raises_has_finished_for_all_observers() -> None:
     diaries = Diary(), Diary()
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
-    options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": never, "progress": diaries}
-    with pytest.raises(CodedTimeoutError):
-        polarmap.coded_map(np.negative, THREE, timeout=2.0, **options)
-    assert [diary.events[-1] for diary in diaries] == [("finished", CodedTimeoutError)] * 2
+    options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": never, "timeout": 2.0}
+    with pytest.raises(CodedTimeoutError) as raised:
+        observe(polarmap.coded_map, np.negative, THREE, observers=diaries, **options)
+    for diary in diaries:
+        finished = diary.events[-1]
+        assert isinstance(finished, JobFinished) and finished.error is raised.value
+        assert finished.report is not None and not finished.report.is_final
+        assert diary.of(BlockReady) == []
 
 
-def test_nobody_looks_on_at_a_plain_map(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_of_an_observer_that_raises_ends_with_its_exception() -> None:
+    class Refusal(Observer):
+        def on_event(self, event: JobEvent) -> None:
+            if isinstance(event, AttemptEnded):
+                raise error
+
+    error, recorder, diary = ArithmeticError("no"), Recorder(), Diary()
+    with pytest.raises(ArithmeticError) as raised:
+        observe(polarmap.coded_map, np.negative, THREE, observers=[Refusal(), diary], executor=recorder)
+    assert raised.value is error
+    assert diary.of(JobFinished)[0].error is error
+    assert recorder.calls[-1] == ("close",)
+
+
+def test_a_plain_map_has_no_observers(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "polarmap")
     assert [type(observer).__name__ for observer in make_observers(False)][-1:] == ["LogObserver"]
     caplog.set_level("WARNING", "polarmap")
     assert "LogObserver" not in [type(observer).__name__ for observer in make_observers(False)]
 
 
-def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_job_that_is_cancelled_stops_and_closes_its_session(is_early: bool) -> None:
+    class Canceller(Observer):
+        def on_event(self, event: JobEvent) -> None:
+            if isinstance(event, JobStarted if is_early else AttemptEnded):
+                cancellation.cancel()
+
+    cancellation, recorder, diary = CancellationToken(), Recorder({2: 9.0}), Diary()
+    prepared = polarmap.hedged_map.prepare(abs, [1, 2, 3], executor=recorder)  # type: ignore[attr-defined]
+    with pytest.raises(JobCancelled):
+        prepared.execute(JobContext(EventStream([Canceller(), diary]), cancellation))
+    assert len(diary.of(AttemptEnded)) == (0 if is_early else 1)
+    assert isinstance(diary.events[-1].error, JobCancelled)  # type: ignore[union-attr]
+    assert [call[0] for call in recorder.calls] == ([] if is_early else ["open", "submit", "wait", "close"])
+
+
+def test_a_map_may_be_asked_for_its_report_at_any_time() -> None:
     running = MapExecution(resolve_executor(ReplayExecutor()))
     running.set_code(polarmap.codes.PolarCode(4, 3), padding=2)
     blank = running.current_report()
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
-    running.wake()
     run = running.executor.open(JobSpec(abs, UncodedBlocks([], ())))
     collector = UncodedCollector(print, str, False, TaskTable(4), JobTimer(run.now))
-    running.session, running.collector = run, collector
+    running._collector = collector
     collector.task_table.start_attempts([0, 1], 0.0)
     assert [task.state for task in running.current_report().tasks] == ["queued"] * 2 + ["held back"] * 2
-    running.session = running.collector = None
-    running.wake()
+    running._collector = None
     assert running.current_report() == blank
-
-
-def test_stripes_are_counted_from_none_to_the_end() -> None:
-    diary = Diary()
-    with report_stripe_progress((diary,), 3) as show:
-        show(2)
-    assert diary.events == [("counted", 0, 3), ("counted", 2, 3), ("finished", type(None))]
 
 
 # --- the executor is opened once, and closed whatever happens ----------------------------------

@@ -23,7 +23,8 @@ import polarmap
 from polarmap import coded_map, hedged_map, submit
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.driver import observers
-from polarmap.driver.map_execution import MapExecution, report_stripe_progress
+from polarmap.driver.events import EventStream, JobContext, JobFinished, JobPolled, JobStarted
+from polarmap.driver.map_execution import MapExecution
 from polarmap.driver.observers import ProgressBar
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors import resolve_executor
@@ -230,14 +231,14 @@ def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -
     bar = ProgressBar(is_in_notebook=False)
     running = MapExecution(resolve_executor(ReplayExecutor()))
     running.set_code(polarmap.codes.PolarCode(8, 6))
-    bar.on_start(running)
-    bar.on_poll(5)
-    bar.on_finish(RuntimeError())
+    bar.on_event(JobStarted(running.current_report))
+    bar.on_event(JobPolled(5))
+    bar.on_event(JobFinished(None, RuntimeError()))
     text = capsys.readouterr().err
     assert "0/8 arrived, 6 needed" in text
     assert "5/8 arrived, 6 needed" in text
     assert text.endswith("\r")  # the line is taken away
-    with report_stripe_progress((bar,), 4) as show:
+    with JobContext(EventStream([bar])).count_stripes(4) as show:
         show(3)
     assert "3/4 stripes" in capsys.readouterr().err
 

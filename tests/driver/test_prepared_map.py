@@ -13,7 +13,7 @@ import pytest
 import polarmap
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.driver import prepared_map
-from polarmap.driver.map_execution import Observer
+from polarmap.driver.events import PLAIN_CONTEXT, JobContext, ResultCallback
 from polarmap.driver.observers import ProgressBar
 from polarmap.driver.options import MapOptions
 from polarmap.driver.prepared_map import PreparedMap, make_observers, map_function, prepare_coded_map
@@ -37,13 +37,13 @@ def doubled(number: int, *, progress: Any = None) -> PreparedMap[int]:
     """Twice a number."""
     if number < 0:
         raise CodeError("below 0")
-    return PreparedMap(lambda observers: 2 * number + isinstance(observers, tuple))
+    return PreparedMap(lambda context: 2 * number + isinstance(context, JobContext))
 
 
 def test_a_call_runs_what_is_prepared() -> None:
     assert doubled(3, progress=False) == 7
     prepared = doubled.prepare(3)  # type: ignore[attr-defined]
-    assert prepared.execute([]) == 6
+    assert prepared.execute(None) == 6
     with pytest.raises(TypeError, match=r"doubled\(\) got an unexpected keyword argument 'n'"):
         doubled(3, n=4)  # type: ignore[call-arg]
 
@@ -67,15 +67,13 @@ def test_what_is_prepared_may_be_run_again() -> None:
         np.negative, DATA, CodeOptions(4, 5), resolve_executor(ReplayExecutor()), MapOptions()
     )
     for _ in range(2):
-        np.testing.assert_array_equal(prepared.execute(()).concatenate(), -DATA)
+        np.testing.assert_array_equal(prepared.execute(PLAIN_CONTEXT).concatenate(), -DATA)
 
 
 # --- who looks on ---
 
 
 def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = (Observer(),)
-    assert make_observers(mine) is mine
     python = SimpleNamespace(modules={}, stderr=None)  # one that has not imported OpenTelemetry
     monkeypatch.setattr(prepared_map, "sys", python)
     assert make_observers(False) == make_observers(None) == ()
@@ -83,6 +81,10 @@ def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_observers(None) == ()
     [bar] = make_observers(np.True_)
     assert isinstance(bar, ProgressBar)
+    [bar, callback] = make_observers(True, print)
+    assert isinstance(bar, ProgressBar) and isinstance(callback, ResultCallback)
+    [callback] = make_observers(False, print)
+    assert isinstance(callback, ResultCallback)
     for progress in ("yes", (1,)):
         with pytest.raises(CodeError, match=r"progress must be True, False or None, not .*(yes|1)"):
             make_observers(progress)

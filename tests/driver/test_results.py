@@ -25,6 +25,7 @@ import polarmap
 from polarmap import coded_map
 from polarmap.codes import PolarCode
 from polarmap.driver import map_execution
+from polarmap.driver.events import PLAIN_CONTEXT
 from polarmap.testing import ReplayExecutor
 from polarmap.types import CodedResult
 
@@ -117,8 +118,8 @@ def test_a_report_is_made_when_it_is_read_for_the_first_time(monkeypatch: pytest
     monkeypatch.setattr(
         map_execution, "build_final_report", lambda *args: built.append(args) or final_report(*args)
     )
-    options: dict[str, Any] = {"executor": ReplayExecutor(), "progress": ()}  # nobody looks on
-    result = polarmap.coded_map(np.negative, np.eye(6), blocks=3, tasks=4, **options)
+    options: dict[str, Any] = {"executor": ReplayExecutor(), "blocks": 3, "tasks": 4}
+    result = polarmap.coded_map.prepare(np.negative, np.eye(6), **options).execute(PLAIN_CONTEXT)
     assert list(map(len, result)) == [2, 2, 2]
     assert not built
     assert result.report is result.report
@@ -136,8 +137,8 @@ def test_a_report_that_nobody_has_read_keeps_nothing_of_what_f_raised() -> None:
             raise KeyError("lost")
         return block
 
-    options: dict[str, Any] = {"executor": ReplayExecutor({0: 0.5}), "progress": (), "verify": False}
-    result = polarmap.coded_map(f, np.eye(6), blocks=3, tasks=4, **options)
+    options: dict[str, Any] = {"executor": ReplayExecutor({0: 0.5}), "blocks": 3, "tasks": 4, "verify": False}
+    result = polarmap.coded_map.prepare(f, np.eye(6), **options).execute(PLAIN_CONTEXT)
     gc.collect()
     assert [reference() for reference in held] == [None]
     assert result.report.tasks[0].failures == ("KeyError: 'lost'",)

@@ -9,7 +9,7 @@ from driver.test_collector import lost, returned
 
 from polarmap import hedged_map
 from polarmap.driver.collector import JobTimer
-from polarmap.driver.map_execution import Observer
+from polarmap.driver.events import EventStream, JobContext, JobEvent, JobPolled, Observer
 from polarmap.driver.task_table import TaskTable
 from polarmap.driver.uncoded_collector import UncodedCollector
 from polarmap.errors import NotDecodableError
@@ -58,12 +58,14 @@ def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Ex
 
 def test_failures_that_count_are_told_to_those_who_look_on() -> None:
     class Counts(Observer):
-        def on_poll(self, n_arrived: int) -> None:
-            seen.append(n_arrived)
+        def on_event(self, event: JobEvent) -> None:
+            if isinstance(event, JobPolled):
+                seen.append(event.n_results)
 
     seen = list[int]()
-    results = hedged_map(
-        lambda x: 1 / x, [0, 1, 2], return_exceptions=True, executor=ReplayExecutor(), progress=(Counts(),)
+    prepared = hedged_map.prepare(  # type: ignore[attr-defined]
+        lambda x: 1 / x, [0, 1, 2], return_exceptions=True, executor=ReplayExecutor()
     )
-    assert isinstance(results[0], ZeroDivisionError)
+    found = prepared.execute(JobContext(EventStream([Counts()])))
+    assert isinstance(found[0], ZeroDivisionError)
     assert seen[-1] == 3

@@ -24,6 +24,7 @@ import polarmap
 from polarmap import CodedOperator, Pool, hedged_map
 from polarmap.codes import PolarCode
 from polarmap.driver import map_execution
+from polarmap.driver.events import PLAIN_CONTEXT
 from polarmap.errors import CodeError
 from polarmap.linalg import operators
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -102,7 +103,9 @@ def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) 
 
 
 def test_gram_matrices_that_cannot_be() -> None:
-    with pytest.raises(CodeError, match=r"needs a dense matrix of real or complex numbers: use A.toarray\(\)"):
+    with pytest.raises(
+        CodeError, match=r"needs a dense matrix of real or complex numbers: use A.toarray\(\)"
+    ):
         operator(csr_array(TALL)).gram(np.ones(50))
     for shape in (49, (50, 2, 2)):
         with pytest.raises(CodeError, match="weights has shape"):
@@ -201,7 +204,7 @@ def test_a_report_that_nobody_reads_is_not_made(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         map_execution, "build_final_report", lambda *args: made.append(args) or final_report(*args)
     )
-    monkeypatch.setattr(operators, "make_observers", lambda progress: ())  # nobody looks on
+    monkeypatch.setattr(operators, "make_context", lambda progress: PLAIN_CONTEXT)
     with polarmap.CodedOperator(TALL, blocks=K) as coded:
         for _ in range(2):
             coded @ np.ones(13)

@@ -196,7 +196,10 @@ def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
     ("options", "message"),
     [
         ({"method": "magic"}, "method must be 'auto', 'rows', 'columns' or 'grid', not 'magic'"),
-        ({"method": "rows", "blocks": (2, 2)}, r"encodes one factor, so blocks must be an integer, not \(2, 2\)"),
+        (
+            {"method": "rows", "blocks": (2, 2)},
+            r"encodes one factor, so blocks must be an integer, not \(2, 2\)",
+        ),
         ({"method": "rows", "blocks": 24}, "blocks=24 is more than the 23 rows; use blocks <= 23"),
         ({"method": "columns", "blocks": 20}, "blocks=20 is more than the 19 columns"),
         ({"blocks": (24, 2)}, "blocks=24 is more than the 23 rows; use blocks <= 23"),

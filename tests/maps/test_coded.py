@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 from plain import assert_same, plain_map
 
-from polarmap import coded_map
+from polarmap import coded_map, coded_sum, hedged_map, submit
+from polarmap.arrays import Stored
 from polarmap.codes import PolarCode
-from polarmap.errors import CodeError
+from polarmap.errors import CodedTimeoutError, CodeError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.types import CodedResult
 
@@ -29,6 +31,7 @@ OPTIONS = {
     "retries": 1,
     "retry_delay": 0.0,
     "key": None,
+    "on_result": None,
     "progress": None,
 }
 
@@ -121,3 +124,71 @@ def test_data_changed_in_place_between_two_maps_is_new_data() -> None:
             lambda block: block @ x, data, blocks=6, tasks=9, executor=FaultyExecutor(None, late)
         )
         np.testing.assert_allclose(result.concatenate(), data @ x, rtol=1e-9, atol=1e-9)
+
+
+# --- on_result= --------------------------------------------------------------------------------
+
+
+def test_on_result_gets_the_blocks_that_arrived_and_then_those_that_were_decoded() -> None:
+    calls: list[tuple[int, Any]] = []
+    executor = ReplayExecutor({0: 3.0, 1: 2.0, 2: math.inf, 3: 1.0, 4: 4.0, 5: 4.0})
+    result = doubled(
+        blocks=4, tasks=6, executor=executor, on_result=lambda index, block: calls.append((index, block))
+    )
+    assert [index for index, _ in calls] == [3, 1, 0, 2]
+    assert all(block is result[index] for index, block in calls)
+    assert result.report.recovered == (2,)
+
+
+def test_on_result_gets_no_result_that_a_check_rejects() -> None:
+    calls: dict[int, Any] = {}
+    executor = FaultyExecutor(ReplayExecutor(), {1: Fault("garbage", attempts=9)})
+    result = doubled(blocks=6, tasks=12, executor=executor, verify=True, on_result=calls.__setitem__)
+    assert result.report.tasks[1].state == "failed"
+    assert list(calls) == [0, 2, 3, 4, 5, 1]
+    np.testing.assert_allclose(np.concatenate([calls[index] for index in range(6)]), 2 * DATA)
+
+
+def test_on_result_is_not_called_by_a_map_that_raises() -> None:
+    calls: dict[int, Any] = {}
+    never = ReplayExecutor(dict.fromkeys(range(1, 4), math.inf))
+    with pytest.raises(CodedTimeoutError):
+        doubled(blocks=3, tasks=4, executor=never, timeout=2.0, on_result=calls.__setitem__)
+    assert calls == {}
+
+
+def test_on_result_gets_estimates_where_the_map_returns_them() -> None:
+    calls: dict[int, Any] = {}
+    late = ReplayExecutor({0: math.inf, 1: math.inf, 4: math.inf})
+    options: dict[str, Any] = {"blocks": 4, "tasks": 5, "timeout": 2.0, "on_timeout": "estimate"}
+    result = doubled(executor=late, on_result=calls.__setitem__, **options)
+    assert result.report.estimated_blocks == (0, 1)
+    assert list(calls) == [2, 3, 0, 1]
+    assert all(calls[index] is block for index, block in enumerate(result))
+
+
+@pytest.mark.parametrize("map_function", [coded_map, hedged_map, coded_sum])
+def test_an_exception_of_on_result_ends_the_map_and_is_raised_as_it_is(map_function: Any) -> None:
+    def refuse(index: int, result: Any) -> None:
+        raise error
+
+    error = LookupError("no")
+    with pytest.raises(LookupError) as raised:
+        map_function(double, [np.ones(2), np.ones(2)], executor=ReplayExecutor(), on_result=refuse)
+    assert raised.value is error and not hasattr(error, "__notes__")
+    future = submit(
+        map_function, double, [np.ones(2), np.ones(2)], executor=ReplayExecutor(), on_result=refuse
+    )
+    assert future.exception(60) is error
+
+
+@pytest.mark.parametrize("map_function", [coded_map, hedged_map, coded_sum])
+def test_on_result_is_a_function(map_function: Any) -> None:
+    with pytest.raises(CodeError, match=r"on_result must be a function of \(index, result\) or None, got 3"):
+        map_function(double, [np.ones(2), np.ones(2)], executor=ReplayExecutor(), on_result=3)
+
+
+def test_on_result_and_results_that_are_kept_in_storage_exclude_each_other(tmp_path: Any) -> None:
+    out = Stored("doubled", storage=tmp_path)
+    with pytest.raises(CodeError, match="leave one out"):
+        doubled(blocks=3, out=out, on_result=print)

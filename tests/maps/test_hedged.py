@@ -396,3 +396,41 @@ def test_an_item_of_a_block_of_several_that_fails_leaves_the_others_their_result
     with pytest.raises(LookupError, match="no b") as caught:
         hedged_map(fail_on_b, list("abcd"), blocks=2, executor=ReplayExecutor())
     assert caught.value.__notes__ == ["item 1 of 4 raised this"]
+
+
+# --- on_result= --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("blocks", "order"), [(None, [1, 2, 3, 0]), (2, [2, 3, 0, 1])])
+def test_on_result_gets_each_item_when_it_has_returned(blocks: int | None, order: list[int]) -> None:
+    calls: dict[int, Any] = {}
+    executor = ReplayExecutor({0: 9.0, 1: 1.0, 2: 2.0, 3: 3.0})
+    result = hedged_map(
+        abs, [-1, -2, -3, -4], blocks=blocks, executor=executor, backups=0, on_result=calls.__setitem__
+    )
+    assert list(calls) == order
+    assert [calls[index] for index in range(4)] == list(result) == [1, 2, 3, 4]
+
+
+def test_on_result_gets_exceptions_that_stand_in_the_place_of_results() -> None:
+    calls: dict[int, Any] = {}
+    options: dict[str, Any] = {"executor": ReplayExecutor(), "return_exceptions": True, "retries": 0}
+    result = hedged_map(int, ["1", "two"], on_result=calls.__setitem__, **options)
+    assert calls[1] is result[1] and isinstance(calls[1], Exception)
+
+
+def test_on_result_gets_items_that_travel_together_on_the_thread_that_runs_the_map() -> None:
+    calls, threads = dict[int, int](), set[int]()
+
+    def note(index: int, result: int) -> None:
+        assert index not in calls
+        calls[index] = result
+        threads.add(threading.get_ident())
+
+    hedged_map(abs, range(0, -2000, -1), on_result=note)
+    assert calls == {index: index for index in range(2000)}
+    assert threads == {threading.get_ident()}
+    calls.clear()
+    submit(hedged_map, abs, range(0, -200, -1), on_result=note).result(60)
+    assert calls == {index: index for index in range(200)}
+    assert len(threads) == 2

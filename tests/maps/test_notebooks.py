@@ -128,8 +128,8 @@ with ThreadPoolExecutor(2) as pool:
     polarmap.coded_map(f, np.eye(24), blocks=24, tasks=32, executor=pool);
 """,
     "stripes": """
-from polarmap.driver.map_execution import report_stripe_progress
-with report_stripe_progress((polarmap.driver.observers.ProgressBar(True),), 30) as show:
+from polarmap.driver.events import EventStream, JobContext
+with JobContext(EventStream([polarmap.driver.observers.ProgressBar(True)])).count_stripes(30) as show:
     for done in range(1, 31):
         f(None)
         show(done)

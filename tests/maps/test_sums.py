@@ -145,3 +145,11 @@ def test_a_sum_prints_one_line() -> None:
     assert f"{float(total.value)}" in repr(total)
     rows = coded_sum(np.asarray, [np.ones((50, 50))] * 3, executor=ReplayExecutor())
     assert len(repr(rows).splitlines()) == 1
+
+
+def test_on_result_gets_the_sum_once() -> None:
+    calls: list[tuple[int, Any]] = []
+    executor = ReplayExecutor({1: math.inf})
+    result = coded_sum(np.cos, list(np.eye(4)), executor=executor, on_result=lambda *call: calls.append(call))
+    [(index, value)] = calls
+    assert index == 0 and value is result.value

@@ -172,7 +172,7 @@ def test_an_empty_map_and_one_that_goes_on_are_shown_too() -> None:
     assert len(list(drawn(hedged_map(abs, [], executor=ReplayExecutor()).report).iter("rect"))) == 0
     future = submit(coded_map, np.negative, np.eye(6), blocks=3, tasks=4, executor=ReplayExecutor())
     future.result(60)
-    blank = future._background_map._prepared_map.execution.current_report()
+    blank = future._background_map._prepared_map.get_report()
     assert ElementTree.fromstring(blank._repr_html_()).text == str(blank)
 
 

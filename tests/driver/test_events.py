@@ -1,0 +1,83 @@
+"""A stream passes events to its observers, a token cancels a job, and stripes are counted for both."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from polarmap.driver.events import (
+    BlockReady,
+    CancellationToken,
+    EventStream,
+    JobCancelled,
+    JobContext,
+    JobEvent,
+    JobFinished,
+    JobPolled,
+    Observer,
+    ResultCallback,
+    StripesEncoded,
+)
+
+
+class Notebook(Observer):
+    """Writes down events in a list that it may share with others."""
+
+    def __init__(self, notes: list[tuple[int, JobEvent]], number: int, poll_interval: float) -> None:
+        self.notes, self.number, self.poll_interval = notes, number, poll_interval
+
+    def on_event(self, event: JobEvent) -> None:
+        self.notes.append((self.number, event))
+
+
+def test_observers_get_each_event_in_their_order_and_the_last_one_in_reverse() -> None:
+    notes: list[tuple[int, JobEvent]] = []
+    events = EventStream([Notebook(notes, 0, math.inf), Notebook(notes, 1, 0.5), Notebook(notes, 2, 2.0)])
+    polled, finished = JobPolled(3), JobFinished(None)
+    events.emit(polled)
+    events.emit_last(finished)
+    assert notes == [(0, polled), (1, polled), (2, polled), (2, finished), (1, finished), (0, finished)]
+    assert events.poll_interval == 0.5
+    assert EventStream([]).poll_interval == math.inf
+
+
+def test_a_callback_gets_results_that_are_final() -> None:
+    calls: list[tuple[int, str]] = []
+    callback = ResultCallback(lambda index, result: calls.append((index, result)))
+    for event in (
+        BlockReady(1, lambda: "unchecked", is_final=False),
+        JobPolled(1),
+        BlockReady(1, lambda: "one", is_final=True),
+    ):
+        callback.on_event(event)
+    assert calls == [(1, "one")]
+
+
+def test_a_token_wakes_the_job_while_it_is_open_and_cancels_it_at_any_time() -> None:
+    token, calls = CancellationToken(), list[str]()
+    token.wake()
+    token.set_wake(lambda: calls.append("woken"))
+    token.wake()
+    token.raise_if_cancelled()
+    token.cancel()
+    assert calls == ["woken"] * 2
+    token.set_wake(None)
+    token.cancel()
+    assert calls == ["woken"] * 2
+    with pytest.raises(JobCancelled):
+        token.raise_if_cancelled()
+
+
+def test_stripes_are_counted_from_none_to_the_end() -> None:
+    notes: list[tuple[int, JobEvent]] = []
+    token = CancellationToken()
+    context = JobContext(EventStream([Notebook(notes, 0, math.inf)]), token)
+    with context.count_stripes(3) as show:
+        show(2)
+        token.cancel()
+        with pytest.raises(JobCancelled):
+            show(3)
+    assert [event for _, event in notes] == [StripesEncoded(0, 3), StripesEncoded(2, 3), JobFinished(None)]
+    with JobContext().count_stripes(3) as show:
+        show(1)
