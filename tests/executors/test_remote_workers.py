@@ -138,7 +138,7 @@ import sys
 from polarmap.worker import messages
 messages.PROTOCOL_VERSION += 1
 from polarmap.worker.worker_entry import serve_driver_on_thread
-serve_driver_on_thread(eval(sys.argv[1]), int(sys.argv[2]), 60.0)
+serve_driver_on_thread(eval(sys.argv[1], {"inf": float("inf")}), int(sys.argv[2]), 60.0)
 """
 
     def __init__(self) -> None:
