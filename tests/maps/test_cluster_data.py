@@ -103,7 +103,7 @@ def test_integers_of_an_operator_are_exact_and_those_that_may_wrap_refused(clien
     with CodedOperator(matrix, blocks=4, executor=client) as operator:
         assert (operator @ np.arange(3)).tolist() == (np.arange(24).reshape(8, 3) @ np.arange(3)).tolist()
     large = CodedOperator(matrix * 2**58, blocks=4, executor=client)
-    with large, pytest.raises(CodeError, match="do not fit 64 bits"):
+    with large, pytest.raises(CodeError, match="do not fit into 64 bits"):
         large @ np.ones(3)
 
 

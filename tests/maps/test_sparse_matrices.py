@@ -205,7 +205,7 @@ def test_integers_with_real_vectors() -> None:
             assert_close(operator @ X, matrix @ X)
     large = scipy.sparse.csr_array(np.full((9, 3), 2**62))
     operator = CodedOperator(large, blocks=3, executor=ReplayExecutor())
-    with pytest.raises(CodeError, match="do not fit 64 bits"):
+    with pytest.raises(CodeError, match="do not fit into 64 bits"):
         operator @ np.ones(3)
 
 
