@@ -1,10 +1,12 @@
-"""Coded arrays in storage: raw parts of blocks, and a manifest that says what they are.
+"""Coded arrays in storage: raw segments of blocks, and a manifest that describes them.
 
-`array` is what callers hold, `encoding` makes one. `manifest` and `zarr_view` are the format; `stripes` and
-`sources` cut and read the data, `stripe_encoder` has them stored, `zarr_chunks` puts them where Zarr looks
-for them, `reading`, `audits` and `repairing` are what they say; `weighted_sums` are blocks made of others.
-`array_jobs` has all that done by workers or by this process; `write_transaction` are what each run of them
-writes.
+    encode -> stripes of all data blocks -> segments of n blocks -> manifest -> open_coded -> CodedArray
+
+`array` has the class that users hold, and `encoding` the map function that creates one. `manifest` and
+`zarr_view` define the format. `stripes` and `sources` cut and read the data, `stripe_encoder` encodes it, and
+`zarr_chunks` writes the data blocks as chunks of a Zarr array. `reading`, `audits` and `repairing` read,
+check and repair an array, and `weighted_sums` computes blocks from other blocks. `array_jobs` runs these
+tasks on workers or in this process. `write_transaction` keeps track of the objects that one run writes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""An array that lies coded in storage, as callers open and hold it."""
+"""`CodedArray`, an array that is stored as coded blocks, and the functions that open and list such arrays.
+
+    coded = open_coded("A", storage=folder)  # reads the manifest only
+    coded[10:20]                             # reads rows, and decodes segments that are damaged
+    coded.check()                            # compares every segment with its checksum
+    coded.repair()                           # rebuilds damaged segments from intact ones
+
+`encoding.encode` writes such an array, and `coded_map` accepts it as data.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +29,28 @@ from polarmap.worker.segments import Segment
 
 
 class CodedArray:
-    """An array in storage: k blocks of its rows as they are, and n - k parity blocks.
+    """An array in storage, as k blocks of its rows and n - k parity blocks.
 
-    Made by `encode` and `open_coded`. Its rows are read by slicing, `coded[i:j]`; parts that are
-    missing or damaged are decoded from the others on the way. `numpy.asarray(coded)` reads all.
+    `encode` creates a coded array, and `open_coded` opens it. Slicing reads rows: `coded[i:j]`. Segments that
+    are missing or damaged are decoded from the other blocks while rows are read. `numpy.asarray(coded)` reads
+    the whole array.
 
     Attributes
     ----------
     name : str
+        Name of the array in its storage.
     shape : tuple of int
+        Shape of the whole array, without padding.
     dtype : numpy.dtype
+        Dtype of the data, in native byte order.
     n, k : int
-        Coded blocks, data blocks.
+        Number of coded blocks, and of data blocks.
     rows_per_block : int
-        Of each block.
+        Number of rows of each block, ceil(rows / k).
     code : PolarCode
+        Code with which the parity blocks were computed.
     store : Store
+        Storage that holds the array.
     """
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
@@ -55,32 +69,32 @@ class CodedArray:
 
     @property
     def key(self) -> str | bytes | None:
-        """What it is encrypted with, as it was passed; None if it is not."""
+        """The encryption key, as the user passed it, or None if the array is not encrypted."""
         return self._coded_blocks.encryption_key
 
     @property
     def padding(self) -> int:
-        """Rows of zeros at the end of the last data block."""
+        """The number of rows of zeros at the end of the last data block."""
         return self._coded_blocks.manifest.n_padding_rows
 
     @property
     def executor(self) -> Any:
-        """What `coded_map` runs on by default: the Lithops configuration of the storage, if it is one."""
+        """The executor that `coded_map` uses by default: Lithops, as passed for `storage`, or None."""
         return getattr(self.store, "executor", None)
 
     @property
     def ndim(self) -> int:
-        """Number of axes."""
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the data."""
+        """The number of bytes of the data, without parity and padding."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes in storage, parity included; without what already lay there when it was encoded."""
+        """The number of bytes in storage, with parity, without objects that existed before `encode`."""
         return self._coded_blocks.manifest.owned_bytes
 
     def __len__(self) -> int:
@@ -96,9 +110,10 @@ class CodedArray:
 
     @property
     def zarr_path(self) -> str | None:
-        """The Zarr group whose array "data" this is: the path of a folder, else a key in the store.
+        """The Zarr group whose array "data" holds the rows: the path of a folder, or a key in the store.
 
-        None if there is none (the page on the format says when).
+        None if there is no Zarr array, for example if the coded array is encrypted. The page on the format
+        lists all cases.
         """
         manifest = self._coded_blocks.manifest
         if manifest.zarr_view is None or not manifest.has_zarr_array:
@@ -107,19 +122,22 @@ class CodedArray:
         return location.get_path(path) or path
 
     def block_segments(self, block_index: int) -> tuple[Segment, ...]:
-        """Where block `block_index` lies: joined in order, its parts are its bytes."""
+        """Return the segments of block `block_index`. Their bytes, joined in order, are the block."""
         return self._coded_blocks.block_segments(block_index)
 
     def coded_blocks(self) -> StoredCodedBlocks:
-        """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
+        """Return the coded blocks for `coded_map`, whose workers read the segments from storage."""
         return self._coded_blocks
 
     def block_layout(self, block_index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Dtype and shape of block `block_index`."""
+        """Return the dtype and shape of block `block_index`, as a tuple of one pair."""
         return self._coded_blocks.block_layout(block_index)
 
     def __getitem__(self, index: Any) -> Array:
-        """All rows, or some by number or slice; what follows in the index is for the inner axes."""
+        """Read one row (an integer), several (a slice with a positive step) or all (`...`).
+
+        Further indices apply to the inner axes.
+        """
         with trimmed_tracebacks:
             row_selection, *inner_index = (index if isinstance(index, tuple) else (index,)) or (...,)
             start, stop, row_index = _resolve_row_index(row_selection, len(self))
@@ -128,62 +146,66 @@ class CodedArray:
                 return np.asarray(rows_read[(row_index, *inner_index)])
             except (TypeError, ValueError) as error:
                 raise CodeError(
-                    f"{index!r} is no index of an array of shape {self.shape}: {error}"
+                    f"{index!r} is not a valid index of an array of shape {self.shape}: {error}"
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        stripe_size = self._coded_blocks.manifest.stripe_bounds[1] if self.nbytes else 0  # of a stripe
+        stripe_size = self._coded_blocks.manifest.stripe_bounds[1] if self.nbytes else 0  # in elements
         n_rows = max(1, stripe_size // max(1, prod(self.shape[1:])))
         for start in range(0, len(self), n_rows):
             yield from map(np.asarray, self[start : start + n_rows])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
-            raise ValueError("a coded array lies in storage: reading it makes a copy")
+            raise ValueError(
+                "a coded array is read from storage, which always makes a copy: leave copy=False out"
+            )
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
     def check(self, *, executor: Any = None) -> Audit:
-        """Read every part and compare it with its checksum; decrypt what is encrypted.
+        """Read every segment and compare it with its checksum; decrypt encrypted segments.
 
         Parameters
         ----------
         executor : optional
-            As for `encode`: its workers read. What is encrypted is read here all the same.
+            Executor whose workers read the segments, as for `encode`. By default this process reads them, and
+            it always reads the segments of an encrypted array.
 
         Returns
         -------
         Audit
-            The parts that are missing, truncated, corrupt or forged; prints well.
+            The segments that are missing, truncated, corrupt or forged. Printing it lists them.
         """
         with trimmed_tracebacks:
             while True:
                 manifest = self._coded_blocks.manifest
                 audit = audits.audit_array(self._coded_blocks, executor)
-                # else somebody else has repaired it
+                # If another process has repaired the array meanwhile, audit the new segments.
                 if audit.ok or not self._coded_blocks.refresh_manifest(manifest):
                     return audit
 
     def repair(self, *, executor: Any = None) -> Audit:
-        """Rebuild damaged parts from the good ones, which stay as they are.
+        """Rebuild damaged segments from intact ones.
 
-        Integers come back bit for bit, floating numbers to rounding (with new checksums).
+        Integers are restored bit for bit, floating-point numbers up to rounding, with new checksums.
 
         Parameters
         ----------
         executor : optional
-            As for `encode`: its workers check and decode, one stripe of all blocks each. Only stripes with
-            NaN or inf pass through this process then.
+            Executor whose workers check and decode the segments, as for `encode`; each task handles one
+            stripe of all blocks. Stripes that contain NaN or inf are still decoded in this process.
 
         Returns
         -------
         Audit
-            What had been damaged and is whole again; its text names what was rebuilt.
+            The damage that was found and repaired. Printing it lists the rebuilt segments.
 
         Raises
         ------
         NotDecodableError
-            If too much is lost, or NaN or inf in good parts keep lost entries from being decoded; names
-            these, and nothing is changed then. With `executor`, also if workers keep being lost.
+            If too many segments are lost, or if NaN or inf in intact segments prevent lost entries from being
+            decoded. The message names these entries, and the array is not changed. With `executor`, also if
+            workers are lost again and again.
         """
         with trimmed_tracebacks:
             manifest, manifest_bytes = _load_manifest(self.store, self.name, self.key)
@@ -193,32 +215,38 @@ class CodedArray:
             return audit
 
     def delete(self) -> None:
-        """Remove the array from storage, but not what already lay there when it was encoded."""
+        """Delete the array from storage, but not objects that existed before `encode`."""
         with trimmed_tracebacks:
             self.store.delete([get_manifest_key(self.name)])
             write_transaction.collect_garbage(self.store, self.name)
 
 
 def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None) -> CodedArray:
-    """The coded array of that name.
+    """Open a coded array by its name.
 
     Parameters
     ----------
     name : str
+        Name of the array.
     storage : optional
-        Where it lies, as for `encode`.
-    key : optional
-        Of an encrypted array, as for `encode`; told here only, also for maps of it.
+        Storage that holds the array, as for `encode`.
+    key : str or bytes, optional
+        Key of an encrypted array, as for `encode`. Maps of the array need no further key.
+
+    Returns
+    -------
+    CodedArray
+        The array. Only its manifest has been read.
 
     Raises
     ------
     MissingObjectError
-        If there is none; says which there are.
+        If the array does not exist. The message lists the arrays that do.
     StorageError
-        If its manifest is damaged or of another version, the storage cannot be used, or the key is missing,
-        another one, or given for an array that is not encrypted.
+        If the manifest is damaged or has an unknown version, if the storage cannot be used, if the key is
+        missing or wrong, or if a key is passed for an array that is not encrypted.
     CodeError
-        For a key that is none, or is not where it says.
+        If the key is invalid, or if it cannot be read from its environment variable or file.
     """
     with trimmed_tracebacks:
         store = open_store(storage)
@@ -228,7 +256,7 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
 
 
 def _load_manifest(store: Store, array_name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
-    """The manifest of an array that is to be read, and its bytes; StorageError also if it lacks its key."""
+    """Return the manifest of an array and its bytes; raise StorageError if a required key is not given."""
     manifest, manifest_bytes = write_transaction.load_manifest(store, array_name, key)
     if manifest.encryption is not None and key is None:
         raise StorageError(
@@ -239,26 +267,30 @@ def _load_manifest(store: Store, array_name: str, key: str | bytes | None) -> tu
 
 
 def open_without_key(array_name: str, storage: Any = None) -> CodedArray:
-    """The coded array of that name, also if it is encrypted, to tell of it without reading its data."""
+    """Open a coded array, encrypted or not, to describe it without reading its data."""
     store = open_store(storage)
     return CodedArray(store, write_transaction.load_manifest(store, check_array_name(array_name))[0])
 
 
 def list_coded(storage: Any = None) -> list[str]:
-    """The names of the coded arrays in a storage, sorted.
+    """List the names of the coded arrays in a storage, sorted.
 
     Parameters
     ----------
     storage : optional
-        As for `encode`.
+        Storage, as for `encode`.
+
+    Returns
+    -------
+    list of str
+        Names to pass to `open_coded`.
     """
     with trimmed_tracebacks:
         return write_transaction.list_array_names(open_store(storage))
 
 
 def _resolve_row_index(row_selection: Any, n_rows: int) -> tuple[int, int, Any]:
-    """The first and last of the `n_rows` rows to read for an index `row_selection`, and the index into those
-    read.
+    """Return the range of rows to read for `row_selection`, and the index to apply to these rows.
 
     >>> _resolve_row_index(-1, 5), _resolve_row_index(slice(1, None, 2), 5)
     ((4, 5, 0), (1, 5, slice(None, None, 2)))
@@ -273,11 +305,11 @@ def _resolve_row_index(row_selection: Any, n_rows: int) -> tuple[int, int, Any]:
         raise IndexError(f"row {row_selection} is out of range: the coded array has {n_rows} rows") from None
     except (TypeError, ValueError):
         raise CodeError(
-            f"rows of a coded array are read by number or slice, not {row_selection!r}: read the rows from "
-            "the first to the last, coded[i:j], and index these"
+            f"the row index of a coded array must be an integer or a slice, not {row_selection!r}: read a "
+            "range of rows with coded[i:j], and index the result"
         ) from None
     if isinstance(selected, int):
         return selected, selected + 1, 0
     if selected.step < 1:
-        raise CodeError(f"rows of a coded array are read forwards, not with step {selected.step}")
+        raise CodeError(f"the step of a row slice of a coded array must be positive, not {selected.step}")
     return selected.start, max(selected.start, selected.stop), slice(None, None, selected.step)

@@ -1,4 +1,8 @@
-"""The tasks of an encode, a check or a repair: done by workers, or by this process as the only worker."""
+"""Run the tasks of an encode, check or repair of a coded array, on workers or in this process.
+
+Each task reads one stripe of all blocks, and returns arrays and a summary. The arrays are stored by the
+worker that computed them, and the summary is passed to a callback on the driver.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +32,25 @@ from polarmap.worker.task_records import OutputSpec
 
 JOB_OPTIONS = MapOptions(verify=False, retries=2)
 
-# What is told of a task once its arrays are stored: its number, their parts, its note.
+# Callback for a task whose arrays are stored. Arguments: task, segments of the arrays, summary.
 OnTaskDone = Callable[[int, list[Segment], Array], None]
-# What stores an array from here: the task, the number of the array among those of the task, the array.
+# Function that stores an array in this process. Arguments: task, index of the array in the task, array.
 StoreArray = Callable[[int, int, Array], Segment]
 
 
 class ArrayJobRunner:
-    """Has f called with the block of each task; it returns arrays, which are stored, and last a note.
+    """Calls a function with the block of each task, and stores the arrays that it returns.
 
-    By workers of an executor, of which late ones get a backup, and the first copy counts. Without an executor
-    by this process, one task after another: what the task before gave is stored meanwhile.
+    The function returns a list: the arrays to store, and finally a summary of the task. With an executor, its
+    workers run the tasks; late tasks get a backup, and the first result counts. Without an executor, this
+    process runs one task at a time while the arrays of the previous task are being stored.
 
-    segment_store : where the arrays are stored.
-    is_local : whether this process is the worker.
+    Attributes
+    ----------
+    segment_store : SegmentStore
+        Storage for the arrays.
+    is_local : bool
+        Whether this process runs the tasks.
     """
 
     def __init__(self, segment_store: SegmentStore, executor: Any, context: JobContext) -> None:
@@ -57,11 +66,22 @@ class ArrayJobRunner:
         output: OutputSpec | None = None,
         store_array: StoreArray | None = None,
     ) -> None:
-        """Tell `on_task_done` of every task as it ends.
+        """Run all tasks, and call `on_task_done` for each task when it ends.
 
-        output : where the arrays of each task are stored, and how large these and the note may be; without it
-            f returns its note only.
-        store_array : stores them from here, where that is to be elsewhere.
+        Parameters
+        ----------
+        f : callable
+            Called with the block of a task. Returns the arrays to store and a summary, in one list.
+        task_blocks : TaskBlocks
+            Input block of each task.
+        on_task_done : callable
+            Called with the task, the segments of its stored arrays, and its summary.
+        output : OutputSpec, optional
+            Location and maximum size of the arrays of a task and of its summary. None if f returns a summary
+            only.
+        store_array : callable, optional
+            Stores an array when this process runs the tasks; by default the array is stored as `output`
+            specifies.
         """
 
         def store_task_array(task: int, array_index: int, array: Array) -> Segment:
@@ -78,7 +98,8 @@ class ArrayJobRunner:
     def _run_locally(
         self, f: Function, task_blocks: TaskBlocks, on_task_done: OnTaskDone, store_array: StoreArray
     ) -> None:
-        pending_stores: list[tuple[int, ParallelTransfers[Any, Segment], Array]] = []  # of the task before
+        # At most one item: the previous task, the transfers of its arrays, and its summary.
+        pending_stores: list[tuple[int, ParallelTransfers[Any, Segment], Array]] = []
 
         def finish_pending_stores() -> None:
             task, transfers, summary = pending_stores[0]
@@ -130,7 +151,7 @@ class ArrayJobRunner:
         )
 
     def _load_task_summary(self, returned_summary: Array, summary_segment: Segment) -> Array:
-        """The whole note of a task, read from storage where only a sample of it came with the reply."""
+        """Return the whole summary of a task, read from storage if the reply contained only a sample."""
         if returned_summary.nbytes == summary_segment.size:
             return returned_summary
         with convert_damage_to_decoding_error():
@@ -138,7 +159,7 @@ class ArrayJobRunner:
 
 
 class SegmentTaskBlocks(TaskBlocks):
-    """For each task as many parts as for any other, each of which becomes one array."""
+    """Task blocks that consist of stored segments, the same number for each task; each becomes one array."""
 
     def __init__(
         self,
@@ -151,17 +172,17 @@ class SegmentTaskBlocks(TaskBlocks):
         self.location = segment_store.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """The parts that the worker of task `task` reads."""
+        """Return the segments that the worker of task `task` reads."""
         return tuple(self._segments_by_task[task])
 
     def block_layout(self, task: int) -> Layout:
-        """Dtype and shape of the block of task `task`, which is read as one flat array."""
+        """Return the dtype and shape of each array of task `task`; the arrays are flat."""
         return tuple(
             (dtype.str, (segment.size // dtype.itemsize,))
             for segment, dtype in zip(self._segments_by_task[task], self._dtypes)
         )
 
     def component_leaves(self, component: int) -> list[Array]:
-        """The block of task `index`, read in this process for a worker that is this process."""
+        """Read the arrays of task `component` in this process."""
         buffers = map_in_parallel(self._segment_store.get, self._segments_by_task[component])
         return [np.frombuffer(buffer, dtype) for buffer, dtype in zip(buffers, self._dtypes)]

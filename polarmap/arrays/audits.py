@@ -1,4 +1,8 @@
-"""Audit of a coded array in storage: every part is read and compared with its checksum."""
+"""Audits of coded arrays: read every segment, and compare its bytes with the checksum in the manifest.
+
+`CodedArray.check` returns an `Audit`, and `repairing` rebuilds the segments that it lists. Workers can read
+the segments if these are not encrypted.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +29,26 @@ from polarmap.worker.segments import DamagedError, Segment
 
 DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
 
-MAX_LISTED_DAMAGES = 12  # damages that are listed one by one
+MAX_LISTED_DAMAGES = 12  # number of damaged segments and objects that the text of an audit lists
 
-EMPTY_SEGMENT = Segment("", 0)  # in place of a part that no worker has to read
+EMPTY_SEGMENT = Segment(
+    "", 0
+)  # fills up the last task of a job that reads the same number of segments per task
 
 
 class Damage(NamedTuple):
-    """A part that is not what was stored.
+    """A segment that differs from what was stored.
 
-    kind : one of KINDS but the last. What is appended to is whole, and read as it was; what is forged has the
-        right checksum, and was not stored with the key of the array for this place in it.
+    Attributes
+    ----------
+    block, stripe : int
+        Position of the segment in the array.
+    kind : str
+        One of DAMAGE_KINDS except "foreign". "appended": the segment is intact, but further bytes follow it.
+        "forged": the checksum is right, but the bytes were not encrypted with the key of the array for this
+        position.
+    key : str
+        Key of the object that holds the segment.
     """
 
     block: int
@@ -45,22 +59,23 @@ class Damage(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """What a check of a coded array found.
+    """The result of checking a coded array. Its text calls each segment a part of its block.
 
     Attributes
     ----------
-    name
+    name : str
         Name of the array.
-    n_blocks, n_stripes
-        Blocks, and parts of each.
-    damaged
-        Parts that are missing, truncated or corrupt, or have more bytes behind them than were written.
-    undecodable_stripes
-        Stripes of which too few parts are good: repair() cannot rebuild these.
-    zarr_damages
-        Other objects of the Zarr array that are not what was stored, or should not be there: key and kind.
-    is_repaired
-        Whether all that was found has been rebuilt since, as by `repair()`.
+    n_blocks, n_stripes : int
+        Number of coded blocks, and of segments per block.
+    damaged : tuple of Damage
+        Segments that are missing, truncated, corrupt or forged, or that are followed by unexpected bytes.
+    undecodable_stripes : tuple of int
+        Stripes with too few intact segments: `repair()` cannot rebuild them.
+    zarr_damages : tuple of (str, str)
+        Key and kind of damage of other objects of the Zarr array: these differ from what was stored, or do
+        not belong to the array.
+    is_repaired : bool
+        Whether `repair()` has since repaired all damage.
     """
 
     name: str
@@ -73,12 +88,12 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Whether every part was what had been stored when the array was checked."""
+        """Whether the check found no damage."""
         return not (self.damaged or self.zarr_damages)
 
     @property
     def damaged_blocks(self) -> list[int]:
-        """Blocks with a damaged part, ascending."""
+        """The indices of blocks with a damaged segment, ascending."""
         return sorted({damage.block for damage in self.damaged})
 
     def __repr__(self) -> str:
@@ -109,7 +124,7 @@ class Audit:
 
 
 def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
-    """Have every part read and compared with its checksum, by the workers of an executor or here."""
+    """Read and check every segment, on the workers of `executor` or, if it is None, in this process."""
     manifest = coded_blocks.manifest
     n_stripes = len(manifest.stripe_bounds) - 1
     positions = [
@@ -147,10 +162,11 @@ def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
 def _find_damage_kinds(
     coded_blocks: StoredCodedBlocks, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """The kind of damage of each part, or of what follows the last one of an object; empty if there is none.
+    """Return the kind of damage of each segment, "" if it is intact.
 
-    Of what is missing or of another size, the storage tells; the rest is read, by workers if the checksums
-    of what they have read can be compared.
+    Bytes that follow the last segment of an object count as damage of this segment. The sizes of the objects
+    reveal missing, truncated and appended objects; the other segments are read. Workers read them only if
+    the checksums are those of unencrypted bytes, because then the checksums that they return can be compared.
     """
     segment_store, manifest = coded_blocks.segment_store, coded_blocks.manifest
     size_by_key = _get_object_sizes(
@@ -165,7 +181,7 @@ def _find_damage_kinds(
             damage_kinds.append("truncated")
         else:
             damage_kinds.append("appended" if is_last and size > read_end else "")
-            # which fill its object up
+            # The last segment is followed by zeros if its object is longer: check these zeros, too.
             n_zeros = read_end - segment.offset - manifest.get_stored_segment_size(segment)
             segments_to_read[index] = segment._replace(
                 size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)
@@ -182,7 +198,7 @@ def _find_damage_kinds(
 
 
 def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
-    """The kind of damage of a part, which is read; empty if there is none."""
+    """Read a segment, and return its kind of damage, or "" if it is intact."""
     try:
         segment_store.get(segment)
     except DamagedError as error:
@@ -191,7 +207,7 @@ def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
 
 
 def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
-    """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
+    """Return the size of each object in bytes, None if it is missing, with one listing if possible."""
     listed_sizes = (
         store.list_sizes(get_array_key_prefix(manifest.name)) if hasattr(store, "list_sizes") else {}
     )
@@ -200,7 +216,10 @@ def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -
 
 
 def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:
-    """Where the bytes to read of a part end (the last of an object: with it); whether it is the last."""
+    """Return where to stop reading a segment, and whether it is the last segment of its object.
+
+    The last segment is read up to the end of its object.
+    """
     segment_end = segment.offset + manifest.get_stored_segment_size(segment)
     last_segment_end, object_end = manifest.object_extents.get(segment.key, (0, segment_end))
     return (object_end, True) if segment_end == last_segment_end else (segment_end, False)
@@ -209,7 +228,7 @@ def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, b
 def _find_damage_kinds_on_workers(
     segment_store: SegmentStore, n_per_task: int, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """The kind of damage of each part, read by workers, `n_per_task` by each task."""
+    """Return the kind of damage of each segment. Each task of a worker reads `n_per_task` segments."""
     unchecked_segments = (segment._replace(crc32=None) for segment in segments)
     segments_by_task = list(zip_longest(*[unchecked_segments] * n_per_task, fillvalue=EMPTY_SEGMENT))
     checksums_by_task: dict[int, list[int]] = {}
@@ -226,12 +245,12 @@ def _find_damage_kinds_on_workers(
 
 
 def make_checksum_function() -> Callable[[Sequence[Array]], list[Array]]:
-    """On a worker, which has numpy only: the CRC-32 of each part."""
+    """Return a function for workers that computes the CRC-32 of each segment; it needs only numpy."""
     return lambda segments: [np.array([zlib.crc32(segment.data) for segment in segments], np.int64)]
 
 
 def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> tuple[int, ...]:
-    """The stripes that have lost so many blocks that they cannot be decoded."""
+    """Return the stripes that have too few intact segments to be decoded."""
     all_blocks = set(range(manifest.code.n))
     erased_by_stripe = find_erased_blocks_by_stripe(damages).items()
     return tuple(
@@ -242,7 +261,7 @@ def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> 
 
 
 def find_erased_blocks_by_stripe(damages: Iterable[Damage]) -> dict[int, set[int]]:
-    """By stripe the blocks of which it has lost parts; those with something behind them are whole."""
+    """Return, for each damaged stripe, the blocks whose segments are lost; appended ones are not lost."""
     erased_by_stripe: dict[int, set[int]] = {}
     for damage in damages:
         if damage.kind != "appended":

@@ -1,4 +1,10 @@
-"""The verb that encodes an array once and keeps it in storage."""
+"""`encode`, the map function that encodes an array once and keeps it in storage.
+
+    coded = encode(A, name="A", storage=folder)
+    coded_map(f, coded)                          # as often as needed, without encoding A again
+
+It validates the arguments, plans the stripes, and lets a `StripeEncoder` write the array.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +27,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import check_encryption_key
 from polarmap.validation import check_positive_int
 
-DEFAULT_MEMORY_BYTES = 256 << 20
+DEFAULT_MEMORY_BYTES = 256 << 20  # of all stripes in memory together
 MIN_MEMORY_BYTES = 1 << 20
 
 
@@ -43,52 +49,59 @@ def encode(
     """Encode an array once and keep it in storage.
 
     The rows are cut into k blocks of ceil(rows / k) rows, none of which is empty, and n - k parity blocks
-    are added. Data blocks are stored as they are, the last one filled up with rows of zeros if need be. They
-    are a Zarr v3 array, which other libraries open too (`CodedArray.zarr_path`). They are read and encoded in
-    stripes. If encoding is cut short, nothing can be opened, and the next call with the same arguments goes
-    on where it stopped.
+    are added. If necessary, the last data block is padded with rows of zeros. The data blocks are stored
+    unchanged, as a Zarr v3 array that other libraries can open (`CodedArray.zarr_path`). The data is read and
+    encoded in stripes, so it need not fit into memory. If encoding is interrupted, no array can be opened,
+    and the next call with the same arguments resumes where the first one stopped.
 
     Parameters
     ----------
     A : array-like or path
-        Floats, complex numbers or integers in anything with shape, dtype and slicing (numpy, memmap, Zarr,
-        HDF5, dask), a table, a tensor or a .npy file; `RawObjects` or `ZarrObjects` are not copied.
+        Floats, complex numbers or integers in any object with shape, dtype and slicing (numpy, memmap, Zarr,
+        HDF5, dask), a table, a tensor, or the path of a .npy file. The objects of `RawObjects` and
+        `ZarrObjects` are referenced, not copied.
     blocks, tasks, code : optional
         k, n and the code, as for `coded_map`.
     name : str
-        What to call it: letters, digits, '.', '_' and '-'.
+        Name of the array: letters, digits, '.', '_' and '-'.
     storage : optional
-        The path of a folder, by default $POLARMAP_STORE or polarmap/ in the XDG data folder; that of a
-        Lithops YAML configuration or a `lithops.FunctionExecutor`: its storage; a store.
+        The path of a folder; the path of a Lithops YAML configuration or a `lithops.FunctionExecutor`, whose
+        storage is used; or a store. By default $POLARMAP_STORE, or else the folder polarmap/ in the XDG data
+        directory.
     overwrite : bool
-        Replace an array of that name; it stays until the new one is complete.
+        Replace an existing array of this name. The old array stays until the new one is complete.
     memory : int
-        Bytes that all stripes in memory may take together, here or of a worker, at least 1 MiB. The larger,
-        the fewer and larger the stored objects; Zarr and HDF5 chunks should fit, blocks times over.
+        Number of bytes that all stripes in memory may occupy together, in this process or in a worker; at
+        least 1 MiB. More memory means fewer and larger objects. Zarr and HDF5 chunks are read most
+        efficiently if `memory` holds one chunk per block.
     executor : optional
-        As for `coded_map`: its workers encode, one stripe of all blocks each. They must reach the storage and
-        the data: a .npy file or memory map on this machine, or raw blocks in the storage.
+        Executor whose workers encode, as for `coded_map`; each task handles one stripe of all blocks. Workers
+        must be able to access the storage and the data: a .npy file or memory map on this machine, or raw
+        blocks in the storage. By default this process encodes.
     key : str or bytes, optional
-        Encrypt what is stored (extra `crypto`): "env:NAME" or "file:PATH", where this process and workers
-        find the key, as 64 hexadecimal digits; or its 32 bytes, for workers on this machine.
+        Key for encrypting the array (needs the extra `crypto`). "env:NAME" or "file:PATH" names the
+        environment variable or file from which this process and the workers read the key as 64 hexadecimal
+        digits. 32 bytes are the key itself, for workers on this machine. None: no encryption.
     progress : bool, optional
-        Show a bar; by default when standard error is a terminal.
+        Show a progress bar; by default if standard error is a terminal.
 
     Returns
     -------
     CodedArray
+        The stored array.
 
     Warns
     -----
     RuntimeWarning
-        NaN or inf are among the data, or the parity overflows: how many and where the first is.
+        If the data contains NaN or inf, or if the parity overflows. The message says how often, and where
+        first.
 
     Raises
     ------
     CodeError
-        Data, sizes or dtypes that cannot be coded.
+        If an argument is invalid, or if the data cannot be coded.
     StorageError
-        The name is taken or bad, or the storage cannot be used.
+        If the name is invalid or already in use, or if the storage cannot be used.
 
     Examples
     --------
@@ -107,9 +120,7 @@ def encode(
         if not isinstance(overwrite, (bool, int, np.bool_)):
             raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
         if check_positive_int("memory", memory) < MIN_MEMORY_BYTES:
-            raise CodeError(
-                f"memory={memory} bytes is too little for a stripe: use at least {MIN_MEMORY_BYTES} (1 MiB)"
-            )
+            raise CodeError(f"memory must be at least {MIN_MEMORY_BYTES} bytes (1 MiB), not {memory}")
         store = open_store(storage)
         source = open_data_source(A, store)
         polar_code = choose_polar_code(source.shape[0], source.dtype, blocks, tasks, code)
@@ -119,10 +130,10 @@ def encode(
         if key is not None:
             if source.rows_per_object:
                 raise CodeError(
-                    "key= encrypts what is stored, and these objects stay where and as they are: leave key "
-                    "out, or encode the array that they were made of"
+                    "key= cannot encrypt RawObjects or ZarrObjects, because encode does not rewrite these "
+                    "objects: leave key out, or encode the array itself"
                 )
-            # no library but this one could read the chunks
+            # Other libraries cannot decrypt chunks, so an encrypted array is not a Zarr array.
             stripe_plan = stripe_plan._replace(chunk_shape=None)
         max_segment_bytes = stripe_plan.max_stripe_size * max(
             stripe_plan.dtype.itemsize, stripe_plan.parity_dtype.itemsize

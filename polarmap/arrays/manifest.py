@@ -1,4 +1,12 @@
-"""The manifest: what a coded array is and where its parts lie. The format is docs/coded-array-format.md."""
+"""The manifest, the JSON document that describes a coded array and the location of its segments.
+
+    polarmap/manifests/A.json               the manifest; the array exists if this object does
+        "code": {"n": 32, "k": 24, ...}     rebuilds the parity equations
+        "blocks": [[segment, ...], ...]     one list per block, one segment per stripe
+
+An array is replaced or repaired by writing new segments, and then replacing the manifest as a whole. The
+format is specified in docs/coded-array-format.md.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +32,20 @@ from polarmap.worker.encryption import Encryption, KeyUnavailableError, compute_
 from polarmap.worker.segments import Segment
 
 FORMAT_NAME, FORMAT_VERSION = "polarmap coded array", 1
-ENCRYPTED_FORMAT_VERSION = 2  # of what readers of version 1 would take for damaged
+ENCRYPTED_FORMAT_VERSION = 2  # of encrypted arrays, whose segments readers of version 1 would find damaged
 CIPHER_NAME = "AES-256-GCM"
-SEGMENT_PREFIX = "polarmap/coded/"  # prefix of all parts of coded arrays
-MANIFEST_PREFIX = "polarmap/manifests/"  # apart from the parts, so that listing arrays lists few objects
-# What is raised by what makes no sense, once it is used.
+SEGMENT_PREFIX = "polarmap/coded/"  # key prefix of all segments of coded arrays
+MANIFEST_PREFIX = (
+    "polarmap/manifests/"  # separate from the segments, so that listing arrays lists few objects
+)
+# Errors that using an invalid entry of a JSON document can raise.
 PARSE_ERRORS = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError)
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DTYPE_PATTERN = re.compile(r"[<>|][iufc][0-9]{1,2}")
 
 
 def check_array_name(name: object) -> str:
-    """`name` if a coded array may be called that.
+    """Return `name` if it is a valid name of a coded array; raise StorageError otherwise.
 
     >>> check_array_name("../secrets")
     Traceback (most recent call last):
@@ -51,29 +61,40 @@ digits, '.', '_' or '-', a letter or digit first
 
 
 def get_manifest_key(array_name: str) -> str:
-    """Where the manifest of a coded array lies."""
+    """Return the key of the manifest of a coded array."""
     return f"{MANIFEST_PREFIX}{array_name}.json"
 
 
 def get_array_key_prefix(array_name: str) -> str:
-    """The prefix of everything else that a coded array owns."""
+    """Return the key prefix of all objects that a coded array owns, except its manifest."""
     return f"{SEGMENT_PREFIX}{array_name}/"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A coded array: n blocks of equally many rows, every block cut into the same stripes.
+    """The description of a coded array: n blocks with the same number of rows, cut into the same stripes.
 
-    name : what it is called.
-    shape, dtype : of the data.
-    code : what binds the blocks.
-    segments : per block, its parts in order.
-    has_scalar_blocks : whether each block is one number without axes, of which the array is the vector.
-    zarr_view : the Zarr array that the data blocks make, or will when none is missing; None if they lie
-        elsewhere.
-    encryption : of the parts, which then have their sizes in memory, and the CRC-32 of what is stored.
-    transaction_id : that has encoded it, which stays when it is repaired; empty of arrays that earlier
-        versions encoded.
+    Attributes
+    ----------
+    name : str
+        Name of the array.
+    shape, dtype
+        Shape and dtype of the data; the dtype has the byte order of the stored bytes.
+    code : PolarCode
+        Code that relates the blocks.
+    segments : tuple of tuples of Segment
+        Segments of each block, one per stripe.
+    has_scalar_blocks : bool
+        Whether each block is a single number without axes, and the array the vector of these numbers.
+    zarr_view : ZarrView or None
+        Zarr array whose chunks are the data blocks; it is incomplete until no data block is missing. None if
+        the array has no Zarr array.
+    encryption : Encryption or None
+        Encryption of the segments. If they are encrypted, `Segment.size` counts the bytes before encryption,
+        and `Segment.crc32` is the checksum of the encrypted bytes.
+    transaction_id : str
+        Id of the transaction that encoded the array, which a repair does not change. Empty for arrays of
+        earlier versions.
     """
 
     name: str
@@ -88,42 +109,42 @@ class Manifest:
 
     @cached_property
     def rows_per_block(self) -> int:
-        """Rows of each block."""
+        """The number of rows of each block."""
         return -(-self.shape[0] // self.code.k)
 
     @property
     def n_padding_rows(self) -> int:
-        """Rows of zeros at the end of the last data block."""
+        """The number of rows of zeros at the end of the last data block."""
         return self.code.k * self.rows_per_block - self.shape[0]
 
     @cached_property
     def parity_dtype(self) -> np.dtype[Any]:
-        """Dtype of the parity blocks."""
+        """The dtype of the parity blocks."""
         return self.code.parity_dtype(self.dtype)
 
     @property
     def block_shape(self) -> tuple[int, ...]:
-        """Shape of every block."""
+        """The shape of every block."""
         return () if self.has_scalar_blocks else (self.rows_per_block, *self.shape[1:])
 
     @cached_property
     def stripe_bounds(self) -> list[int]:
-        """Where the stripes of a block begin and end, in elements."""
+        """The boundaries between the stripes of a block, in elements, from 0 to the block size."""
         return [
             size // self.dtype.itemsize
             for size in accumulate((segment.size for segment in self.segments[0]), initial=0)
         ]
 
     def get_stored_segment_size(self, segment: Segment) -> int:
-        """Bytes of a part in storage."""
+        """Return the number of bytes that a segment occupies in storage."""
         return segment.size if self.encryption is None else compute_encrypted_size(segment.size)
 
     def get_block_dtype(self, block_index: int) -> np.dtype[Any]:
-        """Dtype of block `block_index`."""
+        """Return the dtype of block `block_index`."""
         return self.dtype if block_index < self.code.k else self.parity_dtype
 
     def describes_same_array(self, other: Manifest) -> bool:
-        """Whether it tells of the same numbers, of which parts were rebuilt or have moved in between."""
+        """Return whether both manifests describe the same data, even if segments were rebuilt or moved."""
         descriptions = [
             (manifest.transaction_id, manifest.shape, manifest.dtype, manifest.stripe_bounds)
             for manifest in (self, other)
@@ -131,7 +152,7 @@ class Manifest:
         return bool(self.transaction_id) and descriptions[0] == descriptions[1]
 
     def with_replaced_segments(self, changed_segments: Mapping[tuple[int, int], Segment]) -> Manifest:
-        """A copy in which some parts, by (block, stripe), lie elsewhere."""
+        """Return a copy with the segments at the given (block, stripe) positions replaced."""
         segments_by_block = [
             tuple(
                 changed_segments.get((block_index, stripe_index), segment)
@@ -143,7 +164,7 @@ class Manifest:
 
     @cached_property
     def zarr_chunks(self) -> list[ZarrChunk]:
-        """The parts that are the chunks of the Zarr array, or will be."""
+        """The chunks of the Zarr array, whether they are stored yet or not."""
         return (
             []
             if self.zarr_view is None
@@ -152,22 +173,22 @@ class Manifest:
 
     @property
     def zarr_chunk_bytes(self) -> int:
-        """Bytes of the object of every chunk; 0 where there is no Zarr array."""
+        """The number of bytes of the object of each chunk; 0 without a Zarr array."""
         return 0 if self.zarr_view is None else self.zarr_view.compute_chunk_bytes(self.dtype)
 
     @property
     def zarr_metadata(self) -> tuple[Segment, ...]:
-        """The metadata of the Zarr array that is there."""
+        """The stored metadata objects of the Zarr array; empty while the Zarr array is incomplete."""
         return () if self.zarr_view is None else self.zarr_view.metadata
 
     @property
     def has_zarr_array(self) -> bool:
-        """Whether the Zarr array is there, with all its chunks."""
+        """Whether the Zarr array is complete: all chunks and the metadata are stored."""
         return bool(self.zarr_metadata)
 
     @cached_property
     def object_keys(self) -> set[str]:
-        """The keys of all objects that hold parts, or belong to the Zarr array."""
+        """The keys of all objects that hold segments or belong to the Zarr array."""
         keys = {segment.key for segments in self.segments for segment in segments}
         if self.has_zarr_array:
             keys |= {chunk.key for chunk in self.zarr_chunks}
@@ -176,7 +197,7 @@ class Manifest:
 
     @cached_property
     def object_extents(self) -> dict[str, tuple[int, int]]:
-        """Where the last part ends, and how long the object is, of objects that exist for this array."""
+        """The end of the last segment and the size of each object that the array owns, in bytes, by key."""
         prefix = get_array_key_prefix(self.name)
         extents: dict[str, tuple[int, int]] = {}
         for segment in itertools.chain.from_iterable(self.segments):
@@ -192,17 +213,17 @@ class Manifest:
 
     @property
     def owned_bytes(self) -> int:
-        """Bytes in storage that exist for this array only, without manifest and metadata."""
+        """The number of bytes in objects that the array owns, without manifest and Zarr metadata."""
         metadata_bytes = sum(segment.size for segment in self.zarr_metadata)
         return sum(length for _, length in self.object_extents.values()) - metadata_bytes
 
     def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[bytes, str | None]]:
-        """As text: the same of the same array, whoever made it, and whatever was asked of it meanwhile."""
+        """Pickle the array as canonical JSON, so that equal manifests have equal pickles."""
         key = None if self.encryption is None else self.encryption.key
         if isinstance(key, bytes):
             raise TypeError(
-                f"the coded array {self.name!r} holds its key, which is not pickled: open it with "
-                "key='env:NAME' or key='file:PATH'"
+                f"the coded array {self.name!r} cannot be pickled, because it was opened with the bytes of "
+                "its key: open it with key='env:NAME' or key='file:PATH'"
             )
         return _restore_pickled_manifest, (
             _to_canonical_json(self._to_json_fields(get_code_parameters(self.code))),
@@ -210,7 +231,7 @@ class Manifest:
         )
 
     def to_bytes(self) -> bytes:
-        """The bytes of the object that is stored."""
+        """Return the JSON document to store as the manifest."""
         array, version, tag = self._to_json_fields(serialize_code(self.code)), FORMAT_VERSION, {}
         if self.encryption is not None:
             version = ENCRYPTED_FORMAT_VERSION
@@ -220,7 +241,7 @@ class Manifest:
         return json.dumps(document, separators=(",", ":")).encode()
 
     def _to_json_fields(self, code_fields: Mapping[str, Any]) -> dict[str, Any]:
-        """What the object says of the array, with such a description of its code."""
+        """Return the entry "array" of the document, with `code_fields` as the description of the code."""
         array_fields: dict[str, Any] = {
             "name": self.name,
             "shape": list(self.shape),
@@ -245,28 +266,41 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, description: str, key: str | bytes | None = None) -> Manifest:
-        """The inverse of `to_bytes`; every mistake is a StorageError that names the manifest `description`.
+        """Parse and validate the document that `to_bytes` returns.
 
-        key : that of an encrypted array. Without it nobody knows who has written the manifest.
+        Parameters
+        ----------
+        data : bytes
+            The document.
+        description : str
+            Phrase for the manifest, with which error messages begin.
+        key : str or bytes, optional
+            Key of an encrypted array, by which the manifest is authenticated. Without it an encrypted
+            array's manifest is not authenticated.
+
+        Raises
+        ------
+        StorageError
+            If the document is damaged, inconsistent, of an unknown version, or not authentic.
         """
         try:
             document = json.loads(data)
             is_coded_array = document["format"] == FORMAT_NAME
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise StorageError(f"{description} is damaged: it is not the JSON that was written") from error
+            raise StorageError(f"{description} is damaged: it is not valid JSON") from error
         if not is_coded_array:
             raise StorageError(f"{description} is not the manifest of a coded array")
         array_fields = document.get("array")
         is_encrypted = isinstance(array_fields, dict) and "encryption" in array_fields
         if document.get("version") != (ENCRYPTED_FORMAT_VERSION if is_encrypted else FORMAT_VERSION):
             raise StorageError(
-                f"{description} has format version {document.get('version')!r}; this polarmap reads "
-                f"{FORMAT_VERSION}, and {ENCRYPTED_FORMAT_VERSION} of encrypted arrays"
+                f"{description} has format version {document.get('version')!r}, but this version of polarmap "
+                f"reads version {FORMAT_VERSION} ({ENCRYPTED_FORMAT_VERSION} of encrypted arrays)"
             )
         if document.get("crc32") != zlib.crc32(_to_canonical_json(array_fields)):
-            raise StorageError(f"{description} is damaged: its checksum does not fit")
+            raise StorageError(f"{description} is damaged: its checksum is wrong")
         if key is not None and not is_encrypted:
-            raise StorageError(f"{description} is that of an array that is not encrypted: leave key out")
+            raise StorageError(f"{description} describes an array that is not encrypted: leave key out")
         with convert_parse_errors_to_storage_errors(description):
             encryption = _parse_encryption(array_fields, key)
         if encryption is not None and key is not None:
@@ -274,7 +308,7 @@ class Manifest:
         with convert_parse_errors_to_storage_errors(description):
             for field in ("dtype", "parity_dtype"):
                 if not _DTYPE_PATTERN.fullmatch(array_fields[field]):
-                    raise ValueError(f"{field} {array_fields[field]!r} is not one of numbers")
+                    raise ValueError(f"{field} {array_fields[field]!r} is not a numeric dtype")
             manifest = cls._from_json_fields(array_fields, deserialize_code(array_fields["code"]), encryption)
             manifest._check_consistency(array_fields["rows_per_block"], array_fields["parity_dtype"])
         return manifest
@@ -296,39 +330,48 @@ class Manifest:
         )
 
     def _check_consistency(self, rows_per_block: Any, parity_dtype: str) -> None:
-        """Raise ValueError if entries contradict each other; the arguments are derived ones, as written."""
+        """Raise ValueError if entries contradict each other.
+
+        The arguments are entries that could be derived from others, as the document has them.
+        """
         sizes_and_offsets = [*self.shape, rows_per_block]
         for segment in itertools.chain(*self.segments, self.zarr_metadata):
             sizes_and_offsets += [segment.size, segment.offset, 0 if segment.crc32 is None else segment.crc32]
         if not all(type(count) is int and count >= 0 for count in sizes_and_offsets):
-            raise ValueError("a size is not a count")
+            raise ValueError("a size, offset or checksum is not a nonnegative integer")
         if not self.shape or self.rows_per_block != rows_per_block:
             raise ValueError(f"{self.code.k} blocks of {rows_per_block} rows do not hold shape {self.shape}")
         if self.has_scalar_blocks and self.shape != (self.code.k,):
-            raise ValueError(f"{self.code.k} blocks of one number do not make shape {self.shape}")
+            raise ValueError(f"{self.code.k} blocks of one number do not form an array of shape {self.shape}")
         if self.parity_dtype != parity_dtype:
-            raise ValueError(f"parity of {self.dtype} data is not {parity_dtype}")
+            raise ValueError(
+                f"the parity of {self.dtype} data has dtype {self.parity_dtype}, not {parity_dtype}"
+            )
         if len(self.segments) != self.code.n:
-            raise ValueError(f"{len(self.segments)} of {self.code.n} blocks are listed")
+            raise ValueError(
+                f"the manifest lists {len(self.segments)} blocks, but the code has {self.code.n}"
+            )
         if self.stripe_bounds[-1] != prod(self.block_shape):
-            raise ValueError(f"a block holds {self.stripe_bounds[-1]} of {prod(self.block_shape)} numbers")
+            raise ValueError(
+                f"the segments of a block hold {self.stripe_bounds[-1]} numbers, not {prod(self.block_shape)}"
+            )
         stripe_sizes = np.diff(self.stripe_bounds).tolist()
         for block_index, segments in enumerate(self.segments):
             itemsize = self.get_block_dtype(block_index).itemsize
             if [segment.size for segment in segments] != [itemsize * length for length in stripe_sizes]:
-                raise ValueError(f"block {block_index} is not cut as block 0 is")
+                raise ValueError(f"block {block_index} is not cut into the same stripes as block 0")
         if self.zarr_view is not None:
             check_object_key(self.zarr_view.path)
             self.zarr_view.check(
                 get_array_key_prefix(self.name), self.shape, rows_per_block, self.stripe_bounds
             )
         if self.encryption is not None and self.zarr_view is not None:
-            raise ValueError("encrypted chunks make no Zarr array")
+            raise ValueError("an encrypted array cannot have a Zarr array")
 
 
 @contextmanager
 def convert_parse_errors_to_storage_errors(description: str) -> Iterator[None]:
-    """What `description` says that makes no sense is a StorageError."""
+    """Convert errors from an invalid document, named by `description`, to StorageError."""
     try:
         yield
     except (*PARSE_ERRORS, StorageError) as error:
@@ -340,7 +383,7 @@ def _parse_segment(fields: Mapping[str, Any]) -> Segment:
 
 
 def _parse_zarr_view(fields: Mapping[str, Any] | None) -> ZarrView | None:
-    """None of arrays that are no Zarr array, among them all that were written before they were."""
+    """Return the Zarr array, or None if there is none, as in manifests of early versions."""
     if fields is None:
         return None
     metadata = tuple(map(_parse_segment, fields["metadata"]))
@@ -348,7 +391,7 @@ def _parse_zarr_view(fields: Mapping[str, Any] | None) -> ZarrView | None:
 
 
 def _parse_encryption(array_fields: Mapping[str, Any], key: str | bytes | None) -> Encryption | None:
-    """How the parts are encrypted, by this key; None if they are not."""
+    """Return the encryption of the segments with this key, or None if they are not encrypted."""
     if "encryption" not in array_fields:
         return None
     fields = array_fields["encryption"]
@@ -358,18 +401,15 @@ def _parse_encryption(array_fields: Mapping[str, Any], key: str | bytes | None) 
 
 
 def _verify_authentication_tag(document: Mapping[str, Any], encryption: Encryption, description: str) -> None:
-    """StorageError for a manifest that was not written with this key."""
+    """Raise StorageError unless the manifest was written with the key of `encryption`."""
     try:
         if document.get("tag") != encryption.compute_tag(_to_canonical_json(document["array"])).hex():
-            raise StorageError(
-                f"{description} is not what was written with this key: somebody has changed it"
-            )
+            raise StorageError(f"{description} was not written with this key, or has been changed since")
     except KeyUnavailableError as error:
         raise StorageError(f"{description} cannot be verified: {error}") from error
 
 
 def _restore_pickled_manifest(json_bytes: bytes, key: str | None) -> Manifest:
-    """What was pickled."""
     array_fields = json.loads(json_bytes)
     return Manifest._from_json_fields(
         array_fields, PolarCode(**array_fields["code"]), _parse_encryption(array_fields, key)
@@ -377,31 +417,31 @@ def _restore_pickled_manifest(json_bytes: bytes, key: str | None) -> Manifest:
 
 
 def get_code_parameters(code: PolarCode) -> dict[str, Any]:
-    """What rebuilds a code."""
+    """Return the arguments of `PolarCode` that rebuild a code."""
     parameters = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
     if code.levels < (code.n - 1).bit_length():
         parameters["levels"] = code.levels
-    erasure_probabilities = np.asarray(code.erasure, float).tolist()  # a number, or one for each worker
+    erasure_probabilities = np.asarray(code.erasure, float).tolist()  # one for all workers, or one per worker
     return {**parameters, "erasure": erasure_probabilities, "seed": int(code.seed)}
 
 
 def serialize_code(code: PolarCode) -> dict[str, Any]:
-    """What rebuilds a code, and a probe by which one sees that it was rebuilt right."""
+    """Return the arguments that rebuild a code, and parity values to verify the rebuilt code."""
     return {**get_code_parameters(code), "probe": compute_code_fingerprint(code)}
 
 
 def deserialize_code(fields: Mapping[str, Any]) -> PolarCode:
-    """The code that `serialize_code` described; CodeError if this version of polarmap makes another one."""
+    """Rebuild a code from the result of `serialize_code`; raise CodeError if its parity values differ."""
     parameters = {**fields}
     expected_probe = parameters.pop("probe")
     code = PolarCode(**parameters)
     if not np.allclose(compute_code_fingerprint(code), expected_probe, rtol=1e-9, atol=1e-9):
-        raise CodeError("this version of polarmap builds other parity blocks from these parameters")
+        raise CodeError("this version of polarmap computes different parity blocks from these parameters")
     return code
 
 
 def compute_code_fingerprint(code: PolarCode) -> list[float]:
-    """The first four and the last four parity values of the data x_j = j mod 7."""
+    """Return the first four and last four parity values of the data x_j = j mod 7."""
     values = (np.arange(code.k) % 7).astype(np.float64)[:, None]
     parity: list[float] = code.encode_parity(values)[:, 0].tolist()
     return parity[:4] + parity[-4:]

@@ -1,4 +1,9 @@
-"""Reading parts: checked against the manifest, and decoded from others where they are damaged."""
+"""Read the blocks and rows of a coded array from storage.
+
+Each segment is verified against its checksum in the manifest. A damaged segment is decoded from the segments
+of other blocks in the same stripe. If another process has repaired the array meanwhile, its new manifest is
+read.
+"""
 
 from __future__ import annotations
 
@@ -27,36 +32,41 @@ from polarmap.worker.segments import DamagedError, Segment
 
 
 class StoredCodedBlocks(CodedData):
-    """The n blocks of a stored array, of which nothing is read before it is asked for, and its rows.
+    """The n blocks of a stored array, which are read when they are needed.
 
-    Somebody else may repair the array meanwhile. Then parts lie elsewhere, those that were good too, as the
-    manifest in storage tells: it is read again where too much is damaged.
+    Another process may repair the array at any time. It then stores segments under new keys, even intact
+    ones. Therefore the manifest is read again when segments are found to be damaged.
 
-    manifest, segment_store : what its parts are, and where they lie.
+    Attributes
+    ----------
+    manifest : Manifest
+        Latest known manifest of the array.
+    segment_store : SegmentStore
+        Storage that holds the segments.
     """
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         super().__init__(manifest.code, _StoredDataBlocks(self, manifest))
         self.segment_store, self.manifest = SegmentStore(store, manifest.encryption), manifest
         self.location, self._must_refresh = self.segment_store.location, False
-        self._last_manifest_bytes: bytes | None = None  # the manifest in storage, when one was found damaged
+        self._last_manifest_bytes: bytes | None = None  # as last read after damage was found
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         return StoredCodedBlocks, (self.segment_store.store, self.manifest)
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """What block `task` consists of, as far as is known since a worker found a block damaged."""
+        """Return the segments of block `task`; first read the manifest again if a worker found damage."""
         if self._must_refresh:
             self._must_refresh = False
             self.refresh_manifest(self.manifest)
         return self.manifest.segments[task]
 
     def on_damage_found(self) -> None:
-        """Look again before parts are told to another worker."""
+        """Read the manifest again before the next segments are sent to a worker."""
         self._must_refresh = True
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Block `task`, read now; what is damaged of a data block is decoded."""
+        """Read block `task`; damaged segments of a data block are decoded."""
         if task >= self.code.k:
             return self.component_leaves(task)
         rows_per_block = self.manifest.rows_per_block
@@ -67,7 +77,7 @@ class StoredCodedBlocks(CodedData):
         ]
 
     def component_leaves(self, component: int) -> list[Array]:
-        """A block for a worker that cannot read it itself: damage is an erasure, told by DamagedError."""
+        """Read a block for a worker without access to the storage; raise DamagedError if it is damaged."""
         return [self._read_with_manifest_refresh(self._read_block, component)]
 
     def _read_block(self, block_index: int) -> Array:
@@ -80,7 +90,7 @@ class StoredCodedBlocks(CodedData):
         )
 
     def refresh_manifest(self, stale_manifest: Manifest) -> bool:
-        """Whether another thread knows by now, or storage tells, where else parts lie than was known."""
+        """Update the manifest from storage; return whether it differs from `stale_manifest`."""
         store = self.segment_store.store
         with suppress(StorageError):
             is_stale = self.manifest is stale_manifest
@@ -94,11 +104,11 @@ class StoredCodedBlocks(CodedData):
         return self.manifest is not stale_manifest
 
     def read_rows(self, start: int, stop: int) -> Array:
-        """Rows start..stop of the array; no more is held than these and two stripes of each block."""
+        """Read rows start..stop of the array. Needs memory for these rows and two stripes of each block."""
         return self._read_with_manifest_refresh(self._read_rows, start, stop)
 
     def _read_with_manifest_refresh(self, read: Callable[..., Array], *arguments: int) -> Array:
-        """Read anew as often as somebody has repaired the array since the manifest was looked at."""
+        """Call `read`, and repeat it as long as damage is found but the manifest has changed meanwhile."""
         while True:
             manifest = self.manifest
             try:
@@ -112,9 +122,9 @@ class StoredCodedBlocks(CodedData):
         out = np.empty((stop - start, *inner_shape), manifest.dtype.newbyteorder("="))
         flat_out, row_size = out.reshape(-1), prod(inner_shape)
         start_element, stop_element = start * row_size, stop * row_size
-        pieces = list[tuple[Array, int, int, slice]]()  # where to read it to, stripe, block, columns
+        pieces = list[tuple[Array, int, int, slice]]()  # target array, stripe, block, columns
         for block_index in range(start // manifest.rows_per_block, -(-stop // manifest.rows_per_block)):
-            block_start = block_index * manifest.stripe_bounds[-1]  # of this block, in elements of the whole
+            block_start = block_index * manifest.stripe_bounds[-1]  # in elements of the array
             for stripe_index, stripe_bounds in enumerate(pairwise(manifest.stripe_bounds)):
                 stripe_start, stripe_stop = block_start + stripe_bounds[0], block_start + stripe_bounds[1]
                 first, last = max(start_element, stripe_start), min(stop_element, stripe_stop)
@@ -131,8 +141,8 @@ class StoredCodedBlocks(CodedData):
             return segment_values is not None
 
         is_file = self.segment_store.location.is_memory_mapped
-        # No more parts than there are blocks are in memory at a time. To start a thread takes longer than to
-        # read a file.
+        # At most n segments are in memory at a time. Files are read without threads, because starting a
+        # thread takes longer than reading a file.
         bounded_map = partial(map_in_parallel, max_threads=min(MAX_PARALLEL_TRANSFERS, self.n))
         map_function = map if is_file or len(pieces) == 1 else bounded_map
         for (target, stripe_index, block_index, columns), is_intact in zip(
@@ -143,7 +153,7 @@ class StoredCodedBlocks(CodedData):
         return out
 
     def _decode_columns(self, stripe_index: int, block_index: int, columns: slice) -> Array:
-        """Some columns of one damaged part of a data block, from parts of other blocks."""
+        """Decode some columns of a damaged segment of a data block from segments of other blocks."""
         manifest, k, intact_columns = self.manifest, self.code.k, dict[int, Array]()
         tracker = make_arrival_tracker(manifest, requires_well_conditioned=True)
         other_blocks = [other_block for other_block in range(self.n) if other_block != block_index]
@@ -156,7 +166,7 @@ class StoredCodedBlocks(CodedData):
         return blocks[block_index]
 
     def read_intact_segments(self, stripe_index: int, block_indices: Sequence[int]) -> dict[int, Array]:
-        """The good parts of a stripe as flat arrays by block; who is not there is damaged."""
+        """Read segments of a stripe; return the intact ones as flat arrays, by block index."""
         segment_values = map_in_parallel(partial(self._read_if_intact, stripe_index), block_indices)
         return {
             block_index: values
@@ -165,7 +175,7 @@ class StoredCodedBlocks(CodedData):
         }
 
     def _read_if_intact(self, stripe_index: int, block_index: int) -> Array | None:
-        """A part as a flat array; None if it is damaged."""
+        """Read a segment as a flat array, or return None if it is damaged."""
         try:
             segment_bytes = self.segment_store.get(self.manifest.segments[block_index][stripe_index])
         except DamagedError:
@@ -174,9 +184,10 @@ class StoredCodedBlocks(CodedData):
 
 
 class _StoredDataBlocks(DataBlocks):
-    """What is known of the data blocks without reading them."""
+    """The data blocks of a stored array, whose layout is known without reading them."""
 
-    has_zero_padding = False  # of results that a map has stored: f of rows of zeros
+    # In an array of results that a map has stored, the padding rows are f of rows of zeros.
+    has_zero_padding = False
 
     def __init__(self, coded_blocks: StoredCodedBlocks, manifest: Manifest) -> None:
         structure: Structure = ("numpy",) if manifest.has_scalar_blocks else ("array",)
@@ -186,33 +197,35 @@ class _StoredDataBlocks(DataBlocks):
 
     @property
     def block_layout(self) -> Layout:
-        """Dtype and shape of the one leaf."""
+        """The dtype and shape of the only leaf of a block."""
         return self._layout
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """Data block `block_index`, read now."""
+        """Read data block `block_index`."""
         return self._coded_blocks.block_leaves(block_index)
 
 
 def _to_native_byte_order(data: bytes | bytearray, dtype: np.dtype[Any]) -> Array:
-    """Stored numbers in the byte order of this machine."""
+    """Return stored numbers as an array in the byte order of this machine."""
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
 
 
 @contextmanager
 def convert_damage_to_decoding_error() -> Iterator[None]:
-    """Damage of parts that were whole when they were looked at is an error of the call that finds it."""
+    """Convert DamagedError to NotDecodableError, for segments that were intact when they were checked."""
     try:
         yield
     except DamagedError as error:
-        raise NotDecodableError(f"{error}, since it was looked at: call it again") from error
+        raise NotDecodableError(f"{error}. It was intact when this call checked it: call it again") from error
 
 
 def make_arrival_tracker(
     manifest: Manifest, block_indices: Iterable[int] = (), requires_well_conditioned: bool = False
 ) -> ArrivalTracker:
-    """A decoder of a stripe with `block_indices`; if `requires_well_conditioned`, it asks for more rather
-    than lose digits.
+    """Return an arrival tracker of a stripe in which the blocks `block_indices` have arrived.
+
+    If `requires_well_conditioned`, the tracker is not ready while decoding would lose more digits than the
+    default `rtol` permits.
     """
     dtype = manifest.dtype
     is_integer = is_integer_dtype(dtype)
@@ -226,7 +239,7 @@ def make_arrival_tracker(
 
 
 def all_finite(arrays: Iterable[Array]) -> bool:
-    """Whether no array of `arrays` has NaN or inf."""
+    """Return whether no array of `arrays` contains NaN or inf."""
     return all(is_integer_dtype(array.dtype) or bool(np.isfinite(array).all()) for array in arrays)
 
 
@@ -237,18 +250,38 @@ def decode_stripe_blocks(
     intact_rows: Mapping[int, Array],
     first_element: int = 0,
 ) -> dict[int, Array]:
-    """The data blocks `block_indices` of a stripe, none of which is good, decoded from the good ones.
+    """Decode the damaged data blocks `block_indices` of a stripe from the intact blocks.
 
-    `intact_rows` holds these from element `first_element` of the stripe on, all of them or as many as are
-    asked for. NaN and inf count as erasures of single entries. NotDecodableError names what is not
-    determined.
+    An entry that is NaN or inf counts as an erasure of this entry.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    stripe_index : int
+    block_indices : sequence of int
+        Data blocks to decode.
+    intact_rows : mapping of int to array
+        Intact blocks by index: the stripe, or a range of its elements.
+    first_element : int
+        Index in the stripe of the first element of each row.
+
+    Returns
+    -------
+    dict of int to array
+        Decoded rows, by block index.
+
+    Raises
+    ------
+    NotDecodableError
+        If the intact blocks do not determine all entries. The message names the others.
     """
     tracker = make_arrival_tracker(manifest, intact_rows)
     if not tracker.is_ready:
         code = manifest.code
         raise NotDecodableError(
-            f"stripe {stripe_index} of the coded array {manifest.name!r} is lost: {len(intact_rows)} of its "
-            f"{code.n} parts are good and do not determine the {code.k} data blocks"
+            f"stripe {stripe_index} of the coded array {manifest.name!r} cannot be decoded: only "
+            f"{len(intact_rows)} of its {code.n} parts are intact, and they do not determine the {code.k} "
+            "data blocks"
         )
     target_indices = np.array(block_indices, np.intp)
     with ignore_nonfinite_warnings():
@@ -284,10 +317,20 @@ def _decode_nonfinite_columns(
     decoded_rows: Array,
     first_positions: Indices,
 ) -> Indices:
-    """Decode the columns with NaN or inf anew, each from the blocks that are finite there.
+    """Decode the columns that contain NaN or inf again, each from the blocks that are finite there.
 
-    Returns the positions in the whole array of entries that these do not determine; `first_positions` are
-    those of the first entries of the rows. Padding is zero where no parity says otherwise.
+    Updates `decoded_rows` in place. If a column cannot be decoded, its padding entries are set to zero,
+    unless a parity block is finite in this column.
+
+    Parameters
+    ----------
+    first_positions : index array (rows, 1)
+        Position in the whole array of the first entry of each row.
+
+    Returns
+    -------
+    index array
+        Positions in the whole array of the entries that cannot be decoded.
     """
     undecodable = []
     for columns, finite_blocks in _group_columns_by_finite_blocks(intact_rows, decoded_rows):
@@ -307,7 +350,7 @@ def _decode_nonfinite_columns(
 def _group_columns_by_finite_blocks(
     intact_rows: Mapping[int, Array], decoded_rows: Array
 ) -> Iterator[tuple[Indices, list[int]]]:
-    """Columns in which the same good blocks are finite, and which blocks; none where all is finite."""
+    """Yield groups of columns with NaN or inf, and the intact blocks that are finite in all of them."""
     nonfinite_mask = np.zeros(decoded_rows.shape[1], bool)
     for row in (*intact_rows.values(), *decoded_rows):
         nonfinite_mask |= ~np.isfinite(row)
@@ -328,13 +371,12 @@ def _group_columns_by_finite_blocks(
 
 
 def _format_undecodable_message(manifest: Manifest, undecodable_positions: Indices) -> str:
-    """The message about entries that cannot be decoded."""
     entries_text = "1 entry" if undecodable_positions.size == 1 else f"{undecodable_positions.size} entries"
     blocks = np.unique(undecodable_positions // prod(manifest.block_shape)).tolist()
     shape = (manifest.code.k * manifest.rows_per_block, *manifest.shape[1:])
     first_index = [int(coordinate) for coordinate in np.unravel_index(undecodable_positions.min(), shape)]
     return (
         f"{entries_text} of blocks {blocks} of the coded array {manifest.name!r} cannot be decoded, the "
-        f"first at {first_index}: parts of these blocks are damaged, and the good ones hold NaN or inf in "
-        "the same places. Nothing was changed; slices without such entries can be read"
+        f"first at index {first_index}: parts of these blocks are damaged, and intact blocks contain NaN or "
+        "inf at the same positions. The array was not changed. Slices without these entries can be read"
     )

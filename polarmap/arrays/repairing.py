@@ -1,4 +1,10 @@
-"""Repair of a coded array in storage: damaged parts are rebuilt from good ones, stripe by stripe."""
+"""Repair coded arrays in storage: rebuild damaged segments from intact ones, stripe by stripe.
+
+    audit -> stripes grouped by the blocks they have lost -> new segments -> new manifest
+
+A damaged segment is a weighted sum of intact ones, with the same weights for all stripes of a group, so
+workers can compute it. Stripes that contain NaN or inf are decoded entry by entry in this process.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +32,39 @@ from polarmap.worker.task_records import OutputSpec
 def repair_array(
     coded_blocks: StoredCodedBlocks, manifest_bytes: bytes, executor: Any = None
 ) -> tuple[Manifest, Audit]:
-    """Rebuild every damaged part; return the new manifest, and what was damaged and is repaired.
+    """Rebuild every damaged segment of an array.
 
-    New parts go to new keys and the manifest is replaced last, so that a repair that is cut short or fails
-    changes nothing. `manifest_bytes` is the manifest as it lies in storage.
+    New segments are stored under new keys, and the manifest is replaced last. An interrupted or failed repair
+    therefore changes nothing.
+
+    Parameters
+    ----------
+    coded_blocks : StoredCodedBlocks
+        Blocks of the array.
+    manifest_bytes : bytes
+        Current manifest, as it is stored.
+    executor : optional
+        Executor whose workers read and rebuild segments; None: this process does.
+
+    Returns
+    -------
+    manifest : Manifest
+        Manifest of the repaired array.
+    audit : Audit
+        Damage that was found and repaired.
+
+    Raises
+    ------
+    NotDecodableError
+        If a stripe has too few intact segments.
     """
     manifest, audit = coded_blocks.manifest, audit_array(coded_blocks, executor)
     if audit.ok and (manifest.zarr_view is None or manifest.has_zarr_array):
         return manifest, audit
     if audit.undecodable_stripes:
-        raise NotDecodableError(f"repair() would have to rebuild more than the code can: {audit!r}")
+        raise NotDecodableError(
+            f"repair() cannot rebuild all stripes, because too many parts are damaged: {audit!r}"
+        )
     runner = ArrayJobRunner(coded_blocks.segment_store, executor, make_context(None))
     with WriteTransaction(coded_blocks.segment_store, manifest.name) as transaction:
         repaired_manifest = _ArrayRepair(runner, transaction, coded_blocks).rebuild_damaged_segments(audit)
@@ -43,7 +72,7 @@ def repair_array(
 
 
 class _ArrayRepair:
-    """Rebuilds the damaged parts of an array, which are stored as one generation."""
+    """Rebuilds the damaged segments of one array, within one transaction."""
 
     def __init__(
         self, runner: ArrayJobRunner, transaction: WriteTransaction, coded_blocks: StoredCodedBlocks
@@ -52,7 +81,7 @@ class _ArrayRepair:
         self._manifest = coded_blocks.manifest
 
     def rebuild_damaged_segments(self, audit: Audit) -> Manifest:
-        """The manifest of the array, once what was found damaged is rebuilt and stored."""
+        """Rebuild and store all damage that the audit found, and return the new manifest."""
         runner, transaction, manifest = self._runner, self._transaction, self._manifest
         rebuilt_segments: dict[tuple[int, int], Segment] = {}
         for group_index, ((erased, rewritten), stripes) in enumerate(
@@ -89,10 +118,23 @@ class _ArrayRepair:
         rewritten_blocks: Sequence[int],
         stripe_indices: Sequence[int],
     ) -> dict[int, dict[int, Segment]]:
-        """By stripe and block the new parts: weights times good parts, each stripe by one task.
+        """Compute segments as weighted sums of intact segments, one task per stripe, and store them.
 
-        Left out are stripes in which NaN or inf stand: these are decoded entry by entry, which takes more
-        than numpy.
+        Parameters
+        ----------
+        key_prefix : str
+            Prefix of the keys of the new objects.
+        erased_blocks : sequence of int
+            Blocks whose segments are lost in each of the stripes.
+        rewritten_blocks : sequence of int
+            Blocks whose segments are intact, but share an object with a damaged segment.
+        stripe_indices : sequence of int
+
+        Returns
+        -------
+        dict of int to dict of int to Segment
+            New segments by stripe and block. Stripes that contain NaN or inf are missing: these have to be
+            decoded entry by entry, which needs more than numpy.
         """
         manifest, runner, dtype_of = self._manifest, self._runner, self._manifest.get_block_dtype
         available = np.setdiff1d(np.arange(manifest.code.n), erased_blocks)
@@ -125,8 +167,9 @@ class _ArrayRepair:
         return rebuilt_by_stripe
 
     def _decode_stripe(self, stripe_index: int, rewritten_blocks: Collection[int]) -> dict[int, Array]:
-        """By block the damaged parts of a stripe, decoded entry by entry, and good ones of blocks
-        `rewritten_blocks`.
+        """Decode the damaged segments of a stripe entry by entry.
+
+        Returns the decoded segments and the intact ones of `rewritten_blocks`, by block.
         """
         manifest, code = self._manifest, self._manifest.code
         intact_rows = self._coded_blocks.read_intact_segments(stripe_index, range(code.n))
@@ -160,9 +203,10 @@ class _ArrayRepair:
 def _group_stripes_by_erasures(
     manifest: Manifest, audit: Audit
 ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
-    """Stripes by the blocks that they have lost and those, good ones, that lie in one object with damage.
+    """Group the damaged stripes by the blocks that have to be stored again.
 
-    The parts of both are stored anew.
+    The key of a group has two tuples: the blocks whose segments are lost, and the blocks whose segments are
+    intact but share an object with a damaged segment.
     """
     erased_by_stripe = find_erased_blocks_by_stripe(audit.damaged)
     damaged_keys = {damage.key for damage in audit.damaged} & manifest.object_extents.keys()
@@ -183,8 +227,9 @@ def _group_stripes_by_erasures(
 def make_rebuild_function(
     compute_sums: Callable[[Sequence[Array]], list[Array]], rewritten_rows: Sequence[int]
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """On a worker, which has numpy only: rows `rewritten_rows`, sums of all rows, and whether all are
-    finite.
+    """Return a function for workers that rebuilds the segments of a stripe; it needs only numpy.
+
+    The function returns the rows `rewritten_rows`, the weighted sums of all rows, and whether all are finite.
     """
 
     def rebuild_rows(rows: Sequence[Array]) -> list[Array]:
@@ -198,9 +243,9 @@ def make_rebuild_function(
 def _check_integers_unchanged(
     manifest: Manifest, block_index: int, stripe_index: int, segment: Segment
 ) -> None:
-    """Raise unless integers came back bit for bit: then more is wrong than the damaged parts."""
+    """Raise StorageError if rebuilt integers have another checksum: then intact segments are wrong, too."""
     if manifest.segments[block_index][stripe_index].crc32 not in (None, segment.crc32):
         raise StorageError(
-            f"block {block_index}, part {stripe_index} of {manifest.name!r} decodes to other numbers than "
-            "were stored: the parts do not belong together; encode again with overwrite=True"
+            f"part {stripe_index} of block {block_index} of {manifest.name!r} decodes to different numbers "
+            "than were stored, so the parts do not belong together: encode again with overwrite=True"
         )

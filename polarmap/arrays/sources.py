@@ -1,4 +1,9 @@
-"""Where the data comes from, slab by slab: anything that is sliced as arrays are, or objects in the store."""
+"""Data sources of `encode`: anything that can be sliced like an array, or objects in the store.
+
+`open_data_source` resolves the argument of `encode` to a `DataSource`, from which the data is read slab by
+slab. If the bytes of a slab already exist in a file or in the store, the source returns their location, so
+that workers can read them, and so that objects in the store need not be copied.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +31,19 @@ from polarmap.worker.segments import Segment
 
 
 class DataSource(Protocol):
-    """The rows that are to be encoded, wherever they are.
+    """The rows that `encode` reads and encodes.
 
-    shape, dtype : of the whole, in native byte order.
-    rows_per_chunk : rows that are stored together and should be read together.
-    rows_per_object : rows that lie in one object of the store, across whose end no part should reach, and
-        which data blocks need no copy of; 0 if they do not lie there.
-    location : where parts lie that `find_segments` gives.
+    Attributes
+    ----------
+    shape, dtype
+        Shape and dtype of the whole array, in native byte order.
+    rows_per_chunk : int
+        Number of rows that are stored together and should be read together.
+    rows_per_object : int
+        Number of rows in each object of the store. No segment should cross the end of an object, and segments
+        within one object are not copied. 0 if the data is not in the store.
+    location : Location
+        Location of the segments that `find_segments` returns.
     """
 
     shape: tuple[int, ...]
@@ -42,17 +53,18 @@ class DataSource(Protocol):
     location: Location
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Fill `out` with a slab of the data; zeros beyond its last row."""
+        """Read a slab of the data into `out`; rows beyond the last one are zeros."""
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Where the slab lies as raw bytes, without a checksum: in the store or in files. Empty if nowhere.
+        """Return the segments of files or objects that hold the slab as raw bytes; () if there are none.
 
-        Keys of files are paths below the root. What lies in the store is one part.
+        The segments have no checksums. The keys of files are paths below the root directory. A slab in the
+        store is one segment.
         """
 
 
 class ArraySource:
-    """A `DataSource` that reads an array: numpy, memmap, zarr, h5py, dask."""
+    """A `DataSource` that reads an array of numpy, zarr, h5py or dask, or a memory map."""
 
     location: Location = FolderLocation("/")
 
@@ -63,7 +75,7 @@ class ArraySource:
         self.rows_per_chunk, self.rows_per_object = _get_rows_per_chunk(data), 0
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read what there is of the slab by one access to the array."""
+        """Read the slab by one access to the array; rows beyond the last one are zeros."""
         rows, *inner_slices = slab
         n_rows = max(0, min(rows.stop, self.shape[0]) - rows.start)
         target = out.reshape([axis_slice.stop - axis_slice.start for axis_slice in slab])
@@ -73,7 +85,7 @@ class ArraySource:
         self._release_mapped_pages()
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Where the slab lies in the mapped file; rows beyond the last are zeros that lie nowhere."""
+        """Return the segment of the memory-mapped file, and one of zeros for rows beyond the last."""
         if self._mapped_file is None:
             return ()
         path, offset = self._mapped_file
@@ -84,7 +96,7 @@ class ArraySource:
 
     @cached_property
     def _mapped_file(self) -> tuple[str, int] | None:
-        """Path below the root and offset of an array that is a contiguous piece of a file; None if not."""
+        """The path below the root and the byte offset of a contiguous memory map; None for other arrays."""
         array = self._data
         mapped = getattr(array, "_mmap", None)
         if not isinstance(array, np.memmap) or not isinstance(mapped, mmap.mmap) or array.filename is None:
@@ -97,32 +109,34 @@ class ArraySource:
         return str(array.filename).lstrip("/"), offset
 
     def _release_mapped_pages(self) -> None:
-        """Pages of a mapped file that were read count as memory of this process until let go."""
+        """Release pages of a mapped file, which count as memory of this process once they were read."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no such call
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no madvise
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
 class RawObjects:
-    """An array whose rows lie in the storage as raw bytes in C order, in objects of equal length.
+    """An array that is already in the storage: raw bytes in C order, in objects of equally many rows.
 
-    `encode` stores its parity blocks only and refers to these objects, which must stay as they are
-    (changed ones count as damaged) and are never written or deleted. Parts that reach across two
-    objects or beyond the last row are copied: let the rows of a block be a multiple of `rows`, or
-    the other way round.
+    `encode` refers to these objects and stores only the parity blocks. It never writes or deletes the
+    objects. Do not change them, because changed objects count as damaged. Segments that cross the end of an
+    object or of the array are copied. To avoid this, make the number of rows per block a multiple of `rows`,
+    or `rows` a multiple of it.
 
     Parameters
     ----------
     keys : sequence of str
-        The objects, in order.
-    shape, dtype
-        Of the whole; what is not in native byte order is copied all the same.
+        Keys of the objects, in order.
+    shape : tuple of int
+        Shape of the whole array.
+    dtype : dtype
+        Dtype of the numbers. They are copied if they are not in native byte order.
     rows : int
-        In each object; the last one may hold fewer.
+        Number of rows in each object; the last object may hold fewer.
     offset : int
-        Bytes before the first row of each object.
+        Number of bytes before the first row of each object.
 
     Examples
     --------
@@ -151,23 +165,25 @@ class RawObjects:
         keys: Any = self.keys
         shape: Any = self.shape
         if isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence):
-            raise CodeError(f"keys must be a sequence of keys, not {keys!r:.100}")
+            raise CodeError(f"keys must be a sequence of object keys, not {keys!r:.100}")
         if not isinstance(shape, (tuple, list)) or not all(map(is_nonnegative_int, shape)):
-            raise CodeError(f"shape must be a tuple of integers, not {shape!r:.100}")
+            raise CodeError(f"shape must be a tuple of nonnegative integers, not {shape!r:.100}")
         for name, value, min_value in (("rows", self.rows, 1), ("offset", self.offset, 0)):
             if not is_nonnegative_int(value) or value < min_value:
                 raise CodeError(f"{name} must be an integer of at least {min_value}, not {value!r:.100}")
         try:
             np.dtype(self.dtype)
         except TypeError as error:
-            raise CodeError(f"dtype must be one of numpy: {error}") from error
+            raise CodeError(f"dtype must be a numpy dtype: {error}") from error
 
     def open_in(self, store: Store) -> StoredObjectsSource:
-        """The `DataSource` that reads these objects in `store`."""
+        """Return a `DataSource` that reads these objects from `store`."""
         shape, rows, offset = tuple(map(int, self.shape)), int(self.rows), int(self.offset)
         n_expected = -(-shape[0] // rows) if shape else 0
         if len(self.keys) != n_expected:
-            raise CodeError(f"{len(self.keys)} objects of {rows} rows do not hold shape {shape}")
+            raise CodeError(
+                f"an array of shape {shape} needs {n_expected} objects of {rows} rows, not {len(self.keys)}"
+            )
         key_by_object = {object_index: check_object_key(key) for object_index, key in enumerate(self.keys)}
         return StoredObjectsSource(store, key_by_object, shape, np.dtype(self.dtype), rows, offset)
 
@@ -192,7 +208,7 @@ class StoredObjectsSource:
         self._row_size = prod(self.shape[1:])
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Fill `out` by one read of each range of an object; zeros beyond the last row."""
+        """Read the slab with one request per object; rows beyond the last one are zeros."""
         start, end = get_flat_range(self.shape, slab)
         stop = max(start, min(end, prod(self.shape)))
         remaining_out, object_size = out.reshape(-1), self.rows_per_object * self._row_size
@@ -205,7 +221,7 @@ class StoredObjectsSource:
             start += n_items
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """The range of the one object that holds the slab."""
+        """Return the byte range of the object that holds the whole slab; () if it must be copied."""
         start, stop = get_flat_range(self.shape, slab)
         object_size, itemsize = self.rows_per_object * self._row_size, self.dtype.itemsize
         key = self._key_by_object.get(start // object_size)
@@ -222,12 +238,14 @@ class StoredObjectsSource:
         byte_start = self._offset + first_item * itemsize
         data = self._store.get(key, byte_start, byte_start + n_items * itemsize)
         if len(data) != n_items * itemsize:
-            raise StorageError(f"{key!r} in {self._store.name} is shorter than its shape and dtype say")
+            raise StorageError(
+                f"the object {key!r} in {self._store.name} is shorter than its shape and dtype require"
+            )
         return np.frombuffer(data, self._stored_dtype)
 
 
 def open_data_source(data: Any, store: Store) -> DataSource:
-    """The source that `encode(data)` means; CodeError for what cannot be cut into blocks and coded."""
+    """Return the source for the argument of `encode`; raise CodeError if the data cannot be coded."""
     if hasattr(data, "open_in"):
         source: DataSource = data.open_in(store)
         check_encodable_array(source, "A")
@@ -235,17 +253,19 @@ def open_data_source(data: Any, store: Store) -> DataSource:
     data = load_array_like(data, "A")
     if not (hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")):
         raise CodeError(
-            f"data must be an array (shape, dtype, slicing) or the path of a .npy file, not "
-            f"{type(data).__name__}; stack a sequence of blocks with numpy.concatenate"
+            f"data must be an array (with shape, dtype and slicing) or the path of a .npy file, not "
+            f"{type(data).__name__}: join a sequence of blocks with numpy.concatenate"
         )
     check_encodable_array(data, "A")
     if isinstance(data, np.matrix):
-        raise CodeError("A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @")
+        raise CodeError(
+            "A is a numpy.matrix, but the blocks of a coded array are plain arrays: use numpy.asarray(A)"
+        )
     return ArraySource(data)
 
 
 def _get_rows_per_chunk(data: Any) -> int:
-    """Rows of the chunks of Zarr, HDF5 (one number per axis) and dask (all lengths per axis)."""
+    """Return the rows per chunk of a Zarr or HDF5 (chunk lengths) or dask array (tuples of lengths)."""
     chunks = getattr(data, "chunks", None)
     if not chunks:
         return 1

@@ -35,22 +35,23 @@ from polarmap.worker.task_records import OutputSpec, ResultRef
 
 T = TypeVar("T")
 
-MAX_STRIPE_BYTES = 64 << 20  # of all n results together, that repairing them later holds at once
+# Memory budget of a later repair: bytes of one stripe of all n results together.
+MAX_STRIPE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Stored:
-    """For `out=` of `coded_map`: results stay in storage, as a coded array of this name.
+    """The argument `out=` of `coded_map` that keeps the results in storage, as a coded array.
 
-    Workers write their own, only a sample of each travels, and the checks are made on that. f must be
-    linear or affine and return one array.
+    Each worker writes its own result, and returns only a sample of it, on which the results are verified. f
+    must be linear or affine and return one array.
 
     Parameters
     ----------
     name : str
-        What to call the array: letters, digits, '.', '_' and '-'.
+        Name of the array: letters, digits, '.', '_' and '-'.
     storage : optional
-        Where, as for `encode`; by default where the data lies.
+        Storage for the array, as for `encode`; by default the storage of the data.
 
     Examples
     --------
@@ -70,13 +71,13 @@ class Stored:
 
 
 class StoredResult(CodedResult[T]):
-    """The results of a coded map that stayed in storage; `coded_map` takes it as data.
+    """The results of a coded map that are kept in storage. `coded_map` accepts them as data.
 
     Attributes
     ----------
     array : CodedArray
-        The results as `concatenate` would join them. Those that had not arrived are missing in it: decoded
-        when they are read, until `array.repair()` rebuilds them.
+        Coded array of the results, joined along the first axis. Results that did not arrive are missing in
+        it: they are decoded whenever they are read, until `array.repair()` rebuilds them.
     """
 
     def __init__(self, array: CodedArray, report: LazyReport, structure: Structure) -> None:
@@ -106,23 +107,23 @@ class StoredResult(CodedResult[T]):
         return (self[index] for index in range(len(self)))
 
     def concatenate(self, axis: int = 0) -> Any:
-        """The results as one array, read from storage."""
+        """Read the results from storage, and join them along `axis`."""
         if axis == 0:
             return self.array[:]
         return concatenate_results(list(self), axis)
 
     def coded_blocks(self) -> CodedData:
-        """As `coded_map` takes data that is encoded already."""
+        """Return the coded blocks of the results for `coded_map`."""
         return self.array.coded_blocks()
 
     @property
     def store(self) -> Any:
-        """The storage where the results lie."""
+        """The storage that holds the results."""
         return self.array.store
 
     @property
     def executor(self) -> Any:
-        """What `coded_map` runs on by default, as of a `CodedArray`."""
+        """The executor that `coded_map` uses by default, as for a `CodedArray`."""
         return self.array.executor
 
 
@@ -134,22 +135,20 @@ def prepare_stored_map(
     executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
-    """A map whose results workers leave in storage."""
+    """Prepare a coded map whose workers keep their results in storage, as `out` specifies."""
     _check_output(out, options)
     options_for_storage = replace(options, parity_required_by="out=")
     execution, coded_data = prepare_coded_execution(data, code_options, executor, options_for_storage)
     storage = getattr(data, "store", None) if out.storage is None else out.storage
 
     def compute_sample(block: Any) -> Any:
-        return sample_evenly(np.asarray(f(block)))  # all that the driver needs to know of a result
+        return sample_evenly(np.asarray(f(block)))  # The driver compares samples of results, too.
 
     def execute(context: JobContext) -> StoredResult[T]:
         code, name = coded_data.code, check_array_name(out.name)
         max_items = max(1, MAX_STRIPE_BYTES // (8 * coded_data.n))
         if not code.is_storable:
-            raise CodeError(
-                f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {code!r}"
-            )
+            raise CodeError(f"out=Stored(...) needs a linear f and a PolarCode, not {code!r}")
         key = coded_data.encryption_key if options.key is None else options.key
         segment_store = SegmentStore.create(open_store(storage), key, max_items * np.dtype(complex).itemsize)
         check_manifest_replaceable(segment_store.store, name, " for Stored(...), or delete it first")
@@ -170,7 +169,8 @@ def prepare_stored_map(
                     transaction, manifest, choose_chunk_shape(block_shape, block_shape)
                 )
             manifest = transaction.commit(manifest, None)
-        _, _, structure = collector.received.structure  # of a sample: see worker.store_result
+        # `worker.store_result` returns a sample together with the structure of the whole result.
+        _, _, structure = collector.received.structure
         return StoredResult(CodedArray(segment_store.store, manifest), report, structure)
 
     return PreparedMap(execute, is_stored=True)
@@ -181,15 +181,17 @@ def _check_output(out: Any, options: MapOptions) -> None:
         advice = f": use Stored({out!r})" if isinstance(out, str) else ""
         raise CodeError(f"out must be None or Stored(name, storage), not {out!r}{advice}")
     if options.estimate_on_timeout:
-        raise CodeError("on_timeout='estimate' does not go with out=Stored(...): leave one out")
+        raise CodeError(
+            "on_timeout='estimate' cannot be combined with out=Stored(...): leave one of them out"
+        )
 
 
 def _build_result_manifest(
     name: str, code: PolarCode, collector: CodedCollector, n_padding_rows: int, output: OutputSpec
 ) -> Manifest:
-    """The results as an array; those that never came are missing in it until they are repaired.
+    """Build the manifest of the results; results that did not arrive are segments without a checksum.
 
-    n_padding_rows : last rows of the results, which come from no data.
+    `n_padding_rows` is the number of rows at the end of the last result that come from padding.
     """
     result_refs, dtype = collector.received.result_refs, collector.decoder.decoded_results[0][0].dtype
     _check_result_dtypes(code, dtype, result_refs)
@@ -225,7 +227,7 @@ def _build_result_manifest(
 
 
 def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Mapping[int, ResultRef]) -> None:
-    """Raise CodeError unless results have the dtype of data blocks' results, or that of their parity."""
+    """Raise CodeError unless all results have the dtype that the code gives data and parity blocks."""
     dtypes = [dtype] * code.k + [code.parity_dtype(dtype)] * (code.n - code.k)
     for block_index, result_ref in result_refs.items():
         actual, expected = np.dtype(result_ref.layout[0][0]), dtypes[block_index]
@@ -234,9 +236,10 @@ def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Map
             and is_integer_dtype(actual)
             and is_integer_dtype(expected)
         )
-        # the bits of 64-bit integers are the same, signed or not
+        # Signed and unsigned 64-bit integers have the same bits modulo 2^64.
         if actual != expected and not has_same_bits:
             raise CodeError(
-                f"results cannot be kept as a coded array: that of block {block_index} is {actual.str} where "
-                f"{expected.str} is due; let f return {dtypes[-1].str} for any block"
+                f"the results cannot be stored as a coded array: f returned dtype {actual.str} for block "
+                f"{block_index}, but {expected.str} is required: let f return {dtypes[-1].str} for every "
+                "block"
             )

@@ -1,4 +1,7 @@
-"""Resolve `storage=`, and read and write segments."""
+"""Resolve the argument `storage=` to a store, and read and write segments in it.
+
+A `SegmentStore` verifies checksums when it reads, and encrypts segments if the array has a key.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from polarmap.worker.segments import Segment, make_missing_segment_error
 
 
 def open_store(storage_spec: Any) -> Store:
-    """Return the store for what a user passed as `storage=`; StorageError if it is none."""
+    """Return the store that the argument `storage=` specifies; raise StorageError if it is invalid."""
     if storage_spec is None:
         return FolderStore.default()
     attributes = ("name", "put", "get", "size", "keys", "delete")
@@ -39,13 +42,13 @@ def open_store(storage_spec: Any) -> Store:
         object_store.executor = storage_spec
         return object_store
     raise StorageError(
-        f"storage={storage_spec!r} is no storage: pass None, the path of a folder or of a Lithops YAML file, "
-        "a lithops.FunctionExecutor, or a store"
+        f"storage must be None, the path of a folder or of a Lithops YAML file, a lithops.FunctionExecutor, "
+        f"or a store, not {storage_spec!r}"
     )
 
 
 def get_store_location(store: Store) -> Location:
-    """Return where workers find what is in a store."""
+    """Return the location by which workers access the objects of a store."""
     return store.location if isinstance(store, (FolderStore, ObjectStore)) else OpenStoreLocation(store)
 
 
@@ -55,8 +58,9 @@ class SegmentStore:
     Attributes
     ----------
     store : Store
+        Store that holds the segments.
     location : Location
-        Where workers find the segments, and how these are encrypted.
+        Location by which workers access the segments, with their encryption.
     """
 
     def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
@@ -64,32 +68,35 @@ class SegmentStore:
 
     @property
     def encryption_key(self) -> str | bytes | None:
-        """The user's key for the segments; None if they are not encrypted."""
+        """The user's encryption key for the segments, or None if they are not encrypted."""
         return None if self.location.encryption is None else self.location.encryption.key
 
     @property
     def has_plaintext_checksums(self) -> bool:
-        """Whether checksums are of the numbers of a segment, and not of its encrypted bytes."""
+        """Whether checksums are computed from unencrypted bytes: True if there is no encryption."""
         return self.location.encryption is None
 
     @classmethod
     def create(cls, store: Store, key: str | bytes | None, max_segment_bytes: int) -> SegmentStore:
-        """Return a store for a new array, encrypted if there is a key.
+        """Create a store for the segments of a new array, encrypted if `key` is not None.
 
-        Raises CodeError if a segment of `max_segment_bytes` bytes is too long to encrypt.
+        Raises CodeError if a segment of `max_segment_bytes` bytes is too long to be encrypted.
         """
         if key is None:
             return cls(store)
-        return cls(store, make_encryption(key, max_segment_bytes, "with this memory= a part", "use less"))
+        return cls(
+            store,
+            make_encryption(key, max_segment_bytes, "a part with this memory=", "pass a smaller memory="),
+        )
 
     def get(self, segment: Segment) -> bytes:
-        """Return the bytes of a segment; DamagedError if they are not what was stored."""
+        """Read a segment; raise DamagedError if its bytes are not what was stored."""
         with self._convert_key_errors_to_storage_errors():
             data: bytes = read_segment(self.location, segment, self._read_raw_segment)
         return data
 
     def put(self, object_key: str, array: Array) -> Segment:
-        """Store a nonempty array as an object of one segment."""
+        """Store a nonempty array as an object of one segment, which is returned."""
         data = np.ascontiguousarray(array).data.cast("B")
         with self._convert_key_errors_to_storage_errors():
             [segment] = write_segments(self.location, object_key, data, len(data), self.store.put)
@@ -97,11 +104,13 @@ class SegmentStore:
 
     @contextmanager
     def _convert_key_errors_to_storage_errors(self) -> Iterator[None]:
-        """Raise StorageError if the key cannot be read any more, or has changed."""
+        """Raise StorageError if the encryption key cannot be read, or has changed."""
         try:
             yield
         except KeyUnavailableError as error:
-            raise StorageError(f"what is encrypted in {self.store.name} is out of reach: {error}") from error
+            raise StorageError(
+                f"the encrypted array in {self.store.name} cannot be accessed: {error}"
+            ) from error
 
     def _read_raw_segment(self, segment: Segment) -> bytes:
         try:

@@ -1,4 +1,10 @@
-"""From data to an array that can be opened: n blocks, stripe by stripe, and the manifest last of all."""
+"""Encode the data stripe by stripe, store the n blocks, and finally write the manifest.
+
+    one task: stripe of k data blocks --read--> k rows --encode--> n rows --store--> n segments, summary
+
+The summary of a task counts NaN and inf, about which a warning is issued at the end. If the run is
+interrupted, the next run of the same plan reuses the stripes that were finished.
+"""
 
 from __future__ import annotations
 
@@ -26,33 +32,35 @@ from polarmap.worker.pytree import Layout
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import OutputSpec
 
-# What is found of NaN and inf in a stripe: how many among the data, where the first of them is, and columns
-# of finite data whose parity overflows. A note says that, and then the checksums if it has them.
+# The summary of a stripe begins with three integers: the number of NaN and inf in the data, the index of the
+# first one, and the number of columns of finite data whose parity overflows. Checksums of the data may
+# follow.
 N_NONFINITE_FIELDS = 3
 
 
 class StripeEncoder:
-    """Has the stripes of all data blocks read, encoded and stored, each by one task.
+    """Runs the tasks that read, encode and store the stripes of all data blocks, one task per stripe.
 
-    Workers read the data where they lie, which is refused at once where they cannot, and store no copy of
-    data blocks that lie in the store.
+    With an executor, its workers read the data from its location; CodeError is raised immediately if they
+    cannot. Data blocks that are already in the store are not copied.
     """
 
     def __init__(self, runner: ArrayJobRunner, source: DataSource, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
-        self._summaries: dict[int, Array] = {}  # of stripes
+        self._summaries: dict[int, Array] = {}  # by stripe
         positions = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
         if not runner.is_local and not all(
             source.find_segments(plan.get_data_slab(*position)) for position in positions
         ):
             raise CodeError(
-                "with executor=, the data has to lie where workers can read it themselves: a .npy file "
-                "or memory map on this machine, or objects in the storage of which each block is a whole "
-                "number, without padding rows; leave executor out to send it through the driver"
+                "with executor=, workers must be able to read the data themselves: pass a .npy file or "
+                "memory "
+                "map on this machine, or objects in the storage such that every block consists of whole "
+                "objects, without padding rows. Or leave executor out to encode in this process"
             )
 
     def encode_and_store_array(self, array_name: str, overwrite: bool) -> Manifest:
-        """Have the n blocks stored and, last of all, their manifest; warns of NaN and inf among them."""
+        """Store the n blocks and finally their manifest; warn about NaN and inf in the data."""
         plan, store = self._plan, self._runner.segment_store.store
         previous_manifest = check_manifest_replaceable(
             store, array_name, "" if overwrite else ", or pass overwrite=True"
@@ -72,7 +80,7 @@ class StripeEncoder:
             manifest = Manifest(array_name, plan.shape, plan.dtype, plan.code, segments)
             if plan.chunk_shape is not None:
                 manifest = publish_as_zarr_array(transaction, manifest, plan.chunk_shape)
-                # a block is too large to be held
+                # Its chunks would be whole blocks, which may be too large to be joined in memory later.
                 if not manifest.has_zarr_array and not plan.has_chunk_per_stripe:
                     manifest = replace(manifest, zarr_view=None)
             if reused_stripes:
@@ -82,10 +90,10 @@ class StripeEncoder:
         return manifest
 
     def _find_reusable_stripes(self, earlier_segments: dict[int, list[Segment]]) -> dict[int, list[Segment]]:
-        """The parts of those stripes of earlier runs of which the source still holds the same numbers.
+        """Return the segments of stripes that an earlier run finished and whose data has not changed.
 
-        That is seen by reading it again. Not those that would be filled up to be chunks: nothing tells
-        whether they were.
+        The data is read again to compare checksums. Stripes that have to be padded to a chunk are not reused,
+        because no record says whether they were padded.
         """
         plan, reused_stripes = self._plan, dict[int, list[Segment]]()
         stripes = [
@@ -109,7 +117,7 @@ class StripeEncoder:
     def _encode_stripes(
         self, stripes: Sequence[int], transaction: WriteTransaction
     ) -> dict[int, list[Segment]]:
-        """The parts of stripes, each noted in the generation as soon as it is stored, but for the last."""
+        """Encode and store stripes; record each one when it is finished, and return their segments."""
         plan, code, segments_by_stripe = self._plan, self._plan.code, dict[int, list[Segment]]()
         task_blocks = StripeTaskBlocks(plan, self._source, stripes)
         include_data = self._runner.is_local or not self._source.rows_per_object
@@ -124,7 +132,7 @@ class StripeEncoder:
                 data = zip(task_blocks.block_segments(task), summary[N_NONFINITE_FIELDS:].tolist())
                 segments = [segment._replace(crc32=crc32) for segment, crc32 in data] + segments
             segments_by_stripe[stripe_index] = segments
-            if len(segments_by_stripe) < len(stripes):  # else the manifest comes next
+            if len(segments_by_stripe) < len(stripes):  # After the last stripe, the manifest follows.
                 transaction.record_finished_stripe(stripe_index, segments)
 
         n_arrays = code.n if include_data else code.n - code.k
@@ -147,7 +155,7 @@ class StripeEncoder:
     def _store_row(
         self, transaction: WriteTransaction, block_index: int, stripe_index: int, row: Array
     ) -> Segment:
-        """Store a row from here, where Zarr looks for it; not if it lies in the store already."""
+        """Store a row, as a Zarr chunk if possible; a row that is already in the store is not copied."""
         plan = self._plan
         if block_index < plan.code.k:
             if self._source.rows_per_object:
@@ -160,7 +168,7 @@ class StripeEncoder:
 
 
 def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
-    """What two runs must agree on for one to go on where the other stopped."""
+    """Return the parameters that must be equal for a run to resume an interrupted one."""
     return {
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,
@@ -171,18 +179,18 @@ def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
 
 
 def _check_objects_exist(store: Store, manifest: Manifest) -> None:
-    """Parts kept from earlier runs may have been swept by another process."""
+    """Raise StorageError if another process has deleted segments that were reused from an earlier run."""
     prefix = get_array_key_prefix(manifest.name)
     missing_keys = {key for key in manifest.object_keys if key.startswith(prefix)} - set(store.keys(prefix))
     if missing_keys:
         raise StorageError(
-            f"{len(missing_keys)} parts of {manifest.name!r} in {store.name} were removed by another process "
-            "meanwhile; encode again"
+            f"another process has removed {len(missing_keys)} objects of {manifest.name!r} in {store.name} "
+            "meanwhile: encode again"
         )
 
 
 class StripeTaskBlocks(TaskBlocks):
-    """What each task is about: a stripe of all k data blocks, which workers read where they lie."""
+    """The input of each task: one stripe of all k data blocks, which workers read from its location."""
 
     def __init__(self, plan: StripePlan, data_source: DataSource, stripes: Sequence[int]) -> None:
         self._plan, self._data_source, self._stripes = plan, data_source, stripes
@@ -190,7 +198,7 @@ class StripeTaskBlocks(TaskBlocks):
         self.location = data_source.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """The parts of all data blocks in stripe `task`, in order."""
+        """Return the segments of all data blocks in the stripe of task `task`, in order."""
         plan, stripe_index = self._plan, self._stripes[task]
         slabs = (
             plan.get_data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k)
@@ -198,12 +206,12 @@ class StripeTaskBlocks(TaskBlocks):
         return tuple(segment for slab in slabs for segment in self._data_source.find_segments(slab))
 
     def block_layout(self, task: int) -> Layout:
-        """Data blocks as rows."""
+        """Return the dtype and shape of a stripe: one row per data block."""
         stripe_size = self._plan.count_stripe_elements(self._stripes[task])
         return ((self._plan.dtype.str, (self._plan.code.k, stripe_size)),)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Read here, for a worker that is this process."""
+        """Read the stripe of task `component` in this process."""
         [(_, shape)] = self.block_layout(component)
         rows = np.empty(shape, self._plan.dtype)
         for data_block_index, row in enumerate(rows):
@@ -214,7 +222,7 @@ class StripeTaskBlocks(TaskBlocks):
 
 
 def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) -> None:
-    """Say what NaN and inf the notes of stripes tell of, in whose places nothing lost can be decoded."""
+    """Warn about NaN, inf and overflows, given (stripe, summary) pairs of all stripes."""
     counts_by_stripe = [(stripe, summary[:N_NONFINITE_FIELDS].tolist()) for stripe, summary in summaries]
     n_nonfinite, n_overflowing = (sum(counts[i] for _, counts in counts_by_stripe) for i in (0, 2))
     text = []
@@ -232,27 +240,30 @@ def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) 
         )
         first_index = [int(coordinate) for coordinate in np.unravel_index(position, plan.shape)]
         entries_text = "1 entry is" if n_nonfinite == 1 else f"{n_nonfinite} entries are"
-        text.append(f"{entries_text} NaN or inf, the first at {first_index}")
+        text.append(f"{entries_text} NaN or inf, the first at index {first_index}")
     if n_overflowing:
-        places_text = "1 place" if n_overflowing == 1 else f"{n_overflowing} places"
-        text.append(f"at {places_text} of the blocks the parity overflows {plan.parity_dtype}")
+        places_text = "1 position" if n_overflowing == 1 else f"{n_overflowing} positions"
+        text.append(f"the parity overflows {plan.parity_dtype} at {places_text} of a block")
     if text:
-        warn(
-            f"{' and '.join(text)}: a lost part cannot be decoded where it, or another block in the same "
-            "place, holds such an entry"
-        )
+        warn(f"{' and '.join(text)}: if a block is lost, its entries at these positions cannot be decoded")
 
 
-# --- what travels to workers, which have numpy only ----------------------------------------------
+# --- functions that run on workers, which have only numpy ----------------------------------------
 
 
 def make_stripe_encode_function(
     encode_parity: Callable[[Any], Any] | None, include_data: bool
 ) -> Callable[[Array], list[Array]]:
-    """The rows of a stripe and a note of what was found of NaN and inf.
+    """Return the function that workers call with a stripe, an array of one row per data block.
 
-    The rows are data and parity, or, without `include_data`, parity; then the note holds the checksums of the
-    data. Without `encode_parity` the stripe is encoded already: there is only the note.
+    The function returns the rows to store and, last, a summary of NaN and inf.
+
+    Parameters
+    ----------
+    encode_parity : callable or None
+        Returns the parity rows of a stripe. None if the stripe is already encoded.
+    include_data : bool
+        Return the data rows before the parity rows. If False, the summary contains their checksums instead.
     """
 
     def count_nonfinite(stripe: Array, rows: Sequence[Array]) -> list[int]:
@@ -260,7 +271,7 @@ def make_stripe_encode_function(
             return [0, 0, 0]
         n_nonfinite, first_index, stripe_size = 0, 0, stripe.shape[1]
         nonfinite_columns, overflow_columns = np.zeros(stripe_size, bool), np.zeros(stripe_size, bool)
-        # a mask of all rows would be memory that nobody has counted
+        # Check row by row, because a mask of all rows would exceed the memory budget.
         for block_index, row in enumerate(stripe):
             nonfinite = ~np.isfinite(row)
             if not n_nonfinite and nonfinite.any():

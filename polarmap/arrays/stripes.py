@@ -1,4 +1,12 @@
-"""Stripes: how blocks are cut so that the same stripe of all n blocks fits into memory."""
+"""Plan the stripes of a coded array, so that one stripe of all n blocks fits into memory.
+
+    block 0   | stripe 0 | stripe 1 | ...
+      ...     |          |          |
+    block n-1 | stripe 0 | stripe 1 | ...      all blocks are cut at the same elements
+
+A stripe of a block is a contiguous hyperslab. If possible, it is also one chunk of the Zarr array that the
+data blocks form.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +21,23 @@ from polarmap.codes.polar import PolarCode
 
 Hyperslab = tuple[slice, ...]
 
-N_STRIPES_IN_MEMORY = 3  # stripes that memory must hold: one computed, one being stored, copies for sending
-MAX_SPLIT_FACTOR = 8  # times as many stripes, at most, where that makes them Zarr chunks
+# Stripes in memory at a time: one being computed, one being stored, and one for copies while sending.
+N_STRIPES_IN_MEMORY = 3
+MAX_SPLIT_FACTOR = 8  # Up to 8 times as many stripes are accepted if each of them is then a Zarr chunk.
 
 
 class StripePlan(NamedTuple):
-    """How an array is cut into blocks and these into stripes.
+    """The way in which an array is cut into blocks, and each block into stripes.
 
-    hyperslabs : one per stripe: a contiguous piece of a block in C order, one slice per axis.
-    chunk_shape : of the Zarr array that the data blocks make; None if they lie elsewhere.
+    Attributes
+    ----------
+    code : PolarCode
+    shape, dtype
+        Shape and dtype of the whole array.
+    hyperslabs : tuple of Hyperslab
+        For each stripe, a contiguous piece of a block in C order, as one slice per axis.
+    chunk_shape : tuple of int or None
+        Shape of the chunks of the Zarr array that the data blocks form; None without a Zarr array.
     """
 
     code: PolarCode
@@ -32,39 +48,39 @@ class StripePlan(NamedTuple):
 
     @property
     def rows_per_block(self) -> int:
-        """Rows of a block."""
+        """The number of rows of a block."""
         return -(-self.shape[0] // self.code.k)
 
     @property
     def parity_dtype(self) -> np.dtype[Any]:
-        """Dtype of the parity blocks."""
+        """The dtype of the parity blocks."""
         return self.code.parity_dtype(self.dtype)
 
     def get_data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
-        """What of the array a stripe of a data block is; its rows may lie beyond the last."""
+        """Return a stripe of a data block as a slab of the array; padding rows are beyond the last row."""
         rows, *inner_slices = self.hyperslabs[stripe_index]
         block_start = block_index * self.rows_per_block
         return slice(block_start + rows.start, block_start + rows.stop), *inner_slices
 
     def count_stripe_elements(self, stripe_index: int) -> int:
-        """Elements of a stripe of one block."""
+        """Return the number of elements of a stripe of one block."""
         return count_elements(self.hyperslabs[stripe_index])
 
     @property
     def has_chunk_per_stripe(self) -> bool:
-        """Whether each stripe of a data block is a chunk of the Zarr array, not a piece of one."""
+        """Whether each stripe of a data block is a whole chunk of the Zarr array."""
         slabs = self.hyperslabs
         lengths = tuple(axis_slice.stop - axis_slice.start for axis_slice in slabs[0]) if slabs else ()
         return lengths == self.chunk_shape
 
     def is_padded_chunk(self, stripe_index: int) -> bool:
-        """Whether a stripe of a data block is less than the chunk that it is: zeros are stored behind it."""
+        """Return whether a stripe of a data block is stored as a chunk that is padded with zeros."""
         chunk_size = prod(self.chunk_shape or ())
         return self.has_chunk_per_stripe and self.count_stripe_elements(stripe_index) < chunk_size
 
     @property
     def max_stripe_size(self) -> int:
-        """Elements of the widest stripe."""
+        """The number of elements of the largest stripe of a block."""
         return max((count_elements(slab) for slab in self.hyperslabs), default=0)
 
 
@@ -76,15 +92,23 @@ def plan_stripes(
     rows_per_chunk: int = 1,
     rows_per_object: int = 0,
 ) -> StripePlan:
-    """Stripes of which N_STRIPES_IN_MEMORY, data and parity, take at most `max_bytes` bytes.
+    """Cut an array into blocks and stripes, so that N_STRIPES_IN_MEMORY stripes fit into `max_bytes` bytes.
 
-    See `DataSource` for the last two arguments.
+    Parameters
+    ----------
+    code : PolarCode
+    shape, dtype
+        Shape and dtype of the array.
+    max_bytes : int
+        Memory for N_STRIPES_IN_MEMORY stripes of all n blocks, in bytes.
+    rows_per_chunk, rows_per_object : int
+        See `DataSource`.
     """
     rows_per_block = -(-shape[0] // code.k)
     bytes_per_column = code.k * dtype.itemsize + (code.n - code.k) * code.parity_dtype(dtype).itemsize
     max_elements = max(1, max_bytes // (N_STRIPES_IN_MEMORY * bytes_per_column))
     inner_shape = shape[1:]
-    if rows_per_object:  # the data stay where they are
+    if rows_per_object:  # The data blocks are not copied.
         segment_rows = rows_per_object if rows_per_block % rows_per_object == 0 else rows_per_block
         slab_shape = _choose_slab_shape((segment_rows, *inner_shape), max_elements)
         stripe_slabs = tuple(
@@ -100,9 +124,9 @@ def plan_stripes(
 
 
 def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape of the chunks of the Zarr array of such blocks, stored in slabs of that shape.
+    """Return the shape of the Zarr chunks for blocks that are stored in slabs.
 
-    One chunk for each slab, or one for each block where slabs do not divide the rows of a block.
+    A chunk is a slab if the rows of a slab divide the rows of a block, and a whole block otherwise.
 
     >>> choose_chunk_shape((12, 5), (4, 5)), choose_chunk_shape((13, 5), (4, 5))
     ((4, 5), (13, 5))
@@ -114,12 +138,11 @@ def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) ->
 
 
 def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: int = 0) -> tuple[int, ...]:
-    """The shape of contiguous pieces of an array, of at most `max_elements` elements, as large as these can
-    be.
+    """Return the shape of the largest contiguous pieces of an array with at most `max_elements` elements.
 
-    row_multiple : rows that are stored together: whole rows are cut in multiples of these where they fit.
-        Then rows are cut evenly, too, so that each piece is a Zarr chunk, if that makes them not much
-        smaller, and rows that are cut themselves into pieces as equal as can be.
+    If `row_multiple` is positive, it is the number of rows that are stored together: pieces consist of
+    multiples of these rows, as far as they fit. Pieces are then also made equally large, so that each one is
+    a Zarr chunk, unless this makes them much smaller; rows that are too long are cut as evenly as possible.
 
     >>> _choose_slab_shape((2, 5), 3), _choose_slab_shape((7, 5), 15), _choose_slab_shape((7, 5), 15, 2)
     ((1, 3), (3, 5), (2, 5))
@@ -139,19 +162,19 @@ def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: in
 
 
 def _choose_even_row_step(n_rows: int, max_step: int, row_multiple: int) -> int:
-    """The largest divisor of `n_rows` up to `max_step` that is not much smaller; `max_step` if there is none.
+    """Return the largest divisor of `n_rows` that is at most `max_step`, or `max_step` if all are too small.
 
-    Data in chunks of `row_multiple` rows are read in whole chunks where these begin when blocks do.
+    If `row_multiple` divides `n_rows`, the divisor is a multiple of it, so that whole chunks are read.
     """
     unit = row_multiple if n_rows % row_multiple == 0 and row_multiple <= max_step else 1
     counts = range(-(-n_rows // max_step), -(-MAX_SPLIT_FACTOR * n_rows // max_step))
     steps = (n_rows // count for count in counts if n_rows % count == 0)
-    min_step = min(row_multiple, max_step)  # or chunks would be read more often
+    min_step = min(row_multiple, max_step)  # Smaller steps would read chunks several times.
     return next((step for step in steps if step % unit == 0 and step >= min_step), max_step)
 
 
 def iterate_hyperslabs(shape: Sequence[int], slab_shape: Sequence[int]) -> Iterator[Hyperslab]:
-    """The pieces of an array, in order, if it is cut into ones of that shape.
+    """Yield the slabs of an array that is cut into pieces of shape `slab_shape`, in C order.
 
     >>> [[(s.start, s.stop) for s in one] for one in iterate_hyperslabs((2, 5), (1, 3))]
     [[(0, 1), (0, 3)], [(0, 1), (3, 5)], [(1, 2), (0, 3)], [(1, 2), (3, 5)]]
@@ -164,7 +187,7 @@ def iterate_hyperslabs(shape: Sequence[int], slab_shape: Sequence[int]) -> Itera
 
 
 def get_flat_range(shape: Sequence[int], hyperslab: Hyperslab) -> tuple[int, int]:
-    """First and last element of a slab, of a whole of that shape.
+    """Return the start and stop of a contiguous slab in the flattened array.
 
     >>> get_flat_range((9, 5), (slice(7, 8), slice(2, 5)))
     (37, 40)
@@ -176,5 +199,5 @@ def get_flat_range(shape: Sequence[int], hyperslab: Hyperslab) -> tuple[int, int
 
 
 def count_elements(hyperslab: Hyperslab) -> int:
-    """How many numbers a slab holds."""
+    """Return the number of elements of a slab."""
     return prod(axis_slice.stop - axis_slice.start for axis_slice in hyperslab)

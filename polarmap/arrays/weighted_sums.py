@@ -1,4 +1,8 @@
-"""Blocks as weighted sums of others: which weights, and the sums as workers form them, stripe by stripe."""
+"""Compute blocks of a coded array as weighted sums of other blocks, stripe by stripe.
+
+Both parity blocks and lost blocks are such sums. The driver computes the weights, and workers, which need
+only numpy for this, compute the sums.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,26 @@ from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, is_integer_dtype
 
-TILE_ELEMENTS = 1 << 17  # numbers of all rows together that are multiplied at a time
+TILE_ELEMENTS = 1 << 17  # numbers of all rows together per matrix product
 
 
 def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_blocks: Sequence[int]) -> Array:
-    """Lost blocks = weights @ the others, (lost, n - lost): float64, or uint64 for integers modulo 2^64.
+    """Return the weights by which erased blocks are sums of the available blocks.
 
-    dtype : of the data.
+        erased blocks = weights @ available blocks
+
+    Parameters
+    ----------
+    code : PolarCode
+    dtype : numpy.dtype
+        Dtype of the data blocks.
+    erased_blocks : sequence of int
+        Blocks to compute, data blocks first. All other blocks are available.
+
+    Returns
+    -------
+    array (erased, n - erased)
+        float64, or uint64 for integers modulo 2^64.
     """
     is_integer, available = is_integer_dtype(dtype), np.setdiff1d(np.arange(code.n), erased_blocks)
     data = np.array([index for index in erased_blocks if index < code.k], np.intp)
@@ -41,7 +58,7 @@ def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_block
 def make_weighted_sum_function(
     weights: Array, dtypes: Sequence[np.dtype[Any]], multiply: Callable[[Array, Array], Array] = np.matmul
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """On a worker, which has numpy only: weights @ rows, of these dtypes."""
+    """Return a function for workers that computes `weights @ rows`, one array per dtype of `dtypes`."""
     working_dtype = np.dtype(np.int64) if weights.dtype == np.uint64 else weights.dtype
 
     def view_as_real(rows: Sequence[Array]) -> list[Array]:

@@ -1,9 +1,13 @@
-"""Generations: the objects that one encode or repair writes, and what becomes of them.
+"""Write transactions: track the objects that one encode or repair writes, and commit them.
 
-Every run writes below a prefix of its own, never over an object of another; only the manifest, put
-last and replaced whole, says which of them make up the array. A run that is cut short leaves its
-generation behind, with a note of what it was doing and who did it: the next run of the same plan
-takes its finished stripes, and whoever finishes removes what no longer belongs to anybody.
+    with WriteTransaction(...) as transaction:
+        transaction.store_segment(...)          # writes below a key prefix of its own
+        transaction.commit(manifest, expected)  # replaces the manifest, so that the segments become visible
+
+No run overwrites an object of another run. The manifest is written last and replaced as a whole; it alone
+says which objects belong to the array. An interrupted run leaves its objects behind, with a lock record of
+its process and its purpose. The next run of the same plan reuses its finished stripes. Each run that ends
+successfully deletes the objects that belong neither to the array nor to an active run.
 """
 
 from __future__ import annotations
@@ -27,16 +31,30 @@ from polarmap.worker.processes import ProcessIdentity
 from polarmap.worker.segments import Segment
 
 LOCK_FILE = "running.json"
-HEARTBEAT_INTERVAL = 600.0  # between signs of life
+HEARTBEAT_INTERVAL = 600.0  # seconds between two updates of the lock record
 
-_active_prefixes: set[str] = set()  # prefixes of those of this process
+_active_prefixes: set[str] = set()  # key prefixes of the active transactions of this process
 
 
 class WriteTransaction:
-    """The objects of one run that is under way; a context, which ends with a sweep.
+    """A context manager for the objects that one run writes; collects garbage when the run ends.
 
-    resume_key : what the next run has to agree on to go on from here if this one fails; None: nobody goes on,
-        as where checksums do not tell what a part was made of.
+    Parameters
+    ----------
+    segment_store : SegmentStore
+        Store for the segments of the array.
+    array_name : str
+        Name of the array.
+    resume_key : mapping, optional
+        Parameters, as JSON, that a later run must share to resume this run if it fails. None: the run cannot
+        be resumed. Runs that encrypt cannot either, because the checksums do not identify the data.
+
+    Attributes
+    ----------
+    transaction_id : str
+        Random id of the transaction.
+    prefix : str
+        Key prefix of all objects that the transaction writes.
     """
 
     def __init__(
@@ -62,11 +80,11 @@ class WriteTransaction:
         if error_type is None:
             collect_garbage(self.store, self._array_name)
         elif self._resume_key is None:
-            with contextlib.suppress(Exception):  # a storage that is down must not hide why the run ended
+            with contextlib.suppress(Exception):  # A storage error must not hide the original error.
                 collect_garbage(self.store, self._array_name)
 
     def write_heartbeat(self) -> None:
-        """Renew, at most every few seconds, the object that says who runs this and what for."""
+        """Update the lock record (process, purpose, time), at most every HEARTBEAT_INTERVAL seconds."""
         if time.monotonic() - self._last_heartbeat_at < HEARTBEAT_INTERVAL:
             return
         lock_record = {
@@ -78,18 +96,18 @@ class WriteTransaction:
         self._last_heartbeat_at = time.monotonic()
 
     def store_segment(self, block_index: int, stripe_index: int, values: Array) -> Segment:
-        """Store a part from here."""
+        """Store a row of a stripe as a segment, which is returned."""
         return self._segment_store.put(f"{self.prefix}{stripe_index:06d}/{block_index:05d}", values)
 
     def record_finished_stripe(self, stripe_index: int, segments: Sequence[Segment]) -> None:
-        """Note that all parts of a stripe are stored, for the run that may go on from here."""
+        """Record that all segments of a stripe are stored, so that a later run can reuse them."""
         if self._resume_key is not None:
             stripe_record = json.dumps([tuple(segment) for segment in segments])
             self.store.put(f"{self.prefix}{stripe_index:06d}.json", stripe_record.encode())
         self.write_heartbeat()
 
     def find_resumable_stripes(self) -> dict[int, list[Segment]]:
-        """Stripes that runs for the same purpose had finished when they were cut short."""
+        """Return the segments of stripes that interrupted runs with the same resume key finished."""
         segments_by_stripe: dict[int, list[Segment]] = {}
         if self._resume_key is None:
             return segments_by_stripe
@@ -108,9 +126,25 @@ class WriteTransaction:
         return segments_by_stripe
 
     def commit(self, manifest: Manifest, expected_manifest_bytes: bytes | None) -> Manifest:
-        """Put the manifest, unless it is no longer the one (or none) that was there at the beginning.
+        """Make the written objects the current version of the array by replacing its manifest.
 
-        One that could not be opened is refused: it would occupy the name.
+        Parameters
+        ----------
+        manifest : Manifest
+            New manifest. It is parsed before it is stored, so that no invalid manifest occupies the name.
+        expected_manifest_bytes : bytes or None
+            Manifest when the run began; None if the array did not exist.
+
+        Returns
+        -------
+        Manifest
+            Manifest as stored, with transaction id and encryption.
+
+        Raises
+        ------
+        StorageError
+            If the manifest is invalid, or if another process has replaced or deleted the current one. Nothing
+            is changed then.
         """
         manifest = replace(
             manifest,
@@ -119,7 +153,7 @@ class WriteTransaction:
         )
         store, array_name, manifest_bytes = self.store, manifest.name, manifest.to_bytes()
         Manifest.from_bytes(
-            manifest_bytes, f"what was made for the coded array {array_name!r} is not published: its manifest"
+            manifest_bytes, f"the coded array {array_name!r} is not published, because its new manifest"
         )
         current_bytes = read_manifest_bytes(store, array_name)
         if current_bytes == expected_manifest_bytes:
@@ -128,16 +162,17 @@ class WriteTransaction:
         if current_bytes != expected_manifest_bytes:
             self._resume_key = None
             raise StorageError(
-                f"the coded array {array_name!r} in {store.name} was written or deleted by another process "
-                "meanwhile: that stays, and what was made here is dropped"
+                f"another process has written or deleted the coded array {array_name!r} in {store.name} "
+                "meanwhile. Its change is kept, and the array of this process is discarded"
             )
         return manifest
 
 
 def load_manifest(store: Store, array_name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
-    """The manifest of a coded array, and its bytes; verified if its key is given.
+    """Read the manifest of a coded array; return it and its bytes.
 
-    MissingObjectError if there is none of that name; StorageError if it is damaged or of another version.
+    An encrypted array's manifest is authenticated if its key is given. Raises MissingObjectError if the array
+    does not exist, and StorageError if the manifest is damaged or has an unknown version.
     """
     manifest_bytes = read_manifest_bytes(store, array_name)
     if manifest_bytes is None:
@@ -145,22 +180,23 @@ def load_manifest(store: Store, array_name: str, key: str | bytes | None = None)
         is_missing_folder = isinstance(store, FolderStore) and not store.root.is_dir()
         store_text = f"{store.name}, which does not exist" if is_missing_folder else store.name
         raise MissingObjectError(
-            f"there is no coded array {array_name!r} in {store_text}; there are: {existing_names}"
+            f"the coded array {array_name!r} does not exist in {store_text}; existing arrays: "
+            f"{existing_names}"
         )
     return parse_manifest(store, array_name, manifest_bytes, key), manifest_bytes
 
 
 def parse_manifest(store: Store, array_name: str, manifest_bytes: bytes, key: str | bytes | None) -> Manifest:
-    """What was read as the manifest of that name; StorageError if it is none."""
+    """Parse the manifest of array `array_name`; raise StorageError if it is invalid."""
     description = f"the manifest {get_manifest_key(array_name)!r} in {store.name}"
     manifest = Manifest.from_bytes(manifest_bytes, description, key)
     if manifest.name != array_name:
-        raise StorageError(f"{description} is that of {manifest.name!r}")
+        raise StorageError(f"{description} describes the coded array {manifest.name!r}")
     return manifest
 
 
 def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
-    """The manifest of that name as it is stored; None if there is none."""
+    """Return the stored bytes of the manifest, or None if the array does not exist."""
     try:
         return store.get(get_manifest_key(array_name))
     except MissingObjectError:
@@ -168,29 +204,34 @@ def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
 
 
 def check_manifest_replaceable(store: Store, array_name: str, advice: str) -> bytes | None:
-    """The manifest that is there now, if it may be replaced: then there is no advice what else to do."""
+    """Return the current manifest, None if there is none; raise StorageError if it must not be replaced.
+
+    An empty `advice` permits to replace an array. Otherwise the error message ends with `advice`.
+    """
     manifest_bytes = read_manifest_bytes(store, array_name)
     if manifest_bytes is not None and advice:
         raise StorageError(
-            f"there is a coded array {array_name!r} in {store.name} already: choose another name{advice}"
+            f"the coded array {array_name!r} already exists in {store.name}: choose another name{advice}"
         )
     return manifest_bytes
 
 
 def list_array_names(store: Store) -> list[str]:
-    """The coded arrays in a store, sorted."""
+    """List the names of the coded arrays in a store, sorted."""
     file_names = [key[len(MANIFEST_PREFIX) :] for key in store.keys(MANIFEST_PREFIX)]
     return sorted(name[: -len(".json")] for name in file_names if name.endswith(".json") and "/" not in name)
 
 
 def collect_garbage(store: Store, array_name: str) -> None:
-    """Remove what belongs neither to the array nor to a run that may still be under way."""
+    """Delete objects that belong neither to the array nor to a transaction that may be active."""
     inactive_keys, array_keys = [], store.keys(get_array_key_prefix(array_name))
     for prefix, owned_keys in _group_keys_by_transaction(array_name, array_keys).items():
         lock_record = _read_lock_record(store, prefix) if f"{prefix}{LOCK_FILE}" in owned_keys else {}
         if not _may_transaction_be_active(prefix, lock_record):
             inactive_keys += owned_keys
-    try:  # after the notes were read: a run that had taken its own away by then is in this manifest
+    # Read the manifest after the lock records: a transaction that deleted its lock record has committed by
+    # now.
+    try:
         live_keys = load_manifest(store, array_name)[0].object_keys
     except MissingObjectError:
         live_keys = set()
@@ -198,7 +239,7 @@ def collect_garbage(store: Store, array_name: str) -> None:
 
 
 def _group_keys_by_transaction(array_name: str, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Keys of an array by the prefix of their generation."""
+    """Group keys of an array by the prefix of their transaction."""
     keys_by_prefix: dict[str, list[str]] = {}
     for key in keys:
         transaction_id = key[len(get_array_key_prefix(array_name)) :].partition("/")[0]
@@ -207,13 +248,13 @@ def _group_keys_by_transaction(array_name: str, keys: Sequence[str]) -> dict[str
 
 
 def _read_lock_record(store: Store, prefix: str) -> dict[str, Any]:
-    """Who runs a generation and what for, as far as anything says so."""
+    """Return the lock record of a transaction, or an empty dict if it is missing or invalid."""
     lock_record = _read_json(store, f"{prefix}{LOCK_FILE}")
     return lock_record if isinstance(lock_record, dict) else {}
 
 
 def _read_stripe_record(store: Store, key: str) -> list[Segment]:
-    """The parts of a finished stripe; none if nothing says so."""
+    """Return the segments of a finished stripe, or an empty list if its record is missing or invalid."""
     try:
         segments: list[Any] = [Segment(*fields) for fields in _read_json(store, key)]
     except TypeError:
@@ -223,7 +264,7 @@ def _read_stripe_record(store: Store, key: str) -> list[Segment]:
 
 
 def _read_json(store: Store, key: str) -> Any:
-    """Read a small JSON object; None if it is not there or cut short."""
+    """Read a JSON document; return None if it is missing or truncated."""
     try:
         return json.loads(store.get(key))
     except (MissingObjectError, ValueError, RecursionError):
@@ -231,7 +272,7 @@ def _read_json(store: Store, key: str) -> Any:
 
 
 def _is_transaction_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
-    """Whether the run is known to be under way."""
+    """Return whether the transaction is certainly active: it belongs to a live process of this machine."""
     owner = ProcessIdentity.parse(str(lock_record.get("owner")))
     if owner == ProcessIdentity.current():
         return prefix in _active_prefixes
@@ -239,7 +280,7 @@ def _is_transaction_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
 
 
 def _may_transaction_be_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
-    """Whether the run may be under way, as far as can be seen from here."""
+    """Return whether the transaction may be active: on another machine, its heartbeat decides."""
     if ProcessIdentity.parse(str(lock_record.get("owner"))).is_on_this_machine():
         return _is_transaction_active(prefix, lock_record)
     heartbeat_at = lock_record.get("time")

@@ -1,4 +1,11 @@
-"""Putting the chunks of the Zarr array where Zarr looks for them, its metadata last; its repair."""
+"""Store and repair the chunks and metadata of the Zarr array that the data blocks of a coded array form.
+
+    segments of a data block --same object or copied--> chunk data/c/i/j;  all chunks --> zarr.json
+
+If possible, a segment is written as a chunk in the first place. Otherwise its bytes are copied, by the
+storage, by workers, or through this process. The metadata is written last, so that readers never see an
+incomplete array.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +34,7 @@ from polarmap.worker.task_records import OutputSpec
 def store_stripe_as_chunk(
     transaction: WriteTransaction, plan: StripePlan, block_index: int, stripe_index: int, row: Array
 ) -> Segment | None:
-    """Store a stripe of a data block as a chunk of the Zarr array; None if it is none, as padding is."""
+    """Store a stripe of a data block as a Zarr chunk; return None if it is no chunk, for example padding."""
     slab = plan.get_data_slab(block_index, stripe_index)
     if plan.chunk_shape is None or not plan.has_chunk_per_stripe or slab[0].start >= plan.shape[0]:
         return None
@@ -40,16 +47,17 @@ def store_stripe_as_chunk(
 def publish_as_zarr_array(
     transaction: WriteTransaction, manifest: Manifest, chunk_shape: tuple[int, ...]
 ) -> Manifest:
-    """An array whose data blocks are to be a Zarr array; they are if the storage can do it."""
+    """Add a Zarr array to a manifest; it is complete if the storage itself can copy the chunks."""
     manifest = replace(manifest, zarr_view=ZarrView(f"{transaction.prefix}{GROUP_NAME}", chunk_shape))
     return _store_chunks_and_metadata(transaction.store, manifest, through_driver=False)
 
 
 def _store_chunks_and_metadata(store: Store, manifest: Manifest, through_driver: bool) -> Manifest:
-    """A manifest whose data parts lie in the chunks of its Zarr array, once these are stored.
+    """Store the chunks and metadata of the Zarr array, and point the data segments to the chunks.
 
-    Parts that lie elsewhere are joined to chunks by the storage itself, or read and written by this process
-    where it may (`through_driver`). Else, and while parts are missing, they stay where they are.
+    Segments in other objects are joined to chunks by the storage itself. If it cannot, this process reads and
+    writes them if `through_driver` is True. The manifest is returned unchanged if it may not, or if data
+    segments are missing.
     """
     data_segments = chain.from_iterable(manifest.segments[: manifest.code.k])
     if any(segment.crc32 is None for segment in data_segments):
@@ -67,12 +75,26 @@ def repair_zarr_array(
     new_manifest: Manifest,
     damaged_keys: Collection[str],
 ) -> Manifest:
-    """The repaired array `new_manifest` with the Zarr array that it should have.
+    """Complete or repair the Zarr array of a repaired coded array.
 
-    Parts that lie elsewhere stay there, as nobody else writes to them, but for those of an array that has
-    become one of Zarr only now.
+    If the Zarr array was complete, rebuilt segments stay in their own objects, and are copied to their
+    chunks. Otherwise the Zarr array is written now, and the data segments become chunks.
 
-    damaged_keys : keys of objects of the Zarr array that are not as they should be.
+    Parameters
+    ----------
+    runner : ArrayJobRunner
+        Runs the tasks that join segments to chunks.
+    transaction : WriteTransaction
+        Transaction of the repair.
+    old_manifest, new_manifest : Manifest
+        Manifest before the repair, and with the rebuilt segments.
+    damaged_keys : collection of str
+        Keys of damaged objects of the Zarr array.
+
+    Returns
+    -------
+    Manifest
+        Manifest with the updated Zarr array.
     """
     if new_manifest.zarr_view is None:
         return new_manifest
@@ -108,9 +130,10 @@ def repair_zarr_array(
 def _concatenate_chunks_on_workers(
     runner: ArrayJobRunner, transaction: WriteTransaction, manifest: Manifest, chunks: Sequence[ZarrChunk]
 ) -> Manifest:
-    """A manifest in which workers have joined the parts of each chunk to one object, as storages copy it.
+    """Let workers join the segments of each chunk to one object, which a storage can copy.
 
-    Without workers this process copies them where they belong, later.
+    Returns a manifest that refers to these objects. Without workers, the manifest is returned unchanged, and
+    this process copies the segments later.
     """
     split_chunks = [
         chunk
@@ -126,7 +149,9 @@ def _concatenate_chunks_on_workers(
         concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))
         transaction.write_heartbeat()
 
-    byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])  # each is a block, cut like the others
+    byte_dtypes = [np.dtype(np.uint8)] * len(
+        segments_by_chunk[0]
+    )  # Each chunk is a block, and all blocks have equal stripes.
     chunk_size = sum(segment.size for segment in segments_by_chunk[0])
     output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
     runner.run_tasks(
@@ -139,17 +164,17 @@ def _concatenate_chunks_on_workers(
 
 
 def make_concatenate_function() -> Callable[[Sequence[Array]], list[Array]]:
-    """On a worker, which has numpy only: all parts in a row, and a note that says nothing."""
+    """Return a function for workers that returns all arrays joined, and an empty summary."""
     return lambda arrays: [np.concatenate(arrays), np.zeros(1)]
 
 
 def _get_source_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """The parts of a chunk where they lie."""
+    """Return the segments whose bytes a chunk consists of, at their current location."""
     return [manifest.segments[chunk.block_index][stripe_index] for stripe_index in chunk.stripe_range]
 
 
 def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
-    """A manifest in which the parts of these chunks lie in the chunks."""
+    """Return a manifest in which the segments of `chunks` are byte ranges of the chunks."""
     return manifest.with_replaced_segments(
         {
             (chunk.block_index, stripe_index): segment
@@ -160,7 +185,7 @@ def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -
 
 
 def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
-    """What the Zarr array consists of beside the parts of the data blocks: copies of these, and metadata."""
+    """List the segments of the Zarr array that are not data segments: copies of these, and metadata."""
     if not manifest.has_zarr_array:
         return []
     copied_chunks = [chunk for chunk in manifest.zarr_chunks if _is_chunk_copied(manifest, chunk)]
@@ -171,28 +196,28 @@ def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
 
 
 def find_foreign_keys(store: Store, manifest: Manifest) -> list[str]:
-    """Keys in the Zarr array that do not belong to it."""
+    """Return the keys of objects below the Zarr group that do not belong to the array."""
     if manifest.zarr_view is None or not manifest.has_zarr_array:
         return []
     return [key for key in store.keys(f"{manifest.zarr_view.path}/") if key not in manifest.object_keys]
 
 
 def _make_segments_within_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """The parts of a chunk as they lie in it."""
+    """Return the segments of a chunk as byte ranges of the chunk."""
     segments = _get_source_segments(manifest, chunk)
     starts = accumulate((segment.size for segment in segments), initial=0)
     return [segment._replace(key=chunk.key, offset=start) for segment, start in zip(segments, starts)]
 
 
 def _is_chunk_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Whether the parts of a chunk lie in other objects, of which the chunk is a copy."""
+    """Return whether a chunk is a copy of segments that are stored in other objects."""
     return _get_source_segments(manifest, chunk) != _make_segments_within_chunk(manifest, chunk)
 
 
 def _try_store_chunks(
     store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_driver: bool
 ) -> bool:
-    """Store chunks whose parts lie elsewhere; False if only this process could, and may not."""
+    """Copy segments to chunks; return False if the storage cannot and `through_driver` is False."""
     segment_store = SegmentStore(store)
 
     def store_chunk(chunk: ZarrChunk) -> bool:
@@ -206,14 +231,15 @@ def _try_store_chunks(
             store.put(chunk.key, _pad_with_zeros(data, manifest.zarr_chunk_bytes))
         return through_driver
 
-    if not chunks or not store_chunk(chunks[0]):  # the first tells whether the storage can
+    # Try one chunk first, to see whether the storage can copy.
+    if not chunks or not store_chunk(chunks[0]):
         return not chunks
     map_function = map_in_parallel if len(chunks[0].stripe_range) == 1 else map
     return all(map_function(store_chunk, chunks[1:]))
 
 
 def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Have the storage make a chunk of the objects that its parts are, if it can."""
+    """Let the storage join whole objects to a chunk; return False if it cannot."""
     segments = _get_source_segments(manifest, chunk)
     keys = list(dict.fromkeys(segment.key for segment in segments))
     if not hasattr(store, "concatenate") or not manifest.object_extents.keys() >= {*keys}:
@@ -229,19 +255,19 @@ def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk
         return False
     try:
         return bool(store.concatenate(keys, chunk.key))
-    except StorageError:  # one that is down says so when the manifest is written
+    except StorageError:  # An outage is reported when the manifest is written.
         return False
 
 
 def _pad_with_zeros(
     data: bytes | bytearray | memoryview, padded_bytes: int
 ) -> bytes | bytearray | memoryview:
-    """`data` with zeros behind it if it is smaller than that."""
+    """Return `data`, followed by zeros up to `padded_bytes` bytes."""
     return data if len(data) == padded_bytes else b"".join([data, bytes(padded_bytes - len(data))])
 
 
 def _store_zarr_metadata(store: Store, manifest: Manifest) -> Manifest:
-    """Stored last of all: then the Zarr array is there."""
+    """Store the Zarr metadata, which completes the Zarr array; return the manifest that refers to it."""
     zarr_view = manifest.zarr_view
     assert zarr_view is not None
     documents = zarr_view.build_metadata(manifest.shape, manifest.dtype, get_manifest_key(manifest.name))

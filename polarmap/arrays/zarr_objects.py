@@ -1,4 +1,7 @@
-"""A Zarr array that lies in the store already: encoded without copying its chunks."""
+"""`ZarrObjects`: encode a Zarr array that is already in the store, without copying its chunks.
+
+The metadata of Zarr format 2 or 3 is parsed here, without the zarr package. Chunks must be raw rows.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +24,21 @@ from polarmap.storage import Store, check_object_key
 
 @dataclass(frozen=True)
 class ZarrObjects:
-    """A Zarr array (format 2 or 3) that lies in the storage, uncompressed, in chunks of whole rows.
+    """A Zarr array (format 2 or 3) that is already in the storage, uncompressed and in chunks of whole rows.
 
-    As `RawObjects`, for its chunks. Chunks that were never written are copied as the fill value.
+    `encode` refers to its chunks as it does to `RawObjects`. Chunks that were never written are stored as
+    copies of the fill value.
 
     Parameters
     ----------
     prefix : str
-        The key of the array: that of its `.zarray` or `zarr.json` without the last part.
+        Key of the array, which is the key of its `.zarray` or `zarr.json` without the file name.
     """
 
     prefix: str
 
     def open_in(self, store: Store) -> StoredObjectsSource:
-        """The `DataSource` that reads these chunks in `store`."""
+        """Return a `DataSource` that reads these chunks from `store`."""
         prefix_argument: Any = self.prefix
         prefix = check_object_key(
             prefix_argument.rstrip("/") if isinstance(prefix_argument, str) else prefix_argument
@@ -52,11 +56,11 @@ class ZarrObjects:
                 if metadata is not None:
                     metadata.check()
             return _open_zarr_chunks(store, prefix, metadata)
-        raise MissingObjectError(f"there is no Zarr array {prefix!r} in {store.name}")
+        raise MissingObjectError(f"the Zarr array {prefix!r} does not exist in {store.name}")
 
 
 class _ZarrMetadata(NamedTuple):
-    """What the metadata of a Zarr array say; keys of chunks begin with `key_prefix`, if it is not empty."""
+    """The metadata of a Zarr array. `key_prefix` is the first part of the chunk keys, or empty."""
 
     shape: list[int]
     chunk_shape: list[int]
@@ -66,30 +70,34 @@ class _ZarrMetadata(NamedTuple):
     fill_value: Array
 
     def check(self) -> None:
-        """ValueError for what no array can have."""
+        """Raise ValueError if the metadata is invalid."""
         counts = [*self.shape, *self.chunk_shape]
         if not all(type(count) is int and count >= 0 for count in counts) or 0 in self.chunk_shape:
-            raise ValueError(f"shape {self.shape} and chunk {self.chunk_shape} are not counts")
+            raise ValueError(f"shape {self.shape} and chunk shape {self.chunk_shape} are not valid")
         if not self.shape or len(self.shape) != len(self.chunk_shape):
-            raise ValueError(f"shape {self.shape} and chunk {self.chunk_shape} have not the same axes")
+            raise ValueError(
+                f"shape {self.shape} and chunk shape {self.chunk_shape} differ in their number of axes"
+            )
         if prod(self.shape) * self.dtype.itemsize > sys.maxsize:
-            raise ValueError(f"shape {self.shape} is more than can be addressed")
+            raise ValueError(f"an array of shape {self.shape} is too large for this machine")
         if self.separator not in (".", "/") or self.fill_value.shape:
-            raise ValueError(f"no keys are made with {self.separator!r}, or the fill value is not a number")
+            raise ValueError(
+                f"the separator {self.separator!r} is not '.' or '/', or the fill value is not a number"
+            )
 
 
 def _open_zarr_chunks(store: Store, prefix: str, metadata: _ZarrMetadata | None) -> StoredObjectsSource:
-    """The rows of the chunks that are there; CodeError unless chunks are raw rows."""
+    """Return a data source for the stored chunks; raise CodeError unless each chunk is raw rows."""
     if metadata is None:
         raise CodeError(
-            f"the chunks of the Zarr array {prefix!r} are not raw rows (compressed, sharded, filtered or in "
-            "Fortran order): open it with zarr and encode that"
+            f"the chunks of the Zarr array {prefix!r} are not raw rows (they are compressed, sharded, "
+            "filtered or in Fortran order): open the array with zarr, and pass it to encode"
         )
     shape, chunk_shape, dtype, key_prefix, separator, fill_value = metadata
     if chunk_shape[1:] != shape[1:]:
         raise CodeError(
-            f"the chunks {tuple(chunk_shape)} of the Zarr array {prefix!r} of shape {tuple(shape)} are not "
-            "whole rows: open it with zarr and encode that"
+            f"the chunks of the Zarr array {prefix!r} are not whole rows (chunk shape {tuple(chunk_shape)}, "
+            f"array shape {tuple(shape)}): open the array with zarr, and pass it to encode"
         )
     key_start = f"{prefix}/{key_prefix and key_prefix + separator}"
     key_pattern = re.compile(
@@ -103,7 +111,7 @@ def _open_zarr_chunks(store: Store, prefix: str, metadata: _ZarrMetadata | None)
 
 
 def _parse_zarr_v2_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
-    """What `.zarray` says; None of chunks that are not raw rows."""
+    """Parse the metadata file `.zarray`; return None if the chunks are not raw rows."""
     if fields.get("compressor") or fields.get("filters") or fields["order"] != "C":
         return None
     dtype, separator = _parse_zarr_dtype(fields["dtype"]), fields.get("dimension_separator", ".")
@@ -112,7 +120,7 @@ def _parse_zarr_v2_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
 
 
 def _parse_zarr_v3_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
-    """The same of `zarr.json`."""
+    """Parse the metadata file `zarr.json`; return None if the chunks are not raw rows."""
     grid, encoding, codecs = fields["chunk_grid"], fields["chunk_key_encoding"], fields["codecs"]
     if [codec["name"] for codec in codecs] != ["bytes"] or grid["name"] != "regular":
         return None
@@ -126,7 +134,10 @@ def _parse_zarr_v3_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
 
 
 def _parse_zarr_dtype(name: Any) -> np.dtype[Any]:
-    """That of numbers of this name; numpy takes much else for a dtype, also nothing."""
+    """Return the dtype of a Zarr data type; raise TypeError unless it is numeric.
+
+    Names only are accepted, because numpy also converts other objects, even None, to a dtype.
+    """
     dtype = np.dtype(name if isinstance(name, str) else "")
     if dtype.kind not in "biufc":
         raise TypeError(f"{name!r} is not a dtype of numbers")
@@ -134,7 +145,7 @@ def _parse_zarr_dtype(name: Any) -> np.dtype[Any]:
 
 
 def _parse_fill_value(dtype: np.dtype[Any], value: Any) -> Array:
-    """A number, also one that JSON cannot write: "NaN", its bits, both parts of a complex one."""
+    """Parse a fill value: a number, "NaN", hexadecimal bits, or both parts of a complex number."""
     if isinstance(value, str) and value.startswith("0x"):
         return np.array(int(value, 16), f"{dtype.byteorder}u{dtype.itemsize}").view(dtype)
     if isinstance(value, list) and dtype.kind == "c":

@@ -1,4 +1,11 @@
-"""The Zarr v3 array that the data blocks are: where its chunks lie, and its metadata."""
+"""The Zarr v3 array that the data blocks of a coded array form: keys of its chunks, and its metadata.
+
+    <path>/zarr.json           group
+    <path>/data/zarr.json      array
+    <path>/data/c/5/1          chunk: one or several stripes of one data block
+
+`zarr_chunks` stores these objects.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +20,13 @@ import numpy as np
 from polarmap.arrays.stripes import Hyperslab, count_elements, iterate_hyperslabs
 from polarmap.worker.segments import Segment
 
-GROUP_NAME = "array.zarr"  # apart from all that Zarr does not know
-ARRAY_NAME = "data"  # the name of the array in its group
+GROUP_NAME = "array.zarr"  # a folder of its own, without objects that are unknown to Zarr
+ARRAY_NAME = "data"  # name of the array in its group
 METADATA_FILE = "zarr.json"
 
 
 class ZarrChunk(NamedTuple):
-    """An object of the Zarr array, and the stripes of a data block that it holds."""
+    """A chunk of the Zarr array: its key, and the stripes of a data block that it holds."""
 
     key: str
     block_index: int
@@ -27,11 +34,16 @@ class ZarrChunk(NamedTuple):
 
 
 class ZarrView(NamedTuple):
-    """A Zarr group with one array, of whose chunks each lies in one data block.
+    """A Zarr group with one array, each of whose chunks belongs to one data block.
 
-    path : key of the group.
-    chunk_shape : of every chunk; that along the first axis divides the rows of a block.
-    metadata : of group and array; empty while chunks are still missing, when there is no Zarr array yet.
+    Attributes
+    ----------
+    path : str
+        Key of the group.
+    chunk_shape : tuple of int
+        Shape of every chunk. Its number of rows divides the number of rows of a block.
+    metadata : tuple of Segment
+        Metadata objects of group and array; empty as long as chunks are missing and the array is incomplete.
     """
 
     path: str
@@ -40,11 +52,11 @@ class ZarrView(NamedTuple):
 
     @property
     def metadata_keys(self) -> tuple[str, str]:
-        """Where the metadata of group and array go."""
+        """The keys of the metadata of group and array."""
         return f"{self.path}/{METADATA_FILE}", f"{self.path}/{ARRAY_NAME}/{METADATA_FILE}"
 
     def get_chunk_key(self, hyperslab: Hyperslab) -> str:
-        """Where the chunk goes that is this slab of the array.
+        """Return the key of the chunk for a slab of the array.
 
         >>> ZarrView("a", (2, 5)).get_chunk_key((slice(10, 12), slice(5, 8)))
         'a/data/c/5/1'
@@ -55,23 +67,23 @@ class ZarrView(NamedTuple):
         return "/".join([self.path, ARRAY_NAME, "c", *map(str, chunk_coordinates)])
 
     def _iterate_chunk_bounds(self, shape: Sequence[int], rows_per_block: int) -> Iterator[int]:
-        """Where chunks begin and end in a block of `rows_per_block` rows, in elements."""
+        """Yield the boundaries between the chunks of a block, in elements."""
         slabs = iterate_hyperslabs((rows_per_block, *shape[1:]), self.chunk_shape)
         return accumulate(map(count_elements, slabs), initial=0)
 
     def compute_chunk_bytes(self, dtype: np.dtype[Any]) -> int:
-        """Bytes of the object of every chunk: those at the end of an axis are filled up."""
+        """Return the number of bytes of each chunk; chunks at the end of an axis are padded."""
         return prod(self.chunk_shape) * dtype.itemsize
 
     def list_chunks(
         self, shape: Sequence[int], rows_per_block: int, stripe_bounds: Sequence[int]
     ) -> list[ZarrChunk]:
-        """All of them, if the stripes of a block begin and end at these elements."""
+        """List the chunks of all blocks, given the boundaries of the stripes of a block in elements."""
         stripe_by_start = {start: stripe for stripe, start in enumerate(stripe_bounds)}
         stripes = cycle(
             pairwise(stripe_by_start[end] for end in self._iterate_chunk_bounds(shape, rows_per_block))
         )
-        # block by block, each cut alike but for its padding
+        # Slabs are ordered by block, and all blocks have the same chunks, except that padding has none.
         slabs = iterate_hyperslabs(shape, self.chunk_shape)
         return [
             ZarrChunk(self.get_chunk_key(slab), slab[0].start // rows_per_block, range(*stripe_limits))
@@ -81,27 +93,30 @@ class ZarrView(NamedTuple):
     def check(
         self, array_prefix: str, shape: Sequence[int], rows_per_block: int, stripe_bounds: Sequence[int]
     ) -> None:
-        """ValueError if it is not the view of an array that has this prefix, shape and cut."""
+        """Raise ValueError unless the view fits an array with this key prefix, shape and stripes."""
         chunk_shape, keys = self.chunk_shape, tuple(segment.key for segment in self.metadata)
         if not self.path.startswith(array_prefix) or keys not in ((), self.metadata_keys):
-            raise ValueError(f"the Zarr array at {self.path!r} is not one of this array")
+            raise ValueError(f"the Zarr array at {self.path!r} does not belong to this coded array")
         if len(chunk_shape) != len(shape) or not all(type(size) is int and size > 0 for size in chunk_shape):
-            raise ValueError(f"chunks of shape {chunk_shape} do not make an array of shape {shape}")
+            raise ValueError(f"chunks of shape {chunk_shape} do not fit an array of shape {shape}")
         n_chunks = prod(-(-length // step) for length, step in zip((rows_per_block, *shape[1:]), chunk_shape))
-        # Counted first: what somebody else has written may say more than memory holds.
+        # Compare counts first, because the boundaries of an invalid manifest might not fit into memory.
         if (
             rows_per_block % chunk_shape[0]
             or n_chunks >= len(stripe_bounds)
             or not set(self._iterate_chunk_bounds(shape, rows_per_block)) <= set(stripe_bounds)
         ):
             raise ValueError(
-                f"blocks of {rows_per_block} rows are not cut into chunks of shape {chunk_shape}"
+                f"the stripes of blocks of {rows_per_block} rows do not fit chunks of shape {chunk_shape}"
             )
 
     def build_metadata(
         self, shape: Sequence[int], dtype: np.dtype[Any], manifest_key: str
     ) -> dict[str, bytes]:
-        """The metadata of group and array by key; `manifest_key` is that of the coded array."""
+        """Return the metadata documents of group and array, by key.
+
+        `manifest_key` is the key of the manifest of the coded array, which becomes an attribute of the group.
+        """
         array_metadata = {
             "zarr_format": 3,
             "node_type": "array",
@@ -123,7 +138,7 @@ class ZarrView(NamedTuple):
             "zarr_format": 3,
             "node_type": "group",
             "attributes": {"polarmap": {"manifest": manifest_key}},
-            # xarray asks for it, and warns where there is none
+            # xarray warns if there is no consolidated metadata.
             "consolidated_metadata": consolidated_metadata,
         }
         return {
@@ -137,5 +152,5 @@ def _get_byte_order(dtype: np.dtype[Any]) -> str:
 
 
 def _get_fill_value(dtype: np.dtype[Any]) -> Any:
-    """What Zarr reads in place of a missing chunk: nothing that could be taken for data, if there is such."""
+    """Return the value that Zarr reads in place of a missing chunk: NaN if possible, which is not data."""
     return {"f": "NaN", "c": ["NaN", "NaN"]}.get(dtype.kind, 0)

@@ -1,4 +1,8 @@
-"""Stores of objects by key: the protocol, and the keys that objects may have."""
+"""Object stores: the protocol `Store`, and the validation of object keys.
+
+`folder` and `bucket` implement the protocol. Coded arrays and blocks for workers are kept in a store, and
+users can pass a store of their own as `storage=`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ Data = bytes | bytearray | memoryview
 
 
 class Store(Protocol):
-    """A place for objects. Every method raises StorageError, within seconds, when it cannot be used.
+    """A store of objects by key. Every method raises StorageError, within seconds, if the store is unusable.
 
-    An object appears whole or not at all, and several threads may use a store at once. A store may have
-    three further methods. `remove_stale_files()` removes the unfinished files of processes that have
+    A reader sees an object completely or not at all. Methods may be called from several threads. A store may
+    have three further methods. `remove_stale_files()` removes the unfinished files of processes that have
     died. `concatenate(source_keys, target_key)` stores several objects as one without reading them into
     this process, and returns False where that is impossible. `list_sizes(prefix)` returns the sizes in
     bytes of all objects whose keys begin with the prefix, by key, with one request for many of them.
@@ -25,10 +29,10 @@ class Store(Protocol):
         """The name of the store in messages; it must not contain a secret."""
 
     def put(self, key: str, data: Data) -> None:
-        """Store an object, in place of any with this key."""
+        """Store an object, replacing any object with this key."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return bytes start..stop of an object, as of a slice; MissingObjectError if it does not exist."""
+        """Return `object[start:stop]`; raise MissingObjectError if the object does not exist."""
 
     def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, or None if it does not exist."""
@@ -37,11 +41,11 @@ class Store(Protocol):
         """Return the keys that begin with `prefix`, sorted."""
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects; missing ones are ignored."""
+        """Delete objects; ignore keys that do not exist."""
 
 
 def check_object_key(object_key: object) -> str:
-    """`object_key` if it stays inside a store: parts between slashes, none of them empty, '.' or '..'."""
+    """Return `object_key` if it is valid: parts between slashes that are not empty, '.' or '..'."""
     is_plain = (
         isinstance(object_key, str)
         and len(object_key) <= 1000
@@ -50,4 +54,4 @@ def check_object_key(object_key: object) -> str:
     )
     if is_plain and not {"", ".", ".."} & set(str(object_key).split("/")):
         return str(object_key)
-    raise StorageError(f"{object_key!r} is no key of an object")
+    raise StorageError(f"{object_key!r} is not a valid object key")

@@ -1,4 +1,7 @@
-"""A bucket of an object storage that Lithops speaks to, as a store."""
+"""`ObjectStore`, a store in a bucket of any object storage that Lithops supports.
+
+Requests are retried during short outages, and errors of the storage become StorageError.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from polarmap.storage import Data, check_object_key
 from polarmap.worker.locations import BucketLocation
 from polarmap.worker.retries import OUTAGE_SECONDS, get_s3_error_code, is_transient_error, retry_request
 
-FIRST_REQUEST_OUTAGE_SECONDS = 5.0  # for which a storage that has never answered is asked again
+FIRST_REQUEST_OUTAGE_SECONDS = 5.0  # retries of the first request to a storage
 
 Result = TypeVar("Result")
 
@@ -26,18 +29,24 @@ _DENIED_CODES = (
 
 
 class ObjectStore:
-    """Objects in the bucket of a `lithops.Storage`.
+    """A store in the bucket of a `lithops.Storage`.
 
-    A storage that refuses the connection, times out or says that it is too busy is asked again
-    for OUTAGE_SECONDS if it has answered before, so that a restart goes unnoticed, else for
-    FIRST_REQUEST_OUTAGE_SECONDS. All else that goes wrong is an error at once.
+    A request is retried if the storage refuses the connection, times out or is too busy: for OUTAGE_SECONDS
+    if the storage has answered before, so that it may restart, otherwise for FIRST_REQUEST_OUTAGE_SECONDS.
+    Other errors are raised immediately.
 
     Parameters
     ----------
     storage : lithops.Storage
+        Client, with the bucket to use.
+
+    Attributes
+    ----------
+    executor : optional
+        Default executor for maps of data in this store; None if not known.
     """
 
-    executor: Any = None  # whose workers have this storage, as for `coded_map`, where that is known
+    executor: Any = None
 
     def __init__(self, storage: Any) -> None:
         self.storage, self.bucket, self.backend = storage, str(storage.bucket), str(storage.backend)
@@ -46,21 +55,21 @@ class ObjectStore:
 
     @property
     def name(self) -> str:
-        """Kind and bucket."""
+        """The storage backend and the bucket, for messages."""
         return f"{self.backend} bucket {self.bucket!r}"
 
     def __repr__(self) -> str:
         return f"<ObjectStore: {self.name}>"
 
     def put(self, key: str, data: Data) -> None:
-        """One PUT."""
+        """Store an object with one PUT request."""
         data_bytes = data if isinstance(data, bytes) else bytes(data)
         self._call_with_retries(
             lambda: self.storage.put_object(self.bucket, check_object_key(key), data_bytes), key
         )
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """One GET, of a range if one is given."""
+        """Return `object[start:stop]` with one GET request, of a byte range if `stop` is given."""
         if stop is not None and stop <= start:
             return b""
         options: dict[str, Any] = {}
@@ -76,7 +85,7 @@ class ObjectStore:
         return content[start:] if stop is None else content
 
     def concatenate(self, source_keys: Sequence[str], target_key: str) -> bool:
-        """One COPY of a single object, where the storage speaks S3."""
+        """Copy a single object with one S3 COPY request; return False for several objects or without S3."""
         client: Any = self.storage.get_client() if hasattr(self.storage, "get_client") else None
         if len(source_keys) != 1 or not hasattr(client, "copy_object"):
             return False
@@ -86,7 +95,7 @@ class ObjectStore:
         return True
 
     def size(self, key: str) -> int | None:
-        """One HEAD."""
+        """Return the size of an object in bytes, None if it does not exist, with one HEAD request."""
         try:
             head = self._call_with_retries(
                 lambda: self.storage.head_object(self.bucket, check_object_key(key)), key
@@ -97,22 +106,22 @@ class ObjectStore:
         return int(lengths[0])
 
     def keys(self, prefix: str) -> list[str]:
-        """The keys that begin with `prefix`, sorted."""
+        """Return the keys that begin with `prefix`, sorted."""
         return sorted(self._call_with_retries(lambda: self.storage.list_keys(self.bucket, prefix), prefix))
 
     def list_sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of the objects whose keys begin with `prefix`, by a listing."""
+        """Return the sizes in bytes of the objects whose keys begin with `prefix`, by key."""
         listed = self._call_with_retries(lambda: self.storage.list_objects(self.bucket, prefix), prefix)
         return {str(entry["Key"]): int(entry["Size"]) for entry in listed}
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects, a thousand per request."""
+        """Delete objects, up to 1,000 per request."""
         for start in range(0, len(keys), 1000):
             batch = [check_object_key(key) for key in keys[start : start + 1000]]
             self._call_with_retries(partial(self.storage.delete_objects, self.bucket, batch), batch[0])
 
     def _call_with_retries(self, request: Callable[[], Result], key: str) -> Result:
-        """The answer to a request, asked again while the storage may only be away for a moment."""
+        """Return the result of a request, which is retried during short outages of the storage."""
         try:
             answer = retry_request(
                 request, OUTAGE_SECONDS if self._has_answered else FIRST_REQUEST_OUTAGE_SECONDS
@@ -127,21 +136,21 @@ class ObjectStore:
         if isinstance(error, StorageError):
             return error
         if code == "NoSuchBucket":
-            return StorageError(f"there is no {self.name}: create it, or name another as storage_bucket")
+            return StorageError(
+                f"the {self.name} does not exist: create it, or set storage_bucket to another one"
+            )
         if error_type == "StorageNoSuchKeyError" or code in ("NoSuchKey", "404"):
-            return MissingObjectError(f"there is no object {key!r} in {self.name}")
+            return MissingObjectError(f"the object {key!r} does not exist in {self.name}")
         if code in ("InvalidRange", "416"):
-            return _RangeError(f"{key!r} in {self.name} is shorter than that")
+            return _RangeError(f"the object {key!r} in {self.name} ends before the requested range")
         if (
             code in _DENIED_CODES
             or "Auth" in error_type
             or str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM"))
         ):
-            return StorageError(
-                f"{self.name} refuses the credentials of the configuration ({code or error_type})"
-            )
+            return StorageError(f"{self.name} rejects the configured credentials ({code or error_type})")
         if is_transient_error(error):
-            return StorageError(f"{self.name} does not answer: {error_type}: {error}")
+            return StorageError(f"{self.name} does not respond: {error_type}: {error}")
         return StorageError(f"{self.name} cannot be used: {error_type}: {error}")
 
 

@@ -1,4 +1,7 @@
-"""A folder as a store: the embedded default."""
+"""`FolderStore`, a store in a folder of a file system: the default storage, which needs no server.
+
+Files are written to a staging folder and then renamed, so that readers never see an incomplete object.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,15 @@ from polarmap.worker.processes import ProcessIdentity
 
 _STAGING_FOLDER = ".unfinished"
 COPY_CHUNK_BYTES = 1 << 20
-STALE_WRITER_SECONDS = 86_400.0  # without a sign of life, a writer on another machine is taken for dead
+# A writer on another machine that has not written for this many seconds is considered dead.
+STALE_WRITER_SECONDS = 86_400.0
 
 
 class FolderStore:
-    """Objects as files below a folder, which is made when something is stored.
+    """A store in a folder, whose objects are files. The folder is created when an object is stored.
 
-    Files appear whole: they are written under another name first. That survives a crash of the
-    process, not one of the machine: files are not forced to disk.
+    Each file is written under a temporary name and then renamed, so a crash of the process leaves no
+    incomplete object. Files are not flushed to disk, so a crash of the machine may.
 
     Examples
     --------
@@ -43,7 +47,7 @@ class FolderStore:
 
     @classmethod
     def default(cls) -> FolderStore:
-        """$POLARMAP_STORE, or polarmap/ in the user's data folder (XDG)."""
+        """Return the store in $POLARMAP_STORE, or else in the folder polarmap/ of the XDG data directory."""
         configured_path = os.environ.get("POLARMAP_STORE")
         if configured_path:
             return cls(configured_path)
@@ -52,14 +56,14 @@ class FolderStore:
 
     @property
     def name(self) -> str:
-        """The folder."""
+        """The path of the folder, for messages."""
         return f"folder {str(self.root)!r}"
 
     def __repr__(self) -> str:
         return f"FolderStore({str(self.root)!r})"
 
     def put(self, key: str, data: Data) -> None:
-        """Write a file under a name of its own, then rename it."""
+        """Store an object: write a file under a temporary name, then rename it."""
         with (
             self._convert_os_errors(key, missing_errors=()),
             self._write_staging_file(self._get_key_path(key)) as file,
@@ -67,13 +71,13 @@ class FolderStore:
             file.write_bytes(data)
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes start..stop of a file."""
+        """Return `object[start:stop]`; raise MissingObjectError if the object does not exist."""
         with self._convert_os_errors(key), open(self._get_key_path(key), "rb") as file:
             file.seek(start)
             return file.read() if stop is None else file.read(max(0, stop - start))
 
     def size(self, key: str) -> int | None:
-        """Bytes of a file; None if there is none."""
+        """Return the size of an object in bytes, or None if it does not exist."""
         try:
             with self._convert_os_errors(key):
                 path = self._get_key_path(key)
@@ -82,7 +86,7 @@ class FolderStore:
             return None
 
     def keys(self, prefix: str) -> list[str]:
-        """The keys that begin with `prefix`, sorted."""
+        """Return the keys that begin with `prefix`, sorted."""
         folder = prefix.rpartition("/")[0]
         start = self._get_key_path(folder) if folder else self.root
         with self._convert_os_errors(prefix):
@@ -91,14 +95,16 @@ class FolderStore:
             return sorted(key for key in self._iterate_keys_below(start) if key.startswith(prefix))
 
     def concatenate(self, source_keys: Sequence[str], target_key: str) -> bool:
-        """A file of the bytes of others in a row; a hard link to a single one, where there are such."""
+        """Store the joined bytes of several objects as one; a single object is hard-linked if possible."""
         paths = [self._get_key_path(source_key) for source_key in source_keys]
         with (
             self._convert_os_errors(source_keys[0]),
             self._write_staging_file(self._get_key_path(target_key)) as joined_file,
         ):
             if len(paths) == 1:
-                with contextlib.suppress(OSError):  # no links here, or no such file: told below
+                with contextlib.suppress(
+                    OSError
+                ):  # If linking fails, copy below, which reports a missing file.
                     os.link(paths[0], joined_file)
                     return True
             with open(joined_file, "wb") as target:
@@ -108,7 +114,7 @@ class FolderStore:
         return True
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove files, and the folders that they leave empty."""
+        """Delete objects, and folders that become empty."""
         for key in keys:
             path = self._get_key_path(key)
             with self._convert_os_errors(key):
@@ -122,7 +128,7 @@ class FolderStore:
                     break
 
     def remove_stale_files(self) -> None:
-        """Remove unfinished files whose writer has died."""
+        """Delete unfinished files of processes that have died."""
         with contextlib.suppress(OSError):
             for path in (self.root / _STAGING_FOLDER).iterdir():
                 owner = ProcessIdentity.parse(path.name.rpartition("+")[0])
@@ -132,18 +138,18 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _write_staging_file(self, path: Path) -> Iterator[Path]:
-        """Where to write a file that then is renamed to `path`, or removed if that fails."""
+        """Yield a temporary path. The file there is renamed to `path` on exit, or deleted after an error."""
         folder = self.root / _STAGING_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         staging_path = folder / f"{ProcessIdentity.current()}+{uuid.uuid4().hex}"
         try:
             yield staging_path
             self._rename_into_place(staging_path, path)
-        finally:  # a rename to another link of the same file leaves it
+        finally:  # If both paths are links to the same file, os.replace leaves the temporary one.
             staging_path.unlink(missing_ok=True)
 
     def _rename_into_place(self, source: Path, target: Path) -> None:
-        """Rename; again when another thread has just removed the empty folder it goes to."""
+        """Rename a file; retry if another thread has just deleted the empty target folder."""
         for attempt in range(100):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -168,22 +174,22 @@ class FolderStore:
     def _convert_os_errors(
         self, key: str, missing_errors: tuple[type[OSError], ...] = (FileNotFoundError, IsADirectoryError)
     ) -> Iterator[None]:
-        """Errors of the file system as ours; those `missing_errors` mean that there is no such object."""
+        """Convert OSError to StorageError, and `missing_errors` to MissingObjectError."""
         try:
             yield
         except missing_errors as error:
-            raise MissingObjectError(f"there is no object {key!r} in {self.name}") from error
+            raise MissingObjectError(f"the object {key!r} does not exist in {self.name}") from error
         except OSError as error:
             raise StorageError(f"{self.name} cannot be used: {error.strerror or error}: {key!r}") from error
 
 
 def _check_folder_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a folder, which need not be there yet; StorageError if there can be none."""
+    """Return the absolute path of a folder, which need not exist; raise StorageError if it is invalid."""
     try:
         text = os.fspath(path)
         if text and b"\0" not in os.fsencode(text):
             return Path(text).expanduser().absolute()
-        reason = "a path has characters, none of them NUL; '.' is the current folder"
+        reason = "a path must not be empty or contain NUL characters; '.' is the current folder"
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error)
     raise StorageError(f"{path!r} is not the path of a folder: {reason}")

@@ -104,6 +104,6 @@ def test_sizes_that_cannot_be(store):
     ]:
         with pytest.raises(CodeError, match=message):
             polarmap.encode(np.arange(8.0), name="a", storage=store, **options)
-    with pytest.raises(StorageError, match="is no storage"):
+    with pytest.raises(StorageError, match="storage must be None"):
         polarmap.encode(np.arange(8.0), name="a", storage=3)
     assert store.keys("polarmap/") == []

@@ -78,11 +78,14 @@ def test_no_object_holds_a_secret_or_a_pickle(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda document: document.update(version=2), "format version 2; this polarmap reads 1"),
+        (
+            lambda document: document.update(version=2),
+            "format version 2, but this version of polarmap reads version 1",
+        ),
         (lambda document: document.update(format="zip"), "not the manifest of a coded array"),
-        (lambda document: document["array"].update(rows_per_block=3), "its checksum does not fit"),
-        (lambda document: document["array"]["blocks"][0][0].update(crc32=1), "its checksum does not fit"),
-        (lambda document: document.pop("array"), "its checksum does not fit"),
+        (lambda document: document["array"].update(rows_per_block=3), "its checksum is wrong"),
+        (lambda document: document["array"]["blocks"][0][0].update(crc32=1), "its checksum is wrong"),
+        (lambda document: document.pop("array"), "its checksum is wrong"),
     ],
 )
 def test_damaged_manifests_are_refused(store, change, message):
@@ -152,7 +155,7 @@ def test_more_chunks_than_stripes_are_refused_before_they_are_listed(store):
             part.update(size=2**51)
 
     write_manifest(store, change)
-    with pytest.raises(StorageError, match=r"are not cut into chunks of shape \(1,\)"):
+    with pytest.raises(StorageError, match=r"do not fit chunks of shape \(1,\)"):
         polarmap.open_coded("a", store)
 
 
@@ -160,7 +163,7 @@ def test_more_chunks_than_stripes_are_refused_before_they_are_listed(store):
 def test_keys_that_leave_the_store_are_refused(store, key):
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
     write_manifest(store, lambda array: array["blocks"][0][0].update(key=key))
-    with pytest.raises(StorageError, match="no key of an object"):
+    with pytest.raises(StorageError, match="not a valid object key"):
         polarmap.open_coded("a", store)
 
 
@@ -188,14 +191,14 @@ def test_codes_are_described_whole(store, code):
 def test_a_code_that_comes_out_otherwise_is_refused(store):
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
     write_manifest(store, lambda array: array["code"].update(seed=array["code"]["seed"] + 1))
-    with pytest.raises(StorageError, match="builds other parity blocks"):
+    with pytest.raises(StorageError, match="computes different parity blocks"):
         polarmap.open_coded("a", store)
 
 
 def test_a_manifest_of_brackets_alone_is_damaged(tmp_path):
     polarmap.encode(random_array((24, 5)), name="a", storage=tmp_path)
     (tmp_path / "polarmap/manifests/a.json").write_text("[" * 100_000)
-    with pytest.raises(StorageError, match="is damaged: it is not the JSON that was written"):
+    with pytest.raises(StorageError, match="is damaged: it is not valid JSON"):
         polarmap.open_coded("a", tmp_path)
 
 

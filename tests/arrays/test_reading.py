@@ -138,13 +138,15 @@ def test_parity_that_overflows_is_an_erasure_there(store):
     A, _ = overflowing()
     coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     assert said == [
-        "at 1 place of the blocks the parity overflows float32: a lost part cannot be decoded where it, or "
-        "another block in the same place, holds such an entry"
+        "the parity overflows float32 at 1 position of a block: if a block is lost, its entries at these "
+        "positions cannot be decoded"
     ]
     damage(store, coded.block_segments(2)[0], "missing")
     np.testing.assert_allclose(coded[:], A, rtol=1e-4)  # by the other parity block
     damage(store, coded.block_segments(3)[0], "missing")
-    with pytest.raises(NotDecodableError, match=r"2 entries of blocks \[2, 3\] .* the first at \[2, 0\]"):
+    with pytest.raises(
+        NotDecodableError, match=r"2 entries of blocks \[2, 3\] .* the first at index \[2, 0\]"
+    ):
         coded.repair()
     np.testing.assert_allclose(coded[:2], A[:2])
 

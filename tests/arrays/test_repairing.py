@@ -106,7 +106,7 @@ def test_what_was_deleted_cannot_be_repaired(store):
     coded = polarmap.encode(np.arange(24.0), blocks=4, name="a", storage=store)
     coded.delete()
     coded.delete()
-    with pytest.raises(MissingObjectError, match="no coded array 'a'"):
+    with pytest.raises(MissingObjectError, match="the coded array 'a' does not exist"):
         coded.repair()
     assert len(coded.check().damaged) == coded.n
     with pytest.raises(NotDecodableError):
@@ -164,7 +164,7 @@ def test_repair_does_not_bring_back_what_was_replaced(store):
         polarmap.encode(A[:4], storage=store, overwrite=True, **OPTIONS)
 
     late = polarmap.open_coded("a", Counting(store, 2, overtake))
-    with pytest.raises(StorageError, match="by another process meanwhile"):
+    with pytest.raises(StorageError, match=r"another process has written or deleted .* meanwhile"):
         late.repair()
     np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], A[:4])
     assert polarmap.open_coded("a", store).check().ok
@@ -209,7 +209,7 @@ def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtyp
         kind = data.draw(st.sampled_from(["missing", "corrupt", "truncated"]))
         damage(coded.store, coded.block_segments(block)[0], kind)
     if coded.check().undecodable_stripes:  # integers may need more than k
-        with pytest.raises(NotDecodableError, match="more than the code can"):
+        with pytest.raises(NotDecodableError, match="cannot rebuild all stripes"):
             coded.repair(executor=ReplayExecutor())
         return
     assert coded.repair(executor=ReplayExecutor()).damaged_blocks == sorted(lost)

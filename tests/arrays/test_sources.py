@@ -281,11 +281,11 @@ def test_descriptions_that_do_not_fit(store):
     source = put_rows(store, A, 6)
     with pytest.raises(CodeError, match="4 objects of 6 rows do not hold shape"):
         polarmap.encode(RawObjects(source.keys, (36, 50), "f8", 6), storage=store, **FOUR_OF_SIX)
-    with pytest.raises(StorageError, match="shorter than its shape and dtype say"):
+    with pytest.raises(StorageError, match="shorter than its shape and dtype require"):
         polarmap.encode(RawObjects(source.keys, (24, 60), "f8", 6), storage=store, **FOUR_OF_SIX)
     with pytest.raises(MissingObjectError, match="no object 'nothing'"):
         polarmap.encode(RawObjects(["nothing"], (24, 50), "f8", 24), storage=store, **FOUR_OF_SIX)
-    with pytest.raises(StorageError, match="no key of an object"):
+    with pytest.raises(StorageError, match="not a valid object key"):
         polarmap.encode(RawObjects(["../nothing"], (24, 50), "f8", 24), storage=store, **FOUR_OF_SIX)
     assert polarmap.arrays.list_coded(store) == []
 

@@ -122,10 +122,10 @@ def test_results_that_cannot_stay_are_refused(A, tmp_path):
         polarmap.coded_map(lambda block: (block, block), A, out=Stored("y", tmp_path), **options)
     with pytest.raises(StorageError, match="cannot name a coded array"):
         polarmap.coded_map(np.sum, A, out=Stored("../y", tmp_path), **options)
-    with pytest.raises(CodeError, match="coded by a PolarCode"):
+    with pytest.raises(CodeError, match="needs a linear f and a PolarCode"):
         polarmap.coded_map(np.square, A, degree=2, out=Stored("y", tmp_path), **(options | {"blocks": 3}))
     polarmap.coded_map(np.sum, A, out=Stored("y", tmp_path), **options)
-    with pytest.raises(StorageError, match=r"there is a coded array 'y' .* already: choose another name"):
+    with pytest.raises(StorageError, match=r"the coded array 'y' already exists in .*: choose another name"):
         polarmap.coded_map(np.sum, A, out=Stored("y", tmp_path), **(options | {"executor": ReplayExecutor()}))
 
 

@@ -129,8 +129,8 @@ def test_encode_says_how_many_and_where(store, tmp_path, how, dtype):
     with ThreadPoolExecutor(2) as pool:
         coded, said = encode_with_warnings(source, executor=None if how == "here" else pool, **options)
     assert said == [
-        "4 entries are NaN or inf, the first at [5, 8500]: a lost part cannot be decoded where it, or "
-        "another block in the same place, holds such an entry"
+        "4 entries are NaN or inf, the first at index [5, 8500]: if a block is lost, its entries at these "
+        "positions cannot be decoded"
     ]
     np.testing.assert_array_equal(coded[:], A)
     coded.delete()

@@ -38,7 +38,7 @@ def test_zarr_chunks_are_not_copied(store, version, total, rows):
 def test_zarr_arrays_that_are_not_raw_rows(store, version):
     import zarr
 
-    with pytest.raises(MissingObjectError, match="no Zarr array 'my/zarr'"):
+    with pytest.raises(MissingObjectError, match="the Zarr array 'my/zarr' does not exist"):
         polarmap.encode(ZarrObjects("my/zarr/"), storage=store, **OPTIONS)
     options = {"shape": (8, 8), "dtype": "f8", "zarr_format": version}
     zarr.create_array(store.root / "my/zarr", chunks=(2, 8), **options)

@@ -162,7 +162,7 @@ def test_nan_is_an_error() -> None:
         ({"degree": 2}, "not with degree=, SecretSharing"),
         ({"code": SecretSharing()}, "not with degree=, SecretSharing"),
         ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "not with degree"),
-        ({"out": Stored("y")}, "on_timeout='estimate' does not go with out="),
+        ({"out": Stored("y")}, "on_timeout='estimate' cannot be combined with out="),
     ],
 )
 def test_bad_choices_are_refused(options: dict[str, Any], words: str) -> None:

@@ -111,13 +111,13 @@ def actions(storage):
 def test_wrong_credentials(server, tmp_path):
     path = server.config(tmp_path / "wrong.yaml", secret="wrong")
     for action in actions(path):
-        refused(action, "refuses the credentials of the configuration")
+        refused(action, "rejects the configured credentials")
 
 
 def test_no_bucket(s3_server, tmp_path):
     path = s3_server.config(tmp_path / "wrong.yaml", bucket="nobody-made-this")
     for action in actions(path)[:2]:
-        refused(action, r"there is no minio bucket 'nobody-made-this': create it")
+        refused(action, r"the minio bucket 'nobody-made-this' does not exist: create it")
 
 
 def test_no_such_configuration(tmp_path):
@@ -132,7 +132,7 @@ def test_storage_that_is_down(impatient, server, tmp_path):
     path = server.config(tmp_path / "lithops.yaml")
     server.kill()
     try:
-        refused(actions(path)[0], "does not answer")
+        refused(actions(path)[0], "does not respond")
     finally:
         server.start()
 
@@ -141,7 +141,7 @@ def test_storage_that_hangs(impatient, server, config):
     store = open_store(config)
     server.process.send_signal(signal.SIGSTOP)
     try:
-        refused(lambda: polarmap.open_coded("a", store), "does not answer")
+        refused(lambda: polarmap.open_coded("a", store), "does not respond")
     finally:
         server.process.send_signal(signal.SIGCONT)
     assert polarmap.arrays.list_coded(store) == []
@@ -189,7 +189,7 @@ def test_storage_that_dies_and_stays_away_leaves_what_the_next_run_takes_up(impa
             lambda: polarmap.encode(
                 Interrupting(A, 30, server.kill), blocks=6, tasks=8, name="a", storage=config, memory=MIB
             ),
-            "does not answer",
+            "does not respond",
         )
     finally:
         server.start()

@@ -28,7 +28,7 @@ def test_a_store_does_what_it_should(store):
     store.delete([])
     assert store.keys("polarmap/x/") == ["polarmap/x/2"]
     for use in (lambda: store.put("../a", b""), lambda: store.get("../a"), lambda: store.delete(["../a"])):
-        with pytest.raises(StorageError, match="no key of an object"):
+        with pytest.raises(StorageError, match="not a valid object key"):
             use()
 
 
@@ -41,5 +41,5 @@ def test_keys_that_may_be(key: str) -> None:
     "key", ["", "/a", "a/", "a//b", ".", "../a", "./a", "a/../b", "a\\b", "a\0", "a\n", "a" * 1001, 3, None]
 )
 def test_keys_that_may_not(key: object) -> None:
-    with pytest.raises(StorageError, match="is no key of an object"):
+    with pytest.raises(StorageError, match="is not a valid object key"):
         check_object_key(key)
