@@ -244,7 +244,7 @@ def test_where_weights_meet_no_data_there_is_none() -> None:
     np.testing.assert_allclose(found.values, wanted, rtol=1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:the data is NaN or inf:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:the data contains NaN or inf:RuntimeWarning")
 def test_gaps_that_are_not_skipped_stay_and_are_decoded_nowhere() -> None:
     obj = gappy(field(12, 5, 7), 0.02)
     found = apply(mean, obj, "time", blocks=5, tasks=7, executor=ReplayExecutor())

@@ -1,1 +1,8 @@
-"""What is mapped: data -> blocks -> coded blocks, in memory; `arrays` has those in storage."""
+"""Cut data into blocks, and encode the blocks in memory.
+
+    data --array_like--> array --equal--> k data blocks --coded--> n coded blocks, the input of n tasks
+
+`code_choice` chooses the number of blocks and the code. `sparse`, `on_cluster` and `pairs` have other kinds
+of coded blocks, and `uneven` has parts that are not encoded. The package `arrays` keeps coded blocks in
+storage.
+"""

@@ -1,4 +1,7 @@
-"""The one place where what people have becomes an array; `conversions` are for what is none yet."""
+"""Convert the data that users pass to something that can be sliced like a numpy array.
+
+This module recognizes the kinds of data, and `conversions` converts tables, tensors and .npy files.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,26 @@ from polarmap.worker.pytree import describe_type
 
 
 def as_array_like(data: Any, argument_name: str = "data") -> Any:
-    """Something with shape, dtype and slices that numpy knows, without a copy where there is a way.
+    """Convert tables and tensors to numpy arrays, without a copy if possible.
 
-    Tables become the array of their columns, tensors what they hold; numpy, memmap, Zarr, HDF5 and dask
-    arrays are left where they are, and so is what is no array at all. CodeError for what holds no numbers.
+    Other objects are returned unchanged: arrays of numpy, Zarr, HDF5 and dask, and objects that are no
+    arrays.
 
+    Parameters
+    ----------
+    data : object
+        What the user passed.
+    argument_name : str
+        Name of the argument, for error messages.
+
+    Raises
+    ------
+    CodeError
+        If a table or tensor contains values that are not numbers, or if the data is not computed yet (a
+        polars LazyFrame).
+
+    Examples
+    --------
     >>> class Tensor:
     ...     def __init__(self, array): self.array = array
     ...     def __dlpack_device__(self): return self.array.__dlpack_device__()
@@ -55,14 +73,14 @@ def as_array_like(data: Any, argument_name: str = "data") -> Any:
 
 
 def load_array_like(data: Any, argument_name: str = "data") -> Any:
-    """`as_array_like`, of the path of a .npy file too."""
+    """Convert data as `as_array_like` does, or memory-map the .npy file if `data` is a path."""
     if isinstance(data, (str, os.PathLike)):
         return memory_map_npy_file(Path(data), argument_name)
     return as_array_like(data, argument_name)
 
 
 def load_block_array(value: Any) -> Any:
-    """What stands in a block: an array of anything that numpy can read like one (Zarr, HDF5, dask)."""
+    """Convert a value in a block to a numpy array if it is array-like (table, tensor, Zarr, HDF5, dask)."""
     value = as_array_like(value, "a block")
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "toarray"):
         return value
@@ -73,12 +91,12 @@ def load_block_array(value: Any) -> Any:
 
 
 def is_array_like(value: Any) -> bool:
-    """Whether it has a shape and a dtype, as arrays of any library have."""
+    """Return whether `value` has a shape and a dtype, as arrays of all libraries do."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def get_numpy_dtype(value: Any) -> np.dtype[Any] | None:
-    """The dtype of what looks like an array; None if numpy does not know it."""
+    """Return the dtype of an array-like value as a numpy dtype, or None if numpy has no such dtype."""
     try:
         dtype: np.dtype[Any] = np.dtype(value.dtype)
     except (AttributeError, TypeError, ValueError):
@@ -87,6 +105,6 @@ def get_numpy_dtype(value: Any) -> np.dtype[Any] | None:
 
 
 def is_scipy_sparse(data: Any) -> bool:
-    """Whether it is a matrix or array of scipy.sparse, which must have been imported for that."""
+    """Return whether `data` is a matrix or array of scipy.sparse, without importing scipy."""
     scipy_sparse = sys.modules.get("scipy.sparse")
     return scipy_sparse is not None and bool(scipy_sparse.issparse(data))

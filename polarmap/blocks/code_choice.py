@@ -1,4 +1,9 @@
-"""Which blocks, and which code for them: what the caller left open is filled in."""
+"""Choose the number of blocks and the code of a map, and encode its data.
+
+    options of coded_map (blocks, tasks, code, degree) --> DataBlocks, LinearCode --> CodedData
+
+Options that the user leaves out are chosen here: about 24 blocks, and a third more tasks.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +49,13 @@ if TYPE_CHECKING:
 CodeName = Literal["auto", "rotation", "arikan"]
 CODE_NAMES = ("auto", "rotation", "arikan")
 
-MAX_CACHED_N = 2048  # codes of up to so large n are kept: the coefficients of 16 take 128 MB at most
-# Numbers of data blocks of which an arikan code with a third more tasks leaves one without a parity check:
+MAX_CACHED_N = 2048  # largest n of cached codes: the coefficients of 16 codes take at most 128 MB
+# Values of k for which an arikan code with a third more tasks leaves one block without a parity check.
 UNCHECKED_BLOCK_COUNTS = (2, 5)
 
 
 class CodeOptions(NamedTuple):
-    """How the caller of coded_map wants data coded; see there."""
+    """The options of `coded_map` for encoding data. None and "auto" leave the choice to polarmap."""
 
     blocks: int | None = None
     tasks: int | None = None
@@ -59,27 +64,27 @@ class CodeOptions(NamedTuple):
 
     @property
     def given_code(self) -> LinearCode | None:
-        """The code that the caller has made; None if one is to be made here."""
+        """The code object that the user passed; None if a code is to be chosen."""
         return self.code if isinstance(self.code, LinearCode) else None
 
     @property
     def is_plain_linear(self) -> bool:
-        """Whether f is linear and nothing is hidden; the other codes lose digits as k grows."""
+        """Whether f is linear and no data is hidden; other codes lose digits as k grows."""
         return self.degree == 1 and not isinstance(self.code, SecretSharing)
 
     @property
     def requested_k(self) -> int | None:
-        """How many blocks the caller asks for; None if that is open."""
+        """The number of blocks that the user asks for; None if it is to be chosen."""
         given_code = self.given_code
         return given_code.k if self.blocks is None and given_code is not None else self.blocks
 
     def check(self) -> CodeOptions:
-        """The same with integers for numbers; CodeError for a code that is none, or not for such a degree."""
+        """Return the options with integer counts; raise CodeError if they are invalid or contradictory."""
         blocks, tasks, code, degree = self
         degree = check_positive_int("degree", degree)
         if isinstance(code, LinearCode):
             if degree not in (1, code.degree):
-                raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
+                raise CodeError(f"{code!r} does not support f of degree {degree}: leave code or degree out")
         elif not (isinstance(code, SecretSharing) or is_choice(code, CODE_NAMES)):
             raise CodeError(
                 "code must be 'auto', 'rotation', 'arikan', SecretSharing() or a code such as "
@@ -87,7 +92,7 @@ class CodeOptions(NamedTuple):
             )
         elif degree > 1 and code != "auto":
             code_text = f"the {code} kernel" if isinstance(code, str) else repr(code)
-            raise CodeError(f"{code_text} carries linear f only: leave degree={degree} or the code out")
+            raise CodeError(f"{code_text} supports only linear f: leave degree={degree} or code out")
         blocks = None if blocks is None else check_positive_int("blocks", blocks)
         tasks = None if tasks is None else check_positive_int("tasks", tasks)
         return CodeOptions(blocks, tasks, code, degree)
@@ -96,7 +101,7 @@ class CodeOptions(NamedTuple):
 def cut_blocks_and_choose_code(
     data: Any, options: CodeOptions, rtol: float | None = None
 ) -> tuple[DataBlocks, LinearCode]:
-    """The blocks of the data and the code that carries them."""
+    """Cut the data into blocks, and choose a code for them."""
     data, options = load_array_like(data), options.check()
     if is_array_like(data):
         check_encodable_array(data)
@@ -112,22 +117,22 @@ def cut_blocks_and_choose_code(
 def choose_polar_code(
     n_rows: int, dtype: np.dtype[Any], n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
-    """The code for an array of `n_rows` rows that is not to be cut yet."""
+    """Choose the code for an array of `n_rows` rows, without cutting the array."""
     check_polar_code_or_name(code)
     options = CodeOptions(n_blocks, n_tasks, code).check()
     return cast(PolarCode, _make_code(choose_n_blocks(n_rows, options, [dtype]), [dtype], options))
 
 
 def check_polar_code_or_name(code: object) -> None:
-    """Raise CodeError unless `code` is a PolarCode or the name of one."""
+    """Raise CodeError unless `code` is a PolarCode or one of CODE_NAMES."""
     if not (isinstance(code, PolarCode) or is_choice(code, CODE_NAMES)):
         raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
 
 
 def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """Return k for `n_rows` rows: near 24, or as many as the tasks carry.
+    """Return k for `n_rows` rows: about 24, or as many blocks as the number of tasks permits.
 
-    CodeError for a number of the caller's that would leave a block without rows.
+    Raises CodeError if the number of blocks in `options` would leave a block without rows.
     """
     _, n_tasks, code, degree = options
     n_blocks = options.requested_k
@@ -146,7 +151,7 @@ def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype
 
 
 def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """As many as leave about a quarter of the results of so many tasks spare."""
+    """Return the largest k for which about a quarter of the results of `n_tasks` tasks are spare."""
     n_needed = 3 * min(n_tasks, MAX_N) // 4
     if not isinstance(code, SecretSharing):
         if degree == 1:
@@ -160,7 +165,7 @@ def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np
 
 
 def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
-    """The code that is meant for k blocks with leaves of such dtypes; CodeError if it cannot carry them."""
+    """Return the code for k blocks with leaves of these dtypes; raise CodeError if it does not fit them."""
     _, n_tasks, code, degree = options
     if (given_code := options.given_code) is not None:
         if (given_code.n, given_code.k) != (n_tasks or given_code.n, k):
@@ -184,7 +189,7 @@ def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) ->
 
 
 def get_default_n_tasks(n_needed_results: int) -> int:
-    """How many coded blocks there are by default for so many that are needed."""
+    """Return the default number of tasks if `n_needed_results` results are needed: a third more."""
     return n_needed_results + math.ceil(n_needed_results / 3)
 
 
@@ -200,7 +205,7 @@ def get_default_polar_n_tasks(k: int, kernel: str) -> int:
 def _make_secret_sharing_code(
     k: int, dtypes: Sequence[np.dtype[Any]], n_tasks: int | None, code: SecretSharing
 ) -> LinearCode:
-    """Noise over the reals for floating data, modulo 2^64 for integers."""
+    """Return a secret-sharing code: over the reals for floats, modulo 2^64 for integers."""
     n_colluders = int(code.n_colluders)
     is_integer = [is_integer_dtype(dtype) for dtype in dtypes]
     if not any(is_integer):
@@ -208,8 +213,8 @@ def _make_secret_sharing_code(
     if not all(is_integer):
         dtypes_text = " and ".join(sorted({str(dtype) for dtype in dtypes}))
         raise CodeError(
-            f"{code!r} masks integers modulo 2^64 and floats over the reals, not {dtypes_text} of one block "
-            "together: convert the integers with .astype(float)"
+            f"{code!r} cannot mask blocks that contain both integers and floats ({dtypes_text}): convert the "
+            "integers with .astype(float)"
         )
     return IntegerSecretSharingCode(n_tasks or compute_min_tasks(k, n_colluders), k, n_colluders)
 
@@ -225,12 +230,12 @@ def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None,
 
 @lru_cache(maxsize=16)
 def _get_cached_polar_code(n: int, k: int, kernel: str) -> PolarCode:
-    """The code of these sizes, whose coefficients are computed once for all maps that use it."""
+    """Return a code whose coefficients are computed once for all maps that use it."""
     return PolarCode(n, k, kernel=kernel)
 
 
 def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol: float | None) -> None:
-    """CodeError, before anything starts, for a code that would seldom decode within rtol."""
+    """Raise CodeError if the code would seldom decode within `rtol`."""
     inexact_dtypes = [dtype for dtype in data_blocks.dtypes if not is_integer_dtype(dtype)]
     amplification_limits = [
         (get_default_rtol(inexact_dtype) if rtol is None else rtol) / machine_epsilon(inexact_dtype)
@@ -244,9 +249,18 @@ def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol:
 def encode_blocks(
     data: Any, options: CodeOptions, rtol: float | None, parity_required_by: str = ""
 ) -> CodedData:
-    """The coded blocks of the data, which may be encoded already.
+    """Return the coded blocks of the data, which may be encoded already.
 
-    parity_required_by : what has asked for parity, so that copies of late tasks would not do in its place.
+    Parameters
+    ----------
+    data : object
+        Data of a map; `coded_blocks()` is called if it has this method.
+    options : CodeOptions
+    rtol : float or None
+        Relative tolerance of the map; None for the default.
+    parity_required_by : str
+        Option of the map that needs parity blocks, such as "out=". Empty if backups of late tasks may replace
+        parity blocks, as they do for some sparse data.
     """
     if is_scipy_sparse(data):
         return encode_sparse(data, options, parity_required_by=parity_required_by)
@@ -264,7 +278,7 @@ def encode_blocks(
     )
     if conflicting != CodeOptions():
         raise CodeError(
-            f"the data is encoded already, as {coded_data.code.k} blocks for {coded_data.n} tasks with "
+            f"the data is already encoded, as {coded_data.code.k} blocks for {coded_data.n} tasks with "
             f"{coded_data.code!r}: leave blocks, tasks, code and degree out"
         )
     return coded_data
@@ -273,13 +287,15 @@ def encode_blocks(
 def encode_on_cluster(
     partitioned_data: PartitionedData, options: CodeOptions, rtol: float | None
 ) -> CodedData:
-    """The coded blocks of data that stay on a cluster."""
+    """Return the coded blocks of data that stays on a cluster."""
     from polarmap.blocks.on_cluster import ClusterCodedBlocks, ClusterDataBlocks
 
     data_blocks, options = ClusterDataBlocks(partitioned_data), options.check()
     code = _make_code(data_blocks.k, data_blocks.dtypes, options)
     if code.adds_noise:
-        raise CodeError(f"{options.code!r} keeps data from workers, and these lie there: leave code out")
+        raise CodeError(
+            f"{options.code!r} hides data from workers, but this data is on the cluster: leave code out"
+        )
     if options.given_code is None and not options.is_plain_linear:
         _check_decoding_reliability(code, data_blocks, rtol)
     return ClusterCodedBlocks(data_blocks, code)
@@ -293,9 +309,20 @@ def encode_sparse(
     parity_required_by: str = "",
     argument_name: str = "data",
 ) -> SparseCodedBlocks:
-    """The coded blocks of a sparse matrix, or its blocks alone for copies of late tasks: what costs less.
+    """Return the coded blocks of a sparse matrix, or only its data blocks if coding would cost too much.
 
-    keep_parity : hold on to parity blocks for the next map of the same matrix.
+    Without a code, late tasks get backups.
+
+    Parameters
+    ----------
+    data : scipy.sparse matrix or array
+    options : CodeOptions
+    keep_parity : bool
+        Keep the parity blocks in memory for the next map of the same matrix.
+    parity_required_by : str
+        Option that needs parity blocks; empty if backups may replace them.
+    argument_name : str
+        Name of the argument, for error messages.
     """
     n_blocks, n_tasks, code, degree = options
     given_code = options.given_code
@@ -303,8 +330,8 @@ def encode_sparse(
     if degree != 1 or not supports_sparse:
         option_text = f"degree={degree}" if degree != 1 else f"code={code!r}"
         raise CodeError(
-            f"{argument_name} is a sparse {type(data).__name__}, which code='rotation', 'arikan' or a "
-            f"PolarCode carries: with {option_text} use {argument_name}.toarray()"
+            f"{argument_name} is a sparse {type(data).__name__}, which only code='rotation', 'arikan' or a "
+            f"PolarCode supports: with {option_text}, pass {argument_name}.toarray()"
         )
     matrix = to_canonical_csr(data, argument_name)
     if given_code is not None and not given_code.is_redundant:
@@ -313,7 +340,7 @@ def encode_sparse(
     data_blocks = SparseDataBlocks(matrix, polar_code.k)
     required_by = parity_required_by or ("" if code == "auto" else f"code={code!r}")
     code_and_reason = (
-        (polar_code, f"coded, because {required_by} asks for it")
+        (polar_code, f"coded, because {required_by} needs parity blocks")
         if required_by
         else choose_code_or_backups(data_blocks, polar_code)
     )
@@ -323,15 +350,15 @@ def encode_sparse(
 def encode_for_reuse(
     data: Any, n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> CodedBlocks:
-    """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
+    """Return data for `coded_map` that is encoded by its first map, and kept for later maps."""
     return CodedBlocks(
         *cut_blocks_and_choose_code(data, CodeOptions(n_blocks, n_tasks, code)), keep_parity=True
     )
 
 
 def check_not_secret_sharing(code: object) -> None:
-    """CodeError for a code that mixes data with noise, where matrices are coded once for many products."""
+    """Raise CodeError for a secret-sharing code, which cannot encode a matrix for several products."""
     if isinstance(code, SecretSharing) or (isinstance(code, LinearCode) and code.adds_noise):
         raise CodeError(
-            f"{code!r} masks the data of one coded_map: use coded_map(lambda block: block @ x, A, code=...)"
+            f"{code!r} masks data for a single map: use coded_map(lambda block: block @ x, A, code=...)"
         )

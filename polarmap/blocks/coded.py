@@ -1,4 +1,8 @@
-"""Coded blocks as maps need them: the interface, blocks in memory, and blocks that hide the data in noise."""
+"""Coded blocks, the input of the tasks of a coded map.
+
+`CodedData` is the interface to the rest of polarmap. `CodedBlocks` encodes data in memory, when a task first
+needs a parity block. `SecretSharingBlocks` hides the data in noise.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +26,22 @@ from polarmap.worker.pytree import Layout
 
 
 class CodedData(TaskBlocks):
-    """n coded blocks, in memory or in storage.
+    """The n coded blocks of a map, in memory, in storage or on a cluster.
 
-    `coded_map` takes data with a method `coded_blocks() -> CodedData` as it is.
+    `coded_map` does not encode data that has a method `coded_blocks() -> CodedData`.
 
     Attributes
     ----------
     code : LinearCode
-        That carries them.
-    data_blocks : Blocks
-        The data blocks.
+        Code with which the blocks are encoded.
+    data_blocks : DataBlocks
+        Data blocks.
     encode_seconds : float
-        Spent on encoding so far.
+        Seconds spent on encoding so far.
     parity_warning : str
-        What is to be said of data that parity cannot carry; empty if there is none.
+        Warning about data for which parity blocks are useless, such as NaN; empty if there is none.
     code_reason : str
-        Why this code carries them, in a sentence; empty where there is nothing to be said.
+        Why this code was chosen, for the report; empty if there is no particular reason.
     """
 
     encode_seconds = 0.0
@@ -49,20 +53,20 @@ class CodedData(TaskBlocks):
         self._n_data_blocks = len(code.systematic_indices)
 
     def coded_blocks(self) -> CodedData:
-        """As `coded_map` asks for data that is encoded already."""
+        """Return self, because the data is already encoded."""
         return self
 
     def wrap_function_for_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """f as it is called with blocks as they travel."""
+        """Return the function that workers call with a block as they receive it: f, or a wrapper of f."""
         return f
 
     def block_layout(self, task: int) -> Layout:
-        """Dtype and shape of each array of block `task`, without making it."""
+        """Return the dtype and shape of each array of block `task`, without encoding it."""
         return self._data_and_parity_layouts[task >= self._n_data_blocks]
 
     @cached_property
     def _data_and_parity_layouts(self) -> tuple[Layout, Layout]:
-        """Layouts of a data block, and of one that is none."""
+        """The layouts of a data block and of a parity block."""
         data_layout = self.data_blocks.block_layout
         return data_layout, tuple(
             (self.code.parity_dtype(np.dtype(name)).str, shape) for name, shape in data_layout
@@ -70,9 +74,14 @@ class CodedData(TaskBlocks):
 
 
 class CodedBlocks(CodedData):
-    """The n coded blocks of `DataBlocks`; those that are no data blocks are made when one is asked for.
+    """The n coded blocks of data in memory. All parity blocks are encoded when one is first needed.
 
-    `keep_parity`: hold on to these when a map lets go of them, for the next map of the same data.
+    Parameters
+    ----------
+    data_blocks : DataBlocks
+    code : LinearCode
+    keep_parity : bool
+        Keep the parity blocks after a map, for the next map of the same data.
     """
 
     def __init__(self, data_blocks: DataBlocks, code: LinearCode, keep_parity: bool = False) -> None:
@@ -81,24 +90,24 @@ class CodedBlocks(CodedData):
         self._parity: list[Array] | None = None
 
     def block_leaves(self, task: int) -> list[Array]:
-        """The arrays of coded block `task`."""
+        """Return the arrays of coded block `task`."""
         if task < self._n_data_blocks:
             return self.data_blocks.block_leaves(task)
         rows = (parity[task - self._n_data_blocks] for parity in self._get_parity())
         return [row.reshape(shape) for row, (_, shape) in zip(rows, self.data_blocks.block_layout)]
 
     def prepare_encoding(self) -> None:
-        """Choose the numbers of the code."""
+        """Compute the coefficients of the code."""
         self.code.precompute_encoding()
 
     def release_memory(self) -> None:
-        """Let go of the parity blocks; asked for again, they are computed again."""
+        """Release the parity blocks, unless they are to be kept. They are encoded again when needed."""
         with self._encode_lock:
             if not self._keep_parity:
                 self._parity = None
 
     def _get_parity(self) -> list[Array]:
-        """The parity of each leaf; computed by whichever thread asks first."""
+        """Return the parity blocks of each leaf; the first thread that calls encodes them."""
         with self._encode_lock:
             if self._parity is None:
                 started_at = time.perf_counter()
@@ -109,11 +118,11 @@ class CodedBlocks(CodedData):
             return self._parity
 
     def _encode_leaf(self, leaf_index: int) -> Array:
-        """The coded blocks that are no data blocks, flat."""
+        """Return the parity blocks of a leaf as flat rows."""
         return self.code.encode_parity(self.data_blocks.stack_leaf_as_rows(leaf_index))
 
     def _describe_nonfinite_parity(self, parity: Sequence[Array]) -> str:
-        """What is said of NaN and inf in the mixtures, which are of no use there; nothing without any."""
+        """Return a warning about NaN and inf in parity blocks, or an empty string if there are none."""
         for leaf_index, rows in enumerate(parity):
             if rows.dtype.kind in "fc" and not is_all_finite(rows.view(to_real_dtype(rows.dtype))):
                 return _describe_nonfinite_location(self.data_blocks, leaf_index)
@@ -121,9 +130,9 @@ class CodedBlocks(CodedData):
 
 
 class SecretSharingBlocks(CodedBlocks):
-    """The n mixtures of `DataBlocks` and of noise that is drawn for them and not kept.
+    """The n coded blocks of data and random noise, each of which hides the data.
 
-    They are held to the end of the map: made again, they would be others.
+    The coded blocks are kept until the map ends, because encoding them again would draw different noise.
     """
 
     code: SecretSharingCode | IntegerSecretSharingCode
@@ -145,22 +154,22 @@ class SecretSharingBlocks(CodedBlocks):
 def draw_uniform_noise(
     block_size: int, n_blocks: int, dtype: np.dtype[np.signedinteger | np.unsignedinteger]
 ) -> list[Array]:
-    """Uniform 64-bit integers from the operating system's cryptographic generator."""
+    """Draw blocks of uniform 64-bit integers from the cryptographic generator of the operating system."""
     return [np.frombuffer(os.urandom(8 * block_size), dtype) for _ in range(n_blocks)]
 
 
 def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: float) -> list[Array]:
-    """Normal noise in the shape and dtype of `rows`, seeded by the operating system.
+    """Draw blocks of normal noise with the size and dtype of a row, seeded by the operating system.
 
-    Its standard deviation is `relative_deviation` times the root mean square of the rows (of the parts of
-    complex numbers), or `relative_deviation` itself if they are all zero. The generator behind it is a good
-    one (PCG64) but not made for cryptography.
+    The standard deviation is `relative_deviation` times the root mean square of the rows (of the real and
+    imaginary parts of complex numbers), or `relative_deviation` itself if all rows are zero. The generator,
+    PCG64, is statistically good but not cryptographic.
     """
     generator = np.random.default_rng()
     real_dtype = to_real_dtype(rows[0].dtype)
     working_dtype = choose_accumulator_dtype(real_dtype)
     real_rows = [row.view(real_dtype) for row in rows]
-    with np.errstate(all="ignore"):  # NaN and inf show up in the results
+    with np.errstate(all="ignore"):  # NaN and inf are reported for the results.
         powers = [np.square(row, dtype=np.float64).mean() if row.size else 0.0 for row in real_rows]
         mean_square = np.mean(powers)
     scale = relative_deviation * (float(np.sqrt(mean_square)) if 0 < mean_square < np.inf else 1.0)
@@ -173,12 +182,12 @@ def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: floa
 
 
 def is_all_finite(array: Array) -> bool:
-    """Whether rows have no NaN or inf: told by the largest and the smallest, without a mask."""
+    """Return whether an array has no NaN or inf, from its maximum and minimum, without allocating a mask."""
     return not array.size or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
 def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> str:
-    """Where the data is NaN or inf, or its sums are, and what that means for a map."""
+    """Return a warning that locates the NaN and inf in the data, or says that sums of the data overflow."""
     n_nonfinite, first_position = 0, ""
     for block_index in range(data_blocks.k):
         array = data_blocks.block_leaves(block_index)[leaf_index]
@@ -197,9 +206,9 @@ def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> st
 
 
 def format_nonfinite_warning(dtype: np.dtype[Any], n_nonfinite: int, first_position: str) -> str:
-    """What is said of data with so many NaN and inf, or of finite data whose sums are not."""
+    """Return a warning about `n_nonfinite` NaN and inf in the data, or about overflows if it is 0."""
     problem = f"sums of the data overflow {dtype}"
     if n_nonfinite:
-        places = f"{n_nonfinite} place{'s' * (n_nonfinite > 1)}"
-        problem = f"the data is NaN or inf at {places}, the first of them in {first_position}"
-    return f"{problem}: parity is of no use there, so a result that is missing may not be decodable"
+        places = f"{n_nonfinite} position{'s' * (n_nonfinite > 1)}"
+        problem = f"the data contains NaN or inf at {places}, the first in {first_position}"
+    return f"{problem}: parity is useless there, so a missing result may not be decodable"

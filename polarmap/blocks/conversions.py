@@ -1,4 +1,7 @@
-"""Tables, tensors and .npy files as numpy arrays."""
+"""Convert tables, tensors and .npy files to numpy arrays, without a copy if possible.
+
+The functions know pandas, polars and DLPack only by their methods, so none of these libraries is imported.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from polarmap.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import describe_type
 
-HOST_DEVICE_TYPES = (1, 3, 11, 13)  # of DLPack: the CPU's, and what CUDA and ROCm share with it
+# DLPack device types whose memory the CPU can access: CPU, CUDA host, ROCm host, CUDA managed.
+HOST_DEVICE_TYPES = (1, 3, 11, 13)
 NUMERIC_KINDS = "iufc"
-# By suffix: how a file that is no .npy file is read.
+# Suffix of a file that is not a .npy file -> expression that reads the file, for error messages.
 READER_BY_SUFFIX = {
     ".csv": "pandas.read_csv({!r})",
     ".parquet": "pandas.read_parquet({!r})",
@@ -24,32 +28,32 @@ READER_BY_SUFFIX = {
 
 
 def is_table(value: Any) -> bool:
-    """Whether it has labels, as a DataFrame or Series, that f would not see."""
+    """Return whether `value` is a DataFrame or Series of pandas or polars."""
     return hasattr(value, "to_numpy") and not hasattr(value, "chunks")
 
 
 def is_dataframe(data: Any) -> bool:
-    """Whether it is a table with columns, of pandas or polars."""
+    """Return whether `data` is a DataFrame of pandas or polars."""
     return is_table(data) and hasattr(data, "columns") and len(data.shape) == 2
 
 
 def describe_missing_table_labels(data: Any) -> str:
-    """What to add to an error of an f that looks for the labels of a table; empty if there are none."""
+    """Return a note for errors of f that uses the labels of a table; empty if `data` has no labels."""
     if not is_dataframe(data) or not len(data.columns):
         return ""
     return (
-        f"f sees blocks of a {type(data).__name__} as numpy arrays, without labels: block[:, 0] is column "
-        f"{data.columns[0]!r}; hedged_map passes tables"
+        f"f receives blocks of a {type(data).__name__} as numpy arrays, without labels: block[:, 0] is "
+        f"column {data.columns[0]!r}. hedged_map passes tables with their labels"
     )
 
 
 def slice_dataframe(dataframe: Any, start: int, stop: int) -> Any:
-    """The rows of a table at these positions, as a table."""
+    """Return rows start..stop of a table, by position, as a table."""
     return dataframe.iloc[start:stop] if hasattr(dataframe, "iloc") else dataframe[start:stop]
 
 
 def table_to_array(table: Any, argument_name: str) -> Array:
-    """A frame or series as an array of the dtype that numpy.result_type finds for its columns."""
+    """Convert a DataFrame or Series to an array whose dtype can hold all columns (numpy.result_type)."""
     if not is_dataframe(table):
         return _column_to_array(
             table, f"{argument_name}, a {type(table).__name__},", "convert its values first"
@@ -62,61 +66,63 @@ def table_to_array(table: Any, argument_name: str) -> Array:
     columns = []
     for label, column in labeled_columns:
         drop_argument = f"columns=[{label!r}]" if hasattr(table, "iloc") else repr(label)
-        advice = f"leave it out, as in {argument_name}.drop({drop_argument}), or encode it as numbers first"
+        advice = f"drop it with {argument_name}.drop({drop_argument}), or convert it to numbers first"
         columns.append(_column_to_array(column, f"column {label!r} of {argument_name}", advice))
     if not columns:
         raise CodeError(
-            f"{argument_name} is a {type(table).__name__} without columns: there is nothing to code"
+            f"{argument_name} is a {type(table).__name__} without columns: pass one with at least one column"
         )
     dtype = np.result_type(*(column.dtype for column in columns))
-    array = np.asarray(table.to_numpy())  # a view where all columns lie in one array
+    array = np.asarray(table.to_numpy())  # a view if pandas stores all columns in one array
     return array if array.dtype == dtype else np.stack(columns, axis=1, dtype=dtype)
 
 
 def _column_to_array(column: Any, description: str, advice: str) -> Array:
-    """The values of a column; CodeError if they are no numbers."""
+    """Return the values of a column; raise CodeError if they are not numbers."""
     values = np.asarray(column.to_numpy())
     if values.dtype.kind == "b":
         cast_call = ".astype(int)" if hasattr(column, "iloc") else ".cast(int)"
         raise CodeError(
-            f"{description} has dtype {column.dtype}, and codes carry numbers: convert it with {cast_call}"
+            f"{description} has dtype {column.dtype}, which is not numeric: convert it with {cast_call}"
         )
-    # integers with missing values, in older pandas
+    # Older versions of pandas convert integers with missing values to objects.
     if values.dtype.kind == "O" and _is_numeric_column(column):
         values = np.asarray(column.to_numpy(dtype=float, na_value=np.nan))
     if values.dtype.kind not in NUMERIC_KINDS:
-        raise CodeError(f"{description} has dtype {column.dtype}, and codes carry numbers: {advice}")
+        raise CodeError(f"{description} has dtype {column.dtype}, which is not numeric: {advice}")
     return values
 
 
 def _is_numeric_column(column: Any) -> bool:
-    """Whether a column's own dtype is one of numbers, whatever numpy makes of it."""
+    """Return whether the column itself has a numeric dtype, even if numpy converts it to objects."""
     return str(column.dtype).lower().startswith(("int", "uint", "float", "double"))
 
 
 def tensor_to_array(data: Any, argument_name: str) -> Array:
-    """A tensor of torch, JAX or any library with DLPack, in the memory where it lies."""
-    advice = f"use numpy.asarray(...) of a copy in the memory of the host ({argument_name}.cpu() in torch)"
+    """Convert a tensor of torch, JAX or any library with DLPack to an array that shares its memory."""
+    advice = (
+        f"copy it to host memory with {argument_name}.cpu() (torch) or numpy.asarray({argument_name}) (JAX)"
+    )
     try:
         device = int(data.__dlpack_device__()[0])
-    except Exception:  # of libraries that know devices of their own; asked again below
+    except Exception:  # Some libraries do not know DLPack devices: then try below.
         device = HOST_DEVICE_TYPES[0]
     if device not in HOST_DEVICE_TYPES:
-        device_text = getattr(data, "device", f"of DLPack number {device}")
+        device_text = getattr(data, "device", f"with DLPack device type {device}")
         raise CodeError(f"{argument_name} is {describe_type(data)} on device {device_text}: {advice}")
     if getattr(data, "requires_grad", False):
         raise CodeError(
-            f"{argument_name} is {describe_type(data)} that records gradients, and these end where workers "
-            f"begin: use {argument_name}.detach()"
+            f"{argument_name} is {describe_type(data)} that requires gradients, which cannot be propagated "
+            f"through workers: use {argument_name}.detach()"
         )
     try:
         return np.from_dlpack(data)
-    except Exception:  # dtypes that DLPack or numpy does not have, and devices; each library has its own
+    except Exception:  # Each library has its own error for unsupported dtypes and devices.
         return to_numeric_array(data, argument_name)
 
 
 def to_numeric_array(data: Any, argument_name: str) -> Array:
-    """What the value's own __array__ gives, if these are numbers."""
+    """Convert a value to an array by its method __array__; raise CodeError if the result is not numeric."""
     dtype = getattr(data, "dtype", None)
     try:
         array = np.asarray(data)
@@ -136,32 +142,32 @@ def _format_not_numeric_message(data: Any, dtype: Any, argument_name: str) -> st
             f"{argument_name}.float()" if hasattr(data, "float") else f"{argument_name}.astype('float32')"
         )
     else:
-        advice = (
-            f"an array of numbers in the memory of the host, as numpy.asarray({argument_name}, dtype=float)"
-        )
+        advice = f"an array of numbers in host memory, such as numpy.asarray({argument_name}, dtype=float)"
     return (
-        f"{argument_name} is {describe_type(data)}{dtype_text}{device_text}, which is no array of numbers "
-        f"that numpy knows: use {advice}"
+        f"{argument_name} is {describe_type(data)}{dtype_text}{device_text}, which numpy cannot convert to "
+        f"an array of numbers: use {advice}"
     )
 
 
 def memory_map_npy_file(path: Path, argument_name: str) -> Array:
-    """A .npy file, mapped rather than read; never unpickled."""
+    """Memory-map a .npy file; raise CodeError if it is invalid or contains pickled objects."""
     if not path.is_file():
         raise CodeError(
-            f"{argument_name} is the path {str(path)!r}, and there is no file of that name; of a Zarr or "
-            "HDF5 store open the array and pass it"
+            f"{argument_name} is the path {str(path)!r}, but this file does not exist. To map a Zarr or HDF5 "
+            "array, open it and pass the array"
         )
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         if reader := READER_BY_SUFFIX.get(path.suffix.lower()):
-            suggestion = f"pass what you read from it, as {reader.format(str(path))}"
+            suggestion = f"read it yourself, and pass {reader.format(str(path))}"
             raise CodeError(
-                f"{argument_name} is the path {str(path)!r}, which is no .npy file: {suggestion}"
+                f"{argument_name} is the path {str(path)!r}, which is not a .npy file: {suggestion}"
             ) from error
         raise CodeError(f"{str(path)!r} cannot be read as a .npy file: {error}") from error
     if not isinstance(array, np.ndarray):
         array.close()
-        raise CodeError(f"{str(path)!r} holds several arrays; load the one you want and pass it")
+        raise CodeError(
+            f"{str(path)!r} contains several arrays: load one of them with numpy.load, and pass it"
+        )
     return array

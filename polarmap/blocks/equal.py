@@ -1,4 +1,10 @@
-"""Data, an array or a sequence, as k equal blocks."""
+"""Cut data into k equal blocks.
+
+    array of 10 rows, k = 4  -->  blocks of 3, 3, 3 and 1 + 2 rows; the last 2 rows are zeros
+    sequence of k blocks     -->  the same blocks, which must have equal structure, shapes and dtypes
+
+This module also validates arrays that are to be encoded, and joins the results of a map.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +21,20 @@ from polarmap.worker.pytree import Layout, Structure, flatten, get_layout, is_ma
 
 
 class DataBlocks:
-    """k equal blocks, each a list of leaves of one structure.
+    """The k data blocks of a map. Each block is a list of arrays, the leaves, of the same structure.
 
     Attributes
     ----------
     k : int
+        Number of blocks.
     structure : Structure
-        Of every block.
+        Structure of every block: how its leaves make up the argument of f.
     n_padding_rows : int
-        Rows of zeros that fill up the last block of an array whose rows do not divide.
+        Number of padding rows at the end of the last block; 0 if k divides the rows of the array.
     rows_per_block : int or None
-        Rows per block of an array that was cut, None for a sequence.
+        Number of rows per block of an array that was cut; None for a sequence of blocks.
     has_zero_padding : bool
-        Whether the rows that fill up the last block are known to be zeros.
+        Whether all padding rows are known to be zeros.
     """
 
     has_zero_padding = True
@@ -44,7 +51,7 @@ class DataBlocks:
 
     @property
     def padded_block(self) -> tuple[int, int] | None:
-        """The number of the block that rows of zeros fill up, and how many rows of data it has."""
+        """The index of the block with padding rows, and its number of data rows; None without padding."""
         if self.rows_per_block is None or not self.n_padding_rows:
             return None
         return self.k - 1, self.rows_per_block - self.n_padding_rows
@@ -56,15 +63,15 @@ class DataBlocks:
 
     @cached_property
     def block_layout(self) -> Layout:
-        """Dtype and shape of the leaves of a block."""
+        """The dtype and shape of each leaf of a block."""
         return get_layout(self._leaves_by_block[0])
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """The arrays of block `block_index`, shaped as f sees them."""
+        """Return the leaves of block `block_index`, in the shapes that f receives."""
         return list(self._leaves_by_block[block_index])
 
     def compute_max_abs(self, leaf_index: int) -> int:
-        """The largest absolute value of leaf number `leaf_index`, of integers, in any block."""
+        """Return the largest absolute value in an integer leaf, over all blocks."""
         maximum = 0
         for block_index in range(self.k):
             array = self.block_leaves(block_index)[leaf_index]
@@ -73,11 +80,11 @@ class DataBlocks:
         return maximum
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return so many rows on which f can be tried: the first ones of a block."""
+        """Return `n_rows` rows on which f can be tried: the first rows of block 0."""
         return [leaf[:n_rows].copy() for leaf in self.block_leaves(0)]
 
     def copy_padded_rows(self, leaves: Sequence[Array], n_rows: int, padded_length: int) -> list[Array]:
-        """Return copies of the first `n_rows` rows of leaves of a block, filled up with rows of zeros."""
+        """Copy the first `n_rows` rows of each leaf, and append rows of zeros up to `padded_length` rows."""
         n_padding_rows = padded_length - n_rows
         return [
             np.concatenate([leaf[:n_rows], np.zeros((n_padding_rows, *leaf.shape[1:]), leaf.dtype)])
@@ -85,13 +92,13 @@ class DataBlocks:
         ]
 
     def stack_leaf_as_rows(self, leaf_index: int) -> Array | list[Array]:
-        """Leaf number `leaf_index` of all blocks as k flat rows: one array if memory allows a view."""
+        """Return one leaf of all blocks as k flat rows, as a single array if this needs no copy."""
         rows = [np.ascontiguousarray(block[leaf_index]).reshape(-1) for block in self._leaves_by_block]
         return _as_single_array(rows) if rows[0].nbytes else rows
 
 
 def cut_array_into_blocks(data: Any, k: int) -> DataBlocks:
-    """An array that `check_encodable_array` has found good, cut along its first axis."""
+    """Cut an array, validated by `check_encodable_array`, into k blocks along its first axis."""
     n_rows = int(data.shape[0])
     rows_per_block = -(-n_rows // k)
     leaf_type = "matrix" if isinstance(data, np.matrix) else "array"
@@ -104,7 +111,7 @@ def cut_array_into_blocks(data: Any, k: int) -> DataBlocks:
 
 
 def copy_block_rows(data: Any, rows_per_block: int, block_index: int) -> Array:
-    """Rows index*rows.. of the data, contiguous, in native byte order, filled up with zeros."""
+    """Return a block of rows, contiguous and in native byte order; missing rows at the end are zeros."""
     block = np.asarray(data[block_index * rows_per_block : (block_index + 1) * rows_per_block])
     block = np.ascontiguousarray(block, dtype=check_supported_dtype(block.dtype, "the data"))
     if len(block) == rows_per_block:
@@ -115,7 +122,7 @@ def copy_block_rows(data: Any, rows_per_block: int, block_index: int) -> Array:
 
 
 def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
-    """A sequence of blocks, which are as many as it is long."""
+    """Convert a sequence of blocks to DataBlocks; raise CodeError if the blocks are not equally shaped."""
     is_sequence = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if isinstance(data, (str, bytes, dict)) or not is_sequence:
         raise CodeError(
@@ -124,11 +131,11 @@ def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
     if len(data) == 0:
         raise CodeError("data is an empty sequence: at least one block is needed")
     if n_blocks is not None and n_blocks != len(data):
-        raise CodeError(f"blocks={n_blocks}, but the sequence has {len(data)} blocks; leave blocks out")
+        raise CodeError(f"blocks={n_blocks}, but the sequence has {len(data)} blocks: leave blocks out")
     try:
         flattened = [flatten(block, load_block_array) for block in data]
     except TypeError as error:
-        raise CodeError(f"a block cannot be coded: {error}") from error
+        raise CodeError(f"a block cannot be encoded: {error}") from error
     structure = flattened[0][1]
     first_leaves = flattened[0][0]
     for block_index, (leaves, other_structure) in enumerate(flattened):
@@ -148,7 +155,7 @@ def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
 
 
 def _as_single_array(rows: list[Array]) -> Array | list[Array]:
-    """Rows that lie one after another in memory, as the 2-D array they are."""
+    """Return adjacent rows of one buffer as a 2-D view; return other rows unchanged."""
     row_bytes = rows[0].nbytes
     start = rows[0].__array_interface__["data"][0]
     for index, row in enumerate(rows):
@@ -162,15 +169,15 @@ def _as_single_array(rows: list[Array]) -> Array | list[Array]:
 
 
 def describe_leaves(leaves: Sequence[Array]) -> str:
-    """Dtype and shape of each, for messages."""
+    """Return the dtype and shape of each leaf as text, for messages."""
     return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
 
 
-DEFAULT_N_BLOCKS = 24
+DEFAULT_N_BLOCKS = 24  # data blocks
 
 
 def find_divisors_near(n_rows: int, target: int) -> list[int]:
-    """The numbers of blocks next to `target`, below and above, that divide so many rows; not 1.
+    """Return the divisors of `n_rows`, except 1, that are closest to `target` from below and above.
 
     >>> find_divisors_near(2000, 24), find_divisors_near(11, 4), find_divisors_near(13, 26)
     ([20, 25], [11], [13])
@@ -182,9 +189,9 @@ def find_divisors_near(n_rows: int, target: int) -> list[int]:
 
 
 def compute_max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
-    """Return the largest number of blocks, at most `max_blocks`, of which none is empty.
+    """Return the largest number of blocks, at most `max_blocks`, such that no block is empty.
 
-    Blocks have ceil(total / blocks) rows each, but for the last one.
+    All blocks except the last one have ceil(rows / blocks) rows.
 
     >>> [compute_max_nonempty_blocks(*counts) for counts in ((25, 24), (25, 25), (10, 6))]
     [13, 25, 5]
@@ -194,7 +201,7 @@ def compute_max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
 
 
 def compute_min_nonempty_blocks(n_rows: int, min_blocks: int) -> int:
-    """Return the smallest number of blocks, at least `min_blocks`, of which none is empty.
+    """Return the smallest number of blocks, at least `min_blocks`, such that no block is empty.
 
     >>> [compute_min_nonempty_blocks(*counts) for counts in ((25, 24), (25, 10), (10, 6))]
     [25, 13, 10]
@@ -205,7 +212,7 @@ def compute_min_nonempty_blocks(n_rows: int, min_blocks: int) -> int:
 
 
 def check_no_empty_blocks(n_rows: int, n_blocks: int) -> None:
-    """Raise CodeError if blocks of ceil(total / blocks) rows would leave some of them empty."""
+    """Raise CodeError if some of `n_blocks` blocks of ceil(rows / blocks) rows would be empty."""
     smaller_n_blocks = compute_max_nonempty_blocks(n_rows, n_blocks)
     if smaller_n_blocks == n_blocks:
         return
@@ -218,9 +225,10 @@ def check_no_empty_blocks(n_rows: int, n_blocks: int) -> None:
 
 
 def choose_default_n_blocks(n_rows: int, target: int, max_blocks: int | None = None) -> int:
-    """Return how many blocks to cut `n_rows` rows into, none of which is empty.
+    """Return the default number of blocks for `n_rows` rows, such that no block is empty.
 
-    A number that divides the rows, if there is one within a quarter of `target`, else the nearest one.
+    The number divides the rows if a divisor is within a quarter of `target`. Otherwise it is the possible
+    number of blocks closest to `target`.
 
     >>> [choose_default_n_blocks(total, 24) for total in (2000, 1200, 2003, 10, 31)]
     [25, 24, 24, 10, 31]
@@ -237,61 +245,63 @@ def choose_default_n_blocks(n_rows: int, target: int, max_blocks: int | None = N
 
 
 def check_encodable_array(data: Any, argument_name: str = "data") -> None:
-    """Refuse an array that cannot be cut into blocks and coded."""
+    """Raise CodeError if an array cannot be cut into blocks and encoded."""
     check_not_masked_or_sparse(data, argument_name)
     check_array_class_and_dtype(data, argument_name)
-    if not data.shape or data.shape[0] == 0:  # an empty HDF5 dataset has none
+    if not data.shape or data.shape[0] == 0:  # An empty HDF5 dataset has no shape.
         raise CodeError(f"data of shape {tuple(data.shape or ())} has no rows to cut into blocks")
     check_supported_dtype(data.dtype, "the data")
 
 
 def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str = "") -> None:
-    """CodeError for what parity blocks cannot be; `sparse_advice`: what to use of a sparse matrix."""
+    """Raise CodeError for masked arrays and sparse matrices; `sparse_advice` says what to pass instead."""
     if is_masked_array(data):
         raise CodeError(
-            f"{argument_name} is a masked array, and parity blocks have no mask: "
-            f"use {argument_name}.filled(0)"
+            f"{argument_name} is a masked array, which cannot be encoded, because parity blocks have no "
+            f"mask: use {argument_name}.filled(0)"
         )
     if hasattr(data, "toarray"):
-        accepted_by = ", which only coded_map with linear f, hedged_map, CodedOperator, polarmap.glm and "
-        accepted_by = "" if sparse_advice else accepted_by + "polarmap.convex take as it is, of scipy.sparse"
+        accepted_by = ". Only coded_map with linear f, hedged_map, CodedOperator, polarmap.glm and "
+        accepted_by = "" if sparse_advice else accepted_by + "polarmap.convex accept scipy.sparse matrices"
         advice = sparse_advice or f"{argument_name}.toarray()"
         raise CodeError(f"{argument_name} is a sparse {type(data).__name__}{accepted_by}: use {advice}")
 
 
 def check_array_class_and_dtype(data: Any, argument_name: str = "data") -> None:
-    """Refuse arrays of a dtype that numpy does not know, or of a class of their own."""
+    """Raise CodeError for arrays with a dtype that numpy does not have, and for subclasses of ndarray."""
     array_class = type(data)
     if is_array_like(data) and get_numpy_dtype(data) is None:
         raise CodeError(
             f"{argument_name} is a {array_class.__module__}.{array_class.__name__} of dtype {data.dtype}, "
-            f"which numpy does not know: use numpy.asarray({argument_name})"
+            f"which numpy does not have: use numpy.asarray({argument_name})"
         )
     if isinstance(data, np.ndarray) and array_class not in (np.ndarray, np.memmap, np.matrix):
         raise CodeError(
-            f"{argument_name} is a {array_class.__name__}, and f would see arrays: "
+            f"{argument_name} is a {array_class.__name__}, but f would receive plain arrays: "
             f"use numpy.asarray({argument_name})"
         )
 
 
 def concatenate_results(results: Sequence[Any], axis: int) -> Any:
-    """Results joined along `axis`."""
+    """Join the results of a map along `axis`; scalar results become a vector."""
     try:
         flattened = [flatten(result) for result in results]
     except TypeError as error:
-        raise CodeError(f"concatenate() joins results that are arrays: use list(result) ({error})") from error
+        raise CodeError(
+            f"concatenate() can only join results that are arrays: use list(result) ({error})"
+        ) from error
     if not flattened:
-        raise CodeError("concatenate() joins results, and there are none: the data was empty")
+        raise CodeError("concatenate() needs at least one result, but the data was empty")
     if len(flattened[0][1]) != 1:
         raise CodeError(
-            f"concatenate() joins results that are arrays; f returned {describe_leaves(flattened[0][0])} "
-            "in a container: use list(result)"
+            f"concatenate() can only join results that are arrays, but f returned a container of "
+            f"{describe_leaves(flattened[0][0])}: use list(result)"
         )
     arrays = [leaves[0] for leaves, _ in flattened]
     if arrays[0].ndim == 0:
         return np.stack(arrays)
     try:
         return unflatten(flattened[0][1], [np.concatenate(arrays, axis=axis)])
-    except ValueError as error:  # of numpy, AxisError among them
+    except ValueError as error:  # numpy.AxisError is a ValueError, too.
         shapes = f"{arrays[0].shape} and {arrays[-1].shape}"
         raise CodeError(f"results of shapes {shapes} cannot be joined along axis {axis}: {error}") from error

@@ -1,4 +1,10 @@
-"""Coded blocks of data that stay on the cluster where they lie: parity is made there."""
+"""Coded blocks of data that is already on a Dask or Ray cluster and stays there.
+
+    chunks of a collection --> k data blocks --split--> stripes --encode--> parity stripes --join--> parity
+    blocks
+
+Every step is a call on the cluster. This process only receives a summary of each block.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +25,25 @@ from polarmap.executors.engine import PartitionedData
 from polarmap.worker.pytree import Layout, count_layout_bytes
 from polarmap.worker.segments import Segment
 
-DEFAULT_N_STRIPES = 16  # tasks that make parity, so that many workers do
-MAX_STRIPE_BYTES = 256 << 20  # that one of them may have, which takes more tasks
+DEFAULT_N_STRIPES = 16  # number of encoding calls, so that several workers encode in parallel
+MAX_STRIPE_BYTES = 256 << 20  # input of one encoding call: larger data is encoded by more calls
 
 
 class BlockSummary(NamedTuple):
-    """A block on the cluster.
+    """The properties of a block on the cluster.
 
-    is_original_chunk : whether it is the one piece of which it is made, which may stay as it is.
-    n_nonfinite : how many of its entries are NaN or inf; first : the first of these.
-    max_abs : absolute value, of integers.
+    Attributes
+    ----------
+    dtype, shape
+        Dtype and shape of the block.
+    is_original_chunk : bool
+        Whether the block is identical to the only chunk that it consists of, so that no copy is needed.
+    n_nonfinite : int
+        Number of entries that are NaN or inf.
+    first_nonfinite : tuple of int
+        Index of the first such entry; empty if there is none.
+    max_abs : int
+        Largest absolute value of integers; 0 for other dtypes.
     """
 
     dtype: np.dtype[Any]
@@ -43,7 +58,7 @@ class BlockSummary(NamedTuple):
 
 
 class ClusterDataBlocks(DataBlocks):
-    """k equal blocks that lie on a cluster. One that is asked for here is fetched."""
+    """The k data blocks of data on a cluster. Blocks are fetched to this process only when needed."""
 
     def __init__(self, partitioned_data: PartitionedData) -> None:
         self.cluster, k = partitioned_data.engine, len(partitioned_data.chunk_references)
@@ -66,8 +81,8 @@ class ClusterDataBlocks(DataBlocks):
         for block_index, summary in enumerate(self.summaries):
             if summary[:2] != first_summary[:2]:
                 raise CodeError(
-                    f"block {block_index} differs from block 0 in shape or dtype: {summary} "
-                    f"against {first_summary}"
+                    f"all blocks must have the same shape and dtype, but block {block_index} is {summary} "
+                    f"and block 0 is {first_summary}"
                 )
         self._layout = ((check_supported_dtype(first_summary.dtype, "the data").str, first_summary.shape),)
         super().__init__(
@@ -79,20 +94,20 @@ class ClusterDataBlocks(DataBlocks):
 
     @property
     def block_layout(self) -> Layout:
-        """Dtype and shape of each block."""
+        """The dtype and shape of each block."""
         return self._layout
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """Block `block_index`, fetched."""
+        """Fetch block `block_index` from the cluster."""
         return self.cluster.fetch_values(self.references[block_index : block_index + 1])
 
     def compute_max_abs(self, leaf_index: int) -> int:
-        """The largest absolute value of a block, of integers."""
+        """Return the largest absolute value of integers in any block."""
         return max(summary.max_abs for summary in self.summaries)
 
     @property
     def nonfinite_warning(self) -> str:
-        """What is to be said of NaN and inf among the data; nothing without any."""
+        """A warning about NaN and inf in the data; empty if there are none."""
         n_nonfinite = sum(summary.n_nonfinite for summary in self.summaries)
         positions = [
             f"block {block_index}, entry {summary.first_nonfinite}"
@@ -103,9 +118,9 @@ class ClusterDataBlocks(DataBlocks):
 
 
 class ClusterCodedBlocks(CodedData):
-    """The n coded blocks of data on a cluster; those that are no data blocks are made when one is asked for.
+    """The n coded blocks of data on a cluster. All parity blocks are encoded when one is first needed.
 
-    Each task that makes them has the same columns of all blocks, so that every number travels once.
+    Each encoding call receives the same columns of all data blocks, so that every number is sent only once.
     """
 
     data_blocks: ClusterDataBlocks
@@ -116,10 +131,10 @@ class ClusterCodedBlocks(CodedData):
         self.parity_warning = data_blocks.nonfinite_warning
         self._lock = threading.Lock()
         self._parity_references: list[Any] = []
-        self._worker_names: dict[bool, list[Any]] = {}  # of data blocks, and of the others
+        self._worker_names: dict[bool, list[Any]] = {}  # key: whether the names are those of data blocks
 
     def cluster_reference(self, task: int) -> Any:
-        """What tasks of the engine take in the place of block `task`."""
+        """Return a reference to block `task`, which calls on the cluster take as an argument."""
         if task < self._n_data_blocks:
             return self.data_blocks.references[task]
         with self._lock:
@@ -127,13 +142,13 @@ class ClusterCodedBlocks(CodedData):
             return self._parity_references[task - self._n_data_blocks]
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Block `task`, fetched."""
+        """Fetch block `task` from the cluster."""
         return self.data_blocks.cluster.fetch_values([self.cluster_reference(task)])
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """What persistent workers ask the engine for."""
+        """Return the segment by which a persistent worker requests block `task` from the engine."""
         is_data, layout = task < self._n_data_blocks, self.block_layout(task)
-        self.cluster_reference(task)  # so that it is there
+        self.cluster_reference(task)  # Encode the parity blocks first.
         with self._lock:
             if is_data not in self._worker_names:
                 references = self.data_blocks.references if is_data else self._parity_references
@@ -162,11 +177,14 @@ class ClusterCodedBlocks(CodedData):
         ]
 
 
-# --- on the cluster -----------------------------------------------------------------------------
+# --- functions that run on the cluster -----------------------------------------------------------
 
 
 def build_block_and_summary(rows_per_block: int | None, *chunks: Any) -> tuple[Array | None, BlockSummary]:
-    """A block, of so many rows, and what is known of it; None in its place if it is its one piece."""
+    """Build a block of `rows_per_block` rows from its chunks; return it and its summary.
+
+    Padding rows are zeros. The block is None if it is identical to its only chunk.
+    """
     arrays = [_chunk_to_array(chunk) for chunk in chunks]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     n_padding_rows = 0 if rows_per_block is None else rows_per_block - len(array)
@@ -187,7 +205,7 @@ def build_block_and_summary(rows_per_block: int | None, *chunks: Any) -> tuple[A
 
 
 def _chunk_to_array(chunk: Any) -> Array:
-    """A piece as an array; the columns of a table side by side."""
+    """Convert a chunk to an array; a dict of columns becomes a 2-D array."""
     if isinstance(chunk, dict):
         columns = list(chunk.values())
         return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
@@ -195,20 +213,20 @@ def _chunk_to_array(chunk: Any) -> Array:
 
 
 def split_block_into_stripes(block: Array, n_stripes: int) -> Any:
-    """So many runs of the numbers of a block, of nearly equal length."""
+    """Split the flattened block into `n_stripes` stripes of nearly equal length."""
     return _unwrap_single_output(np.array_split(block.reshape(-1), n_stripes))
 
 
 def encode_parity_stripe(code: LinearCode, *stripes: Array) -> Any:
-    """The same stripe of each of the blocks that are no data blocks."""
+    """Encode one stripe of all data blocks; return the same stripe of each parity block."""
     return _unwrap_single_output(list(code.encode_parity(stripes)))
 
 
 def join_stripes_into_block(shape: tuple[int, ...], *stripes: Array) -> Array:
-    """A block of its stripes."""
+    """Join the stripes of a block, and restore its shape."""
     return np.concatenate(stripes).reshape(shape)
 
 
 def _unwrap_single_output(outputs: Sequence[Array]) -> Any:
-    """As engines take several outputs, or one."""
+    """Return the only output itself, as engines expect it, or the sequence of several outputs."""
     return outputs if len(outputs) > 1 else outputs[0]

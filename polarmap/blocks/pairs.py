@@ -1,4 +1,9 @@
-"""Pairs of coded blocks, one of each factor of a product, as the collector and the executors see them."""
+"""Pairs of coded blocks, the input of the tasks of a coded matrix product A B.
+
+    task (i, j) gets the pair (A_i, B_j) and returns a block of the product
+
+Each block of a factor is one component, which is stored once for all pairs that contain it.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +24,23 @@ PAIR_STRUCTURE: Structure = (tuple, (), (("array",), ("array",)))
 
 
 class CodedPairs(CodedData):
-    """Pairs (A_i, B_j) of coded blocks: the data pairs row by row, then the others.
+    """Pairs (A_i, B_j) of coded blocks: first the pairs of data blocks, row by row, then the other pairs.
 
-    Every block of a factor is one piece, stored once for all pairs that it stands in. `upper_triangle`: of
-    the pairs of a factor with itself, those with i <= j. Factors are finite: of NaN nothing is said.
+    The factors must not contain NaN or inf, because there is no warning about them.
+
+    Parameters
+    ----------
+    left, right : CodedData
+        Coded blocks of the two factors.
+    upper_triangle : bool
+        Use only the pairs with i <= j, if both factors are the same.
     """
 
     code: ProductCode | SymmetricProductCode
 
     def __init__(self, left: CodedData, right: CodedData, upper_triangle: bool = False) -> None:
         self.left, self.right = left, right
-        self._right_offset = 0 if left is right else left.n  # of the numbers of the pieces of B
+        self._right_offset = 0 if left is right else left.n  # index of the first component of B
         block_rows = left.block_layout(0)[0][1][0]
         left_code, right_code = cast(PolarCode, left.code), cast(PolarCode, right.code)
         code = (
@@ -42,43 +53,43 @@ class CodedPairs(CodedData):
 
     @property
     def encode_seconds(self) -> float:  # type: ignore[override]
-        """Seconds of encoding both factors."""
+        """The seconds spent on encoding both factors."""
         return self.left.encode_seconds + (self.right.encode_seconds if self._right_offset else 0.0)
 
     def block_layout(self, task: int) -> Layout:
-        """Dtype and shape of the two blocks of a pair."""
+        """Return the dtype and shape of both blocks of pair `task`."""
         row, column = self.code.grid_coordinates[task].tolist()
         return self.left.block_layout(row) + self.right.block_layout(column)
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """What both blocks consist of at their source."""
+        """Return the segments of both blocks of pair `task`."""
         row, column = self.code.grid_coordinates[task].tolist()
         return self.left.block_segments(row) + self.right.block_segments(column)
 
     def block_components(self, task: int) -> tuple[int, int]:
-        """The row of the grid, and behind all rows its column."""
+        """Return the components of pair `task`: its block of A and its block of B."""
         row, column = self.code.grid_coordinates[task].tolist()
         return row, self._right_offset + column
 
     def component_leaves(self, component: int) -> list[Array]:
-        """The leaf of piece `component`, a block of one factor."""
+        """Return the leaf of a component, which is a block of one factor."""
         if component < self.left.n:
             return self.left.block_leaves(component)
         return self.right.block_leaves(component - self._right_offset)
 
     def on_damage_found(self) -> None:
-        """One of both may lie elsewhere by now."""
+        """Notify both factors that a damaged block was found."""
         self.left.on_damage_found()
         self.right.on_damage_found()
 
     def release_memory(self) -> None:
-        """Let go of the parity blocks of both."""
+        """Release the parity blocks of both factors."""
         self.left.release_memory()
         self.right.release_memory()
 
 
 class _PairedDataBlocks(DataBlocks):
-    """The data pairs: what their map asks of them."""
+    """The pairs of data blocks, with the attributes that a map uses."""
 
     def __init__(self, coded_pairs: CodedPairs, k: int) -> None:
         self._coded_pairs, self.k, self.structure = coded_pairs, k, PAIR_STRUCTURE
@@ -90,5 +101,5 @@ class _PairedDataBlocks(DataBlocks):
         return self._coded_pairs.left.data_blocks.dtypes + self._coded_pairs.right.data_blocks.dtypes
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """The two blocks of data pair `block_index`."""
+        """Return the two blocks of data pair `block_index`."""
         return self._coded_pairs.block_leaves(block_index)

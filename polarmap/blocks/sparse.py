@@ -1,4 +1,8 @@
-"""Sparse matrices as blocks of rows in CSR form, whose parity blocks are sparse, too."""
+"""Sparse matrices as coded blocks: blocks of rows in CSR format, with sparse parity blocks.
+
+A parity block is a sum of data blocks, so it may have many times as many nonzeros. If coding would cost too
+much, `choose_code_or_backups` uses no code, and late tasks get backups.
+"""
 
 from __future__ import annotations
 
@@ -22,26 +26,27 @@ from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, get_layout
 from polarmap.worker.task_functions import make_csr_task
 
-# What a task costs whatever its block holds, in nonzeros that a product goes through meanwhile
+# Fixed cost of a task, in nonzeros that a product with a vector processes in the same time
 # (benchmarks/sparse.py).
 TASK_OVERHEAD_NONZEROS = 400_000
-MAX_SAMPLE_COLUMNS = 3  # in which rows that are made up have entries
-# times what tasks cost whose parity blocks are like data blocks, that a coded map may cost
+MAX_SAMPLE_COLUMNS = 3  # number of columns with entries in synthetic sample rows
+# Maximum cost of a coded map, relative to one whose parity blocks have as many nonzeros as its data blocks.
 MAX_RELATIVE_WORK = 1.6
 
 
 def to_canonical_csr(data: Any, argument_name: str = "data") -> Any:
-    """A matrix of scipy.sparse in CSR form, its indices sorted and without duplicates.
+    """Convert a matrix of scipy.sparse to CSR format with sorted indices and without duplicates.
 
-    No copy of one that has it already. CodeError for what has no rows of numbers.
+    A matrix that already has this format is not copied. Raises CodeError if the matrix is empty, does not
+    have two axes, or has a dtype that is not supported.
     """
     if len(data.shape) != 2:
         raise CodeError(
-            f"{argument_name} is a sparse {type(data).__name__} of shape {data.shape}: use one with two "
-            f"axes, as {argument_name}.reshape(1, -1)"
+            f"{argument_name} must have two axes, but is a sparse {type(data).__name__} of shape "
+            f"{data.shape}: use {argument_name}.reshape(1, -1)"
         )
     if 0 in data.shape:
-        raise CodeError(f"{argument_name} of shape {data.shape} has no rows with columns to cut into blocks")
+        raise CodeError(f"{argument_name} of shape {data.shape} is empty, so it cannot be cut into blocks")
     check_supported_dtype(data.dtype, argument_name)
     matrix = data.tocsr()
     if not matrix.has_canonical_format:
@@ -51,12 +56,12 @@ def to_canonical_csr(data: Any, argument_name: str = "data") -> Any:
 
 
 class SparseDataBlocks(DataBlocks):
-    """k blocks of equally many rows of a matrix in CSR form; each is three arrays: data, indices, indptr.
+    """The k blocks of rows of a matrix in CSR format. The leaves of a block are data, indices and indptr.
 
     Attributes
     ----------
     matrix : csr_array or csr_matrix
-        With `n_padding_rows` rows of zeros at its end.
+        The whole matrix, with `n_padding_rows` rows of zeros at its end.
     """
 
     def __init__(self, matrix: Any, k: int) -> None:
@@ -74,23 +79,23 @@ class SparseDataBlocks(DataBlocks):
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
-        """The dtype of the entries, in a list: nothing else is mixed."""
+        """The dtype of the entries, in a list; the index arrays are not encoded."""
         return [self.matrix.dtype]
 
     @property
     def nonzeros_per_block(self) -> list[int]:
-        """How many entries each block stores, explicit zeros among them."""
+        """The number of stored entries of each block, including explicit zeros."""
         return [len(data) for data, _, _ in self._leaves_by_block]
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return so many rows on which f can be tried: made up, as rows of the matrix may have no entries."""
+        """Return `n_rows` synthetic rows on which f can be tried, because actual rows may have no entries."""
         matrix, n_columns = self.matrix, min(MAX_SAMPLE_COLUMNS, self.matrix.shape[1])
         data = np.resize(np.arange(1, 8), n_rows * n_columns).astype(matrix.dtype)
         indices = np.tile(np.arange(n_columns, dtype=matrix.indices.dtype), n_rows)
         return [data, indices, n_columns * np.arange(n_rows + 1, dtype=matrix.indptr.dtype)]
 
     def copy_padded_rows(self, leaves: Sequence[Array], n_rows: int, padded_length: int) -> list[Array]:
-        """Return copies of the first `n_rows` rows of leaves of a block, filled up with rows of zeros."""
+        """Copy the first `n_rows` rows of a block, and append rows of zeros up to `padded_length` rows."""
         data, indices, indptr = leaves
         entries = slice(int(indptr[n_rows]))
         padded_indptr = np.pad(indptr[: n_rows + 1], (0, padded_length - n_rows), mode="edge")
@@ -98,9 +103,9 @@ class SparseDataBlocks(DataBlocks):
 
 
 class SparseCodedBlocks(CodedBlocks):
-    """The coded blocks of `SparseDataBlocks`: parity blocks are sums of sparse ones, and sparse.
+    """The coded blocks of a sparse matrix. Parity blocks are sparse sums of data blocks.
 
-    code_reason : why this code.
+    See `CodedBlocks` for the parameters. `code_reason` says why this code was chosen.
     """
 
     data_blocks: SparseDataBlocks
@@ -114,21 +119,21 @@ class SparseCodedBlocks(CodedBlocks):
     ) -> None:
         super().__init__(data_blocks, code, keep_parity)
         self._encoding_matrix, self.code_reason = code.encoding_matrix, code_reason
-        self._parity_layouts: list[Layout] = []  # of parity blocks, once these were made
+        self._parity_layouts: list[Layout] = []  # empty until the parity blocks are encoded
 
     def wrap_function_for_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """f of sparse rows, as it is called with the arrays of a block."""
+        """Return a function of the three arrays of a block that calls f with a sparse matrix."""
         return make_csr_task(f, type(self.data_blocks.matrix), self.data_blocks.matrix.shape[1])
 
     def block_leaves(self, task: int) -> list[Array]:
-        """The arrays of coded block `task`."""
+        """Return the arrays data, indices and indptr of coded block `task`."""
         if task < self._n_data_blocks:
             return self.data_blocks.block_leaves(task)
         parity = self._get_parity()[0][task - self._n_data_blocks]
         return [parity.data, parity.indices, parity.indptr]
 
     def block_layout(self, task: int) -> Layout:
-        """Dtype and shape of each; of a parity block only known when it has been made."""
+        """Return the dtype and shape of each array of block `task`; encode the parity blocks if needed."""
         if task < self._n_data_blocks:
             return get_layout(self.data_blocks.block_leaves(task))
         if not self._parity_layouts:
@@ -137,12 +142,12 @@ class SparseCodedBlocks(CodedBlocks):
         return self._parity_layouts[task - self._n_data_blocks]
 
     def _encode_leaf(self, leaf_index: int) -> Any:
-        """The parity blocks as matrices in CSR form."""
+        """Return the parity blocks as matrices in CSR format."""
         dtype = self.code.parity_dtype(self.data_blocks.matrix.dtype)
         return [build_parity_block(self.data_blocks, row, dtype) for row in self._encoding_matrix]
 
     def _describe_nonfinite_parity(self, parity: Sequence[Any]) -> str:
-        """What is said of NaN and inf in parity blocks; nothing without any."""
+        """Return a warning about NaN and inf in parity blocks, or an empty string if there are none."""
         dtype = self.data_blocks.matrix.dtype
         if is_integer_dtype(dtype) or all(
             is_all_finite(parity_matrix.data.view(to_real_dtype(dtype))) for parity_matrix in parity[0]
@@ -152,9 +157,10 @@ class SparseCodedBlocks(CodedBlocks):
 
 
 def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype: np.dtype[Any]) -> Any:
-    """One parity block, the sum of `coefficients` times the data blocks, in CSR form.
+    """Compute a parity block, the sum of the data blocks times `coefficients`, in CSR format.
 
-    Its pattern is the union of theirs. Integers are added up modulo 2^64, others in the working dtype.
+    Its sparsity pattern is the union of the patterns of the data blocks with a nonzero coefficient. Integers
+    are summed modulo 2^64, and floats in the accumulator dtype of `dtype`.
     """
     matrix = data_blocks.matrix
     if is_integer_dtype(dtype):
@@ -170,7 +176,7 @@ def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype
 
 
 def count_parity_nonzeros(data_blocks: SparseDataBlocks, encoding_matrix: Array) -> list[int]:
-    """How many entries each parity block will have: those of the union of the blocks that it is made of."""
+    """Count the entries of each parity block, without computing it, from the patterns of its data blocks."""
     supports, support_indices = np.unique(encoding_matrix != 0, axis=0, return_inverse=True)
     pattern = _replace_csr_values(data_blocks.matrix, np.ones(data_blocks.matrix.nnz, np.int32))
     counts = [int(_combine_row_blocks(pattern, support.astype(np.int32)).nnz) for support in supports]
@@ -178,10 +184,15 @@ def count_parity_nonzeros(data_blocks: SparseDataBlocks, encoding_matrix: Array)
 
 
 def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequence[int]) -> float:
-    """What all tasks cost, in terms of what they would if parity blocks had as many nonzeros as data blocks.
+    """Return the cost of all tasks, relative to that with parity blocks as sparse as the data blocks.
 
-    data_nonzeros, parity_nonzeros : nonzeros of each block.
+    Parameters
+    ----------
+    data_nonzeros, parity_nonzeros : sequence of int
+        Number of nonzeros of each data block and of each parity block.
 
+    Examples
+    --------
     >>> round(compute_relative_work([1_000] * 24, [24_000] * 8), 3)
     1.014
     >>> compute_relative_work([400_000] * 24, [8_000_000] * 8)
@@ -194,41 +205,41 @@ def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequenc
 
 
 def choose_code_or_backups(data_blocks: SparseDataBlocks, code: LinearCode) -> tuple[LinearCode, str]:
-    """The code, or none with copies of late tasks, whichever costs less; and why, in a sentence."""
+    """Return the code, or no code with backups of late tasks if the code costs too much; and the reason."""
     data_nonzeros = data_blocks.nonzeros_per_block
     parity_nonzeros = count_parity_nonzeros(data_blocks, code.encoding_matrix)
     relative_work = compute_relative_work(data_nonzeros, parity_nonzeros)
     mean, max_nonzeros = sum(data_nonzeros) / len(data_nonzeros), max(parity_nonzeros)
     ratio_text = f", {max_nonzeros / mean:.3g} times those of a data block" if mean else ""
     reason = (
-        f"a parity block has {max_nonzeros:,} nonzeros{ratio_text}, "
-        f"by which all tasks cost {relative_work:.2f} times as much"
+        f"a parity block has up to {max_nonzeros:,} nonzeros{ratio_text}, "
+        f"which multiplies the cost of all tasks by {relative_work:.2f}"
     )
     if relative_work <= MAX_RELATIVE_WORK:
         return code, f"coded: {reason}"
     uncoded = Uncoded(data_blocks.k, DEFAULT_BACKUPS)
-    return uncoded, f"copies of late tasks: {reason}, more than {MAX_RELATIVE_WORK:g}"
+    return uncoded, f"backups of late tasks: {reason}, more than {MAX_RELATIVE_WORK:g}"
 
 
 def _slice_csr_rows(matrix: Any, start: int, stop: int) -> list[Array]:
-    """The arrays of some rows of a matrix in CSR form: views, but for the smallest."""
+    """Return data, indices and indptr of rows start..stop; data and indices are views."""
     indptr = matrix.indptr[start : stop + 1]
     entries = slice(int(indptr[0]), int(indptr[-1]))
     return [matrix.data[entries], matrix.indices[entries], indptr - indptr[0]]
 
 
 def _replace_csr_values(matrix: Any, new_values: Array) -> Any:
-    """A matrix with the pattern of another, and other values."""
+    """Return a matrix with the sparsity pattern of `matrix` and other values."""
     return type(matrix)((new_values, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def _convert_to_uint64(integers: Array) -> Array:
-    """Integers modulo 2^64, without a sign: what overflows in C is defined."""
+    """Convert integers to uint64 modulo 2^64, whose overflow is defined."""
     return integers.astype(np.uint64 if integers.dtype.kind == "u" else np.int64).view(np.uint64)
 
 
 def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
-    """The sum of blocks of rows times coefficients, by one sparse product; indices are sorted."""
+    """Sum blocks of rows times coefficients, by one sparse product; the result has sorted indices."""
     from scipy.sparse import csr_array
 
     nonzero_indices = np.flatnonzero(coefficients)
@@ -249,7 +260,7 @@ def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
 
 
 def _describe_nonfinite_location(data_blocks: SparseDataBlocks) -> str:
-    """Where the data is NaN or inf, or its sums are, and what that means for a map."""
+    """Return a warning that locates the NaN and inf in the matrix, or says that sums of rows overflow."""
     matrix = data_blocks.matrix
     positions = np.flatnonzero(~np.isfinite(matrix.data))
     row = int(np.searchsorted(matrix.indptr, positions[0], side="right")) - 1 if len(positions) else None

@@ -1,4 +1,8 @@
-"""Parts of data as they are, for functions that no code commutes with: nothing is mixed or filled up."""
+"""Cut data into parts or items that are not encoded, for maps of arbitrary functions.
+
+Parts need not have equal shapes, and there is no padding. `hedged_map` sends items to workers, and
+`coded_sum` sends each worker several parts, because it encodes the results instead of the data.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,19 @@ from polarmap.worker.pytree import Layout, Structure, describe_type, flatten, ge
 
 
 def cut_data_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array]], Structure]:
-    """The flat parts of data and their structure.
+    """Return the leaves of each part of the data, and the structure that all parts share.
 
-    An array is cut along its first axis into `n_parts` nearly equal parts; a sequence holds the parts.
+    Parameters
+    ----------
+    data : array or sequence
+        An array is cut along its first axis into nearly equal parts. A sequence consists of the parts.
+    n_parts : int or None
+        Number of parts of an array; None for at most DEFAULT_N_BLOCKS parts.
+
+    Raises
+    ------
+    CodeError
+        If the data cannot be cut, or if the parts differ in structure.
     """
     data = as_array_like(data)
     check_array_class_and_dtype(data)
@@ -34,31 +48,51 @@ def cut_data_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array
     try:
         flattened = [flatten(part, load_block_array) for part in data]
     except TypeError as error:
-        raise CodeError(f"a part cannot be sent: {error}") from error
+        raise CodeError(f"a part cannot be sent to workers: {error}") from error
     structure = flattened[0][1]
     for part_index, (leaves, other_structure) in enumerate(flattened):
         if other_structure != structure:
-            raise CodeError(f"part {part_index} differs from part 0 in structure")
+            raise CodeError(
+                f"all parts must have the same structure, but part {part_index} differs from part 0"
+            )
         if any(leaf.dtype.hasobject for leaf in leaves):
-            raise CodeError(f"part {part_index} holds Python objects: parts are made of arrays and numbers")
+            raise CodeError(
+                f"part {part_index} contains Python objects: parts must consist of arrays and numbers"
+            )
     return [leaves for leaves, _ in flattened], structure
 
 
 def cut_data_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]:
-    """The values that f is called with: an array's nearly equal parts, or what a sequence or iterator gives.
+    """Return the items of a map, the values that f is called with.
 
-    `star`: each is to be the arguments of a call.
+    Parameters
+    ----------
+    data : array, table or iterable
+        An array or table is cut along its first axis into nearly equal items. Other iterables yield the
+        items.
+    n_items : int or None
+        Number of items of an array or table; None for at most DEFAULT_N_BLOCKS items.
+    star : bool
+        Whether each item is a tuple of arguments of f.
+
+    Raises
+    ------
+    CodeError
+        If the data does not have items, or if an item is not a tuple of arguments although `star` is True.
     """
     if is_dataframe(data) and not star:
         return _cut_array_evenly(data, n_items)
     if is_dataframe(data):
         rows = "data.itertuples(index=False)" if hasattr(data, "iloc") else "data.iter_rows()"
-        raise CodeError(f"star=True passes each item as several arguments, and data is a table: use {rows}")
+        raise CodeError(
+            f"star=True unpacks each item into several arguments, but data is a table: use {rows}"
+        )
     data = as_array_like(data)
     check_array_class_and_dtype(data)
     if isinstance(data, (str, bytes, bytearray)):
         raise CodeError(
-            f"data is {describe_type(data)}, one value: use [data], or list(data) for one task a character"
+            f"data is {describe_type(data)}, a single value: use [data], or list(data) for one task per "
+            "character"
         )
     if isinstance(data, dict):
         raise CodeError(
@@ -67,14 +101,14 @@ def cut_data_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]
     if is_array_like(data):
         if star:
             raise CodeError(
-                "star=True passes each item as several arguments, and data is an array: "
-                "use a sequence of tuples, as in list(zip(data, others))"
+                "star=True unpacks each item into several arguments, but data is an array: "
+                "use a sequence of tuples, such as list(zip(data, other_data))"
             )
         try:
             return _cut_array_evenly(data, n_items)
         except TypeError as error:
             raise CodeError(
-                f"data is {describe_type(data)}, which has no rows to cut it along: {error}"
+                f"data is {describe_type(data)}, which cannot be cut into rows: {error}"
             ) from error
     if not isinstance(data, Iterable):
         raise CodeError(
@@ -83,12 +117,12 @@ def cut_data_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]
     items = list(data)
     if n_items is not None and n_items > len(items):
         raise CodeError(
-            f"blocks={n_items}, but the sequence has {len(items)} items: use no more blocks than that"
+            f"blocks={n_items}, but the sequence has {len(items)} items: use blocks <= {len(items)}"
         )
     for item_index, item in enumerate(items):
         if star and not isinstance(item, Iterable):
             raise CodeError(
-                f"star=True takes tuples of arguments, and item {item_index} is {describe_type(item)}: "
+                f"star=True needs tuples of arguments, but item {item_index} is {describe_type(item)}: "
                 "use (item,)"
             )
     return items
@@ -100,21 +134,22 @@ def convert_items_to_blocks(
     batch_small_items: bool = False,
     pickle_arrays: bool = False,
 ) -> tuple[Sequence[Array | bytes], bool]:
-    """Return each item as it is sent to workers, and whether the items are pickled.
+    """Serialize items for workers; return the blocks to send, and whether they are pickled.
 
-    If all items are arrays, such as the parts of an array that was cut, they are sent as they are. All others
-    are pickled, into an array as of `pickle_to_array` or into bytes.
+    If all items are arrays, they are not pickled. Otherwise every item is pickled, to bytes if it is small,
+    and else to an array.
 
     Parameters
     ----------
     items : sequence
+        Items of a map.
     referenced_objects : list
-        Gets the classes and functions of the user's modules that the items refer to, which f must bring
-        along.
+        Is extended by the classes and functions of the user's modules that the items refer to. They must be
+        sent together with f.
     batch_small_items : bool
-        Whether items that are small become bytes, so that several may share a task.
+        Pickle small items to bytes, so that several items can share a task.
     pickle_arrays : bool
-        Whether to pickle items that are arrays too.
+        Pickle the items even if all of them are arrays.
     """
     items = [np.asarray(item) if type(item) is np.memmap else item for item in items]
     if not pickle_arrays and all(type(item) is np.ndarray and not item.dtype.hasobject for item in items):
@@ -129,9 +164,9 @@ def convert_items_to_blocks(
             blocks.append(small_pickle if is_small else pickle_item_to_block(item, referenced_objects))
         except Exception as error:
             raise CodeError(
-                f"item {item_index} of data, {describe_type(item)}, cannot be sent: "
-                f"{type(error).__name__}: {error}; use what can be pickled, such as a path in "
-                "place of an open file"
+                f"item {item_index} of data, {describe_type(item)}, cannot be sent to workers: "
+                f"{type(error).__name__}: {error}. Pass objects that can be pickled, for example a path "
+                "instead of an open file"
             ) from error
     return blocks, True
 
@@ -149,7 +184,7 @@ def _cut_array_evenly(data: Any, n_parts: int | None) -> list[Any]:
 
 
 def split_range_evenly(length: int, n_parts: int) -> Iterator[tuple[int, int]]:
-    """Return the bounds of `n_parts` nearly equal parts of a range.
+    """Yield the bounds (start, stop) of `n_parts` nearly equal parts of range(length).
 
     >>> list(split_range_evenly(5, 2))
     [(0, 2), (2, 5)]
@@ -158,20 +193,32 @@ def split_range_evenly(length: int, n_parts: int) -> Iterator[tuple[int, int]]:
 
 
 class UncodedBlocks(TaskBlocks):
-    """What each worker gets: one part of its own, of which these are the leaves."""
+    """The input of the tasks of an uncoded map: one part per task."""
 
     def __init__(self, parts: Sequence[list[Array]], structure: Structure) -> None:
         self._parts, self.structure, self.n = parts, structure, len(parts)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """The leaves of a part."""
+        """Return the leaves of part `component`."""
         return self._parts[component]
 
 
 class GradientCodedBlocks(CodedData):
-    """What each worker gets: its coefficients and its parts. Each part is stored once.
+    """The input of the tasks of a gradient code: the coefficients of the task, and several parts.
 
-    Results are mixed, parts are not: as data blocks they hold nothing that a code asks for.
+    Workers combine results instead of parts, so the parts are not encoded. Each part is stored once for all
+    tasks that receive it.
+
+    Parameters
+    ----------
+    parts : list of lists of arrays
+        Leaves of each part.
+    structure : Structure
+        Structure of every part.
+    n_tasks : int or None
+        Number of tasks, which must divide the number of parts; None for one task per part.
+    max_stragglers : int
+        Number of results that may be missing.
     """
 
     code: GradientCode
@@ -182,24 +229,24 @@ class GradientCodedBlocks(CodedData):
         self._parts, self.n_parts = parts, len(parts)
         n = self.n_parts if n_tasks is None else n_tasks
         if self.n_parts % n:
-            raise CodeError(f"tasks={n} does not divide the {self.n_parts} parts")
+            raise CodeError(f"tasks must be a divisor of the number of parts ({self.n_parts}), not {n}")
         code, self._parts_per_group = GradientCode(n, max_stragglers), self.n_parts // n
         part_structures = (structure,) * ((code.max_stragglers + 1) * self._parts_per_group)
         data_blocks = DataBlocks([[]] * self.n_parts, (tuple, (), (("array",), (list, (), part_structures))))
         super().__init__(code, data_blocks)
 
     def block_layout(self, task: int) -> Layout:
-        """Dtype and shape of coefficients and parts."""
+        """Return the dtype and shape of the coefficients and of each leaf of the parts of a task."""
         return get_layout(self.block_leaves(task))
 
     def block_components(self, task: int) -> Sequence[int]:
-        """Pieces below `n_parts` are the parts, the others the coefficients of the workers."""
+        """Return the components of a task: its coefficients, n_parts + task, and the indices of its parts."""
         group_indices = np.flatnonzero(self.code.generator_matrix[task])
         parts = (group_indices[:, None] * self._parts_per_group + np.arange(self._parts_per_group)).ravel()
         return (self.n_parts + task, *parts.tolist())
 
     def component_leaves(self, component: int) -> list[Array]:
-        """The leaves of a part, or a worker's coefficients."""
+        """Return the leaves of a part, or the coefficients of a task."""
         if component < self.n_parts:
             return self._parts[component]
         row = self.code.generator_matrix[component - self.n_parts]

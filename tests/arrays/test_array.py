@@ -116,7 +116,9 @@ def test_unknown_name_says_which_there_are(store, tmp_path):
     ):
         polarmap.open_coded("b", store)
     polarmap.encode(np.arange(8.0), name="a", storage=store)
-    with pytest.raises(MissingObjectError, match=r"'b' in folder '.*nothing', which does not exist"):
+    with pytest.raises(
+        MissingObjectError, match=r"'b' does not exist in folder '.*nothing', which does not exist"
+    ):
         polarmap.open_coded("b", tmp_path / "nothing")
     with pytest.raises(MissingObjectError, match="there are: 'a'"):
         polarmap.open_coded("b", store)

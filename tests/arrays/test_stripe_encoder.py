@@ -82,7 +82,7 @@ def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, stor
     assert len(set(generations)) == 2
     assert generations[0] == generations[2] != generations[1]
     assert len(said) == 1
-    assert said[0].startswith("11 entries are NaN or inf, the first at [5000, 0]")
+    assert said[0].startswith("11 entries are NaN or inf, the first at index [5000, 0]")
 
 
 def test_data_that_only_the_driver_can_read_is_refused(store):

@@ -214,7 +214,8 @@ def test_what_could_not_be_opened_is_not_published(store):
     made = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
     with (
         pytest.raises(
-            StorageError, match=r"'a' is not published: .* block 5 is not cut into the same stripes"
+            StorageError,
+            match=r"'a' is not published, .* block 5 is not cut into the same stripes",
         ),
         WriteTransaction(SegmentStore(store), "a", {}) as generation,
     ):
@@ -231,9 +232,7 @@ def test_the_first_to_finish_wins_and_the_other_says_so(store):
     def overtake():
         won.append(polarmap.encode(B, storage=store, **OPTIONS))
 
-    with pytest.raises(
-        StorageError, match="another process has written or deleted the coded array 'a' .* meanwhile"
-    ):
+    with pytest.raises(StorageError, match="another process has written or deleted the coded array 'a'"):
         polarmap.encode(A, storage=Counting(store, 25, overtake), **OPTIONS)
     np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], B)
     assert won[0].check().ok

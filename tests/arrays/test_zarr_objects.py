@@ -45,7 +45,7 @@ def test_zarr_arrays_that_are_not_raw_rows(store, version):
     zarr.create_array(store.root / "my/tiles", chunks=(2, 2), compressors=None, **options)
     with pytest.raises(CodeError, match="not raw rows"):
         polarmap.encode(ZarrObjects("my/zarr"), storage=store, **OPTIONS)
-    with pytest.raises(CodeError, match=r"\(2, 2\).* are not whole rows"):
+    with pytest.raises(CodeError, match=r"are not whole rows \(chunk shape \(2, 2\)"):
         polarmap.encode(ZarrObjects("my/tiles"), storage=store, **OPTIONS)
     assert store.keys("polarmap/") == []
 

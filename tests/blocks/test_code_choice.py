@@ -66,20 +66,20 @@ def test_sizes_of_stored_blocks_are_those_they_were_encoded_with(tmp_path) -> No
     for same in (CodeOptions(), CodeOptions(6), CodeOptions(6, 8, "rotation")):
         assert encode_blocks(stored, same, None).code.k == 6
     for wrong in (CodeOptions(5), CodeOptions(tasks=9), CodeOptions(code="arikan"), CodeOptions(degree=2)):
-        with pytest.raises(CodeError, match="encoded already, as 6 blocks for 8 tasks"):
+        with pytest.raises(CodeError, match="already encoded, as 6 blocks for 8 tasks"):
             encode_blocks(stored, wrong, None)
 
 
 def test_no_nonzeros_at_all() -> None:
     coded = encode_sparse(scipy.sparse.csr_array((12, 5)), CodeOptions(blocks=4, tasks=6))
-    assert coded.code_reason.startswith("coded: a parity block has 0 nonzeros, by which")
+    assert coded.code_reason.startswith("coded: a parity block has up to 0 nonzeros, which")
     assert all(dense(coded, index).any() == 0 for index in range(6))
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (CodeOptions(4, 6, code="rotation"), "coded, because code='rotation' asks for it"),
+        (CodeOptions(4, 6, code="rotation"), "coded, because code='rotation' needs parity blocks"),
         (CodeOptions(4, 6, code=PolarCode(6, 4)), "coded, because code=PolarCode"),
         (CodeOptions(4), "coded: a parity block"),
     ],

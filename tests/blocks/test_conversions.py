@@ -83,9 +83,9 @@ def test_a_series_is_a_vector(kind: Any) -> None:
     [
         (
             ["x", "y"],
-            r"column 'bad' of data has dtype \w+, and codes carry numbers: leave it out, as in data",
+            r"column 'bad' of data has dtype \w+, which is not numeric: drop it with data",
         ),
-        ([True, False], r"column 'bad' of data has dtype \w+, and codes carry numbers: convert it with \."),
+        ([True, False], r"column 'bad' of data has dtype \w+, which is not numeric: convert it with \."),
         (np.zeros(2, "M8[ms]"), r"column 'bad' of data has dtype (datetime64|Datetime)"),
     ],
 )
@@ -100,7 +100,7 @@ def test_columns_that_hold_no_numbers_are_named(kind: Any, values: Any, words: s
 def test_who_looks_for_a_column_is_told_that_blocks_have_none(frame: Any, f: Any) -> None:
     with pytest.raises((AttributeError, IndexError)) as caught:
         coded_map(f, frame, blocks=4, executor=ReplayExecutor())
-    assert "f sees blocks of a DataFrame as numpy arrays" in caught.value.__notes__[-1]
+    assert "f receives blocks of a DataFrame as numpy arrays" in caught.value.__notes__[-1]
     assert "block[:, 0] is column 'a'" in caught.value.__notes__[-1]
     with pytest.raises((AttributeError, IndexError)) as caught:
         coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor())
@@ -140,9 +140,9 @@ def test_tensors_are_read_where_they_lie() -> None:
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        (Tensor(np.ones(4), device=2), r"Tensor on device cuda:0: use .*data.cpu\(\)"),
+        (Tensor(np.ones(4), device=2), r"Tensor on device cuda:0: copy it .*data.cpu\(\)"),
         (Tensor(np.ones(4), dtype="torch.bfloat16"), r"of dtype torch.bfloat16 on device cpu.*'float32'\)"),
-        (Tensor(np.ones(4), requires_grad=True), r"records gradients.*: use data.detach\(\)"),
+        (Tensor(np.ones(4), requires_grad=True), r"requires gradients.*: use data.detach\(\)"),
     ],
 )
 def test_tensors_that_cannot_be_coded_are_named(tensor: Any, words: str) -> None:

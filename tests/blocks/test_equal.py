@@ -181,7 +181,7 @@ def test_structure_may_change_on_the_way() -> None:
         ([], "empty sequence"),
         ((), "empty sequence"),
         ({"a": np.ones(3)}, "not dict"),
-        ("abc", "there is no file of that name"),
+        ("abc", "this file does not exist"),
         (b"abc", "not bytes"),
         (5, "not int"),
         (None, "not NoneType"),
@@ -195,12 +195,12 @@ def test_structure_may_change_on_the_way() -> None:
         ([{"a": 1.0}, {"b": 1.0}], "block 1 differs from block 0 in structure"),
         ([1.0, 1.0, np.ones(1)], "block 2 differs"),
         (["a", "b"], "a block has dtype <U1"),
-        ([None, None], "a block cannot be coded: it holds None: use arrays"),
+        ([None, None], "a block cannot be encoded: it holds None: use arrays"),
         ([True, False], "a block has dtype bool"),
         ([2**70, 3], r"it holds an integer of 71 bits, numpy's have 64: use float\("),
         ([np.array([1, None])], "a block has dtype object"),
         ([scipy.sparse.csr_array(MATRIX)] * 2, r"csr_array: use its .toarray\(\)"),
-        ([np.ma.masked_less(MATRIX, 0)] * 2, "a block cannot be coded: .*masked"),
+        ([np.ma.masked_less(MATRIX, 0)] * 2, "a block cannot be encoded: .*masked"),
     ],
     ids=printed,
 )
@@ -317,7 +317,7 @@ def test_concatenate_stacks_scalars(scalar: Any) -> None:
 @pytest.mark.parametrize("f", [lambda block: (block, block), lambda block: {"a": block}])
 def test_concatenate_refuses_containers(f: Any) -> None:
     result = coded_map(f, MATRIX, blocks=2, executor=ReplayExecutor())
-    with pytest.raises(CodeError, match=r"joins results that are arrays.*use list\(result\)"):
+    with pytest.raises(CodeError, match=r"join results that are arrays.*use list\(result\)"):
         result.concatenate()
 
 

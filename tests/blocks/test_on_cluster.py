@@ -89,7 +89,7 @@ def test_blocks_that_cannot_be_coded_are_refused() -> None:
         there([[A[:6]], [A[:5]]])
     with pytest.raises(CodeError, match="dtype object"):
         there([[np.array([None])]] * 2)
-    with pytest.raises(CodeError, match="keeps data from workers, and these lie there"):
+    with pytest.raises(CodeError, match="hides data from workers, but this data is on the cluster"):
         there([[A[:6]], [A[:6]]], code=SecretSharing())
 
 
@@ -97,5 +97,5 @@ def test_nan_among_the_data_is_told() -> None:
     odd = A[:6].copy()
     odd[2, 1] = np.nan
     told = there([[A[:6]], [odd]]).parity_warning
-    assert "NaN or inf at 1 place, the first of them in block 1, entry (2, 1)" in told
+    assert "NaN or inf at 1 position, the first in block 1, entry (2, 1)" in told
     assert there([[A[:6]], [A[6:12]]]).parity_warning == ""

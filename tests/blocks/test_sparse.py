@@ -129,6 +129,6 @@ def test_what_costs_less_is_chosen_and_why_is_said() -> None:
         blocks.nonzeros_per_block, count_parity_nonzeros(blocks, PolarCode(32, 24).encoding_matrix)
     )
     assert work > MAX_RELATIVE_WORK and isinstance(found, Uncoded) and found.max_backups > 0
-    assert f"by which all tasks cost {work:.2f} times as much" in reason and reason.startswith(
-        "copies of late tasks"
+    assert f"which multiplies the cost of all tasks by {work:.2f}" in reason and reason.startswith(
+        "backups of late tasks"
     )

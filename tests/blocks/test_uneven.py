@@ -47,7 +47,7 @@ def test_parts_of_a_sequence_are_as_they_are() -> None:
         (np.zeros((0, 2)), None, "cannot be cut into 1 parts"),
         ([], None, "at least one part"),
         ("text", None, "at least one part"),
-        ([np.zeros(2), (np.zeros(2),)], None, "part 1 differs from part 0 in structure"),
+        ([np.zeros(2), (np.zeros(2),)], None, "the same structure, but part 1 differs from part 0"),
         ([np.array([None])], None, "Python objects"),
     ],
 )
@@ -81,5 +81,5 @@ def test_each_part_and_each_worker_s_coefficients_are_one_piece() -> None:
 
 
 def test_workers_that_do_not_divide_the_parts_are_refused() -> None:
-    with pytest.raises(CodeError, match="tasks=4 does not divide the 6 parts"):
+    with pytest.raises(CodeError, match=r"divisor of the number of parts \(6\), not 4"):
         GradientCodedBlocks(*cut_data_into_parts(list(np.ones((6, 1))), None), 4, 1)

@@ -98,7 +98,7 @@ def test_the_data_is_gone_when_its_map_is_over_though_results_were_checked(surpl
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("row", "late"), [(4, 2.0), (4, 5.0), (0, 3.0)])  # 0: of the lost block
-@pytest.mark.filterwarnings("ignore:the data is NaN")
+@pytest.mark.filterwarnings("ignore:the data contains NaN")
 def test_nan_and_inf_are_not_decoded_from_but_waited_for(bad: float, row: int, late: float) -> None:
     data = DATA.copy()
     data[row, 2] = bad
@@ -109,7 +109,7 @@ def test_nan_and_inf_are_not_decoded_from_but_waited_for(bad: float, row: int, l
     assert result.report.seconds == late
 
 
-@pytest.mark.filterwarnings("ignore:the data is NaN")
+@pytest.mark.filterwarnings("ignore:the data contains NaN")
 def test_nan_and_inf_in_time_cost_no_wait() -> None:
     data = np.where(DATA > 1, math.inf, np.where(DATA < -1, math.nan, DATA))
     result = coded(np.copy, data, executor=ReplayExecutor({11: math.inf}))
@@ -127,7 +127,7 @@ def test_overflow_of_parity_blocks_is_waited_for() -> None:
 def test_nan_is_named_when_it_is_encoded() -> None:
     data = FLOATS.copy()
     data[17, 2] = data[30, 0] = np.nan
-    with pytest.warns(RuntimeWarning, match=r"at 2 places, the first of them in row 17, entry \(2,\)"):
+    with pytest.warns(RuntimeWarning, match=r"at 2 positions, the first in row 17, entry \(2,\)"):
         result = coded_map(np.negative, data, blocks=24, tasks=32, executor=losing())
     np.testing.assert_array_equal(result.concatenate(), -data)
     with pytest.warns(RuntimeWarning, match="sums of the data overflow float64"):
@@ -135,7 +135,7 @@ def test_nan_is_named_when_it_is_encoded() -> None:
 
 
 @pytest.mark.parametrize("verify", ["auto", False])
-@pytest.mark.filterwarnings("ignore:the data is NaN")
+@pytest.mark.filterwarnings("ignore:the data contains NaN")
 def test_nan_with_a_lost_worker_ends_with_one_clear_error(verify: Any) -> None:
     data = FLOATS.copy()
     data[17, 2] = np.nan

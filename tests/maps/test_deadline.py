@@ -147,7 +147,7 @@ def test_no_result_at_all_is_an_error() -> None:
         estimated(np.eye(6), arriving([], 8), blocks=6, timeout=2)
 
 
-@pytest.mark.filterwarnings("ignore:the data is NaN")
+@pytest.mark.filterwarnings("ignore:the data contains NaN")
 def test_nan_is_an_error() -> None:
     blocks = scattered(6, 5)
     blocks[3] = blocks[0] = np.nan

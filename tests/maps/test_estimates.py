@@ -139,7 +139,7 @@ def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: Th
         list(estimates)
 
 
-@pytest.mark.filterwarnings("ignore:the data is NaN", "ignore:the data holds NaN")
+@pytest.mark.filterwarnings("ignore:the data contains NaN", "ignore:the data holds NaN")
 def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
     blocks = BLOCKS.copy()
     blocks[3] = np.nan

@@ -304,7 +304,7 @@ def test_of_nothing_the_result_is_empty(data: Any) -> None:
     report = result.report
     assert (report.n, report.k, report.tasks, report.is_final) == (0, 0, (), True)
     assert "0 of 0" in str(report)
-    with pytest.raises(CodeError, match="there are none"):
+    with pytest.raises(CodeError, match="at least one result"):
         result.concatenate()
 
 
@@ -357,19 +357,19 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("data", "options", "words"),
     [
-        (list(np.eye(3)), {"blocks": 4}, "blocks=4, but the sequence has 3 items: use no more blocks"),
+        (list(np.eye(3)), {"blocks": 4}, "blocks=4, but the sequence has 3 items: use blocks <= 3"),
         (
             [threading.Lock(), 1, 2],
             {"blocks": 2},
-            "item 0 of data, a _thread.lock, cannot be sent: TypeError",
+            "item 0 of data, a _thread.lock, cannot be sent to workers: TypeError",
         ),
-        ("text", {}, r"data is a str, one value: use \[data\], or list\(data\)"),
-        (b"text", {}, r"data is a bytes, one value: use \[data\]"),
+        ("text", {}, r"data is a str, a single value: use \[data\], or list\(data\)"),
+        (b"text", {}, r"data is a bytes, a single value: use \[data\]"),
         ({"a": 1}, {}, r"data is a dict: use list\(data\), list\(data.values\(\)\), or .*star=True"),
         (3, {}, r"not an int: use \[data\]"),
         (None, {}, r"not None: use \[data\]"),
         (np.zeros(()), {}, "cannot be cut into 1 parts"),
-        (scipy.sparse.eye(4, format="coo"), {}, r"a scipy\.sparse.*, which has no rows to cut it along"),
+        (scipy.sparse.eye(4, format="coo"), {}, r"a scipy\.sparse.*, which cannot be cut into rows"),
         (np.eye(3), {"star": True}, "data is an array: use a sequence of tuples"),
         ([(1, 2), 3], {"star": True}, r"item 1 is an int: use \(item,\)"),
         ([1], {"star": "yes"}, "star must be True or False"),
@@ -379,7 +379,7 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
         (
             [1, threading.Lock()],
             {},
-            "item 1 of data, a _thread.lock, cannot be sent: TypeError: cannot pickle",
+            "item 1 of data, a _thread.lock, cannot be sent to workers: TypeError: cannot pickle",
         ),
     ],
     ids=printed,

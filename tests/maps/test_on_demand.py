@@ -120,7 +120,7 @@ def test_what_decodes_too_inaccurately_starts_another() -> None:
     assert len(report.tasks_in_state("arrived")) > K
 
 
-@pytest.mark.filterwarnings("ignore:the data is NaN")
+@pytest.mark.filterwarnings("ignore:the data contains NaN")
 def test_nan_is_waited_for_and_starts_nothing_more() -> None:
     data = DATA.copy()
     data[3, 3] = math.nan

@@ -98,7 +98,7 @@ def test_garbage_is_found_and_left_out() -> None:
     assert "contradicts" in result.report.tasks[4].failures[0]
 
 
-@pytest.mark.filterwarnings("ignore:the data is NaN")
+@pytest.mark.filterwarnings("ignore:the data contains NaN")
 def test_nan_passes_on_when_every_block_reports_and_is_refused_else() -> None:
     A = np.random.default_rng(0).standard_normal((15, 4))
     A[4, 2] = np.nan
@@ -112,8 +112,8 @@ def test_nan_passes_on_when_every_block_reports_and_is_refused_else() -> None:
     [
         ({"degree": 0}, "degree must be a positive integer"),
         ({"degree": 2.0}, "degree must be a positive integer"),
-        ({"degree": 2, "code": "arikan"}, "carries linear f only"),
-        ({"degree": 3, "code": LagrangeCode(12, 5, 2)}, "does not carry f of degree 3"),
+        ({"degree": 2, "code": "arikan"}, "supports only linear f"),
+        ({"degree": 3, "code": LagrangeCode(12, 5, 2)}, "does not support f of degree 3"),
         ({"degree": 2, "blocks": 8, "tasks": 8}, "use k <= 4"),
         (
             {"degree": 2, "blocks": 24, "tasks": 60, "rtol": 1e-15},

@@ -197,7 +197,7 @@ def test_numpy_does_not_warn_of_masked_data_that_is_not_finite() -> None:
     assert [str(warning.message) for warning in caught if "encountered in" in str(warning.message)] == []
 
 
-@pytest.mark.filterwarnings("ignore:the data is NaN")
+@pytest.mark.filterwarnings("ignore:the data contains NaN")
 def test_nan_is_an_error_at_once() -> None:
     data = DATA.copy()
     data[3, 1] = np.nan
@@ -212,7 +212,7 @@ def test_nan_is_an_error_at_once() -> None:
     [
         ({"code": SecretSharing(5), "blocks": 4, "tasks": 8}, "use n > 9"),
         ({"blocks": 1}, "at least k = 2"),
-        ({"degree": 2}, "carries linear f only"),
+        ({"degree": 2}, "supports only linear f"),
         ({"code": SecretSharing(noise=1e9)}, "lower noise"),
         ({"code": SecretSharing(3), "blocks": 6, "tasks": 12, "rtol": 1e-15}, "raise rtol"),
     ],

@@ -127,7 +127,7 @@ def test_a_sparse_result_says_what_to_return() -> None:
 def test_nan_is_told_by_its_row() -> None:
     matrix = A.copy()
     matrix.data[matrix.indptr[17]] = math.nan
-    with pytest.warns(RuntimeWarning, match="NaN or inf at 1 place, the first of them in row 17"):
+    with pytest.warns(RuntimeWarning, match="NaN or inf at 1 position, the first in row 17"):
         result = coded_map(lambda rows: rows @ X, matrix, blocks=5, tasks=8, executor=ReplayExecutor())
     assert_close(result.concatenate(), matrix @ X)
 
@@ -145,7 +145,7 @@ def test_results_may_stay_in_storage(tmp_path: Any, copies: None) -> None:
             lambda rows: rows @ X, A, blocks=6, tasks=9, executor=pool, out=Stored("product", tmp_path)
         )
     assert_close(result.concatenate(), A @ X)
-    assert result.report.code_reason == "coded, because out= asks for it"
+    assert result.report.code_reason == "coded, because out= needs parity blocks"
 
 
 # --- copies of late tasks ------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_late_tasks_get_copies(copies: None) -> None:
     report = result.report
     assert (report.n, report.k, report.code) == (6, 6, "no code, backup tasks")
     assert [report.tasks[task].attempts for task in (2, 3)] == [2, 2] and report.seconds < 60
-    assert report.code_reason.startswith("copies of late tasks: a parity block has ")
+    assert report.code_reason.startswith("backups of late tasks: a parity block has up to ")
 
 
 def test_copies_need_no_linear_function(copies: None) -> None:
@@ -172,7 +172,7 @@ def test_an_operator_copies_late_tasks(copies: None) -> None:
         for _ in range(2):
             assert_close(operator @ X, A @ X)
             assert_close(operator.rmatvec(Y), A.T @ Y)
-        assert operator.report.code_reason.startswith("copies of late tasks")
+        assert operator.report.code_reason.startswith("backups of late tasks")
     with CodedOperator(A, blocks=6, tasks=9, code="rotation", executor=lossy()) as operator:
         assert_close(operator @ X, A @ X)
         assert operator.report.code == "rotation code"

@@ -258,7 +258,9 @@ def test_what_would_change_on_the_way_there_is_refused_by_name(name: str) -> Non
 def test_what_cannot_be_pickled_is_named(name: str) -> None:
     make, words = NO_RESULTS[name]
     kind = words.partition(":")[0]
-    with pytest.raises(CodeError, match=f"item 1 of data, .*{kind}, cannot be sent: TypeError: cannot"):
+    with pytest.raises(
+        CodeError, match=f"item 1 of data, .*{kind}, cannot be sent to workers: TypeError: cannot"
+    ):
         hedged_map(lambda item: None, [1, make()], executor=ReplayExecutor())
     with pytest.raises(TypeError, match=f"f returned .*{kind} that cannot be pickled: cannot pickle"):
         hedged_map(lambda item: make(), [1], executor=ReplayExecutor(), retries=0)

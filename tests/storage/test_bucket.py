@@ -31,7 +31,7 @@ def test_s3_copies_a_single_object_and_no_other_storage_any(server, config):
     assert store.keys("polarmap/x/") == [f"polarmap/x/{number}" for number in range(1, 4 if is_s3 else 3)]
     if is_s3:
         assert store.get("polarmap/x/3") == b"abc"
-        with pytest.raises(MissingObjectError, match="no object 'polarmap/x/9'"):
+        with pytest.raises(MissingObjectError, match="the object 'polarmap/x/9' does not exist"):
             store.concatenate(["polarmap/x/9"], "polarmap/x/5")
 
 

@@ -20,7 +20,7 @@ def test_a_folder_of_objects_is_no_object(store):
     store.put("ab", b"")
     assert [store.size(key) for key in ("a", "ab")] == [None, 0]
     assert store.keys("a") == ["a/1", "ab"]
-    with pytest.raises(MissingObjectError, match="no object"):
+    with pytest.raises(MissingObjectError, match="does not exist"):
         store.get("a")
     with pytest.raises(StorageError, match="cannot be used: Is a directory") as caught:
         store.put("a", b"")

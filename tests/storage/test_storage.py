@@ -22,7 +22,7 @@ def test_a_store_does_what_it_should(store):
     assert store.keys("polarmap/x/") == ["polarmap/x/1", "polarmap/x/2"]
     assert store.keys("polarmap/y/") == []
     for start, stop in [(0, None), (1, 3)]:
-        with pytest.raises(MissingObjectError, match="no object 'polarmap/x/3'"):
+        with pytest.raises(MissingObjectError, match="the object 'polarmap/x/3' does not exist"):
             store.get("polarmap/x/3", start, stop)
     store.delete(["polarmap/x/1", "polarmap/x/3"])
     store.delete([])
