@@ -261,8 +261,8 @@ def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str
             f"mask: use {argument_name}.filled(0)"
         )
     if hasattr(data, "toarray"):
-        accepted_by = ". Only coded_map with linear f, hedged_map, CodedOperator, polarmap.glm and "
-        accepted_by = "" if sparse_advice else accepted_by + "polarmap.convex accept scipy.sparse matrices"
+        accepted_by = ", which only coded_map with linear f, hedged_map, CodedOperator, polarmap.glm and "
+        accepted_by = "" if sparse_advice else accepted_by + "polarmap.convex accept (from scipy.sparse)"
         advice = sparse_advice or f"{argument_name}.toarray()"
         raise CodeError(f"{argument_name} is a sparse {type(data).__name__}{accepted_by}: use {advice}")
 

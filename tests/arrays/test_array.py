@@ -120,7 +120,7 @@ def test_unknown_name_says_which_there_are(store, tmp_path):
         MissingObjectError, match=r"'b' does not exist in folder '.*nothing', which does not exist"
     ):
         polarmap.open_coded("b", tmp_path / "nothing")
-    with pytest.raises(MissingObjectError, match="there are: 'a'"):
+    with pytest.raises(MissingObjectError, match="existing arrays: 'a'"):
         polarmap.open_coded("b", store)
 
 

@@ -159,7 +159,7 @@ def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
     coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
     assert len(coded.block_segments(0)) > 3
     assert len(said) == 1
-    assert said[0].startswith("1 entry is NaN or inf, the first at [1, 40000]:")
+    assert said[0].startswith("1 entry is NaN or inf, the first at index [1, 40000]:")
     for part in coded.block_segments(2):
         damage(store, part, "missing")
     np.testing.assert_allclose(coded[4], A[4], rtol=1e-9, atol=1e-9)

@@ -23,5 +23,5 @@ def test_a_path_is_mapped_wherever_encode_takes_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(coded_map(np.negative, path, executor=LOST).concatenate(), -MATRIX)
     with CodedOperator(path, blocks=3, executor=LOST) as operator:
         np.testing.assert_allclose(operator.T @ np.ones(12), MATRIX.sum(axis=0))
-    with pytest.raises(CodeError, match=r"A is the path 'nothing\.npy', and there is no file"):
+    with pytest.raises(CodeError, match=r"A is the path 'nothing\.npy', but this file does not exist"):
         CodedOperator("nothing.npy")

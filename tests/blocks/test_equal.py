@@ -211,7 +211,7 @@ def test_sequences_that_cannot_be_coded(data: Any, message: str) -> None:
 
 def test_blocks_must_be_the_length_of_a_sequence() -> None:
     assert len(coded_map(same, [1.0, 2.0], blocks=2, executor=ReplayExecutor())) == 2
-    with pytest.raises(CodeError, match="blocks=3, but the sequence has 2 blocks; leave blocks out"):
+    with pytest.raises(CodeError, match="blocks=3, but the sequence has 2 blocks: leave blocks out"):
         coded_map(same, [1.0, 2.0], blocks=3, executor=ReplayExecutor())
 
 

@@ -85,7 +85,7 @@ def test_columns_of_a_table_stand_side_by_side() -> None:
 
 
 def test_blocks_that_cannot_be_coded_are_refused() -> None:
-    with pytest.raises(CodeError, match=r"block 1 differs .* float64\[5, 5\] against float64\[6, 5\]"):
+    with pytest.raises(CodeError, match=r"block 1 is float64\[5, 5\] and block 0 is float64\[6, 5\]"):
         there([[A[:6]], [A[:5]]])
     with pytest.raises(CodeError, match="dtype object"):
         there([[np.array([None])]] * 2)

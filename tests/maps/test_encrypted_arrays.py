@@ -386,7 +386,9 @@ def test_objects_that_are_not_copied_are_not_encrypted(store):
 
 def test_parts_that_no_cipher_takes(store, monkeypatch):
     monkeypatch.setattr("polarmap.executors.encryption_keys.MAX_PLAINTEXT_BYTES", 1_000)
-    with pytest.raises(CodeError, match=r"a part has 1920 bytes, and at most 1000 are .* use less"):
+    with pytest.raises(
+        CodeError, match=r"a part with this memory= has 1920 bytes, and at most 1000 are .* smaller memory="
+    ):
         polarmap.encode(A, storage=store, **OPTIONS)
 
 
@@ -419,7 +421,7 @@ def test_an_operator_needs_both_sides_encrypted(store):
         with polarmap.CodedOperator(rows, executor=pool) as operator:
             np.testing.assert_allclose(operator @ np.ones(40), A.sum(axis=1), rtol=1e-10, atol=1e-10)
             with pytest.raises(
-                CodeError, match="would be stored as it is here: pass the columns as transposed="
+                CodeError, match="would be stored as it is here: pass the columns as transpose="
             ):
                 operator.T @ np.ones(24)
         with polarmap.CodedOperator(rows, transpose=columns, executor=pool) as operator:

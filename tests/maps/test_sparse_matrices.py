@@ -215,8 +215,8 @@ def test_integers_with_real_vectors() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: coded_map(abs, A, degree=2), r"sparse csr_array, .*with degree=2 use data\.toarray\(\)"),
-        (lambda: coded_map(abs, A, code=SecretSharing()), r"with code=SecretSharing.*use data\.toarray\(\)"),
+        (lambda: coded_map(abs, A, degree=2), r"sparse csr_array, .*with degree=2, pass data\.toarray\(\)"),
+        (lambda: coded_map(abs, A, code=SecretSharing()), r"with code=SecretSharing.*pass data\.toarray\(\)"),
         (
             lambda: coded_map(abs, A, code="fountain"),
             "code must be 'auto', 'rotation', 'arikan'.* not 'fountain'",
