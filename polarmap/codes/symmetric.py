@@ -51,7 +51,7 @@ class SymmetricProductCode(SystematicCode):
 
     def __init__(self, line_code: PolarCode, n_block_rows: int | None = None) -> None:
         if not line_code.supports_triangles:
-            raise CodeError(f"a triangle of products needs the rotation kernel only, not {line_code!r}")
+            raise CodeError(f"a triangle of products needs the rotation kernel, not {line_code!r}")
         self.line_code, self.kernel, self.n_block_rows = line_code, line_code.kernel, n_block_rows
         self.full_grid = ProductCode(line_code, line_code)
         self.n, self.k = line_code.n * (line_code.n + 1) // 2, line_code.k * (line_code.k + 1) // 2

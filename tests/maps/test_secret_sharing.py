@@ -229,9 +229,9 @@ def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any],
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n_colluders": 0}, "n_colluders must be 1 or more"),
-        ({"n_colluders": -1}, "n_colluders must be 1 or more"),
-        ({"n_colluders": 1.0}, "n_colluders must be 1 or more"),
+        ({"n_colluders": 0}, "must be an integer >= 1, not"),
+        ({"n_colluders": -1}, "must be an integer >= 1, not"),
+        ({"n_colluders": 1.0}, "must be an integer >= 1, not"),
         ({"noise": 0}, "noise must be a positive number"),
         ({"noise": math.inf}, "noise must be a positive number"),
         ({"noise": "loud"}, "noise must be a positive number"),
