@@ -211,7 +211,7 @@ def test_nan_is_an_error_at_once() -> None:
     ("options", "words"),
     [
         ({"code": SecretSharing(5), "blocks": 4, "tasks": 8}, "use n > 9"),
-        ({"blocks": 1}, "at least k = 2"),
+        ({"blocks": 1}, "k must be at least 2 for secret sharing"),
         ({"degree": 2}, "carries linear f only"),
         ({"code": SecretSharing(noise=1e9)}, "lower noise"),
         ({"code": SecretSharing(3), "blocks": 6, "tasks": 12, "rtol": 1e-15}, "raise rtol"),
