@@ -73,7 +73,7 @@ class ArikanCode(PolarCode):
 
     @property
     def zero_input_mask(self) -> Mask:
-        """A mask of the inputs that are zero because they are frozen or punctured, (size, butterflies)."""
+        """A mask of the inputs that are frozen or punctured, and hence zero, shape (size, butterflies)."""
         mask = np.zeros(self.transform_shape, bool)
         mask.flat[self.frozen_set] = True
         mask.flat[: self.mother_code_length - self.n] = True

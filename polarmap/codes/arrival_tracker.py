@@ -34,7 +34,7 @@ class DecodingState(Enum):
 
 
 class ArrivalTracker:
-    """Records which blocks of one codeword have arrived, and decides when the targets can be decoded.
+    """A tracker of the arrivals of one codeword, which decides when the targets can be decoded.
 
     Parameters
     ----------

@@ -133,7 +133,7 @@ def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
 
 
 class ErasureDecoder(ABC):
-    """Decodes the missing targets of a code for one erasure pattern, in one arithmetic.
+    """A decoder of the missing targets of a code for one erasure pattern, in one arithmetic.
 
     `RealDecoder` decodes real numbers and `ModularDecoder` integers modulo 2^64. The recovered targets are
     linear in the results that arrived: recovered = weights @ received.
@@ -190,14 +190,14 @@ class ErasureDecoder(ABC):
 
     @property
     def weights(self) -> Floats | UInt64Array:
-        """The decoding weights, (missing, arrived): recovered = weights @ received."""
+        """The decoding weights, shape (missing, arrived): recovered = weights @ received."""
         raise NotImplementedError(
             f"{type(self).__name__} has no decoding weights. Use weight_magnitudes instead."
         )
 
     @property
     def approximate_weights(self) -> Floats:
-        """The real decoding weights, (missing, arrived); accurate up to rounding if no integer wraps."""
+        """The decoding weights over the reals, shape (missing, arrived), valid if no integer wraps."""
         return np.asarray(self.over(np.dtype(np.float64)).weights, np.float64)
 
     @property
@@ -208,7 +208,7 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def weight_magnitudes(self) -> Floats:
-        """The largest effect of a unit error in each arrived result on each target, (missing, arrived)."""
+        """The largest effect of a unit error in each result on each target, shape (missing, arrived)."""
 
     @property
     def max_weight_magnitudes(self) -> Floats:
@@ -263,7 +263,13 @@ class ErasureDecoder(ABC):
 
 
 def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
-    """Compute the weight masks of decoding weights, modulo 2^64 if the weights are integers."""
+    """Compute the masks that describe the supports of decoding weights.
+
+    Parameters
+    ----------
+    weights : array (missing, arrived)
+        Decoding weights; an integer dtype stands for weights modulo 2^64.
+    """
     nonzero_mask = compute_nonzero_mask(weights)
     unit_mask = compute_invertible_mask(weights) if is_integer_dtype(weights.dtype) else nonzero_mask
     return WeightMasks(np.asarray(nonzero_mask.any(axis=0)), nonzero_mask.sum(axis=1) > 1, unit_mask)

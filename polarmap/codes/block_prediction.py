@@ -121,7 +121,7 @@ def compute_f_distribution_p90(dfn: float, dfd: float) -> float:
 
     Examples
     --------
-    >>> freedoms = (1, 10), (10, 10), (40, 4)  # exact: 3.29, 2.32, 3.80
+    >>> freedoms = (1, 10), (10, 10), (40, 4)  # The exact values are 3.29, 2.32, 3.80.
     >>> [round(compute_f_distribution_p90(*freedom), 2) for freedom in freedoms]
     [3.22, 2.32, 3.82]
     """

@@ -85,7 +85,19 @@ def compute_max_abs(arrays: Sequence[Array]) -> float:
 
 
 def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
-    """Return a mask (arrived,) of the blocks whose errors the redundant parity checks always detect."""
+    """Return a mask of the arrived blocks whose errors the redundant parity checks always detect.
+
+    Parameters
+    ----------
+    decoder : ErasureDecoder
+        Decoder for the arrived results.
+    dtype : dtype
+        Data type of the results, which selects the arithmetic.
+
+    Returns
+    -------
+    boolean array (arrived,)
+    """
     return np.asarray(compute_invertible_mask(decoder.over(dtype).check_matrix).any(axis=0))
 
 
@@ -279,7 +291,9 @@ def locate_erroneous_blocks(
     relative_tol = max(1e-6, 8 * compute_parity_check_tolerance(rounding_dtype))
     max_residual_norm = relative_tol * np.linalg.norm(deviation)
     check_norms = np.linalg.norm(checks, axis=0)
-    checked_indices = np.flatnonzero(check_norms > COEFFICIENT_TOL)  # No check involves the other blocks.
+    checked_indices = np.flatnonzero(
+        check_norms > COEFFICIENT_TOL
+    )  # Blocks that no check involves are skipped.
     directions = (checks[:, checked_indices] / check_norms[checked_indices]).T
     residual_norms = [
         np.linalg.norm(deviation - np.outer(direction, direction @ deviation)) for direction in directions

@@ -135,7 +135,7 @@ class GradientDecoder(RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights of the sum, (1, arrived); all inf if the sum is not determined."""
+        """The decoding weights of the sum, shape (1, arrived); all inf if the sum is not determined."""
         weights = np.zeros((1, len(self.arrived_indices)))
         if not self._is_every_value_covered():
             return np.full_like(weights, np.inf)
@@ -167,11 +167,11 @@ class GradientDecoder(RealDecoder):
         return int(self._left_null_space.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Return up to `max_checks` orthonormal redundant parity checks, (checks, arrived)."""
+        """Return up to `max_checks` orthonormal redundant parity checks, shape (checks, arrived)."""
         return self._left_null_space[:, :max_checks].T
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the sum to `out`, (1, b)."""
+        """Write the sum to `out`, shape (1, b)."""
         if not is_integer_dtype(out.dtype):
             super().decode_into(received, out)
             return
@@ -201,7 +201,7 @@ def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def make_group_generator_matrix(group_size: int, max_stragglers: int) -> Floats:
-    """Build the matrix B of one group, (size, size).
+    """Build the matrix B of one group, shape (size, size).
 
     A group of s + 1 workers has a matrix of ones. A larger group has a cyclic matrix with s + 1 coefficients
     of mean square 1 in each row, orthogonal to a check matrix H (s, size) with H 1 = 0. H consists of the s
@@ -261,7 +261,7 @@ def _compute_group_sum_weights(
 
 
 def _solve_for_sum_weights(arrived_rows: Floats) -> Floats | None:
-    """Return the minimum-norm weights with weights @ arrived_rows = 1, or None if there are none."""
+    """Return the minimum-norm weights with weights @ arrived_rows = 1, or None if no such weights exist."""
     if not len(arrived_rows):
         return None
     all_one_vector = np.ones(arrived_rows.shape[1])

@@ -75,7 +75,7 @@ class HadamardCode(PolarCode):
 
     def precompute_encoding(self) -> None:
         """Choose the frozen set and compute P, which are cached."""
-        _ = self.encoding_matrix  # Reading the property computes it.
+        _ = self.encoding_matrix  # Reading the property computes and caches P.
 
     @property
     def _input_checks(self) -> Floats:
@@ -115,8 +115,17 @@ def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
 
 
 def choose_random_frozen_set(n: int, k: int, seed: int) -> Indices:
-    """Draw n - k of the inputs 1..n-1 at random, in ascending order.
+    """Draw the n - k frozen inputs from 1..n-1 at random, in ascending order.
 
+    Parameters
+    ----------
+    n, k : int
+        Number of coded blocks and of data blocks.
+    seed : int
+        Seed of the random draw.
+
+    Examples
+    --------
     >>> choose_random_frozen_set(8, 6, 0).tolist(), choose_random_frozen_set(3, 1, 5).tolist()
     ([4, 5], [1, 2])
     """

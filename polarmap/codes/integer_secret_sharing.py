@@ -154,6 +154,19 @@ def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
 
     These are the inputs of RM(r, m), whose columns have weight 2^(m-r) or more, except for punctured inputs.
 
+    Parameters
+    ----------
+    n : int
+        Number of coded blocks.
+    n_colluders : int
+        Number t of workers that may combine their blocks.
+
+    Returns
+    -------
+    index array, ascending
+
+    Examples
+    --------
     >>> [choose_noise_input_indices(n, t).tolist() for n, t in ((8, 1), (8, 3), (6, 3))]
     [[7], [3, 5, 6, 7], [3, 5, 6, 7]]
     """
@@ -167,8 +180,10 @@ def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
 
 
 def count_noise_blocks(n: int, n_colluders: int) -> int:
-    """Return the number of noise blocks that hide the data from any t of n workers.
+    """Return the number of noise blocks that hide the data from any `n_colluders` of n workers.
 
+    Examples
+    --------
     >>> [count_noise_blocks(64, t) for t in (1, 2, 3, 7)]
     [1, 7, 7, 22]
     """
@@ -176,8 +191,17 @@ def count_noise_blocks(n: int, n_colluders: int) -> int:
 
 
 def compute_min_tasks(k: int, n_colluders: int) -> int:
-    """Return the smallest n for which a quarter of the results is redundant, given k and t.
+    """Return the smallest number of tasks for which a quarter of the results is redundant.
 
+    Parameters
+    ----------
+    k : int
+        Number of data blocks.
+    n_colluders : int
+        Number of workers that may combine their blocks.
+
+    Examples
+    --------
     >>> compute_min_tasks(24, 1), compute_min_tasks(24, 3)
     (34, 42)
     """
@@ -188,8 +212,22 @@ def compute_min_tasks(k: int, n_colluders: int) -> int:
 
 
 def compute_max_data_blocks(n_workers: int, n_colluders: int) -> int:
-    """Return the largest k for which a quarter of `n_workers` results is redundant, but at least 1.
+    """Return the largest number of data blocks for which a quarter of the results is redundant.
 
+    Parameters
+    ----------
+    n_workers : int
+        Number of coded blocks.
+    n_colluders : int
+        Number of workers that may combine their blocks.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Examples
+    --------
     >>> compute_max_data_blocks(34, 1), compute_max_data_blocks(44, 3)
     (24, 26)
     """

@@ -35,7 +35,13 @@ RELIABLE_QUANTILE = 0.9
 
 
 class AmplificationSummary(NamedTuple):
-    """Statistics of the amplification over erasure patterns with the same number of erasures."""
+    """Statistics of the amplification over erasure patterns with the same number of erasures.
+
+    Attributes
+    ----------
+    median, p90, max : float
+        Median, 90 % quantile and maximum.
+    """
 
     median: float
     p90: float
@@ -289,6 +295,15 @@ def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: flo
 def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
     """Return the number of results that determine the targets, whichever tasks they come from.
 
+    Parameters
+    ----------
+    k, degree : int
+        Number of data blocks, and degree of f.
+    points : {"circle", "chebyshev"}
+        Interpolation points, as for `LagrangeCode`.
+
+    Examples
+    --------
     >>> [compute_recovery_threshold(k, 2, "circle") for k in (3, 4, 5)]
     [5, 8, 9]
     >>> compute_recovery_threshold(4, 2, "chebyshev")
@@ -298,8 +313,19 @@ def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
 
 
 def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int:
-    """Return the largest k whose recovery threshold is at most `n_results`, or 0 if there is none.
+    """Return the largest number of data blocks whose recovery threshold is at most `n_results`, or 0.
 
+    Parameters
+    ----------
+    n_results : int
+        Number of results that may be used.
+    degree : int
+        Degree of f.
+    points : {"circle", "chebyshev"}
+        Interpolation points, as for `LagrangeCode`.
+
+    Examples
+    --------
     >>> compute_max_k(8, 2), compute_max_k(9, 2, "circle")
     (4, 5)
     """
@@ -313,7 +339,15 @@ def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int
 
 @lru_cache(maxsize=64)
 def compute_max_well_conditioned_k(n: int, degree: int, max_amplification: float) -> int:
-    """Return the largest k for which a code of n blocks is well-conditioned, or 0 if there is none."""
+    """Return the largest number of data blocks for which a Lagrange code is well-conditioned, or 0.
+
+    Parameters
+    ----------
+    n, degree : int
+        Number of coded blocks, and degree of f.
+    max_amplification : float
+        Largest amplification, as for `LagrangeCode.is_well_conditioned`.
+    """
     for k in range(compute_max_k(n - 1, degree), 0, -1):
         if LagrangeCode(n, k, degree).is_well_conditioned(max_amplification):
             return k

@@ -52,7 +52,7 @@ class ModularDecoder(ErasureDecoder):
     @property
     @abstractmethod
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, (missing, arrived)."""
+        """The decoding weights modulo 2^64, shape (missing, arrived)."""
 
     @property
     def weight_magnitudes(self) -> Floats:
@@ -60,7 +60,7 @@ class ModularDecoder(ErasureDecoder):
         return np.abs(self.weights.view(np.int64).astype(np.float64))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing targets, (missing, b), modulo 2^bits for an integer `dtype`."""
+        """Compute the missing targets, shape (missing, b), modulo 2^bits for an integer `dtype`."""
         if not is_integer_dtype(dtype):
             return self.real_decoder.decode(received, dtype)
         out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
@@ -70,7 +70,7 @@ class ModularDecoder(ErasureDecoder):
 
     @abstractmethod
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing targets to `out`, (missing, b) of an integer dtype."""
+        """Write the missing targets to `out`, shape (missing, b) of an integer dtype."""
 
 
 class EliminationDecoder(ModularDecoder):
@@ -149,7 +149,7 @@ class ModularSystematicDecoder(EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, (missing, arrived)."""
+        """The decoding weights modulo 2^64, shape (missing, arrived)."""
         n_data = len(self.arrived_data_indices)
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
@@ -193,7 +193,7 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, (targets, arrived)."""
+        """The decoding weights modulo 2^64, shape (targets, arrived)."""
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
         weights[:, self.pivot_row_indices] = self._weights_of_pivot_rows
         return weights
@@ -207,7 +207,7 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @cached_property
     def _weights_of_pivot_rows(self) -> UInt64Array:
-        """The decoding weights of the pivot rows, (targets, pivots); all other weights are zero."""
+        """The decoding weights of the pivot rows, shape (targets, pivots); all other weights are zero."""
         return matmul_mod64(self.code.target_matrix, self._pivot_inverse)
 
 

@@ -59,8 +59,15 @@ def reduce_row_gf2(packed_row: int, basis_by_leading_bit: dict[int, int]) -> int
 
 
 def compute_null_space_gf2(matrix: Array) -> Mask:
-    """Compute a basis of the null space modulo 2: vectors z with matrix @ z = 0, as boolean rows.
+    """Compute a basis of the null space of an integer matrix modulo 2.
 
+    Returns
+    -------
+    boolean array (vectors, columns)
+        Each row z satisfies matrix @ z = 0 modulo 2.
+
+    Examples
+    --------
     >>> compute_null_space_gf2(np.array([[1, 1, 0], [2, 0, 1]])).astype(int).tolist()
     [[1, 1, 0]]
     """
@@ -131,8 +138,12 @@ def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int],
 
 
 def matmul_mod64(left: Array, right: Array) -> UInt64Array:
-    """Compute left @ right modulo 2^64, by exact float64 products of 16-bit limbs with BLAS.
+    """Compute the matrix product left @ right of integers modulo 2^64.
 
+    Large numbers are split into 16-bit limbs, whose float64 products with BLAS are exact.
+
+    Examples
+    --------
     >>> matmul_mod64(np.array([[-1, 2]]), np.array([[2**63], [5]], np.uint64)) == 2**63 + 10
     array([[ True]])
     """

@@ -42,8 +42,8 @@ from polarmap.errors import CodeError
 BlockIndices = set[int]
 
 MAX_TASKS = 4096  # Joint decoding of more tasks takes too long.
-# The number of equations times the squared number of unknowns, up to which joint decoding is used (about 0.2
-# s).
+# The number of equations times the squared number of unknowns, up to which joint decoding is used. It then
+# takes up to about 0.2 s.
 MAX_JOINT_FLOPS = 3e8
 # The number of recovered blocks times received blocks, up to which joint decoding is preferred because it is
 # more accurate. Beyond about this size, it is slower than decoding line by line.
@@ -101,7 +101,7 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def grid_coordinates(self) -> Indices:
-        """The row and column of every block on the grid, (n, 2)."""
+        """The row and column of every block on the grid, shape (n, 2)."""
         rows, columns = np.divmod(np.arange(self.n), self.row_code.n)
         parity_mask = (rows >= self.column_code.k) | (columns >= self.row_code.k)
         order = np.argsort(parity_mask, kind="stable")
@@ -244,7 +244,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, (missing, arrived)."""
+        """The decoding weights, shape (missing, arrived)."""
         if self.line_decodings is None:
             return self.joint.weights
         n_arrived = len(self.arrived_indices)
@@ -254,7 +254,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
         return out
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` redundant parity checks of the arrived blocks, (checks, arrived)."""
+        """Compute up to `max_checks` redundant parity checks, shape (checks, arrived)."""
         return self.joint.compute_parity_check_matrix(max_checks)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -279,12 +279,12 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The weights of joint decoding modulo 2^64, (missing, arrived)."""
+        """The weights of joint decoding modulo 2^64, shape (missing, arrived)."""
         return self.joint.weights
 
     @property
     def check_matrix(self) -> UInt64Array:
-        """The redundant parity checks modulo 2^64, (checks, arrived)."""
+        """The redundant parity checks modulo 2^64, shape (checks, arrived)."""
         return self.joint.check_matrix
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -322,7 +322,7 @@ class LineDecoding(NamedTuple):
 
 
 class IterativeDecoder:
-    """Finds the rows and columns of a grid that can be decoded, and their order.
+    """An iterative decoder, which finds the rows and columns of a grid that can be decoded, and their order.
 
     Parameters
     ----------
@@ -406,7 +406,7 @@ def select_required_line_decodings(
 def decode_lines(
     line_decodings: Sequence[tuple[LineDecoding, BlockIndices]], received: ReceivedBlocks, dtype: DType
 ) -> dict[int, Array]:
-    """Decode lines in order.
+    """Decode rows and columns of the grid in the given order, and return all known blocks.
 
     Parameters
     ----------

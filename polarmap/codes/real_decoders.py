@@ -57,7 +57,7 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def weights(self) -> Floats:
-        """The decoding weights, (missing, arrived)."""
+        """The decoding weights, shape (missing, arrived)."""
         raise NotImplementedError
 
     @property
@@ -83,15 +83,15 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def check_matrix(self) -> Floats:
-        """Up to MAX_CHECKS redundant parity checks, (checks, arrived)."""
+        """Up to MAX_CHECKS redundant parity checks, shape (checks, arrived)."""
         return self.compute_parity_check_matrix(MAX_CHECKS)
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` redundant parity checks of the arrived results, (checks, arrived)."""
+        """Compute up to `max_checks` redundant parity checks, shape (checks, arrived)."""
         raise NotImplementedError
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing targets, (missing, b), from the flat results that arrived."""
+        """Compute the missing targets, shape (missing, b), from the flat results that arrived."""
         width = next(iter(received.values())).size
         if dtype.kind == "c":
             real_dtype = to_real_dtype(dtype)
@@ -106,7 +106,7 @@ class RealDecoder(ErasureDecoder):
         return out
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing targets to `out`, (missing, b) of a real or integer dtype."""
+        """Write the missing targets to `out`, shape (missing, b) of a real or integer dtype."""
         arrived_blocks = [received[int(block_index)] for block_index in self.arrived_indices]
         if is_integer_dtype(out.dtype):
             real_result = np.empty(out.shape)
@@ -153,7 +153,7 @@ class PseudoInverseDecoder(RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, (missing, arrived)."""
+        """The decoding weights, shape (missing, arrived)."""
         return np.asarray(self.code.target_matrix[self.missing_indices] @ self._pseudo_inverse)
 
     @cached_property
@@ -167,7 +167,7 @@ class PseudoInverseDecoder(RealDecoder):
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` orthonormal redundant parity checks, (checks, arrived)."""
+        """Compute up to `max_checks` orthonormal redundant parity checks, shape (checks, arrived)."""
         return self._compute_null_space_checks(max_checks)
 
 
@@ -213,7 +213,7 @@ class SystematicDecoder(RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights of the least-squares solution, (missing, arrived)."""
+        """The decoding weights of the least-squares solution, shape (missing, arrived)."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
         for start in range(0, len(weights), WEIGHT_BATCH):  # Batches limit the memory of temporary arrays.
@@ -224,7 +224,7 @@ class SystematicDecoder(RealDecoder):
         return weights
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` redundant parity checks of the arrived blocks, (checks, arrived).
+        """Compute up to `max_checks` redundant parity checks of the arrived blocks, shape (checks, arrived).
 
         The coefficients of the parity blocks are orthonormal.
         """
@@ -302,6 +302,13 @@ class ImplicitSystematicDecoder(SystematicDecoder):
 def has_dense_parity_matrix(n: int, k: int) -> bool:
     """Return whether an (n, k) rotation code forms the dense matrix P instead of using butterflies alone.
 
+    Parameters
+    ----------
+    n, k : int
+        Number of coded blocks and of data blocks.
+
+    Examples
+    --------
     >>> [has_dense_parity_matrix(n, k) for n, k in ((1024, 768), (10_000, 7_500), (10_000, 2))]
     [True, False, True]
     """
@@ -309,8 +316,12 @@ def has_dense_parity_matrix(n: int, k: int) -> bool:
 
 
 def compute_left_inverse(matrix: Floats) -> Floats:
-    """Compute the pseudo-inverse of a matrix; return all inf if it does not have full column rank.
+    """Compute the pseudo-inverse of a matrix, (columns, rows).
 
+    All entries are inf if the matrix (rows, columns) does not have full column rank.
+
+    Examples
+    --------
     >>> compute_left_inverse(np.array([[2.0], [0.0]])).round(3) + 0.0
     array([[0.5, 0. ]])
     """
@@ -326,8 +337,12 @@ def compute_left_inverse(matrix: Floats) -> Floats:
 
 
 def compute_inverse_or_inf(matrix: Floats) -> Floats:
-    """Compute the inverse of a square matrix; return all inf if it is singular up to RANK_TOL.
+    """Compute the inverse of a square matrix.
 
+    All entries are inf if the matrix is singular up to RANK_TOL.
+
+    Examples
+    --------
     >>> compute_inverse_or_inf(np.diag([2.0, 0.5])).tolist(), compute_inverse_or_inf(np.zeros((1, 1)))
     ([[0.5, 0.0], [0.0, 2.0]], array([[inf]]))
     """
@@ -335,8 +350,8 @@ def compute_inverse_or_inf(matrix: Floats) -> Floats:
         inverse = np.asarray(np.linalg.inv(matrix), np.float64)
     except np.linalg.LinAlgError:
         return np.full_like(matrix, np.inf)
-    # norm(matrix) / sqrt(n) is the root mean square singular value; norm(inverse) is at least 1 / the
-    # smallest.
+    # With Frobenius norms, norm(matrix) / sqrt(n) is the root mean square of the singular values, and
+    # norm(inverse) is at least the reciprocal of the smallest singular value.
     condition = np.linalg.norm(inverse) * np.linalg.norm(matrix)
     return inverse if condition * RANK_TOL <= np.sqrt(len(matrix)) else np.full_like(inverse, np.inf)
 

@@ -133,7 +133,7 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
     code: SystematicCode
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing data blocks to `out`, (missing, b), as pseudo-inverse @ syndrome."""
+        """Write the missing data blocks to `out`, shape (missing, b), as pseudo-inverse @ syndrome."""
         is_integer = is_integer_dtype(out.dtype)
         sum_dtype = np.dtype(np.float64) if is_integer else choose_accumulator_dtype(out.dtype)
         pseudo_inverse = self._pseudo_inverse.astype(sum_dtype, copy=False)
@@ -178,7 +178,17 @@ def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> Rota
 
 
 def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
-    """Compute the scale and the shift of each row of P from the matrix R of the butterflies, (r, k)."""
+    """Compute the scale and the shift that give each row of P unit deviation from a mean of 1 / k.
+
+    Parameters
+    ----------
+    unscaled_matrix : array (r, k)
+        Matrix R of the butterflies, without scale and shift.
+
+    Returns
+    -------
+    scale, shift : arrays (r,)
+    """
     k, mean = unscaled_matrix.shape[1], unscaled_matrix.mean(axis=1)
     scale = np.ones(len(unscaled_matrix))
     if k > 2:
@@ -189,7 +199,21 @@ def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
 def compute_rotation_parity_matrix(
     network: RotationButterflyNetwork, k: int, block_indices: Indices | None = None
 ) -> Floats:
-    """Compute P, or its columns `block_indices`, by transforming the columns of the identity matrix."""
+    """Compute the parity matrix P, or some of its columns, by applying the butterflies to unit vectors.
+
+    Parameters
+    ----------
+    network : RotationButterflyNetwork
+        Butterflies, scale and shift.
+    k : int
+        Number of data blocks.
+    block_indices : index array, optional
+        Columns to compute. By default, all k columns.
+
+    Returns
+    -------
+    array (r, columns)
+    """
     column_indices = np.arange(k) if block_indices is None else block_indices
     parity_matrix = np.empty((len(network.kept_rows), len(column_indices)))
 

@@ -17,11 +17,10 @@ from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Floats, Indices
 
-# Range of the rotation angles in radians. Rotations by angles near 0 or pi / 2 hardly combine their two
-# inputs.
+# Range of the rotation angles in radians. Angles near 0 or pi / 2 hardly combine the two inputs of a
+# rotation.
 ANGLE_RANGE = (0.3, 1.2)
-# The smallest number of rows of a butterfly. Smaller butterflies have too few angles to behave like random
-# ones.
+# The smallest number of rows of a butterfly. Smaller butterflies have too few angles for a random-like code.
 MIN_TRANSFORM_SIZE = 16
 STAGES_PER_MATRIX = 4  # The number of stages fused into one matrix, which then has 2^4 = 16 rows.
 
@@ -77,7 +76,15 @@ class RotationButterflyNetwork:
 
 
 def generate_rotation_butterfly_network(n: int, k: int, seed: int) -> RotationButterflyNetwork:
-    """Generate the pseudo-random network of the (n, k) rotation code, with scale 1 and shift 0."""
+    """Generate the pseudo-random butterfly network of a rotation code, with scale 1 and shift 0.
+
+    Parameters
+    ----------
+    n, k : int
+        Number of coded blocks and of data blocks.
+    seed : int
+        Seed of the angles, the permutations and the kept rows.
+    """
     n_parity = n - k
     size = max(round_up_to_power_of_two(min(k, n_parity)), MIN_TRANSFORM_SIZE)
     n_stages = size.bit_length() - 1

@@ -103,7 +103,7 @@ class SecretSharingCode(LinearCode):
     Examples
     --------
     >>> code = SecretSharingCode(6, 3, 1)
-    >>> mixed = code.encode_parity(np.arange(4.0).reshape(4, 1))  # three data blocks, one of noise
+    >>> mixed = code.encode_parity(np.arange(4.0).reshape(4, 1))  # Three data blocks and a noise block.
     >>> recovery = code.make_decoder(np.arange(6) > 0, modular=False)
     >>> decoded = recovery.decode(dict(enumerate(mixed)), np.dtype(float))
     >>> (decoded.ravel().round(6) + 0.0).tolist()
@@ -225,7 +225,9 @@ class SecretSharingCode(LinearCode):
 
 
 def make_noise_matrix(n: int, n_colluders: int) -> Floats:
-    """Build the noise coefficients N, (n, t), before scaling: rows of norm 1, any t of which are independent.
+    """Build the unscaled noise coefficients N, shape (n, t), so that any t rows are independent.
+
+    All rows have norm 1.
 
     The columns are waves on n evenly spaced points of the circle. They have half-integer frequencies for even
     t, and integer frequencies with alternating signs for odd t, so that the constant vector is not in their
@@ -246,9 +248,19 @@ def make_noise_matrix(n: int, n_colluders: int) -> Floats:
 
 @lru_cache(maxsize=64)
 def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
-    """Build [D, N], (n, k + t), from the seed with the smallest amplification in the worst erasure pattern.
+    """Build the generator matrix [D, N] with the smallest amplification in the worst erasure pattern.
 
-    Seeds are compared for up to 64 blocks, on patterns of exactly k + t arrivals.
+    For up to 64 blocks, N_SEEDS matrices are compared on patterns of exactly k + t arrivals. For more blocks,
+    the matrix of seed 0 is returned.
+
+    Parameters
+    ----------
+    n, k, n_colluders : int
+        Number of coded blocks, of data blocks, and of noise blocks t.
+
+    Returns
+    -------
+    array (n, k + t)
     """
     if n > 64:
         return _make_random_generator_matrix(n, k, n_colluders, 0)

@@ -54,7 +54,7 @@ COLUMNS_PER_PASS = 128
 
 
 class CancellationTracker:
-    """Tracks which inputs successive cancellation determines, in O(log N) per arrival.
+    """A tracker of the inputs that successive cancellation determines, updated in O(log N) per arrival.
 
     An arrival changes one node of every stage. In a pair (a, b), the minus branch a - b becomes known when
     both a and b are known, and the plus branch, given minus, when one of them is known.
@@ -180,7 +180,9 @@ class CancellationProgram:
 
 
 class CancellationSolver:
-    """Computes missing blocks, weights and checks for one erasure pattern by inactivation decoding.
+    """A solver of one erasure pattern by inactivation decoding, in any arithmetic.
+
+    It computes the missing blocks, the decoding weights and the redundant parity checks.
 
     Parameters
     ----------
@@ -211,12 +213,12 @@ class CancellationSolver:
         return self.n_inactivated - len(self._pivot_check_indices)
 
     def compute_missing(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing blocks to `out`, (missing, b), by running the program on the received blocks."""
+        """Write the missing blocks to `out`, shape (missing, b), by executing the program on `received`."""
         blocks = [received[block_index] for block_index in self._arrived_indices.tolist()]
         self._row_program.compute_output_rows(blocks, out)
 
     def compute_check_matrix(self, random_stream: SplitMix64) -> UInt64Array:
-        """Compute up to MAX_MODULAR_CHECKS redundant parity checks modulo 2^64, (checks, arrived).
+        """Compute up to MAX_MODULAR_CHECKS redundant parity checks modulo 2^64, shape (checks, arrived).
 
         Parameters
         ----------
@@ -264,7 +266,7 @@ class CancellationSolver:
         )
 
     def compute_weights(self, dtype: type[np.number]) -> Array:
-        """Compute the decoding weights in `dtype`, (missing, arrived), by the adjoint program."""
+        """Compute the decoding weights in `dtype`, shape (missing, arrived), by the adjoint program."""
         weights = np.empty((len(self._missing_indices), len(self._arrived_indices)), dtype)
         for start in range(0, len(weights), COLUMNS_PER_PASS):
             rows = slice(start, start + COLUMNS_PER_PASS)
@@ -423,12 +425,12 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, (missing, arrived)."""
+        """The decoding weights modulo 2^64, shape (missing, arrived)."""
         return self.solver.compute_weights(np.int64).view(np.uint64)
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS redundant parity checks modulo 2^64, (checks, arrived)."""
+        """Up to MAX_MODULAR_CHECKS redundant parity checks modulo 2^64, shape (checks, arrived)."""
         return self.solver.compute_check_matrix(SplitMix64(self.code.n, self.code.k))
 
     def _compute_weight_masks(self) -> WeightMasks:
@@ -463,7 +465,7 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, (missing, arrived)."""
+        """The decoding weights, shape (missing, arrived)."""
         return self.solver.compute_weights(np.float64)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -483,7 +485,7 @@ class ModularCancellationDecoder(InactivationDecoder):
 
 
 class ModularDecodabilityTracker:
-    """Tracks whether the arrivals determine all n blocks modulo 2^64.
+    """A tracker that decides whether the arrivals determine all n blocks modulo 2^64.
 
     At the k-th arrival, a decoder computes the codewords that are zero on all arrivals. Each later arrival
     updates their rank.

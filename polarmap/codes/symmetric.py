@@ -67,13 +67,13 @@ class SymmetricProductCode(SystematicCode):
 
     @cached_property
     def grid_coordinates(self) -> Indices:
-        """The row and column of every block on the full grid, (n, 2)."""
+        """The row and column of every block on the full grid, shape (n, 2)."""
         full_coordinates = self.full_grid.grid_coordinates
         return full_coordinates[full_coordinates[:, 0] <= full_coordinates[:, 1]]
 
     @cached_property
     def block_and_transpose_indices(self) -> Indices:
-        """The indices of each block and of its transpose on the full grid, (n, 2)."""
+        """The indices of each block and of its transpose on the full grid, shape (n, 2)."""
         rows, columns = self.grid_coordinates.T
         return np.stack(
             [self.full_grid.block_grid[rows, columns], self.full_grid.block_grid[columns, rows]], axis=1
@@ -138,7 +138,7 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @cached_property
     def weight_magnitudes(self) -> Floats:
-        """The norms, (missing, arrived), of the two weights of each arrived block and its transpose."""
+        """The norms, shape (missing, arrived), of the two weights of each arrived block and its transpose."""
         squared_weights = self._grid_decoder.weight_magnitudes[self._full_grid_row_indices] ** 2
         squared = np.zeros((len(squared_weights), self.code.full_grid.n))
         squared[:, self._grid_decoder.arrived_indices] = squared_weights
@@ -152,7 +152,7 @@ class SymmetricProductDecoder(ErasureDecoder):
         return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing data blocks, (missing, b), from the flat square blocks that arrived."""
+        """Compute the missing data blocks, shape (missing, b), from the flat square blocks that arrived."""
         grid_blocks = {}
         for index in self.arrived_indices.tolist():
             block = received[index]

@@ -155,9 +155,10 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
 
 
 def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | None:
-    """Return the module `transforms_numba`, or None if it is not installed, not worth loading, or not usable.
+    """Return the module `transforms_numba` if its compiled loops can combine these rows faster, or None.
 
-    It is worth loading for MIN_COMPILED_BYTES of `rows`, and usable if `dtype` is summed in float64.
+    The loops pay for at least MIN_COMPILED_BYTES of `rows`. They need Numba, and a `dtype` whose sums are
+    accumulated in float64.
     """
     if choose_accumulator_dtype(dtype) != np.float64:
         return None
@@ -165,7 +166,7 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
 
 
 def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
-    """Return the module `transforms_numba`, or None if Numba is missing or `rows` are below `min_bytes`."""
+    """Return the module `transforms_numba`, or None without Numba or for less than `min_bytes` of rows."""
     if sum(row.nbytes for row in rows) < min_bytes or find_spec("numba") is None:
         return None
     from polarmap.codes.compute import transforms_numba
