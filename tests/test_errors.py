@@ -101,7 +101,7 @@ def test_f_must_be_callable(f: Any) -> None:
 
 
 def test_integers_do_not_go_with_the_rotation_kernel() -> None:
-    with pytest.raises(errors.CodeError, match="rotation kernel cannot carry int64 blocks"):
+    with pytest.raises(errors.CodeError, match="rotation kernel does not support int64 blocks"):
         coded_map(np.sum, np.arange(6), code="rotation", executor=ReplayExecutor())
 
 

@@ -1,6 +1,8 @@
-"""The mathematics: polar codes over the reals. No I/O, clock, thread or executor.
+"""Erasure codes over the reals and over integers: how blocks are encoded and results decoded.
 
-`polar` says C x = 0, `base` what follows where results are missing, `real_decoders` how they are found.
+This package holds the mathematics of polarmap and does no I/O. The map functions encode the data with a code
+from here, the collector feeds the arrivals to an `ArrivalTracker`, and an `ErasureDecoder` computes the
+missing results. `base` defines the terms, `polar` the default code, and `real_decoders` the decoders.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import typing
 
 from polarmap import lazy_names
-from polarmap.codes import arikan_code, rotation_code  # noqa: F401  each registers its kernel
+
+# Importing a kernel registers it with PolarCode, which imports the Hadamard kernel on first use.
+from polarmap.codes import arikan_code, rotation_code  # noqa: F401
 
 if typing.TYPE_CHECKING:
     from polarmap.codes.arrival_tracker import ArrivalTracker as ArrivalTracker

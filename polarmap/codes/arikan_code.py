@@ -1,6 +1,7 @@
-"""The Arikan kernel (arXiv 1901.06811): B of [[1, 1], [0, 1]], F by channel polarization.
+"""The Arikan kernel [[1, 1], [0, 1]], whose frozen set is chosen by channel polarization (arXiv 1901.06811).
 
-P consists of small integers, so that integers are decoded exactly.
+P consists of small integers, so that integers are decoded exactly. This is the kernel of `PolarCode` for
+integer data, and the only kernel with the sequential decoder.
 """
 
 from __future__ import annotations
@@ -38,13 +39,16 @@ from polarmap.dtypes import (
 )
 from polarmap.errors import CodeError
 
-# Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
-# (benchmarks/coding.py).
+# The number of parity rows up to which a BLAS product is faster than additions for 32-bit integers, whose
+# sums need 64 bits (measured with benchmarks/coding.py).
 MAX_BLAS_INTEGER_ROWS = 16
 
 
 class ArikanCode(PolarCode):
-    """x = B v, whose inputs v are zero on the frozen set: positions on butterflies of 2^levels leaves."""
+    """A polar code with the Arikan kernel: x = B v, where the inputs v are zero on the frozen set.
+
+    The parameters are those of `PolarCode`. B consists of one or more butterflies of 2^levels positions.
+    """
 
     kernel = option_name = "arikan"
     supports_integers = has_uneven_parity = True
@@ -53,25 +57,23 @@ class ArikanCode(PolarCode):
 
     @property
     def transform_shape(self) -> tuple[int, int]:
-        """The size of a butterfly, 2^levels, and how many lie side by side; one of all levels."""
+        """The size 2^levels of each butterfly, and the number of butterflies."""
         return compute_transform_shape(self.n, self.levels)
 
     @property
     def mother_code_length(self) -> int:
-        """Leaves of all butterflies, of which the first length - n are not sent."""
+        """The number N of codeword positions of all butterflies; the first N - n are punctured."""
         size, n_transforms = self.transform_shape
         return size * n_transforms
 
     @cached_property
     def frozen_set(self) -> Indices:
-        """Inputs of the butterflies, of `mother_code_length` in all, that are frozen: n - k of them,
-        ascending.
-        """
+        """The n - k frozen inputs of the butterflies, ascending, between 0 and `mother_code_length` - 1."""
         return choose_frozen_set(self.n, self.k, self._position_erasure_probabilities, self.levels)
 
     @property
     def zero_input_mask(self) -> Mask:
-        """Which inputs of the butterflies are frozen or punctured, (size, butterflies)."""
+        """A mask of the inputs that are frozen or punctured, and hence zero, shape (size, butterflies)."""
         mask = np.zeros(self.transform_shape, bool)
         mask.flat[self.frozen_set] = True
         mask.flat[: self.mother_code_length - self.n] = True
@@ -79,7 +81,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The leaf of the butterflies on which each coded block sits, data blocks first."""
+        """The codeword position of each coded block, data blocks first, (n,)."""
         parity_mask = np.zeros(self.mother_code_length, bool)
         parity_mask[self.frozen_set] = True
         sent_positions = np.arange(self.mother_code_length - self.n, self.mother_code_length)
@@ -87,14 +89,14 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """P, shape (n - k, k): small numbers, int64; row by row where it has fewer rows than columns."""
+        """The parity matrix P, shape (n - k, k), of small int64 numbers."""
         if self.n - self.k < self.k:
             parity_rows = self.left_multiply_encoding_matrix(np.eye(self.n - self.k))
             return parity_rows.astype(np.int64, order="C")  # The float64 sums have few terms and are exact.
         return self.compute_encoding_matrix_columns(np.arange(self.k))
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """The columns of P of some data blocks, by the butterflies."""
+        """Compute the columns of P that belong to the data blocks `block_indices`, without forming P."""
         unit_vectors = np.zeros((self.k, len(block_indices)), np.int64)
         unit_vectors[block_indices, np.arange(len(block_indices))] = 1
         columns = np.empty((self.n - self.k, len(block_indices)), np.int64)
@@ -102,7 +104,7 @@ class ArikanCode(PolarCode):
         return columns
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Combinations (rows) of the parity blocks as they are made of data blocks, by the butterflies."""
+        """Compute weights @ P with the transposed butterflies, without forming P."""
         table = np.zeros((self.mother_code_length, len(weights)))
         table[self.codeword_positions[self.k :]] = weights.T
         stacked_table = table.reshape(self.transform_shape[0], -1)
@@ -112,14 +114,14 @@ class ArikanCode(PolarCode):
         return table[self.codeword_positions[: self.k]].T
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """The dtype of the parity blocks of data of `dtype`: wider, for integers."""
+        """Return the dtype of the parity blocks, which is wider than `dtype` if small integers need it."""
         data_dtype = super().parity_dtype(dtype)
         is_widest = not is_integer_dtype(data_dtype) or data_dtype.itemsize == 8
         return data_dtype if is_widest else choose_parity_dtype(data_dtype, self.norm_inf)
 
     @cached_property
     def norm_inf(self) -> int:
-        """The largest sum of absolute coefficients of a parity block."""
+        """The infinity norm of P: the largest sum of absolute coefficients of a parity block."""
         data_indicator = np.zeros(self.mother_code_length)
         data_indicator[self.codeword_positions[: self.k]] = 1
         column_weights = data_indicator.reshape(self.transform_shape)
@@ -128,7 +130,7 @@ class ArikanCode(PolarCode):
         return int(row_sums.reshape(-1)[self.codeword_positions[self.k :]].max())
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
+        """Build the erasure decoder for one erasure pattern, as chosen by `decoder` and `modular`."""
         if self.decoder == "sequential":
             decoder_class = ModularCancellationDecoder if modular else SuccessiveCancellationDecoder
             return decoder_class(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
@@ -140,7 +142,10 @@ class ArikanCode(PolarCode):
         return InactivationDecoder(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
-        """What is told of every arrival, and says when they determine all blocks; None of floats by rank."""
+        """Return a function that records an arrival and returns whether all blocks are determined.
+
+        Return None for floats with the optimal decoder, whose rank is computed instead.
+        """
         if self.decoder == "sequential":
             tracker, positions = CancellationTracker(self.zero_input_mask), self.codeword_positions
             return lambda block_index: tracker.add_known_position(int(positions[block_index]))
@@ -157,7 +162,10 @@ class ArikanCode(PolarCode):
             self._encoding_program.compute_output_rows(blocks, out)
 
     def _encode_by_transform(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        """out = P rows by inverse(T), freeze, T (Arikan 2011, systematic), in the working dtype."""
+        """Write the parity of `blocks` to `out`: apply inverse(T), set frozen inputs to zero, apply T.
+
+        This is the systematic encoder of Arikan (2011), in the accumulator dtype of `out`.
+        """
         sum_dtype = choose_accumulator_dtype(out.dtype)
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         tiles = tiling.iter_column_tiles(out.shape[1], self.mother_code_length, sum_dtype.itemsize)
@@ -176,7 +184,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def _encoding_program(self) -> RowOperationProgram:
-        """The additions of rows that make the parity; listing them takes a third of a narrow encode."""
+        """The row operations that encode, cached because listing them takes a third of a narrow encode."""
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         return RowOperationProgram(
             build_encoding_operations(self.zero_input_mask, data_positions),
@@ -186,7 +194,7 @@ class ArikanCode(PolarCode):
         )
 
     def _is_blas_faster(self, dtype: DType) -> bool:
-        """Whether a BLAS product is quicker than sums of 64-bit integers, and float64 holds its sums."""
+        """Return whether a float64 BLAS product is exact for data of `dtype`, and faster than additions."""
         if not is_integer_dtype(dtype) or dtype.itemsize != 4:
             return False
         if min(self.k, self.n - self.k) > MAX_BLAS_INTEGER_ROWS:
@@ -195,7 +203,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def _position_erasure_probabilities(self) -> float | Floats:
-        """The erasure probability of the leaves that are sent, of which N / 2 are paired with the others."""
+        """The erasure probability of all sent codeword positions, or of each of them, (n,)."""
         if isinstance(self.erasure, float):
             return self.erasure
         worst_first = np.sort(self.erasure)[::-1]
@@ -226,18 +234,32 @@ class ArikanCode(PolarCode):
         if feasible_levels > n_levels:
             size, n_transforms = compute_transform_shape(self.n, n_levels)
             raise CodeError(
-                f"levels={n_levels} makes {n_transforms} butterflies of {size} blocks, each with a data "
-                f"block and a parity block of its own, and there are {self.k} and {self.n - self.k}: use "
-                f"levels={feasible_levels} or more"
+                f"levels={n_levels} makes {n_transforms} butterflies of {size} blocks. Each needs at least "
+                f"one data block and one parity block, but there are only {self.k} data blocks and "
+                f"{self.n - self.k} parity blocks. Use levels={feasible_levels} or more."
             )
         return n_levels
 
 
 def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) -> list[RowOperationBatch]:
-    """Inverse(T), freeze, T, on the leaves, of which `data_positions` are given: row N is zero.
+    """List the row operations of the systematic encoder: apply inverse(T), zero frozen inputs, apply T.
 
-    Sums of nothing but zeros are left out.
+    Additions of rows that are known to be zero are omitted.
 
+    Parameters
+    ----------
+    zero_input_mask : boolean array (size, butterflies)
+        Inputs that are frozen or punctured.
+    data_positions : index array (k,)
+        Codeword positions of the data blocks.
+
+    Returns
+    -------
+    list of RowOperationBatch
+        Operations on a table of N + 1 rows: the N codeword positions, and a row of zeros.
+
+    Examples
+    --------
     >>> [step.factor for step in build_encoding_operations(np.array([[True], [False]]), np.array([1]))]
     [-1, -1, 1, 0]
     """
@@ -252,7 +274,7 @@ def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) ->
             addend_mask = ~zero_mask[lower]
             upper, lower = upper[addend_mask], lower[addend_mask]
             unset, zero_rows = zero_mask[upper], np.full(len(upper), length)
-            sources = lower if sign > 0 else zero_rows  # a copy is quicker than a sum with zero
+            sources = lower if sign > 0 else zero_rows  # A copy is faster than an addition to zero.
             batches.append(RowOperationBatch(upper[~unset], upper[~unset], lower[~unset], sign))
             batches.append(RowOperationBatch(upper[unset], sources[unset], lower[unset], min(sign, 0)))
             zero_mask[upper] = False

@@ -1,4 +1,11 @@
-"""ArrivalTracker: says when the arrivals of one codeword determine what is wanted."""
+"""Track the arrivals of one codeword and decide when they can be decoded.
+
+    tracker.add(3) -> False      too few results: UNDECODABLE
+    tracker.add(0) -> False      enough, but inaccurate: ILL_CONDITIONED
+    tracker.add(2) -> True       DECODABLE: tracker.decoder recovers the missing results
+
+The collector calls `ArrivalTracker.add` for each result of a map, and decodes as soon as it returns True.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +20,38 @@ from polarmap.dtypes import Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import is_real_number
 
-# Checking the rank of thousands of real equations takes long, so there are at most so many checks as n blocks
-# arrive. The decision then comes at most n / MAX_RANK_CHECKS arrivals late.
+# The number of rank computations while n blocks arrive. Each takes long for thousands of blocks. With this
+# limit, the decision comes at most n / MAX_RANK_CHECKS arrivals late.
 MAX_RANK_CHECKS = 1000
 
 
 class DecodingState(Enum):
-    """What the arrivals so far are good for."""
+    """The state of decoding after the arrivals so far."""
 
-    UNDECODABLE = "undecodable"  # They do not determine the data blocks.
-    ILL_CONDITIONED = "ill-conditioned"  # They determine them less accurately than the caller asks for.
+    UNDECODABLE = "undecodable"  # The arrivals do not determine the targets.
+    ILL_CONDITIONED = "ill-conditioned"  # Decoding would exceed the maximum amplification.
     DECODABLE = "decodable"
 
 
 class ArrivalTracker:
-    """Collects arrivals of one codeword and says when its data blocks are determined.
+    """A tracker of the arrivals of one codeword, which decides when the targets can be decoded.
 
     Parameters
     ----------
-    code : PolarCode, or any code that has its `decoder`
+    code : LinearCode
+        Code of the codeword, for example a `PolarCode`.
     modular : bool
-        Decode integers modulo 2^64 rather than real numbers.
+        Decode integers modulo 2^64 instead of real numbers.
     max_amplification : float
-        Wait for more arrivals while a recovered block would multiply the relative error of the
-        received ones by more than this. All n arrivals are accepted at any amplification.
+        Wait for more arrivals while decoding would multiply relative errors by more than this factor. Once
+        all n blocks have arrived, any amplification is accepted.
 
     Attributes
     ----------
     state : DecodingState
-        Whether the arrivals determine the data blocks, and accurately enough.
+        Whether the arrivals determine the targets, and accurately enough.
     n_arrived : int
+        Number of distinct blocks that have arrived.
 
     Examples
     --------
@@ -57,7 +66,8 @@ class ArrivalTracker:
     def __init__(self, code: LinearCode, *, modular: bool = False, max_amplification: float = inf) -> None:
         if not is_real_number(max_amplification) or not isinstance(code, LinearCode):
             raise CodeError(
-                f"an ArrivalTracker takes a code and a number, not {code!r} and {max_amplification!r}"
+                "code must be a LinearCode and max_amplification a number, "
+                f"not {code!r} and {max_amplification!r}"
             )
         self.code, self.modular, self.max_amplification = code, modular, max_amplification
         self.arrived_mask = np.zeros(code.n, dtype=bool)
@@ -73,9 +83,22 @@ class ArrivalTracker:
         self._untracked_arrivals: list[int] = []
 
     def add(self, block_index: int) -> bool:
-        """Record the arrival of a block, and return whether the state is DECODABLE; repeats are ignored."""
+        """Record the arrival of a block and return whether the state is DECODABLE.
+
+        Parameters
+        ----------
+        block_index : int
+            Index of the coded block, between 0 and n - 1. Repeated arrivals are ignored.
+
+        Raises
+        ------
+        CodeError
+            If `block_index` is not an integer or is out of range.
+        """
         if not is_integer(block_index) or not 0 <= block_index < self.code.n:
-            raise CodeError(f"positions run from 0 to {self.code.n - 1}, not {block_index!r}")
+            raise CodeError(
+                f"a block index must be an integer from 0 to {self.code.n - 1}, not {block_index!r}"
+            )
         if self.arrived_mask[block_index]:
             return self.state is DecodingState.DECODABLE
         self.arrived_mask[block_index] = True
@@ -90,7 +113,10 @@ class ArrivalTracker:
         return self.state is DecodingState.DECODABLE
 
     def accept_ill_conditioned(self) -> bool:
-        """Accept what has arrived at any accuracy, since nothing more can; return whether it is decodable."""
+        """Accept any amplification from now on, and return whether the state is DECODABLE.
+
+        Call this method when no further result can arrive.
+        """
         self.max_amplification = inf
         if self.state is DecodingState.ILL_CONDITIONED:
             self.state = DecodingState.DECODABLE
@@ -103,7 +129,7 @@ class ArrivalTracker:
 
     @property
     def missing_indices(self) -> Indices:
-        """The wanted results that have not arrived, ascending."""
+        """The indices of the targets that have not arrived, ascending."""
         if self._missing_indices is None:
             missing_mask = np.ones(self.code.n_targets, bool)
             missing_mask[: self._n_systematic] = ~self.arrived_mask[: self._n_systematic]
@@ -113,12 +139,12 @@ class ArrivalTracker:
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of equations left over for verification."""
+        """The number of redundant parity checks that can verify the results."""
         return max(0, self.decoder.n_redundant_checks)
 
     @property
     def decoder(self) -> ErasureDecoder:
-        """The decoder for the results that have arrived."""
+        """The erasure decoder for the current arrivals."""
         if self._decoder is None:
             self._decoder = self.code.make_decoder(self.arrived_mask.copy(), self.modular)
             if self._previous_decoder is not None:
@@ -128,11 +154,11 @@ class ArrivalTracker:
 
     @property
     def amplification(self) -> float:
-        """The amplification of the decoder; 0 if it is exact, inf while the state is UNDECODABLE."""
+        """The amplification of the decoder; 0 if decoding is exact, inf while the state is UNDECODABLE."""
         return np.inf if self.state is DecodingState.UNDECODABLE else self.decoder.amplification
 
     def _check_decodability(self) -> bool:
-        """Return whether the arrivals determine the data blocks at any accuracy."""
+        """Return whether the arrivals determine the targets, ignoring accuracy."""
         if self._n_missing_targets == 0:
             return True
         if self.n_arrived < self._next_rank_check:
@@ -144,7 +170,7 @@ class ArrivalTracker:
         rank_deficit = self.decoder.rank_deficit
         if rank_deficit and not self.modular:
             rank_deficit = max(rank_deficit, self.code.n // MAX_RANK_CHECKS)
-        # One arrival lowers the deficit by at most one: no need to look before that many.
+        # One arrival lowers the rank deficit by at most one, so earlier checks would be wasted.
         self._next_rank_check = self.n_arrived + rank_deficit
         return rank_deficit == 0
 

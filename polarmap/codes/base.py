@@ -1,9 +1,14 @@
-"""The algebra of every code: results = G u and wanted = T u, for unknown blocks u.
+"""Base classes of all codes and of all erasure decoders.
 
-A code is `CodeMatrices` that say G and T; it makes the coded blocks, too (`linear_code`). An `ErasureDecoder`
-belongs to one pattern of arrivals. Weights with weights @ G[arrived] = T[missing] recover what is missing.
-Equations with equations @ G[arrived] = 0 tell whether the results fit together. Both depend on which results
-arrived, never on what is in them.
+A code consists of matrices. For unknown blocks u,
+
+    results = G u,    targets = T u                        (`CodeMatrices`)
+    weights @ G[arrived] = T[missing]                      decodes the missing targets
+    checks @ G[arrived] = 0                                verifies the arrived results
+
+An `ErasureDecoder` serves one erasure pattern: its weights and checks depend on which results arrived, never
+on their values. `linear_code` adds the encoder, and `real_decoders` and `modular_decoders` implement
+decoding.
 """
 
 from __future__ import annotations
@@ -17,23 +22,25 @@ import numpy as np
 
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype
 
-ReceivedBlocks = Mapping[int, Array]  # flat results by position
+ReceivedBlocks = Mapping[int, Array]  # Maps the index of a coded block to its flat result.
 
-COEFFICIENT_TOL = 1e-12  # coefficients below are rounding
-MAX_CHECKS = 8  # left-over equations to evaluate; more of them cost time and detect no more errors
-# One integer result in 2^16 has even coefficients in all of these checks, which hide an error of 2^63.
+COEFFICIENT_TOL = 1e-12  # Coefficients of smaller magnitude are treated as zero.
+# The number of redundant parity checks to evaluate. More checks cost time and detect no more errors.
+MAX_CHECKS = 8
+# The number of parity checks to evaluate modulo 2^64. One result in 2^16 has an even coefficient in all of
+# these checks, so that an error of 2^63 in it remains undetected.
 MAX_MODULAR_CHECKS = 16
 
 
 class CodeMatrices(ABC):
-    """The matrices that define a code: coded blocks = E blocks, results = G u, wanted = T u.
+    """The matrices that define a code: coded blocks = E blocks, results = G u, targets = T u.
 
     Attributes
     ----------
     n, k : int
-        The numbers of coded blocks and of data blocks.
+        Number of coded blocks and of data blocks.
     rms_gain : float
-        The largest root mean square of a coded block, in that of the data.
+        Largest root mean square of a coded block, relative to the root mean square of the data.
     """
 
     n: int
@@ -43,53 +50,64 @@ class CodeMatrices(ABC):
     @property
     @abstractmethod
     def encoding_matrix(self) -> Array:
-        """E, shape (n - len(systematic_indices), number of blocks that are mixed)."""
+        """The encoding matrix E, shape (n - len(systematic_indices), input blocks)."""
 
     @property
     def generator_matrix(self) -> Array:
-        """G, shape (n, number of unknowns). It is E where f commutes with the mixtures that are sent."""
+        """The generator matrix G, shape (n, unknowns); E if f commutes with linear combinations."""
         return self.encoding_matrix
 
     @property
     def target_matrix(self) -> Array:
-        """T, shape (n_targets, number of unknowns). It is [I, 0] where the first unknowns are wanted."""
+        """The target matrix T, shape (n_targets, unknowns); [I, 0] if the targets are the first unknowns."""
         return np.eye(self.n_targets, self.encoding_matrix.shape[1], dtype=self.encoding_matrix.dtype)
 
     @property
     def recovery_threshold(self) -> int:
-        """The least number of results that can determine the wanted ones: one for each unknown."""
+        """The smallest number of results that can determine the targets: the number of unknowns."""
         return int(self.generator_matrix.shape[1])
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """Return the columns of E of the blocks `block_indices`."""
+        """Return the columns of E that belong to the input blocks `block_indices`."""
         return self.encoding_matrix[:, block_indices]
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Return weights @ E: combinations (rows) of coded blocks as combinations of the mixed blocks."""
+        """Return weights @ E, which rewrites combinations of coded blocks as combinations of input blocks.
+
+        Parameters
+        ----------
+        weights : array (combinations, n - len(systematic_indices))
+            One linear combination of coded blocks per row.
+
+        Returns
+        -------
+        array (combinations, input blocks)
+        """
         return np.asarray(weights @ self.encoding_matrix)
 
     @property
     @abstractmethod
     def n_targets(self) -> int:
-        """The number of wanted results."""
+        """The number of targets, which are the results that a decoder must return."""
 
     @property
     @abstractmethod
     def systematic_indices(self) -> Indices:
-        """The indices of the coded blocks that are data blocks, unchanged."""
+        """The indices of the coded blocks that are unchanged data blocks."""
 
 
 class WeightMasks(NamedTuple):
-    """Which arrived results the missing ones are made of.
+    """The supports of the decoding weights, as boolean masks.
 
     Attributes
     ----------
     used_arrivals_mask : boolean array (arrived,)
-        Arrived results with a nonzero weight in any missing result.
+        Arrived results with a nonzero weight in at least one missing result.
     recombined_results_mask : boolean array (missing,)
-        Missing results that are not a copy of an arrived one.
+        Missing results that combine two or more arrived results.
     invertible_weights_mask : boolean array (missing, arrived)
-        Weights that multiply no error to zero: nonzero ones, modulo 2^64 odd ones.
+        Weights that never multiply an error to zero: all nonzero weights over the reals, odd weights
+        modulo 2^64.
     """
 
     used_arrivals_mask: Mask
@@ -98,35 +116,40 @@ class WeightMasks(NamedTuple):
 
 
 def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
-    """Return which coefficients are not zero, nor a rounding error of zero."""
+    """Return a mask of the coefficients that exceed rounding; for integers, of the nonzero coefficients."""
     min_magnitude = 0 if is_integer_dtype(coefficients.dtype) else COEFFICIENT_TOL
     return np.asarray((coefficients > min_magnitude) | (coefficients < -min_magnitude))
 
 
 def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
-    """Return which coefficients multiply no deviation to zero: modulo 2^64 the odd ones."""
+    """Return a mask of the invertible coefficients: odd integers modulo 2^64, nonzero real numbers.
+
+    An invertible coefficient times a nonzero deviation is nonzero, so that a check with this coefficient
+    detects every error of the block.
+    """
     if is_integer_dtype(coefficients.dtype):
         return np.asarray(coefficients % 2 == 1)
     return compute_nonzero_mask(coefficients)
 
 
 class ErasureDecoder(ABC):
-    """Recovers the missing results of a code from those of the mask `arrived_mask`, in one arithmetic.
+    """A decoder of the missing targets of a code for one erasure pattern, in one arithmetic.
 
-    Decoders over the reals are `RealDecoder`s, those modulo 2^64 `ModularDecoder`s. Where recovered results
-    are linear in those that arrived, `weights` are the coefficients: recovered = weights @ received.
+    `RealDecoder` decodes real numbers and `ModularDecoder` integers modulo 2^64. The recovered targets are
+    linear in the results that arrived: recovered = weights @ received.
 
     Attributes
     ----------
     arrived_mask : boolean array (n,)
+        True for each result that has arrived.
     arrived_indices : index array
-        The results that have arrived, ascending.
+        Indices of the arrived results, ascending.
     arrived_data_indices : index array
-        Those among them that are wanted as they are.
+        Indices of the arrived results that are targets themselves.
     missing_indices : index array
-        The wanted results that have not arrived, ascending.
+        Indices of the targets that have not arrived, ascending.
     modular : bool
-        Whether integers are recovered modulo 2^64, not as real numbers.
+        Whether integers are decoded modulo 2^64 instead of as real numbers.
     """
 
     modular = False
@@ -141,99 +164,112 @@ class ErasureDecoder(ABC):
         self.missing_indices: Indices = np.flatnonzero(missing_mask)
 
     def over(self, dtype: DType) -> ErasureDecoder:
-        """Return the decoder of the same arrivals in the arithmetic of `dtype`: this one by default."""
+        """Return the decoder for the same arrivals in the arithmetic of `dtype`; by default, this decoder."""
         return self
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Take over what `previous` has computed for the same code when fewer results had arrived.
+        """Reuse intermediate results of a decoder that was built before the latest arrivals.
 
-        `previous` stays valid, but it may have to compute its weights again.
+        Parameters
+        ----------
+        previous : ErasureDecoder
+            Decoder of the same code for a subset of the arrivals. It stays valid, but may have to compute
+            its weights again.
         """
-        return  # Most decoders compute everything anew.
+        return  # Most decoders have nothing to reuse.
 
     @property
     @abstractmethod
     def rank_deficit(self) -> int:
-        """The least number of further results that are needed; 0 once the missing ones are determined."""
+        """A lower bound on the number of further results needed; 0 if the targets are decodable."""
 
     @property
     @abstractmethod
     def n_redundant_checks(self) -> int:
-        """The number of equations that the arrived results must satisfy; negative while they are too few."""
+        """The number of redundant parity checks; negative while too few results have arrived."""
 
     @property
     def weights(self) -> Floats | UInt64Array:
-        """Recovered = weights @ received, (missing, arrived), for decoders of which that is true."""
-        raise NotImplementedError(f"{type(self).__name__} has magnitudes of weights only")
+        """The decoding weights, shape (missing, arrived): recovered = weights @ received."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no decoding weights. Use weight_magnitudes instead."
+        )
 
     @property
     def approximate_weights(self) -> Floats:
-        """Real weights that recover numbers which do not wrap, up to rounding, (missing, arrived)."""
+        """The decoding weights over the reals, shape (missing, arrived), valid if no integer wraps."""
         return np.asarray(self.over(np.dtype(np.float64)).weights, np.float64)
 
     @property
     @abstractmethod
     def check_matrix(self) -> Floats | UInt64Array:
-        """The equations that are evaluated to verify results: check_matrix @ received = 0."""
+        """The redundant parity checks that verify the results: check_matrix @ received = 0."""
 
     @property
     @abstractmethod
     def weight_magnitudes(self) -> Floats:
-        """How much an error of each arrived result moves each recovered one at most, (missing, arrived)."""
+        """The largest effect of a unit error in each result on each target, shape (missing, arrived)."""
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest of `weight_magnitudes` for each arrived result, (arrived,)."""
+        """The maximum of `weight_magnitudes` over the targets, for each arrived result, (arrived,)."""
         return np.asarray(self.weight_magnitudes.max(axis=0, initial=0))
 
     @cached_property
     def weight_masks(self) -> WeightMasks:
-        """Which results the recovered ones are made of."""
+        """The masks that describe which arrived results each recovered target uses."""
         if not len(self.missing_indices):
             return compute_weight_masks(np.empty((0, len(self.arrived_indices))))
         return self._compute_weight_masks()
 
     def _compute_weight_masks(self) -> WeightMasks:
-        """Return `weight_masks` where results are missing."""
+        """Compute `weight_masks` if at least one target is missing."""
         return compute_weight_masks(self.weights)
 
     @property
     @abstractmethod
     def amplification(self) -> float:
-        """The factor by which errors of results grow at most; 0 if exact, inf if undetermined."""
+        """The factor by which decoding multiplies errors at most; 0 if exact, inf if not decodable."""
 
     @property
     @abstractmethod
     def rounds_integers(self) -> bool:
-        """Whether integers are recovered as real numbers and rounded."""
+        """Whether integers are decoded as real numbers and then rounded."""
 
     @abstractmethod
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Return the missing results from those that arrived, in the arithmetic of `over(dtype)`.
+        """Compute the missing targets from the arrived results, in the arithmetic of `over(dtype)`.
 
         Parameters
         ----------
-        received : mapping from position to array (b,)
-            Flat results; every arrived position must be there.
+        received : mapping from block index to array (b,)
+            Flat results, one for each index in `arrived_indices`.
         dtype : dtype
-            Of the results.
+            Data type of the results.
 
         Returns
         -------
         array (missing, b), of `dtype`
+            The missing targets, in the order of `missing_indices`.
         """
 
     def get_weight_masks(self, dtype: DType) -> WeightMasks:
-        """Return which results the recovered ones of `dtype` are made of."""
+        """Return `weight_masks` of the decoder for results of `dtype`."""
         return self.over(dtype).weight_masks
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return what satisfies the equations, made of the results that arrived: these themselves."""
+        """Return the blocks to which `check_matrix` applies; by default, `received` unchanged."""
         return received
 
 
 def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
-    """Return the masks of such weights: over the reals, or modulo 2^64 where these are integers."""
+    """Compute the masks that describe the supports of decoding weights.
+
+    Parameters
+    ----------
+    weights : array (missing, arrived)
+        Decoding weights; an integer dtype stands for weights modulo 2^64.
+    """
     nonzero_mask = compute_nonzero_mask(weights)
     unit_mask = compute_invertible_mask(weights) if is_integer_dtype(weights.dtype) else nonzero_mask
     return WeightMasks(np.asarray(nonzero_mask.any(axis=0)), nonzero_mask.sum(axis=1) > 1, unit_mask)

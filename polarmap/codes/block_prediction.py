@@ -1,8 +1,9 @@
-"""Blocks that too few results determine: estimated from those there are, with an error to expect.
+"""Estimate missing blocks that the arrived results do not determine, together with the expected error.
 
-The model: blocks scatter independently around a common mean. Missing ones then are the mean plus the
-shortest deviations that satisfy the parity equations of what arrived: of all linear estimates the one
-of least expected square, up to the error of the mean.
+The model assumes that blocks scatter independently around a common mean. Each estimate is the mean of the
+arrived results plus the smallest deviation that satisfies the parity checks. Apart from the error of the
+mean, this is the linear estimate with the smallest expected square error. The collector uses it if a map may
+return approximate results.
 """
 
 from __future__ import annotations
@@ -16,22 +17,32 @@ import numpy.typing as npt
 from polarmap.codes.base import CodeMatrices
 from polarmap.dtypes import Floats, Indices
 
-NORMAL_P90 = 1.2815515655446004  # quantile of the standard normal distribution
-MIN_RESULTS = 3  # results, with which deviations begin to tell how much they vary
-DETERMINED_TOL = (
-    1e-7  # of a block that equations do not see: less is rounding, as `precision` bounds condition
-)
+NORMAL_P90 = 1.2815515655446004  # The 90 % quantile of the standard normal distribution.
+MIN_RESULTS = 3  # The smallest number of results from which the variation of deviations can be estimated.
+# The expected error, in standard deviations of a block, below which a block counts as determined. The cutoff
+# of singular values in the pseudo-inverse keeps rounding errors below this tolerance.
+DETERMINED_TOL = 1e-7
 
 
 class MissingBlockPredictor(NamedTuple):
-    """How to estimate the missing data blocks of one arrival pattern.
+    """A linear predictor of the missing data blocks for one erasure pattern.
 
-    missing_indices, arrived_indices : positions, ascending.
-    weights : estimates = weights @ received, shape (missing, arrived); rows sum to one.
-    error_stds : root mean square error to expect of each, in standard deviations of a block around the mean.
-    centring_matrix, deviation_norms : deviations = centring @ received have, divided by gains, that standard
-        deviation.
-    n_unobserved : dimensions of the missing blocks that no equation sees.
+    Attributes
+    ----------
+    missing_indices : index array
+        Data blocks to estimate, ascending.
+    arrived_indices : index array
+        Coded blocks that have arrived, ascending.
+    weights : array (missing, arrived)
+        Weights with estimates = weights @ received. Each row sums to one.
+    error_stds : array (missing,)
+        Expected root mean square error of each estimate, in standard deviations of a block around the mean.
+    centring_matrix : array (arrived, arrived)
+        Matrix that subtracts the mean from the received blocks.
+    deviation_norms : array (arrived,)
+        Norms by which centred blocks are divided to have the standard deviation of a data block.
+    n_unobserved : float
+        Number of dimensions of the missing blocks that no parity check observes.
     """
 
     missing_indices: Indices
@@ -43,21 +54,39 @@ class MissingBlockPredictor(NamedTuple):
     n_unobserved: float
 
     def compute_block_std(self, received: Floats) -> float:
-        """The standard deviation of a block around the mean, from received blocks (arrived, b).
+        """Estimate the standard deviation of a block around the mean.
 
-        With a single one it is taken to be as large as that block.
+        Parameters
+        ----------
+        received : array (arrived, b)
+            Flat results, in the order of `arrived_indices`. For a single result, its root mean square is
+            returned.
+
+        Returns
+        -------
+        float
+            0 if the results are empty.
         """
         if len(self.arrived_indices) < 2 or not received.size:
             return float(np.sqrt(np.mean(received**2))) if received.size else 0.0
         return float(np.sqrt(self._compute_mean_square_deviations(received).mean()))
 
     def estimate_error_to_std_ratio_p90(self, received: Floats) -> float:
-        """The ratio of the true error of all blocks together to `error_stds` that nine in ten orders stay
-        below.
+        """Estimate the 90 % quantile of the ratio of the true error to the expected error.
 
-        Squared, it is taken to be F-distributed: what is unseen, over what has shown of the scatter. A
-        block has as many degrees of freedom as the squares of the received ones vary little, and no more
-        than those are. inf from fewer than three.
+        The squared ratio is modelled as F-distributed: the unobserved deviations over the observed
+        deviations. The degrees of freedom per block follow from how much the mean squares of the received
+        deviations vary.
+
+        Parameters
+        ----------
+        received : array (arrived, b)
+            Flat results, in the order of `arrived_indices`.
+
+        Returns
+        -------
+        float
+            inf if fewer than MIN_RESULTS results have arrived, or if the results are empty.
         """
         n_others = len(self.arrived_indices) - 1
         if n_others < MIN_RESULTS - 1 or not received.size:
@@ -70,17 +99,29 @@ class MissingBlockPredictor(NamedTuple):
         return sqrt(compute_f_distribution_p90(dfn, dfd))
 
     def _compute_mean_square_deviations(self, received: Floats) -> Floats:
-        """The mean squared deviation of every received block from the mean, as if it were of data."""
+        """Return the mean square deviation of each received block, in the scale of a data block."""
         deviations = self.centring_matrix @ received / self.deviation_norms[:, None]
         return np.asarray((deviations**2).mean(axis=1))
 
 
 def compute_f_distribution_p90(dfn: float, dfd: float) -> float:
-    """The 90 % quantile of the F distribution, within 10 %; inf for less than about one degree below.
+    """Approximate the 90 % quantile of the F distribution, within 10 %.
 
-    Paulson (1942): the cube root of F is nearly a ratio of two normal variables.
+    The cube root of F is nearly a ratio of two normal variables (Paulson 1942).
 
-    >>> freedoms = (1, 10), (10, 10), (40, 4)  # exact: 3.29, 2.32, 3.80
+    Parameters
+    ----------
+    dfn, dfd : float
+        Degrees of freedom of the numerator and of the denominator.
+
+    Returns
+    -------
+    float
+        inf for `dfd` below about one.
+
+    Examples
+    --------
+    >>> freedoms = (1, 10), (10, 10), (40, 4)  # The exact values are 3.29, 2.32, 3.80.
     >>> [round(compute_f_distribution_p90(*freedom), 2) for freedom in freedoms]
     [3.22, 2.32, 3.82]
     """
@@ -97,10 +138,21 @@ def compute_f_distribution_p90(dfn: float, dfd: float) -> float:
 def make_missing_block_predictor(
     code: CodeMatrices, arrived_mask: npt.NDArray[np.bool_], rounding_error: float
 ) -> MissingBlockPredictor:
-    """The estimator for the mask `arrived_mask`, which must not be empty.
+    """Build the predictor of the missing data blocks for one erasure pattern.
 
-    `rounding_error`: relative rounding of the results; directions that parity shows more weakly than its
-    square root are left to the mean.
+    Parameters
+    ----------
+    code : CodeMatrices
+        A systematic code.
+    arrived_mask : boolean array (n,)
+        True for each coded block that has arrived; at least one must be True.
+    rounding_error : float
+        Relative rounding error of the results. Singular values of the parity system below its square root,
+        relative to the largest, are ignored.
+
+    Returns
+    -------
+    MissingBlockPredictor
 
     Examples
     --------

@@ -1,7 +1,9 @@
-"""The parity equations left over once the missing blocks are determined.
+"""Evaluate redundant parity checks to detect and locate wrong results.
 
-With m > k arrivals the received blocks alone satisfy m - k equations. A residual means that f is
-not linear, or that a worker returned garbage; two equations or more can tell which worker.
+If m > k results have arrived, m - k redundant parity checks remain after decoding. A residual above rounding
+means that f is not linear, or that a worker returned a wrong result. Two or more checks can locate the wrong
+block. The verification step of the driver calls `evaluate_parity_checks`, `locate_erroneous_blocks` and
+`bound_undetected_error`.
 """
 
 from __future__ import annotations
@@ -32,17 +34,23 @@ from polarmap.dtypes import (
     to_real_dtype,
 )
 
-ROUNDING_UNITS = 1024  # roundings of the largest number of a leaf that any of its entries may carry
-MAX_LOCATION_ENTRIES = 64  # entries looked at to find a culprit
+# Rounding error allowed in each entry, in machine epsilons of the largest value of the leaf.
+ROUNDING_UNITS = 1024
+MAX_LOCATION_ENTRIES = 64  # The number of violated entries that are examined to locate a wrong block.
 
 
 class ParityCheckResidual(NamedTuple):
-    """What the left-over equations say of one leaf.
+    """The residual of the redundant parity checks on one leaf of the results.
 
-    max_relative : largest residual. Where equations are broken, as a share of the largest value of
-        that entry in any block; else, being rounding, of the largest value of the leaf.
-    violations : entries (flat positions) where it exceeds rounding; empty if the equations hold.
-    is_finite : whether the residual could be evaluated everywhere.
+    Attributes
+    ----------
+    max_relative : float
+        Largest residual. If checks are violated, it is relative to the largest value of the entry in any
+        block. Otherwise it is rounding, and relative to the largest value of the leaf.
+    violations : index array
+        Flat positions of the entries whose residual exceeds the tolerance; empty if all checks hold.
+    is_finite : bool
+        Whether the residual is finite in all entries.
     """
 
     max_relative: float
@@ -51,37 +59,53 @@ class ParityCheckResidual(NamedTuple):
 
 
 def compute_parity_check_tolerance(dtype: DType) -> float:
-    """The relative residual above which an equation is broken: the square root of eps.
+    """Return the relative residual above which a parity check is violated: the square root of eps.
 
-    Below it lies the rounding of any sensible f; what it lets pass is in the reported bound.
+    The rounding errors of a numerically stable f stay below this tolerance. `bound_undetected_error` bounds
+    errors that are too small to be detected.
     """
     return float(np.sqrt(machine_epsilon(dtype)))
 
 
 def estimate_relative_rounding_error(dtype: DType) -> float:
-    """The share of the largest number of a leaf that may be rounding in any of its entries."""
+    """Return the rounding error allowed in each entry, relative to the largest value of the leaf."""
     return min(ROUNDING_UNITS * machine_epsilon(dtype), compute_parity_check_tolerance(dtype))
 
 
 def compute_max_abs(arrays: Sequence[Array]) -> float:
-    """The largest absolute value in any of them; 0 where all are empty.
+    """Return the largest absolute value in the arrays, or 0 if all arrays are empty.
 
     >>> compute_max_abs([np.zeros(2), np.array(-3)]), compute_max_abs([np.empty(0)])
     (3.0, 0.0)
     """
     if sum([array.nbytes for array in arrays]) <= tiling.TILE_BYTES:
-        # Many small calls take longer than a copy.
+        # For small arrays, one call on a copy is faster than many calls.
         arrays = [np.concatenate(arrays, axis=None)]
     return max(float(np.abs(array).max(initial=0)) for array in arrays)
 
 
 def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
-    """Which arrived blocks of `dtype` show in a left-over equation whatever they deviate by, (arrived,)."""
+    """Return a mask of the arrived blocks whose errors the redundant parity checks always detect.
+
+    Parameters
+    ----------
+    decoder : ErasureDecoder
+        Decoder for the arrived results.
+    dtype : dtype
+        Data type of the results, which selects the arithmetic.
+
+    Returns
+    -------
+    boolean array (arrived,)
+    """
     return np.asarray(compute_invertible_mask(decoder.over(dtype).check_matrix).any(axis=0))
 
 
 def compute_max_blocks_per_parity_check(decoder: ErasureDecoder, dtype: DType) -> int:
-    """The most blocks of `dtype` that stand in one left-over equation: two that are equal hold for any f."""
+    """Return the largest number of blocks in one redundant parity check, for results of `dtype`.
+
+    A check that only compares two equal blocks holds for every f, so it does not test linearity.
+    """
     return int(compute_nonzero_mask(decoder.over(dtype).check_matrix).sum(axis=1).max(initial=0))
 
 
@@ -91,21 +115,30 @@ def bound_undetected_error(
     error_by_data_block: Mapping[int, float],
     n_systematic: int,
 ) -> float:
-    """The largest error that one deviating block can have caused unseen, in the unit of the residuals.
+    """Bound the error of the targets that one wrong block can cause without violating a parity check.
 
-    A block that deviates by d breaks an equation by its coefficient times d, and moves a recovered
-    block by its weight times d: what was measured bounds the one and so the other.
+    If block j deviates by d, the residual of check i changes by |H_ij d| and target b changes by |W_bj d|.
+    The observed residual r and the known errors e_b of recovered blocks therefore bound d:
+
+        |d| <= min(r / max_i |H_ij|, min over b of e_b / |W_bj|)
+
+    The result is the largest change of a target over all j. Blocks without any bound are left out.
 
     Parameters
     ----------
     decoder : ErasureDecoder
-        Over the reals.
-    max_residual : float, optional
-        The largest residual of the left-over equations; None if they were not looked at.
-    error_by_data_block : mapping from data block to float
-        By how much recovered blocks missed what they should be.
+        Decoder over the reals.
+    max_residual : float or None
+        Largest residual r of the redundant parity checks; None if the checks were not evaluated.
+    error_by_data_block : mapping from int to float
+        Errors e_b of recovered data blocks that were compared with a local evaluation, by block index.
     n_systematic : int
-        The first so many blocks are handed out themselves.
+        Number of leading blocks that are returned as received.
+
+    Returns
+    -------
+    float
+        The bound, in the units of the residuals; 0 if no target is missing.
     """
     if not len(decoder.missing_indices):
         return 0.0
@@ -122,7 +155,7 @@ def bound_undetected_error(
 
 
 def _divide_or_inf(deviation: float, coefficients: Floats) -> Floats:
-    """deviation / coefficients; inf where a coefficient is nothing but rounding."""
+    """Return deviation / coefficients, or inf where a coefficient is below COEFFICIENT_TOL."""
     nonzero_mask = coefficients > COEFFICIENT_TOL
     return np.where(nonzero_mask, deviation / np.where(nonzero_mask, coefficients, 1.0), np.inf)
 
@@ -136,12 +169,30 @@ def evaluate_parity_checks(
     absolute_tolerance: float = 0.0,
     magnitude_before_cancellation: float = 0.0,
 ) -> ParityCheckResidual:
-    """Evaluate the left-over equations on the arrived flat blocks of one leaf.
+    """Evaluate the redundant parity checks on one leaf of the arrived results.
 
-    `lowest_precision_dtype` is a coarser dtype in which the blocks were rounded on the way, if there is one,
-    `absolute_tolerance` what each entry may be off by anyway, and `magnitude_before_cancellation` how large
-    entries are where the terms do not cancel whose sums they are, if that is known: rounding is a share of
-    that, too.
+    Parameters
+    ----------
+    decoder : ErasureDecoder
+        Decoder for the arrived results.
+    received : mapping from int to array (b,)
+        Flat results by block index.
+    dtype : dtype
+        Data type of the results.
+    rtol : float, optional
+        Relative tolerance, if larger than that of `compute_parity_check_tolerance`.
+    lowest_precision_dtype : dtype, optional
+        Less precise dtype to which the blocks were rounded at some point. By default, `dtype`.
+    absolute_tolerance : float
+        Absolute error that is allowed in each entry in any case.
+    magnitude_before_cancellation : float
+        Magnitude of the terms whose sums are the entries, if the terms may cancel. The rounding errors are
+        estimated from this magnitude if it exceeds the largest entry.
+
+    Returns
+    -------
+    ParityCheckResidual
+        For integers that are decoded modulo 2^64, `max_relative` is 1 if a check is violated, and else 0.
     """
     if dtype.kind == "c":
         real_dtype = to_real_dtype(dtype)
@@ -170,8 +221,10 @@ def _evaluate_real_checks(
     absolute_tol: float,
     max_value: float,
 ) -> ParityCheckResidual:
-    """An entry breaks an equation by more than `relative_tol` of its largest value in any block, and
-    `absolute_tol`.
+    """Evaluate real parity checks tile by tile.
+
+    A check is violated in an entry if its residual exceeds `absolute_tol` plus `relative_tol` times the
+    largest value of the entry in any block.
     """
     max_rounding, max_violation, violations, is_finite = 0.0, 0.0, [], True
     for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
@@ -197,7 +250,27 @@ def locate_erroneous_blocks(
     dtype: DType,
     lowest_precision_dtype: DType | None = None,
 ) -> list[int]:
-    """The blocks of which one alone can explain the broken entries; needs two equations or more."""
+    """Return the blocks that can each explain all violated entries as the only wrong block.
+
+    Parameters
+    ----------
+    decoder : ErasureDecoder
+        Decoder for the arrived results.
+    received : mapping from int to array (b,)
+        Flat results by block index.
+    violated_entries : index array
+        Flat positions from `ParityCheckResidual.violations`, not empty.
+    dtype : dtype
+        Data type of the results.
+    lowest_precision_dtype : dtype, optional
+        Less precise dtype to which the blocks were rounded at some point. By default, `dtype`.
+
+    Returns
+    -------
+    list of int
+        Block indices, ascending. Empty if fewer than two checks are available, or if no single block explains
+        the violations.
+    """
     n_violated = len(violated_entries)
     sample = np.linspace(0, n_violated - 1, min(n_violated, MAX_LOCATION_ENTRIES)).astype(int)
     entries = violated_entries[sample]
@@ -212,12 +285,15 @@ def locate_erroneous_blocks(
     if dtype.kind == "c":
         values = np.concatenate([values.real, values.imag], axis=1)
     deviation = checks @ values.astype(np.float64)
-    deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)  # its squares must not overflow
+    # Scale the deviations, so that their squares do not overflow.
+    deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)
     rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
     relative_tol = max(1e-6, 8 * compute_parity_check_tolerance(rounding_dtype))
     max_residual_norm = relative_tol * np.linalg.norm(deviation)
     check_norms = np.linalg.norm(checks, axis=0)
-    checked_indices = np.flatnonzero(check_norms > COEFFICIENT_TOL)  # the others stand in no equation
+    checked_indices = np.flatnonzero(
+        check_norms > COEFFICIENT_TOL
+    )  # Blocks that no check involves are skipped.
     directions = (checks[:, checked_indices] / check_norms[checked_indices]).T
     residual_norms = [
         np.linalg.norm(deviation - np.outer(direction, direction @ deviation)) for direction in directions
@@ -230,7 +306,7 @@ def locate_erroneous_blocks(
 
 
 def _choose_tolerance_dtype(dtype: DType, lowest_precision_dtype: DType | None) -> DType:
-    """The floating dtype by whose rounding results of `dtype` may be off: float64 for integers."""
+    """Return the floating dtype whose precision limits results of `dtype`; float64 for integers."""
     return np.dtype(np.float64) if is_integer_dtype(dtype) else lowest_precision_dtype or dtype
 
 
@@ -248,16 +324,17 @@ def _evaluate_modular_checks(
 
 
 def _locate_modular_errors(checks: UInt64Array, deviation: UInt64Array, dtype: DType) -> Indices:
-    """The columns of `checks` of which one alone can explain how equations deviate, modulo 2^bits.
+    """Return the columns of `checks` that can each explain all deviations alone, modulo 2^bits.
 
-    The equations without a column are those less as much of one as takes it out of them: of the one in which
-    it has the fewest factors of two.
+    A column explains the deviations if eliminating it leaves no deviation in any check. The pivot of the
+    elimination is the check in which the column has the fewest factors of two.
     """
     bit_mask = np.uint64((1 << 8 * dtype.itemsize) - 1)
     explaining_columns = []
     for column, coefficients in enumerate(checks.T):
         lowest_bits = coefficients & (~coefficients + np.uint64(1))
-        powers_of_two = np.where(coefficients > 0, lowest_bits, bit_mask)  # the largest that divide each
+        # The largest power of two that divides each coefficient.
+        powers_of_two = np.where(coefficients > 0, lowest_bits, bit_mask)
         pivot = int(np.argmin(powers_of_two))
         if not coefficients[pivot]:
             continue

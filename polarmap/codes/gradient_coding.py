@@ -1,10 +1,12 @@
-"""GradientCode: the sum of n values from any n - s of n workers that each combine s + 1 of them.
+"""Gradient coding: compute the sum of n values of f from any n - s of n workers, for arbitrary f.
 
-    G = B, s + 1 entries of a row not zero,   T = 1', the sum of the unknown values
+    n = 4, s = 1:   workers 0 and 1 return f(0) + f(1),   workers 2 and 3 return f(2) + f(3)
 
-Gradient coding of Tandon, Lei, Dimakis and Karampatziakis (2017), arXiv 1612.03301: worker i returns
-the combination B_i u of its s + 1 values, and the all-ones vector is a combination of any n - s rows.
-What is sent is not coded at all: f is anything, and the values of f are combined where they are made.
+    G = B with s + 1 nonzero entries per row,   T = 1' (all ones)
+
+Worker i evaluates f on s + 1 parts of the data and returns the combination B_i u of the values u. The
+all-ones vector is a combination of any n - s rows of B (Tandon, Lei, Dimakis and Karampatziakis 2017, arXiv
+1612.03301). The data is not encoded: workers combine values of f, so f need not be linear.
 """
 
 from __future__ import annotations
@@ -21,24 +23,25 @@ from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, is_integer, is_integer_dtype
 from polarmap.errors import CodeError
 
-N_SEEDS, MAX_PATTERNS = 16, 64  # tried for a cyclic group, and the most patterns of losses each is tried on
-SPAN_TOL = 1e-8  # the largest entry by which a combination of arrived rows may miss the all-ones vector
-RANK_TOL = 1e-10  # singular values below this share of the largest are rounding
+# Number of random matrices that are tried for a cyclic group, and of erasure patterns for each of them.
+N_SEEDS, MAX_PATTERNS = 16, 64
+SPAN_TOL = 1e-8  # Maximum difference between a combination of arrived rows and the all-ones vector.
+RANK_TOL = 1e-10  # Singular values below this fraction of the largest are treated as zero.
 
 
 class GradientCode(LinearCode):
-    """A code for the sum of n values of any function at all.
+    """A code for the sum of n values of an arbitrary function.
 
-    Workers form groups. One of s + 1 workers is fractional repetition: each returns the plain sum of
-    its group, and one of them is enough. What does not divide by s + 1 makes some groups larger; these
-    are cyclic, and all but s workers of each are enough, sometimes fewer.
+    The workers are divided into groups. In a group of s + 1 workers, each worker returns the plain sum of the
+    group (fractional repetition), and one result is enough. If n is not divisible by s + 1, some groups are
+    larger. These groups use a cyclic code, and all but s of their results are enough, sometimes fewer.
 
     Parameters
     ----------
     n : int
-        Workers, and values that are summed.
+        Number of workers, and of values to sum.
     max_stragglers : int
-        s, the workers that may be missing, 0 <= s < n.
+        Maximum number s of missing results, 0 <= s < n.
 
     Examples
     --------
@@ -50,14 +53,14 @@ class GradientCode(LinearCode):
 
     requirement = "deterministic"
     is_mds = False
-    n_targets = 1  # the sum
+    n_targets = 1  # The only target is the sum.
 
     def __init__(self, n: int, max_stragglers: int) -> None:
         for name, value, min_value in (("n", n, 1), ("tolerate", max_stragglers, 0)):
             if not is_integer(value) or value < min_value:
-                raise CodeError(f"{name} must be an integer of at least {min_value}, not {value!r}")
+                raise CodeError(f"{name} must be an integer >= {min_value}, not {value!r}")
         if max_stragglers >= n:
-            raise CodeError(f"{n} workers cannot tolerate that {max_stragglers} are missing: at most {n - 1}")
+            raise CodeError(f"tolerate must be at most {n - 1} for {n} workers, not {max_stragglers}")
         self.n = self.k = int(n)
         self.max_stragglers = int(max_stragglers)
         self.group_sizes = choose_group_sizes(self.n, self.max_stragglers)
@@ -71,32 +74,32 @@ class GradientCode(LinearCode):
 
     @property
     def is_fractional_repetition(self) -> bool:
-        """Whether all coefficients are one, so that integers stay integers."""
+        """Whether all groups use fractional repetition, whose coefficients are 1 and keep integers exact."""
         return max(self.group_sizes) == self.max_stragglers + 1
 
     @property
     def recovery_threshold(self) -> int:
-        """The fewest results that can determine the sum: every value is in one of them."""
+        """The smallest number of results that can determine the sum, by containing every value."""
         return sum(-(-size // (self.max_stragglers + 1)) for size in self.group_sizes)
 
     @property
     def target_matrix(self) -> Floats:
-        """T = 1', shape (1, n)."""
+        """The target matrix T = 1', shape (1, n)."""
         return np.ones((1, self.n))
 
     @property
     def encoding_matrix(self) -> Floats:
-        """E = I: data is sent as it is."""
+        """The encoding matrix E = I, because the data is not encoded."""
         return np.eye(self.n)
 
     @property
     def norm_inf(self) -> float:
-        """The largest sum of absolute coefficients of a worker."""
+        """The infinity norm of B: the largest sum of absolute coefficients of a worker."""
         return float(np.abs(self.generator_matrix).sum(axis=1).max())
 
     @cached_property
     def generator_matrix(self) -> Floats:
-        """B, shape (n, n): worker i returns the combination B_i of all values, s + 1 of them not zero."""
+        """The generator matrix B, shape (n, n), with s + 1 nonzero coefficients in each row."""
         matrix = np.zeros((self.n, self.n))
         for first_worker, size in self.group_starts_and_sizes:
             group = slice(first_worker, first_worker + size)
@@ -104,35 +107,35 @@ class GradientCode(LinearCode):
         return matrix
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
-        """No block is a mixture: workers get their values' arguments and mix what f makes of them."""
-        raise CodeError(f"{self!r} mixes results, not blocks")
+        """Raise CodeError, because this code combines results and has no parity blocks."""
+        raise CodeError(f"{self!r} has no parity blocks, because it combines results")
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """How to combine the results of the workers of the mask `arrived_mask` into the sum."""
+        """Build the decoder of the sum for the results in `arrived_mask`; `modular` has no effect."""
         return GradientDecoder(self, arrived_mask)
 
     @property
     def group_starts_and_sizes(self) -> list[tuple[int, int]]:
-        """First worker and size of each group."""
+        """The first worker and the size of each group."""
         first_workers = np.cumsum((0, *self.group_sizes[:-1])).tolist()
         return list(zip(first_workers, self.group_sizes, strict=True))
 
 
 class GradientDecoder(RealDecoder):
-    """Finds the combination of arrived results that is the sum; `rank_deficit` is 1 while there is none."""
+    """An erasure decoder that combines the arrived results to the sum."""
 
     code: GradientCode
-    rounds_integers = False  # integers come from repetition and are added up as such
+    rounds_integers = False  # Integers are only used with fractional repetition, where weights are 0 and 1.
 
     @cached_property
     def rank_deficit(self) -> int:
-        """At least so many arrivals are needed still."""
+        """A lower bound on the number of further results needed; 0 if the sum is decodable."""
         n_lacking = self.code.recovery_threshold - len(self.arrived_indices)
         return n_lacking if n_lacking > 0 else int(not np.isfinite(self.weights).all())
 
     @cached_property
     def weights(self) -> Floats:
-        """The sum = weights @ received, (1, arrived); inf if it is not determined."""
+        """The decoding weights of the sum, shape (1, arrived); all inf if the sum is not determined."""
         weights = np.zeros((1, len(self.arrived_indices)))
         if not self._is_every_value_covered():
             return np.full_like(weights, np.inf)
@@ -146,7 +149,7 @@ class GradientDecoder(RealDecoder):
         return weights
 
     def _is_every_value_covered(self) -> bool:
-        """Whether enough of every group arrived for each of its values to be in one of them."""
+        """Return whether enough results of every group have arrived to contain each value of the group."""
         sizes = np.array(self.code.group_sizes)
         group_indices = np.searchsorted(np.cumsum(sizes), self.arrived_indices, side="right")
         n_arrived_by_group = np.bincount(group_indices, minlength=len(sizes))
@@ -160,27 +163,28 @@ class GradientDecoder(RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """Equations that the results must satisfy among themselves."""
+        """The number of redundant parity checks."""
         return int(self._left_null_space.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Up to `max_checks` of these equations, orthonormal."""
+        """Return up to `max_checks` orthonormal redundant parity checks, shape (checks, arrived)."""
         return self._left_null_space[:, :max_checks].T
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the sum into `out`, (1, b)."""
+        """Write the sum to `out`, shape (1, b)."""
         if not is_integer_dtype(out.dtype):
             super().decode_into(received, out)
             return
-        out[:] = 0  # integers come from repetition: weights are 0 and 1
+        out[:] = 0  # With fractional repetition, all weights are 0 or 1.
         for worker_index in self.arrived_indices[self.weights[0] != 0]:
             out[0] += received[int(worker_index)].astype(out.dtype, copy=False)
 
 
 def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
-    """Sizes of groups, each at least s + 1: what is left over is spread in pairs, then singly.
+    """Choose the sizes of the groups of n workers, each at least s + 1.
 
-    Larger by an even number, a cyclic group has the better conditioned matrix.
+    The n mod (s + 1) remaining workers are added to groups in pairs, because a cyclic group that is larger by
+    an even number has a better conditioned matrix.
 
     >>> choose_group_sizes(23, 5)
     (8, 8, 7)
@@ -197,11 +201,12 @@ def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def make_group_generator_matrix(group_size: int, max_stragglers: int) -> Floats:
-    """B of one group, (size, size): all ones, or cyclic with s + 1 coefficients of mean square 1.
+    """Build the matrix B of one group, shape (size, size).
 
-    Results of a cyclic one lie in the null space of an H (s, size) with H 1 = 0: the highest s
-    frequencies where they are real (cyclic MDS codes of Raviv et al. 2018, arXiv 1707.03858), else
-    the best of some pseudo-random ones.
+    A group of s + 1 workers has a matrix of ones. A larger group has a cyclic matrix with s + 1 coefficients
+    of mean square 1 in each row, orthogonal to a check matrix H (s, size) with H 1 = 0. H consists of the s
+    highest frequencies if these form a real matrix (cyclic MDS codes of Raviv et al. 2018, arXiv 1707.03858).
+    Otherwise, H is the best of N_SEEDS pseudo-random matrices.
     """
     if group_size == max_stragglers + 1:
         return np.ones((group_size, group_size))
@@ -224,7 +229,8 @@ def _make_highest_frequency_check_matrix(size: int, n_checks: int) -> Floats:
     frequencies = np.arange((size - n_checks + 1) // 2, size // 2 + 1)
     phases = np.outer(frequencies, np.arange(size)) * (2 * np.pi / size)
     waves = np.concatenate([np.cos(phases), np.sin(phases)])
-    return np.asarray(waves[np.linalg.norm(waves, axis=1) > 1e-6])  # the sine of the highest of all is zero
+    # The sine of the Nyquist frequency is zero.
+    return np.asarray(waves[np.linalg.norm(waves, axis=1) > 1e-6])
 
 
 def _make_random_check_matrix(size: int, n_checks: int, seed: int) -> Floats:
@@ -233,7 +239,7 @@ def _make_random_check_matrix(size: int, n_checks: int, seed: int) -> Floats:
 
 
 def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
-    """Row i lives on columns i..i+s and is orthogonal to all `check_matrix` (s, size)."""
+    """Build a matrix whose row i is nonzero on columns i..i+s only and orthogonal to `check_matrix`."""
     n_checks, size = check_matrix.shape
     matrix = np.zeros((size, size))
     for row in range(size):
@@ -246,15 +252,16 @@ def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
 def _compute_group_sum_weights(
     group_size: int, max_stragglers: int, arrived_indices: Indices
 ) -> Floats | None:
-    """How to combine what arrived of one group into its sum; None if that is not determined."""
+    """Compute the weights that combine the arrived results of one group to its sum, or return None."""
     if group_size > max_stragglers + 1:
         generator_matrix = make_group_generator_matrix(group_size, max_stragglers)
         return _solve_for_sum_weights(generator_matrix[arrived_indices])
-    return np.eye(1, len(arrived_indices))[0] if len(arrived_indices) else None  # the first is as good as any
+    # All results of a repetition group are equal, so the first is used.
+    return np.eye(1, len(arrived_indices))[0] if len(arrived_indices) else None
 
 
 def _solve_for_sum_weights(arrived_rows: Floats) -> Floats | None:
-    """The shortest combination of `arrived_rows` that is the all-ones vector, if there is one."""
+    """Return the minimum-norm weights with weights @ arrived_rows = 1, or None if no such weights exist."""
     if not len(arrived_rows):
         return None
     all_one_vector = np.ones(arrived_rows.shape[1])

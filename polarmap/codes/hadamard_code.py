@@ -1,11 +1,11 @@
-"""The Hadamard kernel: B of [[1, 1], [1, -1]], with a pseudo-random frozen set.
+"""The Hadamard kernel [[1, 1], [1, -1]], with a pseudo-random frozen set, for floats.
 
-    H x = v,   v zero on the frozen and on the punctured inputs
+    H x = v,   where v is zero on the frozen and on the punctured inputs
 
-With a frozen set of polarization the code would be that of the Arikan kernel with other signs. Input 0, whose
-column of H is constant, stays free: constants are codewords, so f may be affine. Many square submatrices of H
-are singular, so a few more than k results are needed. No encoder of butterflies solves for the parity of such
-a frozen set, so P is a matrix.
+With a frozen set from channel polarization, this code would equal that of the Arikan kernel up to signs.
+Input 0, whose column of H is constant, is never frozen. Constants are therefore codewords, and f may be
+affine. Many square submatrices of H are singular, so decoding needs a few more than k results. The butterfly
+cannot encode systematically for a pseudo-random frozen set, so the encoder multiplies by P.
 """
 
 from __future__ import annotations
@@ -20,58 +20,62 @@ from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Array, Floats, Indices
 
-MAX_HADAMARD_N = 1024  # coded blocks; the choice of the parity leaves of more takes too long
-# The frozen set of up to so many blocks is the best of N_SEEDS, each tried on MAX_PATTERNS arrival patterns.
+MAX_HADAMARD_N = 1024  # Choosing the parity positions of more coded blocks takes too long.
+# Codes of up to MAX_SEED_SEARCH_N blocks use the best of N_SEEDS frozen sets. Each is tried on up to
+# MAX_PATTERNS erasure patterns.
 MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
-TIE_BREAKER = 1e-3  # relative spread of pivot weights; equal norms would be told apart by rounding alone
+# The relative spread of the pivot weights, so that rounding does not decide between equal norms.
+TIE_BREAKER = 1e-3
 
 
 class HadamardCode(PolarCode):
-    """x = H v, whose inputs v are zero on a pseudo-random frozen set.
+    """A polar code with the Hadamard kernel: x = H v, where v is zero on a pseudo-random frozen set.
 
-    H has N rows, the next power of two. The last N - n leaves are not sent, and the last N - n inputs are
-    zero. This corner of H is invertible for every n, so the leaves that are sent determine the codeword.
+    The parameters are those of `PolarCode`. H has N rows, N being the smallest power of two >= n. The last
+    N - n codeword positions are punctured, and the last N - n inputs are zero. This corner of H is invertible
+    for every n, so the sent positions determine the codeword.
     """
 
     kernel = option_name = "hadamard"
     is_mds, has_uneven_parity = False, True
     _max_n = MAX_HADAMARD_N
     integer_error_template = (
-        "the hadamard kernel cannot carry {dtype} blocks, because its parity blocks are fractions: use "
-        "kernel='arikan' for exact integers, or convert them to a floating dtype"
+        "the hadamard kernel does not support {dtype} blocks, because its parity blocks are fractions. Use "
+        "kernel='arikan' for exact integers, or convert the data to a floating dtype."
     )
 
     @cached_property
     def seed(self) -> int:
-        """The seed of the frozen set in use."""
+        """The seed of the frozen set; by default, the best seed for up to 64 blocks, and otherwise 0."""
         if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
         return select_frozen_set_seed(self.n, self.k)
 
     @cached_property
     def frozen_set(self) -> Indices:
-        """Inputs of the transform that are frozen to zero, ascending; n - k of the first n, never input 0."""
+        """The n - k frozen inputs, ascending, between 1 and n - 1."""
         return choose_random_frozen_set(self.n, self.k, self.seed)
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The leaf of the butterfly on which each coded block sits, data blocks first."""
+        """The codeword position of each coded block, data blocks first, (n,)."""
         parity_positions = choose_parity_positions(self._input_checks, self.n, self.n - self.k)
         return np.concatenate([np.setdiff1d(np.arange(self.n), parity_positions), parity_positions])
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """P, shape (n - k, k), float64: the zero inputs solved for the parity and the unsent leaves."""
+        """The parity matrix P, shape (n - k, k), float64."""
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         unsent_positions = np.arange(self.n, self._input_checks.shape[1])
         solved_checks = self._input_checks[:, np.concatenate([parity_positions, unsent_positions])]
         solution = np.linalg.solve(solved_checks, -self._input_checks[:, data_positions])
         parity_rows = np.asarray(solution[: self.n - self.k], np.float64)
-        return np.where(compute_nonzero_mask(parity_rows), parity_rows, 0.0)  # Rounding is no coefficient.
+        # Set coefficients that are only rounding errors to zero.
+        return np.where(compute_nonzero_mask(parity_rows), parity_rows, 0.0)
 
     def precompute_encoding(self) -> None:
-        """Choose the frozen set and compute P."""
-        _ = self.encoding_matrix  # Reading the property computes it.
+        """Choose the frozen set and compute P, which are cached."""
+        _ = self.encoding_matrix  # Reading the property computes and caches P.
 
     @property
     def _input_checks(self) -> Floats:
@@ -79,7 +83,7 @@ class HadamardCode(PolarCode):
 
 
 def make_hadamard_matrix(size: int) -> Floats:
-    """Return the matrix of the butterfly of [[1, 1], [1, -1]], for a power of two.
+    """Build the Hadamard matrix of order `size`, a power of two.
 
     >>> make_hadamard_matrix(4).astype(int).tolist()
     [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
@@ -91,15 +95,37 @@ def make_hadamard_matrix(size: int) -> Floats:
 
 
 def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
-    """Return the rows of H of the frozen and of the punctured inputs: each times a codeword is zero."""
+    """Build the parity checks of the code: the rows of H that belong to frozen or punctured inputs.
+
+    Parameters
+    ----------
+    n : int
+        Number of coded blocks.
+    frozen_set : index array
+        Frozen inputs.
+
+    Returns
+    -------
+    array (checks, N)
+        The product with every codeword is zero; N is the smallest power of two >= n.
+    """
     transform_size = round_up_to_power_of_two(n)
     zero_inputs = np.concatenate([frozen_set, np.arange(n, transform_size)])
     return np.asarray(make_hadamard_matrix(transform_size)[zero_inputs])
 
 
 def choose_random_frozen_set(n: int, k: int, seed: int) -> Indices:
-    """Draw n - k of the inputs 1..n-1, ascending.
+    """Draw the n - k frozen inputs from 1..n-1 at random, in ascending order.
 
+    Parameters
+    ----------
+    n, k : int
+        Number of coded blocks and of data blocks.
+    seed : int
+        Seed of the random draw.
+
+    Examples
+    --------
     >>> choose_random_frozen_set(8, 6, 0).tolist(), choose_random_frozen_set(3, 1, 5).tolist()
     ([4, 5], [1, 2])
     """
@@ -107,11 +133,22 @@ def choose_random_frozen_set(n: int, k: int, seed: int) -> Indices:
 
 
 def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indices:
-    """Choose leaves that the checks determine accurately from the others, ascending.
+    """Choose the codeword positions of the parity blocks, so that they are accurately determined by the data.
 
-    This is Gram-Schmidt with column pivoting on the checks, after the columns of unsent leaves. All columns
-    have the same norm at first, so that rounding would decide between them. Weights that differ a little make
-    the choice the same on every machine.
+    The method is Gram-Schmidt orthogonalization with column pivoting, after the columns of the punctured
+    positions. At first, all columns have the same norm, so that rounding would decide between them. Slightly
+    different weights make the choice the same on every machine.
+
+    Parameters
+    ----------
+    input_checks : array (checks, N)
+        Parity checks, as from `make_zero_input_checks`.
+    n, n_parity : int
+        Number of coded blocks and of parity blocks.
+
+    Returns
+    -------
+    index array (n_parity,), ascending
     """
     unsent_basis = np.linalg.qr(input_checks[:, n:])[0]
     residual = input_checks[:, :n] - unsent_basis @ (unsent_basis.T @ input_checks[:, :n])
@@ -127,7 +164,7 @@ def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indi
 
 @lru_cache(maxsize=256)
 def select_frozen_set_seed(n: int, k: int) -> int:
-    """Return the seed whose code decodes the most patterns of exactly k arrivals."""
+    """Return the seed whose code decodes the most of the tried patterns of exactly k arrivals."""
     erasure_patterns = np.stack(sample_subsets(n, n - k, MAX_PATTERNS))
     unsent_positions = np.arange(n, round_up_to_power_of_two(n))
     unsent_patterns = np.broadcast_to(unsent_positions, (len(erasure_patterns), len(unsent_positions)))
@@ -138,4 +175,4 @@ def select_frozen_set_seed(n: int, k: int) -> int:
         ranks = np.linalg.matrix_rank(checks[:, unknown_leaves].swapaxes(0, 1))
         return int((ranks == len(checks)).sum())
 
-    return max(range(N_SEEDS), key=count_decodable_patterns)  # the first of equally good ones
+    return max(range(N_SEEDS), key=count_decodable_patterns)  # The first seed wins a tie.

@@ -1,11 +1,12 @@
-"""IntegerSecretSharingCode: integers under uniform noise modulo 2^64, of which few workers learn nothing.
+"""Secret sharing for integers modulo 2^64, with perfect secrecy: colluding workers learn nothing.
 
-    G = [D, N] for the unknowns u of (data, noise),   T = [I, 0],   coded blocks = G u  modulo 2^64
+    coded blocks = G u  modulo 2^64,   u = (data, noise),   G = [D, N],   T = [I, 0]
 
-D and N are columns of the Arikan butterfly. Its inputs of the Reed-Muller code RM(r, m) carry noise:
-the dual of that code has distance 2^(r+1), so any t < 2^(r+1) rows of N are independent modulo 2, hence
-solvable modulo 2^64, and what t workers get is uniform whatever the data are. The other inputs that
-polarization finds best carry the data, the rest is frozen.
+D and N are columns of the Arikan butterfly. The inputs of the Reed-Muller code RM(r, m) carry uniform noise.
+The dual of this code has distance 2^(r+1), so any t < 2^(r+1) rows of N are independent modulo 2. The blocks
+of t workers are therefore uniformly distributed, whatever the data. Of the remaining inputs, the most
+reliable ones carry data, as in a polar code, and all others are frozen. `coded_map` selects this code for
+integers and code=SecretSharing(...).
 """
 
 from __future__ import annotations
@@ -26,30 +27,30 @@ from polarmap.dtypes import Array, DType, Indices, Mask, check_supported_dtype, 
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int
 
-MAX_N = 1 << 12  # ranks modulo 2 are of dense matrices
+MAX_N = 1 << 12  # The maximum number of coded blocks, because ranks modulo 2 need dense matrices.
 
 
 class IntegerSecretSharingCode(LinearCode):
-    """n mixtures of k blocks of integers and of uniform noise, modulo 2^64.
+    """A code of n linear combinations of k integer data blocks and uniform noise blocks, modulo 2^64.
 
-    Any t workers together see uniform numbers: perfect secrecy, whatever they know of the data and
-    however long they compute. No digits are lost. f must be linear over the integers, with f(0) = 0
-    and integer results: a constant that f adds cannot be told from noise.
+    Any t workers together see uniformly distributed numbers. This is perfect secrecy, regardless of their
+    prior knowledge and computing power. Decoding is exact. f must be linear over the integers, with f(0) = 0
+    and integer results, because a constant term cannot be distinguished from noise.
 
     Parameters
     ----------
     n : int
-        Coded blocks (workers), more than data and noise blocks together; at most 4,096.
+        Number of coded blocks (workers); more than data and noise blocks together, at most 4,096.
     k : int
-        Data blocks, at least 1.
+        Number of data blocks, at least 1.
     n_colluders : int
-        Workers that may put together what they got.
+        Number t of workers that may combine their blocks.
 
     Notes
     -----
-    Noise of 1, m + 1, m (m + 1) / 2 + 1, ... blocks for t = 1, 3, 7, ..., n = 2^m (MacWilliams and
-    Sloane 1977, chapter 13). Over the integers modulo 2 no code does with t for every n; results of
-    about two or three workers more than data and noise blocks are needed on average.
+    For n = 2^m, the number of noise blocks is 1, m + 1, m (m + 1) / 2 + 1, ... for t = 1, 3, 7, ...
+    (MacWilliams and Sloane 1977, chapter 13). No code over the integers modulo 2 needs only t noise blocks
+    for every n. On average, decoding needs two or three results more than data and noise blocks.
 
     Examples
     --------
@@ -71,12 +72,12 @@ class IntegerSecretSharingCode(LinearCode):
         n, k = check_positive_int("n", n), check_positive_int("k", k)
         n_colluders = check_positive_int("n_colluders", n_colluders)
         if n > MAX_N:
-            raise CodeError(f"a code of masked integers has at most {MAX_N} workers, not n = {n}")
+            raise CodeError(f"n must be at most {MAX_N} for secret sharing of integers, not {n}")
         n_noise_blocks = count_noise_blocks(n, n_colluders)
         if n <= k + n_noise_blocks:
             raise CodeError(
-                f"{k} data blocks, and {n_noise_blocks} of noise against {n_colluders} colluders among {n} "
-                f"workers, need {k + n_noise_blocks} results and a spare one: "
+                f"n must be more than {k + n_noise_blocks} with {k} data blocks and {n_noise_blocks} noise "
+                f"blocks (against {n_colluders} colluders), not {n}: "
                 f"use n = {compute_min_tasks(k, n_colluders)}"
             )
         self.n, self.k, self.n_colluders = n, k, n_colluders
@@ -87,17 +88,17 @@ class IntegerSecretSharingCode(LinearCode):
 
     @property
     def n_noise_blocks(self) -> int:
-        """How many blocks of uniform noise the data are mixed with."""
+        """The number of uniform noise blocks."""
         return count_noise_blocks(self.n, self.n_colluders)
 
     @property
     def n_input_blocks(self) -> int:
-        """How many blocks the coded blocks are mixed of: data and noise."""
+        """The number of input blocks of the encoder: data and noise blocks."""
         return len(self.data_and_noise_input_indices)
 
     @cached_property
     def data_and_noise_input_indices(self) -> Indices:
-        """Inputs of the butterfly that carry the data blocks, then those that carry noise."""
+        """The inputs of the butterfly that carry data blocks, followed by those that carry noise."""
         noise_inputs = choose_noise_input_indices(self.n, self.n_colluders)
         mother_length = round_up_to_power_of_two(self.n)
         erasure_probability = OPTIMAL_DESIGN_FRACTION * (self.n - self.k - len(noise_inputs)) / self.n
@@ -110,18 +111,24 @@ class IntegerSecretSharingCode(LinearCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """G = [D, N], shape (n, k + noise blocks), of zeros and ones."""
+        """The generator matrix [D, N] of zeros and ones, shape (n, k + noise blocks)."""
         mother_length, input_indices = round_up_to_power_of_two(self.n), self.data_and_noise_input_indices
         columns = np.zeros((mother_length, len(input_indices)), np.int64)
         columns[input_indices, np.arange(len(input_indices))] = 1
         return transforms.apply_arikan_transform(columns)[mother_length - self.n :]
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""
+        """Return the dtype of the coded blocks: always 64 bits, because f may return wider integers.
+
+        Raises
+        ------
+        CodeError
+            If `dtype` is not an integer type.
+        """
         data_dtype = check_supported_dtype(dtype, "the data")
         if not is_integer_dtype(data_dtype):
-            advice = "use SecretSharingCode(n, k, t)"
-            raise CodeError(f"{data_dtype} blocks cannot be masked modulo 2^64: {advice}")
+            advice = "Use SecretSharingCode(n, k, t)."
+            raise CodeError(f"{data_dtype} blocks cannot be combined with noise modulo 2^64. {advice}")
         return data_dtype if data_dtype.itemsize == 8 else np.dtype(np.int64)
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
@@ -135,7 +142,7 @@ class IntegerSecretSharingCode(LinearCode):
         tiling.parallel_for(encode_tile, list(tiling.iter_column_tiles(out.shape[1], mother_length, 8)))
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """How to recover the results of the data blocks; CodeError for those that are no integers."""
+        """Build the erasure decoder for integer results; raise CodeError if `modular` is False."""
         if not modular:
             raise CodeError(FLOAT_RESULT_ERROR)
         return ModularLinearDecoder(self, arrived_mask)
@@ -143,15 +150,28 @@ class IntegerSecretSharingCode(LinearCode):
 
 @lru_cache(maxsize=64)
 def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
-    """Inputs of the butterfly that carry noise, so that any t of n outputs are independent and uniform.
+    """Choose the inputs of the butterfly that carry noise, so that any t of n outputs are uniform.
 
-    Those of RM(r, m), whose columns have weight 2^(m-r) or more, as far as outputs that are sent see them.
+    These are the inputs of RM(r, m), whose columns have weight 2^(m-r) or more, except for punctured inputs.
 
+    Parameters
+    ----------
+    n : int
+        Number of coded blocks.
+    n_colluders : int
+        Number t of workers that may combine their blocks.
+
+    Returns
+    -------
+    index array, ascending
+
+    Examples
+    --------
     >>> [choose_noise_input_indices(n, t).tolist() for n, t in ((8, 1), (8, 3), (6, 3))]
     [[7], [3, 5, 6, 7], [3, 5, 6, 7]]
     """
     mother_length = round_up_to_power_of_two(n)
-    # the least r with 2^(r+1) > t
+    # The smallest r with 2^(r+1) > t.
     reed_muller_order = (n_colluders + 1).bit_length() - 1 + ((n_colluders + 1) & n_colluders != 0) - 1
     min_bit_count = mother_length.bit_length() - 1 - reed_muller_order
     return np.array(
@@ -160,8 +180,10 @@ def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
 
 
 def count_noise_blocks(n: int, n_colluders: int) -> int:
-    """How many blocks of noise keep the data from any t of n workers.
+    """Return the number of noise blocks that hide the data from any `n_colluders` of n workers.
 
+    Examples
+    --------
     >>> [count_noise_blocks(64, t) for t in (1, 2, 3, 7)]
     [1, 7, 7, 22]
     """
@@ -169,8 +191,17 @@ def count_noise_blocks(n: int, n_colluders: int) -> int:
 
 
 def compute_min_tasks(k: int, n_colluders: int) -> int:
-    """The fewest workers of whose results a quarter is spare, with k data blocks and t colluders.
+    """Return the smallest number of tasks for which a quarter of the results is redundant.
 
+    Parameters
+    ----------
+    k : int
+        Number of data blocks.
+    n_colluders : int
+        Number of workers that may combine their blocks.
+
+    Examples
+    --------
     >>> compute_min_tasks(24, 1), compute_min_tasks(24, 3)
     (34, 42)
     """
@@ -181,8 +212,22 @@ def compute_min_tasks(k: int, n_colluders: int) -> int:
 
 
 def compute_max_data_blocks(n_workers: int, n_colluders: int) -> int:
-    """The most data blocks that leave a quarter of the results of `n_workers` spare, at least one.
+    """Return the largest number of data blocks for which a quarter of the results is redundant.
 
+    Parameters
+    ----------
+    n_workers : int
+        Number of coded blocks.
+    n_colluders : int
+        Number of workers that may combine their blocks.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Examples
+    --------
     >>> compute_max_data_blocks(34, 1), compute_max_data_blocks(44, 3)
     (24, 26)
     """

@@ -1,11 +1,13 @@
-"""LagrangeCode: blocks as values of a function at n points, for f polynomial in its block.
+"""Lagrange codes, for functions f that are polynomials in their block.
 
-    G = values of basis functions of f(w(z)) at the n points,   T = the first k rows of G
+    w(z_0) = u_0,  w(z_1) = u_1,  parity block = w(z_2),  result j = f(w(z_j))
 
-w(z) passes through the k data blocks at k of the points and the parity blocks are its values at the
-others (Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939). f(w(z)) is a function of the same
-kind but `degree` times the order: the unknowns are its coefficients in a basis that is orthonormal
-on the points. With K coefficients, any K values determine them all.
+    G = values of the basis functions of f(w(z)) at the n points,   T = the first k rows of G
+
+The interpolant w(z) passes through the k data blocks at k of the n points, and the parity blocks are its
+values at the remaining points (Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939). f(w(z)) has
+`degree` times the order of w(z). The unknowns are its K coefficients in a basis that is orthonormal on the
+points, and any K results determine them.
 """
 
 from __future__ import annotations
@@ -23,16 +25,23 @@ from polarmap.dtypes import Floats, Indices, Mask, is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.validation import check_positive_int, is_choice
 
-MAX_POINTS = 2048  # the decision to decode takes n^3 steps
-MAX_EXACT_AMPLIFICATION_N = 64  # coded blocks: the amplification of the decoder itself is cheap
-MAX_PATTERNS = 64  # of losses looked at for an amplification, and as many again of neighbouring losses
-RELIABLE_QUANTILE = (
-    0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
-)
+MAX_POINTS = 2048  # The maximum number of coded blocks; testing decodability takes O(n^3) operations.
+# The number of coded blocks up to which the amplification is computed from the decoding weights.
+MAX_EXACT_AMPLIFICATION_N = 64
+# The number of random erasure patterns, and of burst erasures, whose amplification is computed.
+MAX_PATTERNS = 64
+# The fraction of erasure patterns, with half of the redundant results missing, that must decode accurately.
+RELIABLE_QUANTILE = 0.9
 
 
 class AmplificationSummary(NamedTuple):
-    """By how much decoding multiplies the relative error of results, over patterns of so many losses."""
+    """Statistics of the amplification over erasure patterns with the same number of erasures.
+
+    Attributes
+    ----------
+    median, p90, max : float
+        Median, 90 % quantile and maximum.
+    """
 
     median: float
     p90: float
@@ -40,23 +49,23 @@ class AmplificationSummary(NamedTuple):
 
 
 class LagrangeCode(LinearCode):
-    """A code for f polynomial of some degree in its block, over real numbers.
+    """A code over the reals for functions that are polynomials in the entries of their block.
 
     Parameters
     ----------
     n : int
-        Coded blocks (workers), more than `recovery_threshold`, at most 2,048.
+        Number of coded blocks (workers), more than `recovery_threshold` and at most 2,048.
     k : int
-        Data blocks.
+        Number of data blocks.
     degree : int
-        Of f, at least 1. Every polynomial of at most this degree in the entries of a block will do,
-        homogeneous or not, in real and imaginary parts for complex blocks.
+        Largest degree of f, at least 1. f may be any polynomial of at most this degree in the entries of a
+        block, homogeneous or not; for complex blocks, in their real and imaginary parts.
     points : {"auto", "circle", "chebyshev"}
-        "circle": w is a trigonometric polynomial, the points are spread evenly over the circle (real
-        values at the n-th roots of unity). Any degree (k - 1) + 1 results suffice for odd k, any
-        degree * k results for even k. "chebyshev": w is a polynomial, the points are Chebyshev's. Any
-        degree (k - 1) + 1 results suffice for every k, but the loss of neighbouring points costs the
-        square of what it costs on the circle. "auto": the circle if n exceeds its number of results.
+        "circle": w is a trigonometric polynomial, and the points are evenly spaced on the circle. Any
+        degree * (k - 1) + 1 results suffice for odd k, and any degree * k results for even k. "chebyshev": w
+        is a polynomial, and the points are Chebyshev points. Any degree * (k - 1) + 1 results suffice for
+        every k, but burst erasures have the square of the amplification on the circle. "auto" (default):
+        "circle" if n is larger than its recovery threshold, otherwise "chebyshev".
 
     Examples
     --------
@@ -70,8 +79,8 @@ class LagrangeCode(LinearCode):
     """
 
     integer_error_template = (
-        "polynomials of {dtype} blocks cannot be coded exactly: convert the data with .astype(float) and "
-        "round the results, which is exact while they stay below 2^53 * rtol"
+        "a polynomial code cannot decode {dtype} results exactly. Convert the data with .astype(float) and "
+        "round the results, which is exact while they stay below 2^53 * rtol."
     )
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
@@ -85,13 +94,13 @@ class LagrangeCode(LinearCode):
             self.n, self.k, self.degree, self.points = n, k, degree, points
             threshold = self.recovery_threshold
             if n > MAX_POINTS:
-                raise CodeError(f"a Lagrange code has at most {MAX_POINTS} coded blocks, not n = {n}")
+                raise CodeError(f"n must be at most {MAX_POINTS} for a Lagrange code, not {n}")
             if n <= threshold:
                 feasible_k = compute_max_k(n - 1, degree, points)
                 smaller_k_text = f", or with n = {n} use k <= {feasible_k}" if feasible_k > 0 else ""
                 raise CodeError(
-                    f"f of degree {degree} on k = {k} blocks needs {threshold} results and a spare one: "
-                    f"with k = {k} use n > {threshold}{smaller_k_text}"
+                    f"f of degree {degree} on k = {k} blocks needs {threshold} results and at least one more "
+                    f"task, not n = {n}: with k = {k} use n > {threshold}{smaller_k_text}"
                 )
         self.name = f"Lagrange, degree {self.degree} on the {self.points} points"
         self.requirement = f"a polynomial of degree {self.degree} or less in its block"
@@ -101,45 +110,54 @@ class LagrangeCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results, of any tasks, that determine those of the data blocks."""
+        """The number of results that determine the targets, whichever tasks they come from."""
         return compute_recovery_threshold(self.k, self.degree, self.points)
 
     @property
     def systematic_indices(self) -> Indices:
-        """The coded blocks that are data blocks untouched: 0..k-1."""
+        """The indices of the coded blocks that are unchanged data blocks: 0..k-1."""
         return np.arange(self.k)
 
     @cached_property
     def node_indices(self) -> Indices:
-        """The point at which each coded block sits: the data spread evenly, then the others."""
+        """The index of the point of each coded block; the points of the data blocks are evenly spread."""
         data_nodes = ((np.arange(self.k) + 0.5) * self.n / self.k - 0.5).round().astype(np.intp)
         return np.concatenate([data_nodes, np.setdiff1d(np.arange(self.n), data_nodes)])
 
     @cached_property
     def generator_matrix(self) -> Floats:
-        """Results = generator @ unknowns, shape (n, recovery_threshold): orthonormal columns."""
+        """The generator matrix G with orthonormal columns, shape (n, recovery_threshold)."""
         return np.asarray(np.linalg.qr(self._evaluate_basis(self.degree))[0])
 
     @property
     def target_matrix(self) -> Floats:
-        """T: the values at the points of the data blocks."""
+        """The target matrix T: the rows of G that belong to the data blocks."""
         return self.generator_matrix[: self.k]
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """Parity blocks = coefficients @ data blocks, shape (n - k, k); rows sum to one."""
+        """The encoding matrix, shape (n - k, k), whose rows sum to one."""
         data_basis = self._evaluate_basis(1)
         return np.asarray(np.linalg.solve(data_basis[: self.k].T, data_basis[self.k :].T).T)
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """How to recover the results of missing data blocks from those of the mask `arrived_mask`."""
+        """Build the erasure decoder for the results in `arrived_mask`; `modular` has no effect."""
         return LagrangeDecoder(self, arrived_mask)
 
     def summarize_amplification(self, n_erasures: int) -> AmplificationSummary:
-        """What decoding does to the relative error of results when so many are lost.
+        """Summarize the amplification over erasure patterns with `n_erasures` missing results.
 
-        Over all patterns where they are few, else over neighbouring points, which are the worst, and
-        a fixed sample; median and 90 % are of the sample.
+        The median and the 90 % quantile are taken over all patterns, or over a fixed random sample if there
+        are many. The maximum includes burst erasures, which are the worst patterns.
+
+        Parameters
+        ----------
+        n_erasures : int
+            Number of missing results, from 1 to n - recovery_threshold.
+
+        Returns
+        -------
+        AmplificationSummary
 
         Examples
         --------
@@ -148,7 +166,9 @@ class LagrangeCode(LinearCode):
         """
         max_erasures = self.n - self.recovery_threshold
         if not is_integer(n_erasures) or not 0 < n_erasures <= max_erasures:
-            raise CodeError(f"{self!r} bears between 1 and {max_erasures} losses, not {n_erasures!r}")
+            raise CodeError(
+                f"n_erasures must be an integer from 1 to {max_erasures} for {self!r}, not {n_erasures!r}"
+            )
         sampled_patterns = sample_subsets(self.n, n_erasures, MAX_PATTERNS)
         burst_patterns = self._list_burst_erasure_patterns(n_erasures)
         sampled, bursts = (
@@ -159,21 +179,27 @@ class LagrangeCode(LinearCode):
         return AmplificationSummary(float(median), float(p90), max(sampled + bursts))
 
     def is_well_conditioned(self, max_amplification: float) -> bool:
-        """Whether nine in ten ways to lose half of the spare results stay within `max_amplification`."""
+        """Return whether 90 % of the patterns with half of the redundant results missing decode accurately.
+
+        Parameters
+        ----------
+        max_amplification : float
+            Largest amplification that counts as accurate.
+        """
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
         return self.summarize_amplification(n_erasures).p90 <= max_amplification
 
     def describe_ill_conditioning(self, max_amplification: float) -> str:
-        """Return why the code seldom decodes within `max_amplification`, and what to do; "" if it does."""
+        """Explain why decoding is likely to exceed `max_amplification`; return "" if it is not."""
         if self.is_well_conditioned(max_amplification):
             return ""
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
         feasible_k = compute_max_well_conditioned_k(self.n, self.degree, max_amplification)
-        advice = f"blocks={feasible_k} is the most that {self.n} tasks carry" if feasible_k else "raise rtol"
+        advice = f"use at most blocks={feasible_k} with {self.n} tasks" if feasible_k else "raise rtol"
         return (
             f"with {n_erasures} of {self.n} results missing, decoding f of degree {self.degree} on {self.k} "
             f"blocks would multiply errors by {self.summarize_amplification(n_erasures).p90:.2g}, "
-            f"and rtol permits {max_amplification:.2g}: {advice}"
+            f"but rtol permits only {max_amplification:.2g}: {advice}"
         )
 
     def _list_burst_erasure_patterns(self, n_erasures: int) -> list[Indices]:
@@ -183,7 +209,7 @@ class LagrangeCode(LinearCode):
         return [blocks_by_node[(start_node + np.arange(n_erasures)) % self.n] for start_node in start_nodes]
 
     def _evaluate_basis(self, degree: int) -> Floats:
-        """The functions that w (degree 1) or f(w) is made of, at the points, in the order of blocks."""
+        """Evaluate the basis functions of w (degree 1) or f(w) at the points, one row per coded block."""
         if self.points == "chebyshev":
             angles = (2 * self.node_indices + 1) * (np.pi / (2 * self.n))
             return np.asarray(np.cos(np.outer(angles, np.arange(degree * (self.k - 1) + 1))))
@@ -195,15 +221,15 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def _top_frequency_phase(self) -> float:
-        """The phase of the top frequency for even k, with which any degree * k results decode.
+        """The phase of the highest frequency for even k, chosen so that any degree * k results decode.
 
         A set of m = degree * k results does not decode if a function of the basis vanishes at all of its
-        angles. A trigonometric polynomial of order m / 2 with these zeros has the top frequency
-        cos(m / 2 angle - S / 2), up to a factor, where S is the sum of the angles. The basis holds
-        cos(m / 2 (angle - phase)) alone. Hence a set does not decode if and only if S = m phase modulo
-        2 pi. S is a multiple of 2 pi / n, and an odd multiple of pi / n is as far from all of them as can
-        be. Among these, the phase is the one next to k phase = pi + the sum of the angles of the data
-        blocks, because there the interpolation between the data blocks overshoots least.
+        angles. A trigonometric polynomial of order m / 2 with these zeros has the highest frequency
+        cos(m / 2 angle - S / 2), up to a factor, where S is the sum of the angles. The basis only contains
+        cos(m / 2 (angle - phase)). Hence a set does not decode if and only if S = m phase modulo 2 pi. S is a
+        multiple of 2 pi / n, so an odd multiple of pi / n has the largest distance from all of them. Among
+        these, the phase closest to k phase = pi + the sum of the angles of the data blocks is chosen, because
+        it minimizes the overshoot of the interpolation between the data blocks.
         """
         if self.k % 2:
             return 0.0
@@ -213,11 +239,14 @@ class LagrangeCode(LinearCode):
 
 
 class LagrangeDecoder(PseudoInverseDecoder):
-    """A recovery that tells the accuracy of decoding by what is lost: in large codes the cheaper way."""
+    """A `PseudoInverseDecoder` that, for large codes, computes the amplification from the erased results.
+
+    This is cheaper than computing the decoding weights.
+    """
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`."""
+        """The largest 2-norm of a row of `weights`; inf if the targets are not decodable."""
         if self.code.n <= MAX_EXACT_AMPLIFICATION_N or not len(self.missing_indices):
             return super().amplification
         erased_indices = np.setdiff1d(np.arange(self.code.n), self.arrived_indices)
@@ -232,10 +261,26 @@ class LagrangeDecoder(PseudoInverseDecoder):
 
 
 def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
-    """Trigonometric polynomials that products of `degree` of those for k blocks are made of.
+    """Evaluate a basis of the trigonometric polynomials that f(w) can be, for f of degree `degree`.
 
-    For odd k all of order (k - 1) / 2; for even k, of order k / 2, the top frequency has one phase only.
+    The order is degree * (k - 1) / 2 for odd k, and degree * k / 2 for even k, where the highest frequency
+    has only one phase.
 
+    Parameters
+    ----------
+    angles : array (points,)
+        Angles in radians.
+    k, degree : int
+        Number of data blocks, and degree of f.
+    phase : float
+        Phase of the highest frequency in radians; ignored for odd k.
+
+    Returns
+    -------
+    array (points, functions)
+
+    Examples
+    --------
     >>> evaluate_trigonometric_basis(np.zeros(1), 4, 2, 0.0).shape
     (1, 8)
     """
@@ -248,8 +293,17 @@ def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: flo
 
 
 def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
-    """Return how many results, of any tasks, determine those of k blocks.
+    """Return the number of results that determine the targets, whichever tasks they come from.
 
+    Parameters
+    ----------
+    k, degree : int
+        Number of data blocks, and degree of f.
+    points : {"circle", "chebyshev"}
+        Interpolation points, as for `LagrangeCode`.
+
+    Examples
+    --------
     >>> [compute_recovery_threshold(k, 2, "circle") for k in (3, 4, 5)]
     [5, 8, 9]
     >>> compute_recovery_threshold(4, 2, "chebyshev")
@@ -259,8 +313,19 @@ def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
 
 
 def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int:
-    """The largest k for which so many results suffice; 0 if there is none.
+    """Return the largest number of data blocks whose recovery threshold is at most `n_results`, or 0.
 
+    Parameters
+    ----------
+    n_results : int
+        Number of results that may be used.
+    degree : int
+        Degree of f.
+    points : {"circle", "chebyshev"}
+        Interpolation points, as for `LagrangeCode`.
+
+    Examples
+    --------
     >>> compute_max_k(8, 2), compute_max_k(9, 2, "circle")
     (4, 5)
     """
@@ -274,7 +339,15 @@ def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int
 
 @lru_cache(maxsize=64)
 def compute_max_well_conditioned_k(n: int, degree: int, max_amplification: float) -> int:
-    """The largest k that n workers carry reliably within an amplification; 0 if none."""
+    """Return the largest number of data blocks for which a Lagrange code is well-conditioned, or 0.
+
+    Parameters
+    ----------
+    n, degree : int
+        Number of coded blocks, and degree of f.
+    max_amplification : float
+        Largest amplification, as for `LagrangeCode.is_well_conditioned`.
+    """
     for k in range(compute_max_k(n - 1, degree), 0, -1):
         if LagrangeCode(n, k, degree).is_well_conditioned(max_amplification):
             return k

@@ -1,4 +1,9 @@
-"""Recover integers modulo 2^64, where exactly the odd numbers divide."""
+"""Decode integers modulo 2^64, where exactly the odd numbers are invertible.
+
+Integers wrap around in this arithmetic as they do in f, so that decoding is exact. The classes correspond to
+those of `real_decoders`: `ModularSystematicDecoder` serves systematic codes, and `ModularLinearDecoder` all
+other codes. Each falls back to a decoder over the reals for floats.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +20,16 @@ from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is
 from polarmap.errors import CodeError
 
 FLOAT_RESULT_ERROR = (
-    "integers are masked modulo 2^64, which results of floats do not undo: let f return integers, or mask "
-    "data.astype(float), of which colluders learn a little (see SecretSharing)"
+    "f returned floats, but the noise added to integer data can be removed from integer results only. Let f "
+    "return integers, or pass data.astype(float), of which colluders learn a little (see SecretSharing)."
 )
 
 
 class ModularDecoder(ErasureDecoder):
-    """Recovered = weights @ received modulo 2^64; floats are left to a decoder over the reals.
+    """An erasure decoder for integers modulo 2^64: recovered = weights @ received.
 
-    What integers determine modulo 2^64 they determine over the reals too.
+    Floats are passed on to `real_decoder`. Results that determine the targets modulo 2^64 determine them over
+    the reals, too.
     """
 
     modular = True
@@ -32,12 +38,12 @@ class ModularDecoder(ErasureDecoder):
 
     @cached_property
     def real_decoder(self) -> ErasureDecoder:
-        """The decoder of the same arrivals over the reals; CodeError if there is none."""
+        """The decoder over the reals for the same arrivals; accessing it raises CodeError if none exists."""
         return self._make_real_decoder()
 
     @abstractmethod
     def _make_real_decoder(self) -> ErasureDecoder:
-        """Return `real_decoder`."""
+        """Build `real_decoder`."""
 
     def over(self, dtype: DType) -> ErasureDecoder:
         """Return this decoder for integers, and `real_decoder` for floats."""
@@ -46,15 +52,15 @@ class ModularDecoder(ErasureDecoder):
     @property
     @abstractmethod
     def weights(self) -> UInt64Array:
-        """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
+        """The decoding weights modulo 2^64, shape (missing, arrived)."""
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The absolute values of the weights, as numbers nearest to zero."""
+        """The absolute values of the weights, taken as signed 64-bit integers."""
         return np.abs(self.weights.view(np.int64).astype(np.float64))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Return the missing results (missing, b), modulo 2^bits if `dtype` is one of integers."""
+        """Compute the missing targets, shape (missing, b), modulo 2^bits for an integer `dtype`."""
         if not is_integer_dtype(dtype):
             return self.real_decoder.decode(received, dtype)
         out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
@@ -64,37 +70,46 @@ class ModularDecoder(ErasureDecoder):
 
     @abstractmethod
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the missing results into `out`, (missing, b) of an integer dtype."""
+        """Write the missing targets to `out`, shape (missing, b) of an integer dtype."""
 
 
 class EliminationDecoder(ModularDecoder):
-    """system @ unknowns = results modulo 2^64, solved by as many independent rows as there are unknowns."""
+    """A decoder that solves system @ unknowns = results modulo 2^64 by Gaussian elimination.
 
-    system_matrix: Array  # the coefficients of the unknowns in the results that determine them
+    As many independent rows as there are unknowns determine the solution. The remaining rows are redundant
+    parity checks.
+
+    Attributes
+    ----------
+    system_matrix : integer array (equations, unknowns)
+        Matrix of the linear system.
+    """
+
+    system_matrix: Array
 
     def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
-        """Rewrite equations on the results of `system_matrix` as equations on all that arrived."""
+        """Rewrite checks on the equations of the system as checks on all arrived blocks."""
         return system_checks
 
     @cached_property
     def pivot_row_indices(self) -> Indices:
-        """Rows of `system_matrix` that determine the unknowns; fewer than those if too few do."""
+        """A maximal set of independent rows of `system_matrix`, ascending."""
         return np.array(find_independent_rows_gf2(self.system_matrix), dtype=np.intp)
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The least number of further results that are needed; 0 when the unknowns are determined."""
+        """A lower bound on the number of further results needed; 0 if the unknowns are determined."""
         n_unknowns = int(self.system_matrix.shape[1])
         return n_unknowns - len(self.pivot_row_indices) if n_unknowns else 0
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of equations left over; negative while results are too few."""
+        """The number of redundant parity checks; negative while too few results have arrived."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS checks modulo 2^64, (s, arrived): mixtures of rows that are no pivots."""
+        """Up to MAX_MODULAR_CHECKS combinations of the redundant parity checks modulo 2^64."""
         other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_row_indices)
         combinations = make_check_combination_matrix(len(other_rows))
         system_checks = np.zeros((len(combinations), len(self.system_matrix)), np.uint64)
@@ -110,12 +125,14 @@ class EliminationDecoder(ModularDecoder):
 
 
 class ModularSystematicDecoder(EliminationDecoder):
-    """For G = [I; P] of integers, T = I: as many parity rows as are missing solve for them exactly.
+    """An exact decoder for G = [I; P] with integer P, and T = I.
+
+    It uses as many parity blocks as data blocks are missing.
 
     Attributes
     ----------
     arrived_parity_indices : index array
-        The parity blocks that have arrived, as rows of P.
+        Rows of P whose parity blocks have arrived, ascending.
     """
 
     def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
@@ -124,7 +141,7 @@ class ModularSystematicDecoder(EliminationDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:  # type: ignore[override]
-        """P restricted to arrived parity (rows) and missing data (columns)."""
+        """The submatrix of P for arrived parity blocks (rows) and missing data blocks (columns)."""
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
     def _make_real_decoder(self) -> ErasureDecoder:
@@ -132,7 +149,7 @@ class ModularSystematicDecoder(EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
+        """The decoding weights modulo 2^64, shape (missing, arrived)."""
         n_data = len(self.arrived_data_indices)
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
@@ -147,7 +164,7 @@ class ModularSystematicDecoder(EliminationDecoder):
         return np.concatenate([data_checks, system_checks], axis=1)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the syndrome and multiply it by the inverse of the pivot rows, both modulo 2^64."""
+        """Write the missing data blocks to `out`: the inverse of the pivot rows times the syndrome."""
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
         known_blocks = [received[int(block_index)] for block_index in self.arrived_data_indices]
@@ -160,7 +177,7 @@ class ModularSystematicDecoder(EliminationDecoder):
 
 
 class ModularLinearDecoder(EliminationDecoder):
-    """For any G of integers and T: as many rows of G as there are unknowns solve for them modulo 2^64."""
+    """An exact decoder for arbitrary integer G and T, which solves for all unknowns modulo 2^64."""
 
     def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
         super().__init__(code, arrived_mask)
@@ -171,18 +188,18 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @property
     def approximate_weights(self) -> Floats:
-        """The weights modulo 2^64, as numbers nearest to zero: noise leaves no better approximation."""
+        """The weights modulo 2^64 as signed numbers; noise leaves no better approximation."""
         return self.weights.view(np.int64).astype(np.float64)
 
     @property
     def weights(self) -> UInt64Array:
-        """Recovered = weights @ received modulo 2^64, (wanted, arrived)."""
+        """The decoding weights modulo 2^64, shape (targets, arrived)."""
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
         weights[:, self.pivot_row_indices] = self._weights_of_pivot_rows
         return weights
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the wanted results into `out`, combinations of those of the pivot rows modulo 2^64."""
+        """Write the targets to `out`, as combinations of the results of the pivot rows modulo 2^64."""
         pivot_blocks = [received[int(self.arrived_indices[pivot])] for pivot in self.pivot_row_indices]
         for columns in tiling.iter_column_tiles(out.shape[1], len(pivot_blocks), 8):
             tile = tiling.gather_columns(pivot_blocks, columns, np.int64)
@@ -190,12 +207,15 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @cached_property
     def _weights_of_pivot_rows(self) -> UInt64Array:
-        """Wanted = these weights @ results of the pivot rows."""
+        """The decoding weights of the pivot rows, shape (targets, pivots); all other weights are zero."""
         return matmul_mod64(self.code.target_matrix, self._pivot_inverse)
 
 
 def make_check_combination_matrix(n_checks: int) -> UInt64Array:
-    """Sums of `n_checks` equations, at most MAX_MODULAR_CHECKS of them, that involve each.
+    """Build a matrix that combines `n_checks` parity checks into at most MAX_MODULAR_CHECKS checks.
+
+    Up to this number, all checks are kept unchanged. Beyond it, the first combination is the sum of all
+    checks.
 
     >>> make_check_combination_matrix(2).tolist(), make_check_combination_matrix(100).shape
     ([[1, 0], [0, 1]], (16, 100))

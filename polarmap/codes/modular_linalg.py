@@ -1,7 +1,8 @@
-"""Compute modulo 2^64 and over GF(2).
+"""Linear algebra modulo 2^64 and over GF(2), for the decoders of integers.
 
-A square integer matrix is invertible modulo 2^64 iff it is invertible modulo 2, so every rank
-question here is one over GF(2), answered with rows packed into Python integers.
+A square integer matrix is invertible modulo 2^64 if and only if it is invertible modulo 2. Ranks are
+therefore computed over GF(2), with each row packed into a Python integer. Products modulo 2^64 run through
+BLAS.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import numpy.typing as npt
 
 from polarmap.dtypes import Array, Mask, UInt64Array
 
-MAX_EXACT_FLOAT64 = 1 << 53  # up to here float64 holds every integer
-_LIMB_BITS = 16  # bits; products of limbs summed over up to 2^20 terms stay exact in float64
+MAX_EXACT_FLOAT64 = 1 << 53  # float64 represents every integer up to this magnitude.
+_LIMB_BITS = 16  # The size of a limb in bits. Sums of up to 2^20 products of limbs are exact in float64.
 
 
 def find_independent_rows_gf2(matrix: Array) -> list[int]:
-    """Indices of a maximal set of rows independent modulo 2, earliest rows first.
+    """Return the indices of a maximal set of rows that are independent modulo 2, preferring early rows.
 
     >>> find_independent_rows_gf2(np.array([[1, 0], [1, 2], [0, 3]]))
     [0, 2]
@@ -33,8 +34,22 @@ def find_independent_rows_gf2(matrix: Array) -> list[int]:
 
 
 def reduce_row_gf2(packed_row: int, basis_by_leading_bit: dict[int, int]) -> int:
-    """What of a packed row is no sum of those of a basis, each under its leading bit; 0 if it is one.
+    """Reduce a packed row by a basis over GF(2).
 
+    Parameters
+    ----------
+    packed_row : int
+        Row from `pack_rows_gf2`.
+    basis_by_leading_bit : dict from int to int
+        Packed basis rows by their `bit_length`.
+
+    Returns
+    -------
+    int
+        The remainder; 0 if the row is a sum of basis rows.
+
+    Examples
+    --------
     >>> reduce_row_gf2(0b101, {3: 0b110, 2: 0b11}), reduce_row_gf2(0b101, {3: 0b110})
     (0, 3)
     """
@@ -44,13 +59,22 @@ def reduce_row_gf2(packed_row: int, basis_by_leading_bit: dict[int, int]) -> int
 
 
 def compute_null_space_gf2(matrix: Array) -> Mask:
-    """Independent vectors z (rows) with matrix @ z = 0 modulo 2, as many as there are.
+    """Compute a basis of the null space of an integer matrix modulo 2.
 
+    Returns
+    -------
+    boolean array (vectors, columns)
+        Each row z satisfies matrix @ z = 0 modulo 2.
+
+    Examples
+    --------
     >>> compute_null_space_gf2(np.array([[1, 1, 0], [2, 0, 1]])).astype(int).tolist()
     [[1, 1, 0]]
     """
     width = matrix.shape[1]
-    basis: dict[int, int] = {}  # columns above the sums of columns that they are
+    # Each basis element holds a reduced column in its high bits, and in its low bits the set of columns whose
+    # sum it is.
+    basis: dict[int, int] = {}
     null_vectors = []
     for column_index, column in enumerate(pack_rows_gf2(matrix.T)):
         remainder = reduce_row_gf2(column << width | 1 << column_index, basis)
@@ -62,7 +86,7 @@ def compute_null_space_gf2(matrix: Array) -> Mask:
 
 
 def invert_mod64(matrix: Array) -> UInt64Array:
-    """The inverse modulo 2^64 of a square matrix that is invertible modulo 2 (Hensel lifting).
+    """Invert a square matrix modulo 2^64 by Hensel lifting; it must be invertible modulo 2.
 
     >>> invert_mod64(np.array([[3]])) * np.uint64(3)
     array([[1]], dtype=uint64)
@@ -70,11 +94,11 @@ def invert_mod64(matrix: Array) -> UInt64Array:
     size = len(matrix)
     identity = np.eye(size, dtype=matrix.dtype)
     null_vectors = compute_null_space_gf2(np.concatenate([matrix, identity], axis=1))
-    inverse = null_vectors[:, :size].T.astype(np.uint64)  # modulo 2
+    inverse = null_vectors[:, :size].T.astype(np.uint64)  # This is the inverse modulo 2.
     unsigned_matrix = matrix.astype(np.int64).view(np.uint64)
     twice_identity = 2 * np.eye(size, dtype=np.uint64)
     n_bits = 1
-    while n_bits < 64:  # X <- X (2 I - A X) doubles the number of correct bits
+    while n_bits < 64:  # Each step X <- X (2 I - A X) doubles the number of correct bits.
         n_bits *= 2
         bit_mask = np.uint64((1 << n_bits) - 1)
         correction = twice_identity - matmul_mod64(unsigned_matrix & bit_mask, inverse)
@@ -83,10 +107,23 @@ def invert_mod64(matrix: Array) -> UInt64Array:
 
 
 def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int], UInt64Array]:
-    """Which unknowns x of matrix @ x = s are determined modulo 2^64, though others may not be.
+    """Find the unknowns of matrix @ x = s that are determined modulo 2^64, even if not all are.
 
-    Returns rows, columns and W with x[columns] = W @ s[rows].
+    Parameters
+    ----------
+    matrix : integer array (equations, unknowns)
 
+    Returns
+    -------
+    rows : list of int
+        Equations that are used.
+    columns : list of int
+        Unknowns that are determined.
+    W : uint64 array (columns, rows)
+        Solution: x[columns] = W @ s[rows].
+
+    Examples
+    --------
     >>> rows, columns, W = find_determined_unknowns_mod64(np.array([[1, 0, 0], [0, 1, 1]]))
     >>> rows, columns, W.tolist()
     ([0, 1], [0], [[1, 0]])
@@ -101,8 +138,12 @@ def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int],
 
 
 def matmul_mod64(left: Array, right: Array) -> UInt64Array:
-    """left @ right modulo 2^64, through exact float64 products of 16-bit limbs (BLAS).
+    """Compute the matrix product left @ right of integers modulo 2^64.
 
+    Large numbers are split into 16-bit limbs, whose float64 products with BLAS are exact.
+
+    Examples
+    --------
     >>> matmul_mod64(np.array([[-1, 2]]), np.array([[2**63], [5]], np.uint64)) == 2**63 + 10
     array([[ True]])
     """
@@ -128,26 +169,26 @@ def _compute_max_abs(matrix: npt.NDArray[np.int64]) -> int:
 
 
 def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.float64]]]:
-    """(shift, limb) pairs with matrix = sum of limb << shift; small entries need one limb only."""
+    """Split a matrix into pairs (shift, limb) with matrix = sum of limb << shift; omit zero limbs."""
     remaining = matrix
     limbs = []
     for shift in range(0, 64, _LIMB_BITS):
         if not remaining.any():
             break
-        low_limb = (remaining << (64 - _LIMB_BITS)) >> (64 - _LIMB_BITS)  # the signed low limb
+        low_limb = (remaining << (64 - _LIMB_BITS)) >> (64 - _LIMB_BITS)  # Sign-extend the low limb.
         limbs.append((shift, low_limb.astype(np.float64)))
-        remaining = (remaining - low_limb) >> _LIMB_BITS  # wraps only where the next limb is the last
+        remaining = (remaining - low_limb) >> _LIMB_BITS  # This wraps only before the last limb.
     return limbs
 
 
 def pack_rows_gf2(matrix: Array) -> list[int]:
-    """Each row modulo 2 as a Python integer, column 0 in the lowest bit."""
+    """Pack each row modulo 2 into a Python integer, with column 0 in the lowest bit."""
     packed_bits = np.packbits((matrix & 1).astype(np.uint8), axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in packed_bits]
 
 
 def _unpack_rows_gf2(packed_rows: list[int], n_columns: int) -> Array:
-    """The reverse: numbers 0 and 1, (rows, width)."""
+    """Unpack rows from `pack_rows_gf2` into an array (rows, n_columns) of zeros and ones."""
     n_bytes = -(-n_columns // 8)
     packed_bits = np.frombuffer(b"".join(row.to_bytes(n_bytes, "little") for row in packed_rows), np.uint8)
     packed_table = packed_bits.reshape(len(packed_rows), n_bytes)

@@ -1,14 +1,17 @@
-"""PolarCode: n coded blocks x = G u of which k are the data u, bound by C x = 0.
+"""Polar codes over the reals and the integers, the default codes of polarmap.
 
-    G = [I; P],   T = I,   C = [P, -I]
+    data u_0 .. u_3  ->  coded blocks x = [I; P] u  ->  f(x_0) .. f(x_5)  ->  decode  ->  f(u_0) .. f(u_3)
+    (k = 4)              (n = 6: 4 data, 2 parity)      (any two may be missing)
 
-A polar code is an invertible butterfly x = B v whose inputs v are zero on a frozen set F of n - k.
-Read backwards, the rows F of the inverse of B vanish on every codeword: these n - k equations are
-C x = 0, solved for the parity blocks they are x = [I; P] u. A linear f commutes with them, and since
-the rows of P sum to one so does an affine f: the results satisfy C f(x) = 0 too.
+    G = [I; P],   T = I,   C = [P, -I],   C x = 0
 
-B is of the kernel's 2 x 2 matrices: `rotation_code`, `arikan_code`, `hadamard_code`. Each kernel is a class
-of its own, which says P and which inputs are frozen.
+A polar code is an invertible butterfly x = B v whose inputs v are zero on a frozen set F of n - k inputs. The
+rows F of the inverse of B therefore give n - k parity checks C x = 0. Solving them for the parity blocks
+gives x = [I; P] u. A linear f commutes with the checks. The rows of P sum to one, so an affine f does so,
+too, and the results satisfy C f(x) = 0.
+
+The butterfly repeats a 2 x 2 matrix, the polarization kernel. Each kernel is a subclass in its own module:
+`rotation_code`, `arikan_code` and `hadamard_code`. It defines P and the frozen set.
 """
 
 from __future__ import annotations
@@ -28,52 +31,59 @@ from polarmap.dtypes import Array, Floats, Indices, check_supported_dtype, is_in
 from polarmap.errors import CodeError, NotDecodableError, trimmed_tracebacks
 from polarmap.validation import is_choice, is_real_number
 
-MAX_N = 1 << 16
-KERNELS = ("rotation", "arikan", "hadamard")  # Each has a module of its own, <kernel>_code.
-# An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the
-# design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
-# below (planning.arrivals_needed with both).
+MAX_N = 1 << 16  # The largest number of coded blocks.
+# The kernels; each is implemented in a module named <kernel>_code.
+KERNELS = ("rotation", "arikan", "hadamard")
+# The design erasure probability for the optimal decoder, as a fraction of (n - k) / n. From n = 128 on, this
+# design needs 2 to 25 times fewer arrivals beyond k than a fraction of 1, and never more below (measured with
+# planning.arrivals_needed), because an optimal decoder benefits from rows of larger weight.
 OPTIMAL_DESIGN_FRACTION = 0.25
 
 
 def get_design_erasure_fraction(decoder_name: str) -> float:
-    """The share of the n - k losses that can be made up for at which a decoder's code is designed."""
+    """Return the design erasure probability for a decoder, as a fraction of (n - k) / n.
+
+    Parameters
+    ----------
+    decoder_name : {"optimal", "sequential"}
+    """
     return 1.0 if decoder_name == "sequential" else OPTIMAL_DESIGN_FRACTION
 
 
 class PolarCode(SystematicCode):
     """A systematic polar code over the reals, or over the integers.
 
-    The coded blocks x satisfy C x = 0 with C = [P, -I]: blocks 0..k-1 are the data untouched,
-    blocks k..n-1 are parity. A linear f commutes with this, and since the rows of P sum to one
-    so does an affine f: f(x_j) obey the same equations, and lost results follow from the others.
+    Coded blocks 0..k-1 are the data blocks and coded blocks k..n-1 are parity blocks. They satisfy the parity
+    checks C x = 0 with C = [P, -I]. If f is linear or affine, the results f(x_j) satisfy the same checks, so
+    that missing results can be computed from the results that arrived.
 
     Parameters
     ----------
     n : int
-        Coded blocks (workers), k < n <= 65,536.
+        Number of coded blocks, one per worker; k < n <= 65,536, and at most 1,024 for "hadamard".
     k : int
-        Data blocks, at least 1.
+        Number of data blocks, at least 1.
     kernel : {"rotation", "arikan", "hadamard"}, optional
-        "rotation", the default: an orthogonal butterfly with pseudo-random angles and a pseudo-random frozen
-        set; almost any k blocks decode, like an MDS code. "arikan": [[1, 1], [0, 1]] and the
-        frozen set of channel polarization (arXiv 1901.06811); small integer coefficients, so
-        integers decode exactly. "hadamard": [[1, 1], [1, -1]] and a pseudo-random frozen set, for floats;
-        it needs a few more than k results, and at most 1,024 blocks.
+        "rotation" (default) is an orthogonal butterfly with pseudo-random angles, for floats. Almost any k
+        results decode, as for an MDS code. "arikan" uses the matrix [[1, 1], [0, 1]] and the frozen set of
+        channel polarization (arXiv 1901.06811). Its coefficients are small integers, so integers decode
+        exactly. "hadamard" uses [[1, 1], [1, -1]] and a pseudo-random frozen set, for floats. It needs a few
+        more than k results.
     decoder : {"optimal", "sequential"}
-        "optimal" decodes whenever any decoder could. "sequential" (arikan only) is successive
-        cancellation: additions and subtractions, n log n, when the bit pattern permits.
+        "optimal" decodes every erasure pattern that any decoder can decode. "sequential" (arikan only) is
+        successive cancellation. It takes n log n additions and decodes fewer patterns.
     erasure : float or array-like (n,), optional
-        Erasure probability for which the arikan frozen set is chosen. By default (n - k) / n, which
-        suits the sequential decoder, and a quarter of it for the optimal one. An array has one for each
-        worker, where they are not alike: `worker_indices` then says who gets which block.
+        Erasure probability for which the arikan frozen set is chosen. The default is (n - k) / n for the
+        sequential decoder, and a quarter of that for the optimal decoder. Pass an array with one probability
+        per worker if the workers differ. `worker_indices` then assigns the blocks to the workers.
     seed : int, optional
-        Of the rotation angles, or of the hadamard frozen set. By default, up to 64 blocks, the best of
-        eight, by the error amplification or the arrivals that decode; 0 above.
+        Seed of the rotation angles or of the hadamard frozen set. The default is 0 for more than 64 blocks,
+        and otherwise the best of eight seeds: the one with the lowest amplification (rotation) or with the
+        most decodable erasure patterns (hadamard).
     levels : int, optional
-        Of the arikan butterfly: fewer than all, log2 of the next power of two above n, cost fewer additions
-        and need more results. Butterflies of 2^levels blocks then lie side by side, each with data blocks and
-        parity blocks of its own.
+        Number of stages of the arikan butterfly. By default, all log2(N) stages, where N is the smallest
+        power of two >= n. Fewer stages need fewer additions and more results. The code then consists of
+        several butterflies of 2^levels blocks, each with its own data blocks and parity blocks.
 
     Examples
     --------
@@ -97,17 +107,17 @@ class PolarCode(SystematicCode):
         cls._classes_by_kernel.setdefault(cls.kernel, cls)
 
     def __new__(cls, n: int, k: int, kernel: str | None = None, *args: Any, **kwargs: Any) -> PolarCode:
-        """One of the class of its kernel."""
+        """Create an instance of the subclass that implements `kernel`."""
         kernel = cls.kernel if kernel is None else kernel
         if not is_choice(kernel, KERNELS):
             kernels_text = ", ".join(map(repr, KERNELS))
             raise CodeError(f"kernel must be one of {kernels_text}, not {kernel!r}")
         if kernel not in cls._classes_by_kernel:
-            importlib.import_module(f"polarmap.codes.{kernel}_code")  # It registers its class.
+            importlib.import_module(f"polarmap.codes.{kernel}_code")  # The import registers the class.
         if cls is PolarCode:
             return super().__new__(cls._classes_by_kernel[kernel])
         if kernel != cls.kernel:
-            raise CodeError(f"{cls.__name__} has kernel={cls.kernel!r}, not {kernel!r}: use PolarCode")
+            raise CodeError(f"{cls.__name__} has kernel={cls.kernel!r}, not {kernel!r}. Use PolarCode.")
         return super().__new__(cls)
 
     def __getnewargs__(self) -> tuple[int, int, str]:
@@ -127,9 +137,9 @@ class PolarCode(SystematicCode):
         if not is_choice(decoder, ("optimal", "sequential")):
             raise CodeError(f"decoder must be 'optimal' or 'sequential', not {decoder!r}")
         if decoder not in self._supported_decoders:
-            raise CodeError(f"decoder={decoder!r} needs kernel='arikan'")
+            raise CodeError(f"decoder={decoder!r} needs kernel='arikan', not {self.kernel!r}")
         if seed is not None and not (is_integer(seed) and 0 <= seed < 1 << 64):
-            raise CodeError(f"seed must be an integer of at least 0 and below 2^64, not {seed!r}")
+            raise CodeError(f"seed must be an integer from 0 to 2^64 - 1, not {seed!r}")
         self.n, self.k, self.decoder = int(n), int(k), decoder
         self.erasure = (
             get_design_erasure_fraction(decoder) * (n - k) / n
@@ -145,28 +155,31 @@ class PolarCode(SystematicCode):
         return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels_text})"
 
     def _check_levels(self, levels: object) -> int:
-        """How many levels the butterflies have: all, log2 of the next power of two."""
+        """Return the number of stages of the butterfly; raise CodeError if `levels` is not supported."""
         if levels is not None:
-            raise CodeError(f"levels needs kernel='arikan': the {self.kernel} kernel has all of them")
+            raise CodeError(
+                f"levels={levels!r} needs kernel='arikan', because the {self.kernel} kernel always uses all "
+                "levels"
+            )
         return (self.n - 1).bit_length()
 
     def with_sizes(self, n: int, k: int) -> PolarCode:
-        """Return a code with other numbers of blocks and the same options.
+        """Return a code with the same options for different numbers of blocks.
 
         Parameters
         ----------
         n, k : int
-            The numbers of coded blocks and of data blocks, as for `PolarCode`.
+            Number of coded blocks and of data blocks, as for `PolarCode`.
 
         Returns
         -------
         PolarCode
-            Options that were left out get their defaults for the new numbers.
+            Options that were not passed to this code have the defaults for the new sizes.
 
         Raises
         ------
         CodeError
-            If `erasure` has one probability for each worker, or `levels` does not fit the new numbers.
+            If `erasure` has one probability per worker, or `levels` does not fit the new sizes.
 
         Examples
         --------
@@ -177,7 +190,7 @@ class PolarCode(SystematicCode):
             return self
         if not isinstance(self.erasure, float):
             raise CodeError(
-                f"erasure has one probability for each of {self.n} workers, so that {self!r} cannot be used "
+                f"{self!r} has one erasure probability for each of {self.n} workers, so it cannot be used "
                 f"for {n} coded blocks. Pass a PolarCode({n}, {k}, ...), or a single number as erasure."
             )
         levels = self.levels if self.levels < min(self.n - 1, n - 1).bit_length() else None
@@ -187,32 +200,34 @@ class PolarCode(SystematicCode):
 
     @property
     def rate(self) -> float:
-        """k / n."""
+        """The code rate k / n."""
         return self.k / self.n
 
     @property
     def frozen_set(self) -> Indices:
-        """Inputs of the transform that are frozen to zero, ascending; n - k of them.
+        """The n - k inputs of the transform that are frozen to zero, ascending.
 
-        arikan: positions on the butterflies, which are rows of `length` inputs. rotation: the transform is
-        x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen. hadamard: inputs of the butterfly, whose
-        inputs from n on are zero, too.
+        For the arikan kernel, these are inputs of all butterflies, numbered from 0 to
+        `mother_code_length` - 1. For the rotation kernel, the transform is x = [[I, 0], [P, -I]] u, and its
+        last n - k inputs are frozen. For the hadamard kernel, these are inputs of the butterfly, whose inputs
+        from n on are zero as well.
         """
         raise NotImplementedError
 
     @property
     def codeword_positions(self) -> Indices:
-        """arikan, hadamard: the leaf of the butterflies on which each coded block sits, data blocks first."""
+        """The codeword position of each coded block on the butterfly, data blocks first, (n,)."""
         return np.arange(self.n)
 
     @cached_property
     def worker_indices(self) -> Indices:
-        """The worker of each coded block, (n,): worker i is the one with the i-th `erasure`.
+        """The index of the worker that should receive each coded block, (n,).
 
-        Block i is for worker i where all are alike. With the other kernels than arikan the data blocks go to
-        the most reliable workers, since what arrives of them need not be decoded. On the leaves of the arikan
-        butterfly workers are sorted for the sequential decoder, so that its first pairs are of a reliable
-        worker and one that is not, and shuffled for the optimal one (both measured best).
+        Worker i has the erasure probability `erasure[i]`. If all workers have the same probability, block i
+        goes to worker i. Otherwise, the rotation and hadamard kernels assign the data blocks to the most
+        reliable workers, because data blocks that arrive need no decoding. The arikan kernel sorts the
+        workers along the codeword positions for the sequential decoder, which pairs reliable with
+        unreliable workers, and shuffles them for the optimal decoder. Both choices were the best measured.
 
         Examples
         --------
@@ -228,32 +243,32 @@ class PolarCode(SystematicCode):
 
     @property
     def _block_erasure_probabilities(self) -> Floats:
-        """The erasure probability of each coded block: data blocks go to the most reliable workers."""
+        """The erasure probability of each coded block, ascending: data blocks get the reliable workers."""
         return np.sort(np.broadcast_to(self.erasure, self.n))
 
     @property
     def seed(self) -> int:
-        """The seed of the rotation angles, or of the hadamard frozen set, in use."""
+        """The seed in use, of the rotation angles or of the hadamard frozen set."""
         return self._seed or 0
 
     @property
     def encoding_matrix(self) -> Array:
-        """P, shape (n - k, k): int64 (small numbers) for arikan, else float64."""
+        """The parity matrix P, shape (n - k, k); int64 for the arikan kernel, otherwise float64."""
         raise NotImplementedError
 
     @property
     def parity_check_matrix(self) -> Array:
-        """C = [P, -I], shape (n - k, n): C x = 0 for every codeword x."""
+        """The parity-check matrix C = [P, -I], shape (n - k, n): C x = 0 for every codeword x."""
         identity = np.eye(self.n - self.k, dtype=self.encoding_matrix.dtype)
         return np.concatenate([self.encoding_matrix, -identity], axis=1)
 
     @cached_property
     def norm_inf(self) -> int:
-        """The largest sum of absolute coefficients of a parity block, rounded up."""
+        """The infinity norm of P, rounded up: the largest sum of absolute coefficients of a parity block."""
         return int(np.ceil(np.abs(self.encoding_matrix).sum(axis=1).max()))
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
-        """All n coded blocks of k data blocks.
+        """Encode k data blocks into n coded blocks.
 
         Parameters
         ----------
@@ -263,12 +278,19 @@ class PolarCode(SystematicCode):
         Returns
         -------
         array (n, ...)
-            The data blocks, then the parity blocks. Integers come back in a dtype wide enough
-            for the parity blocks.
+            The data blocks, followed by the parity blocks. Integers are returned in a dtype that is wide
+            enough for the parity blocks.
+
+        Raises
+        ------
+        CodeError
+            If the shape or dtype of `blocks` is not supported.
         """
         data_blocks = _to_numeric_array(blocks)
         if data_blocks.ndim == 0 or len(data_blocks) != self.k:
-            raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data_blocks.shape}")
+            raise CodeError(
+                f"{self!r} encodes arrays of shape ({self.k}, ...), not of shape {data_blocks.shape}"
+            )
         dtype = check_supported_dtype(data_blocks.dtype, "the data")
         flat_blocks = data_blocks.reshape(self.k, -1).astype(dtype, copy=False)
         coded = np.empty((self.n, flat_blocks.shape[1]), self.parity_dtype(flat_blocks.dtype))
@@ -277,41 +299,52 @@ class PolarCode(SystematicCode):
         return coded.reshape((self.n, *data_blocks.shape[1:]))
 
     def is_decodable(self, arrived_mask: npt.ArrayLike, modular: bool | None = None) -> bool:
-        """Whether a set of arrivals determines all k data blocks.
+        """Return whether a set of arrivals determines all k data blocks.
 
         Parameters
         ----------
         arrived_mask : boolean array (n,)
+            True for each coded block that has arrived.
         modular : bool, optional
-            Over integers modulo 2^64 (rank over GF(2)) instead of the reals; by default for the
-            arikan kernel.
+            If True, decide for integers modulo 2^64 (rank over GF(2)), otherwise for real numbers. The
+            default is True for the arikan kernel and False for the other kernels.
+
+        Returns
+        -------
+        bool
         """
         checked_mask = _to_numeric_array(arrived_mask)
         if checked_mask.shape != (self.n,) or checked_mask.dtype != bool:
-            raise CodeError(f"arrived_mask must be a boolean mask of length {self.n}")
+            raise CodeError(
+                f"arrived_mask must be a boolean mask of length {self.n}, "
+                f"not {checked_mask.dtype} of shape {checked_mask.shape}"
+            )
         tracker = ArrivalTracker(self, modular=self.supports_integers if modular is None else modular)
         for block_index in np.flatnonzero(checked_mask):
             tracker.add(int(block_index))
         return tracker.is_ready
 
     def decode(self, blocks: Mapping[int, npt.ArrayLike]) -> Array:
-        """The k data blocks from any decodable set of coded blocks.
+        """Decode the k data blocks from a decodable set of coded blocks.
 
         Parameters
         ----------
-        blocks : mapping from position (0..n-1) to block, all of one shape and dtype
-            Integer data blocks may be narrower than integer parity blocks.
+        blocks : mapping from int to array
+            Coded blocks by index, 0..n-1. All blocks must have the same shape and dtype, except that integer
+            parity blocks may have a wider dtype than integer data blocks.
 
         Returns
         -------
-        array (k, ...), in the dtype of the data blocks given (of the parity blocks if none is).
+        array (k, ...)
+            The data blocks, in the dtype of the given data blocks, or of the parity blocks if `blocks`
+            contains no data block.
 
         Raises
         ------
         NotDecodableError
-            If the set determines nothing more.
+            If the given blocks do not determine all data blocks.
         CodeError
-            If positions, shapes or dtypes do not fit.
+            If an index, shape or dtype is invalid.
 
         Examples
         --------
@@ -329,8 +362,8 @@ class PolarCode(SystematicCode):
                 tracker.add(block_index)
             if not tracker.is_ready:
                 raise NotDecodableError(
-                    f"{len(block_arrays)} of {self.n} blocks do not determine the {self.k} data blocks; "
-                    f"at least {max(1, self.k - len(block_arrays))} more needed"
+                    f"{len(block_arrays)} of {self.n} blocks do not determine the {self.k} data blocks: "
+                    f"pass at least {max(1, self.k - len(block_arrays))} more"
                 )
             received = {index: block.reshape(-1) for index, block in block_arrays.items()}
             result = np.empty((self.k, first_block.size), dtype)
@@ -346,52 +379,53 @@ def _check_code_size(n: int, k: int, max_n: int) -> None:
         if not is_integer(value):
             raise CodeError(f"{name} must be an integer, not {value!r}")
     if not 1 <= k < n <= max_n:
-        advice = ": use kernel='rotation'" if max_n < n <= MAX_N else ""
-        raise CodeError(f"a code of this kernel needs 1 <= k < n <= {max_n}, not n = {n}, k = {k}{advice}")
+        advice = ". Use kernel='rotation'." if max_n < n <= MAX_N else ""
+        raise CodeError(f"this kernel requires 1 <= k < n <= {max_n}, not n = {n}, k = {k}{advice}")
 
 
 def _check_erasure_probabilities(erasure: object, n: int) -> float | Floats:
-    """One probability for all workers, or one for each, (n,)."""
+    """Return `erasure` as a float, or as a read-only array (n,); raise CodeError if it is invalid."""
     if is_real_number(erasure):
         if not 0 < erasure < 1:
-            raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
+            raise CodeError(f"erasure must be strictly between 0 and 1, not {erasure!r}")
         return float(erasure)
     try:
         raw_values = np.asarray(erasure)
-    except ValueError:  # lists of different lengths
+    except ValueError:  # NumPy rejects nested lists of different lengths.
         raw_values = np.empty((), object)
     if raw_values.ndim != 1 or raw_values.dtype.kind not in "iuf":
         raise CodeError(
-            "erasure must be a number strictly between 0 and 1, or a list with one for each of the "
+            "erasure must be a number strictly between 0 and 1, or a list with one number for each of the "
             f"n = {n} workers, not {erasure!r:.100}"
         )
     if len(raw_values) != n:
         raise CodeError(
-            f"erasure has {len(raw_values)} probabilities, and there are n = {n} workers: give one for each"
+            f"erasure must have one probability for each of the n = {n} workers, not {len(raw_values)} "
+            "probabilities"
         )
     values = raw_values.astype(np.float64)
     invalid_indices = np.flatnonzero(~((values >= 0) & (values <= 1)))
     if len(invalid_indices):
         raise CodeError(
-            f"erasure[{invalid_indices[0]}] must lie between 0 and 1, not at {values[invalid_indices[0]]:g}"
+            f"erasure[{invalid_indices[0]}] must be between 0 and 1, not {values[invalid_indices[0]]:g}"
         )
     values.flags.writeable = False
     return values
 
 
 def _check_received_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
-    """The blocks as arrays by position, ascending; CodeError if they do not fit each other."""
+    """Convert received blocks to arrays, ordered by block index; raise CodeError if they are inconsistent."""
     if not isinstance(blocks, Mapping):
-        raise CodeError(f"blocks must be a mapping from position to block, not {type(blocks).__name__}")
+        raise CodeError(f"blocks must be a mapping from block index to block, not {type(blocks).__name__}")
     for block_index in blocks:
         if not is_integer(block_index) or not 0 <= block_index < code.n:
-            raise CodeError(f"positions run from 0 to {code.n - 1}, not {block_index!r}")
+            raise CodeError(f"a block index must be an integer from 0 to {code.n - 1}, not {block_index!r}")
     block_arrays = {block_index: _to_numeric_array(block) for block_index, block in sorted(blocks.items())}
     if not block_arrays:
-        raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
+        raise NotDecodableError(f"blocks is empty, but decoding needs at least {code.k} blocks")
     first_index, first_block = next(iter(block_arrays.items()))
     for block_index, block_array in block_arrays.items():
-        # Integer parity blocks are wider than integer data blocks; all else is alike.
+        # Only integer parity blocks may have another dtype: one that is wider than that of data blocks.
         is_wider = (
             first_index < code.k <= block_index
             and block_array.dtype.kind == "i"
@@ -401,14 +435,14 @@ def _check_received_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike])
             block_array.dtype != first_block.dtype and not is_wider
         ):
             raise CodeError(
-                f"block {block_index} is {block_array.dtype} of shape {block_array.shape}, "
-                f"block {first_index} {first_block.dtype} of shape {first_block.shape}"
+                f"block {block_index} is {block_array.dtype} of shape {block_array.shape}, but "
+                f"block {first_index} is {first_block.dtype} of shape {first_block.shape}"
             )
     return block_arrays
 
 
 def _to_numeric_array(block: npt.ArrayLike) -> Array:
-    """An argument of a caller's as a contiguous array of numbers."""
+    """Convert an argument to a C-contiguous array; raise CodeError if NumPy cannot convert it."""
     try:
         return np.asarray(block, order="C")
     except (TypeError, ValueError) as error:

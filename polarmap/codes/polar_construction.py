@@ -1,6 +1,7 @@
-"""Construct frozen sets by density evolution on the erasure channel.
+"""Construct frozen sets for the Arikan kernel by density evolution on the erasure channel.
 
-Everything here is a pure function of its arguments, the same on every machine and numpy version.
+`arikan_code` freezes the inputs that this module selects. All functions are deterministic: they give the same
+result on every machine and with every NumPy version, so that coded arrays can be decoded anywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from polarmap.dtypes import Floats, Indices
 
 
 def round_up_to_power_of_two(size: int) -> int:
-    """The smallest power of two >= size.
+    """Return the smallest power of two that is at least `size`.
 
     >>> [round_up_to_power_of_two(n) for n in (1, 2, 3, 1000)]
     [1, 2, 4, 1024]
@@ -21,11 +22,23 @@ def round_up_to_power_of_two(size: int) -> int:
 
 
 def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int]:
-    """The size of a butterfly of so many levels, and how many of them n leaves take, side by side.
+    """Compute the size of each butterfly and the number of butterflies for n codeword positions.
 
-    Of `count` butterflies, number i % count has leaf i, so that unsent leaves, the first, are spread over
-    all. By default all levels: one butterfly of the next power of two.
+    Parameters
+    ----------
+    n : int
+        Number of codeword positions that are sent.
+    levels : int, optional
+        Number of stages of each butterfly. By default, one butterfly of the next power of two is used.
 
+    Returns
+    -------
+    size, n_transforms : int
+        Each of the `n_transforms` butterflies has size = 2^levels positions. Position i belongs to butterfly
+        i % n_transforms, so that the punctured positions, which are the first, are spread over all of them.
+
+    Examples
+    --------
     >>> compute_transform_shape(1000), compute_transform_shape(1000, 5), compute_transform_shape(10_000, 10)
     ((1024, 1), (32, 32), (1024, 10))
     """
@@ -34,13 +47,22 @@ def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int
 
 
 def compute_input_erasure_probabilities(position_erasure_probabilities: npt.ArrayLike) -> Floats:
-    """Erasure probability of every input, given the erasure probability of every worker.
+    """Compute the erasure probability of every input from the erasure probability of every position.
 
-    Along the first axis; butterflies side by side lie along the second.
+    Each pair (a, b) of a stage becomes a + b - ab (minus branch, the slow virtual worker) and ab (plus
+    branch, the fast virtual worker), which is eq. (35) of Arikan (2009) for unequal workers.
 
-    One butterfly of z -> a + b - ab (minus, the slow virtual worker) and ab (plus, the fast one);
-    Arikan (2009), eq. (35), for unequal workers.
+    Parameters
+    ----------
+    position_erasure_probabilities : array-like (size,) or (size, butterflies)
+        Erasure probability of each codeword position; `size` is a power of two.
 
+    Returns
+    -------
+    array of the same shape
+
+    Examples
+    --------
     >>> compute_input_erasure_probabilities([0.5, 0.5]).tolist()
     [0.75, 0.25]
     """
@@ -58,16 +80,28 @@ def compute_input_erasure_probabilities(position_erasure_probabilities: npt.Arra
 def choose_frozen_set(
     n: int, k: int, erasure_probabilities: float | Floats, levels: int | None = None
 ) -> Indices:
-    """The n - k inputs to freeze, ascending, on a butterfly of the next power of two.
+    """Choose the n - k inputs of the butterflies to freeze.
 
-    `erasure_probabilities`: of every leaf that is sent, or of each of the n by itself. `levels`: of
-    butterflies side by side (`compute_transform_shape`), in each of which an input is frozen and another is
-    not.
+    The first N - n positions are punctured, which keeps the all-ones word in the code, so that constants are
+    decoded exactly. The frozen set is closed downwards: if the bits of i are a subset of the bits of a frozen
+    input j, then i is frozen, too. The two-pass systematic encoder needs this property.
 
-    The first N - n positions are punctured (never sent), so the code keeps the all-ones word and
-    a constant survives decoding exactly. The set is closed downwards (an input below a frozen one
-    is frozen), which the two-pass systematic encoder needs.
+    Parameters
+    ----------
+    n, k : int
+        Number of coded blocks and of data blocks.
+    erasure_probabilities : float or array (n,)
+        Erasure probability of all sent positions, or of each of them.
+    levels : int, optional
+        Number of stages, as in `compute_transform_shape`. With several butterflies, each has at least one
+        frozen input and one that is not frozen.
 
+    Returns
+    -------
+    index array (n - k,), ascending
+
+    Examples
+    --------
     >>> choose_frozen_set(8, 4, 0.25).tolist()
     [0, 1, 2, 4]
     """
@@ -76,7 +110,7 @@ def choose_frozen_set(
     position_probabilities = np.ones(transform_size * n_transforms)
     position_probabilities[n_punctured:] = erasure_probabilities
     z = compute_input_erasure_probabilities(position_probabilities.reshape(transform_size, n_transforms))
-    envelope = z.copy()  # z'_j = min of z_i over all i whose bits are a subset of j's
+    envelope = z.copy()  # The minimum of z_i over all i whose bits are a subset of the bits of j.
     half = transform_size // 2
     while half:
         pairs = envelope.reshape(-1, 2, half, n_transforms)

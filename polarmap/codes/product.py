@@ -1,9 +1,15 @@
-"""ProductCode: blocks on a grid, every column a codeword of one code, every row of another.
+"""Product codes, which protect a matrix product A B: blocks on a grid whose rows and columns are codewords.
 
-    x = G_A X G_B',   so G = kron(G_A, G_B) with its unit rows first,   T = I
+                     B_0      B_1      B_parity
+    A_0             A_0 B_0  A_0 B_1  parity     <- each row is a codeword of the code of B
+    A_parity        parity   parity   parity
+                       ^ each column is a codeword of the code of A
 
-for the data blocks X on a k_A x k_B grid and G_A = [I; P_A], G_B = [I; P_B]: what A_i B_j gives for
-coded A_i and B_j. C_A x = 0 for every column of x and C_B x' = 0 for every row.
+    x = G_A X G_B',   G = kron(G_A, G_B) with its unit rows first,   T = I
+
+X holds the data blocks on a k_A x k_B grid, G_A = [I; P_A] and G_B = [I; P_B]. The results A_i B_j of coded
+blocks A_i and B_j satisfy C_A x = 0 in every column of the grid and C_B x' = 0 in every row. The decoder
+decodes rows and columns in turn, or solves all checks jointly.
 """
 
 from __future__ import annotations
@@ -35,30 +41,31 @@ from polarmap.errors import CodeError
 
 BlockIndices = set[int]
 
-MAX_TASKS = 4096  # the joint equations of more take too long to solve
-# Equations times unknowns squared up to which the joint equations are solved: about 0.2 s.
+MAX_TASKS = 4096  # Joint decoding of more tasks takes too long.
+# The number of equations times the squared number of unknowns, up to which joint decoding is used. It then
+# takes up to about 0.2 s.
 MAX_JOINT_FLOPS = 3e8
-# Recovered times received blocks up to which they are combined at once: more accurate than line by
-# line, and slower from about here on.
+# The number of recovered blocks times received blocks, up to which joint decoding is preferred because it is
+# more accurate. Beyond about this size, it is slower than decoding line by line.
 MAX_JOINT_WEIGHTS = 1 << 18
 
 
 class ProductCode(SystematicCode):
-    """The product of two polar codes: n = n_A n_B blocks x_ij of which k = k_A k_B are data.
+    """The product of two polar codes: n = n_A n_B blocks on a grid, k = k_A k_B of which are data blocks.
 
-    Data comes first, row by row, then the other blocks, row by row.
+    The data blocks have the first indices, row by row, followed by the parity blocks, row by row.
 
     Parameters
     ----------
     column_code : PolarCode
-        Of the columns of the grid (of A, cut by rows).
+        Code of the columns of the grid, which encodes A along its rows.
     row_code : PolarCode
-        Of its rows (of B, cut by columns).
+        Code of the rows of the grid, which encodes B along its columns.
 
     Raises
     ------
     CodeError
-        More than 4096 blocks; a sequential decoder; kernels that differ.
+        If the grid has more than 4096 blocks, a code has the sequential decoder, or the kernels differ.
 
     Examples
     --------
@@ -77,12 +84,13 @@ class ProductCode(SystematicCode):
         self.n, self.k = column_code.n * row_code.n, column_code.k * row_code.k
         if self.n > MAX_TASKS:
             grid_text = f"a grid of {column_code.n} x {row_code.n}"
-            raise CodeError(f"{grid_text} is more than {MAX_TASKS} tasks: use fewer workers")
+            raise CodeError(f"{grid_text} has more than {MAX_TASKS} tasks. Use fewer workers.")
         if "sequential" in (column_code.decoder, row_code.decoder):
-            raise CodeError("a grid is decoded by decoder='optimal' only")
+            raise CodeError("a product code requires decoder='optimal' in both codes, not 'sequential'")
         if column_code.kernel != row_code.kernel:
             raise CodeError(
-                f"both codes of a grid need one kernel, not {column_code.kernel!r} and {row_code.kernel!r}"
+                "both codes of a product code must have the same kernel, "
+                f"not {column_code.kernel!r} and {row_code.kernel!r}"
             )
         self.kernel = column_code.kernel
         self.name = f"{self.kernel} grid {self.column_code.n} x {self.row_code.n}"
@@ -93,7 +101,7 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def grid_coordinates(self) -> Indices:
-        """Row and column of every block on the grid, (n, 2)."""
+        """The row and column of every block on the grid, shape (n, 2)."""
         rows, columns = np.divmod(np.arange(self.n), self.row_code.n)
         parity_mask = (rows >= self.column_code.k) | (columns >= self.row_code.k)
         order = np.argsort(parity_mask, kind="stable")
@@ -101,14 +109,14 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def block_grid(self) -> Indices:
-        """The number of the block in every cell, (n_A, n_B); the inverse of `grid_coordinates`."""
+        """The index of the block in every cell, (n_A, n_B); the inverse of `grid_coordinates`."""
         block_indices = np.empty((self.column_code.n, self.row_code.n), np.intp)
         block_indices[self.grid_coordinates[:, 0], self.grid_coordinates[:, 1]] = np.arange(self.n)
         return block_indices
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """P, shape (n - k, k): parity blocks from data blocks."""
+        """The parity matrix P, shape (n - k, k)."""
         rows, columns = self.grid_coordinates[self.k :].T
         product = np.einsum(
             "pa,pb->pab", self.column_code.generator_matrix[rows], self.row_code.generator_matrix[columns]
@@ -117,26 +125,26 @@ class ProductCode(SystematicCode):
 
     @property
     def norm_inf(self) -> int:
-        """The largest sum of absolute coefficients of a block."""
+        """The infinity norm of P, at most: the product of the norms of both codes."""
         return self.column_code.norm_inf * self.row_code.norm_inf
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
+        """Build the erasure decoder for one erasure pattern, over the reals or modulo 2^64."""
         decoder_class = ModularProductDecoder if modular else ProductDecoder
         return decoder_class(self, arrived_mask)
 
 
 class GridDecoder(ErasureDecoder):
-    """A decoder for one arrival pattern on a grid, in either arithmetic.
+    """A decoder for one erasure pattern on a grid, the base class for both arithmetics.
 
-    A row with k_B independent blocks known is known as a whole, a column with k_A too, and so on in
-    turns. Where that stalls, the equations of all rows and columns together may still have one
-    solution; they are looked at if there are enough of them and the system is not too large.
+    Iterative decoding decodes rows and columns in turn: k_B independent known blocks determine a row, and k_A
+    determine a column. If it stalls, the checks of all rows and columns together may still have a unique
+    solution. Joint decoding solves them if their number can suffice and the system is small enough.
 
     Attributes
     ----------
     joint : SystematicDecoder or ModularSystematicDecoder
-        The decoder that takes all equations at once.
+        Decoder that solves all checks at once.
     """
 
     code: ProductCode
@@ -144,7 +152,7 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """0 when the data are determined, else the least number of further arrivals that are needed."""
+        """A lower bound on the number of further results needed; 0 if the data blocks are decodable."""
         n_lacking = self.code.k - len(self.arrived_indices)
         if n_lacking > 0:
             return n_lacking
@@ -154,19 +162,19 @@ class GridDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of equations left over."""
+        """The number of redundant parity checks; negative while too few results have arrived."""
         return self.joint.n_redundant_checks
 
     @cached_property
     def iterative_decoder(self) -> IterativeDecoder:
-        """The decoder of rows and columns in turns, with the arrivals added."""
+        """The iterative decoder of rows and columns, to which the arrivals have been added."""
         iterative_decoder = IterativeDecoder(self.code, self.modular)
         iterative_decoder.add_arrivals(self.arrived_indices)
         return iterative_decoder
 
     @cached_property
     def _mask_recoverable_by_counting(self) -> Mask:
-        """The cells that follow line by line if any k known blocks of a line determine it."""
+        """A mask of the cells that iterative decoding recovers if any k blocks determine their line."""
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
         known_mask[tuple(self.code.grid_coordinates[self.arrived_indices].T)] = True
@@ -184,10 +192,10 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def _is_joint_decoding_tractable(self) -> bool:
-        """Whether the joint equations could have one solution, and are few enough.
+        """Whether joint decoding can have a unique solution and is small enough.
 
-        The codewords that vanish outside a rows and b columns have (a - r_A)(b - r_B) dimensions;
-        every known cell among these takes away one at most.
+        The codewords that are zero outside a given rows and b columns form a space of dimension
+        (a - r_A)(b - r_B). Every known cell in these rows and columns reduces the dimension by at most one.
         """
         column_code, row_code = self.code.column_code, self.code.row_code
         unknown_mask = ~self._mask_recoverable_by_counting
@@ -200,7 +208,7 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
-        """The lines to decode one after another; None if lines do not get through."""
+        """The lines to decode in order, each with the blocks needed from it; None if decoding stalls."""
         if not (self._can_decode_iteratively and self.iterative_decoder.is_complete):
             return None
         missing = set(self.missing_indices.tolist())
@@ -219,7 +227,7 @@ class GridDecoder(ErasureDecoder):
 
 
 class ProductDecoder(GridDecoder, RealDecoder):
-    """Decodes a grid over the reals: by least squares at once where that is cheap, else line by line."""
+    """A decoder for grids of floats, which decodes jointly if that is cheap and otherwise line by line."""
 
     joint: SystematicDecoder
 
@@ -229,14 +237,14 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
     @cached_property
     def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
-        """The lines to decode one after another; None to solve all equations at once."""
+        """The lines to decode in order, each with the blocks needed from it; None for joint decoding."""
         if len(self.missing_indices) * len(self.arrived_indices) <= MAX_JOINT_WEIGHTS:
             return None
         return super().line_decodings
 
     @cached_property
     def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived)."""
+        """The decoding weights, shape (missing, arrived)."""
         if self.line_decodings is None:
             return self.joint.weights
         n_arrived = len(self.arrived_indices)
@@ -246,11 +254,11 @@ class ProductDecoder(GridDecoder, RealDecoder):
         return out
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Return up to `max_checks` equations on the arrived blocks, (s, arrived)."""
+        """Compute up to `max_checks` redundant parity checks, shape (checks, arrived)."""
         return self.joint.compute_parity_check_matrix(max_checks)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the missing blocks into `out`, line by line or by all equations at once."""
+        """Write the missing data blocks to `out`, decoded line by line or jointly."""
         if self.line_decodings is None or is_integer_dtype(out.dtype):
             super().decode_into(received, out)
         else:
@@ -258,7 +266,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
 
 class ModularProductDecoder(GridDecoder, ModularDecoder):
-    """Decodes a grid of integers modulo 2^64: line by line wherever that gets through."""
+    """A decoder for grids of integers modulo 2^64, which decodes line by line and otherwise jointly."""
 
     joint: ModularSystematicDecoder
 
@@ -271,30 +279,36 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """Recovered = weights @ received modulo 2^64, all equations taken at once."""
+        """The weights of joint decoding modulo 2^64, shape (missing, arrived)."""
         return self.joint.weights
 
     @property
     def check_matrix(self) -> UInt64Array:
-        """The equations of integers modulo 2^64."""
+        """The redundant parity checks modulo 2^64, shape (checks, arrived)."""
         return self.joint.check_matrix
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the missing blocks into `out`, line by line or by all equations at once."""
+        """Write the missing data blocks to `out`, decoded line by line or jointly."""
         if self.line_decodings is None:
             self.joint.decode_into(received, out)
         else:
             self._decode_iteratively(self.line_decodings, received, out)
 
 
-# --- rows and columns, in turns, until nothing more is gained -------------------------------------
+# --- Iterative decoding of rows and columns -------------------------------------------------------
 
 
 class LineDecoding(NamedTuple):
-    """One line of the grid decoded: from the cells of it that `decoder` has as arrived, all of them.
+    """A step of iterative decoding, which recovers all blocks of one row or column.
 
-    block_indices : the numbers of the blocks along the line.
-    code : of which the line is a codeword.
+    Attributes
+    ----------
+    block_indices : index array
+        Indices of the blocks along the line.
+    code : PolarCode
+        Code whose codewords are the lines of this direction.
+    decoder : ErasureDecoder
+        Decoder of `code` for the cells of the line that are known before this step.
     """
 
     block_indices: Indices
@@ -303,19 +317,25 @@ class LineDecoding(NamedTuple):
 
     @property
     def newly_known_indices(self) -> Indices:
-        """The cells of the line that this makes known."""
+        """The positions along the line that this step makes known."""
         return np.setdiff1d(np.arange(len(self.block_indices)), self.decoder.arrived_indices)
 
 
 class IterativeDecoder:
-    """The cells of a grid that are determined by lines that decode, one after another.
+    """An iterative decoder, which finds the rows and columns of a grid that can be decoded, and their order.
+
+    Parameters
+    ----------
+    code : ProductCode
+    modular : bool
+        Decode integers modulo 2^64 instead of real numbers.
 
     Attributes
     ----------
     known_mask : boolean array (n_A, n_B)
-        Cells that arrived or follow.
+        Cells that have arrived or can be decoded.
     line_decodings : list of LineDecoding
-        In an order in which each finds its cells known.
+        Lines to decode, in an order in which each line only needs cells that are known by then.
     """
 
     def __init__(self, code: ProductCode, modular: bool) -> None:
@@ -329,10 +349,10 @@ class IterativeDecoder:
         return bool(self.known_mask[: self._code.column_code.k, : self._code.row_code.k].all())
 
     def add_arrivals(self, block_indices: Sequence[int] | Indices) -> None:
-        """Record the arrival of blocks and decode what follows from it, columns and rows in turns."""
+        """Record the arrival of blocks, and find all lines that can now be decoded."""
         rows, columns = self._code.grid_coordinates[block_indices].T
         self.known_mask[rows, columns] = True
-        changed_lines = [set(columns.tolist()), set(rows.tolist())]  # columns and rows to look at
+        changed_lines = [set(columns.tolist()), set(rows.tolist())]  # Columns and rows to examine.
         axis = 0
         while changed_lines[0] or changed_lines[1]:
             for line_index in sorted(changed_lines[axis]):
@@ -341,7 +361,7 @@ class IterativeDecoder:
             axis = 1 - axis
 
     def _decode_line(self, axis: int, line_index: int) -> list[int]:
-        """Decode column (axis 0) or row `line_index` if possible, and return its newly known cells."""
+        """Decode column (axis 0) or row (axis 1) `line_index` if possible; return its new positions."""
         known_mask = self.known_mask[:, line_index] if axis == 0 else self.known_mask[line_index]
         code = self._code.row_code if axis else self._code.column_code
         if known_mask.all() or known_mask.sum() < code.k:
@@ -359,7 +379,20 @@ class IterativeDecoder:
 def select_required_line_decodings(
     line_decodings: Sequence[LineDecoding], missing_indices: BlockIndices
 ) -> list[tuple[LineDecoding, BlockIndices]]:
-    """Return the decodings that lead to the missing blocks, each with the blocks that are needed from it."""
+    """Select the lines whose decoding is required for the missing blocks.
+
+    Parameters
+    ----------
+    line_decodings : sequence of LineDecoding
+        Lines in order of decoding.
+    missing_indices : set of int
+        Blocks to recover.
+
+    Returns
+    -------
+    list of (LineDecoding, set of int)
+        Selected lines in order of decoding, each with the blocks that are needed from it.
+    """
     required_blocks, selected = set(missing_indices), []
     for decoding in reversed(line_decodings):
         newly_known_blocks = decoding.block_indices[decoding.newly_known_indices]
@@ -373,7 +406,22 @@ def select_required_line_decodings(
 def decode_lines(
     line_decodings: Sequence[tuple[LineDecoding, BlockIndices]], received: ReceivedBlocks, dtype: DType
 ) -> dict[int, Array]:
-    """Return the given flat blocks and those that `line_decodings` recover, by index."""
+    """Decode rows and columns of the grid in the given order, and return all known blocks.
+
+    Parameters
+    ----------
+    line_decodings : sequence of (LineDecoding, set of int)
+        Lines with the blocks that are needed from each, as from `select_required_line_decodings`.
+    received : mapping from int to array (b,)
+        Flat results by block index.
+    dtype : dtype
+        Data type of the results; sums use its accumulator dtype.
+
+    Returns
+    -------
+    dict from int to array (b,)
+        The received and the recovered blocks, by block index.
+    """
     sum_dtype = choose_accumulator_dtype(dtype)
     known_blocks = dict(received)
     for decoding, required_blocks in line_decodings:
@@ -401,7 +449,7 @@ def decode_lines(
 def _encode_line_parity(
     code: PolarCode, positions: Sequence[int], line_blocks: ReceivedBlocks, dtype: DType
 ) -> Array:
-    """Return the parity blocks `positions` of a line whose data blocks are known."""
+    """Compute the parity blocks at `positions` of a line whose data blocks are known."""
     parity_matrix = code.encoding_matrix[[position - code.k for position in positions]]
     data_blocks = [line_blocks[position] for position in range(code.k)]
     out = np.empty((len(positions), data_blocks[0].size), dtype)

@@ -1,4 +1,11 @@
-"""Decode over the reals: weights @ G[arrived] = T[missing], by least squares."""
+"""Decode floating-point results by least squares: weights @ G[arrived] = T[missing].
+
+    G = [I; P], k = 2, n = 3, result 0 missing:   result 0 = (result 2 - P[0, 1] result 1) / P[0, 0]
+
+The classes differ in the linear system that they solve. `PseudoInverseDecoder` solves for all unknowns and
+works for any code. `SystematicDecoder` solves for the missing data blocks alone, and
+`ImplicitSystematicDecoder` does so without forming P. The functions compute inverses and amplifications.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +17,47 @@ from polarmap.codes.base import MAX_CHECKS, CodeMatrices, ErasureDecoder, Receiv
 from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, to_real_dtype
 
-# A parity system with a relative singular value below this is taken as singular: its solution
-# would have no correct digit left in float32, three in float64.
+# Relative singular value below which a system is treated as singular. Its solution would have no correct
+# digit in float32, and three in float64.
 RANK_TOL = 1e-12
-# P is not formed of so many coded blocks, products with that of fewer are quicker; nor of so many data and
-# parity blocks each, as rows of P that are shorter are too unlike for norms that are right on average.
+# P is formed if a code has fewer than MAX_DENSE_N coded blocks, for which products with P are faster than
+# butterflies. P is also formed if there are fewer than MAX_DENSE_SIDE data or parity blocks, because the
+# norms of such short rows of P vary too much to be normalized by their average.
 MAX_DENSE_N, MAX_DENSE_SIDE = 2048, 256
-UPDATE_TOL = 1e-6  # of an update: its square is rounding
-WEIGHT_BATCH = 256  # missing blocks whose weights are computed together
+# The largest residual of an updated pseudo-inverse. One Newton step squares the residual, down to rounding.
+UPDATE_TOL = 1e-6
+WEIGHT_BATCH = 256  # The number of missing blocks whose weights are computed together, to limit memory.
 
 
 class RealDecoder(ErasureDecoder):
-    """A decoder over the reals: recovered = weights @ received, where integers are rounded."""
+    """An erasure decoder for real and complex numbers: recovered = weights @ received.
+
+    Integers are decoded as float64 and rounded.
+    """
 
     rounds_integers = True
     _computed_pseudo_inverse: Floats | None = None
 
     @property
     def system_matrix(self) -> Array:
-        """The coefficients of the unknowns in the results that determine them."""
+        """The matrix of the linear system, (equations, unknowns)."""
         raise NotImplementedError
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The least number of further results that are needed; 0 once the missing ones are determined."""
+        """A lower bound on the number of further results needed; 0 if the targets are decodable."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._system_rank_deficit
 
     @property
     def _system_rank_deficit(self) -> int:
-        """`rank_deficit` if enough results have arrived in number."""
+        """The rank deficit of the system once it has as many equations as unknowns: 0 or 1."""
         return int(not np.isfinite(self._pseudo_inverse).all())
 
     @property
     def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived)."""
+        """The decoding weights, shape (missing, arrived)."""
         raise NotImplementedError
 
     @property
@@ -55,13 +67,13 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest absolute weight of each arrived result, without a copy of the weights."""
-        weights = self.weights
+        """The largest absolute weight of each arrived result, (arrived,)."""
+        weights = self.weights  # np.abs would copy the weights, which may take most of the memory of a map.
         return np.asarray(np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0)))
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; 0 if none is missing, inf if undetermined."""
+        """The largest 2-norm of a row of `weights`; 0 if no target is missing, inf if not decodable."""
         if not len(self.missing_indices):
             return 0.0
         if self.rank_deficit:
@@ -71,15 +83,15 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def check_matrix(self) -> Floats:
-        """The equations that are evaluated to verify results."""
+        """Up to MAX_CHECKS redundant parity checks, shape (checks, arrived)."""
         return self.compute_parity_check_matrix(MAX_CHECKS)
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Return up to `max_checks` equations on the arrived results, (s, arrived)."""
+        """Compute up to `max_checks` redundant parity checks, shape (checks, arrived)."""
         raise NotImplementedError
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Return the missing results (missing, b) from the flat ones that arrived."""
+        """Compute the missing targets, shape (missing, b), from the flat results that arrived."""
         width = next(iter(received.values())).size
         if dtype.kind == "c":
             real_dtype = to_real_dtype(dtype)
@@ -94,7 +106,7 @@ class RealDecoder(ErasureDecoder):
         return out
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing results to `out`, (missing, b) of a real dtype."""
+        """Write the missing targets to `out`, shape (missing, b) of a real or integer dtype."""
         arrived_blocks = [received[int(block_index)] for block_index in self.arrived_indices]
         if is_integer_dtype(out.dtype):
             real_result = np.empty(out.shape)
@@ -105,20 +117,23 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def _pseudo_inverse(self) -> Floats:
-        """The pseudo-inverse of `system_matrix`; all inf when it has none."""
+        """The pseudo-inverse of `system_matrix`; all inf if its rank is deficient."""
         if self._computed_pseudo_inverse is None:
             system_matrix = self.system_matrix.astype(np.float64, copy=False)
             self._computed_pseudo_inverse = compute_left_inverse(system_matrix)
         return self._computed_pseudo_inverse
 
     def _drop_weights(self) -> None:
-        """Free the memory of `weights`, if they are cached; they are computed again when asked for."""
+        """Free the memory of cached `weights`, which are computed again on the next access."""
         vars(self).pop("weights", None)
 
     def _compute_null_space_checks(self, max_checks: int) -> Floats:
-        """Return up to `max_checks` orthonormal equations on the results of `system_matrix`.
+        """Compute up to `max_checks` orthonormal combinations of equations that cancel all unknowns.
 
-        There are none before it determines the unknowns.
+        Returns
+        -------
+        array (checks, equations)
+            Without rows while the system is underdetermined or its rank is deficient.
         """
         if self.n_redundant_checks <= 0 or not np.isfinite(self._pseudo_inverse).all():
             return np.empty((0, len(self.system_matrix)))
@@ -126,45 +141,45 @@ class RealDecoder(ErasureDecoder):
 
 
 class PseudoInverseDecoder(RealDecoder):
-    """A decoder with weights = T[missing] pinv(G[arrived]), the least-squares solution for all unknowns.
+    """A decoder that solves for all unknowns by least squares: weights = T[missing] pinv(G[arrived]).
 
-    No other unbiased decoder multiplies independent errors of the results less.
+    Among all unbiased linear decoders, this decoder has the smallest amplification of independent errors.
     """
 
     @cached_property
     def system_matrix(self) -> Floats:
-        """G restricted to what arrived."""
+        """The rows of G that belong to the arrived results."""
         return np.asarray(self.code.generator_matrix[self.arrived_indices])
 
     @cached_property
     def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived)."""
+        """The decoding weights, shape (missing, arrived)."""
         return np.asarray(self.code.target_matrix[self.missing_indices] @ self._pseudo_inverse)
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`, times the gain of the code."""
+        """The largest 2-norm of a row of `weights`, times `rms_gain` of the code."""
         return super().amplification * self.code.rms_gain
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of equations left over."""
+        """The number of redundant parity checks; negative while too few results have arrived."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Return up to `max_checks` orthonormal equations on the results that arrived, (s, arrived)."""
+        """Compute up to `max_checks` orthonormal redundant parity checks, shape (checks, arrived)."""
         return self._compute_null_space_checks(max_checks)
 
 
 class SystematicDecoder(RealDecoder):
-    """A decoder for G = [I; P], T = I, which solves the arrived parity for the missing data.
+    """A decoder for G = [I; P] and T = I that solves for the missing data blocks by least squares.
 
-        parity - P[parity, known] known = P[parity, missing] missing   (least squares)
+        P[arrived, missing] missing blocks = parity - P[arrived, known] known blocks
 
     Attributes
     ----------
     arrived_parity_indices : index array
-        The parity blocks that have arrived, as rows of P.
+        Rows of P whose parity blocks have arrived, ascending.
     """
 
     def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
@@ -173,25 +188,35 @@ class SystematicDecoder(RealDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """P restricted to arrived parity (rows) and missing data (columns)."""
+        """The submatrix of P for arrived parity blocks (rows) and missing data blocks (columns)."""
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Return combinations (rows) of the arrived parity blocks as combinations of the arrived data."""
+        """Compute weights @ P[arrived parity, arrived data].
+
+        Parameters
+        ----------
+        weights : array (combinations, arrived parity)
+            One linear combination of arrived parity blocks per row.
+
+        Returns
+        -------
+        array (combinations, arrived data)
+        """
         arrived = np.ix_(self.arrived_parity_indices, self.arrived_data_indices)
         return np.asarray(weights @ self.code.encoding_matrix[arrived])
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of equations left over once the missing blocks are determined; negative before."""
+        """The number of redundant parity checks; negative while too few results have arrived."""
         return len(self.arrived_parity_indices) - len(self.missing_indices)
 
     @cached_property
     def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived), by least squares."""
+        """The decoding weights of the least-squares solution, shape (missing, arrived)."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
-        for start in range(0, len(weights), WEIGHT_BATCH):  # they may be the most memory of a map
+        for start in range(0, len(weights), WEIGHT_BATCH):  # Batches limit the memory of temporary arrays.
             batch = slice(start, start + WEIGHT_BATCH)
             data_weights = self.multiply_by_arrived_data_columns(self._pseudo_inverse[batch])
             np.negative(data_weights, out=weights[batch, :n_arrived_data])
@@ -199,24 +224,31 @@ class SystematicDecoder(RealDecoder):
         return weights
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Return up to `max_checks` equations on the arrived blocks, (s, arrived).
+        """Compute up to `max_checks` redundant parity checks of the arrived blocks, shape (checks, arrived).
 
-        Their coefficients of the parity blocks are orthonormal.
+        The coefficients of the parity blocks are orthonormal.
         """
         parity_checks = self._compute_null_space_checks(max_checks)
         data_checks = -self.multiply_by_arrived_data_columns(parity_checks)
         return np.concatenate([data_checks, parity_checks], axis=1)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Update the pseudo-inverse of `previous`, which has fewer results, without a factorization.
+        """Compute the pseudo-inverse by updating the pseudo-inverse of a decoder with fewer arrivals.
 
-        Columns that are no longer missing are projected out, and rows are added by Greville's (1960) formula.
-        A step of Newton's iteration then removes the rounding errors of both. The update is given up if they
-        are too large.
+        A data block that has arrived since deletes a column of the system. The remaining rows of the
+        pseudo-inverse are projected orthogonally to the deleted rows. A parity block that has arrived adds a
+        row, by the formula of Greville (1960). One Newton-Schulz step X <- X + (I - X A) X then removes the
+        rounding errors. If an entry of I - X A exceeds UPDATE_TOL, the update is discarded, and the
+        pseudo-inverse is computed from scratch on first use.
+
+        Parameters
+        ----------
+        previous : ErasureDecoder
+            Decoder of the same code for a subset of the arrivals. Its cached weights are freed.
         """
         if not isinstance(previous, SystematicDecoder):
             return
-        previous._drop_weights()  # They may be the most memory of a map.
+        previous._drop_weights()  # The weights may take most of the memory of a map.
         previous_inverse = previous._computed_pseudo_inverse
         if previous_inverse is None or not np.isfinite(previous_inverse).all():
             return
@@ -246,30 +278,37 @@ class SystematicDecoder(RealDecoder):
             batch = slice(start, start + WEIGHT_BATCH)
             identity = np.eye(len(updated[batch]), len(updated), start)
             residual_matrix = identity - updated[batch] @ self.system_matrix
-            if not np.abs(residual_matrix).max(initial=0) <= UPDATE_TOL:  # nor NaN
+            if not np.abs(residual_matrix).max(initial=0) <= UPDATE_TOL:  # This is also true for NaN.
                 return
             updated[batch] += residual_matrix @ updated
         self._computed_pseudo_inverse = updated
 
 
 class ImplicitSystematicDecoder(SystematicDecoder):
-    """A `SystematicDecoder` that multiplies by P with butterflies, so that P is never formed."""
+    """A `SystematicDecoder` for large codes, which applies P by butterflies and never forms it."""
 
     @cached_property
     def system_matrix(self) -> Array:
-        """P restricted to arrived parity (rows) and missing data (columns)."""
+        """The submatrix of P for arrived parity blocks (rows) and missing data blocks (columns)."""
         return self.code.compute_encoding_matrix_columns(self.missing_indices)[self.arrived_parity_indices]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
+        """Compute weights @ P[arrived parity, arrived data] by the adjoint butterfly."""
         parity_weights = np.zeros((len(weights), self.code.n - self.code.k))
         parity_weights[:, self.arrived_parity_indices] = weights
         return self.code.left_multiply_encoding_matrix(parity_weights)[:, self.arrived_data_indices]
 
 
 def has_dense_parity_matrix(n: int, k: int) -> bool:
-    """Whether there is a P of such a code, and not only its butterflies.
+    """Return whether an (n, k) rotation code forms the dense matrix P instead of using butterflies alone.
 
+    Parameters
+    ----------
+    n, k : int
+        Number of coded blocks and of data blocks.
+
+    Examples
+    --------
     >>> [has_dense_parity_matrix(n, k) for n, k in ((1024, 768), (10_000, 7_500), (10_000, 2))]
     [True, False, True]
     """
@@ -277,13 +316,18 @@ def has_dense_parity_matrix(n: int, k: int) -> bool:
 
 
 def compute_left_inverse(matrix: Floats) -> Floats:
-    """The pseudo-inverse of a matrix with full column rank; all inf when it has not.
+    """Compute the pseudo-inverse of a matrix, (columns, rows).
 
+    All entries are inf if the matrix (rows, columns) does not have full column rank.
+
+    Examples
+    --------
     >>> compute_left_inverse(np.array([[2.0], [0.0]])).round(3) + 0.0
     array([[0.5, 0. ]])
     """
     n_rows, n_columns = matrix.shape
-    if n_rows == n_columns:  # beside busy workers QR of a thousand rows takes ten times as long
+    # While workers keep all cores busy, QR of a thousand rows takes ten times as long as an inverse.
+    if n_rows == n_columns:
         return compute_inverse_or_inf(matrix)
     orthonormal_factor, triangular_factor = np.linalg.qr(matrix)
     diagonal = np.abs(np.diag(triangular_factor))
@@ -293,8 +337,12 @@ def compute_left_inverse(matrix: Floats) -> Floats:
 
 
 def compute_inverse_or_inf(matrix: Floats) -> Floats:
-    """The inverse of a square matrix; all inf when it has none.
+    """Compute the inverse of a square matrix.
 
+    All entries are inf if the matrix is singular up to RANK_TOL.
+
+    Examples
+    --------
     >>> compute_inverse_or_inf(np.diag([2.0, 0.5])).tolist(), compute_inverse_or_inf(np.zeros((1, 1)))
     ([[0.5, 0.0], [0.0, 2.0]], array([[inf]]))
     """
@@ -302,30 +350,56 @@ def compute_inverse_or_inf(matrix: Floats) -> Floats:
         inverse = np.asarray(np.linalg.inv(matrix), np.float64)
     except np.linalg.LinAlgError:
         return np.full_like(matrix, np.inf)
-    condition = np.linalg.norm(inverse) * np.linalg.norm(matrix)  # of a largest singular value as on average
+    # With Frobenius norms, norm(matrix) / sqrt(n) is the root mean square of the singular values, and
+    # norm(inverse) is at least the reciprocal of the smallest singular value.
+    condition = np.linalg.norm(inverse) * np.linalg.norm(matrix)
     return inverse if condition * RANK_TOL <= np.sqrt(len(matrix)) else np.full_like(inverse, np.inf)
 
 
 def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors: int) -> Floats:
-    """Orthonormal columns z with z' matrix = 0, `max_vectors` of them or all, given the pseudo-inverse.
+    """Compute up to `max_vectors` orthonormal vectors z with z' matrix = 0, as columns.
 
+    Parameters
+    ----------
+    matrix : array (rows, columns)
+        A matrix of full column rank.
+    pseudo_inverse : array (columns, rows)
+        Pseudo-inverse of `matrix`.
+    max_vectors : int
+        Largest number of vectors to compute; at most rows - columns exist.
+
+    Returns
+    -------
+    array (rows, vectors)
+
+    Examples
+    --------
     >>> abs(compute_left_null_space(np.array([[0.6], [0.8]]), np.array([[0.6, 0.8]]), 8)).round(3).tolist()
     [[0.8], [0.6]]
     """
     n_rows, n_columns = matrix.shape
     n_vectors = min(max_vectors, n_rows - n_columns)
     null_vectors = np.cos(np.outer(np.arange(1, n_rows + 1), np.arange(1, n_vectors + 1)) * 0.7)
-    for _ in range(2):  # once leaves what rounding has hidden in what was taken away
+    for _ in range(2):  # The second projection removes the rounding errors of the first.
         null_vectors -= pseudo_inverse.T @ (matrix.T @ null_vectors)
         null_vectors, _ = np.linalg.qr(null_vectors)
     return np.asarray(null_vectors)
 
 
 def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) -> float:
-    """The largest amplification when exactly the blocks of a row of `arrived_patterns` have, for a code [P,
-    -I].
+    """Compute the largest amplification over several patterns of exactly k arrivals.
 
-    In each row, which is ascending, equally many are data blocks, and as many parity blocks as are missing.
+    Parameters
+    ----------
+    parity_matrix : array (n - k, k)
+        P of a systematic code.
+    arrived_patterns : index array (patterns, k)
+        Arrived blocks of each pattern, ascending. All patterns must have the same number of data blocks.
+
+    Returns
+    -------
+    float
+        inf if a pattern cannot be decoded.
     """
     k = parity_matrix.shape[1]
     n_data = np.searchsorted(arrived_patterns[0], k)
@@ -348,16 +422,29 @@ def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) 
 
 
 def compute_erasure_amplification(generator_matrix: Floats, erased_indices: Indices, n_targets: int) -> float:
-    """The amplification when the results `erased_indices` are missing, for a G with orthonormal columns.
+    """Compute the amplification for one erasure pattern of a code whose G has orthonormal columns.
 
-    With K = G_lost G_lost', the row of G_i pinv(G_arrived) has the squared norm [K / (1 - K)]_ii.
-    Only the first `n_targets` results are decoded.
+    With K = G_erased G_erased', the squared norm of row i of G_erased pinv(G_arrived) is [K / (1 - K)]_ii.
+
+    Parameters
+    ----------
+    generator_matrix : array (n, unknowns)
+        G, with orthonormal columns.
+    erased_indices : index array
+        Results that have not arrived.
+    n_targets : int
+        Number of targets, which are the first results.
+
+    Returns
+    -------
+    float
+        0 if no target is erased, inf if the targets cannot be decoded.
     """
     erased_rows = generator_matrix[erased_indices]
     eigenvalues, eigenvectors = np.linalg.eigh(erased_rows @ erased_rows.T)
     target_vectors = eigenvectors[erased_indices < n_targets]
     if not len(target_vectors):
         return 0.0
-    if eigenvalues[-1] >= 1 - 1e-14:  # an amplification above 1e7 is no more than rounding here
+    if eigenvalues[-1] >= 1 - 1e-14:  # The formula cannot resolve an amplification above 1e7.
         return np.inf
     return float(np.sqrt((target_vectors**2 @ (eigenvalues.clip(0) / (1 - eigenvalues))).max()))

@@ -1,13 +1,13 @@
-"""The rotation kernel: B of 2 x 2 rotations by pseudo-random angles.
+"""The rotation kernel, the default of `PolarCode` for floats: 2 x 2 rotations by pseudo-random angles.
 
     P = diag(scale) R + shift 1'
 
-The butterfly is folded, so that R is two of them with a shuffle between; almost any k blocks determine the
-rest. Rows of P sum to one: 1 is in the code, so that constants survive decoding, and f may be affine. Of
-thousands of blocks P is not formed, but its missing columns: the butterfly gives P times anything, and its
-transpose anything times P, in n log n operations a column.
+R consists of selected rows of two butterflies with a permutation between them (`rotation_network`). Almost
+any k results are decodable. The rows of P sum to one, so constants are codewords and f may be affine. For
+thousands of blocks, P is not formed. The butterflies and their transposes multiply by P in n log n operations
+per column, and the decoder solves for the missing blocks:
 
-    syndrome = parity - P known = P[:, missing] missing
+    P[:, missing] missing = syndrome = parity - P[:, known] known
 """
 
 from __future__ import annotations
@@ -31,48 +31,53 @@ from polarmap.codes.rotation_network import RotationButterflyNetwork, generate_r
 from polarmap.codes.splitmix import sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, choose_accumulator_dtype, is_integer_dtype
 
-# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py): of rows in
-# one array, and of others, which are gathered for it; and up to this many the butterfly in numpy.
+# The number of parity rows up to which a BLAS product is faster than the compiled butterfly (measured with
+# benchmarks/coding.py), for rows in one array, and for separate rows that must be gathered first.
 MAX_DENSE_ROWS, MAX_DENSE_ROWS_GATHERED = 32, 12
+# The number of parity rows up to which a BLAS product is faster than the butterfly in NumPy.
 MAX_DENSE_ROWS_UNCOMPILED = 512
-# Blocks of which the angles are chosen: seeds tried, and the most arrival patterns each is tried on.
+# Codes of up to MAX_SEED_SEARCH_N blocks use the best of N_SEEDS seeds. Each is tried on up to MAX_PATTERNS
+# erasure patterns.
 MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
-SYNDROME_BYTES = 64 << 20  # of parity computed at a time
+SYNDROME_BYTES = 64 << 20  # The memory, in bytes, for the parity that the decoder computes at a time.
 
 
 class RotationCode(PolarCode):
-    """x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen."""
+    """A polar code with the rotation kernel: x = [[I, 0], [P, -I]] u, where the last n - k inputs are frozen.
+
+    The parameters are those of `PolarCode`.
+    """
 
     kernel = option_name = "rotation"
     supports_triangles = True
     integer_error_template = (
-        "the rotation kernel cannot carry {dtype} blocks: use kernel='arikan' for exact integers, or convert "
-        "them to a floating dtype"
+        "the rotation kernel does not support {dtype} blocks. Use kernel='arikan' for exact integers, or "
+        "convert the data to a floating dtype."
     )
 
     @property
     def frozen_set(self) -> Indices:
-        """Inputs of the transform that are frozen to zero, ascending; n - k of them."""
+        """The n - k frozen inputs of the transform, k..n-1."""
         return np.arange(self.k, self.n)
 
     @cached_property
     def seed(self) -> int:
-        """The seed of the rotation angles in use."""
+        """The seed of the rotation angles; by default, the best seed for up to 64 blocks, and otherwise 0."""
         if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
         return select_rotation_seed(self.n, self.k)
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """P, shape (n - k, k), float64."""
+        """The parity matrix P, shape (n - k, k), float64."""
         return compute_rotation_parity_matrix(self.butterfly_network, self.k)
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """The columns of P of some data blocks, by the butterflies."""
+        """Compute the columns of P that belong to the data blocks `block_indices`, without forming P."""
         return compute_rotation_parity_matrix(self.butterfly_network, self.k, block_indices)
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Combinations (rows) of the parity blocks as they are made of data blocks, by the butterflies."""
+        """Compute weights @ P with the transposed butterflies, without forming P."""
         products = np.empty((len(weights), self.k))
 
         def multiply_rows(row_slice: slice) -> None:
@@ -86,7 +91,7 @@ class RotationCode(PolarCode):
         return products
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
+        """Build the erasure decoder, which avoids forming P for large codes."""
         if modular or self._has_dense_parity_matrix:
             return super().make_decoder(arrived_mask, modular)
         return SyndromeDecoder(self, arrived_mask)
@@ -105,27 +110,30 @@ class RotationCode(PolarCode):
 
     @cached_property
     def _has_dense_parity_matrix(self) -> bool:
-        """Whether there is a P, and not only the butterflies."""
+        """Whether this code is small enough to form P."""
         return has_dense_parity_matrix(self.n, self.k)
 
     def precompute_encoding(self) -> None:
-        """Choose the angles, which takes a few hundredths of a second."""
-        _ = self.seed  # Reading the property makes the choice.
+        """Choose the seed of the angles, which takes a few hundredths of a second, and cache it."""
+        _ = self.seed  # Reading the property chooses and caches the seed.
 
     @cached_property
     def butterfly_network(self) -> RotationButterflyNetwork:
-        """The butterflies that P is made of."""
+        """The butterfly network that multiplies by P."""
         network = generate_rotation_butterfly_network(self.n, self.k, self.seed)
         return normalize_parity_row_sums(network, self.k)
 
 
 class SyndromeDecoder(ImplicitSystematicDecoder):
-    """Missing blocks from the syndrome of what arrived, by least squares."""
+    """A least-squares decoder for large codes, which multiplies the syndrome by the pseudo-inverse.
+
+    The syndrome is computed by encoding the data blocks that arrived, so the decoding weights are not needed.
+    """
 
     code: SystematicCode
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the missing results into `out`: the parity of the known ones, what it lacks, the solution."""
+        """Write the missing data blocks to `out`, shape (missing, b), as pseudo-inverse @ syndrome."""
         is_integer = is_integer_dtype(out.dtype)
         sum_dtype = np.dtype(np.float64) if is_integer else choose_accumulator_dtype(out.dtype)
         pseudo_inverse = self._pseudo_inverse.astype(sum_dtype, copy=False)
@@ -140,7 +148,7 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
     def _compute_syndrome(
         self, received: ReceivedBlocks, columns: slice, sum_dtype: np.dtype[np.floating]
     ) -> Array:
-        """What the parity that arrived has beyond that of the known data, missing blocks taken as zero."""
+        """Compute the arrived parity minus the parity of the known data, with missing blocks set to zero."""
         zero_block = np.zeros(columns.stop - columns.start, sum_dtype)
         data_blocks = [zero_block] * self.code.k
         for block_index in self.arrived_data_indices.tolist():
@@ -153,12 +161,12 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
 
 
 def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> RotationButterflyNetwork:
-    """`network` with scale and shift such that every row of P sums to one.
+    """Return a copy of `network` with scale and shift such that every row of P sums to one.
 
-    The mean of each row is removed first; the rest is scaled to unit norm, so that all parity
-    blocks carry the same weight. With k = 2 the rest has one direction only and its length is
-    what tells the parity blocks apart: there it stays as it is. Where P is not formed, to unit norm on
-    average: a group of orthogonal butterflies gives each row k / size.
+    The mean of each row is subtracted, the row is scaled to unit norm, and 1 / k is added, so that all parity
+    blocks have the same norm. For k = 2, rows without their mean are parallel and differ in their norms only,
+    so they are not scaled. If P is not formed, the norm is 1 on average: a row of the orthogonal butterflies
+    has the squared norm k / size on average.
     """
     if has_dense_parity_matrix(k + len(network.kept_rows), k):
         scale, shift = compute_row_normalization(compute_rotation_parity_matrix(network, k))
@@ -170,7 +178,17 @@ def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> Rota
 
 
 def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
-    """The scale and the shift of each row of P, of which this is R."""
+    """Compute the scale and the shift that give each row of P unit deviation from a mean of 1 / k.
+
+    Parameters
+    ----------
+    unscaled_matrix : array (r, k)
+        Matrix R of the butterflies, without scale and shift.
+
+    Returns
+    -------
+    scale, shift : arrays (r,)
+    """
     k, mean = unscaled_matrix.shape[1], unscaled_matrix.mean(axis=1)
     scale = np.ones(len(unscaled_matrix))
     if k > 2:
@@ -181,7 +199,21 @@ def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
 def compute_rotation_parity_matrix(
     network: RotationButterflyNetwork, k: int, block_indices: Indices | None = None
 ) -> Floats:
-    """P, or its columns of some `block_indices` blocks, by transforming the identity tile by tile."""
+    """Compute the parity matrix P, or some of its columns, by applying the butterflies to unit vectors.
+
+    Parameters
+    ----------
+    network : RotationButterflyNetwork
+        Butterflies, scale and shift.
+    k : int
+        Number of data blocks.
+    block_indices : index array, optional
+        Columns to compute. By default, all k columns.
+
+    Returns
+    -------
+    array (r, columns)
+    """
     column_indices = np.arange(k) if block_indices is None else block_indices
     parity_matrix = np.empty((len(network.kept_rows), len(column_indices)))
 
@@ -197,8 +229,8 @@ def compute_rotation_parity_matrix(
 
 @lru_cache(maxsize=256)
 def select_rotation_seed(n: int, k: int) -> int:
-    """The seed with the smallest worst amplification over patterns of exactly k arrivals."""
-    patterns_by_n_data: dict[int, list[Indices]] = {}  # patterns, by how many data blocks have arrived
+    """Return the seed with the smallest amplification in the worst pattern of exactly k arrivals."""
+    patterns_by_n_data: dict[int, list[Indices]] = {}  # Arrival patterns by their number of data blocks.
     for arrived_indices in sample_subsets(n, k, MAX_PATTERNS):
         patterns_by_n_data.setdefault(int(np.searchsorted(arrived_indices, k)), []).append(arrived_indices)
     patterns = [np.stack(patterns_by_n_data[n_data]) for n_data in sorted(patterns_by_n_data)]
@@ -211,7 +243,7 @@ def select_rotation_seed(n: int, k: int) -> int:
             amplification = compute_max_amplification(parity_matrix, arrived_indices)
             max_amplification = max(max_amplification, amplification)
             if max_amplification >= min_amplification:
-                break  # The seed is no better than an earlier one, whatever the other patterns give.
+                break  # An earlier seed is at least as good, whatever the remaining patterns give.
         else:
             best_seed, min_amplification = seed, max_amplification
     return best_seed

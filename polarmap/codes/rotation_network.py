@@ -1,6 +1,9 @@
-"""Compute the butterfly network of the rotation code, and its stages as small matrices.
+"""Generate the butterfly network of the rotation kernel, and fuse its stages into small matrices.
 
-The network is a pure function of (n, k, seed), the same on every machine and numpy version.
+    data groups -> input butterflies -> sum over groups -> permutation -> output butterflies -> parity rows
+
+`rotation_code` generates the network, and `compute.transforms` applies it to blocks. The network is
+determined by (n, k, seed), and is the same on every machine and with every NumPy version.
 """
 
 from __future__ import annotations
@@ -14,46 +17,74 @@ from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Floats, Indices
 
-# Angles near 0 or pi/2 barely mix; this range keeps every 2x2 kernel well mixed.
+# Range of the rotation angles in radians. Angles near 0 or pi / 2 hardly combine the two inputs of a
+# rotation.
 ANGLE_RANGE = (0.3, 1.2)
-# A butterfly shorter than this has too few angles to be generic.
+# The smallest number of rows of a butterfly. Smaller butterflies have too few angles for a random-like code.
 MIN_TRANSFORM_SIZE = 16
-STAGES_PER_MATRIX = 4  # of a butterfly, by matrices of 16 rows
+STAGES_PER_MATRIX = 4  # The number of stages fused into one matrix, which then has 2^4 = 16 rows.
 
 
 @dataclass(frozen=True)
 class RotationButterflyNetwork:
-    """Orthogonal butterflies that give r parity blocks of k data blocks, in groups of `size`.
+    """A network of rotation butterflies that maps k data blocks to r parity blocks.
 
-    Group g is transformed with `input_rotations[g]`, the groups are added and shuffled with
-    `permutations[h]`, transformed with `output_rotations[h]`, and rows `kept_rows` of the stacked result are
-    kept. Row i is then scaled and shifted: parity_i = scale_i (row i) + shift_i (sum of all data blocks), so
-    that the coefficients of every parity block have the same norm and sum to one.
+    The data blocks form groups of `size`. Group g passes through an input butterfly with the angles
+    `input_rotations[g]`. The sum of all groups is permuted by `permutations[h]` and passes through an output
+    butterfly with the angles `output_rotations[h]`, for each group h of parity blocks. The rows `kept_rows`
+    of the stacked outputs y are scaled and shifted:
+
+        parity_i = scale_i y_i + shift_i (sum of all data blocks)
+
+    With suitable scale and shift, the coefficients of every parity block have the same norm and sum to one.
+
+    Attributes
+    ----------
+    size : int
+        Number of rows of a butterfly, a power of two.
+    input_rotations : array (data groups, stages, size / 2, 2)
+        Cosine and sine of each rotation.
+    output_rotations : array (parity groups, stages, size / 2, 2)
+        Cosine and sine of each rotation.
+    permutations : index array (parity groups, size)
+        Permutation of the rows for each parity group.
+    kept_rows : index array (r,)
+        Rows of the stacked outputs that become parity blocks, ascending by group.
+    scale, shift : array (r,)
+        Scale and shift of each parity block.
     """
 
     size: int
-    input_rotations: Floats  # (groups of data, stages, size / 2, 2): cosine and sine
-    output_rotations: Floats  # (groups of parity, stages, size / 2, 2)
-    permutations: Indices  # (groups of parity, size)
-    kept_rows: Indices  # (r,) into the groups of parity, stacked
-    scale: Floats  # (r,)
-    shift: Floats  # (r,)
+    input_rotations: Floats
+    output_rotations: Floats
+    permutations: Indices
+    kept_rows: Indices
+    scale: Floats
+    shift: Floats
 
     @cached_property
     def input_stage_matrices(self) -> list[Floats]:
-        """Those of all groups of data, of which the last ones add the groups up."""
+        """The fused stages of all input butterflies; the last one also adds the groups."""
         *matrices, last_matrix = fuse_rotation_stages(self.input_rotations)
         half, n_rows = last_matrix.shape[1:3]
         return [*matrices, last_matrix.transpose(1, 2, 0, 3).reshape(1, half, n_rows, -1)]
 
     @cached_property
     def output_stage_matrices(self) -> list[Floats]:
-        """Those of all groups of parity."""
+        """The fused stages of all output butterflies."""
         return fuse_rotation_stages(self.output_rotations)
 
 
 def generate_rotation_butterfly_network(n: int, k: int, seed: int) -> RotationButterflyNetwork:
-    """The angles and shuffles of the (n, k) rotation code, scale and shift left at 1 and 0."""
+    """Generate the pseudo-random butterfly network of a rotation code, with scale 1 and shift 0.
+
+    Parameters
+    ----------
+    n, k : int
+        Number of coded blocks and of data blocks.
+    seed : int
+        Seed of the angles, the permutations and the kept rows.
+    """
     n_parity = n - k
     size = max(round_up_to_power_of_two(min(k, n_parity)), MIN_TRANSFORM_SIZE)
     n_stages = size.bit_length() - 1
@@ -79,11 +110,21 @@ def generate_rotation_butterfly_network(n: int, k: int, seed: int) -> RotationBu
 
 
 def fuse_rotation_stages(rotations: Floats) -> list[Floats]:
-    """Butterflies, (groups, stages, size / 2, 2) cosine and sine, as products with small matrices.
+    """Fuse the stages of butterflies into small dense matrices.
 
-    Each does some stages at once: many more operations, which BLAS does in less time. One of shape
-    (blocks, half, rows, columns) gives of each block `half` times `rows` rows for as many `columns`: of those
-    `half` apart, each by a matrix of its own.
+    Each array of matrices applies several stages. The dense product takes more operations than the stages,
+    but BLAS performs it in less time.
+
+    Parameters
+    ----------
+    rotations : array (groups, stages, size / 2, 2)
+        Cosine and sine of each rotation.
+
+    Returns
+    -------
+    list of arrays (blocks, half, rows, columns)
+        Matrices to apply in order with `compute.transforms.apply_butterfly_stages`. Matrix [b, h] acts on the
+        rows h, h + half, h + 2 half, ... of block b.
     """
     n_groups, n_stages, n_pairs, _ = rotations.shape
     matrices = []

@@ -1,9 +1,10 @@
-"""SecretSharingCode: coded blocks that are all mixtures with noise, so that few workers learn little.
+"""Secret sharing over the reals: all coded blocks contain noise, so that colluding workers learn little.
 
-    G = [D, N] for the unknowns f of (data, noise),   T = [I, 0],   coded blocks = G (data, noise)
+    coded blocks = G (data, noise),   G = [D, N],   unknowns = f(data, noise),   T = [I, 0]
 
-Frozen inputs of a code are zero; here t of its inputs are noise instead (secret sharing over the
-reals, as in Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939, there over finite fields).
+In a polar code, frozen inputs are zero. Here, t inputs carry noise instead. Lagrange coded computing (Yu et
+al. 2019, arXiv 1806.00939) does the same over finite fields. Pass `SecretSharing` as `code=` of `coded_map`.
+`integer_secret_sharing` implements the code for integers.
 """
 
 from __future__ import annotations
@@ -20,35 +21,37 @@ from polarmap.dtypes import Floats, Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_positive_number
 
-MAX_N = 1 << 16
+MAX_N = 1 << 16  # The largest number of coded blocks.
 
-N_SEEDS, MAX_PATTERNS = 8, 64  # tried up to 64 blocks, and the most patterns of arrivals each is tried on
-MAX_COALITIONS = 4096  # sets of t workers whose leakage is computed one by one; a sample beyond
-NOISE_ROW_NORM = 0.25  # norm of a row of noise coefficients
-RELIABLE_QUANTILE = (
-    0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
-)
+# Number of seeds that are tried for codes of up to 64 blocks, and of erasure patterns for each seed.
+N_SEEDS, MAX_PATTERNS = 8, 64
+# Maximum number of coalitions of t workers whose leakage is computed. If there are more, a sample is used.
+MAX_COALITIONS = 4096
+NOISE_ROW_NORM = 0.25  # The 2-norm of each row of noise coefficients N.
+# The fraction of erasure patterns, with half of the redundant results missing, that must decode accurately.
+RELIABLE_QUANTILE = 0.9
 
 
 @dataclass(frozen=True)
 class SecretSharing:
-    """For `code=` of `coded_map`: a code that masks the data, with the sizes that the data ask for.
+    """Options of secret sharing, to pass as `code=` of `coded_map`.
 
-    Any `n_colluders` workers that put together what they got see the data only under noise. No block is
-    sent as it is.
+    All coded blocks contain noise, so that workers do not see the data. The code depends on the data:
 
-    * Floating data, a `SecretSharingCode`: normal noise. k + colluders results determine the rest, for linear
-      or affine f. Not perfect secrecy: `SecretSharingCode.leakage` bounds what they learn.
-    * Integers, a `IntegerSecretSharingCode`: uniform noise modulo 2^64. They learn nothing, and no digits are
-      lost; f must be linear with integer results, and it takes more workers.
+    * Floats use a `SecretSharingCode` with normal noise. Any k + t results determine the targets, and f may
+    be
+      linear or affine. Secrecy is not perfect; `SecretSharingCode.leakage` bounds what colluders learn.
+    * Integers use an `IntegerSecretSharingCode` with uniform noise modulo 2^64. Colluders learn nothing, and
+      decoding is exact. f must be linear with integer results, and the code needs more workers.
 
     Parameters
     ----------
     n_colluders : int
-        t, how many workers may put together what they got.
+        Number t of workers that may combine their blocks.
     noise : float
-        Of floating data: standard deviation of what masks them, in root mean squares of the data. Leakage
-        falls with its square, and its digits are lost in decoding.
+        Standard deviation of the noise in each coded block, relative to the root mean square of the data; for
+        floats only. Leakage is inversely proportional to its square, and decoding loses about
+        log10(noise) digits.
 
     Examples
     --------
@@ -68,7 +71,7 @@ class SecretSharing:
     def __post_init__(self) -> None:
         if not is_integer(self.n_colluders) or self.n_colluders < 1:
             raise CodeError(
-                "n_colluders must be 1 or more, the number of workers that may put together what they got, "
+                "n_colluders (workers that may combine their blocks) must be an integer >= 1, "
                 f"not {self.n_colluders!r}"
             )
         if not is_positive_number(self.noise):
@@ -76,31 +79,31 @@ class SecretSharing:
 
 
 class SecretSharingCode(LinearCode):
-    """n mixtures of k data blocks and t noise blocks; any k + t results give those of the data.
+    """A code of n linear combinations of k data blocks and t noise blocks; any k + t results are decodable.
 
     Parameters
     ----------
     n : int
-        Coded blocks (workers), more than k + t.
+        Number of coded blocks (workers), more than k + t.
     k : int
-        Data blocks, at least 2.
+        Number of data blocks, at least 2.
     n_colluders : int
-        Workers that may collude.
+        Number t of workers that may collude.
     noise : float
-        Standard deviation of what masks the data in each mixture, in root mean squares of the data.
+        Standard deviation of the noise in each coded block, relative to the root mean square of the data.
 
     Notes
     -----
-    A worker gets x_i = D_i s + N_i r with data s and independent normal noise r. What a coalition T of
-    t learns of s, per entry of a block and on average over them, is at most
-    1/2 log2 det(1 + (N_T R N_T')^-1 D_T S D_T') bits, R and S the covariances of noise and data: a
-    normal s with the same covariance tells most. There is no perfect secrecy over the reals: leakage
-    falls with the square of the noise and is never 0.
+    Worker i receives x_i = D_i s + N_i r with data s and independent normal noise r. On average over the
+    entries of a block, a coalition T of t workers learns at most
+    1/2 log2 det(1 + (N_T R N_T')^-1 D_T S D_T') bits of s per entry, where R and S are the covariances of
+    noise and data. The bound is attained by normally distributed data. Perfect secrecy is impossible over the
+    reals: leakage is inversely proportional to the square of the noise and never 0.
 
     Examples
     --------
     >>> code = SecretSharingCode(6, 3, 1)
-    >>> mixed = code.encode_parity(np.arange(4.0).reshape(4, 1))  # three data blocks, one of noise
+    >>> mixed = code.encode_parity(np.arange(4.0).reshape(4, 1))  # Three data blocks and a noise block.
     >>> recovery = code.make_decoder(np.arange(6) > 0, modular=False)
     >>> decoded = recovery.decode(dict(enumerate(mixed)), np.dtype(float))
     >>> (decoded.ravel().round(6) + 0.0).tolist()
@@ -110,23 +113,23 @@ class SecretSharingCode(LinearCode):
     requirement = "linear or affine in its block"
     adds_noise = True
     integer_error_template = (
-        "{dtype} blocks cannot be masked by real noise: use IntegerSecretSharingCode(n, k, "
-        "t), or .astype(float)"
+        "{dtype} blocks cannot be combined with real noise. Use IntegerSecretSharingCode(n, k, "
+        "t), or convert the data with .astype(float)."
     )
 
     def __init__(self, n: int, k: int, n_colluders: int, noise: float = 100.0) -> None:
         n, k = check_positive_int("n", n), check_positive_int("k", k)
         n_colluders = check_positive_int("n_colluders", n_colluders)
         if n > MAX_N:
-            raise CodeError(f"a masked code has at most {MAX_N} workers, not n = {n}")
+            raise CodeError(f"n must be at most {MAX_N} for secret sharing, not {n}")
         if not is_positive_number(noise):
             raise CodeError(f"noise must be a positive number, not {noise!r}")
-        if k < 2:  # rows that sum to one leave a single block no mixtures to differ in
-            raise CodeError("a masked code needs at least k = 2 data blocks")
+        if k < 2:  # With k = 1, rows that sum to one would leave no freedom for the data coefficients.
+            raise CodeError(f"k must be at least 2 for secret sharing, not {k}")
         if n <= k + n_colluders:
             raise CodeError(
-                f"{k} data blocks and {n_colluders} of noise need {k + n_colluders} results and a spare one, "
-                f"so n = {n} workers are too few: use n > {k + n_colluders}"
+                f"n must be more than {k + n_colluders} with {k} data blocks and {n_colluders} noise blocks, "
+                f"not {n}: use n > {k + n_colluders}"
             )
         self.n, self.k, self.n_colluders, self.noise = n, k, n_colluders, float(noise)
         self.name = f"masked against {self.n_colluders}, noise {self.noise:g}"
@@ -136,34 +139,43 @@ class SecretSharingCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """How many results determine those of the data blocks: k + t."""
+        """The number of results that determine the targets: k + t."""
         return self.k + self.n_colluders
 
     @property
     def n_noise_blocks(self) -> int:
-        """The number of noise blocks that the data is mixed with: t."""
+        """The number of noise blocks: t."""
         return self.n_colluders
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """Coded = coefficients @ (data, noise), shape (n, k + t); rows sum to one."""
+        """The generator matrix [D, N], shape (n, k + t), whose rows sum to one."""
         return select_generator_matrix(self.n, self.k, self.n_colluders)
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise blocks, in root mean squares of the data."""
+        """The standard deviation of the noise blocks, relative to the root mean square of the data."""
         return self.noise / NOISE_ROW_NORM
 
     @cached_property
     def rms_gain(self) -> float:  # type: ignore[override]
-        """The largest root mean square of a coded block, in that of the data."""
+        """The largest root mean square of a coded block, relative to the root mean square of the data."""
         squared_coefficients = self.encoding_matrix[:, : self.k] ** 2
         return float(np.sqrt(squared_coefficients.sum(axis=1).max() + self.noise**2))
 
     def leakage(self, correlated: bool = False) -> float:
-        """Bits per entry that the most fortunate t workers learn of all data blocks together, at most.
+        """Bound the information that any t workers learn about all data blocks together.
 
-        `correlated`: whatever the correlation of the blocks, rather than for uncorrelated ones.
+        Parameters
+        ----------
+        correlated : bool
+            If True, the bound holds for any correlation between the data blocks; otherwise for uncorrelated
+            data blocks.
+
+        Returns
+        -------
+        float
+            Bits per entry of a block.
 
         Examples
         --------
@@ -171,7 +183,7 @@ class SecretSharingCode(LinearCode):
         >>> code.leakage() < 0.0001 < code.leakage(correlated=True)
         True
         """
-        # Neighbours have the most similar noise.
+        # Neighbouring workers have the most similar noise, so their coalitions are always included.
         adjacent_coalitions = [
             (first_worker + np.arange(self.n_colluders)) % self.n for first_worker in range(self.n)
         ]
@@ -186,17 +198,23 @@ class SecretSharingCode(LinearCode):
         return float(0.5 * np.log2(1 + np.linalg.svd(signal_to_noise, compute_uv=False) ** 2).sum())
 
     def describe_ill_conditioning(self, max_amplification: float) -> str:
-        """Return why the code seldom decodes within `max_amplification`, and what to do; "" if it does."""
+        """Explain why decoding is likely to exceed `max_amplification`; return "" if it is not."""
         if self.is_well_conditioned(max_amplification):
             return ""
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
         return (
             f"with {n_erasures} of {self.n} results missing, noise of {self.noise:g} times the data would "
-            "drown more digits than rtol permits: lower noise, raise rtol, or use more tasks"
+            "cost more digits than rtol permits: lower noise, raise rtol, or use more tasks"
         )
 
     def is_well_conditioned(self, max_amplification: float) -> bool:
-        """Whether nine in ten ways to lose half of the spare results stay within `max_amplification`."""
+        """Return whether 90 % of the patterns with half of the redundant results missing decode accurately.
+
+        Parameters
+        ----------
+        max_amplification : float
+            Largest amplification that counts as accurate.
+        """
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
         amplifications = [
             _compute_amplification(self.encoding_matrix, self.k, arrived_indices)
@@ -207,10 +225,13 @@ class SecretSharingCode(LinearCode):
 
 
 def make_noise_matrix(n: int, n_colluders: int) -> Floats:
-    """N, (n, t): any t rows are independent, as far apart as they can be on a circle; rows of one norm.
+    """Build the unscaled noise coefficients N, shape (n, t), so that any t rows are independent.
 
-    Half-integer frequencies for even t; for odd t whole ones with alternating signs, so that the
-    constant is no combination of them.
+    All rows have norm 1.
+
+    The columns are waves on n evenly spaced points of the circle. They have half-integer frequencies for even
+    t, and integer frequencies with alternating signs for odd t, so that the constant vector is not in their
+    span.
 
     >>> np.linalg.norm(make_noise_matrix(5, 2), axis=1).round(12).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0]
@@ -227,7 +248,20 @@ def make_noise_matrix(n: int, n_colluders: int) -> Floats:
 
 @lru_cache(maxsize=64)
 def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
-    """[D, N] of the seed whose worst amplification over patterns of k + t arrivals is smallest."""
+    """Build the generator matrix [D, N] with the smallest amplification in the worst erasure pattern.
+
+    For up to 64 blocks, N_SEEDS matrices are compared on patterns of exactly k + t arrivals. For more blocks,
+    the matrix of seed 0 is returned.
+
+    Parameters
+    ----------
+    n, k, n_colluders : int
+        Number of coded blocks, of data blocks, and of noise blocks t.
+
+    Returns
+    -------
+    array (n, k + t)
+    """
     if n > 64:
         return _make_random_generator_matrix(n, k, n_colluders, 0)
     arrival_patterns = sample_subsets(n, k + n_colluders, MAX_PATTERNS)
@@ -240,7 +274,7 @@ def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
 
 
 def _make_random_generator_matrix(n: int, k: int, n_colluders: int, seed: int) -> Floats:
-    """Rows sum to one; beside that, D is a random rotation orthogonal to the noise and the constant."""
+    """Build [D, N] with rows that sum to one; D is otherwise orthogonal to noise and constants."""
     noise_matrix = NOISE_ROW_NORM * make_noise_matrix(n, n_colluders)
     row_remainders = 1 - noise_matrix.sum(axis=1, keepdims=True)
     tall_normals = SplitMix64(n, k - 1, seed).standard_normal(n, k - 1)

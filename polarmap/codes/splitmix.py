@@ -1,4 +1,8 @@
-"""Generate pseudo-random numbers that are the same on every machine and numpy version."""
+"""Pseudo-random numbers that are the same on every machine and with every NumPy version.
+
+The codes draw angles, frozen sets and sampled erasure patterns from here, so that a code is determined by its
+parameters alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,13 @@ from polarmap.dtypes import Floats, Indices
 
 
 class SplitMix64:
-    """A splitmix64 stream of uniforms in [0, 1): unlike numpy's generators, fixed for ever."""
+    """A SplitMix64 pseudo-random generator, whose streams never change, unlike those of NumPy.
+
+    Parameters
+    ----------
+    *seeds : int
+        Non-negative integers that select the stream together.
+    """
 
     def __init__(self, *seeds: int) -> None:
         self._state = np.uint64(0)
@@ -27,28 +37,41 @@ class SplitMix64:
         return state ^ (state >> np.uint64(31))
 
     def random(self, size: int) -> Floats:
-        """The next `size` numbers."""
+        """Return the next `size` uniform numbers in [0, 1)."""
         counters = self._state + np.arange(1, size + 1, dtype=np.uint64)
         self._state = counters[-1]
         return (self._mix_bits(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def integers(self, size: int) -> npt.NDArray[np.int64]:
-        """The same as integers below 2^53."""
+        """Return `size` uniform integers from 0 to 2^53 - 1."""
         return (self.random(size) * 2.0**53).astype(np.int64)
 
     def permutation(self, size: int) -> Indices:
-        """A shuffle of range(size)."""
+        """Return a random permutation of range(size)."""
         return np.argsort(self.random(size), kind="stable")
 
     def standard_normal(self, n_rows: int, n_columns: int) -> Floats:
-        """Normal numbers, (rows, columns) (Box and Muller 1958)."""
+        """Return standard normal numbers of shape (n_rows, n_columns), by the method of Box and Muller."""
         radius, angle = self.random(2 * n_rows * n_columns).reshape(2, n_rows, n_columns)
         return np.asarray(np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle))
 
 
 def sample_subsets(n: int, size: int, max_subsets: int) -> list[Indices]:
-    """All sets of `size` of n positions, where they are `max_subsets` or fewer, else a fixed sample.
+    """List all subsets of `size` out of n indices, or a fixed random sample if there are too many.
 
+    Parameters
+    ----------
+    n, size : int
+        Number of indices, and of elements per subset.
+    max_subsets : int
+        Largest number of subsets to return.
+
+    Returns
+    -------
+    list of index arrays (size,), each ascending
+
+    Examples
+    --------
     >>> [one.tolist() for one in sample_subsets(3, 2, 64)], len(sample_subsets(64, 48, 10))
     ([[0, 1], [0, 2], [1, 2]], 10)
     """

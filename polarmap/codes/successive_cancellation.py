@@ -1,13 +1,16 @@
-"""Successive cancellation on the Arikan butterfly, all of it by steps, n log n: P is never formed.
+"""Decode the Arikan kernel by successive cancellation and inactivation decoding, in n log n operations.
 
-Bits first: which workers arrived decides what can be decoded and by which additions; the blocks are touched
-only when the steps are replayed on them (arXiv 1901.06811, section 3). Where cancellation gets stuck an
-optimal decoder goes on: an input that it would have to know is a variable, to be solved for in the end
+    erasure pattern -> CancellationProgram (row additions) -> CancellationSolver -> decoders of both
+    arithmetics
+
+The erasure pattern alone decides which row additions decode, so they are listed first and applied to the
+blocks later (arXiv 1901.06811, section 3). The matrix P is never formed. If cancellation needs an unknown
+input, the optimal decoder declares it inactivated and solves for all inactivated inputs at the end
 (inactivation decoding, Coskun, Neu and Pfister 2020).
 
-The steps give every leaf, x = S r + V z, of the results r that arrived and of the variables z. As many
-equations C V z = -C S r as are independent modulo 2 give z; what is left of C x = 0 checks the results. C is
-a butterfly. What a block or an equation is made of the steps transposed say.
+The program expresses every codeword position as x = S r + V z in the arrived results r and the inactivated
+inputs z. Rows of C V z = -C S r that are independent modulo 2 give z, and the remaining rows of C x = 0 are
+redundant parity checks. C is a butterfly. The adjoint program gives the coefficients of a block or a check.
 """
 
 from __future__ import annotations
@@ -43,20 +46,23 @@ from polarmap.codes.real_decoders import ImplicitSystematicDecoder
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Array, Floats, Indices, Mask, UInt64Array
 
-# Mixtures of all equations, of which the first that are independent are kept: of so many more than those
-# hardly ever too few are.
+# The number of random combinations of all parity checks. The first MAX_MODULAR_CHECKS independent
+# combinations are kept, and twice as many candidates almost always contain enough.
 N_RANDOM_CHECKS = 2 * MAX_MODULAR_CHECKS
-COLUMNS_PER_PASS = (
-    128  # columns of a table: the steps are many, and their overhead would come again with others
-)
+# The number of columns of a table in one pass. Each pass repeats the overhead of all operations.
+COLUMNS_PER_PASS = 128
 
 
 class CancellationTracker:
-    """The inputs that are determined, kept up to date in O(log N) per arrival.
+    """A tracker of the inputs that successive cancellation determines, updated in O(log N) per arrival.
 
-    An arrival changes one node on every level: in a pair (a, b), minus (a - b) becomes known when
-    the second of the two arrives, plus (either, given minus) when the first does. All masks are
-    (size, butterflies).
+    An arrival changes one node of every stage. In a pair (a, b), the minus branch a - b becomes known when
+    both a and b are known, and the plus branch, given minus, when one of them is known.
+
+    Parameters
+    ----------
+    zero_input_mask : boolean array (size, butterflies)
+        Inputs that are frozen or punctured.
     """
 
     def __init__(self, zero_input_mask: Mask) -> None:
@@ -66,7 +72,7 @@ class CancellationTracker:
         self._n_undetermined = int(zero_input_mask.size - zero_input_mask.sum())
 
     def add_known_position(self, position: int) -> bool:
-        """Record that `position` is known, and return whether every unfrozen input is."""
+        """Record that a codeword position is known, and return whether all free inputs are determined."""
         node, transform_index = divmod(position, self._zero_input_mask.shape[1])
         half = len(self._zero_input_mask) // 2
         for known_nodes in self._known_mask[..., transform_index]:
@@ -78,14 +84,32 @@ class CancellationTracker:
 
 
 class CancellationProgram:
-    """The additions that fill in every leaf, n log n block operations.
+    """The row additions by which successive cancellation completes a partly received codeword.
 
-    Rows 0..N-1 hold the leaves, N..2N-1 are scratch, one region per
-    level; row 2N is zero, and those after it are the variables.
+    The program follows from the erasure pattern alone and takes O(N log N) operations on blocks. Subtrees
+    whose inputs are all zero (rate-0 nodes) or all free (rate-1 nodes) are completed as a whole.
 
-    operation_batches : the additions, in order.
-    n_inactivated : how many inputs are neither known nor frozen; none where cancellation gets through.
+    The rows of the table are: 0..N-1 the codeword positions, N..2N-1 scratch space with one region per stage,
+    2N a row of zeros, and after it one row per inactivated input.
 
+    Parameters
+    ----------
+    zero_input_mask : boolean array (size, butterflies)
+        Inputs that are frozen or punctured.
+    known_mask : boolean array (size, butterflies)
+        Codeword positions that were received.
+
+    Attributes
+    ----------
+    operation_batches : list of RowOperationBatch
+        Row additions, in order of execution.
+    n_inactivated : int
+        Number of inactivated inputs; 0 if successive cancellation alone succeeds.
+    zero_row : int
+        Index of the row of zeros, 2N.
+
+    Examples
+    --------
     >>> frozen = np.array([[True], [False]])
     >>> [CancellationProgram(frozen, known).n_inactivated for known in (~frozen, np.zeros((2, 1), bool))]
     [0, 1]
@@ -100,7 +124,10 @@ class CancellationProgram:
     def _append_node_operations(
         self, first_row: int, first_scratch_row: int, zero_input_mask: Mask, known_mask: Mask
     ) -> None:
-        """Append the steps that complete the node in the rows from `first_row` on, of all butterflies."""
+        """Append the operations that complete one node of all butterflies.
+
+        The node occupies the rows from `first_row` on, and may use scratch rows from `first_scratch_row` on.
+        """
         if known_mask.all():
             return
         node_rows = first_row + np.arange(known_mask.size).reshape(known_mask.shape)
@@ -137,9 +164,10 @@ class CancellationProgram:
         append_batch(~upper_known, upper, lower, minus_rows, +1)
 
     def _assign_constituent_rows(self, frozen_rows: Indices, free_rows: Indices) -> None:
-        """Set rows of nodes with all inputs frozen to zero, and make variables of those with none frozen.
+        """Append the operations that set unknown rows of rate-0 nodes to zero and inactivate rate-1 nodes.
 
-        A variable for each row of such a node is as good as one for each input.
+        The map between the inputs and the rows of a rate-1 node is invertible, so its rows can serve as the
+        inactivated inputs.
         """
         inactivated_rows = self.zero_row + 1 + self.n_inactivated + np.arange(len(free_rows))
         for target_rows, source_rows in (
@@ -152,21 +180,18 @@ class CancellationProgram:
 
 
 class CancellationSolver:
-    """Recovers leaves by cancellation with variables, in any arithmetic in which these are solved for.
+    """A solver of one erasure pattern by inactivation decoding, in any arithmetic.
 
-    Attributes
-    ----------
-    n_inactivated : int
-        The number of variables; 0 where cancellation gets through.
+    It computes the missing blocks, the decoding weights and the redundant parity checks.
 
     Parameters
     ----------
     positions : index array (n,)
-        The leaf on which each coded block sits.
+        Codeword position of each coded block.
     zero_input_mask : boolean array (size, butterflies)
-        Frozen and punctured inputs.
+        Inputs that are frozen or punctured.
     arrived_indices, missing_indices : index arrays
-        The blocks that have arrived, and those to recover.
+        Coded blocks that have arrived, and coded blocks to recover.
     """
 
     def __init__(
@@ -179,21 +204,27 @@ class CancellationSolver:
 
     @property
     def n_inactivated(self) -> int:
-        """The number of inputs that are neither known nor frozen."""
+        """The number of inactivated inputs; 0 if successive cancellation alone succeeds."""
         return self._cancellation_program.n_inactivated
 
     @property
     def n_undetermined(self) -> int:
-        """The number of variables that no equation determines modulo 2^64."""
+        """The number of inactivated inputs that the parity checks leave undetermined modulo 2^64."""
         return self.n_inactivated - len(self._pivot_check_indices)
 
     def compute_missing(self, received: ReceivedBlocks, out: Array) -> None:
-        """Put the missing blocks into `out`, (missing, b), by replaying the steps on those that arrived."""
+        """Write the missing blocks to `out`, shape (missing, b), by executing the program on `received`."""
         blocks = [received[block_index] for block_index in self._arrived_indices.tolist()]
         self._row_program.compute_output_rows(blocks, out)
 
     def compute_check_matrix(self, random_stream: SplitMix64) -> UInt64Array:
-        """Return up to MAX_MODULAR_CHECKS equations modulo 2^64, (s, arrived): mixtures of C x."""
+        """Compute up to MAX_MODULAR_CHECKS redundant parity checks modulo 2^64, shape (checks, arrived).
+
+        Parameters
+        ----------
+        random_stream : SplitMix64
+            Source of the random combinations of parity checks.
+        """
         check_coefficients = np.zeros((self._zero_input_mask.size, N_RANDOM_CHECKS), np.int64)
         uniforms = random_stream.random(len(self._zero_input_indices) * N_RANDOM_CHECKS)
         check_coefficients[self._zero_input_indices] = uniforms.reshape(-1, N_RANDOM_CHECKS) < 0.5
@@ -202,7 +233,13 @@ class CancellationSolver:
         return checks[find_independent_rows_gf2(checks)[:MAX_MODULAR_CHECKS]].view(np.uint64)
 
     def compute_weight_masks(self, random_stream: SplitMix64) -> WeightMasks:
-        """Return the masks of the weights without these: random numbers tell them."""
+        """Compute the masks of the decoding weights from random numbers, without computing the weights.
+
+        Parameters
+        ----------
+        random_stream : SplitMix64
+            Source of the random numbers. A nonzero combination of them is almost never zero.
+        """
         missing_positions = self._positions[self._missing_indices]
         n_missing, n_words = len(missing_positions), -(-len(missing_positions) // 64)
         batches = self._row_program.batches_needed_for_output
@@ -229,7 +266,7 @@ class CancellationSolver:
         )
 
     def compute_weights(self, dtype: type[np.number]) -> Array:
-        """Return what each missing block is made of, (missing, arrived)."""
+        """Compute the decoding weights in `dtype`, shape (missing, arrived), by the adjoint program."""
         weights = np.empty((len(self._missing_indices), len(self._arrived_indices)), dtype)
         for start in range(0, len(weights), COLUMNS_PER_PASS):
             rows = slice(start, start + COLUMNS_PER_PASS)
@@ -243,9 +280,9 @@ class CancellationSolver:
     def _apply_adjoint_operations(
         self, batches: list[RowOperationBatch], combination_columns: Array
     ) -> Array:
-        """Return the coefficients of the arrived results in combinations (columns) of all leaves.
+        """Rewrite combinations of codeword positions (columns) as combinations of the arrived results.
 
-        Where the columns hold bits, for `execute_adjoint_operation_batches`, only parities are returned.
+        For columns of bit sets (unsigned integers), the coefficients are computed modulo 2.
         """
         table = np.zeros((self._n_rows, combination_columns.shape[1]), combination_columns.dtype)
         table[: len(combination_columns)] = combination_columns
@@ -254,7 +291,11 @@ class CancellationSolver:
 
     @cached_property
     def operation_batches(self) -> list[RowOperationBatch]:
-        """The steps to all leaves: with variables at zero, then with the variables that solve C x = 0."""
+        """The operations that complete the codeword, in two passes if inputs are inactivated.
+
+        The first pass sets inactivated inputs to zero and computes C x. The second pass uses the solution for
+        the inactivated inputs.
+        """
         program = self._cancellation_program
         batches, n_inactivated = program.operation_batches, program.n_inactivated
         if not n_inactivated:
@@ -278,7 +319,7 @@ class CancellationSolver:
         pivot_checks = self._compute_checks_on_inactivated_inputs(np.int64, pivot_inputs)
         solution_weights = -invert_mod64(pivot_checks).view(np.int64)
         syndrome_rows = scratch_rows[pivot_inputs]
-        for diagonal in range(n_inactivated):  # a diagonal at a time, of which no two read one row
+        for diagonal in range(n_inactivated):  # No two operations of a diagonal read the same row.
             columns = (np.arange(n_inactivated) + diagonal) % n_inactivated
             factors = solution_weights[np.arange(n_inactivated), columns]
             result.append(
@@ -287,25 +328,25 @@ class CancellationSolver:
         return result + batches
 
     def find_codewords_supported_on_erasures(self) -> Mask:
-        """Return independent codewords modulo 2 that vanish on all arrived blocks, (deficit, n)."""
+        """Return a basis of the codewords modulo 2 that are zero on all arrived blocks, (deficit, n)."""
         null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
         leaves = self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))
         return np.asarray(leaves[self._positions].T & 1, bool)
 
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
-        """The indices of equations that determine the variables."""
+        """The indices of a maximal set of parity checks that are independent on the inactivated inputs."""
         return find_independent_rows_gf2(self._inactivated_input_checks_gf2)
 
     @cached_property
     def _inactivated_input_checks_gf2(self) -> Array:
-        """C V modulo 2, (frozen inputs, variables)."""
+        """The parity checks C V of the inactivated inputs modulo 2, (zero inputs, inactivated inputs)."""
         return self._compute_checks_on_inactivated_inputs(np.int8, self._zero_input_indices) & 1
 
     def _compute_checks_on_inactivated_inputs(
         self, dtype: type[np.signedinteger], input_indices: Indices
     ) -> Array:
-        """Return rows of C V modulo 2^bits of `dtype`, (rows, variables)."""
+        """Compute the rows `input_indices` of C V modulo 2^bits of `dtype`, (rows, inactivated inputs)."""
         unit_vectors = np.eye(self._cancellation_program.n_inactivated, dtype=dtype)
         checks = np.empty((len(input_indices), len(unit_vectors)), dtype)
         for start in range(0, len(unit_vectors), COLUMNS_PER_PASS):
@@ -315,14 +356,14 @@ class CancellationSolver:
         return checks
 
     def _propagate_inactivated_inputs(self, input_values: Array) -> Array:
-        """Return all leaves for the given values (columns) of the variables, with all results zero."""
+        """Compute all codeword positions from values (columns) of the inactivated inputs and zero results."""
         table = np.zeros((self._n_rows, input_values.shape[1]), input_values.dtype)
         table[self._cancellation_program.zero_row + 1 :] = input_values
         execute_operation_batches(self._cancellation_program.operation_batches, table)
         return table[: self._zero_input_mask.size]
 
     def _apply_arikan_transform(self, table: Array, **options: bool) -> Array:
-        """Apply `transforms.apply_arikan_transform` to columns of leaves, in place."""
+        """Apply `transforms.apply_arikan_transform` to a table of codeword positions, in place."""
         transforms.apply_arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
         return table
 
@@ -338,7 +379,18 @@ class CancellationSolver:
 
 
 class InactivationDecoder(ModularDecoder):
-    """Integers modulo 2^64 by cancellation with variables; floats by least squares.
+    """The optimal decoder of the Arikan kernel: inactivation decoding for integers, least squares for floats.
+
+    Parameters
+    ----------
+    code : CodeMatrices
+        Code with the Arikan kernel.
+    arrived_mask : boolean array (n,)
+        True for each result that has arrived.
+    positions : index array (n,)
+        Codeword position of each coded block.
+    zero_input_mask : boolean array (size, butterflies)
+        Inputs that are frozen or punctured.
 
     Attributes
     ----------
@@ -357,12 +409,12 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of equations left over once the missing blocks are determined; negative before."""
+        """The number of redundant parity checks; negative while too few results have arrived."""
         return len(self.arrived_indices) - self.code.k
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The least number of further results that are needed; 0 once the missing ones are determined."""
+        """A lower bound on the number of further results needed; 0 if the targets are decodable."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._n_undetermined
@@ -373,24 +425,26 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
+        """The decoding weights modulo 2^64, shape (missing, arrived)."""
         return self.solver.compute_weights(np.int64).view(np.uint64)
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS equations modulo 2^64, (s, arrived)."""
+        """Up to MAX_MODULAR_CHECKS redundant parity checks modulo 2^64, shape (checks, arrived)."""
         return self.solver.compute_check_matrix(SplitMix64(self.code.n, self.code.k))
 
     def _compute_weight_masks(self) -> WeightMasks:
         return self.solver.compute_weight_masks(SplitMix64(self.code.k, self.code.n))
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Replay the steps on the blocks."""
+        """Write the missing targets to `out` by running the program on the received blocks."""
         self.solver.compute_missing(received, out)
 
 
 class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
-    """Decodes as far as cancellation gets through without variables, over the reals.
+    """The sequential decoder for floats, which succeeds if no input must be inactivated.
+
+    The parameters are those of `InactivationDecoder`.
 
     Attributes
     ----------
@@ -411,16 +465,16 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived)."""
+        """The decoding weights, shape (missing, arrived)."""
         return self.solver.compute_weights(np.float64)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Replay the steps on the blocks."""
+        """Write the missing targets to `out` by running the program on the received blocks."""
         self.solver.compute_missing(received, out)
 
 
 class ModularCancellationDecoder(InactivationDecoder):
-    """Decodes integers as far as cancellation gets through without variables, and floats as far."""
+    """The sequential decoder for integers and floats, which succeeds if no input must be inactivated."""
 
     @property
     def _n_undetermined(self) -> int:
@@ -431,18 +485,23 @@ class ModularCancellationDecoder(InactivationDecoder):
 
 
 class ModularDecodabilityTracker:
-    """Says whether arrivals determine all n blocks modulo 2^64: solved at the k-th arrival, updated after it.
+    """A tracker that decides whether the arrivals determine all n blocks modulo 2^64.
+
+    At the k-th arrival, a decoder computes the codewords that are zero on all arrivals. Each later arrival
+    updates their rank.
 
     Parameters
     ----------
     n, k : int
+        Number of coded blocks and of data blocks.
     make_decoder : callable
-        Called with a mask of arrivals; returns their decoder.
+        Called once, with the boolean mask (n,) of the first k arrivals. Returns their `InactivationDecoder`.
     """
 
     def __init__(self, n: int, k: int, make_decoder: Callable[[Mask], InactivationDecoder]) -> None:
         self._arrived_mask, self._n_until_threshold, self._make_decoder = np.zeros(n, bool), k, make_decoder
-        self._arrived_basis: dict[int, int] = {}  # of the columns of what was undetermined then
+        # A basis of the columns of _unresolved_codewords for later arrivals, by leading bit.
+        self._arrived_basis: dict[int, int] = {}
         self._unresolved_codewords: Mask
 
     def add(self, block_index: int) -> bool:

@@ -1,9 +1,10 @@
-"""SymmetricProductCode: A_i' A_j for i <= j only, the blocks below the diagonal are their transposes.
+"""Product codes for Gram matrices A' A, which compute only the blocks A_i' A_j with i <= j.
 
-    x = G_A X G_A'   with X' = X,   so for the symmetric parts x_ij + x_ij'   G = [I; P],   T = I
+    x = G_A X G_A'   with X' = X,   so the symmetric parts x_ij + x_ij' satisfy   G = [I; P],   T = I
 
-P is that of the whole grid with the two columns of x_ab and x_ba added up. A whole block needs more
-than its symmetric part: it is recovered on the whole grid, from arrivals and their transposes.
+The blocks below the diagonal are the transposes of the blocks above it. P is the parity matrix of the full
+grid, with the columns of x_ab and x_ba added. The symmetric part does not determine a block, so missing
+blocks are decoded on the full grid, from the arrivals and their transposes.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from polarmap.errors import CodeError
 
 
 class SymmetricProductCode(SystematicCode):
-    """The upper triangle of the grid of a code with itself: n (n + 1) / 2 blocks x_ij, i <= j.
+    """The upper triangle of the product code of a code with itself: n (n + 1) / 2 blocks x_ij with i <= j.
 
-    x_ji is the (conjugate) transpose of x_ij, so an arrival fills two cells of the grid, and what
-    the grid needs is all that is needed: the equations of the whole grid split into those of the
-    symmetric and of the antisymmetric part of the data, and so do those of the triangle.
+    Block x_ji is the (conjugate) transpose of x_ij, so each arrival fills two cells of the full grid. The
+    arrivals determine the data blocks if they do so on the full grid, because the checks of the full grid
+    split into checks of the symmetric and of the antisymmetric parts.
 
     Parameters
     ----------
     line_code : PolarCode
-        Of the columns of A; the rotation kernel.
+        Code that encodes A along its columns; it must have the rotation kernel.
     n_block_rows : int, optional
-        Rows and columns of a block, whose entries may be arrays; without it these are numbers.
+        Number of rows and columns of a block. By default, each block is a square matrix of numbers. Pass it
+        if the entries of a block are arrays.
 
     Examples
     --------
@@ -44,12 +46,12 @@ class SymmetricProductCode(SystematicCode):
     """
 
     requirement = "a product of one block's transpose and another"
-    integer_error_template = "a triangle of {dtype} products cannot be decoded exactly: use the whole grid"
+    integer_error_template = "a triangle of {dtype} products cannot be decoded exactly. Use the full grid."
     is_mds = False
 
     def __init__(self, line_code: PolarCode, n_block_rows: int | None = None) -> None:
         if not line_code.supports_triangles:
-            raise CodeError("a triangle of products is coded with the rotation kernel only")
+            raise CodeError(f"a triangle of products needs the rotation kernel, not {line_code!r}")
         self.line_code, self.kernel, self.n_block_rows = line_code, line_code.kernel, n_block_rows
         self.full_grid = ProductCode(line_code, line_code)
         self.n, self.k = line_code.n * (line_code.n + 1) // 2, line_code.k * (line_code.k + 1) // 2
@@ -60,18 +62,18 @@ class SymmetricProductCode(SystematicCode):
 
     @property
     def norm_inf(self) -> float:
-        """The largest sum of absolute coefficients of a block."""
+        """An upper bound on the sum of absolute coefficients of a parity block."""
         return self.full_grid.norm_inf
 
     @cached_property
     def grid_coordinates(self) -> Indices:
-        """Row and column of every block on the grid, (n, 2)."""
+        """The row and column of every block on the full grid, shape (n, 2)."""
         full_coordinates = self.full_grid.grid_coordinates
         return full_coordinates[full_coordinates[:, 0] <= full_coordinates[:, 1]]
 
     @cached_property
     def block_and_transpose_indices(self) -> Indices:
-        """The numbers on the whole grid of a block and of its transpose, (n, 2)."""
+        """The indices of each block and of its transpose on the full grid, shape (n, 2)."""
         rows, columns = self.grid_coordinates.T
         return np.stack(
             [self.full_grid.block_grid[rows, columns], self.full_grid.block_grid[columns, rows]], axis=1
@@ -79,23 +81,23 @@ class SymmetricProductCode(SystematicCode):
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """Parity from data, (n - k, k), of the symmetric parts x_ij + x_ji."""
+        """The parity matrix P of the symmetric parts x_ij + x_ji, (n - k, k)."""
         blocks, transposes = self.block_and_transpose_indices[: self.k].T
         parity_rows = self.block_and_transpose_indices[self.k :, 0] - self.full_grid.k
         full_matrix = self.full_grid.encoding_matrix[parity_rows]
         return np.asarray(full_matrix[:, blocks] + full_matrix[:, transposes] * (blocks != transposes))
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
+        """Build the erasure decoder for the results in `arrived_mask`; `modular` has no effect."""
         return SymmetricProductDecoder(self, arrived_mask)
 
 
 class SymmetricProductDecoder(ErasureDecoder):
-    """Recovers the missing data blocks of one arrival pattern on the triangle.
+    """An erasure decoder for a `SymmetricProductCode`.
 
-    It has a decoder of the whole grid, which recovers blocks from the arrivals and their transposes, and
-    one of the symmetric parts x + x', whose left-over equations verify the results. The entries of a block
-    and of its transpose have errors of their own, so there are magnitudes of weights, but no weights.
+    A decoder of the full grid recovers missing blocks from the arrivals and their transposes. A decoder of
+    the symmetric parts x + x' provides the redundant parity checks. A recovered block depends on arrived
+    blocks and on their transposes, so it has `weight_magnitudes` but no `weights`.
     """
 
     rounds_integers = True
@@ -111,12 +113,12 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of equations on the symmetric parts that are left over; negative before."""
+        """The number of redundant parity checks on the symmetric parts; negative with too few results."""
         return self._symmetric_part_decoder.n_redundant_checks
 
     @property
     def check_matrix(self) -> Floats:
-        """Equations on the symmetric parts of the arrived blocks, see `transform_for_parity_checks`."""
+        """The redundant parity checks of the blocks from `transform_for_parity_checks`."""
         return self._symmetric_part_decoder.check_matrix
 
     def _compute_weight_masks(self) -> WeightMasks:
@@ -124,19 +126,19 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weight_magnitudes`; 0 if none is missing, inf if undetermined."""
+        """The largest 2-norm of a row of `weight_magnitudes`; 0 if exact, inf if not decodable."""
         if not len(self.missing_indices):
             return 0.0
         return np.inf if self.rank_deficit else float(np.linalg.norm(self.weight_magnitudes, axis=1).max())
 
     @cached_property
     def rank_deficit(self) -> int:
-        """0 when the data are determined, else how many arrivals are still needed at the least."""
+        """A lower bound on the number of further results needed; 0 if the data blocks are decodable."""
         return -(-self._grid_decoder.rank_deficit // 2)
 
     @cached_property
     def weight_magnitudes(self) -> Floats:
-        """The root sum of squares of the weights of a block and of its transpose, (missing, arrived)."""
+        """The norms, shape (missing, arrived), of the two weights of each arrived block and its transpose."""
         squared_weights = self._grid_decoder.weight_magnitudes[self._full_grid_row_indices] ** 2
         squared = np.zeros((len(squared_weights), self.code.full_grid.n))
         squared[:, self._grid_decoder.arrived_indices] = squared_weights
@@ -145,12 +147,12 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def _full_grid_row_indices(self) -> Indices:
-        """The rows that recover our missing blocks among those of the whole grid."""
+        """The index of each missing block among the missing blocks of the full grid, (missing,)."""
         grid_indices = self.code.block_and_transpose_indices[self.missing_indices, 0]
         return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """The missing data blocks (len(missing), b) from the flat square blocks that arrived."""
+        """Compute the missing data blocks, shape (missing, b), from the flat square blocks that arrived."""
         grid_blocks = {}
         for index in self.arrived_indices.tolist():
             block = received[index]
@@ -160,7 +162,7 @@ class SymmetricProductDecoder(ErasureDecoder):
         return self._grid_decoder.decode(grid_blocks, dtype)[self._full_grid_row_indices]
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """x + x' of each block x that arrived: twice its symmetric part."""
+        """Return x + x' (twice the symmetric part) for each arrived block x, by block index."""
         return {
             block_index: block + conjugate_transpose_flat_block(block, self.code.n_block_rows)
             for block_index, block in received.items()
@@ -168,9 +170,17 @@ class SymmetricProductDecoder(ErasureDecoder):
 
 
 def conjugate_transpose_flat_block(block: Array, n_block_rows: int | None = None) -> Array:
-    """The conjugate transpose of a flat block of so many rows and columns; of one of numbers without
-    `n_block_rows`.
+    """Return the conjugate transpose of a flattened square block, flattened.
 
+    Parameters
+    ----------
+    block : array (b,)
+        Flat block of n_block_rows x n_block_rows entries, which may be arrays of equal size.
+    n_block_rows : int, optional
+        Number of rows. By default, the entries are numbers, and the square root of b is used.
+
+    Examples
+    --------
     >>> conjugate_transpose_flat_block(np.array([1, 2j, 3, 4]))
     array([1.-0.j, 3.-0.j, 0.-2.j, 4.-0.j])
     """

@@ -1,4 +1,8 @@
-"""No code: G = I, T = I. Every result is wanted and nothing determines a missing one."""
+"""The trivial code G = I, T = I, with which a map runs without redundancy.
+
+Every task works on one data block, and a missing result cannot be decoded. Late tasks may get backup attempts
+instead of parity blocks.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,21 @@ from polarmap.codes.linear_code import SystematicCode
 from polarmap.dtypes import Array, DType, check_supported_dtype
 from polarmap.errors import CodeError
 
-DEFAULT_BACKUPS = 2  # that a late task may get
+DEFAULT_BACKUPS = 2  # The maximum number of backup attempts for a late task.
 
 
 class Uncoded(SystematicCode):
-    """k blocks for k workers; a task that is late may get `max_backups`.
+    """A map of k data blocks without parity blocks.
 
+    Parameters
+    ----------
+    k : int
+        Number of data blocks, and of tasks.
+    max_backups : int
+        Maximum number of backup attempts for a late task.
+
+    Examples
+    --------
     >>> code = Uncoded(3)
     >>> code.n, code.k, code.recovery_threshold
     (3, 3, 3)
@@ -36,13 +49,13 @@ class Uncoded(SystematicCode):
 
     @property
     def encoding_matrix(self) -> Array:
-        """P has no rows."""
+        """The parity matrix P, which has no rows: shape (0, k)."""
         return np.empty((0, self.k))
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """That of the data: nothing is mixed."""
+        """Return the dtype of the data; raise CodeError if it is not supported."""
         return check_supported_dtype(dtype, "the data")
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
-        """There is no parity."""
-        raise CodeError("without a code there are no parity blocks")
+        """Raise CodeError, because this code has no parity blocks."""
+        raise CodeError("a map without a code has no parity blocks")

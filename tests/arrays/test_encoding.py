@@ -46,7 +46,7 @@ def test_defaults_and_names(store):
 
 def test_integers_choose_the_exact_code(store):
     assert polarmap.encode(np.arange(8), name="a", storage=store).code.kernel == "arikan"
-    with pytest.raises(CodeError, match="rotation kernel cannot carry int64"):
+    with pytest.raises(CodeError, match="rotation kernel does not support int64"):
         polarmap.encode(np.arange(8), name="b", storage=store, code="rotation")
 
 

@@ -105,7 +105,9 @@ def test_coded_map_decodes_floats(dtype: str) -> None:
 
 
 def test_refuses_integers() -> None:
-    with pytest.raises(CodeError, match=r"hadamard kernel cannot carry int64 blocks.* use kernel='arikan'"):
+    with pytest.raises(
+        CodeError, match=r"hadamard kernel does not support int64 blocks.* Use kernel='arikan'"
+    ):
         coded_map(np.negative, np.arange(24).reshape(12, 2), code=hadamard(8, 6))
 
 
@@ -113,8 +115,8 @@ def test_refuses_integers() -> None:
     ("n", "options", "message"),
     [
         (8, {"decoder": "sequential"}, "needs kernel='arikan'"),
-        (8, {"levels": 2}, "the hadamard kernel has all of them"),
-        (MAX_HADAMARD_N + 1, {}, "k < n <= 1024, not n = 1025, k = 6: use kernel='rotation'"),
+        (8, {"levels": 2}, "levels=2 needs kernel='arikan', because the hadamard kernel always"),
+        (MAX_HADAMARD_N + 1, {}, "k < n <= 1024, not n = 1025, k = 6. Use kernel='rotation'"),
     ],
 )
 def test_refuses_options(n: int, options: dict, message: str) -> None:

@@ -167,11 +167,14 @@ def test_sizes_leave_a_quarter_spare() -> None:
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ((8, 4, 3), "4 data blocks, and 4 of noise against 3 colluders among 8 workers.*use n = "),
+        (
+            (8, 4, 3),
+            "n must be more than 8 with 4 data blocks and 4 noise blocks .against 3 colluders., not 8: use n = ",
+        ),
         ((0, 1, 1), "n must be a positive integer"),
         ((8, 1.0, 1), "k must be a positive integer"),
         ((8, 1, True), "n_colluders must be a positive integer"),
-        ((5000, 1, 1), "at most 4096 workers"),
+        ((5000, 1, 1), "n must be at most 4096 for secret sharing of integers, not 5000"),
     ],
 )
 def test_sizes_that_cannot_be(sizes: tuple[int, int, int], words: str) -> None:
@@ -181,10 +184,10 @@ def test_sizes_that_cannot_be(sizes: tuple[int, int, int], words: str) -> None:
 
 def test_floats_are_refused() -> None:
     code = IntegerSecretSharingCode(8, 3, 1)
-    with pytest.raises(CodeError, match="cannot be masked modulo"):
+    with pytest.raises(CodeError, match="cannot be combined with noise modulo"):
         code.parity_dtype(float)
-    with pytest.raises(CodeError, match="let f return integers"):
+    with pytest.raises(CodeError, match="Let f return integers"):
         code.make_decoder(np.ones(8, bool), modular=False)
     recovery = code.make_decoder(np.ones(8, bool), modular=True)
-    with pytest.raises(CodeError, match="let f return integers"):
+    with pytest.raises(CodeError, match="Let f return integers"):
         recovery.decode({index: np.ones(1) for index in range(8)}, np.dtype(float))

@@ -125,7 +125,7 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
 
 
 def test_integers_are_refused() -> None:
-    with pytest.raises(CodeError, match="rotation kernel only"):
+    with pytest.raises(CodeError, match="needs the rotation kernel, not"):
         SymmetricProductCode(PolarCode(3, 2, kernel="arikan"))
     with pytest.raises(CodeError, match="int64 products cannot be decoded exactly"):
         SymmetricProductCode(PolarCode(3, 2)).parity_dtype("int64")

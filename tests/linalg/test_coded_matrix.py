@@ -83,7 +83,7 @@ def test_a_side_too_small_for_a_code_of_unequal_workers_is_refused() -> None:
     code = PolarCode(32, 24, erasure=np.linspace(0.1, 0.4, 32))
     coded = CodedOperator(np.ones((48, 10)), code=code, executor=ReplayExecutor())
     coded @ np.ones(10)
-    with pytest.raises(CodeError, match=r"erasure has one probability for each of 32 workers.*\(14, 10"):
+    with pytest.raises(CodeError, match=r"has one erasure probability for each of 32 workers.*\(14, 10"):
         coded.rmatvec(np.ones(48))
 
 

@@ -117,7 +117,7 @@ def test_nan_passes_on_when_every_block_reports_and_is_refused_else() -> None:
         ({"degree": 2, "blocks": 8, "tasks": 8}, "use k <= 4"),
         (
             {"degree": 2, "blocks": 24, "tasks": 60, "rtol": 1e-15},
-            r"blocks=\d+ is the most that 60 tasks",
+            r"use at most blocks=\d+ with 60 tasks",
         ),
         ({"degree": 2, "rtol": 1e-20}, "raise rtol"),
     ],

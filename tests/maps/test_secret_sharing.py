@@ -211,7 +211,7 @@ def test_nan_is_an_error_at_once() -> None:
     ("options", "words"),
     [
         ({"code": SecretSharing(5), "blocks": 4, "tasks": 8}, "use n > 9"),
-        ({"blocks": 1}, "at least k = 2"),
+        ({"blocks": 1}, "k must be at least 2 for secret sharing"),
         ({"degree": 2}, "supports only linear f"),
         ({"code": SecretSharing(noise=1e9)}, "lower noise"),
         ({"code": SecretSharing(3), "blocks": 6, "tasks": 12, "rtol": 1e-15}, "raise rtol"),
@@ -229,9 +229,9 @@ def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any],
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n_colluders": 0}, "n_colluders must be 1 or more"),
-        ({"n_colluders": -1}, "n_colluders must be 1 or more"),
-        ({"n_colluders": 1.0}, "n_colluders must be 1 or more"),
+        ({"n_colluders": 0}, "must be an integer >= 1, not"),
+        ({"n_colluders": -1}, "must be an integer >= 1, not"),
+        ({"n_colluders": 1.0}, "must be an integer >= 1, not"),
         ({"noise": 0}, "noise must be a positive number"),
         ({"noise": math.inf}, "noise must be a positive number"),
         ({"noise": "loud"}, "noise must be a positive number"),

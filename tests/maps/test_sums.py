@@ -118,7 +118,7 @@ def test_nan_is_refused_rather_than_waited_for() -> None:
     ("parts", "options", "words"),
     [
         (np.eye(4), {"tolerate": 4}, "at most 3"),
-        (np.eye(4), {"tolerate": -1}, "at least 0"),
+        (np.eye(4), {"tolerate": -1}, "tolerate must be an integer >= 0, not"),
         (np.eye(4), {"tolerate": 1.5}, "must be an integer"),
         (np.eye(4), {"tasks": 5}, "cannot be cut into 5"),
         (np.zeros((0, 3)), {}, "cannot be cut"),

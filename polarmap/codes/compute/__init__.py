@@ -1,4 +1,5 @@
-"""Compute sums of blocks fast: transforms, tiles, products and programs of row operations.
+"""Fast linear combinations of blocks: butterflies, matrix products, and programs of row operations.
 
-The codes say which sums they need; the modules here only make them fast.
+The codes define which combinations they need, and the modules here compute them, tile by tile and on all
+cores.
 """

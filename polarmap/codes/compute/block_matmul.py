@@ -1,6 +1,8 @@
-"""Multiply small matrices with many wide blocks: one path per regime, chosen by measurement.
+"""Multiply small matrices by wide blocks, by the fastest of several methods.
 
-The measurements are those of benchmarks/coding.py. Blocks are rows: a 2-D array or a sequence of 1-D arrays.
+Encoders and decoders call these functions with blocks as rows: a 2-D array, or a sequence of 1-D arrays.
+Depending on sizes and dtypes, a product runs through BLAS, through compiled loops (with Numba), or in NumPy.
+The thresholds were measured with benchmarks/coding.py.
 """
 
 from __future__ import annotations
@@ -28,19 +30,30 @@ from polarmap.dtypes import Array, DType, Floats, choose_accumulator_dtype
 
 CompiledLoop = Callable[..., None]
 
-CONVERSION_CHUNK_BYTES = 4 << 20  # converted for one call of compiled loops, which have tiles of their own
-# Multiplications up to which OpenBLAS takes no second thread, and up to which one is not worth it: where
-# workers keep the cores busy, the wait for it takes tens of milliseconds.
+CONVERSION_CHUNK_BYTES = 4 << 20  # Bytes that are converted to float64 for one call of a compiled loop.
+# The number of multiplications up to which OpenBLAS uses a single thread.
 MAX_SINGLE_THREAD_MULTIPLIES = 1 << 18
+# The number of multiplications up to which a second thread does not pay. While workers keep the cores busy,
+# waiting for the second thread takes tens of milliseconds.
 MIN_MULTITHREAD_MULTIPLIES = 1 << 22
-# A product on one thread takes longer with fewer columns, or with longer rows.
+# Limits for the pieces of a product on one thread, which takes longer with fewer columns or longer rows.
 MIN_COLUMNS, MAX_INNER_LENGTH = 64, 1024
-MIN_TILES_PER_THREAD = 4  # fewer take no longer than another thread takes to begin
-MIN_COMPILED_BYTES = 64 << 20  # below, loading the compiled loops costs more than they save
+MIN_TILES_PER_THREAD = 4  # Fewer tiles take less time than starting another thread.
+MIN_COMPILED_BYTES = 64 << 20  # For fewer bytes, loading the compiled loops takes longer than they save.
 
 
 def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
-    """out = matrix @ rows through BLAS: rows of one array as they lie, others gathered tile by tile."""
+    """Write matrix @ rows to `out` with BLAS, gathering tiles if the rows are not one contiguous array.
+
+    Parameters
+    ----------
+    matrix : array (outputs, inputs)
+        Coefficients, of a floating dtype that is used for the sums.
+    rows : array (inputs, b) or sequence of arrays (b,)
+        Flat blocks.
+    out : array (outputs, b)
+        Array to write to, of any real dtype.
+    """
     if out.dtype == matrix.dtype and is_contiguous_array(rows, out.dtype):
         with ignore_nonfinite_warnings():
             matmul(matrix, rows, out)
@@ -56,7 +69,9 @@ def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
 
 
 def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
-    """matrix @ tile of one inexact dtype; of few entries on this thread alone.
+    """Compute matrix @ tile for arrays of one floating dtype, on the calling thread if the product is small.
+
+    The result is written to `out`, if it is passed, and returned.
 
     >>> matmul(np.eye(2), np.ones((2, 3))).tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
@@ -71,7 +86,7 @@ def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
 
 
 def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
-    """out = matrix @ tile, in pieces for which OpenBLAS takes no other thread."""
+    """Write matrix @ tile to `out`, in pieces so small that OpenBLAS uses a single thread."""
     inner_length, width = tile.shape
     if inner_length > MAX_INNER_LENGTH:
         partial_sums, half = np.empty_like(out), inner_length // 2
@@ -92,7 +107,19 @@ def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
 def encode_rotation_parity_tiled(
     network: RotationButterflyNetwork, rows: FlatBlocks, out: Array, compiled: ModuleType | None = None
 ) -> None:
-    """out = the parity rows by two butterflies, those of the module `compiled` or numpy's."""
+    """Write the parity rows of the rotation kernel to `out`, on all cores.
+
+    Parameters
+    ----------
+    network : RotationButterflyNetwork
+        Butterflies that multiply by P.
+    rows : array (k, b) or sequence of arrays (b,)
+        Flat data blocks.
+    out : array (r, b)
+        Array to write the parity to.
+    compiled : module, optional
+        Module `transforms_numba`. By default, NumPy is used.
+    """
     if compiled is not None:
         rotations = network.input_rotations, network.output_rotations
         operands = *rotations, network.permutations, network.kept_rows, network.scale, network.shift
@@ -107,7 +134,17 @@ def encode_rotation_parity_tiled(
 
 
 def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
-    """out = weights @ rows, few rows from many, in compiled loops or else through BLAS."""
+    """Write weights @ rows to `out`, with compiled loops if they are available and pay, otherwise with BLAS.
+
+    Parameters
+    ----------
+    weights : array (outputs, inputs)
+        Decoding weights.
+    rows : array (inputs, b) or sequence of arrays (b,)
+        Flat blocks.
+    out : array (outputs, b)
+        Array to write to, of a real dtype.
+    """
     compiled = load_compiled_transforms(rows, out.dtype)
     if compiled is not None:
         n_outputs, n_inputs = weights.shape
@@ -118,8 +155,10 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
 
 
 def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | None:
-    """The module transforms_numba, if numba is there, `rows` are worth loading it and summed in
-    float64.
+    """Return the module `transforms_numba` if its compiled loops can combine these rows faster, or None.
+
+    The loops pay for at least MIN_COMPILED_BYTES of `rows`. They need Numba, and a `dtype` whose sums are
+    accumulated in float64.
     """
     if choose_accumulator_dtype(dtype) != np.float64:
         return None
@@ -127,7 +166,7 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
 
 
 def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
-    """The module transforms_numba, if numba is there and `rows` have `min_bytes` bytes."""
+    """Return the module `transforms_numba`, or None without Numba or for less than `min_bytes` of rows."""
     if sum(row.nbytes for row in rows) < min_bytes or find_spec("numba") is None:
         return None
     from polarmap.codes.compute import transforms_numba
@@ -136,7 +175,20 @@ def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> Modul
 
 
 def run_compiled_loop(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, *operands: Array) -> None:
-    """`compiled_loop` over all columns of `out`, which read and write contiguous float64 only."""
+    """Run a compiled loop over all columns of `out` on all cores, converting to float64 where needed.
+
+    Parameters
+    ----------
+    compiled_loop : callable
+        Called as compiled_loop(row_addresses, out, start, stop, *operands) for a range of columns. It reads
+        and writes contiguous float64 only.
+    rows : array (inputs, b) or sequence of arrays (b,)
+        Flat blocks of any real dtype.
+    out : array (outputs, b)
+        Array to write to, of any real dtype.
+    *operands : array
+        Further arguments of `compiled_loop`.
+    """
     width, slices = out.shape[1], split_columns_for_cores(out)
     if out.dtype == np.float64 and all(_is_contiguous_float64(row) and row.size == width for row in rows):
         row_addresses = _get_row_addresses(rows)
@@ -165,7 +217,7 @@ def _is_contiguous_float64(row: Array) -> bool:
 
 
 def _get_row_addresses(rows: FlatBlocks) -> npt.NDArray[np.int64]:
-    """Where each row starts."""
+    """Return the memory address of each row."""
     if isinstance(rows, np.ndarray):
         return rows.ctypes.data + rows.strides[0] * np.arange(len(rows))
     return np.array([row.ctypes.data for row in rows])

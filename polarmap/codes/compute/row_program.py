@@ -1,7 +1,10 @@
-"""Sums of blocks as operations on the rows of a table, of integers modulo 2^bits of the sums.
+"""Programs of row additions, by which the Arikan kernel encodes and decodes blocks.
 
-The coefficients of an Arikan code are few and mostly 1 or -1, so that adding rows takes less time than a
-product would, and native integers wrap as they should.
+    table:  row 0, row 1, row 2 = row 0 - row 1, ...        each row is a block
+
+The Arikan kernel needs few additions, mostly with factors 1 or -1, so adding rows is faster than a matrix
+product. Native integers wrap modulo 2^bits, as required. `successive_cancellation` and `arikan_code` list the
+operations, and `RowOperationProgram` executes them on tiles of the blocks.
 """
 
 from __future__ import annotations
@@ -16,16 +19,25 @@ import numpy.typing as npt
 from polarmap.codes.compute import block_matmul, tiling
 from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_integer_dtype
 
-# Bytes of a row in a tile: with fewer, numpy takes longer to begin a sum than to add it up.
+# The smallest number of bytes of a row in a tile. For shorter rows, the overhead of NumPy exceeds the time of
+# the addition itself.
 MIN_TILE_ROW_BYTES = 1 << 13
-MIN_WIDE_COLUMNS = 1 << 10  # columns from which on rows are added one by one
-MIN_COMPILED_BYTES = 1 << 28  # numba takes 0.6 s to load, and saves 0.3 s for each GB
+MIN_WIDE_COLUMNS = 1 << 10  # From this number of columns on, rows are added one by one instead of in batches.
+# The number of bytes from which on Numba is loaded, which takes 0.6 s and saves 0.3 s per GB.
+MIN_COMPILED_BYTES = 1 << 28
 
 
 class RowOperationBatch(NamedTuple):
-    """rows[target] = rows[first] + factor * rows[second], a copy of rows[first] where `factor` is 0.
+    """A batch of independent row operations: table[target] = table[source] + factor * table[addend].
 
-    No operation of a step reads the target of another. `factor` is one for all, or one for each.
+    No operation of a batch reads the target of another operation of the batch.
+
+    Attributes
+    ----------
+    target_rows, source_rows, addend_rows : index array (operations,)
+        Rows of the table.
+    factor : int or array (operations,)
+        Factor of all operations, or of each. With 0, the source row is copied.
     """
 
     target_rows: Indices
@@ -35,8 +47,19 @@ class RowOperationBatch(NamedTuple):
 
 
 class RowOperationProgram:
-    """Steps on a table of which some rows are given and some are wanted; others are zero at first.
+    """A program of row operations that computes output rows of a table from input rows.
 
+    Parameters
+    ----------
+    batches : sequence of RowOperationBatch
+        Operations, in order of execution.
+    n_rows : int
+        Number of rows of the table. Rows that are not input rows are zero at the start.
+    input_rows, output_rows : index array
+        Rows that hold the given blocks, and rows to compute.
+
+    Examples
+    --------
     >>> step = RowOperationBatch(np.array([2]), np.array([0]), np.array([1]), -1)
     >>> difference, out = RowOperationProgram([step], 4, np.arange(2), np.array([2])), np.empty((1, 1), int)
     >>> difference.compute_output_rows(np.array([[7], [5]]), out)
@@ -52,12 +75,15 @@ class RowOperationProgram:
 
     @property
     def operation_table(self) -> npt.NDArray[np.int64]:
-        """Target, first, second and factor of each operation that is of use, (count, 4)."""
+        """The target, source, addend and factor of each operation needed for the output, (operations, 4)."""
         return self._compact_operations_and_n_rows[0]
 
     @cached_property
     def _compact_operations_and_n_rows(self) -> tuple[npt.NDArray[np.int64], int]:
-        """The same on a table of the rows in use, the given ones first, the wanted ones last; its height."""
+        """The needed operations on a table without unused rows, and the number of rows of that table.
+
+        Input rows come first and output rows come last.
+        """
         batch_tables = [
             np.stack(np.broadcast_arrays(*batch), axis=1) for batch in self.batches_needed_for_output
         ]
@@ -73,7 +99,7 @@ class RowOperationProgram:
 
     @cached_property
     def batches_needed_for_output(self) -> list[RowOperationBatch]:
-        """What of the steps the wanted rows depend on."""
+        """The operations on which the output rows depend, in order of execution."""
         used_mask = np.zeros(self.n_rows, bool)
         used_mask[self.output_rows] = True
         needed = []
@@ -91,7 +117,15 @@ class RowOperationProgram:
         return needed[::-1]
 
     def compute_output_rows(self, input_blocks: tiling.FlatBlocks, out: Array) -> None:
-        """Put what is wanted of `input_blocks`, which are given, into `out`."""
+        """Execute the program on blocks.
+
+        Parameters
+        ----------
+        input_blocks : array (input rows, b) or sequence of arrays (b,)
+            Flat blocks for the input rows.
+        out : array (output rows, b)
+            Array to write the output rows to. Its dtype determines the dtype of the sums.
+        """
         if out.shape[1] < MIN_WIDE_COLUMNS:
             self._compute_by_batches(input_blocks, out)
         else:
@@ -129,7 +163,7 @@ class RowOperationProgram:
 
 
 def choose_row_sum_dtype(dtype: DType) -> DType:
-    """The dtype in which sums of `dtype` are added up: of integers the signed one, which wraps alike.
+    """Return the dtype for sums of `dtype`: the signed integer of the same size, or the accumulator dtype.
 
     >>> choose_row_sum_dtype(np.dtype("u2")), choose_row_sum_dtype(np.dtype("f4"))
     (dtype('int16'), dtype('float64'))
@@ -138,7 +172,7 @@ def choose_row_sum_dtype(dtype: DType) -> DType:
 
 
 def execute_operation_batches(batches: Sequence[RowOperationBatch], table: Array) -> None:
-    """Do `batches` on `table`, in place, each at once."""
+    """Execute row operations on `table` in place, one batch at a time."""
     for target_rows, source_rows, addend_rows, factor in batches:
         if isinstance(factor, np.ndarray):
             table[target_rows] = table[source_rows] + factor.astype(table.dtype)[:, None] * table[addend_rows]
@@ -151,11 +185,18 @@ def execute_operation_batches(batches: Sequence[RowOperationBatch], table: Array
 
 
 def execute_adjoint_operation_batches(batches: Sequence[RowOperationBatch], table: Array) -> None:
-    """The transpose of `execute_operation_batches`, in place: what each wanted row is made of, the last step
-    first.
+    """Execute the transposes of row operations on `table` in place, from the last batch to the first.
 
-    Of rows that many operations of a step read, as a row of zeros may be, nothing is told. Unsigned numbers
-    are sets of bits, each of which is added up modulo 2.
+    The output rows of the table hold the coefficients of linear combinations, one combination per column.
+    Afterwards, the input rows hold the coefficients of the same combinations in the input blocks. The results
+    are undefined for rows that several operations of a batch read, such as a row of zeros.
+
+    Parameters
+    ----------
+    batches : sequence of RowOperationBatch
+        Operations, in the order of forward execution.
+    table : array (rows, combinations)
+        Coefficients. Unsigned integers are sets of bits, and each bit is added modulo 2.
     """
     is_bitset = table.dtype.kind == "u"
     add, multiply = (np.bitwise_xor, np.bitwise_and) if is_bitset else (np.add, np.multiply)
@@ -169,9 +210,16 @@ def execute_adjoint_operation_batches(batches: Sequence[RowOperationBatch], tabl
 
 
 def execute_row_operations(table: Array, operations: npt.NDArray[np.int64]) -> None:
-    """Do `operations` on `table`, in place, row by row: the oracle of the compiled loops."""
+    """Execute row operations on `table` in place, one by one, as the reference of the compiled loops.
+
+    Parameters
+    ----------
+    table : array (rows, b)
+    operations : int64 array (operations, 4)
+        Target, source, addend and factor of each operation, as in `RowOperationProgram.operation_table`.
+    """
     table_rows, scratch_row = list(table), np.empty_like(table[0])
-    factors = operations[:, 3].astype(table.dtype)  # wraps
+    factors = operations[:, 3].astype(table.dtype)  # Factors wrap modulo 2^bits.
     for target_row, source_row, addend_row, factor in zip(*operations[:, :3].T.tolist(), factors.tolist()):
         if factor == 1:
             np.add(table_rows[source_row], table_rows[addend_row], out=table_rows[target_row])

@@ -1,7 +1,9 @@
-"""Cut blocks into tiles of columns that fit in cache, and process the tiles on all cores.
+"""Cut blocks into tiles of columns that fit into the cache, and process the tiles on all cores.
 
-Rows are k flat blocks, a 2-D array or a sequence of 1-D arrays. Work goes tile by tile along the
-columns, so that a tile of all the rows stays in cache.
+    rows (blocks)   | tile 0 | tile 1 | tile 2 | ...      each tile holds some columns of all rows
+
+The encoders and decoders combine flat blocks, given as a 2-D array or a sequence of 1-D arrays. They work
+tile by tile, because one tile of all rows stays in the cache.
 """
 
 from __future__ import annotations
@@ -19,19 +21,35 @@ from polarmap.worker.environment import count_available_cores
 
 FlatBlocks = Array | Sequence[Array]
 
-TILE_BYTES = 1 << 20  # of gathered rows: about the share of one core in the second-level cache
-COPY_CHUNK_BYTES = 8 << 20  # by one thread at a time
+TILE_BYTES = 1 << 20  # The size of a tile in bytes, about the second-level cache of one core.
+COPY_CHUNK_BYTES = 8 << 20  # The smallest number of bytes that a thread copies at a time.
 
 
 def gather_columns(
     rows: FlatBlocks, column_slice: slice, dtype: npt.DTypeLike, out: Array | None = None
 ) -> Array:
-    """The columns of all rows, copied into one contiguous array of `dtype`."""
+    """Copy a range of columns of all rows into one array.
+
+    Parameters
+    ----------
+    rows : array (k, b) or sequence of arrays (b,)
+        Flat blocks.
+    column_slice : slice
+        Range of columns with explicit start and stop.
+    dtype : dtype
+        Data type of a new array.
+    out : array (k, columns), optional
+        Array to copy to instead. Its own dtype is kept.
+
+    Returns
+    -------
+    array (k, columns)
+    """
     width = column_slice.stop - column_slice.start
     tile = np.empty((len(rows), width), dtype) if out is None else out
     if isinstance(rows, np.ndarray):
         np.copyto(tile, rows[:, column_slice], casting="unsafe")
-    elif tile.flags.c_contiguous:  # one call for all rows, which may be short
+    elif tile.flags.c_contiguous:  # One call for all rows is faster if the rows are short.
         np.concatenate([row[column_slice] for row in rows], out=tile.reshape(-1), casting="unsafe")
     else:
         for tile_row, row in zip(tile, rows, strict=True):
@@ -40,23 +58,32 @@ def gather_columns(
 
 
 def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]:
-    """Column slices such that `n_rows` rows of one slice take about TILE_BYTES."""
+    """Yield slices of columns for which `n_rows` rows take about TILE_BYTES.
+
+    Parameters
+    ----------
+    width : int
+        Total number of columns.
+    n_rows, itemsize : int
+        Number of rows of a tile, and bytes per entry.
+    """
     tile_width = max(64, TILE_BYTES // max(1, n_rows * itemsize) // 64 * 64)
     for start in range(0, width, tile_width):
         yield slice(start, min(width, start + tile_width))
 
 
 def split_columns_for_cores(out: Array, min_columns: int = 512) -> list[slice]:
-    """Column slices of `out`, a few for each core, so that a busy core can leave some to another."""
+    """Return slices of the columns of `out`, a few per core, so that idle cores can help busy cores."""
     width = out.shape[1]
     slice_width = max(min_columns, -(-width // (4 * count_available_cores()) // 512) * 512)
     return [slice(start, min(width, start + slice_width)) for start in range(0, width, slice_width)]
 
 
 def parallel_copy(rows: Array, out: Array) -> None:
-    """out = rows, some of the rows on each core: new memory takes longer to be touched than to be written.
+    """Copy `rows` to `out` on all cores.
 
-    Each page is touched by one thread; of several at once, each would clear it.
+    The first access to a new memory page takes longer than writing to it, so parallel access pays. Each page
+    is accessed by a single thread, because otherwise several threads would clear it.
     """
     n_chunks = max(1, min(len(rows), out.nbytes // COPY_CHUNK_BYTES))
     bounds = [len(rows) * chunk // n_chunks for chunk in range(n_chunks + 1)]
@@ -66,8 +93,16 @@ def parallel_copy(rows: Array, out: Array) -> None:
 def parallel_for(
     work: Callable[[slice], None], slices: Sequence[slice], min_slices_per_core: int = 1
 ) -> None:
-    """Run `work` on every slice, `min_slices_per_core` or more on each of the cores that this process may
-    use.
+    """Run `work` on every slice, in parallel on the cores that this process may use.
+
+    Parameters
+    ----------
+    work : callable
+        Called with each slice, on any thread.
+    slices : sequence of slice
+        Ranges of columns or rows.
+    min_slices_per_core : int
+        Use fewer cores if each would get fewer slices than this.
     """
 
     def work_ignoring_nonfinite(columns: slice) -> None:
@@ -85,17 +120,27 @@ def parallel_for(
 
 
 def ignore_nonfinite_warnings() -> np.errstate:
-    """No warnings for inf - inf: NaN and inf in blocks pass on into their sums, as they should."""
+    """Return a context that suppresses NumPy warnings for NaN and inf, which propagate into sums."""
     return np.errstate(invalid="ignore", over="ignore")
 
 
 def is_contiguous_array(rows: FlatBlocks, dtype: DType) -> TypeGuard[Array]:
-    """Whether BLAS can take the rows where they lie."""
+    """Return whether `rows` is one C-contiguous array of `dtype`, which BLAS can use without a copy."""
     return isinstance(rows, np.ndarray) and rows.dtype == dtype and rows.flags.c_contiguous
 
 
 def check_flat_blocks(blocks: FlatBlocks, k: int, code: object) -> None:
-    """CodeError unless `blocks` are k flat blocks of one size and dtype, as `code` wants them."""
+    """Raise CodeError unless `blocks` are k flat blocks of one size and dtype.
+
+    Parameters
+    ----------
+    blocks : array (k, b) or sequence of arrays (b,)
+        Blocks to check.
+    k : int
+        Required number of blocks.
+    code : object
+        Code to name in the error message.
+    """
     if len(blocks) != k:
         raise CodeError(f"{code!r} encodes {k} blocks, not {len(blocks)}")
     if isinstance(blocks, np.ndarray):
@@ -103,13 +148,13 @@ def check_flat_blocks(blocks: FlatBlocks, k: int, code: object) -> None:
     for block_index, block in enumerate(blocks):
         if block.shape != (blocks[0].size,) or block.dtype != blocks[0].dtype:
             raise CodeError(
-                f"block {block_index} is {block.dtype} of shape {block.shape}, "
-                f"block 0 {blocks[0].dtype} of shape {blocks[0].shape}"
+                f"block {block_index} is {block.dtype} of shape {block.shape}, but "
+                f"block 0 is {blocks[0].dtype} of shape {blocks[0].shape}"
             )
 
 
 def view_as_real(blocks: FlatBlocks, dtype: DType) -> FlatBlocks:
-    """Complex blocks as real ones of twice the length."""
+    """View complex blocks as real blocks of twice the length, converting them to `dtype` if needed."""
     real_part_dtype = to_real_dtype(dtype)
     if isinstance(blocks, np.ndarray):
         return np.ascontiguousarray(blocks, dtype).view(real_part_dtype)

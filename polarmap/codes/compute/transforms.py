@@ -1,7 +1,9 @@
-"""The transforms across blocks, in numpy: the oracle of the compiled kernels.
+"""Butterfly transforms across blocks in NumPy, the reference of the compiled loops in `transforms_numba`.
 
-Blocks are rows of a 2-D array; a transform works along the first axis and never looks along the
-second, so any caller may cut the columns into tiles.
+    [[1, 1], [0, 1]] on blocks a, b:   (a, b) -> (a + b, b), at distances 1, 2, 4, ...
+
+Blocks are the rows of a 2-D array. A transform combines rows and treats every column independently, so
+callers may cut the columns into tiles.
 """
 
 from __future__ import annotations
@@ -13,14 +15,30 @@ import numpy as np
 from polarmap.codes.rotation_network import RotationButterflyNetwork
 from polarmap.dtypes import Array, Floats
 
-DENSE_BASE_SIZE = 64  # rows of a butterfly whose matrix is formed
+DENSE_BASE_SIZE = 64  # The number of rows of a butterfly up to which its dense matrix is used.
 
 
 def apply_arikan_transform(x: Array, *, inverse: bool = False, transpose: bool = False) -> Array:
-    """x <- T x in place, T the butterfly of [[1, 1], [0, 1]]; exact (and wrapping) for integers.
+    """Apply the butterfly T of [[1, 1], [0, 1]] to the rows of x, in place.
 
-    `inverse`: that of T, the same butterfly with differences. `transpose`: T', or its inverse.
+    Integers are exact and wrap on overflow.
 
+    Parameters
+    ----------
+    x : array (N, b)
+        Rows to transform; N is a power of two.
+    inverse : bool
+        Apply the inverse of T, which subtracts instead of adding.
+    transpose : bool
+        Apply the transpose of T, or of its inverse.
+
+    Returns
+    -------
+    array
+        x itself.
+
+    Examples
+    --------
     >>> sums = apply_arikan_transform(np.array([[1], [2], [3], [4]]))
     >>> sums.ravel().tolist(), apply_arikan_transform(sums, inverse=True).ravel().tolist()
     ([10, 6, 7, 4], [1, 2, 3, 4])
@@ -34,11 +52,24 @@ def apply_arikan_transform(x: Array, *, inverse: bool = False, transpose: bool =
 
 
 def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Floats:
-    """Sums of absolute coefficients of T diag(inputs) inverse(T), row by row, of some columns.
+    """Compute the row sums of |M|, weighted by columns, for the matrix M = T diag(d) inverse(T).
 
-    By halves it is [[M(d0), M(d1 - d0)], [0, M(d1)]], diagonal where d is all the same; of polarized inputs
-    most halves are like others.
+    The halves d0 and d1 of d give M(d) = [[M(d0), M(d1 - d0)], [0, M(d1)]], and M is diagonal if all entries
+    of d are equal. For polarized inputs, most halves recur, so they are cached.
 
+    Parameters
+    ----------
+    diagonal : array (size, butterflies)
+        The diagonal d of each butterfly.
+    column_weights : array (size, butterflies)
+        Weight of each column of M; 0 excludes a column.
+
+    Returns
+    -------
+    array (size, butterflies)
+
+    Examples
+    --------
     >>> compute_arikan_abs_row_sums(np.array([[0.0], [1], [1], [2]]), np.ones((4, 1))).ravel().tolist()
     [2.0, 2.0, 2.0, 2.0]
     """
@@ -64,8 +95,19 @@ def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Flo
 
 
 def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
-    """Products with the small matrices of `rotation_network.fuse_rotation_stages` across x, one after
-    another: a new array.
+    """Apply fused butterfly stages to the rows of x.
+
+    Parameters
+    ----------
+    x : array (rows, b)
+        Rows to transform, of a real floating dtype.
+    stage_matrices : sequence of arrays (blocks, half, rows, columns)
+        Matrices from `rotation_network.fuse_rotation_stages`, in order of application.
+
+    Returns
+    -------
+    array (rows, b)
+        A new array, unless `stage_matrices` is empty.
     """
     for matrix in stage_matrices:
         n_blocks, half, n_rows, n_columns = matrix.shape
@@ -77,7 +119,19 @@ def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
 
 
 def encode_rotation_parity(data: Array, network: RotationButterflyNetwork) -> Array:
-    """The r parity rows of k data rows (any real floating dtype), as `RotationButterflyNetwork` describes."""
+    """Compute the parity P data of the rotation kernel.
+
+    Parameters
+    ----------
+    data : array (k, b)
+        Data blocks of any real floating dtype.
+    network : RotationButterflyNetwork
+        Butterflies, scale and shift.
+
+    Returns
+    -------
+    array (r, b)
+    """
     padded = np.zeros((len(network.input_rotations) * network.size, data.shape[1]), data.dtype)
     padded[: len(data)] = data
     group_sum = apply_butterfly_stages(padded, network.input_stage_matrices)
@@ -89,7 +143,17 @@ def encode_rotation_parity(data: Array, network: RotationButterflyNetwork) -> Ar
 
 
 def apply_rotation_parity_adjoint(parity: Array, network: RotationButterflyNetwork, k: int) -> Array:
-    """P' of r rows, (k, width): the steps of `encode_rotation_parity` transposed, the last first."""
+    """Compute P' parity, (k, b), by the transposed stages of `encode_rotation_parity` in reverse order.
+
+    Parameters
+    ----------
+    parity : array (r, b)
+        Rows to multiply by P'.
+    network : RotationButterflyNetwork
+        Butterflies, scale and shift.
+    k : int
+        Number of data blocks.
+    """
     width = parity.shape[1]
     stacked = np.zeros((network.permutations.size, width), parity.dtype)
     stacked[network.kept_rows] = network.scale[:, None] * parity

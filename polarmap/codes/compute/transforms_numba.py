@@ -1,7 +1,8 @@
-"""The loops over blocks compiled with numba (the `fast` extra); numpy is their oracle.
+"""Loops over blocks that are compiled with Numba (the `fast` extra), with the same results as NumPy.
 
-They read rows where they are, by address, so that blocks need not lie in one array; the other
-loops are plain Python, and with NUMBA_DISABLE_JIT=1 the same source runs interpreted.
+`block_matmul` and `row_program` load this module for large blocks. Some loops read rows by their memory
+addresses, so that the blocks need not form one array. With NUMBA_DISABLE_JIT=1, the same source runs
+interpreted.
 """
 
 # mypy: disable-error-code="misc, no-untyped-call, attr-defined, call-arg"
@@ -16,13 +17,13 @@ from numba.extending import intrinsic
 
 from polarmap.dtypes import Floats, Indices
 
-TILE_COLUMNS = 128  # columns per tile: what a transform works on then stays in the second-level cache
-PRODUCT_TILE_COLUMNS = 1024  # columns per tile of a product, which works on few rows at a time
+TILE_COLUMNS = 128  # The number of columns of a butterfly's tile, which stays in the second-level cache.
+PRODUCT_TILE_COLUMNS = 1024  # The number of columns of a product's tile, which has few rows at a time.
 
 
 @intrinsic
 def _float64_pointer(typing_context: Any, address: Any) -> Any:
-    """An integer as the address of a float64."""
+    """Convert an integer address to a pointer to float64."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -32,13 +33,13 @@ def _float64_pointer(typing_context: Any, address: Any) -> Any:
 
 @numba.njit(nogil=True, cache=True)
 def _row_view(addresses: Indices, row: int, start: int, stop: int) -> Floats:
-    """Columns left..right of a row."""
+    """Return a view of the columns start..stop-1 of the row at `addresses[row]`."""
     return numba.carray(_float64_pointer(addresses[row] + 8 * start), (stop - start,))
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"}, boundscheck=False)
 def _apply_rotations(x: Floats, rotations: Floats) -> None:
-    """The orthogonal butterfly along the first axis of a (size, WIDTH) tile, two stages a pass."""
+    """Apply a rotation butterfly to the rows of a (size, TILE_COLUMNS) tile in place, two stages per pass."""
     size = x.shape[0]
     stages = rotations.shape[0]
     stage = 0
@@ -79,8 +80,9 @@ def _apply_rotations(x: Floats, rotations: Floats) -> None:
 def _load_tile(
     row_addresses: Indices, first_row: int, start: int, stop: int, tile: Floats, column_sums: Floats
 ) -> None:
-    """tile <- columns left..right of the rows from `first_row` on, then zeros; added to `column_sums` as
-    well.
+    """Load the columns start..stop-1 of the rows from `first_row` on, and add them to `column_sums`.
+
+    Rows of the tile beyond the last row are set to zero.
     """
     for row in range(tile.shape[0]):
         target = tile[row]
@@ -106,8 +108,18 @@ def encode_rotation_parity(
     scale: Floats,
     shift: Floats,
 ) -> None:
-    """Columns start..stop of `out` (r, width) from the rows at `row_addresses` (k), as
-    transforms.encode_rotation_parity.
+    """Write the columns start..stop-1 of the parity to `out`, as `transforms.encode_rotation_parity`.
+
+    Parameters
+    ----------
+    row_addresses : int64 array (k,)
+        Memory addresses of contiguous float64 data blocks.
+    out : float64 array (r, b)
+        Array to write the parity to.
+    start, stop : int
+        Range of columns.
+    input_rotations, output_rotations, permutations, kept_rows, scale, shift : array
+        Fields of `RotationButterflyNetwork`.
     """
     size = permutations.shape[1]
     tile = np.zeros((size, TILE_COLUMNS))
@@ -128,7 +140,7 @@ def encode_rotation_parity(
                 tile[row] = group_sum[permutations[group, row]]
             _apply_rotations(tile, output_rotations[group])
             while n_written < kept_rows.shape[0] and kept_rows[n_written] < (group + 1) * size:
-                # A slice: its indices count from zero, else there are no vector instructions.
+                # Write to a slice, because loops are only vectorized if their indices start at zero.
                 source = tile[kept_rows[n_written] - group * size]
                 parity = out[n_written, tile_start:tile_stop]
                 a, b = scale[n_written], shift[n_written]
@@ -139,7 +151,10 @@ def encode_rotation_parity(
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"}, boundscheck=False)
 def combine_rows(row_addresses: Indices, out: Floats, start: int, stop: int, weights: Floats) -> None:
-    """Columns start..stop of out = weights @ rows; `weights` is padded with zeros to fours."""
+    """Write the columns start..stop-1 of weights @ rows to `out`.
+
+    Both dimensions of `weights` must be padded with zeros to multiples of four.
+    """
     sums = np.empty((weights.shape[0], PRODUCT_TILE_COLUMNS))
     last_row = row_addresses.size - 1
     for tile_start in range(start, stop, PRODUCT_TILE_COLUMNS):
@@ -162,7 +177,7 @@ def combine_rows(row_addresses: Indices, out: Floats, start: int, stop: int, wei
 def _accumulate_four_rows(
     sums: Floats, coefficients: Floats, x0: Floats, x1: Floats, x2: Floats, x3: Floats
 ) -> None:
-    """sums += c @ [x0, x1, x2, x3], all in registers."""
+    """Add coefficients @ [x0, x1, x2, x3] to `sums`, with all coefficients in registers."""
     a0, a1, a2, a3 = coefficients[0, 0], coefficients[0, 1], coefficients[0, 2], coefficients[0, 3]
     b0, b1, b2, b3 = coefficients[1, 0], coefficients[1, 1], coefficients[1, 2], coefficients[1, 3]
     d0, d1, d2, d3 = coefficients[2, 0], coefficients[2, 1], coefficients[2, 2], coefficients[2, 3]
@@ -177,7 +192,7 @@ def _accumulate_four_rows(
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def execute_row_operations(table: Any, operations: Indices) -> None:
-    """Apply row operations to `table`, as row_program.execute_row_operations, in tiles that fit the cache."""
+    """Execute row operations on `table` in place, as `row_program.execute_row_operations`, tile by tile."""
     width = table.shape[1]
     for tile_start in range(0, width, PRODUCT_TILE_COLUMNS):
         tile_stop = min(tile_start + PRODUCT_TILE_COLUMNS, width)
