@@ -153,7 +153,10 @@ def test_unequal_workers_and_fewer_levels_go_together() -> None:
 
 
 def test_too_few_levels_are_refused_with_the_number_that_will_do() -> None:
-    says = "levels=2 makes 10 butterflies of 4 blocks.* only 35 data blocks and 5 parity blocks. Use levels=3 or more"
+    says = (
+        r"levels=2 makes 10 butterflies of 4 blocks.* only 35 data blocks and 5 parity blocks\. "
+        r"Use levels=3 or more"
+    )
     with pytest.raises(CodeError, match=says):
         PolarCode(40, 35, "arikan", levels=2)
     assert PolarCode(40, 35, "arikan", levels=3).transform_shape == (8, 5)

@@ -139,7 +139,7 @@ def test_magnitudes_are_those_of_weights(code: LinearCode, seed: int) -> None:
     assert magnitudes.shape == (len(decoder.missing_indices), len(decoder.arrived_indices))
     np.testing.assert_array_equal(decoder.max_weight_magnitudes, magnitudes.max(axis=0, initial=0))
     if isinstance(code, SymmetricProductCode):
-        with pytest.raises(NotImplementedError, match="has no decoding weights. Use weight_magnitudes"):
+        with pytest.raises(NotImplementedError, match=r"has no decoding weights\. Use weight_magnitudes"):
             _ = decoder.weights
     else:
         np.testing.assert_array_equal(magnitudes, np.abs(decoder.weights))

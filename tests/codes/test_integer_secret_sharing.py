@@ -169,7 +169,8 @@ def test_sizes_leave_a_quarter_spare() -> None:
     [
         (
             (8, 4, 3),
-            "n must be more than 8 with 4 data blocks and 4 noise blocks .against 3 colluders., not 8: use n = ",
+            "n must be more than 8 with 4 data blocks and 4 noise blocks .against 3 colluders., not 8: "
+            "use n = ",
         ),
         ((0, 1, 1), "n must be a positive integer"),
         ((8, 1.0, 1), "k must be a positive integer"),

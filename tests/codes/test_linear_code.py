@@ -73,7 +73,7 @@ def test_integers_are_not_mixed_by_real_numbers(executor: Any) -> None:
     ):
         coded_map(lambda block: block, data, code=Vandermonde(6, 4), executor=executor)
     with pytest.raises(
-        CodeError, match="the rotation kernel does not support int64 blocks. Use kernel='arikan'"
+        CodeError, match=r"the rotation kernel does not support int64 blocks\. Use kernel='arikan'"
     ):
         coded_map(lambda block: block, data, code=PolarCode(6, 4), executor=executor)
 

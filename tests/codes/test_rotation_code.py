@@ -33,7 +33,7 @@ def test_data_blocks_go_to_the_most_reliable_workers() -> None:
 
 
 def test_rotation_refuses_integers() -> None:
-    with pytest.raises(CodeError, match="int64 blocks. Use kernel='arikan'"):
+    with pytest.raises(CodeError, match=r"int64 blocks\. Use kernel='arikan'"):
         PolarCode(6, 4).encode(np.ones((4, 2), int))
 
 

@@ -136,7 +136,8 @@ def test_what_is_not_linear_over_the_integers_is_refused(f: Any, error: Any, wor
 
 
 def test_integers_and_floats_of_one_block_are_refused() -> None:
-    with pytest.raises(CodeError, match=r"not float64 and int64 of one block.*astype\(float\)"):
+    words = r"cannot mask blocks that contain both integers and floats.*astype\(float\)"
+    with pytest.raises(CodeError, match=words):
         coded_map(np.shape, [(WORDS, DATA)] * 3, code=SecretSharing(1), executor=ReplayExecutor())
 
 
