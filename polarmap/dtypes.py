@@ -74,6 +74,8 @@ def choose_parity_dtype(dtype: DType, max_abs_coefficient_sum: int) -> DType:
     max_abs_coefficient_sum : int
         The largest sum of the absolute values of the coefficients of a parity block.
 
+    Examples
+    --------
     >>> [choose_parity_dtype(np.dtype(name), norm) for name, norm in (("u1", 40), ("u1", 400), ("u8", 40))]
     [dtype('int16'), dtype('int32'), dtype('uint64')]
     """
