@@ -30,11 +30,11 @@ class AttemptsStarted:
     """Attempts were submitted after the first ones: held-back parity, backups, or failed tasks again.
 
     attempts : the attempts, as (task, attempt).
-    late_tasks : the tasks that other attempts are still running for, or wait for a worker for.
+    pending_tasks : the other tasks that have an attempt which is queued or running.
     """
 
     attempts: Sequence[AttemptId]
-    late_tasks: Collection[int]
+    pending_tasks: Collection[int]
     elapsed_seconds: float
 
 

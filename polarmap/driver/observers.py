@@ -158,7 +158,7 @@ class LogObserver(Observer):
         if parity_tasks:
             self._log_info(
                 "late: %s still out after %.2f s; started %s",
-                format_indices(sorted(event.late_tasks)),
+                format_indices(sorted(event.pending_tasks)),
                 event.elapsed_seconds,
                 format_indices(parity_tasks),
             )

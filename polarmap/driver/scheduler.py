@@ -133,5 +133,5 @@ def _emit_attempts_started(
     events: EventStream, task_table: TaskTable, attempts: Sequence[AttemptId], elapsed_seconds: float
 ) -> None:
     if attempts:
-        late_tasks = task_table.in_flight.keys() - {task for task, _ in attempts}
-        events.emit(AttemptsStarted(attempts, late_tasks, elapsed_seconds))
+        pending_tasks = task_table.in_flight.keys() - {task for task, _ in attempts}
+        events.emit(AttemptsStarted(attempts, pending_tasks, elapsed_seconds))

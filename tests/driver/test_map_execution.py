@@ -96,7 +96,7 @@ def test_events_are_emitted_as_they_happen() -> None:
     ended = [(event.outcome.task, event.elapsed_seconds) for event in diary.of(AttemptEnded)]
     assert ended == [(0, 1.0), (1, 2.0), (2, 3.0), (1, 6.0)]
     [started] = diary.of(AttemptsStarted)
-    assert (list(started.attempts), set(started.late_tasks)) == ([(1, 1)], {3})
+    assert (list(started.attempts), set(started.pending_tasks)) == ([(1, 1)], {3})
     ready = [(event.index, event.is_final) for event in diary.of(BlockReady)]
     assert ready == [(0, False), (2, False), (1, False), (0, True), (2, True), (1, True)]
     for event in diary.of(BlockReady):
