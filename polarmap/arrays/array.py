@@ -79,7 +79,7 @@ class CodedArray:
 
     @property
     def executor(self) -> Any:
-        """The executor that `coded_map` uses by default: Lithops, as passed for `storage`, or None."""
+        """The default executor of `coded_map`: the Lithops object or path passed as `storage`, or None."""
         return getattr(self.store, "executor", None)
 
     @property

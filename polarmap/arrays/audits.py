@@ -31,9 +31,8 @@ DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreig
 
 MAX_LISTED_DAMAGES = 12  # number of damaged segments and objects that the text of an audit lists
 
-EMPTY_SEGMENT = Segment(
-    "", 0
-)  # fills up the last task of a job that reads the same number of segments per task
+# Fills up the last task of a job in which every task reads the same number of segments.
+EMPTY_SEGMENT = Segment("", 0)
 
 
 class Damage(NamedTuple):
@@ -166,7 +165,8 @@ def _find_damage_kinds(
 
     Bytes that follow the last segment of an object count as damage of this segment. The sizes of the objects
     reveal missing, truncated and appended objects; the other segments are read. Workers read them only if
-    the checksums are those of unencrypted bytes, because then the checksums that they return can be compared.
+    the checksums were computed from unencrypted bytes, because then the checksums that they return can be
+    compared.
     """
     segment_store, manifest = coded_blocks.segment_store, coded_blocks.manifest
     size_by_key = _get_object_sizes(

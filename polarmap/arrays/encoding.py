@@ -27,7 +27,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import check_encryption_key
 from polarmap.validation import check_positive_int
 
-DEFAULT_MEMORY_BYTES = 256 << 20  # of all stripes in memory together
+DEFAULT_MEMORY_BYTES = 256 << 20  # budget for all stripes in memory
 MIN_MEMORY_BYTES = 1 << 20
 
 

@@ -32,12 +32,11 @@ from polarmap.worker.encryption import Encryption, KeyUnavailableError, compute_
 from polarmap.worker.segments import Segment
 
 FORMAT_NAME, FORMAT_VERSION = "polarmap coded array", 1
-ENCRYPTED_FORMAT_VERSION = 2  # of encrypted arrays, whose segments readers of version 1 would find damaged
+ENCRYPTED_FORMAT_VERSION = 2  # Readers of version 1 would consider encrypted segments damaged.
 CIPHER_NAME = "AES-256-GCM"
 SEGMENT_PREFIX = "polarmap/coded/"  # key prefix of all segments of coded arrays
-MANIFEST_PREFIX = (
-    "polarmap/manifests/"  # separate from the segments, so that listing arrays lists few objects
-)
+# Manifests have a prefix of their own, so that listing arrays does not list their segments.
+MANIFEST_PREFIX = "polarmap/manifests/"
 # Errors that using an invalid entry of a JSON document can raise.
 PARSE_ERRORS = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError)
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

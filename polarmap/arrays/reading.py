@@ -49,7 +49,7 @@ class StoredCodedBlocks(CodedData):
         super().__init__(manifest.code, _StoredDataBlocks(self, manifest))
         self.segment_store, self.manifest = SegmentStore(store, manifest.encryption), manifest
         self.location, self._must_refresh = self.segment_store.location, False
-        self._last_manifest_bytes: bytes | None = None  # as last read after damage was found
+        self._last_manifest_bytes: bytes | None = None  # manifest in storage, as last read
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         return StoredCodedBlocks, (self.segment_store.store, self.manifest)

@@ -131,7 +131,7 @@ class RawObjects:
         Keys of the objects, in order.
     shape : tuple of int
         Shape of the whole array.
-    dtype : dtype
+    dtype : dtype-like
         Dtype of the numbers. They are copied if they are not in native byte order.
     rows : int
         Number of rows in each object; the last object may hold fewer.

@@ -142,7 +142,8 @@ def prepare_stored_map(
     storage = getattr(data, "store", None) if out.storage is None else out.storage
 
     def compute_sample(block: Any) -> Any:
-        return sample_evenly(np.asarray(f(block)))  # The driver compares samples of results, too.
+        # The driver compares f of a block with the sample that a worker returned.
+        return sample_evenly(np.asarray(f(block)))
 
     def execute(context: JobContext) -> StoredResult[T]:
         code, name = coded_data.code, check_array_name(out.name)

@@ -1,7 +1,7 @@
 """Write transactions: track the objects that one encode or repair writes, and commit them.
 
     with WriteTransaction(...) as transaction:
-        transaction.store_segment(...)          # writes below a key prefix of its own
+        transaction.store_segment(...)          # writes below a new key prefix
         transaction.commit(manifest, expected)  # replaces the manifest, so that the segments become visible
 
 No run overwrites an object of another run. The manifest is written last and replaced as a whole; it alone
@@ -229,8 +229,8 @@ def collect_garbage(store: Store, array_name: str) -> None:
         lock_record = _read_lock_record(store, prefix) if f"{prefix}{LOCK_FILE}" in owned_keys else {}
         if not _may_transaction_be_active(prefix, lock_record):
             inactive_keys += owned_keys
-    # Read the manifest after the lock records: a transaction that deleted its lock record has committed by
-    # now.
+    # Read the manifest after the lock records, because a transaction commits before it deletes its lock
+    # record.
     try:
         live_keys = load_manifest(store, array_name)[0].object_keys
     except MissingObjectError:

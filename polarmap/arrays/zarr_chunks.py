@@ -149,9 +149,8 @@ def _concatenate_chunks_on_workers(
         concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))
         transaction.write_heartbeat()
 
-    byte_dtypes = [np.dtype(np.uint8)] * len(
-        segments_by_chunk[0]
-    )  # Each chunk is a block, and all blocks have equal stripes.
+    # Chunks of several segments are whole blocks, so all of them have the same number of segments.
+    byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])
     chunk_size = sum(segment.size for segment in segments_by_chunk[0])
     output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
     runner.run_tasks(

@@ -1,7 +1,6 @@
 """Coded blocks of data that is already on a Dask or Ray cluster and stays there.
 
-    chunks of a collection --> k data blocks --split--> stripes --encode--> parity stripes --join--> parity
-    blocks
+    chunks --> k data blocks --split--> stripes --encode--> parity stripes --join--> n - k parity blocks
 
 Every step is a call on the cluster. This process only receives a summary of each block.
 """
@@ -131,7 +130,7 @@ class ClusterCodedBlocks(CodedData):
         self.parity_warning = data_blocks.nonfinite_warning
         self._lock = threading.Lock()
         self._parity_references: list[Any] = []
-        self._worker_names: dict[bool, list[Any]] = {}  # key: whether the names are those of data blocks
+        self._worker_names: dict[bool, list[Any]] = {}  # key: whether the blocks are data blocks
 
     def cluster_reference(self, task: int) -> Any:
         """Return a reference to block `task`, which calls on the cluster take as an argument."""

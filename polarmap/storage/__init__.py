@@ -20,7 +20,7 @@ class Store(Protocol):
     A reader sees an object completely or not at all. Methods may be called from several threads. A store may
     have three further methods. `remove_stale_files()` removes the unfinished files of processes that have
     died. `concatenate(source_keys, target_key)` stores several objects as one without reading them into
-    this process, and returns False where that is impossible. `list_sizes(prefix)` returns the sizes in
+    this process, and returns False if that is impossible. `list_sizes(prefix)` returns the sizes in
     bytes of all objects whose keys begin with the prefix, by key, with one request for many of them.
     """
 
@@ -45,7 +45,11 @@ class Store(Protocol):
 
 
 def check_object_key(object_key: object) -> str:
-    """Return `object_key` if it is valid: parts between slashes that are not empty, '.' or '..'."""
+    """Return `object_key` if it is valid; raise StorageError otherwise.
+
+    A valid key has at most 1,000 printable characters and no backslash. It consists of nonempty parts between
+    slashes, and no part is '.' or '..'.
+    """
     is_plain = (
         isinstance(object_key, str)
         and len(object_key) <= 1000

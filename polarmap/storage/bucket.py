@@ -14,7 +14,7 @@ from polarmap.storage import Data, check_object_key
 from polarmap.worker.locations import BucketLocation
 from polarmap.worker.retries import OUTAGE_SECONDS, get_s3_error_code, is_transient_error, retry_request
 
-FIRST_REQUEST_OUTAGE_SECONDS = 5.0  # retries of the first request to a storage
+FIRST_REQUEST_OUTAGE_SECONDS = 5.0  # retry time while the storage has never answered
 
 Result = TypeVar("Result")
 

@@ -102,9 +102,8 @@ class FolderStore:
             self._write_staging_file(self._get_key_path(target_key)) as joined_file,
         ):
             if len(paths) == 1:
-                with contextlib.suppress(
-                    OSError
-                ):  # If linking fails, copy below, which reports a missing file.
+                # If linking fails, the file is copied below, where a missing file is reported.
+                with contextlib.suppress(OSError):
                     os.link(paths[0], joined_file)
                     return True
             with open(joined_file, "wb") as target:

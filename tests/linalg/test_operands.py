@@ -63,7 +63,7 @@ def test_mixed_precisions_have_numpys_dtype() -> None:
         (np.ma.ones((2, 2)), "A is a masked array"),
         (
             scipy.sparse.coo_array([1.0, 2.0]),
-            r"A is a sparse coo_array of shape \(2,\), but must have two axes: use .*reshape",
+            r"A must have two axes, but is a sparse coo_array of shape \(2,\): use .*reshape",
         ),
         (scipy.sparse.csr_array((3, 0)), r"A of shape \(3, 0\) is empty"),
         (scipy.sparse.eye_array(3, dtype=bool), "A has dtype bool"),
