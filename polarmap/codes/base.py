@@ -97,7 +97,7 @@ class CodeMatrices(ABC):
 
 
 class WeightMasks(NamedTuple):
-    """The supports of the decoding weights, as boolean masks.
+    """Boolean masks that describe how missing results depend on arrived results.
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
 
 
 class ErasureDecoder(ABC):
-    """A decoder of the missing targets of a code for one erasure pattern, in one arithmetic.
+    """A decoder of the missing targets of a code for one erasure pattern, over the reals or modulo 2^64.
 
     `RealDecoder` decodes real numbers and `ModularDecoder` integers modulo 2^64. The recovered targets are
     linear in the results that arrived: recovered = weights @ received.
@@ -164,7 +164,11 @@ class ErasureDecoder(ABC):
         self.missing_indices: Indices = np.flatnonzero(missing_mask)
 
     def over(self, dtype: DType) -> ErasureDecoder:
-        """Return the decoder for the same arrivals in the arithmetic of `dtype`; by default, this decoder."""
+        """Return the decoder for the same arrivals in the arithmetic of `dtype`.
+
+        The arithmetic is modulo 2^64 for integers if the code supports it, and otherwise real. This base
+        class has one arithmetic and returns itself.
+        """
         return self
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
@@ -212,7 +216,7 @@ class ErasureDecoder(ABC):
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The maximum of `weight_magnitudes` over the targets, for each arrived result, (arrived,)."""
+        """The maximum of `weight_magnitudes` over the targets, for each arrived result, shape (arrived,)."""
         return np.asarray(self.weight_magnitudes.max(axis=0, initial=0))
 
     @cached_property
@@ -263,7 +267,7 @@ class ErasureDecoder(ABC):
 
 
 def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
-    """Compute the masks that describe the supports of decoding weights.
+    """Compute the masks that describe which arrived results the decoding weights use.
 
     Parameters
     ----------

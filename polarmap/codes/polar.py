@@ -1,17 +1,17 @@
 """Polar codes over the reals and the integers, the default codes of polarmap.
 
     data u_0 .. u_3  ->  coded blocks x = [I; P] u  ->  f(x_0) .. f(x_5)  ->  decode  ->  f(u_0) .. f(u_3)
-    (k = 4)              (n = 6: 4 data, 2 parity)      (any two may be missing)
+    (k = 4)              (n = 6: 4 data, 2 parity)      (almost any two may be missing)
 
     G = [I; P],   T = I,   C = [P, -I],   C x = 0
 
 A polar code is an invertible butterfly x = B v whose inputs v are zero on a frozen set F of n - k inputs. The
 rows F of the inverse of B therefore give n - k parity checks C x = 0. Solving them for the parity blocks
-gives x = [I; P] u. A linear f commutes with the checks. The rows of P sum to one, so an affine f does so,
-too, and the results satisfy C f(x) = 0.
+gives x = [I; P] u. A linear f commutes with the checks. The rows of P sum to one, so an affine f commutes
+with them as well, and the results satisfy C f(x) = 0.
 
 The butterfly repeats a 2 x 2 matrix, the polarization kernel. Each kernel is a subclass in its own module:
-`rotation_code`, `arikan_code` and `hadamard_code`. It defines P and the frozen set.
+`rotation_code`, `arikan_code` and `hadamard_code`. The subclass defines P and the frozen set.
 """
 
 from __future__ import annotations

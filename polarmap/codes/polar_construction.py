@@ -82,9 +82,10 @@ def choose_frozen_set(
 ) -> Indices:
     """Choose the n - k inputs of the butterflies to freeze.
 
-    The first N - n positions are punctured, which keeps the all-ones word in the code, so that constants are
-    decoded exactly. The frozen set is closed downwards: if the bits of i are a subset of the bits of a frozen
-    input j, then i is frozen, too. The two-pass systematic encoder needs this property.
+    N is the number of codeword positions of all butterflies. The first N - n positions are punctured, which
+    keeps the all-ones word in the code, so that constants are decoded exactly. The frozen set is closed
+    downwards: if the bits of i are a subset of the bits of a frozen input j, then i is frozen, too. The
+    two-pass systematic encoder needs this property.
 
     Parameters
     ----------

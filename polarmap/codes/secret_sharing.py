@@ -39,8 +39,7 @@ class SecretSharing:
     All coded blocks contain noise, so that workers do not see the data. The code depends on the data:
 
     * Floats use a `SecretSharingCode` with normal noise. Any k + t results determine the targets, and f may
-    be
-      linear or affine. Secrecy is not perfect; `SecretSharingCode.leakage` bounds what colluders learn.
+      be linear or affine. Secrecy is not perfect; `SecretSharingCode.leakage` bounds what colluders learn.
     * Integers use an `IntegerSecretSharingCode` with uniform noise modulo 2^64. Colluders learn nothing, and
       decoding is exact. f must be linear with integer results, and the code needs more workers.
 
@@ -256,7 +255,7 @@ def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
     Parameters
     ----------
     n, k, n_colluders : int
-        Number of coded blocks, of data blocks, and of noise blocks t.
+        Number of coded blocks, of data blocks, and number t of noise blocks.
 
     Returns
     -------
