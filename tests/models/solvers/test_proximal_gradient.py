@@ -181,7 +181,7 @@ LOSS = SquaredLoss(B)
     [
         ((LOSS, 0.1), {}, r"penalty must be a proximal operator, such as pyproximal.L1\(0.1\), not float"),
         ((B, simplex(12)), {}, r"loss must have value\(\) and gradient\(\), .* not ndarray"),
-        ((LOSS, simplex(12), np.zeros(11)), {}, r"start must be of shape \(12,\) or \(12, outputs\)"),
+        ((LOSS, simplex(12), np.zeros(11)), {}, r"start must have shape \(12,\) or \(12, outputs\)"),
         (
             (SquaredLoss(B[:1]), simplex(12)),
             {},
