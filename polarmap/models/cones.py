@@ -70,7 +70,7 @@ class ConeConstrainedLoss:
         return feasible_weights.reshape(weights.shape), feasible_inputs.reshape(unit_inputs.shape)
 
     def value(self, unit_inputs: Floats) -> float:
-        """Return the loss at unit inputs E (samples, columns), which must lie within the cones."""
+        """Return the loss at unit inputs E (samples, columns), which must be within the cones."""
         return self.loss.value(self.compute_network_outputs(unit_inputs))
 
     def compute_network_outputs(self, unit_inputs: Floats) -> Floats:

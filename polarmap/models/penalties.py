@@ -92,7 +92,7 @@ class LinearBoxPenalty:
             )
 
     def __call__(self, x: Floats) -> float:
-        """Return <slope, x> for an x (N,), which must lie within the box."""
+        """Return <slope, x> for an x (N,), which must be within the box."""
         return float(self.slope @ x)
 
     def prox(self, x: Floats, tau: float) -> Floats:

@@ -29,7 +29,9 @@ def test_it_tells_when_each_task_was_back() -> None:
     script = {0: 2.5, 2: 0.5}
     measured = measure(ReplayExecutor(script), tasks=5, task_seconds=0.001)
     assert measured.cold == measured.warm == [2.5, 1.0, 0.5, 1.0, 1.0]
-    assert str(measured).splitlines()[0] == "5 tasks of 0.001 s on replay, in a first map and in a second one"
+    assert str(measured).splitlines()[0] == (
+        "5 tasks of 0.001 s on replay, in a first map (cold) and in a second map (warm); times in seconds"
+    )
 
 
 def test_tasks_that_are_lost_are_not_run_again_and_count() -> None:

@@ -316,7 +316,7 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         self.classes_, class_indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ModelError(
-                f"y must hold at least two classes, but all labels are {self.classes_.tolist()[0]!r}"
+                f"y must hold at least two classes, but has only one class, {self.classes_.tolist()[0]!r}"
             )
         indicators = np.eye(len(self.classes_))[class_indices]
         output_indicators = indicators[:, 1:] if len(self.classes_) == 2 else indicators

@@ -180,7 +180,7 @@ class _MehrotraSolver:
         return np.asarray(np.sum(products_lower + products_upper, axis=0))
 
     def polish(self) -> None:
-        """Set entries of x that approach a bound to that bound, and refine the others by Newton steps.
+        """Set entries that approach a bound to that bound, and refine all other entries by Newton steps.
 
         The result is kept if it satisfies `tol`, or if its gap is smaller than the best one so far.
         """

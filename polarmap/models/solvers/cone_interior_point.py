@@ -185,7 +185,7 @@ class _ConeInteriorPointSolver:
         self._best_iterate = objective, x, np.asarray(self._operator.matmat(x))
 
     def make_solution(self) -> Solution:
-        """Return the best iterate, moved into the cones where it violates them by rounding."""
+        """Return the best iterate, moved into the cones by as much as rounding has violated them."""
         _, x, image = self._best_iterate
         x, image = self._cone_loss.make_feasible(x, image)
         objective = self._compute_objective_at(x, image)

@@ -49,9 +49,9 @@ def count_first_order_iterations(operator: Any, start: Floats, max_iter: int) ->
     operator : LinearOperator (samples, features)
         It has a method `gram(weights)` if Newton steps are possible.
     start : array (features,) or (features, outputs)
-        The starting point, of which only the shape matters.
+        The starting point; only its shape is used.
     max_iter : int
-        The iteration limit of the fit, which is returned if there are to be no Newton steps.
+        The iteration limit of the fit, which is returned if Newton steps are not possible.
     """
     n_outputs = start.size // len(start)
     if not hasattr(operator, "gram") or start.size > MAX_GRAM_SIZE:
@@ -194,7 +194,7 @@ class ProximalNewtonSolver(ProximalSolver):
     def _line_search(
         self, direction: Floats, eta_direction: Floats, slope: float, objective_before: float
     ) -> float:
-        """Return the step length at which the objective decreases sufficiently, or 0 if there is none.
+        """Return a step length at which the objective decreases sufficiently, or 0 if none is found.
 
         `slope` is the directional derivative of the loss. The search takes no products, since those along the
         direction are known.
