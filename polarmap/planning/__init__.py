@@ -3,7 +3,7 @@
     measure / reports -> Distribution -> completion_time (one scheme) -> plan (the best number of workers)
 
 Run times are distributions (`distributions`, `empirical`). The completion time of a job follows from order
-statistics (`completion`), or from a simulation (`simulation`) where there is no formula. `plan` compares
+statistics (`completion`), or from a simulation (`simulation`) if no formula is known. `plan` compares
 numbers of workers.
 """
 

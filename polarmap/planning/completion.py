@@ -97,8 +97,8 @@ class Completion(NamedTuple):
         failure_probability = self.failure_probability
         failure_text = f", fails with probability {failure_probability:.2g}" if failure_probability else ""
         return (
-            f"{self.scheme} ({self.n}, {self.k}): mean {self.mean:.4g}{error_text} s, p50 {self.p50:.4g}, "
-            f"p99 {self.p99:.4g}, {self.worker_seconds:.4g} worker-seconds{failure_text}"
+            f"{self.scheme} ({self.n}, {self.k}): mean {self.mean:.4g}{error_text} s, p50 {self.p50:.4g} s, "
+            f"p99 {self.p99:.4g} s, {self.worker_seconds:.4g} worker-seconds{failure_text}"
         )
 
 
@@ -165,7 +165,7 @@ def completion_time(
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> print(completion_time(512, 256, "rotation", ShiftedExponential(1.0, 1.0)))
-    rotation (512, 256): mean 1.692 s, p50 1.691, p99 1.799, 768 worker-seconds
+    rotation (512, 256): mean 1.692 s, p50 1.691 s, p99 1.799 s, 768 worker-seconds
     """
     with trimmed_tracebacks:
         _check_scheme(n, k, scheme, n_trials)

@@ -106,7 +106,7 @@ class Distribution(ABC):
         return self.quantile_at(ProbabilityPair.from_cdf(check_probabilities(p)))
 
     def quantile_at(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the times by which a task has completed with these probabilities; inf if there are none."""
+        """Return the times by which a task has completed with these probabilities, or inf if it never has."""
         quantiles = self.conditional_quantile(probabilities.given_completion(self.failure_probability))
         return np.where(probabilities.cdf > 1 - self.failure_probability, inf, quantiles)
 
@@ -439,7 +439,7 @@ class Mixture(Distribution):
 
 
 def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> Mixture:
-    """Return run times of which a fraction is delayed, as by a cold start, by `delay` seconds.
+    """Return a mixture in which a fraction of the tasks is delayed by `delay` seconds, as by a cold start.
 
     Examples
     --------
@@ -452,7 +452,7 @@ def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> 
 
 
 def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> Mixture:
-    """Return run times of which a fraction is multiplied by `factor`.
+    """Return a mixture in which a fraction of the tasks takes `factor` times as long.
 
     Examples
     --------

@@ -116,7 +116,9 @@ class Empirical(Distribution):
         self.tail_scale = _estimate_tail_scale(checked_times, completed_mask)
 
     def __repr__(self) -> str:
-        censored_text = f", {self.failure_probability:.2g} longer" if self.failure_probability else ""
+        censored_text = (
+            f", a fraction of {self.failure_probability:.2g} longer" if self.failure_probability else ""
+        )
         return (
             f"<Empirical: {self.n_observations} tasks, {self.values[0]:g} to {self.values[-1]:g} s, "
             f"median {self.quantile(0.5):g}{censored_text}>"
@@ -346,7 +348,7 @@ def as_distribution(run_times: object) -> Distribution:
 
 
 def to_distribution_and_observations(run_times: object) -> tuple[Distribution, Empirical | None]:
-    """Return the result of `as_distribution`, and the observations behind it, or None if there are none."""
+    """Return the result of `as_distribution`, and the observations behind it, or None without any."""
     if isinstance(run_times, Distribution):
         return run_times, run_times if isinstance(run_times, Empirical) else None
     if isinstance(run_times, (str, PathLike)):

@@ -214,7 +214,7 @@ class Plan(PlannedSchedule):
         row_indices = np.linspace(0, len(self.frontier) - 1, min(max_rows, len(self.frontier))).astype(int)
         rows = [*(self.frontier[row_index] for row_index in row_indices.tolist()), self.expected]
         rows_by_key = {_get_candidate_key(candidate): candidate for candidate in rows}
-        rows_by_key.pop(_get_candidate_key(self.uncoded), None)  # It has a row already.
+        rows_by_key.pop(_get_candidate_key(self.uncoded), None)  # The uncoded map has a row already.
         return [rows_by_key[candidate_key] for candidate_key in sorted(rows_by_key)]
 
     def _describe_workers(self) -> str:

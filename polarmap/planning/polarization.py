@@ -251,7 +251,7 @@ def _compute_erasure_probability_at(run_times: Distribution, time: float) -> flo
     erasure = float(run_times.survival(time))
     if not 0 < erasure < 1:
         raise CodeError(
-            f"time must be one at which some tasks have completed and some have not, but at {time:g} "
-            f"{'none has' if erasure else 'all have'} completed, so the frozen set is not determined"
+            f"at time {time:g}, {'no task has' if erasure else 'all tasks have'} completed, which does not "
+            "determine a frozen set. Choose a time at which some tasks have completed"
         )
     return erasure

@@ -80,7 +80,10 @@ def test_a_file_comes_back_and_makes_a_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"warm": 3}', '{"warm": ["x"]}'])
 def test_another_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(CodeError, match=r"other\.json' holds no 'warm' times|run times are numbers"):
+    with pytest.raises(
+        CodeError,
+        match=r"other\.json' is not a file of `polarmap measure` with 'warm' times|run times must be numbers",
+    ):
         as_distribution(tmp_path / "other.json")
 
 

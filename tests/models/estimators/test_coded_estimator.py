@@ -244,7 +244,12 @@ NUMBER = "must be a number, 0 or more, not"
 @pytest.mark.parametrize(
     ("model", "X", "y", "message"),
     [
-        (LogisticRegression(), X6, np.ones(6), "y must hold at least two classes, but has only one class, 1.0"),
+        (
+            LogisticRegression(),
+            X6,
+            np.ones(6),
+            "y must hold at least two classes, but has only one class, 1.0",
+        ),
         (LogisticRegression(), X6, [[1.0]] * 6, "one class only"),
         (SparseLogisticRegression(), X6, np.ones(6), "y must hold at least two classes"),
         (LinearSVC(), X6, np.ones(6), "y must hold at least two classes"),
@@ -295,7 +300,9 @@ def test_weights_that_cannot_be(model: Any) -> None:
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 def test_a_class_without_weight_is_none(classifier: Any) -> None:
-    with pytest.raises(ModelError, match=r"y must hold at least two classes, but has only one class, .*setosa"):
+    with pytest.raises(
+        ModelError, match=r"y must hold at least two classes, but has only one class, .*setosa"
+    ):
         classifier(executor=ReplayExecutor()).fit(IRIS, NAMES, (SPECIES == 0).astype(float))
 
 
