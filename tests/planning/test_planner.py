@@ -82,9 +82,9 @@ def test_a_plan_says_when_a_plain_map_will_do() -> None:
     )
     assert "a plain map without a code is enough" not in str(plan(24, DISTRIBUTION))
     failing = plan(8, FailureProne(DISTRIBUTION, 0.2), "cost", max_failure_probability=1.0)
-    assert re.search(r"would change its p99 from inf to \d\S* s, its worker-seconds by", str(failing))
+    assert re.search(r"would change p99 from inf to \d\S* s, and the worker-seconds by", str(failing))
     heavy = str(plan(1, Pareto(1.0, 0.3))).splitlines()[-1]  # no mean exists
-    assert re.search(r"2 workers would change its p99 by -\d\S*%, its worker-seconds from inf to inf", heavy)
+    assert re.search(r"2 workers would change p99 by -\d\S*%, and the worker-seconds from inf to inf", heavy)
 
 
 @pytest.mark.parametrize("run_times", [DISTRIBUTION, ShiftedExponential(1.0, 1e-3)])
