@@ -250,7 +250,7 @@ NUMBER = "must be a number, 0 or more, not"
             np.ones(6),
             "y must hold at least two classes, but has only one class, 1.0",
         ),
-        (LogisticRegression(), X6, [[1.0]] * 6, "one class only"),
+        (LogisticRegression(), X6, [[1.0]] * 6, "only one class"),
         (SparseLogisticRegression(), X6, np.ones(6), "y must hold at least two classes"),
         (LinearSVC(), X6, np.ones(6), "y must hold at least two classes"),
         (ConvexMLPClassifier(), X6, np.ones(6), "y must hold at least two classes"),
