@@ -34,6 +34,12 @@ from polarmap.planning.planner import CODES, SCHEDULES
 from polarmap.report import to_json_value
 
 PROBABILITY = click.FloatRange(0, 1)
+SIMULATION_NOTE = (
+    "Notes: the two numbers after a scheme are its workers and data blocks. The mean is over the jobs that "
+    "complete;\n+- is its standard error if it is simulated. p50 and p99 are quantiles over all jobs, inf if "
+    "fewer jobs complete.\nA job fails if too many tasks never complete. Worker-seconds are the run times of "
+    "all tasks of a job, added up."
+)
 RUN_TIME_OPTIONS = (
     click.option(
         "--times",
@@ -258,7 +264,10 @@ def simulate_command(
         )
         for scheme in schemes
     ]
-    return CommandResult({"k": k, "n": n_coded, "completions": completions}, "\n".join(map(str, completions)))
+    return CommandResult(
+        {"k": k, "n": n_coded, "completions": completions},
+        "\n".join([*map(str, completions), SIMULATION_NOTE]),
+    )
 
 
 def _count_workers_of_scheme(scheme: str, n: int, k: int) -> int:

@@ -1,4 +1,8 @@
-"""Random gates of ReLU units: half-spaces, and the samples that each of them lets pass."""
+"""Random gates for the ReLU units of a convex network.
+
+A gate is a half-space. It is open at the samples within the half-space, and its 0/1 pattern over the training
+samples is all that the convex problem of `polarmap.models.estimators.convex_network` needs to know about it.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,49 @@ import numpy.typing as npt
 from polarmap.dtypes import Floats
 from polarmap.models.operators import compute_weighted_mean_and_variance
 
-MAX_ROUNDS = 20  # of sampling, while patterns are wanted and new ones turn up
-MIN_DRAWS = 16  # of a round: that no gate lets a sample pass is less likely than 1e-90
+MAX_ROUNDS = 20  # Sampling stops earlier if it has enough patterns, or a round adds no new pattern.
+# Gates drawn per round: with 16, the probability that no round finds a gate open at any sample is below
+# 1e-90.
+MIN_DRAWS = 16
 
 
 class ActivationGates(NamedTuple):
-    """Half-spaces x @ directions + offsets >= 0, no two of which hold the same samples."""
+    """Half-spaces x @ directions + offsets >= 0 whose patterns over the training samples are all different.
 
-    directions: Floats  # (features, gates)
-    offsets: Floats  # (gates,), 0 without an intercept
-    patterns: npt.NDArray[np.bool_]  # (samples, gates): which samples each gate lets pass
-    margins: Floats  # |x @ directions + offsets|
+    Attributes
+    ----------
+    directions : array (features, gates)
+    offsets : array (gates,)
+        0 without an intercept.
+    patterns : bool array (samples, gates)
+        Whether each gate is open at each sample.
+    margins : array (samples, gates)
+        |x @ directions + offsets|, which is 0 for a sample on the border of a half-space.
+    """
+
+    directions: Floats
+    offsets: Floats
+    patterns: npt.NDArray[np.bool_]
+    margins: Floats
 
 
 def sample_gates(
     X: Any, sample_weight: Floats, n_gates: int, fit_intercept: bool, random_state: Any
 ) -> ActivationGates:
-    """Up to `n_gates` gates with normal directions and offsets for standardized features, by shares of
-    samples.
+    """Sample up to `n_gates` gates with different patterns, each open at one sample or more.
 
-    With an intercept, the first lets every sample pass. None lets no sample pass.
+    Directions and offsets are drawn from the normal distribution for standardized features.
+
+    Parameters
+    ----------
+    X : array or sparse array (samples, features)
+    sample_weight : array (samples,)
+        The weights by which features are standardized, with sum 1.
+    n_gates : int
+        The number of gates to return. Fewer are returned if sampling finds fewer different patterns.
+    fit_intercept : bool
+        If True, gates have offsets, and the first gate is open at all samples. If False, offsets are 0.
+    random_state : numpy.random.RandomState
     """
     mean, variance = compute_weighted_mean_and_variance(X, sample_weight, True)
     scale = np.where(variance > 0, np.sqrt(variance), 1.0)
@@ -54,7 +81,7 @@ def sample_gates(
 
 
 def _find_distinct_pattern_indices(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Indices of the first column of each pattern that lets a sample pass, in order."""
+    """Return the index of the first column of each different pattern, leaving out patterns without True."""
     packed_patterns = np.packbits(patterns, axis=0)
     _, first_indices = np.unique(packed_patterns, axis=1, return_index=True)
     return np.asarray(np.sort(first_indices[patterns[:, first_indices].any(axis=0)]))

@@ -1,4 +1,8 @@
-"""The loss of a ReLU network as a function of its units' inputs, which stay in the cones of their gates."""
+"""The loss of a ReLU network as a function of the inputs of its units.
+
+The input of each unit is constrained to the cone in which its gate has the right sign. The interior point
+method of `polarmap.models.solvers.cone_interior_point` minimizes this loss.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from polarmap.models.losses import ProfiledLoss
 
 
 class ConeConstrainedLoss:
-    """loss(sum_i D_i (E+_i - E-_i)), where (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0.
+    """The function loss(sum_i D_i (E+_i - E-_i)) under (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0.
 
     E = A W holds the inputs of the units of a ReLU network at each sample, with one column for each sign,
     gate and output, in that order. Within the cones, D_i E_i is the ReLU of E_i.
@@ -18,11 +22,12 @@ class ConeConstrainedLoss:
     Parameters
     ----------
     loss : ProfiledLoss
-    patterns : bool (samples, gates)
-        The diagonals of the D_i: whether each gate lets each sample pass.
-    margins : (samples, gates)
+        The loss as a function of the outputs of the network.
+    patterns : bool array (samples, gates)
+        The diagonals of the D_i: whether each gate is open at each sample.
+    margins : array (samples, gates)
         |A interior_points|, the distances of the interior points from the borders of their cones.
-    interior_points : (features, gates)
+    interior_points : array (features, gates)
         A point in the interior of each cone.
     """
 
@@ -38,7 +43,22 @@ class ConeConstrainedLoss:
         self._interior_points = interior_points[:, np.newaxis, :, np.newaxis]
 
     def make_feasible(self, weights: Floats, unit_inputs: Floats) -> tuple[Floats, Floats]:
-        """Return W (features, columns) and E = A W, moved into the cones along their interior points."""
+        """Move weights into the cones, along the interior point of each cone.
+
+        Parameters
+        ----------
+        weights : array (features, columns)
+            W, which may violate the cone constraints.
+        unit_inputs : array (samples, columns)
+            E = A W.
+
+        Returns
+        -------
+        weights : array (features, columns)
+            Weights that satisfy the constraints.
+        unit_inputs : array (samples, columns)
+            A times the returned weights.
+        """
         split_inputs = self._split_by_sign_gate_and_output(unit_inputs)
         split_weights = self._split_by_sign_gate_and_output(weights)
         signed_slacks, violation_ratios = self._cone_signs * split_inputs, np.zeros_like(split_inputs)
@@ -50,11 +70,11 @@ class ConeConstrainedLoss:
         return feasible_weights.reshape(weights.shape), feasible_inputs.reshape(unit_inputs.shape)
 
     def value(self, unit_inputs: Floats) -> float:
-        """Return the loss at an E within the cones."""
+        """Return the loss at unit inputs E (samples, columns), which must be within the cones."""
         return self.loss.value(self.compute_network_outputs(unit_inputs))
 
     def compute_network_outputs(self, unit_inputs: Floats) -> Floats:
-        """Return the outputs (samples, outputs) of the network, without its intercept."""
+        """Return the outputs (samples, outputs) of the network, before the intercept, for unit inputs E."""
         split_inputs = self._split_by_sign_gate_and_output(unit_inputs)
         return np.asarray((self._branch_signs * split_inputs).sum(axis=(1, 2)))
 

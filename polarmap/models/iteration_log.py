@@ -1,4 +1,4 @@
-"""What a fit tells on its way: lines of its iterations, and that it has stopped short."""
+"""Messages of a fit: one line per iteration with `verbose`, and a warning if the fit did not converge."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from polarmap.models.solvers.solver import Solution
 
 
 class IterationLog:
-    """Lines on standard output, one an iteration of a solver; none with verbose=0.
+    """A printer of one line per solver iteration to standard output.
 
-    label : of what is fitted, before each line.
-    operator : whose products the iterations are made of.
+    Parameters
+    ----------
+    label : str
+        The name of the model or target that is fitted, printed in brackets before each line.
+    operator : CodedOperator
+        The operator that the solver multiplies by. Lines with `verbose=2` count its products.
+    verbose : int
+        0: print nothing. 1: print the objective, the norm of the gradient, and the seconds of each iteration.
+        2: also print the number of products, and how many blocks the last product decoded.
 
+    Examples
+    --------
     >>> with CodedOperator([[1.0], [2.0]]) as operator:
     ...     progress = IterationLog("Ridge", operator, verbose=1)
     ...     progress.log_iteration(12.5, 0.25)  # doctest: +ELLIPSIS
@@ -30,11 +39,19 @@ class IterationLog:
         self._iteration_started_at = time.perf_counter()
 
     def __bool__(self) -> bool:
-        """Whether anything is printed."""
+        """Return True if lines are printed."""
         return self._verbose > 0
 
     def log_iteration(self, objective: float | None, gradient_norm: float) -> None:
-        """Print the line of an iteration that has ended; `objective` None where a solver does not know it."""
+        """Print the line of the iteration that has just ended.
+
+        Parameters
+        ----------
+        objective : float or None
+            The objective after the iteration. None if the solver does not compute it.
+        gradient_norm : float
+            The solver's measure of optimality, printed as "gradient".
+        """
         finished_at, self._n_iter = time.perf_counter(), self._n_iter + 1
         parts = [] if objective is None else [f"objective {objective:.6e}"]
         parts += [f"gradient {gradient_norm:.2e}", f"{finished_at - self._iteration_started_at:.3f} s"]
@@ -44,16 +61,22 @@ class IterationLog:
         self._iteration_started_at, self._n_products_before = finished_at, self._operator.n_products
 
     def _format_product_counts(self) -> list[str]:
-        """What a line says of the products since the line before."""
+        """Return texts with the products since the previous line, and the blocks decoded in the last one."""
         report: Any = self._operator.report
         parts = [f"{self._operator.n_products - self._n_products_before} products"]
         return parts if report is None else [*parts, f"{len(report.recovered)} of {report.k} blocks decoded"]
 
 
 def warn_if_not_converged(solution: Solution, max_iter: int, timeout: float | None) -> None:
-    """Warn the caller of fit() if a solver has ended before it was as accurate as `tol` asks for.
+    """Issue a ConvergenceWarning if a solver ended before its solution was as accurate as `tol` asks for.
 
-    max_iter, timeout : the limits of the fit, which the warning names.
+    Parameters
+    ----------
+    solution : Solution
+    max_iter : int
+        The iteration limit of the fit, named in the warning.
+    timeout : float or None
+        The time limit of the fit in seconds, named in the warning.
     """
     if solution.converged:
         return

@@ -1,4 +1,9 @@
-"""Smooth convex losses: by family, of weighted samples, and with the intercept that fits best."""
+"""Smooth convex losses of generalized linear models.
+
+A family (`GaussianFamily`, `BernoulliFamily`, ...) defines the loss of one sample. `WeightedLoss` sums it
+over weighted samples, and `ProfiledLoss` also minimizes the sum over the intercept. Solvers call the methods
+`value`, `gradient` and `hessian_product` of a loss with the linear predictor eta = X w.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +16,25 @@ from scipy.special import expit, logsumexp, softmax, xlogy
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
-# Beyond, exp is continued by its tangent: a line search that overshoots must not meet inf.
+# Above this exponent, the Poisson loss continues exp by its tangent: a line search may overshoot, and inf
+# would break it.
 MAX_EXPONENT = 300.0
-MAX_NEWTON_STEPS, MAX_BACKTRACKS = 100, 40  # of the best intercept
+# Limits of the search for the optimal intercept, and the gradient at which it ends.
+MAX_NEWTON_STEPS, MAX_BACKTRACKS = 100, 40
 GRADIENT_TOL = 8 * FLOAT64_EPS
 
 
-# A family is minus the log likelihood of its distribution with canonical link, up to a constant. eta is the
-# linear predictor, (samples, outputs), or (samples,) of a single output; y has its shape. value: of each
-# number or sample. mean: of y at eta; the gradient is mean - y. link: its inverse. curvature: the Hessian at
-# the eta of a mean, applied to a direction. conjugate: max over eta of
-# <u, eta> - value(eta), of each number or sample, for a u between 0 and a gradient.
+# The value of a family is minus the log likelihood of its distribution with the canonical link, up to a
+# constant. eta is the linear predictor, of shape (samples, outputs) or (samples,), and y has the same shape.
+#   value(eta, y): the loss of each entry, or of each sample for the multinomial family
+#   mean(eta): the mean of y at eta; the gradient of the loss is mean - y
+#   link(mean): the inverse of `mean`
+#   hessian_product(mean, direction): the Hessian at the eta that has this mean, times a direction
+#   conjugate(dual, y): max over eta of <dual, eta> - value(eta, y), for a `dual` between 0 and a gradient
 
 
 class GaussianFamily:
-    """|eta - y|^2 / 2.
+    """The squared loss (eta - y)^2 / 2.
 
     >>> GaussianFamily().value(np.zeros((1, 2)), np.array([[1.0, 2.0]])).tolist()
     [[0.5, 2.0]]
@@ -48,7 +57,7 @@ class GaussianFamily:
 
 
 class BernoulliFamily:
-    """log(1 + exp(eta)) - y eta, with y 0 or 1.
+    """The logistic loss log(1 + exp(eta)) - y eta for y in {0, 1}.
 
     >>> BernoulliFamily().value(np.zeros((1, 2)), np.ones((1, 2))).round(6).tolist()
     [[0.693147, 0.693147]]
@@ -72,7 +81,9 @@ class BernoulliFamily:
 
 
 class MultinomialFamily:
-    """log(sum(exp(eta))) - y eta: a column for each class, y one of them; softmax of all columns.
+    """The multinomial logistic loss log(sum(exp(eta))) - <y, eta>.
+
+    eta and y have one column per class, and each row of y has a single 1. The mean is the softmax of eta.
 
     >>> MultinomialFamily().mean(np.zeros((1, 4))).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
@@ -97,7 +108,7 @@ class MultinomialFamily:
 
 
 class PoissonFamily:
-    """exp(eta) - y eta, with counts y >= 0.
+    """The Poisson loss exp(eta) - y eta for counts y >= 0.
 
     >>> PoissonFamily().mean(np.array([[0.0]])).tolist()
     [[1.0]]
@@ -125,34 +136,44 @@ LossFamily = GaussianFamily | BernoulliFamily | MultinomialFamily | PoissonFamil
 
 
 class WeightedLoss:
-    """sum_i weights_i loss(eta_i, y_i), for y and eta (samples,) or (samples, outputs), weights positive."""
+    """The loss sum_i weights_i loss(eta_i, y_i) of weighted samples.
+
+    Parameters
+    ----------
+    family : LossFamily
+        The loss of one sample.
+    y : array (samples,) or (samples, outputs)
+        The targets. The linear predictor eta has the same shape.
+    weights : array (samples,)
+        Positive.
+    """
 
     def __init__(self, family: LossFamily, y: Floats, weights: Floats) -> None:
         self.family, self.y, self.shape = family, y, y.shape
         self.weights = weights if y.ndim == 1 else weights[:, np.newaxis]
 
     def value(self, eta: Floats) -> float:
-        """At the product eta, of the shape of y."""
+        """Return the loss at the linear predictor eta, which has the shape of y."""
         return float(np.sum(self.weights * self.family.value(eta, self.y)))
 
     def gradient(self, eta: Floats) -> Floats:
-        """With respect to eta, of its shape."""
+        """Return the gradient with respect to eta, in the shape of eta."""
         return np.asarray(self.weights * (self.family.mean(eta) - self.y))
 
     def hessian_product(self, eta: Floats, direction: Floats) -> Floats:
-        """The product of the Hessian at eta and a direction of its shape."""
+        """Return the Hessian at eta times a direction; all three have the shape of y."""
         return np.asarray(self.weights * self.family.hessian_product(self.family.mean(eta), direction))
 
     def _conjugate(self, dual: Floats) -> float:
-        """max over eta of <u, eta> - value(eta), for a u between 0 and a gradient."""
+        """Return the maximum over eta of <dual, eta> - value(eta), for a `dual` between 0 and a gradient."""
         return float(np.sum(self.weights * self.family.conjugate(dual / self.weights, self.y)))
 
     def fit_null_predictor(self) -> Floats:
-        """The eta (outputs,) that fits best without any feature."""
+        """Return the optimal constant eta (outputs,), which is that of a model without features."""
         return self.family.link(np.average(self.y, axis=0, weights=self.weights.reshape(-1)))
 
     def compute_null_curvature(self) -> float:
-        """Mean curvature of a sample's loss in the model without features: by it coefficients are scaled."""
+        """Return the mean curvature of one sample's loss at the null predictor, used to scale features."""
         mean = self.family.mean(self.fit_null_predictor()[np.newaxis])
         unit_vectors = np.eye(mean.shape[1])
         curvatures = [self.family.hessian_product(mean, unit[np.newaxis])[0] @ unit for unit in unit_vectors]
@@ -160,12 +181,12 @@ class WeightedLoss:
 
 
 class SquaredLoss(WeightedLoss):
-    """sum_i weights_i |eta_i - y_i|^2 / 2.
+    """The squared loss sum_i weights_i |eta_i - y_i|^2 / 2.
 
     Parameters
     ----------
-    y : (samples,) or (samples, outputs)
-    weights : (samples,), optional
+    y : array (samples,) or (samples, outputs)
+    weights : array (samples,), optional
         Positive; 1 by default.
 
     Examples
@@ -183,13 +204,14 @@ class SquaredLoss(WeightedLoss):
 
 
 class LogisticLoss(WeightedLoss):
-    """sum_i weights_i log(1 + exp(eta_i)) - y_i eta_i, or its multinomial generalization.
+    """The logistic loss sum_i weights_i (log(1 + exp(eta_i)) - y_i eta_i), or its multinomial generalization.
 
     Parameters
     ----------
-    y : (samples,) or (samples, classes)
-        0 and 1; for more than two classes, one 1 in each row.
-    weights : (samples,), optional
+    y : array (samples,) or (samples, classes)
+        0 or 1 for each sample of two classes. For more than two classes, one row per sample with a 1 in the
+        column of its class.
+    weights : array (samples,), optional
         Positive; 1 by default.
 
     Examples
@@ -202,34 +224,51 @@ class LogisticLoss(WeightedLoss):
     def __init__(self, y: Any, weights: Any = None) -> None:
         y = _check_targets(y)
         if not np.isin(y, (0.0, 1.0)).all() or (y.ndim == 2 and (y.sum(axis=1) != 1).any()):
-            raise ModelError("y must hold 0 and 1 only, with one 1 in each row if it has several columns")
+            raise ModelError(
+                "y must hold only 0 and 1, and exactly one 1 in each row if it has several columns"
+            )
         family: LossFamily = BernoulliFamily() if y.ndim == 1 else MultinomialFamily()
         super().__init__(family, y, _check_weights(weights, len(y)))
 
 
 def _check_targets(y: Any) -> Floats:
-    """y as floats of one dimension or two."""
+    """Return y as a finite float array of one or two dimensions, or raise ModelError."""
     targets = np.asarray(y, dtype=np.float64)
     if targets.ndim not in (1, 2) or not np.isfinite(targets).all():
-        raise ModelError(f"y must be finite, (samples,) or (samples, outputs), not of shape {targets.shape}")
+        raise ModelError(f"y must be a finite array (samples,) or (samples, outputs), not {targets.shape}")
     return targets
 
 
 def _check_weights(weights: Any, n_samples: int) -> Floats:
-    """A weight for each sample."""
+    """Return one positive weight per sample, or raise ModelError."""
     checked = np.ones(n_samples) if weights is None else np.asarray(weights, dtype=np.float64)
     if checked.shape != (n_samples,):
-        raise ModelError(f"weights must be of shape {(n_samples,)}, one a sample, not {checked.shape}")
+        raise ModelError(
+            f"weights must have shape {(n_samples,)}, one weight per sample, not {checked.shape}"
+        )
     if not (checked > 0).all() or not np.isfinite(checked).all():
-        raise ModelError("weights must be finite and positive: leave out samples whose weight is 0")
+        raise ModelError("weights must be finite and positive. Leave out samples with weight 0")
     return checked
 
 
 class ProfiledLoss(WeightedLoss):
-    """min over c of sum_i weights_i loss(eta_i + c, y_i): smooth and convex in eta, as the loss is.
+    """The loss L(eta) = min over c of sum_i weights_i loss(eta_i + c, y_i), profiled over the intercept c.
 
-    Of bounded curvature; weights of sum 1; without `fit_intercept` c is 0.
+    L is smooth and convex in eta. Its gradient is that of the loss at the optimal c, so with an intercept
+    each column of the gradient sums to 0.
 
+    Parameters
+    ----------
+    family : LossFamily
+        A family of bounded curvature: any but Poisson.
+    y : array (samples, outputs)
+    weights : array (samples,)
+        Positive, with sum 1.
+    fit_intercept : bool
+        If False, c is 0.
+
+    Examples
+    --------
     >>> loss = ProfiledLoss(GaussianFamily(), np.array([[1.0], [3.0]]), np.full(2, 0.5), True)
     >>> loss.value(np.zeros((2, 1))), loss.find_optimal_intercept(np.zeros((2, 1))).tolist()
     (0.5, [2.0])
@@ -242,22 +281,25 @@ class ProfiledLoss(WeightedLoss):
         self._cached_intercept: tuple[Floats | None, Floats] = None, self._null_intercept
 
     def value(self, eta: Floats) -> float:
-        """At the outputs eta, before the intercept."""
+        """Return the loss at the linear predictor eta (samples, outputs), minimized over the intercept."""
         return super().value(eta + self.find_optimal_intercept(eta))
 
     def gradient(self, eta: Floats) -> Floats:
-        """With respect to eta; each column adds up to 0 with an intercept."""
+        """Return the gradient with respect to eta; with an intercept, each of its columns sums to 0."""
         return super().gradient(eta + self.find_optimal_intercept(eta))
 
     conjugate = WeightedLoss._conjugate
 
     @property
     def has_separate_outputs(self) -> bool:
-        """Whether the loss is a sum over outputs: a softmax of several is not."""
+        """Whether the loss is a sum of one loss per output, which is False for the multinomial loss."""
         return self.shape[1] == 1 or not isinstance(self.family, MultinomialFamily)
 
     def make_hessian_product(self, eta: Floats) -> Callable[[Floats], Floats]:
-        """Its product with a direction, which the intercept follows."""
+        """Return a function that multiplies the Hessian at eta by a direction (samples, outputs).
+
+        The Hessian takes into account that the optimal intercept changes with eta.
+        """
         mean = self.family.mean(eta + self.find_optimal_intercept(eta))
         inverse_intercept_hessian = (
             np.linalg.pinv(self._compute_intercept_hessian(mean)) if self.fit_intercept else None
@@ -273,7 +315,7 @@ class ProfiledLoss(WeightedLoss):
         return multiply
 
     def compute_hessian_diagonal(self, eta: Floats) -> Floats:
-        """Of each sample and output alone, where the intercept stays: the diagonal of the Hessian."""
+        """Return the diagonal (samples, outputs) of the Hessian for a fixed intercept."""
         mean = self.family.mean(eta + self.find_optimal_intercept(eta))
         unit_vectors = np.eye(mean.shape[1])
         diagonal = [
@@ -283,7 +325,7 @@ class ProfiledLoss(WeightedLoss):
         return np.asarray(self.weights * np.stack(diagonal, axis=1))
 
     def _compute_intercept_hessian(self, mean: Floats) -> Floats:
-        """Second derivatives by the intercept: (outputs, outputs)."""
+        """Return the Hessian (outputs, outputs) with respect to the intercept."""
         unit_vectors = [np.broadcast_to(unit_vector, mean.shape) for unit_vector in np.eye(mean.shape[1])]
         return np.stack(
             [
@@ -293,7 +335,7 @@ class ProfiledLoss(WeightedLoss):
         )
 
     def find_optimal_intercept(self, eta: Floats) -> Floats:
-        """The c (outputs,) that fits best, by Newton's method from the last one."""
+        """Return the optimal intercept (outputs,) at eta, by Newton's method from the previous optimum."""
         if not self.fit_intercept:
             return self._null_intercept
         if isinstance(self.family, GaussianFamily):
@@ -305,20 +347,22 @@ class ProfiledLoss(WeightedLoss):
         for _ in range(MAX_NEWTON_STEPS):
             mean = self.family.mean(eta + intercept)
             gradient = np.sum(self.weights * (mean - self.y), axis=0)
-            if np.abs(gradient).max() <= GRADIENT_TOL:  # means are 1 at most
+            if np.abs(gradient).max() <= GRADIENT_TOL:  # Absolute, as means are at most 1.
                 break
             step = self._compute_intercept_newton_step(mean, gradient, max_norm)
             shortened = self._backtrack_intercept_step(eta, intercept, step, float(gradient @ step))
             if shortened is None:
                 break
-            # a softmax is the same for all shifts
+            # A softmax does not change if a constant is added to all outputs: choose the intercept of mean 0.
             intercept = shortened - shortened.mean() if len(shortened) > 1 else shortened
         self._cached_intercept = eta, intercept
         return intercept
 
     def _compute_intercept_newton_step(self, mean: Floats, gradient: Floats, max_norm: float) -> Floats:
-        """No longer than `max_norm`, by a ridge that vanishes with the slope: a softmax has a flat
-        direction.
+        """Return a Newton step of at most `max_norm` (its 2-norm).
+
+        A ridge proportional to the norm of the gradient limits the step, because the Hessian of a softmax is
+        singular.
         """
         ridge = float(np.linalg.norm(gradient)) / max_norm
         hessian = self._compute_intercept_hessian(mean) + ridge * np.eye(len(gradient))
@@ -327,7 +371,11 @@ class ProfiledLoss(WeightedLoss):
     def _backtrack_intercept_step(
         self, eta: Floats, intercept: Floats, step: Floats, slope: float
     ) -> Floats | None:
-        """c after as much of a step as lessens the loss; None where no digit of it can be lessened."""
+        """Return the intercept after a backtracking line search along `step`.
+
+        slope : the directional derivative of the loss along `step`. Returns None if no step length decreases
+        the loss sufficiently.
+        """
         loss_before = super().value(eta + intercept)
         for n_halvings in range(MAX_BACKTRACKS):
             step_length = 0.5**n_halvings

@@ -1,4 +1,8 @@
-"""Linear operators of standardized, weighted or gated features and of an intercept, by products with X."""
+"""Linear operators that standardize, weight or gate the features, or append an intercept column.
+
+Each operator computes its products from products with the underlying matrix, which is usually a
+`CodedOperator`. Models compose these operators, so that a sparse or large X is never copied.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,21 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 
 
 def compute_weighted_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> tuple[Floats, Floats]:
-    """Mean of each feature of X, or zeros, and the mean square of its deviation, 0 where that is rounding.
+    """Compute the weighted mean and variance of each feature.
 
-    sample_weight : of the samples; their sum is 1.
+    Parameters
+    ----------
+    X : array or sparse array (samples, features)
+    sample_weight : array (samples,)
+        Weights with sum 1.
+    center : bool
+        If False, return zeros as means, and mean squares as variances.
+
+    Returns
+    -------
+    mean : array (features,)
+    variance : array (features,)
+        Exactly 0 for a feature that is constant up to rounding.
     """
     mean, variance = _compute_mean_and_variance(X, sample_weight, center)
     return mean, np.where(variance <= (10 * FLOAT64_EPS * mean) ** 2, 0.0, variance)
@@ -25,7 +41,8 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
     if not issparse(X):
         mean = sample_weight @ X if center else np.zeros(X.shape[1])
         return mean, sample_weight @ (X - mean) ** 2
-    # Deviations are added up, zeros apart: a difference of sums would lose those of a constant feature.
+    # Sum squared deviations, of stored entries and of zeros separately: the difference mean(x^2) - mean(x)^2
+    # would cancel for a nearly constant feature.
     X_csc = X.tocsc()
     n_features = X_csc.shape[1]
     column_indices = np.repeat(np.arange(n_features), np.diff(X_csc.indptr))
@@ -34,7 +51,9 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
     if center:
         mean += np.bincount(column_indices, entry_weights * X_csc.data, n_features)
     zero_weight = 1.0 - np.bincount(column_indices, entry_weights, n_features)
-    zero_weight[zero_weight <= FLOAT64_EPS * X_csc.shape[0]] = 0.0  # rounding: no sample is one
+    zero_weight[zero_weight <= FLOAT64_EPS * X_csc.shape[0]] = (
+        0.0  # A column without zeros has rounding left.
+    )
     variance = (
         np.bincount(column_indices, entry_weights * (X_csc.data - mean[column_indices]) ** 2, n_features)
         + zero_weight * mean**2
@@ -43,14 +62,23 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
 
 
 class RealMatrixOperator(LinearOperator):  # type: ignore[misc]
-    """A real operator that says its products with matrices: a vector is one of a single column."""
+    """A base class of real operators that only define products with matrices (`_matmat`, `_rmatmat`)."""
 
     def _rmatvec(self, u: Floats) -> Floats:
         return np.asarray(self._rmatmat(np.reshape(u, (-1, 1)))[:, 0])
 
 
 class StandardizedOperator(RealMatrixOperator):
-    """diag(root) (X - 1 mean') diag(scale), by products with X alone; without root that of the identity."""
+    """The operator diag(sqrt_weight) (X - 1 mean') diag(scale), computed from products with X.
+
+    Parameters
+    ----------
+    operator : LinearOperator (samples, features)
+        X.
+    mean, scale : arrays (features,)
+    sqrt_weight : array (samples,), optional
+        Ones by default.
+    """
 
     def __init__(self, operator: Any, mean: Floats, scale: Floats, sqrt_weight: Floats | None = None) -> None:
         super().__init__(np.float64, operator.shape)
@@ -68,8 +96,17 @@ class StandardizedOperator(RealMatrixOperator):
 
 
 class AppendedInterceptOperator(RealMatrixOperator):
-    """[A, unit 1], for an intercept, by products with A alone.
+    """The operator [A, intercept_scaling * 1]: A with a constant column for the intercept.
 
+    Parameters
+    ----------
+    operator : LinearOperator (samples, features)
+        A.
+    intercept_scaling : float
+        The value of the constant column.
+
+    Examples
+    --------
     >>> from scipy.sparse.linalg import aslinearoperator
     >>> (AppendedInterceptOperator(aslinearoperator(np.eye(2)), 3.0) @ np.eye(3)).tolist()
     [[1.0, 0.0, 3.0], [0.0, 1.0, 3.0]]
@@ -87,9 +124,17 @@ class AppendedInterceptOperator(RealMatrixOperator):
 
 
 class GatedOperator(RealMatrixOperator):
-    """[D_1 A, ..., D_P A] with D_i = diag(pattern i), by products with A alone: one of P times the columns.
+    """The operator [D_1 A, ..., D_P A] with D_i = diag(patterns[:, i]), computed from products with A.
 
-    Columns are ordered by those of A first, by gates second.
+    Its columns are ordered by columns of A first, and by gates second. A product with c columns takes one
+    product of A with P c columns.
+
+    Parameters
+    ----------
+    operator : LinearOperator (samples, features)
+        A.
+    patterns : bool array (samples, P)
+        Whether each of the P gates is open at each sample.
     """
 
     def __init__(self, operator: Any, patterns: npt.ArrayLike) -> None:

@@ -1,4 +1,9 @@
-"""Penalties and constraints as those of pyproximal, but with conjugates, or exact."""
+"""Penalties and constraints with the interface of pyproximal's proximal operators.
+
+Unlike pyproximal's, the penalties have convex conjugates, from which `fista` computes the duality gap, and
+the projection on an affine set is exact. A penalty p is called as p(x), and `p.prox(x, tau)` is its proximal
+operator; x is always a vector, and matrices are passed row by row.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +15,16 @@ from scipy.linalg import qr, solve_triangular
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
-MAX_NEWTON_STEPS = 100  # of the secular equation, which takes about six
+MAX_NEWTON_STEPS = 100  # A limit for the secular equation, which takes about six steps.
 
 
 class ElasticNetPenalty:
-    """sum(l1 |x| + l2 x^2 / 2), with its convex conjugate, by which `fista` knows the duality gap.
+    """The penalty sum(l1 |x| + l2 x^2 / 2).
 
     Parameters
     ----------
-    l1, l2 : float or (N,)
-        0 or more.
+    l1, l2 : float or array (N,)
+        The strengths of both penalties, of all entries of x or of each entry; 0 or more.
 
     Examples
     --------
@@ -33,35 +38,41 @@ class ElasticNetPenalty:
             raise ModelError(f"l1 and l2 must be 0 or more, not {l1!r} and {l2!r}")
 
     def __call__(self, x: Floats) -> float:
-        """At x (N,)."""
+        """Return the penalty at x (N,)."""
         return float(np.sum(self._l1 * np.abs(x) + self._l2 * x**2 / 2))
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """The p that minimizes tau times the penalty, + |p - x|^2 / 2."""
+        """Return the p that minimizes tau * penalty(p) + |p - x|^2 / 2."""
         thresholded = np.copysign(np.maximum(np.abs(x) - tau * self._l1, 0.0), x)
         return np.asarray(thresholded / (1.0 + tau * self._l2))
 
     def conjugate(self, dual: Floats) -> float:
-        """max over x of <v, x> minus the penalty; v as `dual_scale` has scaled it."""
+        """Return the maximum over x of <dual, x> - penalty(x).
+
+        `dual` must have been multiplied by `dual_scale`: otherwise the maximum may be infinite, and the
+        result is wrong.
+        """
         l1, l2 = np.broadcast_to(self._l1, dual.shape), np.broadcast_to(self._l2, dual.shape)
         has_l2_mask = l2 > 0
         excess = np.maximum(np.abs(dual[has_l2_mask]) - l1[has_l2_mask], 0.0)
         return float(np.sum(excess**2 / (2 * l2[has_l2_mask])))
 
     def dual_scale(self, dual: Floats) -> float:
-        """The largest factor up to 1 by which v gets a finite conjugate."""
+        """Return the largest factor up to 1 for which the conjugate at factor * dual is finite."""
         bound, magnitude = np.broadcast_to(self._l1, dual.shape), np.abs(dual)
         violated_mask = (np.broadcast_to(self._l2, dual.shape) == 0) & (magnitude > bound)
         return float(np.min(bound[violated_mask] / magnitude[violated_mask], initial=1.0))
 
 
 class LinearBoxPenalty:
-    """<slope, x> where lower <= x <= upper, infinite elsewhere, with its convex conjugate.
+    """The penalty <slope, x> with the constraint lower <= x <= upper.
 
     Parameters
     ----------
-    lower, upper, slope : (N,)
-        Bounds are finite. Attributes, too.
+    lower, upper : array (N,)
+        Finite bounds, also available as attributes.
+    slope : array (N,)
+        Also available as an attribute.
 
     Examples
     --------
@@ -76,49 +87,64 @@ class LinearBoxPenalty:
         is_bounded = np.isfinite(self.lower).all() and np.isfinite(self.upper).all()
         if not is_bounded or (self.lower > self.upper).any():
             raise ModelError(
-                "bounds must be finite, and none of lower above that of upper: pyproximal.Box may be open"
+                "lower and upper must be finite, and lower must not exceed upper. For infinite bounds, "
+                "use pyproximal.Box"
             )
 
     def __call__(self, x: Floats) -> float:
-        """At an x (N,) within the box."""
+        """Return <slope, x> for an x (N,), which must be within the box."""
         return float(self.slope @ x)
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """The p in the box that minimizes tau <slope, p> + |p - x|^2 / 2."""
+        """Return the p in the box that minimizes tau * <slope, p> + |p - x|^2 / 2."""
         return np.clip(x - tau * self.slope, self.lower, self.upper)
 
     def conjugate(self, dual: Floats) -> float:
-        """max over x of <v, x> minus the penalty."""
+        """Return the maximum of <dual - slope, x> over the box."""
         reduced_dual = dual - self.slope
         return float(np.sum(np.maximum(reduced_dual * self.lower, reduced_dual * self.upper)))
 
     def dual_scale(self, dual: Floats) -> float:
-        """1: every v has a finite conjugate."""
+        """Return 1, because the conjugate is finite for every `dual`."""
         return 1.0
 
 
 class GroupLassoPenalty:
-    """strength * sum over columns j of |scale x_j|, for x (rows, columns) row by row, with its conjugate.
+    """The penalty strength * sum_j |diag(row_scale) x_j| over the columns x_j of a matrix x.
 
-    As pyproximal.L21, but a scale for each row: the coordinates in which `fista` takes its steps need not be
-    those whose norm is penalized.
+    This is pyproximal.L21 with a scale for each row. With the scales, `fista` can work on whitened
+    coefficients and penalize the norm of the original ones.
 
+    Parameters
+    ----------
+    strength : float
+        0 or more.
+    row_scale : array (rows,)
+        Positive.
+    n_columns : int
+        The number of columns of x, which is passed to the methods as a vector, row by row.
+
+    Examples
+    --------
     >>> GroupLassoPenalty(1.0, np.ones(2), 2).prox(np.array([3.0, 0.5, 4.0, 0.5]), 1.0).round(6).tolist()
     [2.4, 0.0, 3.2, 0.0]
     """
 
     def __init__(self, strength: float, row_scale: Floats, n_columns: int) -> None:
         if not strength >= 0 or not (np.asarray(row_scale) > 0).all():
-            raise ModelError(f"strength must be 0 or more, not {strength!r}, and each scale positive")
+            raise ModelError(
+                f"strength must be 0 or more, and every row_scale positive, not {strength!r} and scales of "
+                f"at least {np.min(row_scale):g}"
+            )
         self._strength, self._row_scale, self._n_columns = strength, np.reshape(row_scale, (-1, 1)), n_columns
 
     def __call__(self, x: Floats) -> float:
-        """At x (rows * columns,)."""
+        """Return the penalty at x (rows * columns,)."""
         scaled = self._row_scale * self._reshape_to_matrix(x)
         return float(self._strength * np.linalg.norm(scaled, axis=0).sum())
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """The p that minimizes tau times the penalty, + |p - x|^2 / 2."""
+        """Return the p that minimizes tau * penalty(p) + |p - x|^2 / 2."""
         z, threshold = self._reshape_to_matrix(x), tau * self._strength
         if threshold == 0:
             return np.array(x, dtype=np.float64)
@@ -130,11 +156,11 @@ class GroupLassoPenalty:
         return p.reshape(-1)
 
     def conjugate(self, dual: Floats) -> float:
-        """0: v is one that `dual_scale` has scaled into the dual ball."""
+        """Return 0, the conjugate at every `dual` that has been multiplied by `dual_scale`."""
         return 0.0
 
     def dual_scale(self, dual: Floats) -> float:
-        """The largest factor up to 1 by which v gets a finite conjugate."""
+        """Return the largest factor up to 1 for which the conjugate at factor * dual is finite."""
         scaled = self._reshape_to_matrix(dual) / self._row_scale
         max_norm = float(np.linalg.norm(scaled, axis=0).max(initial=0.0))
         return min(1.0, self._strength / max_norm) if max_norm > 0 else 1.0
@@ -144,13 +170,20 @@ class GroupLassoPenalty:
 
 
 class AffineSet:
-    """C x = d as a constraint, by a QR factorization: exact, where that of pyproximal is iterative.
+    """The constraint C x = d.
+
+    Its projection uses a QR factorization of C and is exact, unlike the iterative one of pyproximal.
 
     Parameters
     ----------
-    C : (equations, N)
-        Of full row rank.
-    d : (equations,)
+    C : array (equations, N)
+        A matrix of full row rank.
+    d : array (equations,)
+
+    Raises
+    ------
+    ModelError
+        If C or d is not finite, their shapes do not match, or C does not have full row rank.
 
     Examples
     --------
@@ -162,31 +195,43 @@ class AffineSet:
         C, d = np.asarray(C, dtype=np.float64), np.asarray(d, dtype=np.float64)
         if C.ndim != 2 or d.shape != C.shape[:1] or not (np.isfinite(C).all() and np.isfinite(d).all()):
             raise ModelError(
-                f"C must be finite (equations, N) and d (equations,), not of shapes {C.shape} and {d.shape}"
+                "C must be a finite array (equations, N) and d a finite array (equations,), not of shapes "
+                f"{C.shape} and {d.shape}"
             )
         Q, R, pivots = qr(C.T, mode="economic", pivoting=True)
         diagonal = np.abs(np.diag(R))
         rank = int((diagonal > max(C.shape) * FLOAT64_EPS * diagonal.max(initial=0.0)).sum())
         if rank < len(d):
             raise ModelError(
-                f"the {len(d)} equations have rank {rank}: leave out {len(d) - rank} that depend on others"
+                f"the {len(d)} rows of C must be linearly independent, but have rank {rank}. Leave out "
+                f"equations that are combinations of other equations ({len(d) - rank} in all)"
             )
         self._Q, self._rhs = Q, solve_triangular(R, d[pivots], trans="T")
 
     def __call__(self, x: Floats) -> bool:
-        """Whether x satisfies the equations, up to rounding."""
+        """Return whether x satisfies the equations, up to rounding."""
         magnitude = max(1.0, float(np.abs(x).max(initial=0.0)), float(np.abs(self._rhs).max(initial=0.0)))
         return bool(np.abs(self._Q.T @ x - self._rhs).max(initial=0.0) <= 1e-10 * magnitude)
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """The nearest point of the set."""
+        """Return the point of the set that is nearest to x; `tau` has no effect."""
         return np.asarray(x - self._Q @ (self._Q.T @ x - self._rhs))
 
 
 def _solve_secular_equations(numerators: Floats, poles: Floats) -> Floats:
-    """For each column the r > 0 with sum_k squares_k / (r + pulls_k)^2 = 1, where the sum is over 1 at r = 0.
+    """Solve sum_k numerators_k / (r + poles_k)^2 = 1 for r > 0, for each column.
 
-    By Newton's method on 1 / sqrt(sum) - 1, as for trust regions (More and Sorensen, 1983).
+    Uses Newton's method on 1 / sqrt(sum) - 1, as for trust regions (More and Sorensen, 1983).
+
+    Parameters
+    ----------
+    numerators : array (rows, columns)
+        Their sum divided by poles^2 must exceed 1 in each column, so that there is a solution.
+    poles : array (rows, 1)
+
+    Returns
+    -------
+    array (columns,)
     """
     roots: Floats = np.zeros(numerators.shape[1])
     for _ in range(MAX_NEWTON_STEPS):

@@ -1,4 +1,8 @@
-"""Sets that pyproximal projects on, by more bisections than it makes: to rounding."""
+"""Constraint sets of pyproximal, set up to be projected on with full floating-point accuracy.
+
+pyproximal finds these projections by bisection, and stops early with its default options. Pass the objects to
+`polarmap.convex.fista` as its penalty.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,23 @@ from polarmap.dtypes import FLOAT64_EPS
 from polarmap.errors import ModelError
 from polarmap.optional import require_extra
 
-MAX_BISECTIONS = 1000  # at most: enough for any float64
+MAX_BISECTIONS = 1000  # Enough bisection steps for any interval of float64 numbers.
 
 
 def simplex(size: int, total: float = 1.0) -> Any:
-    """x >= 0 of that size with sum(x) = total: pyproximal.Simplex, to rounding.
+    """Return the constraint x >= 0, sum(x) = total as a proximal operator (pyproximal.Simplex).
+
+    Parameters
+    ----------
+    size : int
+        The number of entries of x.
+    total : float
+        Positive.
+
+    Raises
+    ------
+    ModelError
+        If `size` or `total` is not positive.
 
     Examples
     --------
@@ -22,13 +38,26 @@ def simplex(size: int, total: float = 1.0) -> Any:
     [0.5, 0.5, 0.0]
     """
     _check_sizes(size, total=total)
-    with require_extra("simplex", "pyproximal", "convex"):  # it takes half of what importing the models takes
+    # Importing pyproximal takes half as long as importing the models, so it is not imported with them.
+    with require_extra("simplex", "pyproximal", "convex"):
         from pyproximal import Simplex
     return Simplex(size, total, maxiter=MAX_BISECTIONS, xtol=FLOAT64_EPS * total)
 
 
 def l1_ball(size: int, radius: float) -> Any:
-    """x of that size with sum(|x|) <= radius: pyproximal.L1Ball, to rounding.
+    """Return the constraint sum(|x|) <= radius as a proximal operator (pyproximal.L1Ball).
+
+    Parameters
+    ----------
+    size : int
+        The number of entries of x.
+    radius : float
+        Positive.
+
+    Raises
+    ------
+    ModelError
+        If `size` or `radius` is not positive.
 
     Examples
     --------

@@ -1,4 +1,7 @@
-"""Coordinates of the features in which their second moments are 1: a first-order method's steps fit all."""
+"""A change of variables after which all directions of the features have about the same second moment.
+
+First-order methods converge faster in these coordinates, because one step length suits all directions.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,21 @@ from scipy import sparse
 from polarmap.dtypes import Floats
 from polarmap.models.operators import RealMatrixOperator, compute_weighted_mean_and_variance
 
-MAX_ROTATED_FEATURES = 2000  # features: above, they are scaled but not rotated
-MIN_RELATIVE_SCALE = 1e-6  # of the largest: directions with less in them are stretched no further
+MAX_ROTATED_FEATURES = 2000  # More features are scaled, but not rotated to their principal axes.
+MIN_RELATIVE_SCALE = 1e-6  # The smallest scale by which a direction is divided, relative to the largest.
 
 
 class WhiteningOperator(RealMatrixOperator):
-    """w = axes (z / scale), with orthogonal axes: |w| = |z / scale|; A @ this are the whitened features.
+    """The operator W with W z = axes (z / scale), so that A W are the whitened features of A.
 
-    axes : principal ones, or a sparse identity.
-    scale : root mean square of the data along each.
+    The axes are orthonormal, so coefficients w = W z have the norm |z / scale|.
+
+    Parameters
+    ----------
+    axes : array or sparse array (features, features)
+        The principal axes as columns, or a sparse identity.
+    scale : array (features,)
+        The root mean square of the data along each axis.
     """
 
     def __init__(self, axes: Any, scale: Floats) -> None:
@@ -33,15 +42,25 @@ class WhiteningOperator(RealMatrixOperator):
 
 
 def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -> WhiteningOperator:
-    """The principal axes of X (samples, features), with an intercept also of a feature 1, by shares of sum 1.
+    """Compute the whitening operator of X from its weighted Gram matrix.
 
-    A' diag(shares) A is at most 1 for the whitened A, and 1 but for directions with nearly no data.
+    With A = X (or [X, 1] with an intercept) and whitened features B = A W, the largest eigenvalue of
+    B' diag(sample_weight) B is at most 1. If the axes are rotated, all eigenvalues are 1 except in directions
+    with almost no data. Above MAX_ROTATED_FEATURES features, the axes are only scaled.
+
+    Parameters
+    ----------
+    X : array or sparse array (samples, features)
+    sample_weight : array (samples,)
+        Weights with sum 1.
+    fit_intercept : bool
+        Whether to append a constant feature 1.
     """
     n_features = X.shape[1] + fit_intercept
     if n_features > MAX_ROTATED_FEATURES:
         _, second_moments = compute_weighted_mean_and_variance(X, sample_weight, False)
         second_moments = np.append(second_moments, [1.0] * fit_intercept)
-        # The largest eigenvalue is at most that many times the largest moment of one.
+        # After scaling to second moments 1, the largest eigenvalue is at most n_features.
         return WhiteningOperator(
             sparse.eye_array(n_features), _clip_scale(np.sqrt(n_features * second_moments))
         )
@@ -58,6 +77,6 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
 
 
 def _clip_scale(scale: Floats) -> Floats:
-    """None below a small part of the largest; 1 where all are 0."""
+    """Return `scale` with a lower bound relative to its maximum, or ones if all scales are 0."""
     max_scale = float(scale.max(initial=0.0))
     return np.maximum(scale, MIN_RELATIVE_SCALE * max_scale) if max_scale > 0 else np.ones_like(scale)

@@ -1,4 +1,11 @@
-"""Run times as distributions: how they polarize, when a job is complete, how many workers to start."""
+"""Planning: from a distribution of task run times to the number of workers to start.
+
+    measure / reports -> Distribution -> completion_time (one scheme) -> plan (the best number of workers)
+
+Run times are distributions (`distributions`, `empirical`). The completion time of a job follows from order
+statistics (`completion`), or from a simulation (`simulation`) if no formula is known. `plan` compares
+numbers of workers.
+"""
 
 from polarmap.driver.lateness import LatenessRule, ParityRule
 from polarmap.planning.completion import (

@@ -1,8 +1,8 @@
-"""When a job of n workers is complete, and what it costs, under a distribution of run times.
+"""The completion time and the worker-seconds of a job on n workers, for a distribution of run times.
 
-A scheme is known by the number of arrivals it needs. Where that is certain (no code, an MDS code)
-everything follows from order statistics, exactly; where it depends on the order of arrival, the
-number is simulated once per code and then integrated exactly, with a standard error.
+A scheme is described by the number of arrivals it needs. If that number is fixed (no code, an MDS code), all
+results follow exactly from order statistics. If it depends on the order of arrival, the number is simulated
+once per code, and the run times are then integrated exactly; the result has a standard error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from polarmap.planning.simulation.on_demand import simulate_on_demand
 from polarmap.planning.simulation.overdecomposition import check_task_overhead, simulate_overdecomposition
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
-MAX_WORKERS_OR_TRIALS = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
+MAX_WORKERS_OR_TRIALS = 1 << 20  # A limit on the duration of one forecast.
 QUANTILES = np.array([0.5, 0.95, 0.99])
 FRAMEWORK_RULES = {"backup-cubed": CUBED_RULE, "backup-spark": SPARK_RULE}
 BACKUP_SCHEMES = ("backup", *FRAMEWORK_RULES)
@@ -46,30 +46,35 @@ SCHEMES = (*CODE_SCHEMES, "on_demand", "small_blocks", "replication", *BACKUP_SC
 
 
 class Completion(NamedTuple):
-    """What one scheme gives; seconds, over the jobs that complete.
+    """The expected completion time and cost of a job by one scheme.
+
+    Means are over the jobs that complete, in seconds.
 
     Attributes
     ----------
-    scheme, n, k
-        What was run: n workers at the start, k blocks of data.
-    mean
+    scheme : str
+    n : int
+        Workers at the start.
+    k : int
+        Data blocks.
+    mean : float
         Expected completion time.
-    std_error
-        Its standard error; 0 where it is exact.
-    p50, p95, p99
-        Quantiles over all jobs; inf where fewer complete.
-    worker_seconds
-        Expected worker-seconds; whatever runs is stopped at completion.
-    n_results_awaited
-        Expected number of results awaited; of copies, those that win.
-    n_tasks_started
+    std_error : float
+        Standard error of the mean; 0 if the mean is exact.
+    p50, p95, p99 : float
+        Quantiles of the completion time over all jobs; inf if too few jobs complete.
+    worker_seconds : float
+        Expected worker-seconds. Tasks that still run at completion are stopped.
+    n_results_awaited : float
+        Expected number of results that the job waits for, counting one result per replicated task.
+    n_tasks_started : float
         Expected number of tasks started.
-    failure_probability
-        Probability that the job never completes, because too many tasks never end.
-    n_upfront_parity
-        Of parity on demand: parity tasks that start at once.
-    tasks_per_worker
-        Of small blocks: by how much there are more blocks than k, and tasks than n.
+    failure_probability : float
+        Probability that the job never completes, because too many tasks never complete.
+    n_upfront_parity : int
+        For "on_demand": the number of parity tasks that start with the data tasks.
+    tasks_per_worker : int
+        For "small_blocks": the factor by which there are more blocks than k, and more tasks than n.
     """
 
     scheme: str
@@ -92,8 +97,8 @@ class Completion(NamedTuple):
         failure_probability = self.failure_probability
         failure_text = f", fails with probability {failure_probability:.2g}" if failure_probability else ""
         return (
-            f"{self.scheme} ({self.n}, {self.k}): mean {self.mean:.4g}{error_text} s, p50 {self.p50:.4g}, "
-            f"p99 {self.p99:.4g}, {self.worker_seconds:.4g} worker-seconds{failure_text}"
+            f"{self.scheme} ({self.n}, {self.k}): mean {self.mean:.4g}{error_text} s, p50 {self.p50:.4g} s, "
+            f"p99 {self.p99:.4g} s, {self.worker_seconds:.4g} worker-seconds{failure_text}"
         )
 
 
@@ -110,44 +115,57 @@ def completion_time(
     n_trials: int = 1000,
     seed: int = 0,
 ) -> Completion:
-    """When and at what cost n workers give the results of k blocks.
+    """Compute the completion time and cost of a job of k blocks on n workers.
 
     Parameters
     ----------
-    n, k : int
-        Workers started at once, and data blocks.
+    n : int
+        Workers that start at time 0.
+    k : int
+        Data blocks.
     scheme : str
-        "uncoded" (n = k): wait for all. "mds": the k-th arrival, T_(k:n), below which no
-        one-shot code of all-or-nothing workers can be. "rotation": the same, for almost any k
-        arrivals of that kernel decode. "sequential", "optimal", "integers": the arikan kernel
-        with the papers' decoder, the best there is, or the best for integers modulo 2^64.
-        "on_demand": rotation, but parity tasks start when data tasks are late (`ParityRule`).
-        "small_blocks": rotation, of `tasks_per_worker` times as many blocks and tasks on n persistent
-        workers, each of which takes the next task when it is done.
-        "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
-        by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.
+        How the job is run:
+
+        - "uncoded" (n = k): wait for all tasks.
+        - "mds": wait for any k results, T_(k:n). No code of workers that return all or nothing is faster.
+        - "rotation": as "mds", because almost any k results of the rotation kernel can be decoded.
+        - "sequential", "optimal", "integers": the arikan kernel with successive cancellation decoding, with
+        the
+          optimal decoder, or with the optimal decoder for integers modulo 2^64.
+        - "on_demand": as "rotation", but parity tasks start when data tasks are late (`ParityRule`).
+        - "small_blocks": as "rotation", but with `tasks_per_worker` times as many blocks and tasks, which n
+          persistent workers take one after another.
+        - "replication": n / k copies of each task.
+        - "backup" (n = k): late tasks are started again by the rule of `hedged_map`.
+        - "backup-cubed", "backup-spark": late tasks are started again by the rule of cubed or of Spark 4.
     run_times : Distribution, run times in seconds, or reports of coded maps
-        A sequence of n Distributions, one for each worker, where they are not alike: then jobs are
-        simulated, 2,000 or more, of the schemes that are codes.
+        The run time of one task. For heterogeneous workers, a sequence of n Distributions, one per worker:
+        then 2,000 jobs or more are simulated, and `scheme` must be a code or "uncoded".
     erasure : float, optional
-        For which the arikan code is designed. By default (n - k) / n; for workers that are not alike
-        that of each when k of them are expected back (`PolarCode(erasure=)`).
+        The erasure probability for which the arikan code is designed. By default (n - k) / n, or for
+        heterogeneous workers the erasure probability of each one when k are expected to have completed.
     n_upfront_parity : int
-        "on_demand": parity tasks that start at once all the same.
+        For "on_demand": the number of parity tasks that start with the data tasks.
     tasks_per_worker, task_overhead
-        As for `simulate_overdecomposition`.
+        For "small_blocks": as for `simulate_overdecomposition`.
     n_trials, seed : int
-        Orders of arrival, or jobs, simulated where there is no formula.
+        The number of simulated orders of arrival or jobs where there is no formula, and the seed of the
+        simulation.
 
     Returns
     -------
     Completion
 
+    Raises
+    ------
+    CodeError
+        If an argument is invalid.
+
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> print(completion_time(512, 256, "rotation", ShiftedExponential(1.0, 1.0)))
-    rotation (512, 256): mean 1.692 s, p50 1.691, p99 1.799, 768 worker-seconds
+    rotation (512, 256): mean 1.692 s, p50 1.691 s, p99 1.799 s, 768 worker-seconds
     """
     with trimmed_tracebacks:
         _check_scheme(n, k, scheme, n_trials)
@@ -186,7 +204,9 @@ def completion_time(
 def arrivals_needed(
     n: int, k: int, scheme: str, *, erasure: float | None = None, n_trials: int = 1000, seed: int = 0
 ) -> ArrivalsNeeded:
-    """The distribution of the number of arrivals a code needs; parameters as for `completion_time`.
+    """Return the distribution of the number of arrivals that a code needs.
+
+    Parameters are those of `completion_time`.
 
     Examples
     --------
@@ -197,23 +217,29 @@ def arrivals_needed(
     if scheme in ARIKAN_SCHEMES and n > k:
         return simulate_arrivals_needed(n, k, scheme, erasure, n_trials, seed)
     if scheme not in CODE_SCHEMES:
-        raise CodeError(f"{scheme} is no code: which results it awaits is not a matter of their number")
-    return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # any k, and no fewer
+        raise CodeError(
+            f"scheme must be a code, one of {', '.join(CODE_SCHEMES)}, not {scheme!r}: the completion of a "
+            "job by this scheme does not depend on the number of arrivals alone"
+        )
+    return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # Exactly k arrivals are needed.
 
 
 def completion_from_arrivals(
     arrival_counts: ArrivalsNeeded, n: int, k: int, run_times: object, scheme: str = "coded"
 ) -> Completion:
-    """When a job is complete that needs a random number of arrivals: for any code you can simulate.
+    """Compute the completion time of a job that needs a random number of arrivals.
+
+    Use this for your own code, after simulating how many arrivals it needs.
 
     Parameters
     ----------
     arrival_counts : ArrivalsNeeded
-        Weights that sum to less than one leave jobs that not even n arrivals complete.
+        The distribution of the number of arrivals. If its probabilities sum to less than 1, the rest is the
+        probability that not even n arrivals complete the job.
     n, k, run_times
         As for `completion_time`.
     scheme : str
-        What to call it.
+        A name for the returned `Completion`.
 
     Examples
     --------
@@ -226,7 +252,7 @@ def completion_from_arrivals(
     if distribution.failure_probability == 1:
         return _make_impossible_completion(scheme, n, k)
     order_statistics = compute_order_statistic_means(distribution, n, arrival_counts.counts)
-    # Jobs that complete are fewer at the ranks that seldom do.
+    # Weight each rank by the probability that a job which needs it completes.
     probabilities = arrival_counts.probabilities * (1 - order_statistics.failure_probability)
     completion_probability = probabilities.sum()
     if completion_probability < 1e-300:
@@ -266,7 +292,9 @@ def completion_cdf(
     n_trials: int = 1000,
     seed: int = 0,
 ) -> Floats:
-    """P(the job is complete by t), in the shape of `times`; for the codes among the schemes.
+    """Return the probability that a job is complete by each of `times`, for a scheme that is a code.
+
+    Parameters are those of `completion_time`; `times` is an array of seconds, and the result has its shape.
 
     Examples
     --------
@@ -280,7 +308,9 @@ def completion_cdf(
 
 
 def lower_bound(n: int, k: int, run_times: object) -> float:
-    """The expected T_(k:n): no code of n workers that each return all or nothing is faster.
+    """Return the expected time of the k-th of n arrivals, E[T_(k:n)], in seconds.
+
+    No code is faster if each of the n workers returns all of its result or nothing.
 
     Examples
     --------
@@ -294,7 +324,7 @@ def lower_bound(n: int, k: int, run_times: object) -> float:
 def _simulate_backup_jobs(
     k: int, run_times: Distribution, scheme: str, n_trials: int, rng: np.random.Generator
 ) -> SimulatedJobs:
-    """Jobs of k tasks, all started at once, whose late tasks are started again."""
+    """Simulate jobs of k tasks that start at time 0 and whose late tasks are started again."""
     first_run_times = np.sort(run_times.sample(rng, (n_trials, k)), axis=1)
 
     def sample_backups(late_mask: npt.NDArray[np.bool_]) -> Floats:
@@ -319,7 +349,11 @@ def _compute_replication_completion(n: int, k: int, run_times: Distribution) -> 
 def summarize_simulated_jobs(
     scheme: str, n: int, k: int, simulated_jobs: SimulatedJobs, n_arrivals: Floats | None = None
 ) -> Completion:
-    """What simulated jobs give; `n_arrivals`: results that each has awaited, k by default."""
+    """Summarize simulated jobs.
+
+    n_arrivals : array (trials,), optional
+        The number of results that each job waited for; k by default.
+    """
     completed_mask = np.isfinite(simulated_jobs.completion_times)
     n_completed = int(completed_mask.sum())
     if not n_completed:
@@ -351,7 +385,7 @@ def _check_one_distribution_per_worker(n: int, workers: HeterogeneousWorkers) ->
     n_distributions = len(workers.distributions)
     if n_distributions != n:
         raise CodeError(
-            f"run_times has {n_distributions} distributions, and there are n = {n} workers: give one for each"
+            f"run_times must have one distribution for each of the n = {n} workers, got {n_distributions}"
         )
 
 
@@ -359,7 +393,7 @@ def _check_options(
     seed: Any, n_upfront_parity: Any, tasks_per_worker: Any, task_overhead: Any, erasure: Any
 ) -> None:
     if not is_nonnegative_int(seed):
-        raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
+        raise CodeError(f"seed must be an integer >= 0, not {seed!r}")
     limits = ("n_upfront_parity", n_upfront_parity, 0), ("tasks_per_worker", tasks_per_worker, 1)
     for name, value, min_value in limits:
         if not is_nonnegative_int(value) or not min_value <= value <= MAX_WORKERS_OR_TRIALS:
@@ -368,7 +402,7 @@ def _check_options(
             )
     check_task_overhead(task_overhead)
     if erasure is not None and not (is_real_number(erasure) and 0 < erasure < 1):
-        raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
+        raise CodeError(f"erasure must be a number strictly between 0 and 1, not {erasure!r}")
 
 
 def _check_scheme(n: int, k: int, scheme: str, n_trials: int) -> None:
@@ -379,13 +413,15 @@ def _check_scheme(n: int, k: int, scheme: str, n_trials: int) -> None:
             raise CodeError(f"{name} must be an integer, not {value!r}")
     if not n <= MAX_WORKERS_OR_TRIALS >= n_trials:
         raise CodeError(
-            f"n and n_trials go up to {MAX_WORKERS_OR_TRIALS:,}, not to n = {n} and n_trials = {n_trials}"
+            f"n and n_trials must be at most {MAX_WORKERS_OR_TRIALS:,}, not n = {n} and n_trials = {n_trials}"
         )
     if not 1 <= k <= n:
-        raise CodeError(f"the results of k = {k} blocks need at least k workers, not n = {n}")
+        raise CodeError(f"n must be at least k, and k at least 1, not n = {n} and k = {k}")
     if n != k and (scheme == "uncoded" or scheme in BACKUP_SCHEMES):
-        raise CodeError(f"{scheme!r} starts as many workers as there are blocks: n = k = {k}, not n = {n}")
+        raise CodeError(
+            f"n must equal k = {k} with scheme={scheme!r}, which starts one task per block, not n = {n}"
+        )
     if n % k and scheme == "replication":
-        raise CodeError(f"replication starts a multiple of k = {k} workers, not {n}")
+        raise CodeError(f"n must be a multiple of k = {k} with scheme='replication', not {n}")
     if n_trials < 1:
         raise CodeError(f"n_trials must be at least 1, not {n_trials}")

@@ -1,7 +1,7 @@
-"""How many arrivals a code needs, when they come in random order.
+"""The number of arrivals that a code needs to be decodable, for arrivals in random order.
 
-The workers are alike, so which of them are early does not depend on how early they are: the m-th
-arrival completes the job with a probability that is a property of the code alone. It is simulated
+If all workers have the same run-time distribution, the order of arrival is independent of the arrival times.
+So the probability that the m-th arrival completes the job is a property of the code alone. It is simulated
 once per code, and every run-time distribution is then integrated exactly (`order_statistics`).
 """
 
@@ -21,22 +21,24 @@ from polarmap.planning.distributions import Floats
 
 Array = npt.NDArray[Any]
 
-RANK_TOL = 1e-11  # a column whose new part is smaller, relative to the others', has none
-ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # schemes of the arikan code, each with its decoder
-TILE_BYTES = 1 << 20  # of the butterfly of some trials: what a core's cache holds
+# Columns are dependent if a diagonal entry of R is smaller than this, relative to the largest.
+RANK_TOL = 1e-11
+ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # Schemes of the arikan code, one per decoder.
+# The memory of the trials that are processed together, which fits into the cache of a core.
+TILE_BYTES = 1 << 20
 
 
 class ArrivalsNeeded(NamedTuple):
-    """The distribution of the number of arrivals that determine the data.
+    """The distribution of the number of arrivals after which a job is decodable.
 
     Attributes
     ----------
-    counts
-        Distinct numbers m, ascending, (j,).
-    probabilities
-        Their probabilities, (j,).
-    n_trials
-        Orders of arrival simulated; 0 if the distribution is exact.
+    counts : array (j,)
+        Numbers of arrivals, ascending.
+    probabilities : array (j,)
+        The probability of each number.
+    n_trials : int
+        The number of simulated orders of arrival; 0 if the distribution is exact.
     """
 
     counts: Floats
@@ -44,13 +46,13 @@ class ArrivalsNeeded(NamedTuple):
     n_trials: int
 
     def decodable_probabilities(self, n: int) -> Floats:
-        """P(m arrivals suffice) for m = 0..n."""
+        """Return the probabilities (n + 1,) that 0, 1, ..., n arrivals suffice."""
         cumulative = np.append(0.0, self.probabilities.cumsum())
         return cumulative[np.searchsorted(self.counts, np.arange(n + 1), "right")]
 
 
 def get_decoder_name(scheme: str) -> str:
-    """The decoder of the code that a scheme names.
+    """Return the `decoder` option of `PolarCode` for a scheme.
 
     >>> get_decoder_name("sequential"), get_decoder_name("integers"), get_decoder_name("rotation")
     ('sequential', 'optimal', 'optimal')
@@ -62,7 +64,7 @@ def get_decoder_name(scheme: str) -> str:
 def simulate_arrivals_needed(
     n: int, k: int, scheme: str, erasure: float | None, n_trials: int, seed: int
 ) -> ArrivalsNeeded:
-    """What a decoder of the arikan code needs, by the scheme that names it: one of DECODED.
+    """Simulate how many arrivals an arikan code needs with the decoder of `scheme`, one of ARIKAN_SCHEMES.
 
     >>> needed = simulate_arrivals_needed(16, 12, "sequential", None, 2000, 0)
     >>> round(float(needed.counts @ needed.probabilities) - 12, 1)
@@ -77,7 +79,21 @@ def simulate_arrivals_needed(
 
 
 def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -> Array:
-    """When blocks that arrive at such times, or in such turns, (n, trials), determine the data, (trials,)."""
+    """Return the arrival time, or the rank, at which each trial becomes decodable.
+
+    Parameters
+    ----------
+    code : PolarCode
+        An arikan code with the decoder of `scheme`.
+    arrival_times : array (n, trials)
+        Arrival times or ranks of the coded blocks.
+    scheme : str
+        One of ARIKAN_SCHEMES.
+
+    Returns
+    -------
+    array (trials,), of the dtype of `arrival_times`
+    """
     if scheme == "sequential":
         return sequential_decoding_times(code, arrival_times)
     arrival_orders = np.argsort(arrival_times, axis=0, kind="stable").T
@@ -87,21 +103,23 @@ def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -
 
 
 def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
-    """When the sequential decoder is through, in one max/min butterfly.
+    """Compute when jobs become decodable by successive cancellation, by one butterfly of max and min.
+
+    For a pair of positions, the minus branch is known when the later one arrives, and the plus branch when
+    the earlier one does. A job is decodable when all unfrozen inputs are known, or all data blocks have
+    arrived.
 
     Parameters
     ----------
     code : PolarCode
-        With decoder="sequential".
+        An arikan code with decoder="sequential".
     arrival_times : array (n, trials)
-        Arrival times (or ranks) of coded blocks 0..n-1; inf, or the largest integer, for never.
+        Arrival times or ranks of the coded blocks. inf, or the largest integer of the dtype, stands for a
+        block that never arrives.
 
     Returns
     -------
-    array (trials,), of the same dtype
-        A pair of workers finishes its minus branch when the later of the two arrives and its plus
-        branch when the earlier does; the job, when every unfrozen input has, or all data blocks
-        have arrived untouched.
+    array (trials,), of the dtype of `arrival_times`
 
     Examples
     --------
@@ -111,7 +129,10 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
     """
     is_table = arrival_times.ndim == 2 and len(arrival_times) == code.n
     if not isinstance(code, ArikanCode) or code.decoder != "sequential" or not is_table:
-        raise CodeError(f"arrivals of shape ({code.n}, trials) at a sequential decoder are needed")
+        raise CodeError(
+            f"code must be an arikan code with decoder='sequential', and arrival_times of shape "
+            f"({code.n}, trials), not of shape {arrival_times.shape}"
+        )
     zero_input_mask, n_trials = code.zero_input_mask, arrival_times.shape[1]
     mother_length = zero_input_mask.size
     tile_width = max(1, TILE_BYTES // (mother_length * arrival_times.itemsize))
@@ -130,7 +151,7 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
 
 
 def _polarize_arrival_times(times: Array) -> None:
-    """Replace, in place along the first axis, every pair by its maximum and its minimum."""
+    """Replace each pair of a butterfly along the first axis by its maximum and its minimum, in place."""
     half = len(times) // 2
     while half:
         pairs = times.reshape(-1, 2, half, *times.shape[1:])
@@ -140,14 +161,25 @@ def _polarize_arrival_times(times: Array) -> None:
         half //= 2
 
 
-# A set of blocks may be missing iff its columns of C are independent. So the blocks are taken away
-# from the last arrival backwards until one depends on those taken: one elimination per order.
+# A set of blocks can be recovered if and only if its columns of the parity-check matrix are independent. So
+# the number of arrivals needed follows from one elimination: going backwards from the last arrival, columns
+# are added until one depends on the columns before it.
 
 
 def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool) -> npt.NDArray[np.intp]:
-    """The arrivals that the optimal decoder needs in each order of blocks, (trials, n) -> (trials,).
+    """Return how many arrivals the optimal decoder needs, for each order of arrival.
 
-    modular : for integers modulo 2^64.
+    Parameters
+    ----------
+    code : PolarCode
+    arrival_orders : index array (trials, n)
+        The blocks of each trial in their order of arrival.
+    modular : bool
+        Whether integers are decoded modulo 2^64, rather than real numbers.
+
+    Returns
+    -------
+    index array (trials,)
     """
     if modular:
         packed_columns = pack_rows_gf2(code.parity_check_matrix.T)
@@ -158,7 +190,7 @@ def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool)
 
 
 def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array) -> int:
-    """The arrivals needed in this order, for real numbers."""
+    """Return how many arrivals are needed in this order, for real numbers."""
     last_arrivals = arrival_order[::-1][: len(check_matrix)]
     triangular_factor: Array = np.asarray(np.linalg.qr(check_matrix[:, last_arrivals], mode="r"))
     diagonal = np.abs(np.diag(triangular_factor))
@@ -167,7 +199,7 @@ def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array
 
 
 def _count_arrivals_needed_gf2(packed_columns: list[int], arrival_order: list[int]) -> int:
-    """The arrivals needed in this order, over GF(2), where rows are bits of Python integers."""
+    """Return how many arrivals are needed in this order, over GF(2); columns are bits of Python integers."""
     basis_by_leading_bit: dict[int, int] = {}
     for n_missing, block_index in enumerate(reversed(arrival_order)):
         remainder = reduce_row_gf2(packed_columns[block_index], basis_by_leading_bit)

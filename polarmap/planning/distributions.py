@@ -1,8 +1,12 @@
-"""Distributions of the run time of a task: how long it takes, and whether it ever ends.
+"""Distributions of the run time of a task.
 
-Times are in seconds, or in any other unit as long as it is the same everywhere. A distribution is
-split into the probability that a task never ends and the distribution of the tasks that end. The
-latter is given by three functions, of which two return or take a `ProbabilityPair`.
+    ShiftedExponential(1.0, 0.5)                    1 s, plus an exponential with mean 0.5 s
+    with_stragglers(..., fraction=0.02, factor=5)   2 % of the tasks take 5 times as long
+    FailureProne(..., 0.01)                         1 % of the tasks never complete
+
+A distribution consists of the probability that a task never completes, and of the distribution of the tasks
+that complete. A subclass defines the latter by three methods, two of which return or take a
+`ProbabilityPair`. Times are in seconds, or in any other unit that is used everywhere.
 """
 
 from __future__ import annotations
@@ -23,36 +27,57 @@ from polarmap.validation import is_real_number
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-MAX_SECONDS = 1e100  # seconds: who is not back by then never is
-MAX_BISECTIONS = 64  # halvings of a bracket of double precision, down to its last bit
+MAX_SECONDS = 1e100  # A task that runs longer than this, in seconds, is taken as one that never completes.
+MAX_BISECTIONS = 64  # Enough bisection steps for the last bit of a float64 number.
 
 
 class Distribution(ABC):
-    """A distribution of run times."""
+    """A distribution of the run time of a task, which may never complete.
 
-    failure_probability: float = 0.0  # that a task never ends
+    Attributes
+    ----------
+    failure_probability : float
+        The probability that a task never completes.
+    """
 
-    # -- the distribution of the tasks that end ------------------------------------------------------
+    failure_probability: float = 0.0
+
+    # -- given that the task completes ---------------------------------------------------------------
 
     @abstractmethod
     def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
-        """Return P(T <= t) and P(T > t) of the tasks that end, each with full relative accuracy."""
+        """Return P(T <= t) and P(T > t) given completion, each with full relative accuracy."""
 
     @abstractmethod
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the times by which tasks have ended with these probabilities, of the tasks that end."""
+        """Return the times by which tasks have completed with these probabilities, given completion."""
 
     @abstractmethod
     def integrated_quantile(self, survival: Floats) -> Floats:
-        """An antiderivative, in `survival`, of the quantile as a function of 1 - cdf, in closed form.
+        """Integrate the quantile function, given completion, over the upper tail, in closed form.
 
-        Means of order statistics are summed from it, without a grid error at steps.
+        With the quantile function Q,
+
+            integrated_quantile(b) - integrated_quantile(a) = integral from a to b of Q(1 - s) ds,
+
+        so the difference over [0, 1] is the mean. Means of order statistics are computed from such
+        differences, without quadrature errors at the jumps of an empirical distribution.
+
+        Parameters
+        ----------
+        survival : array
+            Survival probabilities s given completion, in [0, 1].
+
+        Returns
+        -------
+        array, in the shape of `survival`
+            Seconds, up to a constant; -inf at s = 0 if the mean is infinite.
         """
 
-    # -- the whole distribution ----------------------------------------------------------------------
+    # -- of all tasks --------------------------------------------------------------------------------
 
     def cdf(self, times: npt.ArrayLike) -> Floats:
-        """P(T <= t), in the shape of `times`; at most 1 - failure_probability.
+        """Return P(T <= t) for each of `times`; it is at most 1 - failure_probability.
 
         Examples
         --------
@@ -62,16 +87,16 @@ class Distribution(ABC):
         return self.cdf_and_survival(times).cdf
 
     def survival(self, times: npt.ArrayLike) -> Floats:
-        """P(T > t): the probability that a worker is still out, its erasure probability at t."""
+        """Return P(T > t) for each of `times`: the probability that a result has not arrived by then."""
         return self.cdf_and_survival(times).survival
 
     def cdf_and_survival(self, times: npt.ArrayLike) -> ProbabilityPair:
-        """Return P(T <= t) and P(T > t), in the shape of `times`, each with full relative accuracy."""
+        """Return P(T <= t) and P(T > t) for each of `times`, each with full relative accuracy."""
         conditional = self.conditional_cdf_and_survival(np.asarray(times, float))
         return conditional.of_all_tasks(self.failure_probability)
 
     def quantile(self, p: npt.ArrayLike) -> Floats:
-        """The smallest t with P(T <= t) >= p; inf above 1 - failure_probability.
+        """Return the smallest t with P(T <= t) >= p for each p; inf for p above 1 - failure_probability.
 
         Examples
         --------
@@ -81,23 +106,23 @@ class Distribution(ABC):
         return self.quantile_at(ProbabilityPair.from_cdf(check_probabilities(p)))
 
     def quantile_at(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the times by which all tasks have ended with these probabilities; inf if fewer ever do."""
+        """Return the times by which a task has completed with these probabilities, or inf if it never has."""
         quantiles = self.conditional_quantile(probabilities.given_completion(self.failure_probability))
         return np.where(probabilities.cdf > 1 - self.failure_probability, inf, quantiles)
 
     def quantile_given_completion(self, p: Floats) -> Floats:
-        """Return the times by which a fraction `p` of the tasks that end has ended."""
+        """Return the quantiles of the run time given completion, for probabilities `p`."""
         return self.conditional_quantile(ProbabilityPair.from_cdf(p))
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
-        """Independent run times; inf for a task that never ends."""
+        """Draw independent run times in seconds; inf for a task that never completes."""
         run_times = self.quantile_given_completion(rng.random(size))
         if self.failure_probability:
             run_times = np.where(rng.random(size) < self.failure_probability, inf, run_times)
         return run_times
 
     def mean(self) -> float:
-        """The expected run time; inf if a task may never end, or where no mean exists.
+        """Return the expected run time in seconds; inf if a task may never complete or the mean is infinite.
 
         Examples
         --------
@@ -107,21 +132,21 @@ class Distribution(ABC):
         return inf if self.failure_probability else self.conditional_mean()
 
     def conditional_mean(self) -> float:
-        """The expected run time of the tasks that end."""
+        """Return the expected run time given completion, in seconds."""
         value_at_one, value_at_zero = self.integrated_quantile(np.array([1.0, 0.0])).tolist()
         return float(value_at_one - value_at_zero)
 
 
 @dataclass(frozen=True)
 class ShiftedExponential(Distribution):
-    """shift + scale Exp(1): the usual model of stragglers (Lee et al., arXiv 1512.02673).
+    """The run time shift + scale * Exp(1), the usual model of stragglers (Lee et al., arXiv 1512.02673).
 
     Parameters
     ----------
     shift : float
-        The least a task takes, in seconds.
+        The smallest run time, in seconds.
     scale : float
-        Mean of what comes on top, in seconds.
+        The mean of the exponential part, in seconds.
 
     Examples
     --------
@@ -138,7 +163,14 @@ class ShiftedExponential(Distribution):
 
     @classmethod
     def fit(cls, times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> ShiftedExponential:
-        """Maximum likelihood, also from tasks seen to run for `times` and not `completed` by then.
+        """Fit the distribution by maximum likelihood.
+
+        Parameters
+        ----------
+        times : array-like (m,)
+            Run times in seconds, or times of censoring.
+        completed : boolean array-like (m,), optional
+            False where a task was still running at its time (right-censored). True by default.
 
         Examples
         --------
@@ -163,14 +195,14 @@ class ShiftedExponential(Distribution):
 
 @dataclass(frozen=True)
 class Pareto(Distribution):
-    """P(T > t) = (scale / t)^shape for t >= scale: heavy tails.
+    """The heavy-tailed distribution P(T > t) = (scale / t)^shape for t >= scale.
 
     Parameters
     ----------
     scale : float
-        The least a task takes, in seconds.
+        The smallest run time, in seconds.
     shape : float
-        The tail; the mean is infinite for a shape of 1 or less.
+        The exponent of the tail. The mean is infinite for a shape of 1 or less.
     """
 
     scale: float
@@ -182,7 +214,14 @@ class Pareto(Distribution):
 
     @classmethod
     def fit(cls, times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> Pareto:
-        """Maximum likelihood (Hill), also from tasks not `completed` by their `times`.
+        """Fit the distribution by maximum likelihood (Hill's estimator).
+
+        Parameters
+        ----------
+        times : array-like (m,)
+            Run times in seconds, or times of censoring.
+        completed : boolean array-like (m,), optional
+            False where a task was still running at its time (right-censored). True by default.
 
         Examples
         --------
@@ -192,7 +231,7 @@ class Pareto(Distribution):
         checked_times, completed_mask = check_observations(times, completed)
         scale = float(checked_times[completed_mask].min())
         if scale <= 0:
-            raise CodeError("a Pareto distribution has no run time of 0")
+            raise CodeError("run times must be positive to fit a Pareto distribution, but the shortest is 0")
         log_times = np.log(np.maximum(checked_times, scale))
         parameter_name = "the shape of a Pareto distribution"
         return cls(scale, 1 / _estimate_exponential_scale(log_times, completed_mask, parameter_name))
@@ -215,7 +254,16 @@ class Pareto(Distribution):
 
 @dataclass(frozen=True)
 class Scaled(Distribution):
-    """delay + factor T: the same tasks on a slower machine, or after a cold start.
+    """The run time delay + factor * T, as on a slower machine or after a cold start.
+
+    Parameters
+    ----------
+    run_times : Distribution
+        The distribution of T.
+    factor : float
+        Positive.
+    delay : float
+        Seconds, 0 or more.
 
     Examples
     --------
@@ -249,7 +297,14 @@ class Scaled(Distribution):
 
 @dataclass(frozen=True)
 class FailureProne(Distribution):
-    """Tasks that never end with a probability, and else run as `run_times`.
+    """The run time of tasks that fail with some probability: they never complete.
+
+    Parameters
+    ----------
+    run_times : Distribution
+        The run time of the tasks that do not fail.
+    probability : float
+        The probability that a task fails.
 
     Examples
     --------
@@ -265,7 +320,7 @@ class FailureProne(Distribution):
         _check_distribution(self.run_times)
         probabilities = check_probabilities(self.probability)
         if probabilities.ndim:
-            raise CodeError(f"tasks fail with one probability, not with {probabilities.size}")
+            raise CodeError(f"probability must be a single number, not an array of {probabilities.size}")
         own_probability = float(probabilities)
         failure_probability = own_probability + (1 - own_probability) * self.run_times.failure_probability
         object.__setattr__(self, "failure_probability", failure_probability)
@@ -286,13 +341,13 @@ class FailureProne(Distribution):
 
 @dataclass(frozen=True)
 class Mixture(Distribution):
-    """Each task follows one of several distributions, drawn with given probabilities.
+    """A mixture of distributions: the run time of each task is drawn from a random component.
 
     Parameters
     ----------
     components : sequence of Distribution
     weights : sequence of float
-        Their probabilities; they sum to one.
+        The probability of each component. They must sum to 1.
 
     Examples
     --------
@@ -304,7 +359,7 @@ class Mixture(Distribution):
     components: tuple[Distribution, ...]
     weights: tuple[float, ...]
     failure_probability: float = field(init=False, repr=False)
-    _conditional_weights: tuple[float, ...] = field(init=False, repr=False)  # among the tasks that end
+    _conditional_weights: tuple[float, ...] = field(init=False, repr=False)  # given completion
 
     def __init__(self, components: Any, weights: Any) -> None:
         probabilities = check_probabilities(weights)
@@ -313,11 +368,11 @@ class Mixture(Distribution):
             _check_distribution(component)
         if not all_components or probabilities.shape != (len(all_components),):
             raise CodeError(
-                f"a mixture needs one weight for each component, not {probabilities.size} for "
-                f"{len(all_components)}"
+                f"a mixture must have one weight for each of its {len(all_components)} components, "
+                f"got {probabilities.size}"
             )
         if abs(probabilities.sum() - 1) > 1e-9:
-            raise CodeError(f"the weights of a mixture sum to 1, not to {probabilities.sum():g}")
+            raise CodeError(f"the weights of a mixture must sum to 1, not to {probabilities.sum():g}")
         used_components = [
             (component, probability)
             for component, probability in zip(all_components, probabilities.tolist())
@@ -330,7 +385,7 @@ class Mixture(Distribution):
             sum(probability * component.failure_probability for component, probability in used_components)
         )
         if not completion_weights.sum() > 0:
-            raise CodeError("no component of this mixture ever ends")
+            raise CodeError("a mixture must have a component whose tasks can complete")
         for name, value in {
             "components": tuple(component for component, _ in used_components),
             "weights": tuple(probability for _, probability in used_components),
@@ -347,11 +402,11 @@ class Mixture(Distribution):
         return ProbabilityPair(np.asarray(cdf), np.asarray(survival))
 
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
-        """Bisect between the quantiles of the components, which bracket that of the mixture."""
+        """Return the quantiles by bisection between the smallest and largest quantile of the components."""
         quantiles = np.stack([component.conditional_quantile(probabilities) for component in self.components])
 
         def is_reached(times: Floats) -> Mask:
-            """Return whether the quantile is at most `times`, by the half of the pair that is accurate."""
+            """Return whether the quantile is at most `times`, by the more accurate half of the pair."""
             cdf, survival = probabilities
             reached = self.conditional_cdf_and_survival(times)
             return np.asarray(np.where(cdf < 0.5, reached.cdf >= cdf, reached.survival <= survival))
@@ -375,7 +430,7 @@ class Mixture(Distribution):
             weight * component.integrated_quantile(component_survival)
             for weight, component, component_survival in zip(weights, components, survivals)
         )
-        # Where the distribution has a step at `quantiles`, part of it belongs to this side.
+        # Add the part of an atom at `quantiles` that belongs to the tail.
         survival_at_quantiles = sum(weight * survival for weight, survival in zip(weights, survivals))
         atom = np.zeros_like(survival)
         finite_mask = np.isfinite(quantiles)
@@ -384,7 +439,7 @@ class Mixture(Distribution):
 
 
 def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> Mixture:
-    """A share of the tasks waits `delay` seconds for its machine before it runs.
+    """Return a mixture in which a fraction of the tasks is delayed by `delay` seconds, as by a cold start.
 
     Examples
     --------
@@ -397,7 +452,7 @@ def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> 
 
 
 def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> Mixture:
-    """A share of the tasks takes `factor` times as long.
+    """Return a mixture in which a fraction of the tasks takes `factor` times as long.
 
     Examples
     --------
@@ -412,7 +467,15 @@ def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> 
 def bisect_predicate(
     predicate: Callable[[Floats], Mask], low: Floats, high: Floats, max_bisections: int = MAX_BISECTIONS
 ) -> Floats:
-    """The least numbers above `low` at which a condition holds that holds from there to `high`, by bisection.
+    """Return the smallest numbers above `low` at which a monotone predicate is True, by bisection.
+
+    Parameters
+    ----------
+    predicate : callable
+        Called with an array; returns a boolean array that is False below the result and True from there to
+        `high`.
+    low, high : arrays of one shape
+    max_bisections : int
 
     >>> bisect_predicate(lambda number: number**2 >= 2, np.array([0.0]), np.array([2.0])).round(6).tolist()
     [1.414214]
@@ -426,41 +489,64 @@ def bisect_predicate(
     return high
 
 
-# --- what is accepted --------------------------------------------------------------------------
+# --- validation --------------------------------------------------------------------------------
 
 
 def check_probabilities(p: npt.ArrayLike) -> Floats:
-    """`p` as floats, all of them in [0, 1]."""
+    """Return `p` as floats, or raise CodeError unless all are in [0, 1]."""
     try:
         values = np.asarray(p, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise CodeError(f"a probability is a number between 0 and 1: {error}") from None
+        raise CodeError(f"a probability must be a number from 0 to 1: {error}") from None
     valid_mask = (values >= 0) & (values <= 1)
     if not valid_mask.all():
-        raise CodeError(f"a probability lies between 0 and 1, not at {values[~valid_mask].flat[0]:g}")
+        raise CodeError(f"a probability must be from 0 to 1, not {values[~valid_mask].flat[0]:g}")
     return values
 
 
 def check_observations(times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> tuple[Floats, Mask]:
-    """Run times (m,) and whether the tasks ended then; inf is a task that never ends."""
+    """Validate observed run times.
+
+    Parameters
+    ----------
+    times : array-like (m,)
+        Run times, or times of censoring, in seconds; inf for a task that never completes.
+    completed : boolean array-like (m,), optional
+        False where the time is a time of censoring. True by default.
+
+    Returns
+    -------
+    times : array (m,)
+        Times above MAX_SECONDS become inf.
+    completed_mask : boolean array (m,)
+        False also where the time is inf.
+
+    Raises
+    ------
+    CodeError
+        If a time is not a number >= 0, the shapes differ, or no task has completed.
+    """
     try:
         checked_times = np.asarray(times, dtype=np.float64).ravel()
     except (TypeError, ValueError) as error:
-        raise CodeError(f"run times are numbers of seconds: {error}") from None
+        raise CodeError(f"run times must be numbers of seconds: {error}") from None
     if not checked_times.size:
-        raise CodeError("no run times given")
+        raise CodeError("run times must not be empty")
     if not (checked_times >= 0).all():
         index = int(np.flatnonzero(~(checked_times >= 0))[0])
-        raise CodeError(f"run time {index} is {checked_times[index]:g}; a run time is 0 or more seconds")
+        raise CodeError(f"run times must be 0 s or more, but run time {index} is {checked_times[index]:g}")
     completed_mask = np.ones(checked_times.shape, bool)
     if completed is not None:
         completed_mask = np.asarray(completed, bool).ravel()
     if completed_mask.shape != checked_times.shape:
-        raise CodeError(f"{completed_mask.size} marks of what ended for {checked_times.size} run times")
+        raise CodeError(
+            f"completed must have one entry for each of the {checked_times.size} run times, got "
+            f"{completed_mask.size}"
+        )
     checked_times = np.where(checked_times > MAX_SECONDS, inf, checked_times)
     completed_mask = completed_mask & np.isfinite(checked_times)
     if not completed_mask.any():
-        raise CodeError("none of the tasks observed has ended: nothing is known of how long they take")
+        raise CodeError("at least one observed task must have completed to estimate run times, but none has")
     return checked_times, completed_mask
 
 
@@ -474,23 +560,27 @@ def _check_distribution_parameter(name: str, value: float, is_positive: bool = F
 
 def _check_distribution(distribution: Distribution) -> None:
     if not isinstance(distribution, Distribution):
-        raise CodeError(f"run_times must be a Distribution, not {type(distribution).__name__}: see Empirical")
+        raise CodeError(
+            f"run_times must be a Distribution, not {type(distribution).__name__}. Use Empirical(seconds) "
+            "for observed run times"
+        )
 
 
 def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_name: str) -> float:
-    """What was seen beyond the least that ended, for each that ended: the scale of an exponential."""
+    """Return the maximum-likelihood scale of a shifted exponential from right-censored times."""
     total_excess = float(np.maximum(times - times[completed_mask].min(), 0.0).sum())
     if total_excess == inf:
         raise CodeError(
-            f"{parameter_name} cannot be fitted to tasks that never end: leave them out and use FailureProne"
+            f"{parameter_name} cannot be fitted to tasks that never complete. Leave them out and use "
+            "FailureProne"
         )
     if not total_excess > 0:
-        raise CodeError(f"{parameter_name} cannot be fitted: all run times are the same")
+        raise CodeError(f"{parameter_name} cannot be fitted: all run times are equal")
     return total_excess / int(completed_mask.sum())
 
 
 def _compute_cumulative_hazard(probabilities: ProbabilityPair) -> Floats:
-    """Return -log(survival), accurate at both ends."""
+    """Return -log(survival), accurate near 0 and near 1."""
     cdf, survival = probabilities
     with np.errstate(divide="ignore"):
         return np.where(cdf < 0.5, -np.log1p(-np.minimum(cdf, 0.5)), -np.log(survival))

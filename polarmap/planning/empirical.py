@@ -1,8 +1,8 @@
-"""Run times as they were observed: in a list, in the reports of coded maps, in a csv file.
+"""Empirical distributions of observed run times: from a list, reports of coded maps, or a CSV file.
 
-Tasks that were abandoned are right-censored: all that is known is that they ran longer. They are
-neither dropped, which would make every job look fast, nor taken as ended: the distribution is the
-product-limit estimate (Kaplan and Meier 1958).
+Abandoned tasks are right-censored: only a lower bound on their run time is known. Leaving them out would make
+jobs look faster than they are, so the distribution is the Kaplan-Meier (product-limit) estimate (Kaplan and
+Meier 1958).
 """
 
 from __future__ import annotations
@@ -32,60 +32,61 @@ from polarmap.planning.distributions import (
 from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.report import Report, TaskReport
 
-UNSTARTED_STATES = "cancelled", "queued"  # states of tasks that were submitted and tell nothing
-ROUNDING_TOL = 1e-12  # of a cumulated probability: a quantile at an edge takes the step below it
+UNSTARTED_STATES = "cancelled", "queued"  # Tasks in these states never ran.
+ROUNDING_TOL = 1e-12  # Rounding error of cumulative probabilities: a quantile at an edge uses the lower step.
 
 
 class SharedCores(NamedTuple):
-    """Cores of one machine that tasks shared while their run times were observed.
+    """The cores of one machine that tasks shared while their run times were observed.
 
     Attributes
     ----------
-    n_cores
-        Number of cores.
-    max_concurrent_tasks
-        Largest number of tasks that ran at the same time.
+    n_cores : int
+        The number of cores.
+    max_concurrent_tasks : int
+        The largest number of tasks that ran at the same time.
     """
 
     n_cores: int
     max_concurrent_tasks: int
 
     def __str__(self) -> str:
-        explanation = "more workers than cores would wait for each other"
+        explanation = "more workers than cores would slow each other down"
         if self.max_concurrent_tasks > self.n_cores:
-            explanation = "their times include waiting, and more workers wait longer"
+            explanation = "the run times include waiting for a core, and would be longer with more workers"
         return (
-            f"up to {self.max_concurrent_tasks} tasks at once shared the {self.n_cores} cores "
-            f"here: {explanation}"
+            f"up to {self.max_concurrent_tasks} tasks at a time shared the {self.n_cores} cores "
+            f"of this machine: {explanation}"
         )
 
 
 class Empirical(Distribution):
-    """The steps of observed run times.
+    """The empirical distribution of observed run times, a step function.
 
     Parameters
     ----------
     times : array-like (m,)
-        Seconds that tasks took, or, where not `completed`, had run when they were last seen. inf: a
-        task that never ended.
+        Run times in seconds. For a task that is not `completed`, how long it had run when it was last
+        observed. inf for a task that never completes.
     completed : boolean array-like (m,), optional
-        False for right-censored times. By default all ended.
+        False for right-censored times. True by default.
     shared_cores : SharedCores, optional
         The cores that the tasks shared, if they ran on one machine.
 
     Attributes
     ----------
     values, probabilities : arrays (j,)
-        The distinct run times and their probabilities among the tasks that end.
+        The distinct run times, and their probabilities given completion.
     failure_probability : float
-        Probability beyond the last run time that ended. The data say nothing of when, if ever,
-        that part ends; `with_exponential_tail` extrapolates.
+        The probability beyond the last completed run time. The observations do not tell when these tasks
+        complete, or whether they do; `with_exponential_tail` extrapolates.
     tail_scale : float
-        Mean time that tasks spend beyond the median, if they do: the scale of `with_exponential_tail`.
-    n_completed
-        Number of tasks that ended.
-    shared_cores
-        The cores that the tasks shared, if they ran on this machine; else None.
+        The mean time that tasks spend beyond the median once they reach it, in seconds; used by
+        `with_exponential_tail`.
+    n_completed : int
+        The number of completed tasks.
+    shared_cores : SharedCores or None
+        As passed.
 
     Examples
     --------
@@ -106,7 +107,7 @@ class Empirical(Distribution):
         self.values, probabilities, self.failure_probability = kaplan_meier(checked_times, completed_mask)
         self.probabilities = probabilities / probabilities.sum()
         self.n_observations = len(checked_times)
-        # Rounding must not make a sum of probabilities larger than one.
+        # Rounding must not make a cumulative probability larger than 1.
         cumulative = np.minimum(np.cumsum(self.probabilities), 1.0)
         reverse_cumulative = np.minimum(np.cumsum(self.probabilities[::-1])[::-1], 1.0)
         self._step_cdf = np.append(0.0, cumulative)
@@ -115,7 +116,9 @@ class Empirical(Distribution):
         self.tail_scale = _estimate_tail_scale(checked_times, completed_mask)
 
     def __repr__(self) -> str:
-        censored_text = f", {self.failure_probability:.2g} beyond" if self.failure_probability else ""
+        censored_text = (
+            f", a fraction of {self.failure_probability:.2g} longer" if self.failure_probability else ""
+        )
         return (
             f"<Empirical: {self.n_observations} tasks, {self.values[0]:g} to {self.values[-1]:g} s, "
             f"median {self.quantile(0.5):g}{censored_text}>"
@@ -123,18 +126,20 @@ class Empirical(Distribution):
 
     @classmethod
     def from_reports(cls, reports: Report | Iterable[Report], clock: str = "arrived") -> Empirical:
-        """The tasks of one or more `CodedResult.report`.
+        """Return the run times of the tasks of one or more maps.
 
-        Abandoned tasks are right-censored at the last arrival of their map (less the median start-up, by
-        the worker's clock): they were still running then. Failed ones are inf. Tasks that no worker has
-        started tell nothing, and are left out.
+        Abandoned tasks are right-censored at the last arrival of their map, when they were still running
+        (with clock="seconds", minus the median start-up time). Failed tasks have a run time of inf. Tasks
+        that never started are left out.
 
         Parameters
         ----------
+        reports : Report or iterable of Report
+            `CodedResult.report` of each map.
         clock : {"arrived", "seconds"}
-            "arrived": from when a worker began the task until its result was here. What is not known to have
-            begun counts from when it was submitted. "seconds": what the worker spent; arrivals that do not
-            say are left out.
+            "arrived": measure from the start of a task on its worker until its result arrived. If the start
+            is unknown, measure from its submission. "seconds": take the compute time that the worker
+            reported; tasks without one are left out.
         """
         if clock not in ("arrived", "seconds"):
             raise CodeError(f"clock must be 'arrived' or 'seconds', not {clock!r}")
@@ -154,29 +159,43 @@ class Empirical(Distribution):
                     times.append(task.arrived - started_at if clock == "arrived" else task.seconds or 0.0)
                     completed.append(True)
         if not times:
-            raise CodeError("no reports given, or none that holds a run time")
+            raise CodeError("reports must hold the run time of at least one task")
         return cls(times, completed, find_shared_cores(report_list))
 
     @classmethod
     def from_csv(cls, file: str | PathLike[str] | Iterable[str], column: str) -> Empirical:
-        """A column of a csv file (path or lines), by its name in the first row; empty fields are an error."""
+        """Return the run times of one column of a CSV file.
+
+        Parameters
+        ----------
+        file : path or iterable of str
+            The path of the file, or its lines. The first line holds the names of the columns.
+        column : str
+            The name of the column. All of its fields must be numbers of seconds.
+        """
         if isinstance(file, (str, PathLike)):
             with open(file, newline="", encoding="utf-8-sig") as lines:
                 return cls.from_csv(lines, column)
         reader = csv.DictReader(file, restval="", skipinitialspace=True)
         column_names = reader.fieldnames or ("none",)
         if column not in column_names:
-            raise CodeError(f"there is no column {column!r} but {', '.join(column_names)}")
+            raise CodeError(f"column must be one of {', '.join(column_names)}, not {column!r}")
         return cls([row[column] for row in reader])
 
     @classmethod
     def from_json(cls, path: str | PathLike[str], series: str = "warm") -> Empirical:
-        """What `polarmap measure --out` wrote: the times of its "warm" map, or of the "cold" one before.
+        """Return the run times of a file that `polarmap measure --out` or `Measurement.save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+        series : {"warm", "cold"}
+            "cold" is the first map of the measurement, "warm" is the second.
 
         Raises
         ------
         CodeError
-            For another file.
+            If the file cannot be read, or is not such a file.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -184,20 +203,21 @@ class Empirical(Distribution):
             times = [inf if seconds is None else seconds for seconds in saved[series]]
             shared_cores = SharedCores(**saved["shared_cores"]) if saved.get("shared_cores") else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            problem = f"{os.fspath(path)!r} holds no {series!r} times of `polarmap measure`"
+            problem = f"{os.fspath(path)!r} is not a file of `polarmap measure` with {series!r} times"
             raise CodeError(f"{problem}: {type(error).__name__}: {error}") from None
         return cls(times, shared_cores=shared_cores)
 
     def resample(self, rng: np.random.Generator) -> Empirical | None:
-        """Return a bootstrap resample of the observations, or None if no task in it ended."""
+        """Return a bootstrap resample of the observations, or None if it has no completed task."""
         indices = rng.integers(len(self.times), size=len(self.times))
         completed_mask = self.completed_mask[indices]
         return Empirical(self.times[indices], completed_mask) if completed_mask.any() else None
 
     def with_exponential_tail(self) -> Distribution:
-        """The same with an exponential tail in place of `failure_probability`, fitted beyond the median.
+        """Return the distribution with an exponential tail in place of `failure_probability`.
 
-        Its scale is all time spent beyond the median, also by abandoned tasks, for each that ended there.
+        The scale of the tail is the time that all tasks, also abandoned ones, spent beyond the median,
+        divided by the number of tasks that completed there.
 
         Examples
         --------
@@ -208,8 +228,10 @@ class Empirical(Distribution):
         if not self.failure_probability:
             return self
         if not self.tail_scale > 0:
-            raise CodeError("no task ended beyond the median: nothing tells how the tail goes on")
-        completed_part = copy(self)  # of the tasks that end
+            raise CodeError(
+                "an exponential tail cannot be fitted, because no task completed beyond the median"
+            )
+        completed_part = copy(self)
         completed_part.failure_probability = 0.0
         tail = ShiftedExponential(float(self.values[-1]), self.tail_scale)
         return Mixture([completed_part, tail], [1 - self.failure_probability, self.failure_probability])
@@ -220,7 +242,7 @@ class Empirical(Distribution):
 
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
         cdf, survival = probabilities
-        # In the half where the cumulated probability is the accurate one.
+        # Search in the cdf below 0.5 and in the survival above, where each of them is accurate.
         indices_from_cdf = np.searchsorted(self._step_cdf[1:], cdf - ROUNDING_TOL, side="left")
         indices_from_survival = len(self.values) - np.searchsorted(
             self._step_survival[:0:-1], survival + ROUNDING_TOL * survival, side="right"
@@ -233,10 +255,28 @@ class Empirical(Distribution):
 
 
 def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, float]:
-    """Distinct times at which tasks ended, the probability of each, and what is left beyond.
+    """Estimate a run-time distribution from right-censored observations.
 
-    S(t) = product over times u <= t of (1 - ended at u / seen to run until u or longer), Kaplan
-    and Meier (1958); a task last seen at u counts as running until u.
+        S(t) = product over completion times u <= t of (1 - d_u / r_u)
+
+    with d_u completions at u, and r_u tasks observed for u seconds or longer (Kaplan and Meier 1958). A task
+    that is censored at u counts as observed for u seconds.
+
+    Parameters
+    ----------
+    times : array (m,)
+        Run times, or times of censoring, in seconds.
+    completed_mask : boolean array (m,)
+        False where the time is a time of censoring.
+
+    Returns
+    -------
+    times : array (j,)
+        The distinct completion times, ascending.
+    probabilities : array (j,)
+        The probability of each.
+    remainder : float
+        S after the last completion: the probability of longer run times.
 
     >>> [part if isinstance(part, float) else part.round(3).tolist() for part in kaplan_meier(
     ...     np.array([1.0, 2.0, 3.0, 5.0]), np.array([True, False, True, False]))]
@@ -252,12 +292,12 @@ def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, f
 
 
 def get_start_time(task: TaskReport) -> float:
-    """Return the second of its map in which a task began, or was submitted if that is all that is known."""
+    """Return when a task started, or was submitted if its start is unknown, in seconds of its map."""
     return (task.launched or 0.0) if task.started is None else task.started
 
 
 def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
-    """Return the cores that the tasks of maps on this machine shared; None if no map ran here."""
+    """Return the cores that the tasks of maps on this machine shared, or None if no map ran here."""
     local_counts = [
         (report.n_cores, report.max_concurrent_tasks) for report in reports if report.n_cores is not None
     ]
@@ -268,7 +308,7 @@ def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
 
 
 def _compute_censoring_time(report: Report, clock: str) -> float:
-    """In which second of this map its tasks are known to have run still, by one clock or the other."""
+    """Return the time until which abandoned tasks are known to have run, by `clock`, in seconds."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     last_arrival = max(arrivals, default=0.0)
     if clock == "arrived":
@@ -282,7 +322,7 @@ def _compute_censoring_time(report: Report, clock: str) -> float:
 
 
 def _estimate_tail_scale(times: Floats, completed_mask: Mask) -> float:
-    """Time spent beyond the median of what ended, for each task that ended there."""
+    """Return the time spent beyond the median of completed tasks, per task that completed there."""
     threshold = np.median(times[completed_mask])
     beyond_mask = np.isfinite(times) & (times > threshold)
     n_completed = int((beyond_mask & completed_mask).sum())
@@ -290,10 +330,14 @@ def _estimate_tail_scale(times: Floats, completed_mask: Mask) -> float:
 
 
 def as_distribution(run_times: object) -> Distribution:
-    """A Distribution from one, from run times in seconds, reports of coded maps, or the path of a file.
+    """Return the distribution of run times that are given in any supported form.
 
-    The file is one of `polarmap measure`. Reports say nothing of the time beyond the end of their map, so
-    their distribution is continued with an exponential tail (`Empirical.with_exponential_tail`).
+    Parameters
+    ----------
+    run_times : Distribution, iterable of float or Report, Report, or path
+        A Distribution is returned unchanged. Numbers are run times in seconds, and a path is that of a file
+        of `polarmap measure`. Reports do not tell about times after the end of their map, so their
+        distribution is continued with an exponential tail (`Empirical.with_exponential_tail`).
 
     Examples
     --------
@@ -304,9 +348,7 @@ def as_distribution(run_times: object) -> Distribution:
 
 
 def to_distribution_and_observations(run_times: object) -> tuple[Distribution, Empirical | None]:
-    """Return the distribution as `as_distribution` does, and the observations of which it is made, if
-    known.
-    """
+    """Return the result of `as_distribution`, and the observations behind it, or None without any."""
     if isinstance(run_times, Distribution):
         return run_times, run_times if isinstance(run_times, Empirical) else None
     if isinstance(run_times, (str, PathLike)):
@@ -321,13 +363,16 @@ def to_distribution_and_observations(run_times: object) -> tuple[Distribution, E
 
 
 def load_training_trace() -> Empirical:
-    """Run times of the tasks of one large training job, in multiples of the median: real ones, and bimodal.
+    """Return the run times of tasks of a large training job, in multiples of the median.
 
-    Of 45,056 forward and backward operations, each relative to the median of its operation and pipeline
-    stage: training_trace.txt has 1,000 means of equal shares, ascending, in units of 1e-4. Derived from
-    data/trace-AR.parquet of ByteDance-Seed/StragglerAnalysis, Copyright ByteDance, Apache License 2.0
-    (https://www.apache.org/licenses/LICENSE-2.0); changed: two operation types kept, durations made
-    relative, reduced to these numbers. Not serverless functions: no cold starts, no failures.
+    The distribution is real and bimodal, but not one of serverless functions: it has no cold starts and no
+    failures. It is derived from 45,056 forward and backward operations, each divided by the median of its
+    operation and pipeline stage. training_trace.txt holds the means of 1,000 equal parts of the sorted
+    values, in units of 1e-4.
+
+    Source: data/trace-AR.parquet of ByteDance-Seed/StragglerAnalysis, Copyright ByteDance, Apache License 2.0
+    (https://www.apache.org/licenses/LICENSE-2.0). Changes: two operation types were kept, and durations were
+    made relative and reduced to these numbers.
 
     Examples
     --------
@@ -341,7 +386,7 @@ def load_training_trace() -> Empirical:
 def _check_iterable(run_times: object) -> Iterable[object]:
     if not isinstance(run_times, Iterable):
         raise CodeError(
-            "run_times must be a Distribution, seconds of past tasks or reports, "
+            "run_times must be a Distribution, run times in seconds, reports or a path, "
             f"not {type(run_times).__name__}"
         )
     return run_times

@@ -1,4 +1,4 @@
-"""Figures of run times, of how those of virtual workers polarize, of the frontier of a plan."""
+"""Figures of planning: run times, the polarization of virtual workers, and the frontier of a plan."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-N_POINTS = 600  # of a curve
-MAX_DEPTH = 12  # beyond, lines can no longer be told apart
-MIN_SURVIVAL = 1e-4  # share still out at which a tail is cut off
+N_POINTS = 600  # The number of points of a curve.
+MAX_DEPTH = 12  # At larger depths, the lines cannot be distinguished.
+MIN_SURVIVAL = 1e-4  # The survival probability at which a tail is cut off.
 
 
 def plot_run_times(
@@ -28,15 +28,15 @@ def plot_run_times(
     *,
     fitted_distribution: Distribution | None = None,
 ) -> Figure:
-    """Plot how run times spread, and how many workers are still out as time goes by.
+    """Plot a histogram of run times, and the fraction of tasks not completed by each time.
 
     Parameters
     ----------
     run_times : Distribution, run times in seconds, or reports of coded maps
     path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
+        The file to write the figure to: .png, .svg or .pdf. By default, it is only returned.
     fitted_distribution : Distribution, optional
-        Drawn beside them, to see whether it fits.
+        A second distribution to draw, to compare its fit.
 
     Returns
     -------
@@ -53,15 +53,15 @@ def plot_run_times(
 def plot_polarization(
     run_times: object, path: figure_style.FigurePath | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
 ) -> Figure:
-    """Plot P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
+    """Plot the cdfs of the virtual workers at some depths of the recursion, which converge to step functions.
 
     Parameters
     ----------
     run_times : Distribution, run times in seconds, or reports of coded maps
     path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
+        The file to write the figure to: .png, .svg or .pdf. By default, it is only returned.
     depths : tuple of int
-        One panel each; at depth d there are 2^d virtual workers.
+        The depth of each panel. At depth d there are 2^d virtual workers.
 
     Returns
     -------
@@ -69,19 +69,19 @@ def plot_polarization(
     """
     distribution = as_distribution(run_times)
     if not depths or not all(0 <= depth <= MAX_DEPTH for depth in depths):
-        raise CodeError(f"depths to draw lie between 0 and {MAX_DEPTH}, not {depths}")
+        raise CodeError(f"depths must be one or more numbers from 0 to {MAX_DEPTH}, not {depths}")
     figure, axes = figure_style.new_figure(2.7 * len(depths) + 0.9, 3.6, n_columns=len(depths), sharey=True)
     times = _make_time_grid(distribution)
     cdf, survival = distribution.cdf_and_survival(times)
     for panel, depth in zip(axes[0], depths):
         _draw_virtual_cdfs(panel, times, cdf, 1 - polarize(survival, depth))
     _add_legend(axes[0, int(np.argmax(depths))])
-    axes[0, 0].set_ylabel("probability of being done by then", fontsize=10, color=figure_style.TEXT_COLOR)
+    axes[0, 0].set_ylabel("probability of completion by then", fontsize=10, color=figure_style.TEXT_COLOR)
     return figure_style.save_figure(figure, path)
 
 
 def _make_time_grid(distribution: Distribution) -> Floats:
-    """Times from a little before the first return to where hardly any worker is still out."""
+    """Return times from just before the first completion until nearly all tasks have completed."""
     completion_probability = 1 - distribution.failure_probability
     p = np.array([1e-4, 1 - 10 * MIN_SURVIVAL]) * completion_probability
     first_time, last_time = distribution.quantile(p).tolist()
@@ -96,7 +96,7 @@ def _draw_density(axes: Axes, distribution: Distribution, times: Floats) -> None
     axes.bar(edges[:-1], percentages, widths, align="edge", **style)
     count_text = f" ({distribution.n_observations} tasks)" if isinstance(distribution, Empirical) else ""
     figure_style.label_axes(
-        axes, f"Run times{count_text}", "run time of a task, seconds", "share of the tasks, %"
+        axes, f"Run times{count_text}", "run time of a task, seconds", "fraction of tasks, %"
     )
     axes.grid(visible=False, axis="x")
 
@@ -126,32 +126,30 @@ def _draw_survival(
                 fontsize=8,
             )
     axes.set_ylim(MIN_SURVIVAL, 1.3)
-    figure_style.label_axes(axes, "Still out", "seconds since the start", "share of the tasks not yet back")
+    figure_style.label_axes(axes, "Not completed", "seconds since the start", "fraction not completed")
 
 
 def _add_legend(axes: Axes) -> None:
-    """Add a legend that says which line is which, in the panel with the most of them."""
+    """Add a legend of the line colors to the panel with the most lines."""
     for label, color_position in (("fastest virtual worker", 0.85), ("slowest virtual worker", 0.0)):
         axes.plot([], [], color=_pick_colormap_colors(np.array([color_position]))[0], lw=2, label=label)
     axes.legend(frameon=True, framealpha=0.9, edgecolor="white", fontsize=7.5, loc="lower right")
 
 
 def _pick_colormap_colors(positions: Floats) -> Floats:
-    """Colours from dark (0) to light, told apart by everybody."""
+    """Return colors from dark (0) to light (1) that people with color blindness can distinguish."""
     from matplotlib import colormaps
 
     return np.asarray(colormaps["cividis"](positions))
 
 
 def _replace_nonpositive_by_nan(probabilities: Floats) -> Floats:
-    """What a logarithmic axis can show."""
+    """Replace probabilities of 0 by NaN, for a logarithmic axis."""
     return np.where(probabilities > 0, probabilities, np.nan)
 
 
 def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cdfs: Floats) -> None:
-    """Draw a line (times,) for each row of `virtual_cdfs` (virtual workers, times), and the one of real
-    workers.
-    """
+    """Draw the cdf of each virtual worker, a row of `virtual_cdfs`, and the cdf of a real worker."""
     from matplotlib.collections import LineCollection
 
     slowest_first = virtual_cdfs[np.argsort(virtual_cdfs.mean(axis=1), kind="stable")]
@@ -168,11 +166,11 @@ def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cd
 
 
 def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Figure:
-    """What `Plan.plot` shows: completion time against worker-seconds, for each size worth choosing."""
+    """Draw the completion time against the worker-seconds of each candidate on the frontier of a plan."""
     figure, ((axes,),) = figure_style.new_figure(7.5, 4.6)
     time_metric = plan.time_metric
     candidates = [candidate for candidate in plan.frontier if isfinite(getattr(candidate, time_metric))]
-    # of none, where fewer jobs than that ever complete
+    # The list is empty if too few jobs complete for a finite quantile.
     times = [getattr(candidate, time_metric) for candidate in candidates]
     worker_seconds = [candidate.worker_seconds for candidate in candidates]
     axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
@@ -182,8 +180,8 @@ def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = No
     _highlight_candidate(axes, plan.expected, time_metric, "*", figure_style.VERMILLION, plan_label)
     quantile_label = f"completion time, {time_metric[1:]} % quantile"
     metric_label = "mean completion time" if time_metric == "mean" else quantile_label
-    title = f"{plan.k} blocks: what waiting less costs"
-    figure_style.label_axes(axes, title, "worker-seconds paid, mean", f"{metric_label}, seconds")
+    title = f"{plan.k} blocks: completion time and cost"
+    figure_style.label_axes(axes, title, "mean worker-seconds", f"{metric_label}, seconds")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.08)
     axes.legend(frameon=False, fontsize=9)
@@ -191,7 +189,7 @@ def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = No
 
 
 def _annotate_worker_counts(axes: Axes, candidates: list[Any], plan: Any, time_metric: str) -> None:
-    """Write the number of workers beside those points that are far enough from each other."""
+    """Write the number of workers next to each point that has space for a label."""
     max_time = max([getattr(candidate, time_metric) for candidate in candidates], default=1.0)
     worker_seconds = [candidate.worker_seconds for candidate in candidates] or [0.0]
     min_worker_seconds = worker_seconds[0]

@@ -1,8 +1,8 @@
-"""Workers that are not alike: which of them to use, and when a job of theirs is complete.
+"""Workers with different run-time distributions: which of them to use, and when a job completes.
 
-Which results have arrived depends on who computes them, so jobs are simulated rather than integrated.
-Codes and workers are chosen for the time by which as many are expected back as are needed: there
-each worker has its own erasure probability, for which `PolarCode(erasure=)` is designed.
+Which results arrive first depends on the workers that compute them, so jobs are simulated and not integrated.
+Workers and code are chosen for the time at which as many completed tasks are expected as the job needs. At
+that time, each worker has its own erasure probability, for which `PolarCode(erasure=)` is designed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from polarmap.planning.distributions import MAX_SECONDS, Distribution, Floats, M
 from polarmap.planning.simulation.jobs import SimulatedJobs
 
 CODE_SCHEMES = ("uncoded", "mds", "rotation", *ARIKAN_SCHEMES)
-MIN_JOBS = 2000  # simulated where decoding one solves no dense system
+MIN_JOBS = 2000  # The smallest number of simulated jobs, unless each job must solve a dense system.
 
 
 class WorkerSelection(NamedTuple):
-    """The workers that are chosen for a job.
+    """The workers selected for a job.
 
-    worker_indices : who they are, ascending, (n,).
-    erasure_probabilities : probability that each is still out at the time the job is chosen for, (n,).
+    Attributes
+    ----------
+    worker_indices : index array (n,)
+        Ascending.
+    erasure_probabilities : array (n,)
+        The probability that each worker has not completed at the time for which the job is designed.
     """
 
     worker_indices: Indices
@@ -36,12 +40,18 @@ class WorkerSelection(NamedTuple):
 
 
 def _is_hashable(value: object) -> bool:
-    """Whether equal distributions are found to be equal quickly; those of a caller's class may not be."""
+    """Return whether a distribution is hashable, which a user's own class may not be."""
     return isinstance(value, Hashable)
 
 
 class HeterogeneousWorkers:
-    """Workers each with a distribution of its run times."""
+    """Workers with one run-time distribution each.
+
+    Parameters
+    ----------
+    distributions : sequence of Distribution
+        The distribution of each of the m workers. Equal hashable distributions are evaluated once.
+    """
 
     def __init__(self, distributions: Sequence[Distribution]) -> None:
         keys: list[object] = [
@@ -54,24 +64,24 @@ class HeterogeneousWorkers:
 
     @property
     def is_homogeneous(self) -> bool:
-        """Whether all workers have the same distribution of run times."""
+        """Whether all workers have the same run-time distribution."""
         return len(self._distinct_distributions) == 1
 
     @property
     def mixture_distribution(self) -> Distribution:
-        """The distribution of the run times of a worker that is drawn at random."""
+        """The run-time distribution of a worker drawn at random."""
         if self.is_homogeneous:
             return self._distinct_distributions[0]
         class_frequencies = np.bincount(self._class_indices) / len(self._class_indices)
         return Mixture(self._distinct_distributions, class_frequencies)
 
     def survival_probabilities(self, time: float) -> Floats:
-        """P(T > time) of each, (m,)."""
+        """Return the probability (m,) that each worker has not completed at `time`."""
         class_survival = [float(distribution.survival(time)) for distribution in self._distinct_distributions]
         return np.asarray(np.array(class_survival)[self._class_indices])
 
     def sample_run_times(self, rng: np.random.Generator, n_jobs: int) -> Floats:
-        """Run times of all of them in so many jobs, (m, jobs); inf for a task that never ends."""
+        """Draw the run times of all workers in `n_jobs` jobs, (m, n_jobs); inf if a task never completes."""
         times = np.empty((len(self._class_indices), n_jobs))
         for class_index, distribution in enumerate(self._distinct_distributions):
             worker_indices = np.flatnonzero(self._class_indices == class_index)
@@ -79,11 +89,16 @@ class HeterogeneousWorkers:
         return times
 
     def select_workers(self, n: int, expected_completions: float) -> WorkerSelection:
-        """The n workers of which `expected_completions` are expected back soonest, and the erasure of each by
-        then.
+        """Select the n workers that reach an expected number of completed tasks first.
 
-        At any time those are the n most likely to be back, so the time is found by bisection; inf, where
-        too many never end.
+        At any time, these are the n workers with the highest probability of completion, so the time is found
+        by bisection. It is inf if too many tasks never complete.
+
+        Parameters
+        ----------
+        n : int
+        expected_completions : float
+            The expected number of completed tasks that defines the time; less than n.
         """
 
         def is_late_enough(time: float) -> bool:
@@ -100,27 +115,29 @@ class HeterogeneousWorkers:
         return WorkerSelection(worker_indices, worker_survival[worker_indices])
 
     def _compute_expected_completions(self, n: int, time: float) -> float:
-        """How many of the best n are expected back at a time."""
+        """Return the expected number of completed tasks of the best n workers at `time`."""
         return n - float(np.sort(self.survival_probabilities(time))[:n].sum())
 
 
 def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distribution]]:
-    """Whether run times are said worker by worker; CodeError where only of some."""
+    """Return whether `run_times` is a sequence of Distributions; raise CodeError if only some entries are."""
     if not isinstance(run_times, (list, tuple)):
         return False
     n_distributions = sum(isinstance(entry, Distribution) for entry in run_times)
     if 0 < n_distributions < len(run_times):
         raise CodeError(
-            f"{n_distributions} of {len(run_times)} entries of run_times are Distributions: give one for "
-            "each worker, Empirical(seconds) where it has been observed"
+            f"run_times must hold only Distributions or only seconds, but {n_distributions} of its "
+            f"{len(run_times)} entries are Distributions. Pass one for each worker, as Empirical(seconds) "
+            "where run times were observed"
         )
     return n_distributions > 0
 
 
 def select_workers_for_scheme(workers: HeterogeneousWorkers, n: int, k: int, scheme: str) -> WorkerSelection:
-    """The n workers for k blocks, and the erasure probabilities for which to design their code.
+    """Select n workers for k blocks, and the erasure probabilities for which to design their code.
 
-    Without a code the job is over with the last: when half a worker is expected to be out.
+    Without a code (n = k), the job needs the last task, so the time is that at which k - 0.5 completed tasks
+    are expected.
     """
     design_ratio = get_design_erasure_fraction(get_decoder_name(scheme)) if scheme in ARIKAN_SCHEMES else 1.0
     return workers.select_workers(n, k - 0.5 if n == k else n - design_ratio * (n - k))
@@ -129,10 +146,24 @@ def select_workers_for_scheme(workers: HeterogeneousWorkers, n: int, k: int, sch
 def simulate_heterogeneous_workers(
     workers: HeterogeneousWorkers, k: int, scheme: str, erasure: float | None, n_trials: int, seed: int
 ) -> tuple[SimulatedJobs, Floats]:
-    """Jobs of one task for each worker, by one of SCHEMES, and how many results each job awaited, (trials,).
+    """Simulate jobs with one task per worker, and count the results that each job waits for.
 
-    erasure : for which the arikan code is designed; None: for each worker's own, as
-        `select_workers_for_scheme` has it.
+    Parameters
+    ----------
+    workers : HeterogeneousWorkers
+    k : int
+        Data blocks.
+    scheme : str
+        One of CODE_SCHEMES.
+    erasure : float or None
+        The erasure probability for which the arikan code is designed. None: that of each worker, as returned
+        by `select_workers_for_scheme`.
+    n_trials, seed : int
+
+    Returns
+    -------
+    jobs : SimulatedJobs
+    n_arrivals : array (trials,)
 
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> times = [ShiftedExponential(1.0, 1e-9)] * 3 + [ShiftedExponential(2.0, 1e-9)] * 3
@@ -143,7 +174,7 @@ def simulate_heterogeneous_workers(
     """
     if scheme not in CODE_SCHEMES:
         raise CodeError(
-            f"{scheme} is simulated for workers that are alike only: give one Distribution, or one of the "
+            f"scheme={scheme!r} needs one Distribution for all workers. Pass one Distribution, or one of the "
             f"schemes {', '.join(CODE_SCHEMES)}"
         )
     n = len(workers.distributions)

@@ -1,4 +1,7 @@
-"""How long tasks take on an executor, measured: in its first map, and in one that finds it warm."""
+"""Measurement of the run times of tasks on an executor, in a first map (cold) and a second map (warm).
+
+The result is an input of `polarmap.plan`.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,9 @@ from polarmap.report import TaskReport
 from polarmap.validation import check_positive_int, is_real_number
 from polarmap.worker.task_functions import sort_repeatedly
 
+# How long the speed of one core is measured.
 CALIBRATION_SECONDS = 0.3
-# As `polarmap plan --distribution` calls them.
+# The distributions that are fitted, by their names in `polarmap plan --distribution`.
 DISTRIBUTION_FAMILIES: dict[str, type[ShiftedExponential] | type[Pareto]] = {
     "exponential": ShiftedExponential,
     "pareto": Pareto,
@@ -37,15 +41,16 @@ DISTRIBUTION_FAMILIES: dict[str, type[ShiftedExponential] | type[Pareto]] = {
 
 
 class Measurement(NamedTuple):
-    """Seconds from when a worker began each task until its result was here.
+    """The measured run times of an executor: seconds from the start of each task until its result arrived.
 
     Attributes
     ----------
     executor : str
+        The name of the executor.
     task_seconds : float
-        That a task computes on an idle core of the machine that asked.
-    cold, warm : lists of float
-        Of the tasks of the first map, and of the second; inf for those that were lost.
+        How long a task computes on an idle core of this machine, in seconds.
+    cold, warm : list of float
+        The run times of the first and of the second map; inf for lost tasks, which returned no result.
     shared_cores : SharedCores or None
         The cores that the tasks shared, if they ran on this machine.
     """
@@ -61,10 +66,10 @@ class Measurement(NamedTuple):
 
     def _format_lines(self) -> Iterator[str]:
         n_tasks = len(self.warm)
-        map_text = "in a first map and in a second one"
-        yield f"{n_tasks} tasks of {self.task_seconds:g} s on {self.executor}, {map_text}"
+        map_text = "in a first map (cold) and in a second map (warm)"
+        yield f"{n_tasks} tasks of {self.task_seconds:g} s on {self.executor}, {map_text}; times in seconds"
         columns = "".join(f"{name:>9}" for name in ("median", "90 %", "99 %", "slowest"))
-        yield f"{'':6}{'lost':>6}{columns}   nearest law, as --distribution has it"
+        yield f"{'':6}{'lost':>6}{columns}   closest --distribution"
         for name, times in (("cold", self.cold), ("warm", self.warm)):
             completed_times = [seconds for seconds in times if seconds < inf]
             n_lost = len(times) - len(completed_times)
@@ -72,11 +77,13 @@ class Measurement(NamedTuple):
             quantile_text = "".join(f"{seconds:9.3g}" for seconds in quantiles)
             option_text = _format_distribution_option(fit_closest_family(times))
             yield f"{name:6}{n_lost:6}{quantile_text:36}   {option_text}".rstrip()
+        if any(seconds == inf for seconds in (*self.cold, *self.warm)):
+            yield "lost: tasks that returned no result, which the quantiles and the distribution leave out"
         if self.shared_cores is not None:
             yield str(self.shared_cores)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write it as JSON, which `polarmap.plan` and `polarmap plan --times` take."""
+        """Write the measurement to a JSON file for `polarmap.plan` and `polarmap plan --times`."""
         fields = self._asdict()
         fields |= {name: _replace_inf_by_none(fields[name]) for name in ("cold", "warm")}
         fields["shared_cores"] = self.shared_cores and self.shared_cores._asdict()
@@ -91,22 +98,21 @@ def measure(
     timeout: float | None = None,
     progress: bool | None = None,
 ) -> Measurement:
-    """Run tasks that compute for so long, twice, and tell how long each took.
+    """Measure the run times of tasks on an executor, in two maps.
 
-    No task is started twice. Times count from when a worker began the task, not from when the task was
-    submitted: waiting for a worker is not counted. A cloud function begins when it is called, so its cold
-    start is counted. Let `tasks` be as many as your maps have at a time.
+    Times are measured from the start of a task on its worker, so waiting for a worker is not counted. A cloud
+    function starts when it is called, so its cold start is counted. No task is started twice.
 
     Parameters
     ----------
     executor : optional
         As for `coded_map`.
     tasks : int
-        In each of the two maps.
+        The number of tasks of each map. Use as many as your own maps have.
     task_seconds : float
-        How long a task computes, by the speed of one core here: it sorts numbers.
+        How long a task computes (it sorts numbers), in seconds on one core of this machine.
     timeout : float, optional
-        Seconds that a map may take.
+        The largest duration of each map, in seconds.
     progress : bool, optional
         As for `coded_map`.
 
@@ -117,7 +123,7 @@ def measure(
     Raises
     ------
     CodeError, CodedTimeoutError, ExecutorError
-        As `hedged_map` does.
+        As for `hedged_map`.
 
     Examples
     --------
@@ -150,14 +156,15 @@ def measure(
 
 
 def _get_task_seconds(task: TaskReport) -> float:
-    """Return how long a task took since its worker began it, inf if it was lost."""
+    """Return the seconds from the start of a task until its result arrived, or inf if it was lost."""
     return inf if task.arrived is None else task.arrived - get_start_time(task)
 
 
 def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None:
-    """Of the laws that `plan` knows, each fitted to the tasks that ended, the one with the least distance.
+    """Fit each family of distributions to the completed tasks, and return the closest fit.
 
-    The distance of Kolmogorov and Smirnov. None where all took equally long.
+    The fit with the smallest Kolmogorov-Smirnov distance is the closest. Return None if no two tasks have
+    different run times.
 
     >>> fit_closest_family([1.0, 2.0, 3.0, 6.0])
     ShiftedExponential(shift=1.0, scale=2.0)
@@ -179,7 +186,7 @@ def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None
 
 
 def _format_distribution_option(distribution: ShiftedExponential | Pareto | None) -> str:
-    """As an argument of --distribution; empty without a law."""
+    """Return the argument of --distribution for a fitted distribution, or an empty text for None."""
     if distribution is None:
         return ""
     name = next(name for name, family in DISTRIBUTION_FAMILIES.items() if isinstance(distribution, family))
@@ -187,7 +194,7 @@ def _format_distribution_option(distribution: ShiftedExponential | Pareto | None
 
 
 def _measure_sorts_per_second() -> float:
-    """How often one core of this machine does what a task repeats."""
+    """Return how many sorts, the unit of work of a task, one core of this machine runs per second."""
     started_at, n_sorts = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started_at) < CALIBRATION_SECONDS:
         sort_repeatedly(10, None)
@@ -196,5 +203,5 @@ def _measure_sorts_per_second() -> float:
 
 
 def _replace_inf_by_none(times: list[float]) -> list[float | None]:
-    """As JSON has them: nothing for a task that was lost."""
+    """Replace inf, the run time of lost tasks, by None, because JSON has no inf."""
     return [None if seconds == inf else seconds for seconds in times]

@@ -1,8 +1,8 @@
-"""The m-th of n independent run times: its mean, what has been paid by then, its distribution.
+"""Order statistics of run times: the distribution of the m-th of n completions, and its worker-seconds.
 
-T_(m:n) is the quantile function at a Beta(m, n - m + 1) variable (David and Nagaraja, Order
-Statistics, 2.1). Means integrate that density against the closed-form area under the quantile
-function, on a grid that is dense where the density is, so the steps of an empirical distribution do no harm.
+T_(m:n) is the quantile function at a Beta(m, n - m + 1) variable (David and Nagaraja, Order Statistics, 2.1).
+Means integrate this density against the closed-form integral of the quantile function, on a grid that is
+dense where the density is large. So the jumps of an empirical distribution cause no error.
 """
 
 from __future__ import annotations
@@ -24,22 +24,29 @@ from polarmap.planning.quadrature import (
     make_logit_spaced_nodes,
 )
 
-N_BULK_NODES = 4001  # nodes where the density is
-# Logits among which the bulk is looked for. The density of any rank of n has its peak within log(n) of 0 and
-# falls by a power of e or more for each beyond it: of a million tasks, it is negligible before these.
+N_BULK_NODES = 4001  # The number of nodes where the density is not negligible.
+# The logits at which the bulk of the density is searched for. The density of each rank of n has its peak
+# within log(n) of 0, and falls by a factor of e or more per unit beyond it. So for a million tasks it is
+# negligible at both ends.
 COARSE_LOGITS = np.arange(-70.0, 70.0, 0.005)
-# A density smaller than its peak by this power of e does not count: below the peak, where run times are
-# bounded, and above it, where a heavy tail may make up for some of it.
+# A density is negligible if its logarithm is this much below that of its peak, on the left and on the right
+# side. The right margin is larger, because large run times of a heavy tail may compensate for a small
+# density.
 LOG_NEGLIGIBLE = (34.0, 45.0)
-MAX_TABLE_SIZE = 1 << 23  # numbers of a table at a time
+MAX_TABLE_SIZE = 1 << 23  # The largest number of entries of a table in memory.
 
 
 class OrderStatisticMeans(NamedTuple):
-    """Means over the jobs that complete, for some ranks m among n tasks; arrays (ranks,).
+    """The means of order statistics T_(m:n) for several ranks m, over the jobs in which m tasks complete.
 
-    times : seconds of T_(m:n).
-    worker_seconds : worker-seconds when the n - m others are stopped at T_(m:n).
-    failure_probability : probability that fewer than m tasks end.
+    Attributes
+    ----------
+    times : array (ranks,)
+        Expected T_(m:n) in seconds.
+    worker_seconds : array (ranks,)
+        Expected worker-seconds if the n - m remaining tasks are stopped at T_(m:n).
+    failure_probability : array (ranks,)
+        The probability that fewer than m tasks complete.
     """
 
     times: Floats
@@ -48,11 +55,20 @@ class OrderStatisticMeans(NamedTuple):
 
 
 def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats) -> OrderStatisticMeans:
-    """Time, cost and failure of waiting for the m-th of n tasks, for each m of `ranks`.
+    """Compute the expected time and cost of waiting for the m-th completion of n tasks.
 
-    Given the m-th at quantile p, the m - 1 before it are independent below p, so
+    If the m-th run time is the quantile Q(p), the m - 1 earlier ones are independent and below Q(p), so
 
-        E paid = E[(m - 1) (mean quantile below p) + (n - m + 1) quantile at p].
+        E[worker-seconds] = E[(m - 1) E[T | T <= Q(p)] + (n - m + 1) Q(p)].
+
+    Parameters
+    ----------
+    run_times : Distribution
+        The run time of one task.
+    n : int
+        Tasks started at time 0.
+    ranks : array (j,)
+        The ranks m, from 1 to n.
 
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> distribution = ShiftedExponential(0.0, 1.0)
@@ -73,7 +89,7 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
         batch = slice(start, start + batch_size)
         m = ranks[batch]
         log_densities = compute_order_statistic_log_density(n, m, nodes, run_times.failure_probability)
-        # However unlikely it is that so many end: if they do, then with this density.
+        # Normalize by the maximum: the density is conditional on m completions, however unlikely these are.
         density = np.exp(log_densities - log_densities.max(axis=1, keepdims=True))
         total_density = integrate_over_cells(density, widths)
         mean_times = integrate_over_cells(density, cell_integrals) / total_density
@@ -93,8 +109,16 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
 def compute_completion_quantiles(
     run_times: Distribution, n: int, decodable_probabilities: Floats, p: Floats
 ) -> Floats:
-    """Times by which a job is decodable with probabilities `p`, inf where it never is; see
-    `compute_decoding_probability`.
+    """Return the times by which a job is decodable with probabilities `p`, or inf if it never is.
+
+    Parameters
+    ----------
+    run_times : Distribution
+    n : int
+        Tasks.
+    decodable_probabilities : array (n + 1,)
+        The probability that j arrivals in random order are decodable, for j = 0..n.
+    p : array
 
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # the earliest of four
@@ -102,7 +126,7 @@ def compute_completion_quantiles(
     >>> compute_completion_quantiles(distribution, 4, first, np.array([0.5])).round(6).tolist()
     [0.173287]
     """
-    max_arrival_probability = np.full(p.shape, 1 - run_times.failure_probability)  # shares of tasks back
+    max_arrival_probability = np.full(p.shape, 1 - run_times.failure_probability)
     arrival_probabilities = bisect_predicate(
         lambda probabilities: compute_decoding_probability(n, decodable_probabilities, probabilities) >= p,
         np.zeros(p.shape),
@@ -115,9 +139,18 @@ def compute_completion_quantiles(
 def compute_decoding_probability(
     n: int, decodable_probabilities: Floats, arrival_probability: Floats
 ) -> Floats:
-    """P(decodable) when each of n tasks has arrived with probability `arrival_probability`, in its shape.
+    """Return the probability that a job is decodable if each task has arrived independently.
 
-    decodable_probabilities : probability that j arrivals in random order suffice, j = 0..n.
+        P = sum over j of C(n, j) a^j (1 - a)^(n - j) decodable_probabilities[j]
+
+    Parameters
+    ----------
+    n : int
+        Tasks.
+    decodable_probabilities : array (n + 1,)
+        The probability that j arrivals in random order are decodable, for j = 0..n.
+    arrival_probability : array
+        a, the probability that one task has arrived. The result has the same shape.
 
     >>> compute_decoding_probability(2, np.array([0.0, 0.0, 1.0]), np.array([0.5])).tolist()  # both
     [0.25]
@@ -139,9 +172,16 @@ def compute_decoding_probability(
 def compute_order_statistic_log_density(
     n: int, ranks: Floats, nodes: ProbabilityPair, failure_probability: float
 ) -> Floats:
-    """Return the log of the density of the m-th of n at each node, (ranks, nodes), per unit of its cdf.
+    """Return the log density of T_(m:n) with respect to the cdf, (ranks, nodes).
 
-    nodes : probabilities given completion.
+    Parameters
+    ----------
+    n : int
+    ranks : array (ranks,)
+    nodes : ProbabilityPair
+        The cdf at each node, given completion.
+    failure_probability : float
+        The probability that a task never completes.
     """
     m = ranks[:, None]
     log_arrived = np.log(nodes.cdf) + np.log1p(-failure_probability)
@@ -154,9 +194,9 @@ def compute_order_statistic_log_density(
 def make_order_statistic_quadrature_nodes(
     n: int, ranks: Floats, failure_probability: float
 ) -> ProbabilityPair:
-    """Return nodes given completion, dense wherever one of the ranks may fall, and up to the last tail."""
+    """Return nodes of the cdf given completion, dense where the density of a rank is not negligible."""
     coarse_nodes = compute_logistic_and_complement(COARSE_LOGITS)
-    log_jacobian = np.log(coarse_nodes.cdf) + np.log(coarse_nodes.survival)  # d cdf / d logit
+    log_jacobian = np.log(coarse_nodes.cdf) + np.log(coarse_nodes.survival)  # log(d cdf / d logit)
     extreme_ranks = np.array([ranks.min(), ranks.max()], float)
     log_weights = compute_order_statistic_log_density(n, extreme_ranks, coarse_nodes, failure_probability)
     log_weights += log_jacobian
@@ -170,7 +210,7 @@ def make_order_statistic_quadrature_nodes(
 
 @lru_cache(maxsize=64)
 def compute_log_binomial_coefficients(n: int) -> Floats:
-    """log of n over j, j = 0..n.
+    """Return the logarithms of the binomial coefficients C(n, j) for j = 0..n.
 
     >>> np.exp(compute_log_binomial_coefficients(4)).round(9).tolist()
     [1.0, 4.0, 6.0, 4.0, 1.0]
@@ -180,7 +220,7 @@ def compute_log_binomial_coefficients(n: int) -> Floats:
 
 
 def _compute_job_failure_probability(n: int, min_completed: int, task_failure_probability: float) -> float:
-    """P(fewer than `min_completed` of n tasks end)."""
+    """Return the probability that fewer than `min_completed` of n tasks complete."""
     if not task_failure_probability:
         return 0.0
     failure_indicator = (np.arange(n + 1) < min_completed).astype(float)

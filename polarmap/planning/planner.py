@@ -1,4 +1,9 @@
-"""How many workers to start: the choice between waiting and paying, from a distribution of run times."""
+"""Planning of the number of workers, as a trade-off between completion time and worker-seconds.
+
+    run times -> Completion of each candidate (completion.py) -> Objective selects one -> Plan
+
+`Plan.apply_to` passes the result on to a coded map.
+"""
 
 from __future__ import annotations
 
@@ -42,46 +47,50 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
-MAX_TABLE_LINES = 10  # of a plan as text
-MAX_SIZES = 48  # values of n that are tried, dense near k
-TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)  # times as many blocks that are tried where a task has a price
-MIN_SAMPLED_RUN_TIMES = 60_000  # run times, at least, of the jobs that are simulated for each of these
+MAX_TABLE_LINES = 10  # The largest number of lines of a plan as text.
+MAX_SIZES = 48  # The largest number of candidates for n; they are dense near k.
+TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)  # The factors of over-decomposition to try with a task overhead.
+MIN_SAMPLED_RUN_TIMES = 60_000  # The smallest number of run times to draw for each of these factors.
 
 
 @dataclass(frozen=True)
 class Plan(PlannedSchedule):
-    """A recommended number of workers, and what else there was to choose from.
+    """A recommended number of workers, with the alternatives.
 
     Attributes
     ----------
-    n, k
-        Tasks and data blocks; n = k is a plain map without a code.
-    code
+    n, k : int
+        Tasks and data blocks. n = k means an uncoded map.
+    code : str
         "rotation", "sequential", "optimal", "integers", or "uncoded".
-    objective
-        What it was chosen for.
-    expected, uncoded
-        What to expect of it, and of a plain map: seconds and worker-seconds.
-    frontier
-        The options that no other beats in both time (the objective; p99 for "cost") and price.
-    worker_spec
-        What the tasks run on, if that was said.
-    schedule, n_upfront_parity
-        "upfront": all n workers start at once. "on_demand": k and `n_upfront_parity` more, the others when
-        tasks are late.
-    run_times
-        The distribution of the run time of one task, of all workers together where they are not alike.
-    worker_indices
-        Which of the unlike workers to use, (n,): the i-th task to start is for `worker_indices[i]`. Empty
-        where all are alike.
-    erasure
-        For which the arikan code of these workers is designed, (n,): `PolarCode(erasure=)`.
-    n_completed
-        Number of completed tasks whose run times were observed; None of a distribution without observations.
-    size_range
-        Of fewer than 20 completed tasks: between which numbers of workers the recommendation may lie.
-    shared_cores
-        The cores of this machine that the observed tasks shared; None where they did not run here.
+    objective : str
+        The objective that the plan minimizes.
+    expected, uncoded : Completion
+        The expected time and worker-seconds of the plan, and of an uncoded map.
+    frontier : tuple of Completion
+        The candidates that no other one beats in both time (the objective; p99 for "cost") and
+        worker-seconds.
+    worker_spec : WorkerSpec or None
+        The workers that the tasks run on, as passed to `plan`.
+    schedule : {"upfront", "on_demand"}
+        "upfront": all n tasks start at once. "on_demand": k + n_upfront_parity tasks start at once, and the
+        remaining ones when tasks are late.
+    n_upfront_parity : int
+        The number of parity tasks that start at once.
+    run_times : Distribution
+        The run time of one task; for heterogeneous workers, the mixture of their distributions.
+    worker_indices : tuple of int
+        The heterogeneous workers to use: the i-th task to start is for worker `worker_indices[i]`. Empty if
+        all workers have the same distribution and none were listed.
+    erasure : tuple of float
+        The erasure probabilities (n,) for which the arikan code of heterogeneous workers is designed
+        (`PolarCode(erasure=)`); else empty.
+    n_completed : int or None
+        The number of completed tasks whose run times were observed. None if there are no observations.
+    size_range : WorkerCountRange or None
+        With fewer than 20 completed tasks, the range of the recommended number of workers.
+    shared_cores : SharedCores or None
+        The cores of this machine that the observed tasks shared. None if they did not run on this machine.
     """
 
     n: int
@@ -103,22 +112,25 @@ class Plan(PlannedSchedule):
 
     @property
     def n_workers(self) -> int:
-        """Workers for the n tasks: as many, or fewer that stay, `Pool(worker_indices=plan.n_workers)`."""
+        """The number of workers for the n tasks, as in `Pool(workers=plan.n_workers)`.
+
+        It is less than n if each persistent worker runs several tasks.
+        """
         return self.expected.n
 
     @property
     def time_metric(self) -> str:
-        """The completion time that the frontier is of: the objective, or p99 beside the cost."""
+        """The completion time on the frontier: the objective, or p99 for "cost"."""
         return Objective(self.objective).time_metric
 
     @property
     def cost(self) -> Cost | None:
-        """Estimate in US dollars, in the mean; None without a worker, or where no price is known."""
+        """The expected cost in US dollars. None without `worker_spec`, or if its prices are unknown."""
         return None if self.worker_spec is None else _estimate_cost(self.expected, self.worker_spec)
 
     @property
     def uncoded_cost(self) -> Cost | None:
-        """What a plain map of the same blocks costs in the mean; None where no price is known."""
+        """The expected cost of an uncoded map in US dollars, or None as for `cost`."""
         return None if self.worker_spec is None else _estimate_cost(self.uncoded, self.worker_spec)
 
     def __repr__(self) -> str:
@@ -138,21 +150,29 @@ class Plan(PlannedSchedule):
         return "\n".join(table_lines + footer)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """The frontier as a matplotlib Figure, also written to `path` (.png, .svg)."""
+        """Return the frontier as a matplotlib Figure, and write it to `path` (.png, .svg, .pdf) if given."""
         return draw_time_cost_frontier(self, path)
 
     def apply_to(self, code_options: CodeOptions) -> CodeOptions:
-        """`code_options` of a map with the sizes and the code of the plan; CodeError for others in them."""
+        """Return the code options of a map with blocks, tasks and code of the plan filled in.
+
+        Raises
+        ------
+        CodeError
+            If `code_options` has a different number of blocks or tasks, or a different code.
+        """
         blocks, tasks, code, _ = code_options
         for name, given_value, planned_value in (("blocks", blocks, self.k), ("tasks", tasks, self.n)):
             if given_value is not None and not (is_integer(given_value) and given_value == planned_value):
-                advice = f"leave {name} out, or plan again"
-                raise CodeError(f"{name}={given_value}, but the plan is for {planned_value}: {advice}")
+                advice = f"Leave {name} out, or make a new plan"
+                raise CodeError(
+                    f"{name} must be {planned_value}, as in the plan, not {given_value!r}. {advice}"
+                )
         kernels = {"rotation": ("rotation",), "uncoded": ()}.get(self.code, ("arikan",))
         if not is_choice(code, ("auto", *kernels)):
-            raise CodeError(f"the plan says which code, {self.code!r}: leave code={code!r} out")
+            raise CodeError(f"code must be that of the plan, {self.code!r}, not {code!r}. Leave code out")
         sized_options = code_options._replace(blocks=self.k, tasks=self.n)
-        if self.code == "rotation":  # "auto" becomes the arikan code where the data is of integers
+        if self.code == "rotation":  # code="auto" selects the arikan code for integers.
             return sized_options
         if self.code == "uncoded":
             return sized_options._replace(code=Uncoded(self.k))
@@ -160,23 +180,23 @@ class Plan(PlannedSchedule):
         return sized_options._replace(code=polar_code)
 
     def _format_footer_lines(self) -> list[str]:
-        """Lines below the table: that a plain map will do, what it costs."""
+        """Return the lines below the table: range, shared cores, whether a code is needed, and cost."""
         lines = []
         if self.size_range is not None:
             lines += [
                 f"from {self.n_completed} completed tasks: {self.size_range}",
-                "to know more, pass the reports of more maps, or those times that `polarmap measure` writes",
+                "for a smaller range, pass the reports of more maps, or the file of `polarmap measure --out`",
             ]
         if self.shared_cores is not None:
             lines.append(str(self.shared_cores))
         if self.n == self.k:
-            lines.append(f"a plain map will do: {self._describe_coded_alternative()}")
+            lines.append(f"a plain map without a code is enough: {self._describe_coded_alternative()}")
         if self.cost is not None and self.uncoded_cost is not None:
-            lines.append(f"cost in the mean: {self.cost}; a plain map ${self.uncoded_cost.total:.2g}")
+            lines.append(f"mean cost: {self.cost}; a plain map ${self.uncoded_cost.total:.2g}")
         return lines
 
     def _describe_coded_alternative(self) -> str:
-        """What the code that comes nearest to being worth it would save, and cost."""
+        """Describe what the best coded candidate would save in time and add in worker-seconds."""
         coded_candidates = [candidate for candidate in self.frontier if candidate.n > candidate.k]
         if not coded_candidates:
             return "more workers would not save time"
@@ -185,16 +205,16 @@ class Plan(PlannedSchedule):
         time_change = _format_change(get_time(self.expected), get_time(best), " s")
         worker_seconds_change = _format_change(self.expected.worker_seconds, best.worker_seconds)
         return (
-            f"{best.n} workers would change its {self.time_metric} {time_change}, its "
+            f"{best.n} workers would change {self.time_metric} {time_change}, and the "
             f"worker-seconds {worker_seconds_change}"
         )
 
     def _select_table_rows(self, max_rows: int) -> list[Completion]:
-        """The plan, unless it is the plain map, and a few others of the frontier, by n."""
+        """Return up to `max_rows` candidates of the frontier and the plan, by n, without the uncoded map."""
         row_indices = np.linspace(0, len(self.frontier) - 1, min(max_rows, len(self.frontier))).astype(int)
         rows = [*(self.frontier[row_index] for row_index in row_indices.tolist()), self.expected]
         rows_by_key = {_get_candidate_key(candidate): candidate for candidate in rows}
-        rows_by_key.pop(_get_candidate_key(self.uncoded), None)  # shown as plain
+        rows_by_key.pop(_get_candidate_key(self.uncoded), None)  # The uncoded map has a row already.
         return [rows_by_key[candidate_key] for candidate_key in sorted(rows_by_key)]
 
     def _describe_workers(self) -> str:
@@ -205,11 +225,11 @@ class Plan(PlannedSchedule):
         if self.expected.tasks_per_worker > 1:
             count_text = self._format_worker_count(self.n_workers)
             return f"keep {count_text} workers, and give them {self.n} tasks one by one,"
-        selection_text = ", those in plan.workers," if self.worker_indices else ""
+        selection_text = ", those in plan.worker_indices," if self.worker_indices else ""
         return f"start {self._format_worker_count(self.n)} workers{selection_text}"
 
     def _format_worker_count(self, n_workers: int) -> str:
-        """Return a number of workers as text, as a range if few tasks were observed."""
+        """Return a number of workers as text, or a range if few tasks were observed."""
         return str(n_workers) if self.size_range is None else self.size_range.range_text
 
 
@@ -232,47 +252,54 @@ def plan(
 ) -> Plan:
     """Recommend how many workers to start for k blocks.
 
-    Workers are added as long as they save a larger share of the time than they add to the worker-seconds.
-    With `slack`, the plan is the cheapest whose objective is within it of the best; for "cost", the one with
-    the smallest p99 whose cost is within `slack` (0.05 by default) of the least.
+    By default, workers are added as long as they save a larger fraction of the time than they add to the
+    worker-seconds. With `slack`, the plan is the cheapest one whose objective is within that slack of the
+    minimum. For "cost", it is the one with the smallest p99 whose worker-seconds are within `slack` of the
+    minimum.
 
-    The plan assumes that workers fail and are late independently of each other, but workers of one machine
-    fail together. On a cluster of m machines, choose n so that n - k >= ceil(n / m): then all tasks of one
-    machine may be missing. On four machines that means 32 tasks for 24 blocks.
+    The plan assumes that tasks are late or fail independently of each other, but workers on the same machine
+    fail together. On a cluster of m machines, choose n so that n - k >= ceil(n / m), so that all tasks of one
+    machine may be missing. On four machines, this means 32 tasks for 24 blocks.
 
     Parameters
     ----------
     k : int
         Data blocks.
     run_times : Distribution, run times in seconds, or reports of coded maps
-        Of one task, from when a worker begins it until its result is here; see `Empirical`. Where workers are
-        not alike: a sequence of Distributions, one for each worker. Of fewer than 20 completed tasks the plan
-        shows a range of workers, which holds 90 % of the recommendations for bootstrap resamples.
+        The run time of one task, from its start on a worker until its result arrives; see `Empirical`. For
+        heterogeneous workers, a sequence of Distributions, one for each worker. With fewer than 20 completed
+        tasks, the plan shows a range of workers: it covers 90 % of the recommendations for bootstrap
+        resamples.
     objective : {"p99", "mean", "p50", "p95", "cost"}
-        Completion time in the mean or at a quantile, or worker-seconds.
+        The quantity to minimize: a quantile or the mean of the completion time, or the worker-seconds
+        ("cost").
     max_workers : int, optional
-        By default 2 k, or all there are of a sequence.
+        By default 2 k, or the length of a sequence of Distributions.
     deadline : float
-        Seconds within which the objective (p99 for "cost") must be.
+        The largest objective (p99 for "cost"), in seconds.
     budget : float
-        Worker-seconds that may be paid in the mean.
+        The largest mean worker-seconds.
     code : {"rotation", "sequential", "optimal", "integers"}
-        As the scheme of `completion_time`; "rotation" is exact and quick.
+        The scheme of `completion_time`. "rotation" is computed exactly and quickly.
     slack : float, optional
-        Relative loss accepted in the objective.
+        The accepted relative increase of the objective above its minimum. By default 0.05 for "cost"; for
+        other objectives, time and worker-seconds are balanced.
     max_failure_probability : float
-        Largest accepted probability that too many tasks never end.
+        The largest accepted probability that the job never completes because too many tasks fail.
     n_trials, seed : int
-        Of the simulation of codes other than rotation; of workers that are not alike, 2,000 or more.
+        The number of trials and the seed of simulations: of codes other than rotation, and of heterogeneous
+        workers (2,000 trials or more).
     worker_spec : polarmap.clouds.limits.WorkerSpec, optional
-        What the tasks will run on: it bounds the workers and the seconds of a task, and says what it costs.
+        The workers of a cloud configuration. It limits the number of workers and the duration of a task, and
+        determines the cost in US dollars.
     schedule : {"upfront", "on_demand", "auto"}
-        Whether all workers start at once, or some only when tasks are late; "auto" compares both.
-        For the rotation code; simulated.
+        Whether all workers start at once, or parity tasks only when tasks are late. "auto" compares both.
+        "on_demand" and "auto" need code="rotation", and are simulated.
     task_overhead : float, optional
-        Seconds that a task takes beside its computation: about 0.001 here, some hundredths through a bucket.
-        Then up to 32 times as many blocks are tried on persistent workers. For the rotation code and schedule
-        "upfront"; simulated. By default every worker takes one task.
+        Seconds that a task takes in addition to its computation: about 0.001 on this machine, and a few
+        hundredths through a bucket. If given, up to 32 times as many blocks are tried on persistent workers,
+        by simulation; this needs code="rotation" and schedule="upfront". By default, each worker runs one
+        task.
 
     Returns
     -------
@@ -281,9 +308,9 @@ def plan(
     Raises
     ------
     CodeError
-        If no number of workers meets the limits; the message says which and how nearly.
+        If no number of workers meets the limits. The message names the limit, and the best possible value.
     LimitError
-        If most tasks take longer than the worker may.
+        If the median run time exceeds the time limit of the worker.
 
     Examples
     --------
@@ -358,7 +385,18 @@ def plan(
 
 
 def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tuple[Completion, ...]:
-    """The options that no other beats in both time and price, from the cheapest to the fastest.
+    """Return the candidates that no other one beats in both time and worker-seconds.
+
+    Parameters
+    ----------
+    candidates : sequence of Completion
+    time_metric : {"mean", "p50", "p95", "p99"}
+        The completion time to compare.
+
+    Returns
+    -------
+    tuple of Completion
+        From the cheapest to the fastest.
 
     Examples
     --------
@@ -392,7 +430,7 @@ def _compute_max_workers(
     run_times: Distribution,
     workers: HeterogeneousWorkers | None,
 ) -> int:
-    """How many workers there may be: as many as there are, as the caller allows, and as run at a time."""
+    """Return the largest number of workers that all limits allow, or raise CodeError if it is less than k."""
     worker_limit = 2 * _check_positive_size("k", k)
     if workers is not None:
         worker_limit = len(workers.distributions)
@@ -406,15 +444,15 @@ def _compute_max_workers(
         limits.check_task_duration(worker_spec, float(run_times.quantile(0.5)))
         worker_limit = min(worker_limit, limits.get_max_concurrency(worker_spec) or worker_limit)
     if worker_limit < k:
-        limit_text = f"max_workers is {worker_limit}"
+        limit_text = f"max_workers allows {worker_limit}"
         if workers is not None:
-            limit_text = f"there are {worker_limit} in run_times or max_workers"
-        raise CodeError(f"k = {k} blocks need at least as many workers, {limit_text}")
+            limit_text = f"run_times and max_workers allow {worker_limit}"
+        raise CodeError(f"k = {k} blocks need at least {k} workers, but {limit_text}")
     return worker_limit
 
 
 def _estimate_cost(candidate: Completion, worker_spec: WorkerSpec) -> Cost | None:
-    # persistent workers are called once
+    # A persistent worker is one call, however many tasks it runs.
     n_calls = round(candidate.n_tasks_started) if candidate.tasks_per_worker == 1 else candidate.n
     return estimate_map_cost(worker_spec, [candidate.worker_seconds / n_calls] * n_calls, candidate.mean)
 
@@ -428,7 +466,7 @@ def _make_candidates(
     n_trials: int,
     seed: int,
 ) -> list[Completion]:
-    """The plain map first, then what there is to choose from."""
+    """Return the uncoded map, followed by the coded candidates."""
     sizes = _list_candidate_worker_counts(k, max_workers)
     upfront_sizes = [k] if schedule == "on_demand" else sizes
     candidates = [_make_candidate(n, k, code, run_times, n_trials, seed) for n in upfront_sizes]
@@ -442,7 +480,7 @@ def _make_candidates(
 def _make_overdecomposed_candidates(
     base: Completion, run_times: Distribution, task_overhead: float, n_trials: int, seed: int
 ) -> list[Completion]:
-    """Several times as many blocks on as many workers as were chosen, which stay."""
+    """Simulate over-decomposition by several factors on the same number of persistent workers."""
     n, k, n_jobs = base.n, base.k, max(n_trials, MIN_SAMPLED_RUN_TIMES // base.n)
     simulate = partial(
         completion_time,
@@ -462,7 +500,7 @@ def _make_overdecomposed_candidates(
 
 
 def _get_candidate_key(candidate: Completion) -> tuple[int, int, int]:
-    """What distinguishes options: workers that start at once, those that may later, tasks for each."""
+    """Return a sortable key of a candidate: upfront tasks, total tasks on demand, tasks per worker."""
     if candidate.scheme == "on_demand":
         return candidate.k + candidate.n_upfront_parity, candidate.n, 1
     return candidate.n, 0, candidate.tasks_per_worker
@@ -481,7 +519,7 @@ def _make_candidate(
 def _assign_workers_to_tasks(
     workers: HeterogeneousWorkers | None, candidate: Completion
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The workers of a plan in the order of their tasks, and for which erasure their code is designed."""
+    """Return the workers of a plan in the order of their tasks, and the erasure probabilities of the code."""
     if workers is None:
         return (), ()
     n, k, scheme = candidate.n, candidate.k, candidate.scheme
@@ -496,7 +534,7 @@ def _assign_workers_to_tasks(
 
 
 def _list_candidate_worker_counts(k: int, max_workers: int) -> list[int]:
-    """k, and numbers of parity blocks in geometric progression up to the most."""
+    """Return k and up to MAX_SIZES larger counts, whose numbers of parity blocks grow geometrically."""
     n_parity = np.arange(1, max_workers - k + 1)
     if len(n_parity) > MAX_SIZES:
         n_parity = np.unique(np.rint(np.geomspace(1, max_workers - k, MAX_SIZES)).astype(int))
@@ -509,10 +547,10 @@ def _check_schedule(schedule: str, code: str, heterogeneous_workers: Heterogeneo
     if not is_choice(schedule, SCHEDULES):
         raise CodeError(f"schedule must be 'upfront', 'on_demand' or 'auto', not {schedule!r}")
     if schedule != "upfront" and code != "rotation":
-        raise CodeError(f"parity on demand is planned for the rotation code only, not for {code!r}")
+        raise CodeError(f"code must be 'rotation' with schedule={schedule!r}, not {code!r}")
     if schedule != "upfront" and heterogeneous_workers:
         raise CodeError(
-            f"schedule={schedule!r} is planned for workers that are alike: give one Distribution for all, or "
+            f"schedule={schedule!r} needs one Distribution for all workers. Pass one Distribution, or "
             "leave schedule out"
         )
 
@@ -524,8 +562,8 @@ def _check_overdecomposition_options(
         return
     if schedule != "upfront" or code != "rotation" or heterogeneous_workers:
         raise CodeError(
-            "task_overhead= is for schedule='upfront', code='rotation' and workers that are alike: "
-            "leave it out"
+            "task_overhead needs schedule='upfront', code='rotation' and one Distribution for all workers. "
+            "Leave it out, or change these"
         )
     check_task_overhead(task_overhead)
 
@@ -533,12 +571,12 @@ def _check_overdecomposition_options(
 def _check_positive_size(name: str, value: int) -> int:
     size = check_positive_int(name, value)
     if size > MAX_N:
-        raise CodeError(f"{name} = {size} is more than the {MAX_N} workers of the largest code")
+        raise CodeError(f"{name} must be at most {MAX_N}, the length of the largest code, not {size}")
     return size
 
 
 def _format_change(before: float, after: float, unit: str = "") -> str:
-    """What becomes of a number, for a message.
+    """Return the change of a number as text, relative if it was finite.
 
     >>> _format_change(2.0, 1.5), _format_change(inf, 1.5, " s")
     ('by -25.0%', 'from inf to 1.5 s')

@@ -1,10 +1,11 @@
-"""Computational polarization: pairs of workers become one slow and one fast virtual worker.
+"""Computational polarization: each pair of workers is turned into a slow and a fast virtual worker.
 
-The slow one of two waits for both (the maximum), the fast one for either (the minimum). Doing so
-recursively on 2^depth workers gives 2^depth virtual workers, whose run times polarize
-(Pilanci, arXiv 2109.03877). At a fixed time t the recursion acts on the single number
-P(T > t), and is that of the erasure probability of a polar code, so nothing is approximated: a
-virtual worker's cdf is a fixed polynomial of the real workers' cdf, inverted in closed form.
+    slow: max(T1, T2)    P(T > t) -> 1 - (1 - P(T > t))^2
+    fast: min(T1, T2)    P(T > t) -> P(T > t)^2
+
+Applied recursively to 2^depth workers, this gives 2^depth virtual workers, whose run times polarize (Pilanci,
+arXiv 2109.03877). At a fixed time t, the recursion is that of the erasure probability of a polar code. So the
+cdf of a virtual worker is a polynomial of the cdf of the real workers, and can be inverted in closed form.
 """
 
 from __future__ import annotations
@@ -23,17 +24,25 @@ from polarmap.planning.distributions import Distribution, Floats, bisect_predica
 from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
 
-MAX_DEPTH = 24  # 2^24 virtual workers
+MAX_DEPTH = 24  # There are 2^24 virtual workers at this depth.
 
 
 def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
-    """P(T > t) of all virtual workers, from P(T > t) of the real ones at a grid of times.
+    """Compute P(T > t) of all virtual workers from P(T > t) of the real workers.
+
+    Parameters
+    ----------
+    survival : array-like (times,)
+        P(T > t) of a real worker at some times.
+    depth : int
+        The depth of the recursion.
 
     Returns
     -------
     array (2^depth, times)
-        Row i is input i of the polar code: its bits, most significant first, say slow (0) or fast
-        (1) from the workers inwards. The mean of the rows is `survival`: the recursion is a martingale.
+        Row i belongs to input i of the polar code. The bits of i, most significant first, are the branches
+        from the real workers to the virtual one: 0 for slow and 1 for fast. The mean of the rows is
+        `survival`, as the recursion is a martingale.
 
     Examples
     --------
@@ -46,7 +55,18 @@ def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
 
 
 def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: npt.ArrayLike) -> Floats:
-    """P(T <= t) of one virtual worker at any depth, in the shape of `times`.
+    """Return P(T <= t) of one virtual worker for each of `times`.
+
+    Parameters
+    ----------
+    run_times : Distribution
+        The run time of a real worker.
+    depth : int
+        The depth of the recursion.
+    worker_index : int
+        The index of the virtual worker, from 0 (slowest) to 2^depth - 1 (fastest).
+    times : array-like
+
 
     Examples
     --------
@@ -55,7 +75,7 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
     np.float64(0.25)
     """
     cdf, survival = run_times.cdf_and_survival(times)
-    # the earlier of two: F -> 1 - (1 - F)^2; the later: F -> F^2
+    # The minimum of two maps a cdf F to 1 - (1 - F)^2, and the maximum maps it to F^2.
     for bit in _get_branch_bits(depth, worker_index):
         if bit:
             cdf, survival = cdf * (1 + survival), survival * survival
@@ -65,9 +85,10 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
 
 
 def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: npt.ArrayLike) -> Floats:
-    """The time by which a virtual worker is done with probability `p`, in the shape of `p`.
+    """Return the quantiles of the run time of one virtual worker for probabilities `p`.
 
-    Exact: F^2 and 1 - (1 - F)^2 are inverted level by level, then `run_times`.
+    They are exact: the recursion is inverted level by level, and then the cdf of `run_times`. Other
+    parameters are those of `virtual_cdf`.
 
     Examples
     --------
@@ -80,9 +101,10 @@ def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: 
 
 
 def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> float:
-    """The expected run time of one virtual worker; inf if it may never end, or where no mean exists.
+    """Return the expected run time of one virtual worker, or inf if it may never complete.
 
-    Those of all 2^depth virtual workers average to the mean of a real one.
+    The average over all 2^depth virtual workers is the mean of a real worker. Parameters are those of
+    `virtual_cdf`.
 
     Examples
     --------
@@ -98,10 +120,11 @@ def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> floa
 
 
 def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
-    """How far the virtual workers are from steps at each time: the mean of sqrt(F (1 - F)).
+    """Return the mean of sqrt(F (1 - F)) over the virtual workers at each time, 0 for step functions.
 
-    One level multiplies it by at most sqrt(3) / 2, whatever F: it vanishes exponentially fast in the depth,
-    and with the martingale the share of virtual workers that are done at t tends to F(t).
+    Each level multiplies the gap by at most sqrt(3) / 2 for any F, so it decreases exponentially with the
+    depth. Because of the martingale, the fraction of virtual workers that have completed at t therefore tends
+    to F(t). Parameters are those of `polarize`.
 
     Examples
     --------
@@ -113,19 +136,23 @@ def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
 
 
 def virtual_medians(run_times: Distribution, depth: int) -> Floats:
-    """Median run time of every virtual worker (2^depth,); sorted, they tend to the quantiles of real ones."""
+    """Return the median run times (2^depth,) of all virtual workers.
+
+    Sorted, they tend to the quantiles of a real worker as the depth grows.
+    """
     _check_depth(depth)
     cdf = np.array([0.5])
-    for _ in range(depth):  # the outermost level is undone last
+    for _ in range(depth):  # The outermost level is inverted last.
         pairs = np.stack([np.sqrt(cdf), cdf / (1 + np.sqrt(1 - cdf))])
         cdf = pairs.reshape(-1)
     return run_times.quantile(cdf)
 
 
 def frozen_set_at_time(n: int, k: int, run_times: Distribution, time: float) -> Indices:
-    """The n - k inputs least likely to be determined at a target time, ascending.
+    """Return the frozen set of an arikan code designed for a target time.
 
-    Those of `PolarCode(n, k, "arikan", erasure=float(run_times.survival(time)))`.
+    These are the n - k inputs that are least likely to be known at that time, ascending, as in
+    `PolarCode(n, k, "arikan", erasure=float(run_times.survival(time)))`.
 
     Examples
     --------
@@ -138,9 +165,10 @@ def frozen_set_at_time(n: int, k: int, run_times: Distribution, time: float) -> 
 
 
 def sequential_failure_bound(n: int, k: int, run_times: Distribution, time: float) -> float:
-    """At most this is the probability that the sequential decoder is not through at `time`.
+    """Return an upper bound on the probability that a job is not decodable at `time`.
 
-    The sum of P(T > time) over the unfrozen virtual workers (union bound, Arikan 2009, proposition 2).
+    It is the sum of P(T > time) over the unfrozen virtual workers, a union bound for successive cancellation
+    decoding (Arikan 2009, proposition 2). The frozen set is that of `frozen_set_at_time`.
 
     Examples
     --------
@@ -156,9 +184,9 @@ def sequential_failure_bound(n: int, k: int, run_times: Distribution, time: floa
 
 
 def sequential_completion_bound(n: int, k: int, run_times: Distribution, probability: float = 0.99) -> float:
-    """The earliest time by which a sequentially decoded job is surely done with `probability`.
+    """Return the earliest time at which `sequential_failure_bound` is at most 1 - probability.
 
-    By bisection on `sequential_failure_bound`; a target for `frozen_set_at_time`. inf if there is none.
+    Use it as the target time of `frozen_set_at_time`. The result is inf if there is no such time.
 
     Examples
     --------
@@ -168,7 +196,7 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
     """
     _check_code_size(n, k)
     max_failure_probability = 1 - float(check_probabilities(probability))
-    max_arrival_probability = 1 - run_times.failure_probability  # of the workers are back some day
+    max_arrival_probability = 1 - run_times.failure_probability
 
     def is_within_bound(arrival_probability: Floats) -> npt.NDArray[np.bool_]:
         time = float(run_times.quantile(arrival_probability))
@@ -187,10 +215,10 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
 def _invert_polarization(
     depth: int, worker_index: int, virtual_probabilities: ProbabilityPair
 ) -> ProbabilityPair:
-    """Return the probabilities of the real workers where a virtual worker has these."""
+    """Return the probabilities of the real workers that belong to probabilities of a virtual worker."""
     cdf, survival = virtual_probabilities
     for bit in reversed(_get_branch_bits(depth, worker_index)):
-        if bit:  # the survival of real workers is the root of that of the virtual one
+        if bit:
             root = np.sqrt(survival)
             cdf, survival = cdf / (1 + root), root
         else:
@@ -200,28 +228,30 @@ def _invert_polarization(
 
 
 def _get_branch_bits(depth: int, worker_index: int) -> list[int]:
-    """The branches to a virtual worker: 0 for slow and 1 for fast, from the real workers inwards."""
+    """Return the branches from the real workers to a virtual worker: 0 for slow and 1 for fast."""
     if not 0 <= worker_index < 1 << _check_depth(depth):
-        raise CodeError(f"at depth {depth} there are {1 << depth} virtual workers, not one at {worker_index}")
+        raise CodeError(
+            f"worker_index must be from 0 to {(1 << depth) - 1} at depth {depth}, not {worker_index}"
+        )
     return [worker_index >> (depth - 1 - level) & 1 for level in range(depth)]
 
 
 def _check_depth(depth: int) -> int:
     if not 0 <= depth <= MAX_DEPTH:
-        raise CodeError(f"depth must lie between 0 and {MAX_DEPTH}, not at {depth}")
+        raise CodeError(f"depth must be from 0 to {MAX_DEPTH}, not {depth}")
     return depth
 
 
 def _check_code_size(n: int, k: int) -> None:
     if not 1 <= k < n:
-        raise CodeError(f"a code needs 1 <= k < n, not n = {n}, k = {k}")
+        raise CodeError(f"k must be at least 1 and less than n, not n = {n} and k = {k}")
 
 
 def _compute_erasure_probability_at(run_times: Distribution, time: float) -> float:
     erasure = float(run_times.survival(time))
     if not 0 < erasure < 1:
         raise CodeError(
-            f"at time {time:g} {'no' if erasure else 'every'} worker is back: "
-            "every frozen set is as good as any other"
+            f"at time {time:g}, {'no task has' if erasure else 'all tasks have'} completed, which does not "
+            "determine a frozen set. Choose a time at which some tasks have completed"
         )
     return erasure

@@ -10,18 +10,18 @@ from polarmap.dtypes import Floats
 
 
 class ProbabilityPair(NamedTuple):
-    """Probabilities that a task has ended by some times, and that it has not, of the same shape.
+    """The probabilities that a task has completed by some times, and that it has not, as two arrays.
 
     The two add up to 1. Both are stored because the largest of thousands of tasks depends on digits of the
-    survival that 1 - cdf has lost. A pair describes either all tasks or only the tasks that ever end;
+    survival that 1 - cdf has lost. A pair describes either all tasks or only the tasks that complete;
     `given_completion` and `of_all_tasks` convert one into the other.
 
     Attributes
     ----------
     cdf : array
-        The probability that a task has ended.
+        The probability that a task has completed.
     survival : array
-        The probability that a task has not ended: 1 - cdf.
+        The probability that a task has not completed: 1 - cdf.
 
     Examples
     --------
@@ -45,25 +45,30 @@ class ProbabilityPair(NamedTuple):
         return cls(1 - survival, survival)
 
     def given_completion(self, failure_probability: float) -> ProbabilityPair:
-        """Convert probabilities of all tasks to those of the tasks that end.
+        """Convert probabilities of all tasks to conditional probabilities given completion.
 
-        failure_probability : the probability that a task never ends. A larger cdf than 1 minus that is
-            converted to 1.
+        Parameters
+        ----------
+        failure_probability : float
+            The probability that a task never completes. A cdf above 1 - failure_probability becomes 1.
         """
         if failure_probability == 1:
             return ProbabilityPair(np.zeros_like(self.cdf), np.ones_like(self.survival))
         completion_probability, survival = 1 - failure_probability, self.survival
         if failure_probability:
-            # The difference is only rounding where all tasks that end have ended.
+            # Where all tasks that complete have completed, the difference would be a rounding error.
             has_unfinished = self.cdf < completion_probability
             survival = np.where(has_unfinished, survival - failure_probability, 0.0)
         conditional_cdf = np.minimum(self.cdf / completion_probability, 1.0)
         return ProbabilityPair(conditional_cdf, np.maximum(survival / completion_probability, 0.0))
 
     def of_all_tasks(self, failure_probability: float) -> ProbabilityPair:
-        """Convert probabilities of the tasks that end to those of all tasks.
+        """Convert conditional probabilities given completion to probabilities of all tasks.
 
-        failure_probability : the probability that a task never ends.
+        Parameters
+        ----------
+        failure_probability : float
+            The probability that a task never completes.
         """
         completion_probability = 1 - failure_probability
         survival = failure_probability + completion_probability * self.survival

@@ -1,7 +1,7 @@
-"""Integrals over probabilities near 0 and near 1, where rare events live.
+"""Quadrature over probabilities with full accuracy near 0 and near 1.
 
-Nodes are laid out by their logit, log(p / (1 - p)), and each node is a `ProbabilityPair`. The largest of
-10,000 tasks sits where 1 - p is 1e-4, and one digit in ten of 1 - p would be a digit of the answer.
+Nodes are placed by their logit, log(p / (1 - p)), and each node is a `ProbabilityPair`. The expected maximum
+of 10,000 run times depends on probabilities with 1 - p of about 1e-4, so 1 - p must not lose digits.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import numpy as np
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.probability_pair import ProbabilityPair
 
-MAX_LOGIT = 700.0  # exp(-700) is about the smallest normal float
-TAIL_STEP = 0.25  # of the logits, where only a heavy tail may still count
-BULK_LOGIT = 40.0  # logits beyond which probabilities differ from 0 and 1 by less than eps
-N_NODES = 8001
-OVERFLOW_CAP = 1e300  # nearly overflows: a heavy tail whose mean exists has no weight where it is so long
-DIVERGENCE_TOL = 1e-5  # of an integral in the last cell that is shorter: one that converges has less there
+MAX_LOGIT = 700.0  # exp(-700) is close to the smallest normal float64 number.
+TAIL_STEP = 0.25  # The distance of logits in the tail, which matters only for heavy-tailed distributions.
+BULK_LOGIT = 40.0  # Probabilities of larger logits differ from 1 by less than the float64 epsilon.
+N_NODES = 8001  # The number of nodes of the bulk.
+# Larger values are cut off. A heavy tail with a finite mean has no weight there.
+OVERFLOW_CAP = 1e300
+# An integral is taken as divergent if more than this fraction of it comes from the last cell below
+# OVERFLOW_CAP.
+DIVERGENCE_TOL = 1e-5
 
 
 def compute_logistic_and_complement(logits: Floats) -> ProbabilityPair:
@@ -31,10 +34,9 @@ def compute_logistic_and_complement(logits: Floats) -> ProbabilityPair:
 
 
 def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int) -> ProbabilityPair:
-    """Return the probabilities of `n_nodes` nodes between two logits, and of further nodes to the last tail.
+    """Return `n_nodes` nodes between two logits, followed by nodes of the upper tail.
 
-    Both pieces are uniform in the logit and have an even number of cells, so that the integrals
-    below can take every second node for a comparison.
+    Both pieces are uniform in the logit and have an even number of cells, as Richardson extrapolation needs.
     """
     tail_logits = np.arange(stop_logit + TAIL_STEP, MAX_LOGIT, TAIL_STEP)
     even_tail_logits = tail_logits[: len(tail_logits) // 2 * 2]
@@ -43,7 +45,7 @@ def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int)
 
 
 def make_full_logit_grid() -> ProbabilityPair:
-    """Return nodes from one end of the probabilities to the other."""
+    """Return nodes for an integral over all probabilities from 0 to 1."""
     return make_logit_spaced_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
 
 
@@ -54,17 +56,27 @@ def compute_cell_widths(nodes: ProbabilityPair) -> Floats:
 
 
 def compute_cell_integrals(antiderivative_at_nodes: Floats) -> Floats:
-    """Areas of the cells between edges of an area that may overflow at the last of them."""
+    """Return the integrals over the cells from an antiderivative at the nodes, capped at OVERFLOW_CAP."""
     with np.errstate(invalid="ignore"):
         integrals = np.nan_to_num(-np.diff(antiderivative_at_nodes), nan=OVERFLOW_CAP, posinf=OVERFLOW_CAP)
     return np.minimum(integrals, OVERFLOW_CAP)
 
 
 def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
-    """The integral of `density` (..., nodes) against a measure given on the cells (nodes - 1,).
+    """Integrate a density with respect to a measure of the cells.
 
-    By the trapezoidal rule and once more on every second node, extrapolated (Richardson): of
-    fourth order where all is smooth, of second where the measure has steps.
+    Uses the trapezoidal rule with Richardson extrapolation: the error is of fourth order for smooth measures,
+    and of second order where the measure has jumps.
+
+    Parameters
+    ----------
+    density : array (..., nodes)
+    cell_measure : array (nodes - 1,)
+        The measure of each cell between two nodes.
+
+    Returns
+    -------
+    array (...)
     """
     fine = (density[..., :-1] + density[..., 1:]) @ cell_measure
     coarse_density = density[..., ::2]
@@ -73,18 +85,25 @@ def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
 
 
 def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nodes: ProbabilityPair) -> float:
-    """Return the sum of `cell_weights` (cells,) times the mean run time of each cell; inf if it diverges.
+    """Return the sum of cell weights times the mean run time of each cell, or inf if it diverges.
 
-    The mean in a cell comes from the closed-form area under the quantile function, so steps and
-    poles of it cost no accuracy. It is extrapolated like `integrate_over_cells`.
+    The mean of a cell is computed from the closed-form integral of the quantile function, so its jumps and
+    poles cause no error. The sum is extrapolated as in `integrate_over_cells`.
 
-    nodes : probabilities between which the cells lie, given completion.
+    Parameters
+    ----------
+    run_times : Distribution
+    cell_weights : array (cells,)
+        The probability of each cell.
+    nodes : ProbabilityPair
+        The cdf at the edges of the cells, given completion.
     """
     cdf, survival = nodes
     widths = compute_cell_widths(nodes)
     integrals = compute_cell_integrals(run_times.integrated_quantile(survival))
     narrow_mask = widths <= 1e-12 * np.where(cdf[1:] < 0.5, cdf[1:], survival[:-1])
-    if narrow_mask.any():  # than eps: the quantile is the same on both sides
+    # In cells narrower than rounding, the quantile is constant.
+    if narrow_mask.any():
         narrow_nodes = ProbabilityPair(cdf[:-1][narrow_mask], survival[:-1][narrow_mask])
         narrow_quantiles = run_times.conditional_quantile(narrow_nodes)
         integrals[narrow_mask] = np.minimum(narrow_quantiles, OVERFLOW_CAP) * widths[narrow_mask]

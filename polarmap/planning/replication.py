@@ -1,6 +1,7 @@
-"""Compute the completion time of jobs that run several copies of every task, in closed form.
+"""The completion time of jobs that run several copies of each task, in closed form.
 
-Of the copies of a task the others are stopped the moment the first returns, the cheapest accounting there is.
+When the first copy of a task returns, its other copies are assumed to stop immediately, which is the lowest
+possible cost of replication.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from polarmap.planning.quadrature import compute_cell_widths, compute_expected_r
 
 
 class ReplicatedJob(NamedTuple):
-    """Tasks with so many copies each: P(T <= t) = (1 - P(one is out at t)^copies)^tasks."""
+    """A job of tasks with several copies each: P(job completes by t) = (1 - P(T > t)^n_copies)^n_tasks.
+
+    Attributes
+    ----------
+    n_tasks : int
+    n_copies : int
+        Copies of each task.
+    run_times : Distribution
+        The run time T of one copy.
+    """
 
     n_tasks: int
     n_copies: int
@@ -23,11 +33,11 @@ class ReplicatedJob(NamedTuple):
 
     @property
     def failure_probability(self) -> float:
-        """Probability that all copies of a task never end."""
+        """The probability that a task has no copy that completes."""
         return float(-np.expm1(self.n_tasks * np.log1p(-(self.run_times.failure_probability**self.n_copies))))
 
     def quantile(self, p: Floats) -> Floats:
-        """The time by which the job is complete with probability `p`.
+        """Return the times by which the job is complete with probabilities `p`.
 
         >>> from polarmap.planning.distributions import ShiftedExponential
         >>> ReplicatedJob(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
@@ -37,7 +47,7 @@ class ReplicatedJob(NamedTuple):
         return self.run_times.quantile_at(self._convert_job_to_copy_probabilities(job_probabilities))
 
     def mean(self) -> float:
-        """Expected seconds until all tasks have a result, of the jobs in which all of them do."""
+        """Return the expected completion time in seconds, given that the job completes."""
         nodes = make_full_logit_grid()
         all_jobs = nodes.of_all_tasks(self.failure_probability)
         all_copies = self._convert_job_to_copy_probabilities(all_jobs)
@@ -45,7 +55,7 @@ class ReplicatedJob(NamedTuple):
         return compute_expected_run_time(self.run_times, compute_cell_widths(nodes), copy_nodes)
 
     def _convert_job_to_copy_probabilities(self, job_probabilities: ProbabilityPair) -> ProbabilityPair:
-        """Return the probabilities that a copy has ended where jobs have ended with these probabilities."""
+        """Return the probabilities of a single copy that belong to probabilities of the job."""
         job_cdf, job_survival = job_probabilities
         with np.errstate(divide="ignore"):
             log_job_cdf = np.where(job_cdf < 0.5, np.log(job_cdf), np.log1p(-np.minimum(job_survival, 0.5)))

@@ -1,9 +1,8 @@
-"""How far the recommended number of workers may be off because few run times were observed.
+"""The sampling error of a recommended number of workers when few run times were observed.
 
-The percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13):
-observations, censored ones included, are drawn again with replacement, and the choice is made anew for each
-such sample.
-Any k results are taken to determine the others, so each choice is exact and quick.
+A percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13):
+observations, including censored ones, are resampled with replacement, and the number of workers is chosen for
+each resample. The computation assumes that any k results are decodable, so each choice is exact and fast.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from polarmap.planning.distributions import Floats
 from polarmap.planning.empirical import Empirical
 from polarmap.planning.objective import Objective
 
-SMALL_SAMPLE_SIZE = 20  # completed tasks below which a plan shows a range
+SMALL_SAMPLE_SIZE = 20  # A plan shows a range if fewer completed tasks were observed.
 N_RESAMPLES = 200
-COVERAGE = 0.90  # share of the resamples whose choice lies within the range
-CONFIDENCE = 0.95  # with which slow tasks that did not occur are rarer than is said
-TAIL_STEPS = 16  # times in place of a continuous tail beyond the last observation
+COVERAGE = 0.90  # The fraction of resamples whose choice is within the range.
+CONFIDENCE = 0.95  # The confidence of the upper bound on the fraction of slow tasks that were not observed.
+TAIL_STEPS = 16  # The number of steps that approximate a continuous tail beyond the last observation.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class WorkerCountRange(NamedTuple):
-    """Between which numbers of workers a recommendation may lie.
+    """The range of a recommended number of workers.
 
     Attributes
     ----------
-    min_workers, max_workers
+    min_workers, max_workers : int
         The smallest and the largest number of workers.
-    max_unseen_fraction
-        The largest share of slow tasks that may well have produced none among the observations.
+    max_unseen_fraction : float
+        An upper bound, with confidence 0.95, on the fraction of slow tasks if none of them was observed.
     """
 
     min_workers: int
@@ -44,13 +43,13 @@ class WorkerCountRange(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.range_text} workers ({COVERAGE:.0%} percentile bootstrap); slow tasks of up to "
-            f"{self.max_unseen_fraction:.0%} may be unseen"
+            f"{self.range_text} workers ({COVERAGE:.0%} range of a bootstrap); up to "
+            f"{self.max_unseen_fraction:.0%} of all tasks may be slow ones that were not observed"
         )
 
     @property
     def range_text(self) -> str:
-        """The range as text, one number if it has no other."""
+        """The range as text, or a single number if both ends are equal."""
         return (
             f"{self.min_workers} to {self.max_workers}"
             if self.min_workers < self.max_workers
@@ -66,13 +65,23 @@ def bootstrap_worker_count_range(
     seed: int = 0,
     has_tail: bool = False,
 ) -> WorkerCountRange:
-    """Return the range of the number of workers that start, around the `chosen_count` one.
+    """Return the bootstrap range of the number of workers that start at once.
 
-    Of another code or schedule than is resampled here, the choice is taken to be off by as many workers.
+    The resamples are evaluated for a rotation code whose tasks all start at once. For another code or
+    schedule, the range is shifted by the difference between `chosen_count` and the choice for the rotation
+    code.
 
-    worker_counts : the numbers of workers to choose from, ascending; the first is that of a plain map.
-    has_tail : whether an exponential tail continues the observations, as in
-        `Empirical.with_exponential_tail`.
+    Parameters
+    ----------
+    observations : Empirical
+    worker_counts : sequence of int
+        The candidates, ascending, starting with the number of workers of an uncoded map.
+    objective : Objective
+    chosen_count : int
+        The recommended number of workers.
+    seed : int
+    has_tail : bool
+        Whether the distribution has an exponential tail (`Empirical.with_exponential_tail`).
 
     >>> bootstrap_worker_count_range(Empirical([1.0] * 10), range(8, 17), Objective(), 8)[:2]
     (8, 8)
@@ -96,7 +105,7 @@ def bootstrap_worker_count_range(
 def _choose_worker_counts(
     samples: Sequence[Empirical], worker_counts: Sequence[int], objective: Objective, has_tail: bool
 ) -> Iterator[int | None]:
-    """Yield the number of workers that is chosen for each sample, None where none meets the limits."""
+    """Yield the number of workers chosen for each sample, or None if no number meets the limits."""
     step_functions = [_compute_empirical_cdf_steps(sample, has_tail) for sample in samples]
     max_steps = max(len(times) for times, _ in step_functions)
     padded = [
@@ -114,21 +123,32 @@ def _choose_worker_counts(
 def compute_completions_by_worker_count(
     times: Floats, cdf: Floats, worker_counts: Sequence[int]
 ) -> list[list[Completion]]:
-    """Return for each number of workers what to expect of a map that ends with the k-th result.
+    """Compute the completion of a job that needs any k results, for several distributions and worker counts.
 
-    With S(t) the probability that a task takes longer than t, and T the k-th arrival of n, the mean is the
-    integral of P(T > t), and the worker-seconds are n times that of P(a task and T take longer than t).
+    With T the k-th arrival of n, the mean is the integral of P(T > t), and the worker-seconds are n times the
+    integral of P(a task takes longer than t, and T > t).
 
-    times, cdf : distributions, one in each row: ascending times, and the shares of tasks that end by each.
-    worker_counts : numbers of workers, ascending; the first is k.
+    Parameters
+    ----------
+    times, cdf : arrays (distributions, steps)
+        The step functions of the distributions: ascending times, and the fraction of tasks completed by each.
+    worker_counts : sequence of int
+        Numbers of workers, ascending; the first is k.
+
+    Returns
+    -------
+    list of list of Completion
+        For each number of workers, one for each distribution.
     """
     k, completions = worker_counts[0], []
     widths = np.diff(times, axis=1, prepend=0.0)
     survival = 1 - _compute_left_limits(cdf)
     with np.errstate(divide="ignore"):
         log_arrived, log_missing = np.log(cdf), np.log1p(-cdf)
-    completed_cdf = np.zeros(cdf.shape)  # probability that k of the n tasks have ended, for growing n
-    log_next = (k - 1) * log_arrived if k > 1 else np.zeros(cdf.shape)  # of exactly k - 1 of n - 1
+    # The probability that k of n tasks have completed, for growing n.
+    completed_cdf = np.zeros(cdf.shape)
+    # The log probability that exactly k - 1 of n - 1 tasks have completed.
+    log_next = (k - 1) * log_arrived if k > 1 else np.zeros(cdf.shape)
     for n in range(k, worker_counts[-1] + 1):
         others_cdf, completed_cdf = completed_cdf, completed_cdf + cdf * np.exp(log_next)
         log_next = log_next + log_missing + np.log(n / (n - k + 1))
@@ -150,7 +170,7 @@ def compute_completions_by_worker_count(
 
 
 def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Floats, Floats]:
-    """Return ascending times, and the share of tasks that end by each; all end if there is a tail."""
+    """Return ascending times and the fraction of tasks completed by each; it reaches 1 if there is a tail."""
     failure_probability = sample.failure_probability
     times, cdf = sample.values, (1 - failure_probability) * np.minimum(np.cumsum(sample.probabilities), 1.0)
     if has_tail and failure_probability:
@@ -162,12 +182,12 @@ def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Flo
 
 
 def _compute_left_limits(values: Floats) -> Floats:
-    """Return what holds until each step: shares as of the step before, 0 before the first."""
+    """Return the value just before each step: that of the previous step, and 0 before the first."""
     return np.pad(values[:, :-1], ((0, 0), (1, 0)))
 
 
 def _find_quantile(times: Floats, cdf: Floats, probability: float) -> Floats:
-    """Return the first time by which a job is done with this probability; inf where it never is."""
+    """Return the first time by which a job is complete with this probability, or inf if it never is."""
     reached_mask = cdf >= probability - 1e-12
     quantiles = np.take_along_axis(times, reached_mask.argmax(axis=1)[:, None], axis=1)[:, 0]
     return np.where(reached_mask.any(axis=1), quantiles, np.inf)

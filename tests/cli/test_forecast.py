@@ -60,7 +60,7 @@ def test_a_plan_may_start_parity_when_tasks_are_late(polarmap: Run) -> None:
 
 def test_every_scheme_is_simulated(polarmap: Run) -> None:
     ran = polarmap("simulate", "--k", 12, *DISTRIBUTION, "--cold-starts", 0.1, 4, "--trials", 20)
-    schemes = [line.split()[0] for line in ran.out.splitlines()]
+    schemes = [line.split()[0] for line in ran.out.partition("\nNotes: ")[0].splitlines()]
     assert schemes == ["uncoded", "replication", "backup", "sequential", "rotation"]
     runtimes = with_cold_starts(with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), 0.1, 4.0)
     assert ran.out.startswith(f"{completion_time(12, 12, 'uncoded', runtimes)}\n")
@@ -88,10 +88,14 @@ def test_run_times_come_from_files(polarmap: Run, tmp_path: Path, text: str, opt
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("", [], "no run times given"),
-        ("1.0\nfast\n", [], "run times are numbers of seconds: could not convert string to float: 'fast'"),
+        ("", [], "run times must not be empty"),
+        (
+            "1.0\nfast\n",
+            [],
+            "run times must be numbers of seconds: could not convert string to float: 'fast'",
+        ),
         ("a,b\n1,2\n", [], "has the columns a, b: choose one with --column"),
-        ("a,b\n1,2\n", ["--column", "c"], "there is no column 'c'"),
+        ("a,b\n1,2\n", ["--column", "c"], "column must be one of a, b, not 'c'"),
         ("\udce9\n", [], "is not UTF-8 text"),
         ("a,b\n1\n", ["--column", "b"], "could not convert string to float: ''"),
     ],

@@ -17,7 +17,7 @@ def test_what_is_measured_can_be_planned_with(polarmap: Run, tmp_path: Path) -> 
         assert polarmap("plan", "--k", 3, "--times", file, *column).code == 0
     refused = polarmap("simulate", "--k", 3, "--times", file, "--column", "hot")
     assert refused.code == 2
-    assert "holds no 'hot' times" in refused.err
+    assert "is not a file of `polarmap measure` with 'hot' times" in refused.err
 
 
 def test_programs_get_all_times(polarmap: Run) -> None:

@@ -22,8 +22,12 @@ from command_lines import COMMAND, DISTRIBUTION, ENVIRONMENT, Run
             "CodeError",
             "scale must be a finite number above 0",
         ),
-        (["plan", "--k", "100000000", *DISTRIBUTION], "CodeError", "k = 100000000 is more than the 65536"),
-        (["simulate", "--k", "4", "--n", "100000000", *DISTRIBUTION], "CodeError", "n and n_trials go up to"),
+        (["plan", "--k", "100000000", *DISTRIBUTION], "CodeError", "k must be at most 65536"),
+        (
+            ["simulate", "--k", "4", "--n", "100000000", *DISTRIBUTION],
+            "CodeError",
+            "n and n_trials must be at most",
+        ),
         (["plan", "--k", 4, "--distribution", "exponential:-1,1"], "CodeError", "-1,1: shift must be"),
     ],
 )

@@ -100,6 +100,6 @@ def test_a_plan_says_what_it_costs_and_keeps_to_the_limits() -> None:
     assert (priced.n, free.cost) == (free.n, None)
     assert priced.cost is not None and priced.uncoded_cost is not None
     assert priced.cost.compute > 0.8 * priced.expected.worker_seconds * 2 * 1.66667e-5
-    assert "cost in the mean: $" in str(priced)
+    assert "mean cost: $" in str(priced)
     few = WorkerSpec("aws_lambda", "aws_s3", 2048, max_workers=26)
     assert plan(24, distribution, worker_spec=few).n <= 26

@@ -113,17 +113,23 @@ def test_the_conjugate_of_group_norms_is_0_in_the_dual_ball() -> None:
     [
         (lambda: ElasticNetPenalty(-1.0), "l1 and l2 must be 0 or more"),
         (lambda: ElasticNetPenalty(np.nan), "l1 and l2 must be 0 or more"),
-        (lambda: LinearBoxPenalty(np.ones(2), np.zeros(2), np.zeros(2)), "none of lower above that of upper"),
+        (lambda: LinearBoxPenalty(np.ones(2), np.zeros(2), np.zeros(2)), "lower must not exceed upper"),
         (
             lambda: LinearBoxPenalty(np.zeros(2), np.full(2, np.inf), np.zeros(2)),
-            "pyproximal.Box may be open",
+            "use pyproximal.Box",
         ),
         (lambda: AffineSet(C, [1.0]), r"not of shapes \(2, 6\) and \(1,\)"),
-        (lambda: AffineSet([C[0], 2 * C[0]], [1.0, 2.0]), "the 2 equations have rank 1: leave out 1 that"),
-        (lambda: AffineSet(np.eye(3)[:, :2], np.ones(3)), "the 3 equations have rank 2"),
+        (
+            lambda: AffineSet([C[0], 2 * C[0]], [1.0, 2.0]),
+            r"have rank 1\. Leave out equations .* \(1 in all\)",
+        ),
+        (
+            lambda: AffineSet(np.eye(3)[:, :2], np.ones(3)),
+            "the 3 rows of C must be linearly independent, but have rank 2",
+        ),
         (lambda: GroupLassoPenalty(-1.0, np.ones(2), 2), "strength must be 0 or more"),
         (lambda: GroupLassoPenalty(np.nan, np.ones(2), 2), "strength must be 0 or more"),
-        (lambda: GroupLassoPenalty(1.0, np.zeros(2), 2), "and each scale positive"),
+        (lambda: GroupLassoPenalty(1.0, np.zeros(2), 2), "and every row_scale positive"),
     ],
 )
 def test_penalties_that_cannot_be(make: Any, message: str) -> None:

@@ -49,10 +49,10 @@ def test_kth_arrivals_of_simulated_jobs(distribution: Distribution, n: int, k: i
 @pytest.mark.parametrize(
     ("n", "k", "scheme", "says"),
     [
-        (4, 5, "mds", "at least k workers"),
-        (4, 0, "mds", "at least k workers"),
-        (5, 4, "uncoded", "as many workers"),
-        (5, 4, "backup-cubed", "as many workers"),
+        (4, 5, "mds", "n must be at least k, and k at least 1"),
+        (4, 0, "mds", "n must be at least k, and k at least 1"),
+        (5, 4, "uncoded", "n must equal k = 4"),
+        (5, 4, "backup-cubed", "n must equal k = 4"),
         (10, 4, "replication", "a multiple of k = 4"),
         (10, 4, "fountain", "scheme must be one of uncoded, mds"),
     ],
@@ -65,9 +65,9 @@ def test_sizes_that_do_not_fit_are_refused(n: int, k: int, scheme: str, says: st
 def test_other_bad_input() -> None:
     with pytest.raises(CodeError, match="n_trials must be"):
         completion_time(8, 4, "sequential", EXPONENTIAL, n_trials=0)
-    with pytest.raises(CodeError, match="no code"):
+    with pytest.raises(CodeError, match="scheme must be a code, one of"):
         arrivals_needed(8, 8, "backup-cubed")
-    with pytest.raises(CodeError, match="sequential decoder"):
+    with pytest.raises(CodeError, match="an arikan code with decoder='sequential'"):
         sequential_decoding_times(PolarCode(8, 4), np.ones((8, 3)))
 
 

@@ -33,7 +33,7 @@ def test_product_limit_is_scipys(observed: list[tuple[int, bool]]) -> None:
     times = np.array([time for time, _ in observed], float)
     ended = np.array([done for _, done in observed])
     if not ended.any():
-        with pytest.raises(CodeError, match="none of the tasks"):
+        with pytest.raises(CodeError, match="at least one observed task must have completed"):
             Empirical(times, ended)
         return
     distribution = Empirical(times, ended)
@@ -88,7 +88,7 @@ def test_columns_of_csv_files(tmp_path: Path) -> None:
     file = tmp_path / "times.csv"
     file.write_text("step,relative\n1,2.5\n2,1.5\n")
     assert Empirical.from_csv(file, "relative").mean() == 2.0
-    with pytest.raises(CodeError, match="no column 'seconds' but step, relative"):
+    with pytest.raises(CodeError, match="column must be one of step, relative, not 'seconds'"):
         Empirical.from_csv(file, "seconds")
     file.write_text("relative\n1.0\nslow\n")
     with pytest.raises(CodeError, match=r"numbers of seconds: .* 'slow'"):
@@ -98,15 +98,15 @@ def test_columns_of_csv_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda: Empirical([]), "no run times"),
+        (lambda: Empirical([]), "run times must not be empty"),
         (lambda: Empirical([1.0, -2.0]), "run time 1 is -2"),
         (lambda: Empirical([np.nan]), "run time 0 is nan"),
         (lambda: Empirical(["fast"]), "numbers of seconds"),
-        (lambda: Empirical([np.inf]), "none of the tasks observed has ended"),
-        (lambda: Empirical([1.0, 2.0], [True]), "1 marks of what ended for 2"),
-        (lambda: as_distribution(3.0), "seconds of past tasks or reports, not float"),
-        (lambda: as_distribution("fast"), "'fast' holds no 'warm' times"),
-        (lambda: as_distribution([]), "no run times"),
+        (lambda: Empirical([np.inf]), "at least one observed task must have completed"),
+        (lambda: Empirical([1.0, 2.0], [True]), "one entry for each of the 2 run times, got 1"),
+        (lambda: as_distribution(3.0), "run times in seconds, reports or a path, not float"),
+        (lambda: as_distribution("fast"), "'fast' is not a file of `polarmap measure` with 'warm' times"),
+        (lambda: as_distribution([]), "run times must not be empty"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: str) -> None:
@@ -156,7 +156,7 @@ def test_tasks_that_wait_for_a_core_are_no_stragglers() -> None:
     assert Empirical.from_reports(y.report).quantile(1.0) == 1.0
     found = polarmap.plan(24, [y.report])
     assert (found.n, found.code) == (24, "uncoded")
-    assert "a plain map will do" in str(found)
+    assert "a plain map without a code is enough" in str(found)
     measured = polarmap.planning.measure(TwoSlots(), tasks=6, task_seconds=0.001)
     assert measured.warm == [1.0] * 6
 
@@ -165,7 +165,11 @@ def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machin
     cores = count_available_cores()
     measured = polarmap.planning.measure(TwoSlots(), tasks=6, task_seconds=0.001)
     assert measured.shared_cores == (cores, 2)
-    assert str(measured).splitlines()[-1].startswith(f"up to 2 tasks at once shared the {cores} cores here: ")
+    assert (
+        str(measured)
+        .splitlines()[-1]
+        .startswith(f"up to 2 tasks at a time shared the {cores} cores of this machine: ")
+    )
     measured.save(tmp_path / "times.json")
     found = polarmap.plan(2, tmp_path / "times.json")
     assert found.shared_cores == (cores, 2)

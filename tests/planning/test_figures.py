@@ -52,7 +52,7 @@ def test_polarization_has_a_line_for_each_virtual_worker() -> None:
 
 @pytest.mark.parametrize("depths", [(), (-1,), (13,)])
 def test_depths_that_cannot_be_drawn_are_refused(depths: tuple[int, ...]) -> None:
-    with pytest.raises(CodeError, match="depths to draw"):
+    with pytest.raises(CodeError, match="depths must be one or more numbers from 0 to 12"):
         plot_polarization(DISTRIBUTION, depths=depths)
 
 

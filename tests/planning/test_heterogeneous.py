@@ -122,7 +122,7 @@ def test_a_plan_uses_the_fast_workers_first() -> None:
     assert 8 < found.n <= 16
     assert set(range(1, 16, 2)) <= set(found.worker_indices)
     assert set(found.worker_indices[:8]) == set(range(1, 16, 2))  # data
-    assert f"start {found.n} workers, those in plan.workers, for 8 blocks" in str(found)
+    assert f"start {found.n} workers, those in plan.worker_indices, for 8 blocks" in str(found)
     assert found.uncoded == plan(8, [FAST] * 8).uncoded
 
 
@@ -167,15 +167,24 @@ def test_plain_maps_of_unequal_workers_are_planned() -> None:
     [
         (
             lambda: plan(3, [FAST, 1.0, SLOW]),
-            "2 of 3 entries of run_times are Distributions: give one for each",
+            "2 of its 3 entries are Distributions",
         ),
-        (lambda: plan(4, [FAST, SLOW]), "k = 4 blocks need .* there are 2 in run_times or max_workers"),
-        (lambda: plan(2, [FAST, SLOW] * 2, schedule="auto"), "schedule='auto' is planned for .* alike"),
+        (
+            lambda: plan(4, [FAST, SLOW]),
+            "k = 4 blocks need at least 4 workers, but run_times and max_workers allow 2",
+        ),
+        (
+            lambda: plan(2, [FAST, SLOW] * 2, schedule="auto"),
+            "schedule='auto' needs one Distribution for all workers",
+        ),
         (
             lambda: completion_time(4, 2, "mds", [FAST, SLOW]),
-            "run_times has 2 distributions, .* n = 4 workers",
+            "one distribution for each of the n = 4 workers, got 2",
         ),
-        (lambda: completion_time(4, 4, "backup", [FAST, SLOW] * 2), "backup is simulated for .* alike only"),
+        (
+            lambda: completion_time(4, 4, "backup", [FAST, SLOW] * 2),
+            "scheme='backup' needs one Distribution for all workers",
+        ),
     ],
 )
 def test_what_cannot_be_said_of_unequal_workers(call, message: str) -> None:

@@ -29,7 +29,9 @@ def test_it_tells_when_each_task_was_back() -> None:
     script = {0: 2.5, 2: 0.5}
     measured = measure(ReplayExecutor(script), tasks=5, task_seconds=0.001)
     assert measured.cold == measured.warm == [2.5, 1.0, 0.5, 1.0, 1.0]
-    assert str(measured).splitlines()[0] == "5 tasks of 0.001 s on replay, in a first map and in a second one"
+    assert str(measured).splitlines()[0] == (
+        "5 tasks of 0.001 s on replay, in a first map (cold) and in a second map (warm); times in seconds"
+    )
 
 
 def test_tasks_that_are_lost_are_not_run_again_and_count() -> None:
@@ -78,7 +80,10 @@ def test_a_file_comes_back_and_makes_a_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"warm": 3}', '{"warm": ["x"]}'])
 def test_another_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(CodeError, match=r"other\.json' holds no 'warm' times|run times are numbers"):
+    with pytest.raises(
+        CodeError,
+        match=r"other\.json' is not a file of `polarmap measure` with 'warm' times|run times must be numbers",
+    ):
         as_distribution(tmp_path / "other.json")
 
 

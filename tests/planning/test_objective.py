@@ -63,9 +63,9 @@ def test_options_beyond_a_limit_are_left_out() -> None:
         (
             Objective(deadline=1.0),
             OPTIONS,
-            "k = 4 on at most 8 workers: p99 is 2 s at best, the deadline 1 s",
+            "k = 4 on at most 8 workers: p99 is at least 2 s, later than the deadline of 1 s",
         ),
-        (Objective(budget=9.0), OPTIONS, "at least 10 worker-seconds are needed, the budget is 9"),
+        (Objective(budget=9.0), OPTIONS, "at least 10 worker-seconds are needed, more than the budget of 9"),
         (Objective(), [option(4, 1.0, 1.0, 0.5)], "a probability of at least 0.5, above .* = 0.001"),
         (Objective("mean"), [option(4, inf, 1.0)], "the mean of the completion time is infinite"),
     ],
@@ -81,9 +81,9 @@ def test_the_limit_that_leaves_nothing_is_named(
     ("options", "says"),
     [
         ({"metric": "p42"}, "objective must be one of mean, p50, p95, p99, cost, not 'p42'"),
-        ({"slack": -0.1}, "slack must be at least 0, not -0.1"),
-        ({"deadline": "soon"}, "deadline must be at least 0, not 'soon'"),
-        ({"budget": nan}, "budget must be at least 0, not nan"),
+        ({"slack": -0.1}, "slack must be a number of at least 0, not -0.1"),
+        ({"deadline": "soon"}, "deadline must be a number of at least 0, not 'soon'"),
+        ({"budget": nan}, "budget must be a number of at least 0, not nan"),
     ],
 )
 def test_what_is_no_objective_is_refused(options: dict[str, object], says: str) -> None:

@@ -175,12 +175,12 @@ def test_the_target_time_is_met_with_the_probability_asked_for() -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: polarize([1.2], 2), "between 0 and 1"),
-        (lambda: polarize([0.5], -1), "depth must lie"),
-        (lambda: virtual_cdf(DISTRIBUTION, 3, 8, 1.0), "8 virtual workers, not one at 8"),
-        (lambda: frozen_set_at_time(8, 4, DISTRIBUTION, 0.5), "no worker is back"),
-        (lambda: frozen_set_at_time(8, 4, Empirical([1.0]), 2.0), "every worker is back"),
-        (lambda: frozen_set_at_time(4, 4, DISTRIBUTION, 2.0), "1 <= k < n"),
+        (lambda: polarize([1.2], 2), "from 0 to 1"),
+        (lambda: polarize([0.5], -1), "depth must be from 0 to 24"),
+        (lambda: virtual_cdf(DISTRIBUTION, 3, 8, 1.0), "worker_index must be from 0 to 7 at depth 3, not 8"),
+        (lambda: frozen_set_at_time(8, 4, DISTRIBUTION, 0.5), "no task has completed"),
+        (lambda: frozen_set_at_time(8, 4, Empirical([1.0]), 2.0), "all tasks have completed"),
+        (lambda: frozen_set_at_time(4, 4, DISTRIBUTION, 2.0), "k must be at least 1 and less than n"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(call, says: str) -> None:

@@ -62,7 +62,7 @@ def test_few_times_give_a_range_and_say_how_many_they_are() -> None:
         str(found).splitlines()[:-1] if found.n == found.k else str(found).splitlines()
     )
     assert first.startswith(f"start {low} to {high} workers for 12 blocks")
-    assert observed.startswith(f"from 19 completed tasks: {low} to {high} workers (90% percentile bootstrap)")
+    assert observed.startswith(f"from 19 completed tasks: {low} to {high} workers (90% range of a bootstrap)")
     assert "polarmap measure" in more
     assert len(str(found).splitlines()) <= 10
 

@@ -1,1 +1,4 @@
-"""Estimators with the conventions of scikit-learn, and their base classes."""
+"""Estimators with scikit-learn's interface, and their base classes.
+
+The public ones are exported by `polarmap.glm`, `polarmap.convex` and `polarmap.convexnn`.
+"""

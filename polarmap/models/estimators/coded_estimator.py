@@ -1,4 +1,7 @@
-"""What all models share: one way to fit, scaled and coded features, and the conventions of scikit-learn."""
+"""The base classes of all models: validation, scaling and encoding of features, and scikit-learn's API.
+
+fit -> _fit of the subclass -> _make_operator (encodes X) -> _minimize (runs a solver) -> coef_, ...
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,11 @@ from polarmap.validation import is_real_number
 
 @dataclass(eq=False, repr=False)
 class CodedEstimator(BaseEstimator):  # type: ignore[misc]
-    """An estimator whose products with X are coded maps; the fields of its classes are its parameters."""
+    """An estimator whose products with X are coded maps.
+
+    The dataclass fields of a subclass are its scikit-learn parameters. Subclasses define
+    `_check_training_data` and `_fit`.
+    """
 
     _: KW_ONLY
     fit_intercept: bool = True
@@ -49,13 +56,31 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     timeout: float | None = None
     verbose: int = 0
 
-    # The end of the fit that is running, on the monotonic clock; a class attribute is no parameter.
+    # When the running fit must end, in seconds on the monotonic clock. Without an annotation, it is not a
+    # parameter.
     _fit_ends_at = inf
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """Fit to X (samples, features), which may be sparse, and to y.
+        """Fit the model.
 
-        y : labels or counts (samples,), or numbers (samples,) or (samples, targets).
+        Parameters
+        ----------
+        X : array or sparse array (samples, features)
+        y : array (samples,) or (samples, targets)
+            Class labels, counts or numbers, depending on the model.
+        sample_weight : array (samples,), optional
+            0 or more; 1 by default.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ModelError
+            If a parameter is invalid, or the data does not determine the model.
+        DeadlineExceededError
+            If `timeout` passes before the end of the first iteration.
         """
         started_at = time.monotonic()
         with trimmed_tracebacks:
@@ -73,19 +98,19 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
                 self._fit(X, y, checked_weights)
             except DeadlineExceededError as error:
                 raise DeadlineExceededError(
-                    f"the fit has not ended its first iteration within timeout={self.timeout} s: "
-                    "raise timeout"
+                    f"the fit did not finish its first iteration within timeout={self.timeout} s. "
+                    "Raise timeout"
                 ) from error
             finally:
                 self.__dict__.pop("_fit_ends_at", None)
             return self
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Array]:
-        """X, sparse if it was, and y."""
+        """Return the validated X, which stays sparse if it is, and the validated y."""
         raise NotImplementedError
 
     def _fit(self, X: Any, y: Array, sample_weight: Floats) -> None:
-        """Set what the model finds by these samples, whose weights are positive."""
+        """Fit to samples with positive weights, and set the fitted attributes."""
         raise NotImplementedError
 
     def _check_parameters(self) -> None:
@@ -96,7 +121,8 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     def _check_lower_bounds(self, **lower_bounds: float) -> None:
         for parameter, lower_bound in lower_bounds.items():
             value = getattr(self, parameter)
-            is_bool_verbose = parameter == "verbose" and isinstance(value, bool)  # of scikit-learn's users
+            # scikit-learn also accepts booleans as `verbose`.
+            is_bool_verbose = parameter == "verbose" and isinstance(value, bool)
             if not (is_real_number(value) or is_bool_verbose) or not value >= lower_bound:
                 raise ModelError(f"{parameter} must be a number, {lower_bound:g} or more, not {value!r}")
 
@@ -108,23 +134,23 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
             )
 
     def _check_nonnegative_weights(self, sample_weight: Any, X: Any) -> Floats:
-        """A weight for each sample; ModelError for negative ones."""
+        """Return one weight per sample, or raise ModelError if a weight is negative."""
         weights = np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64))
         if (weights < 0).any():
             raise ModelError(
-                f"sample_weight holds {int((weights < 0).sum())} negative weights, the lowest "
-                f"{weights.min():g}: leave these samples out, or give them the weight 0"
+                f"sample_weight must be 0 or more, but has {int((weights < 0).sum())} negative weights, "
+                f"the lowest {weights.min():g}. Leave these samples out, or give them the weight 0"
             )
         return weights
 
     def _make_operator(self, A: Any) -> CodedOperator:
         if isinstance(self.executor, MissingExecutor):
             raise ModelError(
-                f"the executor of this model, a {self.executor.executor_name}, stayed behind when the model "
-                "was pickled or copied, as n_jobs=2 does: it can predict, but not fit. Use n_jobs=1 (the "
-                "maps of a fit are parallel already), or an executor that travels (None, 'localhost', the "
-                "path of a Lithops YAML file, a Pool of one of these), or give it one with "
-                "set_params(executor=...)"
+                "this model can predict, but not fit: it was pickled or copied to another process, as with "
+                f"n_jobs=2, and its executor, a {self.executor.executor_name}, cannot be pickled. "
+                "Use n_jobs=1 (a fit already runs in parallel), or an executor that can be pickled (None, "
+                "'localhost', the path of a Lithops YAML file, a Pool of one of these), or set a new one "
+                "with set_params(executor=...)"
             )
         operator = CodedOperator(
             A, blocks=self.blocks, tasks=self.tasks, code=self.code, executor=self.executor
@@ -133,7 +159,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return operator
 
     def _set_deadline(self, operator: CodedOperator, fraction: float = 1.0) -> None:
-        """Limit the products of an operator from now on to a fraction of the time that the fit has left."""
+        """Set the deadline of the operator so that it may use this fraction of the time left for the fit."""
         if self._fit_ends_at < inf:
             operator.set_deadline(fraction * max(0.0, self._fit_ends_at - time.monotonic()))
 
@@ -146,13 +172,34 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         sqrt_weight: Floats | None = None,
         intercept_scaling: float | None = None,
     ) -> tuple[CodedOperator, Any, Floats, Floats]:
-        """A = root * (X - mean) * scale, by which the Hessian of the mean loss has about 1 on its diagonal.
+        """Encode the standardized features A = sqrt_weight * (X - mean) * scale.
 
-        Returned are what is coded, A as an operator whose products are made of those, mean (0 without an
-        intercept) and scale. A sparse X stays what it is: A is never formed.
+        The scale is such that the Hessian of the mean loss has about 1 on its diagonal. A sparse X is
+        encoded itself, and A is never formed.
 
-        sample_weight : of the samples in a mean; their sum is 1.
-        intercept_scaling : a constant that A has in one column more.
+        Parameters
+        ----------
+        X : array or sparse array (samples, features)
+        sample_weight : array (samples,)
+            Weights with sum 1, by which mean and variance are computed.
+        ridge_penalty : float
+            The strength of an L2 penalty, which is part of the Hessian.
+        curvature : float
+            The curvature of the loss of one sample.
+        sqrt_weight : array (samples,), optional
+            Ones by default.
+        intercept_scaling : float, optional
+            The value of a constant column that is appended to A. By default, none is.
+
+        Returns
+        -------
+        coded_operator : CodedOperator
+            The operator of the matrix that is encoded: A, or X if it is sparse.
+        operator : LinearOperator
+            A.
+        mean : array (features,)
+            Zeros without an intercept.
+        scale : array (features,)
         """
         mean, variance = compute_weighted_mean_and_variance(X, sample_weight, self.fit_intercept)
         hessian_diagonal = curvature * variance + ridge_penalty
@@ -174,9 +221,17 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return coded_operator, coded_operator, mean, scale
 
     def _minimize(self, coded_operator: CodedOperator, solve: Callable[..., Solution]) -> Floats:
-        """What is found; sets n_iter_, objective_, dual_gap_, optimality_ and report_.
+        """Run a solver and return the x of its solution.
 
-        solve : of tol, max_iter and callback, as those of `fista`.
+        Sets `n_iter_`, `objective_`, `dual_gap_`, `optimality_` and `report_`, and warns if the solver did
+        not converge.
+
+        Parameters
+        ----------
+        coded_operator : CodedOperator
+            The operator whose products the solver computes.
+        solve : callable
+            Called with the keywords tol, max_iter and callback (as for `fista`); returns a Solution.
         """
         iteration_log = IterationLog(type(self).__name__, coded_operator, self.verbose)
         solution = solve(
@@ -185,14 +240,14 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
             callback=iteration_log.log_iteration if iteration_log else None,
         )
         warn_if_not_converged(solution, self.max_iter, self.timeout)
-        self.n_iter_: Any = solution.n_iter  # of Ridge an array, for several targets
+        self.n_iter_: Any = solution.n_iter  # Ridge has an array for several targets.
         self.objective_ = solution.objective
         self.dual_gap_, self.optimality_ = solution.dual_gap, solution.optimality
         self.report_ = coded_operator.report
         return solution.x
 
     def _predict_outputs(self, X: Any) -> Floats:
-        """What the model makes of checked features, (samples,) or (samples, outputs)."""
+        """Validate X and return the outputs of the model, (samples,) or (samples, outputs)."""
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
         return self._compute_outputs(X)
@@ -206,21 +261,21 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return tags
 
     def __sklearn_clone__(self) -> Any:
-        """A clone shares the executor: pools cannot be copied."""
+        """Return an unfitted copy with the same executor object, since pools cannot be copied."""
         parameters = self.get_params(deep=False)
         executor = parameters.pop("executor")
         cloned_parameters = {name: clone(value, safe=False) for name, value in parameters.items()}
         return type(self)(**cloned_parameters, executor=executor)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A pickled model has what describes its executor: workers do not travel."""
+        """Return the state to pickle, with a description of the executor in place of the executor."""
         state = dict(super().__getstate__())
         state["executor"] = to_picklable_spec(state["executor"])
         return state
 
 
 class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
-    """Before a `CodedEstimator`: y is numbers, (samples,) or (samples, targets)."""
+    """A mixin for regressors, with y (samples,) or (samples, targets). List it before `CodedEstimator`."""
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Floats]:
         options = {"accept_sparse": "csr", "dtype": np.float64, "multi_output": True, "y_numeric": True}
@@ -228,7 +283,16 @@ class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
         return X, y.astype(np.float64)
 
     def predict(self, X: Any) -> Floats:
-        """Targets as the fitted coefficients predict them: (samples,) or (samples, targets)."""
+        """Predict the targets of X.
+
+        Parameters
+        ----------
+        X : array or sparse array (samples, features)
+
+        Returns
+        -------
+        array (samples,) or (samples, targets)
+        """
         return np.asarray(self._predict_outputs(X))
 
     def __sklearn_tags__(self) -> Any:
@@ -238,7 +302,10 @@ class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
 
 
 class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
-    """Before a `CodedEstimator`: y is labels. For two classes there is one output, for more one a class."""
+    """A mixin for classifiers: y is labels. List it before `CodedEstimator`.
+
+    A model of two classes has one output, and a model of more classes has one output per class.
+    """
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Array]:
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
@@ -249,51 +316,70 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         self.classes_, class_indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ModelError(
-                f"y holds one class only, {self.classes_.tolist()[0]!r}: there is nothing to tell apart"
+                f"y must hold at least two classes, but has only one class, {self.classes_.tolist()[0]!r}"
             )
         indicators = np.eye(len(self.classes_))[class_indices]
         output_indicators = indicators[:, 1:] if len(self.classes_) == 2 else indicators
         self._fit_classes(X, output_indicators, class_indices, sample_weight)
 
     def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
-        """Fit to columns of 0 and 1, for each class or the second of two.
+        """Fit to indicators of the classes, and set the fitted attributes.
 
-        class_indices : of the samples, the index of each one's class.
+        Parameters
+        ----------
+        X : array or sparse array (samples, features)
+        indicators : array (samples, outputs)
+            1 where a sample belongs to the class of the column. Of two classes, only the second has a column.
+        class_indices : array (samples,)
+            The index of the class of each sample in `classes_`.
+        sample_weight : array (samples,)
+            Positive.
         """
         raise NotImplementedError
 
     def _compute_class_weights(self, class_indices: Array, sample_weight: Floats) -> Floats:
-        """A factor for the weights of each class."""
+        """Return the factor by which the samples of each class are weighted, (classes,)."""
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             class_totals = np.bincount(class_indices, sample_weight, len(self.classes_))
             return np.asarray(sample_weight.sum() / (len(class_totals) * class_totals))
         return np.asarray(compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_))
 
     def decision_function(self, X: Any) -> Floats:
-        """Scores of the classes: (samples,) for two of them, (samples, classes) for more."""
+        """Compute the scores of the classes.
+
+        Parameters
+        ----------
+        X : array or sparse array (samples, features)
+
+        Returns
+        -------
+        array (samples,) or (samples, classes)
+            For two classes, one score per sample, which is positive for the second class. For more classes,
+            one score per class.
+        """
         scores = self._predict_outputs(X)
         return np.asarray(scores[:, 0] if scores.shape[1] == 1 else scores)
 
     def predict(self, X: Any) -> Array:
-        """The class of each sample with the largest decision function."""
+        """Predict the class label of each sample of X (samples, features), by the largest score."""
         scores = self.decision_function(X)
         class_indices = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         return np.asarray(self.classes_[class_indices])
 
 
 class ProbabilisticClassifierMixin(CodedClassifierMixin):
-    """A classifier whose outputs are logits."""
+    """A mixin for classifiers whose outputs are logits. List it before `CodedEstimator`."""
 
     def _get_loss_family(self) -> LossFamily:
         return BernoulliFamily() if len(self.classes_) == 2 else MultinomialFamily()
 
     def predict_proba(self, X: Any) -> Floats:
-        """Probabilities of the classes: (samples, classes)."""
+        """Return the probabilities of the classes, (samples, classes), for X (samples, features)."""
         scores = self.decision_function(X)
         if scores.ndim == 1:
             return np.stack([expit(-scores), expit(scores)], axis=1)
         return np.asarray(softmax(scores, axis=1))
 
     def predict_log_proba(self, X: Any) -> Floats:
-        """Logarithms of the probabilities of the classes: (samples, classes)."""
+        """Return the logarithms of `predict_proba(X)`, (samples, classes)."""
         return np.log(self.predict_proba(X))

@@ -1,4 +1,8 @@
-"""Networks of two layers that are trained to the global optimum, for regression and classification."""
+"""Two-layer ReLU networks that are trained to the global optimum, for regression and classification.
+
+Training is a convex problem: `sample_gates` draws the gates of the units, a solver finds the weights of the
+convex problem, and `extract_hidden_units` turns these into the layers of a `TwoLayerNetwork`.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +37,19 @@ ACTIVATIONS = ("gated_relu", "relu")
 
 
 class TwoLayerNetwork(NamedTuple):
-    """f(x) = act(x @ coefs[0] + intercepts[0]) @ coefs[1] + intercepts[1].
+    """The function f(x) = act(x @ coefs[0] + intercepts[0]) @ coefs[1] + intercepts[1].
 
-    act is the ReLU; or, with gates, a gated one: each unit passes its input on, whatever the sign, where its
-    gate is open, x @ gates[0] + gates[1] >= 0, and 0 elsewhere.
+    Without gates, the activation act is the ReLU. With gates, it is a gated ReLU: a unit returns its input,
+    positive or negative, where its gate is open (x @ gates[0] + gates[1] >= 0), and 0 elsewhere.
 
     Attributes
     ----------
-    coefs : list of (features, units) and (units, outputs)
-    intercepts : list of (units,) and (outputs,)
-    gates : tuple of (features, gates), (gates,) and the gate (units,) of each unit, or None
+    coefs : list of arrays (features, units) and (units, outputs)
+        The weights of both layers.
+    intercepts : list of arrays (units,) and (outputs,)
+        The biases of both layers.
+    gates : tuple of arrays (features, gates), (gates,) and (units,), or None
+        The directions and offsets of the gates, and the index of the gate of each unit.
 
     Examples
     --------
@@ -56,7 +63,7 @@ class TwoLayerNetwork(NamedTuple):
     gates: tuple[Floats, Floats, npt.NDArray[np.intp]] | None = None
 
     def __call__(self, X: Any) -> Floats:
-        """The outputs, (samples, outputs), for X (samples, features), which may be sparse."""
+        """Return the outputs (samples, outputs) for X (samples, features), which may be sparse."""
         pre_activations = np.asarray(X @ self.coefs[0]) + self.intercepts[0]
         if self.gates is None:
             hidden = np.maximum(pre_activations, 0.0)
@@ -70,13 +77,27 @@ class TwoLayerNetwork(NamedTuple):
 def extract_hidden_units(
     convex_weights: Floats, has_bias: bool
 ) -> tuple[list[Floats], Floats, npt.NDArray[np.intp]]:
-    """Units of the network of convex weights W (features, signs, gates, outputs), those of 0 left out.
+    """Convert the weights of the convex problem to the layers of a network.
 
-    Returned are both layers, biases of the first, and the gate of each unit; at least one unit, if need be of
-    zeros.
+    Columns of 0 become no units, but the network has at least one unit.
+
+    Parameters
+    ----------
+    convex_weights : array (features, signs, gates, outputs)
+    has_bias : bool
+        Whether the last row of the weights holds the biases of the units.
+
+    Returns
+    -------
+    coefs : list of arrays (features, units) and (units, outputs)
+        The weights of both layers.
+    bias : array (units,)
+        The biases of the units, 0 without a bias.
+    unit_gates : index array (units,)
+        The gate of each unit.
     """
-    # A column w becomes w / sqrt(|w|) in the first layer and sqrt(|w|), or minus that for the second sign, in
-    # the second: of all pairs with that product these have the smallest squares, whose sum is 2 |w|.
+    # A column w becomes w / sqrt(|w|) in the first layer and +sqrt(|w|) or -sqrt(|w|) in the second, by its
+    # sign. This pair has the smallest sum of squares, 2 |w|, of all pairs with the same product.
     n_features, n_signs, n_gates, n_outputs = convex_weights.shape
     weight_columns = convex_weights.reshape(n_features, -1)
     norms = np.linalg.norm(convex_weights, axis=0).reshape(-1)
@@ -93,7 +114,7 @@ def extract_hidden_units(
 
 @dataclass(eq=False, repr=False)
 class ConvexNetwork(CodedEstimator):
-    """A network of two layers whose weights are those of a convex problem."""
+    """The base of two-layer networks whose weights are found by solving a convex problem."""
 
     alpha: float = 1e-2
     _: KW_ONLY
@@ -108,13 +129,13 @@ class ConvexNetwork(CodedEstimator):
             raise ModelError(f"n_gates must be a whole number, not {self.n_gates!r}")
         if not 0 < self.alpha < np.inf:
             raise ModelError(
-                f"alpha must be positive and finite, not {self.alpha!r}: without weight decay many networks "
-                "fit equally well"
+                f"alpha must be positive and finite, not {self.alpha!r}: without weight decay, many networks "
+                "fit the data equally well"
             )
         self._check_choice("activation", ACTIVATIONS)
 
     def _fit_network(self, X: Any, y: Floats, sample_weight: Floats, family: LossFamily) -> None:
-        """Fit to y (samples, outputs) and set all attributes."""
+        """Fit to y (samples, outputs) with the loss of `family`, and set the fitted attributes."""
         normalized_weight = sample_weight / sample_weight.sum()
         random_state = check_random_state(self.random_state)
         gates = sample_gates(X, normalized_weight, int(self.n_gates), bool(self.fit_intercept), random_state)
@@ -171,7 +192,8 @@ class ConvexNetwork(CodedEstimator):
             If the Gram matrices of a step would not fit into memory.
         """
         _check_gram_size(X.shape[1] + loss.fit_intercept, len(gates.offsets), loss.shape[1])
-        # The cones have many more numbers than X: two for each sample and gate.
+        # A dense copy of X is small beside the slacks of the cones, which are two numbers per sample and
+        # gate.
         X = X.toarray() if issparse(X) else X
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
         interior_points = _make_cone_interior_points(gates, loss)
@@ -181,19 +203,21 @@ class ConvexNetwork(CodedEstimator):
             return self._minimize(coded_operator, solve)
 
     def to_mlp(self) -> Any:
-        """The fitted ReLU network as an MLPRegressor or MLPClassifier of scikit-learn, with these weights.
+        """Return the fitted ReLU network as scikit-learn's MLPRegressor or MLPClassifier.
 
-        It predicts the same, may be trained on (`partial_fit`), and goes where only scikit-learn's models do.
+        The returned model has the same weights and predictions, and can be trained further with
+        `partial_fit`.
 
         Raises
         ------
         ModelError
-            Gated units, which scikit-learn does not have.
+            If the units are gated ReLUs, which scikit-learn does not have.
         """
         check_is_fitted(self)
         if self.network_.gates is not None:
             raise ModelError(
-                "a network of gated ReLUs is no MLP of scikit-learn's: use network_, or activation='relu'"
+                "a network of gated ReLUs cannot be converted to an MLP of scikit-learn. Use network_, or "
+                "fit with activation='relu'"
             )
         mlp = self._make_unfitted_mlp((self.coefs_[0].shape[1],))
         mlp.coefs_ = [weights.copy() for weights in self.coefs_]
@@ -201,16 +225,16 @@ class ConvexNetwork(CodedEstimator):
         return mlp
 
     def _make_unfitted_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
-        """One of that many hidden units that knows features and targets."""
+        """Return a model of scikit-learn with these layer sizes, for the features and targets of the fit."""
         raise NotImplementedError
 
     def _compute_outputs(self, X: Any) -> Floats:
-        """What the network gives for each sample: (samples, outputs)."""
+        """Return the outputs of the network, (samples, outputs)."""
         return self.network_(X)
 
 
 def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
-    """Raise ModelError if the Gram matrices of all signs, gates and outputs are too many numbers."""
+    """Raise ModelError if the Gram matrices of all signs, gates and outputs would not fit into memory."""
     n_entries = 2 * n_features**2 * n_gates * n_outputs
     if n_entries <= MAX_GRAM_ENTRIES:
         return
@@ -224,61 +248,64 @@ def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
 
 
 def _make_cone_interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
-    """The gates as coefficients: each is a point of its own cone."""
+    """Return the gates as coefficients (features, gates): each gate is an interior point of its cone."""
     rows = [gates.directions, gates.offsets[np.newaxis]] if loss.fit_intercept else [gates.directions]
     return np.vstack(rows)
 
 
 @dataclass(eq=False, repr=False)
 class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
-    """A network of two layers for regression, as sklearn's MLPRegressor, found by convex optimization.
+    """A two-layer network for regression, as sklearn's MLPRegressor, trained to the global optimum.
 
-    Minimizes the mean of |y - f(x)|^2 / 2 + alpha / 2 (sum of the squares of all weights and biases but the
-    output's) over networks f whose units lie behind gates D_i, half-spaces drawn at random, each of
-    which lets a part of the samples pass. That is a convex problem in vectors v_i, one for each gate
-    (Pilanci and Ergen, 2020, arXiv 2002.10553; Mishkin, Sahiner and Pilanci, 2022, arXiv 2202.01331).
-    Several targets have units of their own.
+    Minimizes the mean of |y - f(x)|^2 / 2, plus alpha / 2 times the sum of the squares of all weights and
+    biases except the output biases. The units of the network f have gates D_i: half-spaces drawn at
+    random, each of which is open at a part of the samples. This is a convex problem in vectors v_i, one for
+    each gate (Pilanci and Ergen, 2020, arXiv 2002.10553; Mishkin, Sahiner and Pilanci, 2022, arXiv
+    2202.01331). With several targets, each unit contributes to one of them.
 
     Parameters
     ----------
     alpha : float
-        Strength of the weight decay, positive; that of MLPRegressor divided by the number of samples.
+        Strength of the weight decay, positive. It corresponds to the alpha of MLPRegressor divided by the
+        number of samples.
     activation : {"gated_relu", "relu"}
-        "gated_relu": a unit passes its input on where its gate is open, also at new samples. "relu": where
-        its input is positive; a harder problem, which needs Gram matrices: features squared times gates
-        times outputs must not exceed 15 million.
+        "gated_relu": a unit returns its input where its gate is open, also at new samples. "relu": a unit
+        returns its input where that is positive. This problem is harder and needs Gram matrices, so
+        features**2 * gates * outputs must not exceed 15 million.
     n_gates : int
-        Or fewer where sampling finds fewer that differ. With an intercept, one lets all samples pass.
+        The number of gates. Fewer are used if sampling finds fewer different ones. With an intercept, one
+        gate is open at all samples.
     fit_intercept : bool
-        A bias for each unit, as the weight of a feature that is 1, and one for each output, not penalized.
+        Whether units and outputs have biases. Those of the outputs are not penalized.
     random_state : int, RandomState or None
-        Of the gates.
+        The source of the random gates.
     tol : float
-        Relative, of the duality gap.
+        Relative tolerance of the duality gap.
     max_iter : int
-        Each iteration is two coded maps.
+        The largest number of iterations. Each takes two coded maps or more.
     blocks, tasks, code, executor, timeout, verbose : optional
         As for `polarmap.convex.ElasticNet`.
 
     Attributes
     ----------
-    coefs_ : list of (features, units) and (units, targets)
-        Weights of both layers.
-    intercepts_ : list of (units,) and (targets,)
+    coefs_ : list of arrays (features, units) and (units, targets)
+        The weights of both layers.
+    intercepts_ : list of arrays (units,) and (targets,)
+        The biases of both layers.
     network_ : TwoLayerNetwork
-        The same, as a function of X.
-    gates_ : (features, gates)
-    gate_intercepts_ : (gates,)
-        Gate i lets x pass where x @ gates_[:, i] + gate_intercepts_[i] >= 0.
-    convex_coef_ : (gates, features, targets)
-    convex_intercept_ : (gates, targets)
-        The v_i: the network is sum_i D_i (X @ convex_coef_[i] + convex_intercept_[i]) + intercepts_[1], for
-        ReLU units at the samples of the fit.
+        The fitted network as a function of X.
+    gates_ : array (features, gates)
+    gate_intercepts_ : array (gates,)
+        Gate i is open where x @ gates_[:, i] + gate_intercepts_[i] >= 0.
+    convex_coef_ : array (gates, features, targets)
+    convex_intercept_ : array (gates, targets)
+        The v_i. The network is sum_i D_i (X @ convex_coef_[i] + convex_intercept_[i]) + intercepts_[1]; with
+        ReLU units, this holds only at the samples of the fit.
     objective_, dual_gap_, n_iter_, report_
         As for `polarmap.convex.ElasticNet`.
     optimality_ : float
-        Norm of the gradient map for whitened features, 0 at the minimum; for ReLU units, the norm of the
-        residual of the optimality conditions.
+        The norm of the gradient map for whitened features. For ReLU units, the norm of the residual of the
+        optimality conditions.
 
     Examples
     --------
@@ -301,28 +328,28 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
         return mlp.partial_fit(X, y[:, 0] if self._has_single_target else y)
 
     def predict(self, X: Any) -> Floats:
-        """The network's outputs: (samples,) or (samples, targets)."""
+        """Return the outputs of the network, (samples,) or (samples, targets), for X (samples, features)."""
         outputs = self._predict_outputs(X)
         return outputs[:, 0] if self._has_single_target else outputs
 
 
 @dataclass(eq=False, repr=False)
 class ConvexMLPClassifier(ProbabilisticClassifierMixin, ConvexNetwork):
-    """A network of two layers for classes, as sklearn's MLPClassifier, found by convex optimization.
+    """A two-layer network for classification, as sklearn's MLPClassifier, trained to the global optimum.
 
-    Minimizes the mean logistic loss, multinomial for more than two classes, instead of the squared one;
-    else as `ConvexMLPRegressor`, whose parameters and attributes it has. Two classes are one output, more
-    have one each.
+    Minimizes the mean logistic loss, which is multinomial for more than two classes, plus the penalty of
+    `ConvexMLPRegressor`. Parameters and attributes are the same. There is one output for two classes, and one
+    per class for more.
 
     Attributes
     ----------
-    classes_ : (classes,)
+    classes_ : array (classes,)
 
     Examples
     --------
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> X = np.random.default_rng(0).uniform(-1, 1, (60, 2))
-    >>> y = X[:, 0] * X[:, 1] > 0  # no line separates these
+    >>> y = X[:, 0] * X[:, 1] > 0  # not linearly separable
     >>> with ThreadPoolExecutor(4) as pool:
     ...     model = ConvexMLPClassifier(n_gates=20, tol=1e-2, blocks=4, executor=pool).fit(X, y)
     >>> model.score(X, y) > 0.9

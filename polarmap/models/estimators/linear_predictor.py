@@ -1,4 +1,7 @@
-"""Models of a linear predictor X w + c: c is the coefficient of a constant feature, which no penalty sees."""
+"""The base class of models with a linear predictor X w + c.
+
+The intercept c is the coefficient of a constant feature, which is not penalized.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,29 @@ from polarmap.models.solvers.solver import Solution
 
 
 class LinearPredictorEstimator(CodedEstimator):
-    """A model that minimizes a loss of the linear predictor plus a penalty: `_make_solver` says how."""
+    """A model that minimizes a loss of the linear predictor plus a penalty.
+
+    Subclasses define the solver by `_make_solver`, and the kind of penalty by `_is_l2_penalty`.
+    """
 
     _is_l2_penalty = True
 
     def _fit_coefficients(self, X: Any, loss: WeightedLoss, penalty_strength: float) -> tuple[Floats, Floats]:
-        """Coefficients (outputs, features) and intercepts (outputs,) for a loss with weights of sum 1."""
+        """Minimize the loss plus the penalty, and return the coefficients and intercepts.
+
+        Parameters
+        ----------
+        X : array or sparse array (samples, features)
+        loss : WeightedLoss
+            A loss with weights of sum 1.
+        penalty_strength : float
+            The strength of the L2 penalty, or of the L1 penalty if `_is_l2_penalty` is False.
+
+        Returns
+        -------
+        coef : array (outputs, features)
+        intercept : array (outputs,)
+        """
         curvature = loss.compute_null_curvature()
         ridge_penalty = penalty_strength if self._is_l2_penalty else 0.0
         intercept_scaling = 1.0 / np.sqrt(curvature)
@@ -44,5 +64,15 @@ class LinearPredictorEstimator(CodedEstimator):
     def _make_solver(
         self, operator: Any, loss: WeightedLoss, penalty_strengths: Floats, start: Floats
     ) -> Callable[..., Solution]:
-        """What `_minimize` takes, for the loss of operator V plus the penalty of each row of V."""
+        """Return a solver for loss(operator V) plus the penalty of V, in the form that `_minimize` calls.
+
+        Parameters
+        ----------
+        operator : LinearOperator (samples, rows)
+        loss : WeightedLoss
+        penalty_strengths : array (rows,)
+            The strength of the penalty of each row of V.
+        start : array (rows, outputs)
+            The starting point V.
+        """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Linear regression by least squares, with an L2 penalty or none."""
+"""Linear regression by least squares: `Ridge` with an L2 penalty, and `LeastSquares` without."""
 
 from __future__ import annotations
 
@@ -17,43 +17,50 @@ from polarmap.models.solvers.solver import Solution
 
 @dataclass(eq=False, repr=False)
 class Ridge(CodedRegressorMixin, CodedEstimator):
-    """Least squares with an L2 penalty: min |y - X w - c|^2 + alpha |w|^2, as sklearn's Ridge.
+    """Least squares with an L2 penalty, as sklearn's Ridge.
+
+    Minimizes |y - X w - c|^2 + alpha |w|^2.
 
     Parameters
     ----------
     alpha : float
-        0 or more; `LeastSquares` is the one of 0.
+        Strength of the penalty, 0 or more. With 0, the model is that of `LeastSquares`.
     fit_intercept : bool
+        Whether to fit an intercept c, which is not penalized.
     solver : {"lsqr", "lsmr", "cg"}
-        Of scipy.sparse.linalg, or conjugate gradients on the normal equations. What takes long is begun anew
-        on features that their Gram matrix has made orthogonal, for a dense X with up to 1,000 of them.
+        "lsqr" and "lsmr" are methods of scipy.sparse.linalg, and "cg" is conjugate gradients on the normal
+        equations. If many iterations are needed, the solver starts again on features that have been made
+        orthogonal by their Gram matrix, for a dense X with up to 1,000 features.
     tol : float
-        Relative, of the solver.
+        Relative tolerance of the solver.
     max_iter : int
-        Each iteration is two coded maps.
+        The largest number of iterations. Each takes two coded maps.
     blocks, tasks, code, executor : optional
-        As for `CodedOperator`. Clones share the executor. Of a pickled model it stays behind, unless a path
-        or a name describes it: what is loaded predicts, and refuses to fit until it is given another.
+        As for `CodedOperator`. Clones of a model share its executor. A pickled model keeps its executor only
+        if that can be described by a name or a path. Otherwise, the loaded model can predict, and raises
+        ModelError in `fit` until `executor` is set.
     timeout : float, optional
-        Seconds that a fit may take; None: any time. A fit that takes longer keeps the best solution so far,
-        and a ConvergenceWarning says how far it may be from the minimum. Several targets share the time.
+        The largest duration of a fit, in seconds; None for no limit. A fit that reaches it keeps the best
+        solution so far, and a ConvergenceWarning tells how far the objective may be from its minimum. Several
+        targets share the time.
     verbose : int
-        1: a line for each iteration, of the objective (not with "lsmr"), the norm of its gradient for scaled
-        features, and seconds. 2: also its products, and how many blocks the last of them decoded.
+        1: print a line after each iteration, with the objective (not with "lsmr"), the norm of its gradient
+        for scaled features, and the seconds of the iteration. 2: also print the number of products, and how
+        many blocks the last product decoded. 0: print nothing.
 
     Attributes
     ----------
-    coef_ : (features,) or (targets, features)
-    intercept_ : float or (targets,)
-    n_iter_ : int, or (targets,)
+    coef_ : array (features,) or (targets, features)
+    intercept_ : float or array (targets,)
+    n_iter_ : int or array (targets,)
     report_ : Report
-        Of the last coded map.
+        The report of the last coded map.
 
     Raises
     ------
     ModelError
-        Too few samples to determine the coefficients; features that depend on each other so closely that no
-        digit is left.
+        If there are too few samples to determine the coefficients, or if the features are linearly dependent
+        up to rounding.
     DeadlineExceededError
         If `timeout` passes before the end of the first iteration.
 
@@ -83,8 +90,8 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         n_samples, n_unknowns = X.shape[0], X.shape[1] + bool(self.fit_intercept)
         if self.alpha == 0 and n_samples < n_unknowns:
             raise ModelError(
-                f"n_samples = {n_samples} cannot determine {n_unknowns} coefficients: the system is "
-                "singular; use more samples, or Ridge(alpha=...) with alpha > 0"
+                f"least squares needs at least {n_unknowns} samples to determine {n_unknowns} coefficients, "
+                f"got n_samples = {n_samples}. Use more samples, or Ridge(alpha=...) with alpha > 0"
             )
         normalized_weight, sqrt_weight = sample_weight / sample_weight.sum(), np.sqrt(sample_weight)
         penalty = self.alpha / sample_weight.sum()
@@ -116,7 +123,7 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         self.n_iter_ = int(n_iter[0]) if is_single_target else n_iter
 
     def _make_iteration_log_labels(self, n_targets: int) -> list[str]:
-        """Names of the fits of each target, for lines of progress."""
+        """Return the label of each target for the lines that `verbose` prints."""
         class_name = type(self).__name__
         if n_targets == 1:
             return [class_name]
@@ -125,10 +132,10 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
 
 @dataclass(eq=False, repr=False)
 class LeastSquares(Ridge):
-    """Ordinary least squares: min |y - X w - c|^2, as sklearn's LinearRegression.
+    """Ordinary least squares, as sklearn's LinearRegression.
 
-    Features that depend on each other exactly leave w undetermined; then one of the minimizers is
-    returned. Parameters, attributes and errors as for `Ridge`, without alpha.
+    Minimizes |y - X w - c|^2. If features are exactly linearly dependent, w is not unique, and one of the
+    minimizers is returned. Parameters, attributes and errors are those of `Ridge`, without alpha.
 
     Examples
     --------

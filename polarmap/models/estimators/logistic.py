@@ -1,4 +1,4 @@
-"""Logistic regression, binary or multinomial."""
+"""Logistic regression with an L2 penalty, and the base of both logistic models: `LogisticMixin`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from polarmap.models.losses import WeightedLoss
 
 @dataclass(eq=False, repr=False)
 class LogisticMixin(ProbabilisticClassifierMixin):
-    """C sum_i loss_i plus a penalty: before a `LinearPredictorEstimator`, which says which."""
+    """A mixin for models that minimize C sum_i loss_i plus a penalty, with the logistic loss.
+
+    List it before a subclass of `LinearPredictorEstimator`, which defines the penalty.
+    """
 
     C: float = 1.0
     _: KW_ONLY
@@ -41,19 +44,22 @@ class LogisticRegression(LogisticMixin, SmoothEstimator):
     Parameters
     ----------
     C : float
-        Inverse strength of the penalty, positive; `np.inf` for none.
+        Inverse strength of the penalty, positive; `np.inf` for no penalty.
     class_weight : dict or "balanced", optional
-        Factors for the samples of each class; "balanced": so that all classes weigh the same.
+        Factors for the weights of the samples of each class, by label. "balanced" gives all classes the same
+        total weight. None: all factors are 1.
     fit_intercept : bool
+        Whether to fit an intercept, which is not penalized.
     solver : {"lbfgs", "trust-ncg", "trust-krylov"}
-        Of scipy.optimize; the last two use products with the Hessian. Newton steps end what takes long, for
-        a dense X with up to 1,000 coefficients.
+        A method of scipy.optimize.minimize; the last two use products with the Hessian. If many iterations
+        are needed, Newton steps finish the fit, for a dense X with up to 1,000 coefficients.
     tol : float
-        Of the gradient of the mean loss, for coefficients in units in which its Hessian is about 1.
+        Tolerance of the gradient of the mean loss, for coefficients scaled so that its Hessian has about 1 on
+        its diagonal.
     max_iter : int
-        Each iteration is two coded maps or more.
+        The largest number of iterations. Each takes two coded maps or more.
     blocks, tasks, code, executor, timeout, verbose : optional
-        As for `Ridge`; lines are of the penalized mean loss.
+        As for `Ridge`; the printed objective is the penalized mean loss.
 
     Attributes
     ----------
@@ -61,12 +67,12 @@ class LogisticRegression(LogisticMixin, SmoothEstimator):
     coef_ : (1, features) for two classes, (classes, features) for more
     intercept_ : (1,) or (classes,)
     objective_ : float
-        Of the mean loss plus |w|^2 / (2 C sum of weights).
+        The mean loss plus |w|^2 / (2 C sum of weights).
     optimality_ : float
-        Norm of its gradient for scaled features.
+        The norm of the gradient of the objective for scaled features.
     n_iter_ : int
     report_ : Report
-        Of the last coded map.
+        The report of the last coded map.
 
     Examples
     --------

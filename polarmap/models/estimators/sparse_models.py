@@ -1,4 +1,4 @@
-"""Regressions with an L1 penalty, with L1 and L2, or with coefficients that are not negative."""
+"""Linear and logistic regression with an L1 penalty, and least squares with nonnegative coefficients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polarmap.optional import require_extra
 
 
 class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
-    """Squared errors, fitted to centred data; subclasses say with which penalty."""
+    """The base of models that minimize squared errors of centred data plus the penalty of `_make_penalty`."""
 
     def _fit(self, X: Any, y: Floats, sample_weight: Floats) -> None:
         normalized_weight = sample_weight / sample_weight.sum()
@@ -40,7 +40,13 @@ class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
 
     def _make_penalty(self, coefficient_scales: Floats) -> Any:
-        """For coefficients in units in which those of X are `coefficient_scales` times as large."""
+        """Return the penalty as a function of scaled coefficients.
+
+        Parameters
+        ----------
+        coefficient_scales : array (features,) or (features * targets,)
+            The coefficients of X are these scales times the scaled coefficients.
+        """
         raise NotImplementedError
 
 
@@ -53,30 +59,31 @@ class ElasticNet(PenalizedLinearRegression):
     Parameters
     ----------
     alpha : float
-        0 or more.
+        Strength of the penalty, 0 or more.
     l1_ratio : float
-        From 0 to 1.
+        The part of the L1 penalty, from 0 (only L2) to 1 (only L1).
     fit_intercept : bool
+        Whether to fit an intercept c, which is not penalized.
     tol : float
-        Relative, of the duality gap.
+        Relative tolerance of the duality gap.
     max_iter : int
-        Each iteration is a few coded maps.
+        The largest number of iterations. Each takes a few coded maps.
     blocks, tasks, code, executor, timeout, verbose : optional
-        As for `polarmap.glm.Ridge`; lines are of the objective and the norm of the gradient map.
+        As for `polarmap.glm.Ridge`; the printed gradient is the norm of the gradient map.
 
     Attributes
     ----------
-    coef_ : (features,) or (targets, features)
-    intercept_ : float or (targets,)
+    coef_ : array (features,) or (targets, features)
+    intercept_ : float or array (targets,)
     objective_ : float
-        The minimum found: the weighted mean of (y - X w - c)^2 / 2, summed over targets, plus the penalty.
+        The weighted mean of (y - X w - c)^2 / 2, summed over targets, plus the penalty.
     dual_gap_ : float or None
-        objective_ is at most that far above its minimum; None with alpha=0.
+        An upper bound on the distance of `objective_` from its minimum. None with alpha=0.
     optimality_ : float
-        Norm of the gradient map for scaled features, 0 at the minimum: the residual of the KKT conditions.
+        The norm of the gradient map for scaled features, which is the residual of the KKT conditions.
     n_iter_ : int
     report_ : Report
-        Of the last coded map.
+        The report of the last coded map.
 
     Examples
     --------
@@ -105,10 +112,10 @@ class ElasticNet(PenalizedLinearRegression):
 
 @dataclass(eq=False, repr=False)
 class Lasso(ElasticNet):
-    """Least squares with an L1 penalty, as sklearn's Lasso: few coefficients are not 0.
+    """Least squares with an L1 penalty, as sklearn's Lasso, which sets many coefficients to 0.
 
-    Minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters and attributes as for `ElasticNet`,
-    without l1_ratio.
+    Minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters and attributes are those of
+    `ElasticNet`, without l1_ratio.
 
     Examples
     --------
@@ -126,10 +133,11 @@ class Lasso(ElasticNet):
 
 @dataclass(eq=False, repr=False)
 class NonNegativeLeastSquares(PenalizedLinearRegression):
-    """Least squares with coefficients of 0 or more, as sklearn's LinearRegression(positive=True).
+    """Least squares with nonnegative coefficients, as sklearn's LinearRegression(positive=True).
 
-    Minimizes |y - X w - c|^2 / (2 samples) over w >= 0; c may be negative. Parameters and attributes as for
-    `ElasticNet`, without alpha and l1_ratio; tol is of the gradient map, `dual_gap_` None.
+    Minimizes |y - X w - c|^2 / (2 samples) over w >= 0; c may be negative. Parameters and attributes are
+    those of `ElasticNet`, without alpha and l1_ratio. `tol` is the relative tolerance of the gradient map,
+    and `dual_gap_` is None.
 
     Examples
     --------
@@ -157,11 +165,11 @@ class SparseLogisticRegression(LogisticMixin, LinearPredictorEstimator):
     Parameters
     ----------
     C : float
-        Inverse strength of the penalty, positive; `np.inf` for none.
+        Inverse strength of the penalty, positive; `np.inf` for no penalty.
     class_weight, fit_intercept
         As for `polarmap.glm.LogisticRegression`.
     tol : float
-        Relative, of the gradient map to the largest one met.
+        Tolerance of the norm of the gradient map, relative to the largest one of the fit.
     max_iter, blocks, tasks, code, executor, timeout, verbose
         As for `ElasticNet`.
 
@@ -170,7 +178,7 @@ class SparseLogisticRegression(LogisticMixin, LinearPredictorEstimator):
     classes_, coef_, intercept_, n_iter_, report_
         As for `polarmap.glm.LogisticRegression`.
     objective_ : float
-        Of the mean loss plus |w|_1 / (C sum of weights).
+        The mean loss plus |w|_1 / (C sum of weights).
     optimality_ : float
         As for `ElasticNet`.
 

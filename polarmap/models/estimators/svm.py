@@ -1,4 +1,4 @@
-"""Linear support vector machines by their dual, whose only constraint is a box."""
+"""Linear support vector machines, fitted by their dual problem, whose only constraint is a box."""
 
 from __future__ import annotations
 
@@ -23,41 +23,43 @@ from polarmap.models.solvers.proximal_newton import MAX_GRAM_SIZE
 class LinearSVC(CodedClassifierMixin, CodedEstimator):
     """A linear support vector machine with the hinge loss, as sklearn's LinearSVC(loss="hinge").
 
-    Minimizes (|w|^2 + c^2) / 2 + C sum_i max(0, 1 - y_i (x_i w + c)) with y_i = 1 or -1, for more than two
-    classes one against the rest. The dual is solved, whose variables lie between 0 and C: with Y = diag(y),
-    max sum(a) - |X' Y a|^2 / 2.
+    Minimizes (|w|^2 + c^2) / 2 + C sum_i max(0, 1 - y_i (x_i w + c)) with y_i = 1 or -1. For more than two
+    classes, each class is fitted against the rest. The solver maximizes the dual, sum(a) - |X' Y a|^2 / 2
+    with Y = diag(y), over variables a between 0 and C.
 
     Parameters
     ----------
     C : float
         Inverse strength of the penalty, positive.
     class_weight : dict or "balanced", optional
-        By which C is multiplied for the samples of a class; against the rest, whose C remains.
+        Factors by which C is multiplied for the samples of each class, by label. "balanced" makes them
+        inversely proportional to the total weight of the class. With more than two classes, a factor applies
+        only where its class is fitted against the rest, and only to the samples of the class.
     fit_intercept : bool
-        As the coefficient of a feature that is 1, and penalized like the others.
+        Whether to fit an intercept c. It is the coefficient of a constant feature 1, and is penalized.
     tol : float
-        Relative, of the duality gap.
+        Relative tolerance of the duality gap.
     max_iter : int
-        Each iteration is a few coded maps.
+        The largest number of iterations. Each takes a few coded maps.
     blocks, tasks, code, executor, timeout, verbose : optional
-        As for `ElasticNet`; lines are of the dual problem.
+        As for `ElasticNet`; the printed objective and gradient are those of the dual problem.
 
     Attributes
     ----------
-    classes_ : (classes,)
-    coef_ : (1, features) for two classes, (classes, features) for more
-    intercept_ : (1,) or (classes,)
-    dual_coef_ : (outputs, samples)
-        y_i a_i of the samples of positive weight: coef_ is dual_coef_ @ X.
+    classes_ : array (classes,)
+    coef_ : array (1, features) for two classes, (classes, features) for more
+    intercept_ : array (1,) or (classes,)
+    dual_coef_ : array (outputs, samples)
+        y_i a_i of the samples with positive weight, so that coef_ is dual_coef_ @ X.
     objective_ : float
-        Of the primal problem; for several classes, the sum over them.
+        The objective of the primal problem, summed over outputs.
     dual_gap_ : float
-        objective_ is at most that far above its minimum.
+        An upper bound on the distance of `objective_` from its minimum.
     optimality_ : float
-        Norm of the gradient map of the dual, for samples scaled to norm 1.
+        The norm of the gradient map of the dual problem, for samples scaled to norm 1.
     n_iter_ : int
     report_ : Report
-        Of the last coded map.
+        The report of the last coded map.
 
     Examples
     --------
@@ -79,7 +81,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         self._check_lower_bounds(C=np.finfo(np.float64).tiny)
         if not np.isfinite(self.C):
             raise ModelError(
-                f"C must be a finite number: with C={self.C!r}, classes that overlap have no fit"
+                f"C must be finite, not {self.C!r}: without a penalty, overlapping classes cannot be fitted"
             )
 
     def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
@@ -88,7 +90,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         sample_norms = sparse.linalg.norm(A, axis=1) if sparse.issparse(A) else np.linalg.norm(A, axis=1)
         sample_norms[sample_norms == 0] = 1.0
         norm_column = sample_norms[:, np.newaxis]
-        # The variable is y a |x|, between 0 and y C |x|: its Hessian has 1 on the diagonal.
+        # The variable is y a |x|, between 0 and y C |x|, so that the Hessian has 1 on its diagonal.
         bound = self._compute_box_bounds(class_indices, sample_weight, indicators)
         signed_bound = label_signs * norm_column * bound
         penalty = LinearBoxPenalty(
@@ -105,14 +107,15 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
             else:
                 solve = partial(box_interior_point, coded_operator, penalty, signed_bound.shape)
             dual_solution = self._minimize(coded_operator, solve)
-        self.objective_ = float(self.dual_gap_ or 0.0) - self.objective_  # minus the dual was minimized
+        # The solver minimized minus the dual.
+        self.objective_ = float(self.dual_gap_ or 0.0) - self.objective_
         self.dual_coef_ = (dual_solution / norm_column).T
         augmented_coef = np.asarray(self.dual_coef_ @ A)
         self.coef_ = augmented_coef[:, : X.shape[1]]
         self.intercept_ = augmented_coef[:, -1] if self.fit_intercept else np.zeros(len(augmented_coef))
 
     def _compute_box_bounds(self, class_indices: Array, sample_weight: Floats, indicators: Floats) -> Floats:
-        """C of each sample and output."""
+        """Return the upper bound of a, (samples, outputs): C times the weights of samples and classes."""
         class_weights = self._compute_class_weights(class_indices, sample_weight)
         sample_factors = class_weights[class_indices][:, np.newaxis]
         output_factors = (
@@ -122,6 +125,6 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
 
 
 def _append_constant_column(X: Any) -> Any:
-    """X beside a column of ones, sparse if X is."""
+    """Return [X, 1], sparse if X is."""
     ones = np.ones((X.shape[0], 1))
     return sparse.hstack([X, ones], format="csr") if sparse.issparse(X) else np.hstack([X, ones])

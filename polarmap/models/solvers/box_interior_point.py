@@ -1,4 +1,8 @@
-"""Least norms over a box by an interior point method, whose systems are those of weighted Gram matrices."""
+"""Interior point method for |A' x|^2 / 2 + <slope, x> over a box, the dual problem of a linear SVM.
+
+Each iteration takes four products with A or A' and one weighted Gram matrix per column of x. The linear
+systems have the size of that matrix, which is the number of features.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,19 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.penalties import LinearBoxPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
-MIN_START_FRACTION = 0.1  # of the way from 0 to the middle of the box: next to a bound all steps are short
-MIN_GRADIENT_SCALE = 1e-3  # of the slope at 0, where the gradient is nothing
-INITIAL_MULTIPLIER_SCALE = 0.1  # times the mean size of the gradient
-FRACTION_TO_BOUNDARY = 0.99  # of the way, at the most
-INACTIVE_TOL = 1e-3  # of the gap of the column that is last: columns that are further wait
-MAX_STALLED_ITERATIONS = 5  # iterations that get no closer
-MAX_WEIGHT = 1e7  # of these steps: they get as far by several, in systems that have digits
-MAX_REFINEMENTS = 3  # of the numbers between the bounds, while they are not near enough
+# The starting point is at least this fraction of the way from 0 to the middle of the box. Steps from a point
+# close to a bound would be short.
+MIN_START_FRACTION = 0.1
+# The smallest gradient scale, relative to the mean slope, if the gradient is about 0.
+MIN_GRADIENT_SCALE = 1e-3
+INITIAL_MULTIPLIER_SCALE = 0.1  # The initial size of multipliers, relative to the mean size of the gradient.
+FRACTION_TO_BOUNDARY = 0.99  # The largest fraction of the distance to a bound that one step may go.
+INACTIVE_TOL = 1e-3  # Columns with a gap below this fraction of the largest one do not move.
+MAX_STALLED_ITERATIONS = 5  # The solver stalls after this many iterations without progress.
+# A limit for the Newton weights of the final steps. It keeps their systems well-conditioned, and several
+# steps make up for it.
+MAX_WEIGHT = 1e7
+MAX_REFINEMENTS = 3  # The largest number of Newton steps for the entries between their bounds.
 
 
 def box_interior_point(
@@ -30,16 +39,34 @@ def box_interior_point(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize |A' x|^2 / 2 + penalty(x) by Mehrotra's predictor and corrector (1992), column by column.
+    """Minimize |A' x|^2 / 2 + penalty(x) by Mehrotra's predictor-corrector method (1992).
 
-    An iteration is four products, and a Gram matrix A' diag(weights) A for each column. Parameters are as
-    for `fista`, but the operator is A, and has `gram(weights)`. Its rows are of norm 1; the box holds 0.
+    Each iteration takes four products, and a Gram matrix A' diag(weights) A for each column that has not
+    converged.
+
+    Parameters
+    ----------
+    operator : LinearOperator (rows, features)
+        A, with rows of norm 1 and a method `gram(weights)`.
+    penalty : LinearBoxPenalty
+        The penalty of x as a vector, row by row. Its box must contain 0.
+    shape : tuple (rows, columns)
+        The shape of x.
+    tol : float
+        The relative tolerance of the duality gap.
+    max_iter : int
+    callback : callable, optional
+        Called with the objective and the norm of the gradient map after each iteration.
+
+    Returns
+    -------
+    Solution
     """
     return run_solver(_MehrotraSolver(operator, penalty, shape, tol), max_iter, callback)
 
 
 class _Direction(NamedTuple):
-    """Changes of x and of the multipliers of both bounds."""
+    """A search direction: the changes of x and of the multipliers of both bounds."""
 
     x: Floats
     multipliers_lower: Floats
@@ -47,9 +74,9 @@ class _Direction(NamedTuple):
 
 
 class _MehrotraSolver:
-    """A point within the box, its distance to both bounds, and positive multipliers of these.
+    """A primal-dual iterate: a point within the box, its slacks to both bounds, and positive multipliers.
 
-    The gradient is the difference of the multipliers, all the way.
+    The gradient always equals the difference of the multipliers of the lower and the upper bound.
     """
 
     def __init__(self, operator: Any, penalty: LinearBoxPenalty, shape: tuple[int, int], tol: float) -> None:
@@ -59,13 +86,13 @@ class _MehrotraSolver:
         self._slope = penalty.slope.reshape(shape)
         middle = (self._lower + self._upper) / 2
         image, gram_product = self._multiply_by_gram(middle)
-        # The shortest way down from 0 along that to the middle.
+        # Minimize the objective on the line from 0 to the middle of the box.
         descent, squared_norm = -np.sum(self._slope * middle, axis=0), np.sum(image**2, axis=0)
         step_length = descent / np.where(squared_norm > 0, squared_norm, 1.0)
         step_length = np.clip(step_length, MIN_START_FRACTION, 1.0)
         self.x, self._image = step_length * middle, step_length * image
         self._gradient = step_length * gram_product + self._slope
-        # A bound of 0 on both sides leaves no interior.
+        # Equal bounds leave no interior, so all slacks get a positive minimum.
         min_slack = FLOAT64_EPS * float((self._upper - self._lower).max())
         self._slack_lower = self.x - self._lower + min_slack
         self._slack_upper = self._upper - self.x + min_slack
@@ -85,19 +112,19 @@ class _MehrotraSolver:
 
     @property
     def objective(self) -> float:
-        """Where the iteration is."""
+        """The objective at the current iterate."""
         return float(np.sum(self._image**2) / 2 + np.sum(self._slope * self.x))
 
     @property
     def optimality(self) -> float:
-        """Norm of the gradient map for steps of length 1."""
+        """The norm of the gradient map x - clip(x - gradient) at the current iterate."""
         return float(np.linalg.norm(self.x - np.clip(self.x - self._gradient, self._lower, self._upper)))
 
     @property
     def dual_gap(self) -> float:
-        """To the dual point A'x (Fenchel, Rockafellar)."""
+        """The duality gap between x and the dual point A' x (Fenchel-Rockafellar duality)."""
         distance = np.where(self._gradient > 0, self.x - self._lower, self.x - self._upper)
-        return float(np.maximum(0.0, np.sum(self._gradient * distance)))  # NaN stays what it is
+        return float(np.maximum(0.0, np.sum(self._gradient * distance)))  # np.maximum keeps NaN.
 
     def _describe_iterate(self) -> Solution:
         return Solution(
@@ -105,15 +132,16 @@ class _MehrotraSolver:
         )
 
     def _is_optimal(self) -> bool:
-        """Return whether the gap is at most `tol` times the objective, or no more than rounding."""
+        """Return whether the gap is at most `tol` times the objective, or within rounding error."""
         rounding = 16 * FLOAT64_EPS * float(np.sum(np.abs(self._slope * self.x)))
         return self.dual_gap <= max(self._tol * abs(self.objective), rounding)
 
     def step(self) -> None:
-        """Move to where the products of distances and multipliers are smaller, and equal."""
+        """Take one predictor-corrector step, and check convergence at the new iterate."""
         self._take_predictor_corrector_step()
         if self._is_optimal():
-            # Products with x itself decide: rounding adds up in the sums of the products of the steps.
+            # Recompute the products with x before deciding: those summed up over the steps have rounding
+            # errors.
             self._move_to_box_point(self.x)
             self.has_converged = self._is_optimal()
 
@@ -141,18 +169,21 @@ class _MehrotraSolver:
         previous_sums, self._complementarity_sums = self._complementarity_sums, self._sum_complementarity()
         has_progressed = self._complementarity_sums.max() < 0.99 * previous_sums.max()
         self._n_stalled = 0 if has_progressed else self._n_stalled + 1
-        # The gap is no more than that, but for rounding.
+        # Without rounding errors, the gap would not exceed the sum of the complementarity products.
         has_lost_digits = self.dual_gap > 2 * self._complementarity_sums.sum()
         self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS or has_lost_digits
 
     def _sum_complementarity(self) -> Floats:
-        """The sum of distances times multipliers, of each column."""
+        """Return the sum of slack * multiplier over both bounds, for each column."""
         products_lower = self._slack_lower * self._multipliers_lower
         products_upper = self._slack_upper * self._multipliers_upper
         return np.asarray(np.sum(products_lower + products_upper, axis=0))
 
     def polish(self) -> None:
-        """Put the numbers that approach a bound on it, if that point is near enough to the minimum too."""
+        """Set entries that approach a bound to that bound, and refine all other entries by Newton steps.
+
+        The result is kept if it satisfies `tol`, or if its gap is smaller than the best one so far.
+        """
         slope_scale, width = np.abs(self._slope).mean(axis=0), self._upper - self._lower
         at_lower_mask = self._slack_lower * slope_scale <= self._multipliers_lower * width
         at_upper_mask = self._slack_upper * slope_scale <= self._multipliers_upper * width
@@ -170,11 +201,11 @@ class _MehrotraSolver:
         self._best_solution, self._best_gap = self._describe_iterate(), self.dual_gap
 
     def make_solution(self) -> Solution:
-        """Return the iterate of the smallest gap, or the one that `polish` has found."""
+        """Return the solution of `polish`, or before `polish` the iterate with the smallest gap."""
         return self._best_solution._replace(n_iter=self.n_iter)
 
     def _move_to_box_point(self, x: Floats) -> None:
-        """Move to the point of the box that is closest to x."""
+        """Make the point of the box closest to x the current iterate, and compute its products."""
         x = np.clip(x, self._lower, self._upper)
         self._image, gram_product = self._multiply_by_gram(x)
         self.x, self._gradient = x, gram_product + self._slope
@@ -185,7 +216,10 @@ class _MehrotraSolver:
         return np.asarray(1.0 / (ratios_lower + ratios_upper))
 
     def _build_newton_systems(self, weights: Floats, active_mask: Any = True) -> Floats:
-        """1 + A' diag(weights) A for each column that is late, 1 for others; more where 1 is rounding."""
+        """Return the matrices I + A' diag(weights) A of active columns, and identities for inactive ones.
+
+        Where I would be lost to rounding, it is replaced by a larger multiple.
+        """
         identity = np.eye(self._operator.shape[1])
         systems = np.tile(identity, (self.x.shape[1], 1, 1))
         for column in np.flatnonzero(active_mask & weights.any(axis=0)):
@@ -194,10 +228,10 @@ class _MehrotraSolver:
         return systems
 
     def _compute_affine_step(self, systems: Floats, weights: Floats) -> Floats:
-        """Newton's x to where no distance times its multiplier is left, but for second order.
+        """Return the change of x in the affine direction, which aims at complementarity products of 0.
 
-        Image and gradient, of which its right side is made, are had anew by the same two products: in the
-        sums of steps rounding adds up.
+        The same two products also recompute the image A' x and the gradient, in which rounding errors of the
+        previous steps have accumulated.
         """
         products = np.asarray(self._operator.rmatmat(np.hstack([self.x, weights * self._slope])))
         self._image, slope_image = np.hsplit(products, 2)
@@ -208,14 +242,18 @@ class _MehrotraSolver:
         return -weights * (predicted_gram_product + self._slope)
 
     def _solve_newton(self, systems: Floats, weights: Floats, rhs: Floats) -> tuple[Floats, Floats, Floats]:
-        """The x with A A'x + x / weights = right, where weights are not 0, and its products."""
+        """Solve A A' x + x / weights = rhs for the entries with positive weights; the other entries are 0.
+
+        Returns x, A' x and A A' x.
+        """
         image = _solve_columns(systems, np.asarray(self._operator.rmatmat(weights * rhs)))
         gram_product = np.asarray(self._operator.matmat(image))
         return weights * (rhs - gram_product), image, gram_product
 
     def _complete_direction(self, x: Floats, target_lower: Any, target_upper: Any) -> _Direction:
-        """To where distances times multipliers are `target_lower` and `target_upper`, but for second
-        order.
+        """Return the direction with this change of x, and the changes of multipliers that belong to it.
+
+        To first order, the complementarity products become `target_lower` and `target_upper`.
         """
         lower, upper = self._multipliers_lower, self._multipliers_upper
         lower_change = (target_lower - lower * x) / self._slack_lower - lower
@@ -223,7 +261,7 @@ class _MehrotraSolver:
         return _Direction(x, lower_change, upper_change)
 
     def _compute_max_step_length(self, direction: _Direction) -> Floats:
-        """How much of it keeps all distances and multipliers positive, for each column."""
+        """Return for each column the largest step length up to 1 that keeps slacks and multipliers >= 0."""
         step_lengths = [np.ones(self.x.shape[1])]
         for value, change in (
             (self._slack_lower, direction.x),
@@ -237,7 +275,7 @@ class _MehrotraSolver:
         return np.asarray(np.min(step_lengths, axis=0))
 
     def _compute_duality_measure_after(self, direction: _Direction, step_length: Any) -> Floats:
-        """Of distances and multipliers, after a share of a direction."""
+        """Return the mean complementarity product of each column after a step of this length."""
         slack_lower = self._slack_lower + step_length * direction.x
         slack_upper = self._slack_upper - step_length * direction.x
         multipliers_lower = self._multipliers_lower + step_length * direction.multipliers_lower
@@ -255,5 +293,5 @@ class _MehrotraSolver:
 
 
 def _solve_columns(systems: Floats, rhs: Floats) -> Floats:
-    """Of each column the solution of its system."""
+    """Solve `systems[j]` for column j of `rhs`, and return the solutions as columns."""
     return np.asarray(np.linalg.solve(systems, rhs.T[..., np.newaxis])[..., 0].T)

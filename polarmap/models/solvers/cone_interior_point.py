@@ -1,4 +1,8 @@
-"""ReLU networks by an interior point: units within their cones, and norms of their weights."""
+"""Interior point method for the convex problem of a ReLU network.
+
+The problem is to minimize a loss plus the norms of the units' weights, where the inputs of each unit lie in
+the cone of its gate. Products with the data, and their Gram matrices, are coded maps.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,23 @@ from polarmap.models.operators import GatedOperator
 from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
-MAX_SYSTEM_SIZE = 1000  # weights of an output and sign, beyond which gates are coupled by products
-MAX_GRAM_ENTRIES = 30_000_000  # numbers in one of each sign, gate and output: 240 MB, and some copies
-CENTERING = 0.1  # of the mean product of a distance and its multiplier, which a step aims at
-RESIDUAL_TOL = 0.1  # of alpha: the most that slopes and norms lack of each other when products get smaller
-# The error of a step: of what is not yet balanced, and then of alpha times the relative gap.
+# The largest number of weights per output and sign for which Newton systems are solved directly. Larger
+# systems are solved by conjugate gradients, with products that couple the gates.
+MAX_SYSTEM_SIZE = 1000
+# The largest number of entries of the Gram matrices of all signs, gates and outputs: 240 MB, plus copies.
+MAX_GRAM_ENTRIES = 30_000_000
+CENTERING = 0.1  # The target of a step for the complementarity products, relative to their mean.
+# The largest residual norm, relative to alpha, with which the target of the products decreases.
+RESIDUAL_TOL = 0.1
+# The tolerance of a Newton system, relative to the largest residual norm. Once residuals are small, it is
+# relative to alpha times the relative duality gap.
 INEXACT_NEWTON_TOL = 0.1
-MAX_CG_ITERATIONS = 100  # at the most, where some ten are enough
-FRACTION_TO_BOUNDARY = 0.97  # of the way, at the most
-MAX_COLUMN_GROWTH = 0.5  # of the length of a column: its largest change until slopes are balanced
-MAX_STALLED_ITERATIONS = 8  # iterations that get no closer
-ZERO_UNIT_FACTOR = 10.0  # times the norm at which a unit that is of no use is held by its multipliers
+MAX_CG_ITERATIONS = 100  # A limit: about ten iterations usually suffice.
+FRACTION_TO_BOUNDARY = 0.97  # The largest fraction of the distance to a bound that one step may go.
+MAX_COLUMN_GROWTH = 0.5  # The largest relative change of a column per step, until residuals are small.
+MAX_STALLED_ITERATIONS = 8  # The solver stalls after this many iterations without progress.
+# A unit is removed if its norm is below this factor times the norm at which the barrier keeps an unused unit.
+ZERO_UNIT_FACTOR = 10.0
 
 
 def cone_interior_point(
@@ -37,21 +47,38 @@ def cone_interior_point(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize loss(A W) + alpha sum |W_c| over the columns of W with A W in the cones.
+    """Minimize loss(A W) + alpha * sum_c |W_c| over the columns of W with A W in the cones.
 
-    Newton's method for the optimality of W and multipliers of the cones, whose products with the distances
-    are all made equal and ever smaller. An iteration is a product with A, one with A' and Gram matrices of A;
-    where outputs depend on each other, or gates are many, also some ten of both for conjugate gradients.
-    `tol`, `max_iter` and `callback` are as for `fista`. The operator is A, with a column of ones where units
-    have a bias, and has `gram(weights)`.
+    A primal-dual interior point method. Each iteration takes a product with A, a product with A', and Gram
+    matrices of A. If the outputs are coupled (multinomial loss), or there are many gates, it also takes about
+    ten products of both kinds for conjugate gradients.
+
+    Parameters
+    ----------
+    operator : LinearOperator (samples, features)
+        A, with a column of ones if units have biases, and with a method `gram(weights)`.
+    cone_loss : ConeConstrainedLoss
+    alpha : float
+        The strength of the penalty, positive.
+    tol : float
+        The relative tolerance of the duality gap.
+    max_iter : int
+    callback : callable, optional
+        Called with the objective and the norm of the residual after each iteration.
+
+    Returns
+    -------
+    Solution
+        Its x is W, with one column for each sign, gate and output, in that order.
     """
     return run_solver(_ConeInteriorPointSolver(operator, cone_loss, alpha, tol), max_iter, callback)
 
 
 class _ConeInteriorPointSolver:
-    """Weights W whose A W lies within the cones, at these distances of their borders, and multipliers.
+    """A primal-dual iterate: weights W in the interior of the cones, their slacks, and positive multipliers.
 
-    Columns are those of both signs, gate by gate. A sample on the border of a gate bounds nothing.
+    W has one column for each sign, gate and output, in that order. A sample on the border of a gate gives no
+    constraint.
     """
 
     has_stalled = False
@@ -62,7 +89,8 @@ class _ConeInteriorPointSolver:
         self._loss, n_features = cone_loss.loss, operator.shape[1]
         (n_samples, self._n_gates), self._n_outputs = cone_loss.patterns.shape, cone_loss.loss.shape[1]
         self._gated_operator = GatedOperator(operator, cone_loss.patterns)
-        # Systems that are solved are Newton's own, or leave out how gates, and outputs, depend on each other.
+        # Small Newton systems are solved directly. Otherwise, systems without the coupling of gates and
+        # outputs are the preconditioner of conjugate gradients.
         is_small = n_features * self._n_gates <= MAX_SYSTEM_SIZE
         self._is_direct = is_small and self._loss.has_separate_outputs
         self._n_coupled_gates = self._n_gates if self._is_direct else 1
@@ -74,42 +102,45 @@ class _ConeInteriorPointSolver:
         null_loss = self._loss.value(np.zeros(self._loss.shape))
         self._rounding_error = 16 * FLOAT64_EPS * (float(np.sum(self._loss.weights * self._loss.y**2)) or 1.0)
         self._mu = max(null_loss, self._rounding_error) / self._constraint_mask.size
-        # Where the norms, and the logarithms of the distances, are in balance.
+        # At this norm, the penalty and the logarithmic barrier of the slacks are in balance.
         initial_norm = n_samples * self._mu / alpha
         directions = cone_loss.interior_points / np.linalg.norm(cone_loss.interior_points, axis=0)
         self.x = initial_norm * np.tile(np.repeat(directions, self._n_outputs, axis=1), 2)
         self._image = np.asarray(operator.matmat(self.x))
         self._slacks = np.where(self._constraint_mask, self._cone_signs * self._image, 1.0)
         self._multipliers = np.where(self._constraint_mask, self._mu / self._slacks, 0.0)
-        # curvatures, and what follows of them
+        # The curvatures for which the coupling Hessian was computed, and that Hessian.
         self._coupling_curvatures, self._coupling_hessian = np.zeros(0), np.zeros(0)
         self.dual_bound, self._best_iterate, self._n_stalled = -np.inf, (np.inf, self.x, self._image), 0
         self._update_gradient_and_bound()
 
     @property
     def objective(self) -> float:
-        """Where the iteration is."""
+        """The objective at the current iterate."""
         return self._compute_objective_at(self.x, self._image)
 
     @property
     def dual_gap(self) -> float:
-        """The distance from the best bound to the best objective."""
+        """The difference between the best objective and the best lower bound."""
         return max(0.0, self._best_iterate[0] - self.dual_bound)
 
     @property
     def has_converged(self) -> bool:
-        """Whether the gap is at most `tol` times the best objective, or no more than rounding."""
+        """Whether the gap is at most `tol` times the best objective, or within rounding error."""
         return self._is_accurate(self._best_iterate[0])
 
     def _is_accurate(self, objective: float) -> bool:
         return max(0.0, objective - self.dual_bound) <= max(self._tol * objective, self._rounding_error)
 
     def step(self) -> None:
-        """To where all products of distances and multipliers are equal; smaller once the rest is balanced."""
+        """Take one Newton step towards equal complementarity products.
+
+        The target of the products decreases once the residuals of the optimality conditions are small.
+        """
         is_balanced = self._max_residual <= RESIDUAL_TOL * self._alpha
         target_mu = CENTERING * self._mu if is_balanced else self._mu
         roots, epigraphs = self._compute_norm_epigraphs()
-        # How alpha w / t changes with what the products aim at.
+        # The derivative of alpha w / t with respect to the target of the products, times its change.
         centering_gradient = (self._mu - target_mu) * (1.0 + self._mu / roots) / epigraphs**2 * self.x
         gradient = (
             self._column_gradients
@@ -143,7 +174,10 @@ class _ConeInteriorPointSolver:
         self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS
 
     def polish(self) -> None:
-        """Remove units that are of no use from the best iterate, and multiply it anew, without rounding."""
+        """Remove unused units from the best iterate, and recompute its product with A.
+
+        The product of the iterations has accumulated rounding errors.
+        """
         objective, x, image = self._best_iterate
         used_mask = np.linalg.norm(x, axis=0) > ZERO_UNIT_FACTOR * len(image) * self._mu / self._alpha
         if self._compute_objective_at(used_mask * x, used_mask * image) <= objective:
@@ -151,7 +185,7 @@ class _ConeInteriorPointSolver:
         self._best_iterate = objective, x, np.asarray(self._operator.matmat(x))
 
     def make_solution(self) -> Solution:
-        """Return the best iterate, moved into the cones as far as rounding has led out of them."""
+        """Return the best iterate, moved into the cones by as much as rounding has violated them."""
         _, x, image = self._best_iterate
         x, image = self._cone_loss.make_feasible(x, image)
         objective = self._compute_objective_at(x, image)
@@ -159,19 +193,20 @@ class _ConeInteriorPointSolver:
         return Solution(x, objective, dual_gap, self.optimality, self.n_iter, self._is_accurate(objective))
 
     def _compute_objective_at(self, x: Floats, image: Floats) -> float:
-        """The loss and the norms at W = x, A W = image."""
+        """Return the loss plus the penalty at W = x with A W = image."""
         return self._cone_loss.value(image) + self._group_penalty(x.reshape(-1))
 
     def _compute_norm_epigraphs(self) -> tuple[Floats, Floats]:
-        """The t of each column that minimizes alpha t - product log(t^2 - |w|^2): |w| where that is 0.
+        """Return for each column the t that minimizes alpha t - mu log(t^2 - |w|^2); it is |w| for mu = 0.
 
-        The gradient of that minimum is alpha w / t. Before it the root in the quadratic formula of t.
+        The gradient of the minimum with respect to w is alpha w / t. The first of the two returned arrays is
+        the square root in the quadratic formula for t.
         """
         roots = np.hypot(self._mu, self._alpha * np.linalg.norm(self.x, axis=0))
         return roots, (self._mu + roots) / self._alpha
 
     def _update_gradient_and_bound(self) -> None:
-        """Slopes, by one product, and the bound that they and the multipliers give."""
+        """Compute the gradients and residuals at the iterate by one product, and update the lower bound."""
         outputs = self._cone_loss.compute_network_outputs(self._image)
         loss_gradient = self._loss.gradient(outputs)
         self._curvatures = self._loss.compute_hessian_diagonal(outputs)
@@ -196,9 +231,15 @@ class _ConeInteriorPointSolver:
             self._best_iterate = self.objective, self.x, self._image
 
     def _solve_newton(self, column_hessians: Floats, rhs: Floats, atol: float) -> Floats:
-        """Where the second derivatives of the objective become `rhs`, but for an error of norm `atol`.
+        """Solve the Newton system for `rhs` (features, columns).
 
-        column_hessians : of each column, those of distances and norms.
+        Parameters
+        ----------
+        column_hessians : array (columns, features, features)
+            The Hessian of the barrier and the penalty, for each column.
+        rhs : array (features, columns)
+        atol : float
+            The largest norm of the residual if conjugate gradients are used.
         """
         solve = self._make_schur_solver(column_hessians)
         if self._is_direct:
@@ -216,7 +257,10 @@ class _ConeInteriorPointSolver:
         return np.reshape(step, rhs.shape)
 
     def _make_schur_solver(self, column_hessians: Floats) -> Callable[[Floats], Floats]:
-        """Solves systems of coupled gates, by the difference of both signs, which the loss sees."""
+        """Return a function that solves the Newton system with the coupling within groups of gates.
+
+        It eliminates the columns of one sign, since the loss depends only on the difference of both signs.
+        """
         plus, minus = np.split(column_hessians, 2)
         branch_sums, n_features = plus + minus, len(self.x)
         inverses = np.linalg.inv(branch_sums)
@@ -244,7 +288,7 @@ class _ConeInteriorPointSolver:
     def _multiply_by_hessian(
         self, column_hessians: Floats, loss_hessian: Callable[[Floats], Floats], direction: Floats
     ) -> Floats:
-        """The second derivatives of the objective times a direction, by two products."""
+        """Return the Hessian of the objective times a direction, by two products."""
         columns = direction.reshape(self.x.shape)
         plus, minus = np.hsplit(columns, 2)
         outputs = self._gated_operator.matmat((plus - minus).reshape(-1, self._n_outputs))
@@ -253,7 +297,10 @@ class _ConeInteriorPointSolver:
         return np.asarray(column_products + np.hstack([gate_products, -gate_products])).reshape(-1)
 
     def _compute_column_hessians(self, epigraphs: Floats, roots: Floats) -> Floats:
-        """Second derivatives of distances and norms, of each column; also sets those of the loss."""
+        """Return the Hessians of barrier and penalty, (columns, features, features).
+
+        Also updates the coupling Hessian of the loss if the curvatures have changed, by the same product.
+        """
         n_features, n_columns = self.x.shape
         weights = self._multipliers / self._slacks
         if not np.array_equal(self._curvatures, self._coupling_curvatures):
@@ -268,14 +315,17 @@ class _ConeInteriorPointSolver:
         return np.asarray(grams[:n_columns] + (np.eye(n_features) - norm_hessians) * penalty_factors)
 
     def _compute_gate_pair_weights(self) -> Floats:
-        """Of samples, for the Gram matrices of pairs of gates that are coupled: of pair, group and output."""
+        """Return the sample weights of the Gram matrices of each pair of coupled gates, group and output."""
         first_gates, second_gates = np.triu_indices(self._n_coupled_gates)
         gates = self._open_gates.reshape(len(self._open_gates), -1, self._n_coupled_gates, self._n_outputs)
         pairs = (gates[:, :, first_gates] * gates[:, :, second_gates]).swapaxes(1, 2)
         return (pairs * self._curvatures[:, None, None, :]).reshape(len(pairs), -1)
 
     def _assemble_coupling_hessian(self, gram_matrices: Floats) -> Floats:
-        """The second derivatives of the loss, by such Gram matrices; the intercept of each output follows."""
+        """Assemble the Hessian of the loss from the Gram matrices of pairs of gates.
+
+        With an intercept, the Hessian is that of the profiled loss: a Schur complement.
+        """
         n_members, n_features = self._n_coupled_gates, len(self.x)
         n_groups, n_outputs = self._n_gates // n_members, self._n_outputs
         first_gates, second_gates = np.triu_indices(n_members)
@@ -291,14 +341,17 @@ class _ConeInteriorPointSolver:
 
 
 def _compute_max_step_length(values: Floats, direction: Floats) -> float:
-    """How much of the changes keeps positive values positive."""
+    """Return the largest step length up to 1 that keeps the positive `values` positive."""
     decreasing_mask = direction < 0
     ratios = values[decreasing_mask] / -direction[decreasing_mask]
     return min(1.0, FRACTION_TO_BOUNDARY * float(np.min(ratios, initial=np.inf)))
 
 
 def _make_linear_solver(systems: Any, is_used_once: bool) -> Callable[[Floats], Floats]:
-    """Solves systems, again and again by their inverses, which have fewer digits."""
+    """Return a function that solves `systems` for right-hand sides.
+
+    Unless it is used only once, it multiplies by inverses, which is faster but less accurate.
+    """
     if is_used_once:
         return partial(np.linalg.solve, systems)
     inverses: Floats = np.linalg.inv(systems)

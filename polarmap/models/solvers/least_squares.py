@@ -1,4 +1,8 @@
-"""Least squares with an L2 penalty by Krylov methods (LSQR, LSMR, CG), preconditioned by a Gram matrix."""
+"""Least squares with an L2 penalty by Krylov methods (LSQR, LSMR, CG).
+
+`solve_least_squares` first runs the method without a preconditioner. If that takes many iterations, it
+computes one Gram matrix, and runs the method again on features that this matrix has made orthonormal.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,20 @@ from polarmap.models.solvers.proximal_newton import count_first_order_iterations
 from polarmap.models.solvers.solver import Solution
 from polarmap.models.whitening import MIN_RELATIVE_SCALE, WhiteningOperator
 
-MAX_CONDITION = 1e12  # of scaled features, above which least squares have no digits left
+# The condition number of the scaled system above which its solution has no correct digits.
+
+MAX_CONDITION = 1e12
 
 
 class AugmentedOperator(LinearOperator):  # type: ignore[misc]
-    """[A; diag(root)]: rows below A for the penalty of each feature; A alone if there is none."""
+    """The operator [A; diag(sqrt_penalty)], whose last rows stand for the L2 penalty.
+
+    Parameters
+    ----------
+    A : LinearOperator (samples, features)
+    sqrt_penalty : array (features,)
+        The root of the strength of each feature's penalty. If all are 0, no rows are appended.
+    """
 
     def __init__(self, A: Any, sqrt_penalty: Floats) -> None:
         self.A, self._sqrt_penalty = A, sqrt_penalty if sqrt_penalty.any() else np.zeros(0)
@@ -28,7 +41,10 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
 
     @cached_property
     def preconditioner(self) -> WhiteningOperator:
-        """Coordinates in which its columns are orthonormal, but for directions of which A'A has no digits."""
+        """The operator after whose application from the right the columns are orthonormal.
+
+        Directions in which the Gram matrix has no correct digits are only rotated, not scaled to norm 1.
+        """
         gram = self.A.gram(np.ones(self.A.shape[0]))
         if len(self._sqrt_penalty):
             gram = gram + np.diag(self._sqrt_penalty**2)
@@ -54,9 +70,27 @@ def solve_least_squares(
 ) -> Solution:
     """Return the least squares solution of system @ v = [target; 0].
 
-    If that takes many iterations, start again with whitened features, for which a few iterations are enough.
-    The objective of the solution is the squared norm of the residual, and its optimality is the norm of the
-    gradient.
+    If that takes many iterations, start again with whitened features, for which a few iterations suffice.
+
+    Parameters
+    ----------
+    estimator : Ridge
+        Its `solver`, `tol` and `max_iter` are used.
+    system : AugmentedOperator
+    target : array (samples,)
+    iteration_log : IterationLog
+
+    Returns
+    -------
+    Solution
+        Its objective is the squared norm of the residual, and its optimality is the norm of the gradient.
+
+    Raises
+    ------
+    ModelError
+        If the features are linearly dependent up to rounding ("lsqr" and "lsmr" only).
+    DeadlineExceededError
+        If the deadline of the operator passes before the end of the first iteration.
     """
     rhs = np.concatenate([target, np.zeros(system.shape[0] - len(target))])
     n_unpreconditioned = count_first_order_iterations(system.A, np.zeros(system.shape[1]), estimator.max_iter)
@@ -82,12 +116,12 @@ def solve_least_squares(
 def _run_krylov(
     estimator: Any, system: Any, rhs: Floats, iteration_log: IterationLog, max_iter: int
 ) -> Solution:
-    """Return the solution after at most `max_iter` iterations.
+    """Return the solution of the estimator's solver after at most `max_iter` iterations.
 
     Raises
     ------
     ModelError
-        If the features depend on each other.
+        If the features are linearly dependent up to rounding.
     DeadlineExceededError
         If the deadline of the operator passes before the end of the first iteration.
     """
@@ -110,39 +144,49 @@ def _run_krylov(
         return monitored.make_solution()
     if stop_code in (3, 6):
         raise ModelError(
-            f"the features depend on each other: the condition number of the system exceeds "
-            f"{MAX_CONDITION:.0e}, so its solution has no digits; drop features or raise alpha"
+            "the features are linearly dependent, or nearly so: the condition number of the system exceeds "
+            f"{MAX_CONDITION:.0e}, and its solution would have no correct digits. Drop features or raise "
+            "alpha"
         )
     objective, optimality = float(residual_norm**2), 2 * float(gradient_norm)
     return Solution(np.asarray(v), objective, None, optimality, int(n_iter), stop_code != 7)
 
 
 class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
-    """A system whose products with lsqr or lsmr tell the norms and the solution of each iteration.
+    """A wrapper of a system that follows the iterations of scipy's lsqr or lsmr from their products.
 
-    Both solvers build orthonormal u and v with A v_i = alpha_i u_i + beta_i+1 u_i+1 and
-    A' u_i+1 = beta_i+1 v_i + alpha_i+1 v_i+1, so products and operands give alpha and beta. The rotations of
-    Paige and Saunders (lsqr), Fong and Saunders (lsmr) give the norms of residual and gradient, of which an
-    iteration prints its line. The residual of lsmr takes more than these, and is not printed.
+    scipy's functions have no callback and return nothing if a deadline interrupts them. Both build
+    orthonormal u and v with A v_i = alpha_i u_i + beta_i+1 u_i+1 and A' u_i+1 = beta_i+1 v_i + alpha_i+1
+    v_i+1, so products and operands give alpha and beta. From these, the rotations of Paige and Saunders
+    (lsqr) or of Fong and Saunders (lsmr) give the norms of residual and gradient that `iteration_log` prints.
+    The residual of lsmr would need more rotations and is not printed.
 
-    If a deadline ends the iteration, the solver is left without its x. `make_solution` returns that of lsqr
-    then, which minimizes the residual over the same subspace.
+    `make_solution` returns the solution of lsqr after the last complete iteration, also for lsmr: it
+    minimizes the residual over the same subspace.
+
+    Parameters
+    ----------
+    system : LinearOperator
+    target : array (rows,)
+        The right-hand side that is passed to the solver.
+    solver : {"lsqr", "lsmr"}
+    iteration_log : IterationLog
     """
 
     def __init__(self, system: Any, target: Floats, solver: str, iteration_log: IterationLog) -> None:
         super().__init__(np.float64, system.shape)
         self._system, self._solver, self._iteration_log, self.n_iter = system, solver, iteration_log, 0
-        self._residual_norm = float(np.linalg.norm(target))  # of lsqr
+        self._residual_norm = float(np.linalg.norm(target))  # The residual norm of lsqr.
         self._signed_residual_norm = self._residual_norm
-        self._last_product: tuple[Floats, Floats] | None = None  # v and A v
+        self._last_product: tuple[Floats, Floats] | None = None  # The pair v, A v.
 
     def make_solution(self) -> Solution:
-        """Return the solution of lsqr after the last complete iteration, which a deadline has ended."""
+        """Return the solution of lsqr after the last complete iteration, marked as timed out."""
         gradient_norm = 2 * abs(self._rho_bar) * self._residual_norm
         return Solution(self._x, self._residual_norm**2, None, gradient_norm, self.n_iter, False, True)
 
     def _matvec(self, v: Floats) -> Floats:
-        v = np.array(v).reshape(-1)  # a copy: lsmr goes on in place
+        v = np.array(v).reshape(-1)  # A copy, because lsmr overwrites v.
         self._last_product = v, self._system.matvec(v)
         return self._last_product[1]
 
@@ -158,14 +202,20 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
 
     def _start_bidiagonalization(self, scaled_v: Floats) -> None:
         alpha = float(np.linalg.norm(scaled_v))
-        self._rho_bar, self._half_gradient_norm = alpha, alpha * self._residual_norm  # half of it: |A' r|
-        self._cosine_bar = 1.0  # of the second rotation, which only lsmr makes
+        # The gradient of |r|^2 is 2 A' r; its norm is tracked as |A' r|.
+        self._rho_bar, self._half_gradient_norm = alpha, alpha * self._residual_norm
+        self._cosine_bar = 1.0  # The cosine of the second rotation of lsmr.
         self._x, self._direction = np.zeros_like(scaled_v), scaled_v / (alpha or 1.0)
 
     def _record_iteration(self, beta: float, scaled_v: Floats) -> None:
-        """Update norms and solution.
+        """Update the norms and the solution after one iteration, and print its line.
 
-        beta, scaled_v : the new coefficient of the bidiagonal matrix, and the new v times the next one.
+        Parameters
+        ----------
+        beta : float
+            The new coefficient beta_i+1 of the bidiagonal matrix.
+        scaled_v : array
+            alpha_i+1 v_i+1.
         """
         alpha = float(np.linalg.norm(scaled_v))
         rho = math.hypot(self._rho_bar, beta) or 1.0
@@ -191,7 +241,7 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
 def _run_conjugate_gradients(
     system: Any, target: Floats, tol: float, iteration_log: IterationLog, max_iter: int
 ) -> Solution:
-    """Return the v with A'A v = A' target, after at most `max_iter` iterations."""
+    """Solve A'A v = A' target by at most `max_iter` iterations of conjugate gradients."""
     rhs = np.asarray(system.rmatvec(target))
     v, residual, direction, squared_residual = np.zeros_like(rhs), rhs, rhs, float(rhs @ rhs)
     n_iter, squared_tol, timed_out = 0, tol**2 * squared_residual, False

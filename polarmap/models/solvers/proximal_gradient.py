@@ -1,4 +1,8 @@
-"""Proximal gradient steps with momentum, two coded products an iteration."""
+"""FISTA: proximal gradient steps with momentum, for loss(A x) + penalty(x).
+
+An iteration takes two products, A x and A' u. `CompositeProblem` and `ProximalSolver` are also the base of
+the proximal Newton method.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 from polarmap.models.solvers.solver import Solution, run_solver
 
-GAP_INTERVAL = 10  # iterations, at whose end the gap is looked at, for one product more
-MIN_CURVATURE_GROWTH = 1.2  # of the curvature, at least, where a step was too long
-CANCELLATION_TOL = 1e-10  # relative to the loss: a smaller difference of values has too few digits
-PROBE_STEP = 1e-3  # of eta: a step along which a loss is as good as quadratic
+GAP_INTERVAL = 10  # The number of iterations between two computations of the gap, each for one more product.
+MIN_CURVATURE_GROWTH = 1.2  # The smallest factor by which the curvature estimate grows after too long a step.
+CANCELLATION_TOL = 1e-10  # Smaller differences of losses, relative to the loss, have lost too many digits.
+# The largest change of eta in the probe of the curvature: the loss is nearly quadratic there.
+PROBE_STEP = 1e-3
 
 
 def fista(
@@ -30,32 +35,43 @@ def fista(
 ) -> Solution:
     """Minimize loss(A x) + penalty(x) by FISTA with restarts and backtracking.
 
-    An iteration is two products, A x and A' u, and one more where its step was too long, or where the gap is
-    looked at, every tenth time (Beck and Teboulle, 2009; O'Donoghue and Candes, 2015).
+    An iteration takes two products, A x and A' u (Beck and Teboulle, 2009; O'Donoghue and Candes, 2015). It
+    takes another one for each step that was too long, and every tenth iteration takes one for the duality
+    gap.
 
     Parameters
     ----------
     operator : LinearOperator (M, N)
         A, such as a `CodedOperator`.
-    loss
-        value(eta) and gradient(eta) of eta = A x, convex and smooth: `SquaredLoss`, `LogisticLoss`. Its
-        conjugate(u), if it has one, gives the duality gap.
-    penalty
-        Of pyproximal (`L1`, `L21`, `Box`, ...) or this module: prox(x, tau) of a vector, and as a call its
-        value, or for a constraint whether it holds. Conjugates as for a loss.
-    start : (N,) or (N, outputs), optional
-        Zeros (N,) by default. The penalty is asked about its rows, one after the other.
+    loss : SquaredLoss, LogisticLoss or similar
+        A convex and smooth function of eta = A x with methods value(eta) and gradient(eta). If it also has
+        conjugate(u), the duality gap is computed.
+    penalty : proximal operator
+        An object of pyproximal (`L1`, `L21`, `Box`, ...) or of `polarmap.convex`. Its method prox(x, tau)
+        takes a vector x. Called with x, it returns the penalty or, for a constraint, whether x satisfies it.
+        The duality gap also needs its methods conjugate(v) and dual_scale(v).
+    start : array (N,) or (N, outputs), optional
+        The starting point, zeros (N,) by default. If it is a matrix, x is one too, and `penalty` gets x as a
+        vector, row by row.
     tol : float
-        Relative: of the gap to the objective; where there is no gap, or it is below rounding, of the
-        gradient map to the largest one met.
+        The relative tolerance: of the duality gap, relative to the objective. Without a gap, or if the
+        gap is within rounding error, of the norm of the gradient map, relative to the largest one so far.
     max_iter : int
+        The largest number of iterations.
     callback : callable, optional
         Called with the objective and the norm of the gradient map after each iteration.
 
     Returns
     -------
     Solution
-        The best so far where the deadline of the operator has passed (`CodedOperator.set_deadline`).
+        If the deadline of the operator passes (`CodedOperator.set_deadline`), the best solution so far.
+
+    Raises
+    ------
+    ModelError
+        If an argument is invalid.
+    DeadlineExceededError
+        If the deadline of the operator passes before the end of the first iteration.
 
     Examples
     --------
@@ -75,51 +91,77 @@ def fista(
 
 
 class CompositeProblem:
-    """loss(A x) + penalty(x), whose products with A are counted nowhere but in the operator."""
+    """The problem of minimizing loss(A x) + penalty(x).
+
+    Parameters
+    ----------
+    operator, loss, penalty
+        As for `fista`.
+
+    Attributes
+    ----------
+    has_dual_gap : bool
+        Whether loss and penalty have conjugates, so that the duality gap can be computed.
+    """
 
     def __init__(self, operator: Any, loss: Any, penalty: Any) -> None:
         self.operator, self.loss, self.penalty = operator, loss, penalty
         self.has_dual_gap = hasattr(loss, "conjugate") and hasattr(penalty, "conjugate")
 
     def check_starting_point(self, start: Any) -> Floats:
-        """A copy of the start as floats, or zeros."""
+        """Return a copy of `start` as floats, or zeros for None; raise ModelError if its shape is wrong."""
         n_columns = int(self.operator.shape[1])
         x = np.zeros(n_columns) if start is None else np.array(start, dtype=np.float64)
         if x.ndim not in (1, 2) or len(x) != n_columns:
-            raise ModelError(
-                f"start must be of shape ({n_columns},) or ({n_columns}, outputs), not {x.shape}"
-            )
+            raise ModelError(f"start must have shape ({n_columns},) or ({n_columns}, outputs), not {x.shape}")
         return x
 
     def matmul(self, x: Floats) -> Floats:
-        """A x, of the shape that the loss has; no product for zeros."""
+        """Return A x, without a product if x is 0."""
         if not x.any():
             return np.zeros((int(self.operator.shape[0]), *x.shape[1:]))
         return np.asarray(self.operator.matvec(x) if x.ndim == 1 else self.operator.matmat(x))
 
     def check_eta_shape(self, eta: Floats) -> None:
-        """ModelError where y of the loss has another shape, which numpy may yet broadcast."""
+        """Raise ModelError if eta and y of the loss differ in shape, even if numpy could broadcast them."""
         loss_shape = getattr(self.loss, "shape", eta.shape)
         if loss_shape != eta.shape:
             raise ModelError(
-                f"A x is of shape {eta.shape}, and y of the loss of shape {loss_shape}: for an operator with "
-                f"{len(eta)} rows, y is ({len(eta)},); for several columns of y, start has as many"
+                f"y of the loss must have the shape of A x, {eta.shape}, not {loss_shape}. The operator has "
+                f"{len(eta)} rows, so pass y of shape ({len(eta)},), or for several columns of y a start "
+                "with as many columns"
             )
 
     def rmatmul(self, u: Floats) -> Floats:
-        """A' u: the gradient, for that of the loss."""
+        """Return A' u; for the gradient u of the loss, this is the gradient with respect to x."""
         return np.asarray(self.operator.rmatvec(u) if u.ndim == 1 else self.operator.rmatmat(u))
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """That of the penalty, in the shape of x."""
+        """Return the proximal operator of the penalty at x, in the shape of x."""
         return np.asarray(self.penalty.prox(x.reshape(-1), tau)).reshape(x.shape)
 
     def objective(self, x: Floats, eta: Floats) -> float:
-        """The objective at an x that comes from `prox`, by which constraints hold."""
+        """Return the objective at x with A x = eta; x must come from `prox`, so that constraints hold."""
         return float(self.loss.value(eta)) + evaluate_penalty(self.penalty, x.reshape(-1))
 
     def dual_gap(self, x: Floats, eta: Floats, loss_gradient: Floats, gradient: Floats) -> float:
-        """To the dual point in the direction of u, the gradient of the loss (Fenchel, Rockafellar)."""
+        """Return the duality gap between x and the scaled gradient of the loss as its dual point.
+
+        Parameters
+        ----------
+        x : array
+        eta : array
+            A x.
+        loss_gradient : array
+            The gradient of the loss with respect to eta.
+        gradient : array
+            A' loss_gradient.
+
+        Returns
+        -------
+        float
+            The gap by Fenchel-Rockafellar duality; inf if the dual point cannot be scaled to be feasible.
+        """
         dual = -gradient.reshape(-1)
         dual_scale = float(self.penalty.dual_scale(dual))
         if dual_scale == 0.0:
@@ -130,26 +172,28 @@ class CompositeProblem:
 
 
 def evaluate_penalty(penalty: Any, x: Floats) -> float:
-    """At an x that comes from `prox`: 0 for a constraint, which holds there."""
+    """Return the penalty at an x that is a result of its `prox`, where a constraint counts as 0."""
     value = penalty(x)
     return 0.0 if isinstance(value, (bool, np.bool_)) else float(value)
 
 
 class ProximalSolver:
-    """The base of solvers that move from x to the next x, and measure how close it is to the minimum.
+    """The base of solvers that move from iterate to iterate and measure the distance to the minimum.
 
     Subclasses override `_advance`.
 
     Parameters
     ----------
     problem : CompositeProblem
-    x : the start, of the shape that `problem.check_starting_point` returns
+    x : array (N,) or (N, outputs)
+        The starting point.
     tol : float
         As for `fista`.
-    eta : A x, if it is known
+    eta : array, optional
+        A x. By default, it is computed by one product.
     """
 
-    gap_interval = 1  # iterations, at whose end the gap is computed
+    gap_interval = 1  # The number of iterations between two computations of the duality gap.
 
     def __init__(self, problem: CompositeProblem, x: Floats, tol: float, eta: Floats | None = None) -> None:
         self.problem, self.x, self.tol, self.n_iter = problem, x, tol, 0
@@ -157,31 +201,32 @@ class ProximalSolver:
         problem.check_eta_shape(self.eta)
         self.curvature, self.max_optimality, self.optimality = 1.0, 0.0, math.inf
         self._initial_loss = abs(float(problem.loss.value(self.eta)))
-        self._cached_gradients: tuple[int, Floats, Floats] | None = None  # count, and what they are at x
+        # The iteration number, and the gradients of the loss at its x with respect to eta and to x.
+        self._cached_gradients: tuple[int, Floats, Floats] | None = None
         self.has_converged = self.has_stalled = False
         self.best_x, self.best_objective, self.dual_bound = x, math.inf, -math.inf
-        self._final_dual_gap: float | None = None  # as `polish` measures it
+        self._final_dual_gap: float | None = None  # Set by `polish`.
 
     @property
     def objective(self) -> float:
-        """Loss plus penalty where the iteration is."""
+        """The loss plus the penalty at the current iterate."""
         return self.problem.objective(self.x, self.eta)
 
     def compute_gradients(self) -> tuple[Floats, Floats]:
-        """Gradients of the loss at x with respect to eta and to x, by one product."""
+        """Return the gradients of the loss at x with respect to eta and to x, by one product."""
         if self._cached_gradients is None or self._cached_gradients[0] != self.n_iter:
             loss_gradient = self.problem.loss.gradient(self.eta)
             self._cached_gradients = self.n_iter, loss_gradient, self.problem.rmatmul(loss_gradient)
         return self._cached_gradients[1:]
 
     def _compute_optimality(self) -> float:
-        """Return the norm of the gradient map at x, by one product unless the gradients are known."""
+        """Return the norm of the gradient map at x, by one product unless the gradients are cached."""
         _, gradient = self.compute_gradients()
         prox_point = self.problem.prox(self.x - gradient / self.curvature, 1.0 / self.curvature)
         return self.curvature * float(np.linalg.norm(self.x - prox_point))
 
     def _compute_dual_gap(self) -> float:
-        """Return the duality gap at x, inf if unknown, by one product unless the gradients are known."""
+        """Return the duality gap at x, or inf if unknown, by one product unless the gradients are cached."""
         if not self.problem.has_dual_gap:
             return math.inf
         dual_gap = self.problem.dual_gap(self.x, self.eta, *self.compute_gradients())
@@ -204,7 +249,7 @@ class ProximalSolver:
             self.best_x, self.best_objective = x, objective
 
     def _measure_convergence(self) -> bool:
-        """Return whether x satisfies `tol`: by the gap, which is only computed where it may be small."""
+        """Return whether x satisfies `tol`; compute the gap only if it is due or probably small enough."""
         rounding_error, tol = self._estimate_optimality_rounding_error(), self.tol
         is_stationary = self.optimality <= max(tol * self.max_optimality, rounding_error)
         if not self.problem.has_dual_gap or (self.n_iter % self.gap_interval and not is_stationary):
@@ -218,18 +263,18 @@ class ProximalSolver:
         return dual_gap <= rounding and is_stationary
 
     def _estimate_optimality_rounding_error(self) -> float:
-        """What is left of the gradient map where it should be 0."""
+        """Return the rounding error of the norm of the gradient map."""
         return 4 * FLOAT64_EPS * self.curvature * float(np.linalg.norm(self.x))
 
     def polish(self) -> None:
-        """Make the last iterate the solution, and measure its gap and its gradient map by one product."""
+        """Make the last iterate the solution, and compute its gap and its optimality by one product."""
         dual_gap, self.optimality = self._compute_dual_gap(), self._compute_optimality()
         self.best_x, self.best_objective, self._final_dual_gap = self.x, self.objective, dual_gap
 
     def make_solution(self) -> Solution:
-        """Return the best iterate, or the one that `polish` has measured, and its distance to the minimum."""
+        """Return the last iterate if `polish` has been called, or the best iterate so far."""
         objective, optimality = self.best_objective, self.optimality
-        # A step would lower the objective by about optimality^2 / (2 curvature).
+        # Another step would decrease the objective by about optimality^2 / (2 curvature).
         rounding = 16 * FLOAT64_EPS * max(self._initial_loss, abs(objective))
         is_at_rounding = optimality**2 / (2.0 * self.curvature) <= rounding
         converged = self.has_converged or (self.has_stalled and is_at_rounding)
@@ -241,7 +286,7 @@ class ProximalSolver:
 
 
 class FistaSolver(ProximalSolver):
-    """The extrapolated point, and how long steps from there are."""
+    """The state of FISTA: the iterate, the extrapolated point, and the estimate L of the curvature."""
 
     gap_interval = GAP_INTERVAL
 
@@ -251,7 +296,7 @@ class FistaSolver(ProximalSolver):
         self.curvature = self._estimate_curvature(*self.compute_gradients())
 
     def _estimate_curvature(self, loss_gradient: Floats, gradient: Floats) -> float:
-        """L as it is along the gradient."""
+        """Return the curvature of the loss along its gradient, by one product; 1 if it has none."""
         eta_direction = self.problem.matmul(gradient)
         max_change, squared_norm = float(np.abs(eta_direction).max(initial=0.0)), float(np.sum(gradient**2))
         if max_change == 0.0 or squared_norm == 0.0:
@@ -269,13 +314,16 @@ class FistaSolver(ProximalSolver):
         previous_momentum = 1.0 if is_uphill else self._momentum
         self._momentum = (1.0 + math.sqrt(1.0 + 4.0 * previous_momentum**2)) / 2.0
         extrapolation = (previous_momentum - 1.0) / self._momentum
-        # Products are linear: that of the extrapolated point costs none.
+        # Products are linear, so that of the extrapolated point follows from known ones.
         self._extrapolated = x + extrapolation * (x - self.x)
         self._extrapolated_eta = eta + extrapolation * (eta - self.eta)
         self._move_to(x, eta)
 
     def _take_backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
-        """The proximal gradient step from y, for an L that bounds the curvature along it."""
+        """Return the proximal gradient step x from the extrapolated point, and A x.
+
+        The estimate of the curvature grows until it bounds the curvature observed along the step.
+        """
         while True:
             x = self.problem.prox(self._extrapolated - gradient / self.curvature, 1.0 / self.curvature)
             eta, displacement = self.problem.matmul(x), x - self._extrapolated
@@ -292,7 +340,10 @@ class FistaSolver(ProximalSolver):
         return x, eta
 
     def _compute_bregman_divergence(self, loss_gradient: Floats, eta: Floats) -> float:
-        """The loss at eta less its tangent at y: by values, or by gradients where these have no digits."""
+        """Return the Bregman divergence of the loss from the extrapolated point to eta.
+
+        It is computed from gradients where the difference of losses would cancel.
+        """
         loss, eta_change = self.problem.loss, eta - self._extrapolated_eta
         loss_value, value_before = float(loss.value(eta)), float(loss.value(self._extrapolated_eta))
         divergence = loss_value - value_before - float(np.sum(loss_gradient * eta_change))
@@ -308,7 +359,7 @@ def _check_fista_arguments(penalty: Any, loss: Any, tol: float, max_iter: int) -
         )
     if not (hasattr(loss, "value") and hasattr(loss, "gradient")):
         raise ModelError(
-            f"loss must have value() and gradient(), as SquaredLoss(y), not {type(loss).__name__}"
+            f"loss must have the methods value and gradient, as SquaredLoss(y) has, not {type(loss).__name__}"
         )
     if not 0 <= tol < math.inf:
         raise ModelError(f"tol must be a number, 0 or more, not {tol!r}")

@@ -1,4 +1,8 @@
-"""Proximal Newton steps: models of the loss by weighted Gram matrices, minimized with the penalty here."""
+"""Proximal Newton method for loss(A x) + penalty(x).
+
+Each step computes a weighted Gram matrix by coded maps. The quadratic model that it defines is minimized
+together with the penalty on the driver, without further products.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +21,37 @@ from polarmap.models.solvers.proximal_gradient import (
 )
 from polarmap.models.solvers.solver import Solution, run_solver
 
-MAX_GRAM_SIZE = 1000  # unknowns: beyond, what Newton steps solve here takes long
-# For as many columns of a Gram matrix, all Newton steps cost as much as an iteration of two products.
+# The largest number of unknowns for Newton steps: the driver solves systems of this size.
+MAX_GRAM_SIZE = 1000
+# All Newton steps with a Gram matrix of this many columns cost about as much as one iteration of two
+# products.
 GRAM_COLUMNS_PER_ITERATION = 8
-MODEL_TOL = 1e-8  # of the gradient map of a model, relative to the largest one met
+MODEL_TOL = 1e-8  # The tolerance for minimizing a model, relative to the largest gradient map so far.
 MAX_PROXIMAL_STEPS, MAX_NEWTON_STEPS, MAX_BACKTRACKS = 30, 30, 40
-INITIAL_SIGMA, SIGMA_GROWTH = 1e4, 10.0  # times the mean of the diagonal of H
-MAX_RETRIES = 3  # of a smaller sigma, where one leads no nearer
-ARMIJO_FRACTION = 1e-4  # the share of its slope by which a step lessens a function at the least
-FINITE_DIFFERENCE_STEP = 1e-7  # relative, for the derivative of a prox
+# The proximal parameter sigma: its first value divided by the mean of the diagonal of H, and its growth per
+# step.
+INITIAL_SIGMA, SIGMA_GROWTH = 1e4, 10.0
+# The largest number of successive attempts with a smaller sigma after a step without progress.
+MAX_RETRIES = 3
+ARMIJO_FRACTION = 1e-4  # The fraction of the predicted decrease that a line search requires.
+FINITE_DIFFERENCE_STEP = 1e-7  # The relative step of the finite difference of a proximal operator.
 
 
 def count_first_order_iterations(operator: Any, start: Floats, max_iter: int) -> int:
-    """How many iterations by gradients cost about as much as all Newton steps will: then it is their turn.
+    """Return how many first-order iterations to run before switching to Newton steps.
 
-    So a fit costs at most about twice what it does by the better of the two. Without Gram matrices, as of a
-    sparse X, or with many unknowns: all iterations.
+    The first-order iterations then cost about as much as all Newton steps will, so a fit costs at most about
+    twice as much as by the faster of the two methods. Without Gram matrices (sparse X), or with many
+    unknowns, first-order iterations run to the end.
+
+    Parameters
+    ----------
+    operator : LinearOperator (samples, features)
+        It has a method `gram(weights)` if Newton steps are possible.
+    start : array (features,) or (features, outputs)
+        The starting point; only its shape is used.
+    max_iter : int
+        The iteration limit of the fit, which is returned if Newton steps are not possible.
     """
     n_outputs = start.size // len(start)
     if not hasattr(operator, "gram") or start.size > MAX_GRAM_SIZE:
@@ -52,9 +71,24 @@ def proximal_newton(
 ) -> Solution:
     """Minimize loss(A x) + penalty(x) by FISTA, then proximal Newton steps (Lee, Sun and Saunders, 2014).
 
-    A step is a product A d, one A' u, and a Gram matrix A' diag(curvature) A, for several outputs one for
-    each pair of these; a squared loss has the same all along. Parameters are as for `fista`; the operator
-    has `gram(weights)`, the loss `hessian_product`; the prox of the penalty takes each number on its own.
+    A Newton step takes a product A d, a product A' u, and a Gram matrix A' diag(curvature) A, or one for each
+    pair of outputs. For a squared loss, the Gram matrix is computed once.
+
+    Parameters
+    ----------
+    operator : LinearOperator
+        A. Newton steps need its method `gram(weights)`; without it, FISTA runs all iterations.
+    loss : WeightedLoss
+        A loss with `hessian_product`.
+    penalty : proximal operator
+        Separable: its `prox` maps each entry independently of the other entries.
+    start : array (features,) or (features, outputs)
+    tol, max_iter, callback
+        As for `fista`.
+
+    Returns
+    -------
+    Solution
     """
     problem = CompositeProblem(operator, loss, penalty)
     n_first_order = count_first_order_iterations(operator, start, max_iter)
@@ -71,9 +105,14 @@ def proximal_newton(
 
 
 class ProximalNewtonSolver(ProximalSolver):
-    """The Hessian at x, and the Gram matrices that it is made of.
+    """The state of the proximal Newton method: the iterate, its Hessian, and cached Gram matrices.
 
-    reference_optimality : of gradient maps, to which tol refers; by default the largest one met.
+    Parameters
+    ----------
+    problem, x, tol, eta
+        As for `ProximalSolver`.
+    reference_optimality : float, optional
+        The norm of the gradient map that `tol` is relative to; by default the largest one so far.
     """
 
     def __init__(
@@ -86,17 +125,17 @@ class ProximalNewtonSolver(ProximalSolver):
     ) -> None:
         super().__init__(problem, x, tol, eta)
         self._reference_optimality, self.max_optimality = reference_optimality, reference_optimality or 0.0
-        self._cached_grams: dict[bytes, Floats] = {}  # by the weights of samples
+        self._cached_grams: dict[bytes, Floats] = {}  # By the bytes of the sample weights.
 
     def continue_from(self, solution: Solution) -> None:
-        """Continue the count of iterations of another solver, from whose solution this one starts."""
+        """Take over the iteration count, best iterate and dual bound of a solver that ran before."""
         self.n_iter, self.optimality = solution.n_iter, solution.optimality
         self.best_x, self.best_objective = solution.x, solution.objective
         if solution.dual_gap is not None:
             self.dual_bound = solution.objective - solution.dual_gap
 
     def _advance(self) -> None:
-        """Move to the minimum of the model, or as much of the way as lessens the objective."""
+        """Take a step towards the minimum of the quadratic model, with a line search on the objective."""
         self._update_hessian()
         optimality_before, objective_before = self._compute_optimality(), self.objective
         self.max_optimality = self._reference_optimality or max(self.max_optimality, optimality_before)
@@ -112,12 +151,15 @@ class ProximalNewtonSolver(ProximalSolver):
         self.has_stalled = self.optimality > optimality_before / 2 and self.objective >= stall_objective
 
     def _estimate_optimality_rounding_error(self) -> float:
-        """Also of a gradient that the penalty balances."""
+        """Return the rounding error, including that of a gradient which the penalty balances."""
         gradient_norm = float(np.linalg.norm(self.compute_gradients()[1]))
         return 4 * super()._estimate_optimality_rounding_error() + 16 * FLOAT64_EPS * gradient_norm
 
     def _update_hessian(self) -> None:
-        """That at x, and a bound of its largest eigenvalue; weights that stay keep their Gram matrix."""
+        """Compute the Hessian at x, and an upper bound on its largest eigenvalue as `curvature`.
+
+        Gram matrices of the previous Hessian are reused where their weights have not changed.
+        """
         n_outputs, n_features, eta = self.eta.size // len(self.eta), len(self.x), self.eta
         hessian_columns = [
             hessian_column
@@ -140,11 +182,11 @@ class ProximalNewtonSolver(ProximalSolver):
         self.curvature = float(np.abs(self._hessian).sum(axis=1).max()) or 1.0
 
     def _hessian_product(self, direction: Floats) -> Floats:
-        """The loss's Hessian of each sample times a direction: (outputs, samples)."""
+        """Return the Hessian of the loss times a direction, as an array (outputs, samples)."""
         return np.asarray(self.problem.loss.hessian_product(self.eta, direction)).reshape(len(self.eta), -1).T
 
     def _compute_gram(self, weights: Floats) -> Floats:
-        """No product where all weights are 0."""
+        """Return A' diag(weights) A, without a product if all weights are 0."""
         if not weights.any():
             return np.zeros((len(self.x), len(self.x)))
         return np.asarray(self.problem.operator.gram(weights))
@@ -152,7 +194,11 @@ class ProximalNewtonSolver(ProximalSolver):
     def _line_search(
         self, direction: Floats, eta_direction: Floats, slope: float, objective_before: float
     ) -> float:
-        """The share of a step that lessens the objective enough; products are linear: none is needed."""
+        """Return a step length at which the objective decreases sufficiently, or 0 if none is found.
+
+        `slope` is the directional derivative of the loss. The search takes no products, since those along the
+        direction are known.
+        """
         penalty = self.problem.penalty
         penalty_before = evaluate_penalty(penalty, self.x.reshape(-1))
         slope += evaluate_penalty(penalty, (self.x + direction).reshape(-1)) - penalty_before
@@ -167,9 +213,20 @@ class ProximalNewtonSolver(ProximalSolver):
 
 
 class QuadraticModel:
-    """d'Hd / 2 + gradient'd + penalty(x + d) of moves d from x: near the minimum, nothing cancels.
+    """The model d' H d / 2 + gradient' d + penalty(x + d) as a function of the displacement d.
 
-    curvature : no less than the largest eigenvalue of H.
+    Displacements are used instead of x + d, because the latter would lose digits near the minimum.
+
+    Parameters
+    ----------
+    H : array (N, N)
+    gradient : array (N,)
+        The gradient of the loss at x.
+    penalty : proximal operator
+        Separable.
+    x : array (N,)
+    curvature : float
+        An upper bound on the largest eigenvalue of H.
     """
 
     def __init__(self, H: Floats, gradient: Floats, penalty: Any, x: Floats, curvature: float) -> None:
@@ -177,9 +234,9 @@ class QuadraticModel:
         self._penalty, self._x = penalty, x
 
     def minimize(self, tol: float) -> Floats:
-        """Where the norm of the gradient map is at most tol, or as small as rounding lets it be.
+        """Return a d at which the norm of the gradient map is at most `tol`, or within rounding error.
 
-        By proximal points, each nearer to the minimum of the model than the one before (Rockafellar, 1976).
+        Uses the proximal point method (Rockafellar, 1976) with an increasing parameter sigma.
         """
         sigma_unit, d = 1.0 / (float(np.trace(self._H)) / len(self._x) or 1.0), np.zeros(len(self._x))
         sigma, best_optimality, n_failures = INITIAL_SIGMA * sigma_unit, self._compute_optimality(d), 0
@@ -193,16 +250,16 @@ class QuadraticModel:
             n_failures += 1
             if optimality < best_optimality:
                 d, best_optimality, n_failures = proximal_point, optimality, 0
-            # Far from the minimum, Newton's steps to the point of a large sigma come to nothing.
+            # Far from the minimum, Newton's method may not find the proximal point of a large sigma.
             sigma = SIGMA_GROWTH * sigma if is_exact and n_failures == 0 else sigma / SIGMA_GROWTH**2
         return d
 
     def _prox(self, d: Floats, tau: float) -> Floats:
-        """That of the penalty, as a move."""
+        """Return the proximal operator of the penalty in terms of the displacement d."""
         return np.asarray(self._penalty.prox(self._x + d, tau) - self._x)
 
     def _compute_optimality(self, d: Floats) -> float:
-        """Norm of the gradient map."""
+        """Return the norm of the gradient map at d."""
         L = self._curvature
         return L * float(np.linalg.norm(d - self._prox(d - (self._H @ d + self._gradient) / L, 1.0 / L)))
 
@@ -211,10 +268,11 @@ class QuadraticModel:
         return 16 * FLOAT64_EPS * magnitude
 
     def _find_proximal_point(self, center: Floats, sigma: float, tol: float) -> tuple[Floats, bool]:
-        """The p that minimizes the model + |p - centre|^2 / (2 sigma), and whether it was reached.
+        """Minimize model(p) + |p - center|^2 / (2 sigma), and return p and whether the minimum was reached.
 
-        By its dual, smooth and convex in z, of which Hz + gradient is the slope at p: semismooth Newton
-        steps, whose system has the numbers that the prox lets move (Li, Sun and Toh, 2018).
+        The dual problem is smooth and convex in a variable z, for which H z + gradient is the gradient of the
+        loss at p. It is solved by semismooth Newton steps, whose systems only have the entries that the
+        proximal operator does not fix (Li, Sun and Toh, 2018).
         """
         z, Hz = center, self._H @ center
         value, p, prox_derivative = self._evaluate_dual(z, Hz, center, sigma)
@@ -239,7 +297,10 @@ class QuadraticModel:
     def _evaluate_dual(
         self, z: Floats, Hz: Floats, center: Floats, sigma: float
     ) -> tuple[float, Floats, Floats]:
-        """The dual function, the p of z, and by how much each number of p moves with what it is a prox of."""
+        """Return the dual function at z, the p of z, and the derivative of the proximal operator.
+
+        p = prox(v), and the derivative of each entry of p with respect to its entry of v is between 0 and 1.
+        """
         gradient = Hz + self._gradient
         v = center - sigma * gradient
         p = self._prox(v, sigma)
@@ -252,7 +313,7 @@ class QuadraticModel:
         return value, p, np.clip((self._prox(v + perturbation, sigma) - p) / perturbation, 0.0, 1.0)
 
     def _solve_newton_system(self, residual: Floats, prox_derivative: Floats) -> Floats:
-        """The s with s + moves * (H s) = residual."""
+        """Solve s + prox_derivative * (H s) = residual for s."""
         free_mask = prox_derivative > 0
         free_rows, solution = self._H[free_mask], residual.copy()
         free_derivative = prox_derivative[free_mask]

@@ -1,4 +1,8 @@
-"""Losses with an L2 penalty minimized by scipy's solvers and Newton steps, each product a coded map."""
+"""Minimization of smooth losses with an L2 penalty, by solvers of scipy and by Newton steps.
+
+`minimize_smooth` starts with a solver of scipy, whose iterations take a few products each. If that has used
+up as much time as Newton's method would take in total, Newton steps with Gram matrices finish.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,10 @@ from polarmap.models.solvers.proximal_gradient import CompositeProblem
 from polarmap.models.solvers.proximal_newton import ProximalNewtonSolver, count_first_order_iterations
 from polarmap.models.solvers.solver import Solution, run_solver
 
-MAX_NEWTON_STEPS = 2
-POLISH_MAX_TOL = 1e-6  # a tol above which nobody asks for more digits
-POLISH_MAX_GRADIENT = 1e-3  # a gradient below which Newton's steps can be trusted
-NEWTON_TOL = 1e-2  # times tol: the gradient at which Newton's steps by Gram matrices end
+MAX_NEWTON_STEPS = 2  # The number of Newton steps that polish the solution of scipy.
+POLISH_MAX_TOL = 1e-6  # With a larger `tol`, the solution of scipy is not polished.
+POLISH_MAX_GRADIENT = 1e-3  # With a larger gradient norm, Newton steps without a line search might diverge.
+NEWTON_TOL = 1e-2  # Newton steps with Gram matrices end at a gradient norm of this times `tol`.
 SCIPY_METHODS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "trust-krylov"}
 
 
@@ -36,10 +40,33 @@ def minimize_smooth(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize loss(A V) + sum(penalty * V^2) / 2 of V (features, outputs), by MINIMIZERS[solver] first.
+    """Minimize loss(A V) + sum_j penalty_strengths_j |V_j|^2 / 2 over V (features, outputs).
 
-    What takes long ends by Newton steps. penalty : (features,). Other parameters are as for `fista`, but tol,
-    of the gradient.
+    A solver of scipy runs first. If its iterations have cost about as much as all Newton steps would, Newton
+    steps with Gram matrices continue from its last iterate.
+
+    Parameters
+    ----------
+    solver : {"lbfgs", "trust-ncg", "trust-krylov"}
+        The solver of scipy, a key of SCIPY_METHODS.
+    operator : LinearOperator (samples, features)
+        A. If it has no `gram(weights)`, the solver of scipy runs all iterations.
+    loss : WeightedLoss
+        A loss of A V (samples, outputs).
+    penalty_strengths : array (features,)
+        The strength of the L2 penalty of each row of V.
+    start : array (features, outputs)
+    tol : float
+        The absolute tolerance of the gradient.
+    max_iter : int
+        The largest total number of iterations of both methods.
+    callback : callable, optional
+        Called with the objective and the norm of its gradient after each iteration.
+
+    Raises
+    ------
+    DeadlineExceededError
+        If the deadline of the operator passes before the end of the first iteration.
     """
     l2_weights = np.repeat(penalty_strengths, start.shape[1])
     problem = CompositeProblem(operator, loss, ElasticNetPenalty(0.0, l2_weights))
@@ -65,14 +92,18 @@ def minimize_smooth(
 
 
 def _is_stationary(gradient_norm: float, objective: float, tol: float) -> bool:
-    """Whether steps that gradients ask for are no more than tol asks for, or rounding."""
+    """Return whether a gradient norm is within 10 times `tol`, or 10 times its rounding error."""
     return gradient_norm <= 10 * max(tol, _estimate_gradient_rounding_error(objective))
 
 
 def _minimize_by_scipy(
     objective: ScipyObjective, start: Floats, solver: str, tol: float, max_iter: int, is_last: bool
 ) -> Solution:
-    """Return the solution of a solver of scipy, polished by Newton steps if it has converged or `is_last`."""
+    """Run a solver of scipy and return its solution.
+
+    The solution is polished by Newton steps if the solver has converged, or if `is_last` says that no other
+    method follows.
+    """
     try:
         scipy_result = _run_scipy(objective, start, solver, tol, max_iter)
     except DeadlineExceededError:
@@ -91,22 +122,22 @@ def _minimize_by_scipy(
 
 
 class ScipyObjective:
-    """A smooth problem as scipy's solvers see it, as a function of vectors theta: V row by row.
+    """The objective as scipy's solvers call it: a function of the vector theta, which is V row by row.
 
     Parameters
     ----------
     problem : CompositeProblem
     l2_weights : array
-        The strength of the L2 penalty of each number of theta.
+        The strength of the L2 penalty of each entry of theta.
     callback : callable, optional
         Called with the objective and the norm of its gradient after each iteration.
 
     Attributes
     ----------
     n_iter : int
-        The number of iterations that `report_iteration` has been called for.
+        The number of finished iterations, counted by `report_iteration`.
     best_point : tuple
-        The theta of the smallest objective so far, the objective there, and its gradient.
+        The theta with the smallest objective so far, the objective there, and its gradient.
     """
 
     def __init__(
@@ -116,17 +147,21 @@ class ScipyObjective:
         callback: Callable[[float, float], None] | None = None,
     ) -> None:
         self._problem, self._l2_weights, self.callback = problem, l2_weights, callback
-        # Linear predictors of the last points: a Hessian reuses them.
+        # Linear predictors by the bytes of theta, of the last points: Hessian products reuse them.
         self._cached_predictors: dict[bytes, Floats] = {}
-        self._evaluations: dict[bytes, tuple[float, float]] = {}  # since the last iteration, for its line
+        # Objective and gradient norm by the bytes of theta, since the last iteration, for the callback.
+        self._evaluations: dict[bytes, tuple[float, float]] = {}
         self.n_iter, self.best_point = 0, (np.zeros(0), np.inf, np.zeros(0))
 
     def value(self, theta: Floats) -> float:
-        """Of the objective, by a product that its gradient there needs no more."""
+        """Return the objective at theta; the product A V is cached for the gradient and the Hessian."""
         return self._problem.objective(theta, self._get_linear_predictor(theta))
 
     def value_and_gradient(self, theta: Floats) -> tuple[float, Floats]:
-        """Value and gradient of the objective; inf where it would be NaN, which trust regions reject."""
+        """Return the objective and its gradient at theta, or inf and zeros if theta is not finite.
+
+        Trust-region methods reject a step to an infinite objective, but fail with NaN.
+        """
         if not np.isfinite(theta).all():
             return np.inf, np.zeros_like(theta)
         value = self.value(theta)
@@ -139,7 +174,7 @@ class ScipyObjective:
         return value, gradient
 
     def report_iteration(self, theta: Floats) -> None:
-        """Count an iteration that has ended at theta, possibly where it began, and call the callback."""
+        """Count a finished iteration and call the callback with the objective and gradient norm at theta."""
         self.n_iter += 1
         if self.callback is not None:
             key = theta.tobytes()
@@ -147,7 +182,7 @@ class ScipyObjective:
             self.callback(*self._evaluations[key])
 
     def hessian_product(self, theta: Floats, direction: Floats) -> Floats:
-        """The Hessian at theta times a direction; NaN for NaN."""
+        """Return the Hessian at theta times a direction, or NaN if theta or the direction is not finite."""
         if not (np.isfinite(theta).all() and np.isfinite(direction).all()):
             return np.full_like(direction, np.nan)
         eta, eta_direction = self._get_linear_predictor(theta), self._compute_linear_predictor(direction)
@@ -166,7 +201,7 @@ class ScipyObjective:
         return self._problem.matmul(theta.reshape(-1, self._problem.loss.shape[1]))
 
     def _compute_penalized_gradient(self, residual: Floats, theta: Floats) -> Floats:
-        """A' residual + squares * theta."""
+        """Return A' residual + l2_weights * theta, as a vector."""
         return self._problem.rmatmul(residual).reshape(-1) + self._l2_weights * theta
 
 
@@ -174,9 +209,11 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
     initial_theta, options = start.reshape(-1), {"gtol": tol, "maxiter": max_iter}
     if solver == "lbfgs":
         options |= {"ftol": 4 * FLOAT64_EPS, "maxls": 50, "maxfun": 50 * max_iter}
-    else:  # closer, trust regions compare values that differ by rounding, and trlib meets NaN
+    else:
+        # Below this gradient, trust regions compare objectives that differ by rounding, and trlib fails with
+        # NaN.
         options["gtol"] = max(tol, _estimate_gradient_rounding_error(objective.value(initial_theta)))
-    with np.errstate(invalid="ignore"):  # of trlib
+    with np.errstate(invalid="ignore"):  # trlib computes with NaN.
         return minimize(
             objective.value_and_gradient,
             initial_theta,
@@ -189,9 +226,9 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
 
 
 def _estimate_gradient_rounding_error(objective: float) -> float:
-    """The gradient g at which a step lowers the value, by about g^2 / 2, no more than 16 roundings do.
+    """Return the gradient norm below which a step decreases the objective by no more than 16 roundings.
 
-    That is where the Hessian has about 1 on its diagonal.
+    A step decreases the objective by about g^2 / 2, as the Hessian has about 1 on its diagonal.
     """
     return float(np.sqrt(32 * FLOAT64_EPS * max(1.0, abs(objective))))
 
@@ -199,9 +236,10 @@ def _estimate_gradient_rounding_error(objective: float) -> float:
 def _polish_by_newton(
     objective: ScipyObjective, scipy_result: Any, tol: float
 ) -> tuple[Floats, float, Floats]:
-    """The point that scipy found, brought closer than values can tell apart, with its value and gradient.
+    """Improve the solution of scipy by Newton steps, and return it with its objective and gradient.
 
-    By gradients alone. Where the Hessian is far from the identity, coefficients are further off than these.
+    The steps are accepted if they halve the norm of the gradient, because differences of the objective are
+    rounding errors this close to the minimum.
     """
     x, value, gradient = scipy_result.x, scipy_result.fun, scipy_result.jac
     if tol > POLISH_MAX_TOL or np.linalg.norm(gradient) > POLISH_MAX_GRADIENT:

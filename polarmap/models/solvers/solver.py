@@ -1,4 +1,10 @@
-"""The interface of all iterative solvers, the loop that runs them, and the solution that they return."""
+"""The interface of all iterative solvers, the loop that runs them, and the solution that they return.
+
+    run_solver(solver):  step -> callback -> step -> callback -> ... -> polish -> make_solution
+
+The loop ends when the solver has converged or stalled, at `max_iter` iterations, or at the deadline of the
+operator whose products the solver computes.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +35,8 @@ class Solution(NamedTuple):
     converged : bool
         Whether the solution is as accurate as `tol` asks for, or as rounding allows.
     timed_out : bool
-        Whether the operator's deadline (`CodedOperator.set_deadline`) passed before the solver had ended.
-        Then x is the best iterate so far.
+        Whether the deadline of the operator (`CodedOperator.set_deadline`) passed before the solver ended.
+        If so, x is the best iterate so far.
     """
 
     x: Floats
@@ -43,11 +49,10 @@ class Solution(NamedTuple):
 
 
 class Solver(Protocol):
-    """An iterative method, its current iterate, and measures of how far the iterate is from a minimum.
+    """An iterative method with its current iterate and the distance of the iterate from a minimum.
 
-    Only `step` and `polish` act: they run products and change the solver. Reading an attribute or calling
-    `make_solution` does neither. If a product raises, `make_solution` still returns the best of the complete
-    iterates before.
+    Only `step` and `polish` run products and change the solver. If a product raises an exception,
+    `make_solution` still returns the best of the iterates that were complete before.
     """
 
     @property
@@ -64,11 +69,11 @@ class Solver(Protocol):
 
     @property
     def has_converged(self) -> bool:
-        """Whether the last step has led as close to a minimum as the solver's tolerance asks for."""
+        """Whether the current iterate is as close to a minimum as the tolerance of the solver asks for."""
 
     @property
     def has_stalled(self) -> bool:
-        """Whether further iterations get no closer to a minimum."""
+        """Whether further iterations are not expected to get closer to a minimum."""
 
     def step(self) -> None:
         """Run one iteration, and measure how close the new iterate is to a minimum."""
@@ -81,11 +86,17 @@ class Solver(Protocol):
 
 
 def run_solver(solver: Solver, max_iter: int, callback: Callable[[float, float], None] | None) -> Solution:
-    """Run a solver until it has converged or stalled, or has done `max_iter` iterations; return its solution.
+    """Run a solver until it converges, stalls or reaches the iteration limit, and return its solution.
 
-    If the deadline of the operator passes before, the solution is the best so far.
+    If the deadline of the operator passes first, return the best solution so far.
 
-    callback : called after each iteration with the objective and the measure of optimality.
+    Parameters
+    ----------
+    solver : Solver
+    max_iter : int
+        The total number of iterations, including those counted in `solver.n_iter` at the start.
+    callback : callable or None
+        Called with the objective and the measure of optimality after each iteration.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""Simulate jobs for which there is no formula: backups, parity on demand, over-decomposition."""
+"""Simulations of jobs without a closed formula: backup tasks, parity on demand, over-decomposition."""

@@ -1,7 +1,7 @@
-"""Simulate backup tasks: late tasks are started once more.
+"""Simulation of backup tasks: late tasks are started again (speculative execution).
 
-Of the attempts at a task the others are stopped the moment the first returns, the cheapest
-accounting there is.
+When the first attempt of a task returns, its other attempts are assumed to stop immediately, which is the
+lowest possible cost.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from polarmap.planning.simulation.jobs import (
     find_jobs_with_early_backups,
 )
 
-BackupSampler = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the tasks that are True
+# Called with a boolean array (trials, k); returns the run times of backups of the tasks that are True.
+BackupSampler = Callable[[npt.NDArray[np.bool_]], Floats]
 
 
 class BackupRule(NamedTuple):
-    """When cubed and Spark start backups: when a task has run longer than `slowdown` times the usual time.
+    """The rule by which cubed and Spark start backups: after `slowdown` times the typical run time.
 
     Attributes
     ----------
-    completed_fraction
-        The share of tasks that must have returned before any is late.
-    min_tasks
-        Fewer than so many get no backups.
-    uses_all_tasks
-        The usual time is that by which this share of all tasks had returned, queueing included (as
-        in cubed); False: the median of those that returned (as in Spark).
+    slowdown : float
+    completed_fraction : float
+        The fraction of tasks that must have completed before any task is late.
+    min_tasks : int
+        Jobs with fewer tasks get no backups.
+    uses_all_tasks : bool
+        How the typical time is defined. True: the time by which `completed_fraction` of all tasks had
+        completed, including waiting (as in cubed). False: the median of the completed tasks (as in Spark).
     """
 
     slowdown: float = 3.0
@@ -45,7 +47,7 @@ class BackupRule(NamedTuple):
     uses_all_tasks: bool = True
 
     def min_completed(self, n_tasks: int) -> int:
-        """How many of so many tasks must have returned before any is late.
+        """Return how many of `n_tasks` tasks must have completed before any task is late.
 
         Examples
         --------
@@ -56,8 +58,8 @@ class BackupRule(NamedTuple):
         return max(1, round_count(n_tasks * self.completed_fraction))
 
 
-# cubed.runtime.backup.should_launch_backup: a task slower than 3 x the run time by which half of
-# all tasks were done. Spark 4: spark.speculation.quantile = 0.9, .multiplier = 3.
+# cubed.runtime.backup.should_launch_backup: a task is slow after 3 times the run time by which half of all
+# tasks had completed. Spark 4: spark.speculation.quantile = 0.9, spark.speculation.multiplier = 3.
 CUBED_RULE = BackupRule(min_tasks=10)
 SPARK_RULE = BackupRule(completed_fraction=0.9, min_tasks=2, uses_all_tasks=False)
 
@@ -68,18 +70,23 @@ def simulate_backups(
     rule: BackupRule | LatenessRule,
     max_backups: int = 1,
 ) -> SimulatedJobs:
-    """Simulate jobs whose late tasks are started again, where every task begins at once.
+    """Simulate jobs whose late tasks are started again. All tasks start at time 0.
 
     Parameters
     ----------
     first_run_times : array (trials, k)
-        Run times of the first attempts; inf for one that never ends.
+        Run times of the first attempts, in seconds; inf for an attempt that never completes.
     sample_backups : callable
-        Run times of further attempts, of the tasks that are True in an array (trials, k).
+        Called with a boolean array (trials, k); returns the run times of further attempts of the tasks that
+        are True, as a vector.
     rule : BackupRule or LatenessRule
-        When a task is late: as others have it, or as `hedged_map` does.
+        When a task is late: the rule of cubed or Spark, or the rule of `hedged_map`.
     max_backups : int
-        That one task may get; a backup may become late itself.
+        The largest number of backups of a task. A backup may become late itself.
+
+    Returns
+    -------
+    SimulatedJobs
 
     Examples
     --------
@@ -100,8 +107,8 @@ def simulate_backups(
         backup_after = compute_backup_start_times(sorted_run_times, rule)[:, None]
     completion_times, backup_start_times, backup_run_times = first_run_times.copy(), [], []
     for attempt in range(1, max_backups + 1):
-        # All being equally old, the moment that one is late all that still run are, and their backups
-        # after as long once more.
+        # All tasks start together, so all running tasks become late at the same time. Their backups become
+        # late after the same duration again.
         start_times = np.broadcast_to(attempt * backup_after, first_run_times.shape)
         late_mask = early_mask[:, None] | (completion_times > start_times)
         run_times = np.full(first_run_times.shape, inf)
@@ -127,13 +134,23 @@ def simulate_backups(
 
 
 def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tuple[Floats, Floats]:
-    """When each task of one job has returned, (k,), and when each attempt was started, (attempts, k).
+    """Simulate one job event by event, and return when tasks complete and attempts start.
 
-    attempt_run_times : array (attempts, k): what each attempt would take.
+    Parameters
+    ----------
+    attempt_run_times : array (attempts, k)
+        The run time of each attempt if it is started.
+    rule : LatenessRule
+
+    Returns
+    -------
+    completed_at : array (k,)
+    started_at : array (attempts, k)
+        inf for attempts that are not started.
     """
     late_tracker: LateTracker[tuple[int, int]] = LateTracker(rule)
     completed_at, started_at = np.full(attempt_run_times.shape[1], inf), np.full(attempt_run_times.shape, inf)
-    completion_queue: list[tuple[float, int, int]] = []  # a heap
+    completion_queue: list[tuple[float, int, int]] = []  # A heap of completion time, task and attempt.
 
     def start_attempt(task: int, attempt: int, current_time: float) -> None:
         started_at[attempt, task] = current_time
@@ -163,8 +180,13 @@ def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tu
 
 
 def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Floats:
-    """When a rule starts backups, (trials,), inf if it never does; `sorted_run_times` as for
-    `find_jobs_with_early_backups`.
+    """Return when a rule starts backups in each trial, (trials,), or inf if it never does.
+
+    Parameters
+    ----------
+    sorted_run_times : array (trials, k)
+        The run times of each trial, ascending.
+    rule : BackupRule
 
     >>> compute_backup_start_times(np.array([[1.0] * 9 + [8.0]]), CUBED_RULE).tolist()
     [3.0]
@@ -173,7 +195,7 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
     start_times = np.full(n_trials, np.inf)
     if k < rule.min_tasks:
         return start_times
-    for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):  # the earliest moment comes last
+    for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):  # Ends with the earliest time.
         late_after = rule.slowdown * _compute_typical_run_times(sorted_run_times, rule, n_completed)
         candidate_times = np.maximum(sorted_run_times[:, n_completed - 1], late_after)
         is_in_time = candidate_times < sorted_run_times[:, n_completed]
@@ -182,7 +204,7 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
 
 
 def _compute_typical_run_times(sorted_run_times: Floats, rule: BackupRule, n_completed: int) -> Floats:
-    """The usual time of each job when so many of its tasks have returned."""
+    """Return the typical run time in each job when `n_completed` of its tasks have completed."""
     if rule.uses_all_tasks:
         return sorted_run_times[:, rule.min_completed(sorted_run_times.shape[1]) - 1]
     return (sorted_run_times[:, (n_completed - 1) // 2] + sorted_run_times[:, n_completed // 2]) / 2

@@ -1,4 +1,4 @@
-"""Describe simulated jobs, and find which of their tasks the `LatenessRule` considers late."""
+"""Results of simulated jobs, and the application of the `LatenessRule` to their run times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from polarmap.planning.distributions import Floats
 
 
 class SimulatedJobs(NamedTuple):
-    """What simulated jobs took: seconds, worker-seconds and tasks started; arrays (trials,)."""
+    """The results of simulated jobs, one entry per trial.
+
+    Attributes
+    ----------
+    completion_times : array (trials,)
+        Seconds; inf for a job that never completes.
+    worker_seconds : array (trials,)
+        The sum of the run times of all workers, in seconds.
+    n_tasks_started : array (trials,)
+    """
 
     completion_times: Floats
     worker_seconds: Floats
@@ -29,9 +38,19 @@ class SimulatedJobs(NamedTuple):
 def find_jobs_with_early_backups(
     sorted_run_times: Floats, rule: LatenessRule, n_spare: int = 0
 ) -> npt.NDArray[np.bool_]:
-    """Whether more than `n_spare` tasks are late before half of them have returned, (trials,).
+    """Return whether more than `n_spare` tasks of each job are late before half of its tasks have completed.
 
-    sorted_run_times : array (trials, tasks): run times of the tasks of each job, ascending.
+    Parameters
+    ----------
+    sorted_run_times : array (trials, tasks)
+        The run times of the tasks of each job, ascending.
+    rule : LatenessRule
+    n_spare : int
+        The number of parity tasks that start at once.
+
+    Returns
+    -------
+    boolean array (trials,)
     """
     n_half = compute_min_results_to_extrapolate(rule.n_tasks)
     n_completed = np.arange(1, n_half)
@@ -43,11 +62,20 @@ def find_jobs_with_early_backups(
 
 
 def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) -> Floats:
-    """`late_after_seconds` once half of the tasks have returned, (trials,); `sorted_run_times` as for
-    `find_jobs_with_early_backups`.
+    """Return after how many seconds a task is late, once half of the tasks have completed.
+
+    Parameters
+    ----------
+    sorted_run_times : array (trials, tasks)
+        The run times of the tasks of each job, ascending.
+    rule : LatenessRule
+
+    Returns
+    -------
+    array (trials,)
     """
     n_half = compute_min_results_to_extrapolate(rule.n_tasks)
     first, median = sorted_run_times[:, 0], sorted_run_times[:, n_half - 1]
-    with np.errstate(invalid="ignore"):  # where nothing returns
+    with np.errstate(invalid="ignore"):  # All run times may be inf.
         thresholds = extrapolate_quantile(first, median, compute_late_fraction(rule.n_tasks))
     return np.maximum(rule.min_seconds, thresholds)

@@ -1,9 +1,8 @@
-"""Parity on demand: start parity tasks only when data tasks are late, and each helps whatever is.
+"""Simulation of parity on demand: parity tasks start only when data tasks are late.
 
-From the moment a task is late (`LatenessRule`) it is not counted on any more: a parity task is started in
-its place, which makes up for any one late task, not for this one. So a false alarm costs little: when
-the late task returns after all, the job is complete and its stand-in is stopped. A task that failed
-is not counted on either, from the moment it did.
+When a task is late (`LatenessRule`) or has failed, a parity task is started in its place. Its result makes up
+for any missing task, not only for this one. So a false alarm costs little: if the late task completes after
+all, the job is complete and the parity task is stopped.
 """
 
 from __future__ import annotations
@@ -28,18 +27,20 @@ def simulate_on_demand(
 ) -> SimulatedJobs:
     """Simulate jobs that start their data tasks at once and parity tasks by the `ParityRule`.
 
-    Any k results determine the job, as of the rotation kernel. Whatever runs when it is complete is stopped.
+    Any k results complete the job, as with the rotation kernel. Tasks that still run at completion are
+    stopped.
 
     Parameters
     ----------
     data_times : array (trials, k)
-        Run times of the data tasks; inf for one that never ends.
+        Run times of the data tasks, in seconds; inf for a task that never completes.
     parity_times : array (trials, n - k)
-        Run times of the parity tasks, in the order they are started in.
+        Run times of the parity tasks, in the order in which they are started.
     n_upfront_parity : int
-        Parity tasks started at once: the head start.
+        The number of parity tasks that start with the data tasks.
     run_times : Distribution, optional
-        What the policy knows of run times; without, it learns from the tasks of the same job.
+        The run-time distribution by which tasks are late. By default, it is estimated from the completed
+        tasks of the same job.
 
     Returns
     -------
@@ -69,7 +70,7 @@ def simulate_on_demand(
 def _compute_parity_start_times(
     data_times: Floats, parity_times: Floats, n_upfront_parity: int, run_times: Distribution | None
 ) -> Floats:
-    """When each parity task is started, (trials, n - k); inf if it never is."""
+    """Return when each parity task is started, (trials, n - k), or inf if it never is."""
     k = data_times.shape[1]
     upfront_times = np.concatenate([data_times, parity_times[:, :n_upfront_parity]], axis=1)
     sorted_upfront_times = np.sort(upfront_times, axis=1)
@@ -103,7 +104,7 @@ def _compute_parity_start_times_in_rounds(
     first_late_at: Floats,
     late_after_seconds: Floats,
 ) -> Floats:
-    """Start times of parity tasks where `late_after_seconds`, from which a task is late, does not change."""
+    """Return the start times of parity tasks in jobs whose threshold `late_after_seconds` stays constant."""
     k, parity_indices = data_times.shape[1], np.arange(parity_times.shape[1])
     start_times = np.full(parity_times.shape, inf)
     start_times[:, :n_upfront_parity] = 0.0
@@ -121,11 +122,11 @@ def _compute_parity_start_times_in_rounds(
 
 
 def _simulate_parity_start_times(data_times: Floats, parity_times: Floats, n_upfront_parity: int) -> Floats:
-    """Start times of the parity tasks of one job, by the rule as a map asks it."""
+    """Return the start times of the parity tasks of one job, simulated event by event with `ParityRule`."""
     k, attempt_times = len(data_times), np.concatenate([data_times, parity_times])
     rule = ParityRule(k)
     start_times, late_tracker = np.full(len(attempt_times), inf), LateTracker[int](rule.lateness_rule)
-    completion_queue: list[tuple[float, int]] = []  # a heap
+    completion_queue: list[tuple[float, int]] = []  # A heap of completion time and task.
     current_time, n_started, n_completed, n_due = 0.0, 0, 0, k + n_upfront_parity
     while n_completed < k:
         for task in range(n_started, n_started + n_due):
@@ -153,12 +154,12 @@ def _check_run_times(
     is_table = data_times.ndim == parity_times.ndim == 2
     if not is_table or len(data_times) != len(parity_times) or not data_times.shape[1]:
         raise CodeError(
-            "run times of shapes (n_trials, k) and (n_trials, n - k) are needed, "
+            "data_times must have shape (n_trials, k) and parity_times shape (n_trials, n - k), "
             f"not {data_times.shape} and {parity_times.shape}"
         )
     if not 0 <= n_upfront_parity <= parity_times.shape[1]:
         raise CodeError(
-            f"n_upfront_parity={n_upfront_parity} of {parity_times.shape[1]} parity tasks "
-            "cannot be started at once"
+            f"n_upfront_parity must be from 0 to the number of parity tasks, {parity_times.shape[1]}, "
+            f"not {n_upfront_parity}"
         )
     return data_times, parity_times

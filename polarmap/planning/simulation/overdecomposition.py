@@ -1,8 +1,8 @@
-"""Several times as many blocks as persistent workers: each takes the next when it is done.
+"""Simulation of over-decomposition: several times as many blocks as persistent workers.
 
-It is known as over-decomposition, or tiny tasks. One codeword over all blocks makes every result count,
-whichever worker it comes from: a fast worker does more of them, a slow one fewer. A job may so be complete
-before k of n workers have done their share: the bound T_(k:n) holds for workers that return all or nothing.
+Each worker takes the next task when it has completed one, so fast workers run more tasks than slow ones. All
+blocks are in one codeword, so each result counts. A job may therefore complete before T_(k:n): this bound
+holds for workers that return all of their results or none.
 """
 
 from __future__ import annotations
@@ -15,29 +15,32 @@ from polarmap.planning.distributions import Floats, bisect_predicate
 from polarmap.planning.simulation.jobs import SimulatedJobs
 from polarmap.validation import is_real_number
 
-BISECTION_STEPS = 40  # of the interval in which a moment lies: twelve digits
+BISECTION_STEPS = 40  # 2**-40 of the interval: about 12 significant digits.
 
 
 def simulate_overdecomposition(
     run_times: npt.ArrayLike, k: int, tasks_per_worker: int, task_overhead: float = 0.0
 ) -> SimulatedJobs:
-    """Simulate jobs of n persistent workers and take n * pieces tasks one by one; any k * pieces results do.
+    """Simulate jobs in which n persistent workers take n * tasks_per_worker tasks from a common queue.
+
+    Any k * tasks_per_worker results complete a job. Tasks that still run at completion are stopped.
 
     Parameters
     ----------
     run_times : array (trials, n)
-        Seconds that a share of 1 / n of the tasks takes each worker, which is equally slow all the time; inf
-        for one that never finishes anything.
-    k, tasks_per_worker : int
-        Blocks before there are `tasks_per_worker` times as many, and shorter tasks. 1 gives the k-th order
+        Seconds that 1/n of all tasks would take each worker, whose speed is constant during a job; inf for a
+        worker that never completes a task.
+    k : int
+        Data blocks before over-decomposition.
+    tasks_per_worker : int
+        The factor by which there are more, shorter tasks. With 1, completion times are the k-th order
         statistic.
     task_overhead : float
-        Seconds that each task takes beside its computation.
+        Seconds that each task takes in addition to its computation.
 
     Returns
     -------
     SimulatedJobs
-        Whatever runs at completion is stopped.
 
     Examples
     --------
@@ -49,16 +52,16 @@ def simulate_overdecomposition(
     worker_times = np.asarray(run_times, np.float64)
     if worker_times.ndim != 2 or not 1 <= k <= worker_times.shape[1]:
         raise CodeError(
-            f"run times of shape (n_trials, n) with n >= k = {k} are needed, not {worker_times.shape}"
+            f"run_times must have shape (n_trials, n) with n >= k = {k}, not {worker_times.shape}"
         )
     check_task_overhead(task_overhead)
     if tasks_per_worker < 1:
         raise CodeError(f"tasks_per_worker must be at least 1, not {tasks_per_worker}")
     n_trials, n = worker_times.shape
     n_results, task_seconds = k * tasks_per_worker, worker_times / tasks_per_worker + task_overhead
-    n_queued = n * (tasks_per_worker - 1)  # a task begins whenever one ends, until so many have
+    n_queued = n * (tasks_per_worker - 1)  # These tasks start when an earlier one completes.
     completion_times = _compute_completion_times(task_seconds, min(n_results, n_queued))
-    # ends of the last tasks, after which workers are idle
+    # When each worker completes its last task and becomes idle.
     last_end_times = np.full(worker_times.shape, np.inf)
     if n_results > n_queued:
         with np.errstate(invalid="ignore"):
@@ -72,13 +75,18 @@ def simulate_overdecomposition(
 
 
 def check_task_overhead(task_overhead: object) -> None:
-    """CodeError for what no task can take beside its computation."""
+    """Raise CodeError unless `task_overhead` is a finite number of seconds of at least 0."""
     if not is_real_number(task_overhead) or not 0 <= task_overhead < np.inf:
-        raise CodeError(f"task_overhead must be a number of seconds of at least 0, not {task_overhead!r}")
+        raise CodeError(
+            f"task_overhead must be a finite number of seconds of at least 0, not {task_overhead!r}"
+        )
 
 
 def _compute_completion_times(task_seconds: Floats, n_completions: int) -> Floats:
-    """When workers that take so many seconds for a task have ended so many tasks, (trials,)."""
+    """Return when the workers of each job have completed `n_completions` tasks in total, (trials,).
+
+    task_seconds : array (trials, n): the seconds that a task takes each worker.
+    """
     if not n_completions:
         return np.zeros(len(task_seconds))
     with np.errstate(invalid="ignore", divide="ignore"):

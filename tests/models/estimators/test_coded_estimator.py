@@ -120,7 +120,9 @@ def test_a_pool_is_shared_by_clones_and_left_behind_by_pickles(model: Any) -> No
     np.testing.assert_array_equal(loaded.predict(X40), search.predict(X40))
 
 
-STAYED = r"a ThreadPoolExecutor, stayed behind .* can predict, but not fit\. Use n_jobs=1 .* set_params\("
+STAYED = (
+    r"can predict, but not fit: .* a ThreadPoolExecutor, cannot be pickled\. Use n_jobs=1 .* set_params\("
+)
 
 
 @pytest.mark.parametrize("model", SORTS)
@@ -242,17 +244,22 @@ NUMBER = "must be a number, 0 or more, not"
 @pytest.mark.parametrize(
     ("model", "X", "y", "message"),
     [
-        (LogisticRegression(), X6, np.ones(6), "y holds one class only, .*1.0.*nothing to tell apart"),
-        (LogisticRegression(), X6, [[1.0]] * 6, "one class only"),
-        (SparseLogisticRegression(), X6, np.ones(6), "y holds one class only"),
-        (LinearSVC(), X6, np.ones(6), "y holds one class only"),
-        (ConvexMLPClassifier(), X6, np.ones(6), "y holds one class only"),
+        (
+            LogisticRegression(),
+            X6,
+            np.ones(6),
+            "y must hold at least two classes, but has only one class, 1.0",
+        ),
+        (LogisticRegression(), X6, [[1.0]] * 6, "only one class"),
+        (SparseLogisticRegression(), X6, np.ones(6), "y must hold at least two classes"),
+        (LinearSVC(), X6, np.ones(6), "y must hold at least two classes"),
+        (ConvexMLPClassifier(), X6, np.ones(6), "y must hold at least two classes"),
         (LogisticRegression(), X6, Y6 + np.linspace(0, 1, 6), "continuous"),
         (LinearSVC(), X6, Y6 + np.linspace(0, 1, 6), "continuous"),
-        (PoissonRegression(), X6, Y6 - 1, "y holds 3 negative counts, the lowest -1"),
-        (PoissonRegression(), X6, 0 * Y6, "zero counts only"),
-        (LeastSquares(), X6[:3], Y6[:3], "n_samples = 3 cannot determine 4 coefficients: .*singular"),
-        (Ridge(0), X6[:3], Y6[:3], "n_samples = 3 cannot determine 4 coefficients"),
+        (PoissonRegression(), X6, Y6 - 1, "y must be 0 or more, but has 3 negative counts, the lowest -1"),
+        (PoissonRegression(), X6, 0 * Y6, "y must hold a positive count, but all are 0"),
+        (LeastSquares(), X6[:3], Y6[:3], "at least 4 samples to determine 4 coefficients, got n_samples = 3"),
+        (Ridge(0), X6[:3], Y6[:3], "at least 4 samples to determine 4 coefficients, got n_samples = 3"),
         (Ridge(-1), X6, Y6, f"alpha {NUMBER} -1"),
         (Ridge("much"), X6, Y6, f"alpha {NUMBER} 'much'"),
         (Ridge(np.nan), X6, Y6, f"alpha {NUMBER} nan"),
@@ -264,7 +271,7 @@ NUMBER = "must be a number, 0 or more, not"
         (LogisticRegression(0.0), X6, Y6, "C must be a number"),
         (SparseLogisticRegression(0.0), X6, Y6, "C must be a number"),
         (LinearSVC(C=-1), X6, Y6, "C must be a number"),
-        (LinearSVC(C=np.inf), X6, Y6, "C must be a finite number"),
+        (LinearSVC(C=np.inf), X6, Y6, "C must be finite, not inf"),
         (Ridge(solver="qr"), X6, Y6, "solver must be one of cg, lsmr, lsqr, not 'qr'"),
         (LogisticRegression(solver="sgd"), X6, Y6, "solver must be one of lbfgs, trust-krylov, trust-ncg"),
         (Ridge(max_iter=0), X6, Y6, "max_iter must be a number, 1 or more, not 0"),
@@ -286,7 +293,7 @@ def test_models_that_cannot_be(model: Any, X: Any, y: Any, message: str) -> None
 
 @pytest.mark.parametrize("model", LINEAR)
 def test_weights_that_cannot_be(model: Any) -> None:
-    message = "sample_weight holds 2 negative weights, the lowest -2: leave"
+    message = r"sample_weight must be 0 or more, but has 2 negative weights, the lowest -2\. Leave"
     with pytest.raises(ModelError, match=message):
         model(executor=ReplayExecutor()).fit(X6, Y6, [1, 1, 1, 1, -2, -1])
 
@@ -294,7 +301,7 @@ def test_weights_that_cannot_be(model: Any) -> None:
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 def test_a_class_without_weight_is_none(classifier: Any) -> None:
     with pytest.raises(
-        ModelError, match=r"y holds one class only, .*setosa.*: there is nothing to tell apart"
+        ModelError, match=r"y must hold at least two classes, but has only one class, .*setosa"
     ):
         classifier(executor=ReplayExecutor()).fit(IRIS, NAMES, (SPECIES == 0).astype(float))
 

@@ -216,7 +216,7 @@ def test_scikit_learn_goes_on_with_the_network() -> None:
         np.testing.assert_allclose(mlp.predict(X), model.predict(X), atol=1e-12)
         if isinstance(model, ConvexMLPClassifier):
             np.testing.assert_allclose(mlp.predict_proba(X), model.predict_proba(X), atol=1e-12)
-    with pytest.raises(ModelError, match=r"is no MLP of scikit-learn's: use network_"):
+    with pytest.raises(ModelError, match=r"cannot be converted to an MLP of scikit-learn\. Use network_"):
         PlainRegressor(1.0, n_gates=3).fit(X, Y).to_mlp()
 
 

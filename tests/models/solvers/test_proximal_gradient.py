@@ -180,17 +180,17 @@ LOSS = SquaredLoss(B)
     ("arguments", "more", "message"),
     [
         ((LOSS, 0.1), {}, r"penalty must be a proximal operator, such as pyproximal.L1\(0.1\), not float"),
-        ((B, simplex(12)), {}, r"loss must have value\(\) and gradient\(\), .* not ndarray"),
-        ((LOSS, simplex(12), np.zeros(11)), {}, r"start must be of shape \(12,\) or \(12, outputs\)"),
+        ((B, simplex(12)), {}, "loss must have the methods value and gradient, .* not ndarray"),
+        ((LOSS, simplex(12), np.zeros(11)), {}, r"start must have shape \(12,\) or \(12, outputs\)"),
         (
             (SquaredLoss(B[:1]), simplex(12)),
             {},
-            r"A x is of shape \(30,\), and y of the loss of shape \(1,\)",
+            r"y of the loss must have the shape of A x, \(30,\), not \(1,\)",
         ),
         (
             (SquaredLoss(B[:, None]), simplex(12)),
             {},
-            r"A x is of shape \(30,\), and y of the loss of shape \(30, 1\)",
+            r"y of the loss must have the shape of A x, \(30,\), not \(30, 1\)",
         ),
         ((LOSS, simplex(12)), {"tol": -1.0}, "tol must be a number, 0 or more, not -1.0"),
         ((LOSS, simplex(12)), {"max_iter": 0}, "max_iter must be 1 or more, not 0"),

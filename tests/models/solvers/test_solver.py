@@ -200,7 +200,7 @@ def find_min_products(model: Any, y: np.ndarray) -> int:
         try:
             fit(model, y, max_products)
         except DeadlineExceededError:
-            with pytest.raises(DeadlineExceededError, match="not ended its first iteration"):
+            with pytest.raises(DeadlineExceededError, match="did not finish its first iteration"):
                 fit(model, y, max_products)
         else:
             return max_products
