@@ -55,9 +55,8 @@ def get_absolute_sys_path() -> list[str]:
     """Return `sys.path` with absolute paths, for a process with another working directory."""
     paths = []
     for path in sys.path:
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # A relative path, and the working directory no longer exists.
+        # A relative path cannot be resolved if the working directory no longer exists.
+        with contextlib.suppress(FileNotFoundError):
             paths.append(os.path.abspath(path))
     return paths
 

@@ -373,7 +373,7 @@ def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
 def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried_and_dask_prints_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told = r"no driver answers .* at no\.such\.host\.invalid:18735"
+    told = r"the driver does not answer .* at no\.such\.host\.invalid:18735"
     with dask_executor(2) as executor, Pool(executor, listen="no.such.host.invalid:18735") as pool:
         with pytest.raises(ExecutorError, match=told):
             check(pool)
