@@ -35,9 +35,7 @@ PROTOCOL_NAME = b"polarmap"
 GREETING = ">8sH32s"  # `struct` format of the name of the protocol, its version and a nonce
 GREETING_BYTES = struct.calcsize(GREETING)
 WORKER_ID_BYTES = 8
-RESPONSE_BYTES = (
-    GREETING_BYTES + WORKER_ID_BYTES + MAC_BYTES
-)  # size of the response of a worker to the greeting
+RESPONSE_BYTES = GREETING_BYTES + WORKER_ID_BYTES + MAC_BYTES  # a worker's response to the greeting
 CONNECT_TIMEOUT = 2.0  # seconds after which the next address of the driver is tried
 
 Endpoint = tuple[str, int]  # host and port
@@ -46,7 +44,7 @@ Endpoint = tuple[str, int]  # host and port
 def connect_to_driver(
     endpoints: Iterable[Endpoint], key: bytes, worker_id: int, timeout: float = TCP_TIMEOUT
 ) -> SocketChannel | None:
-    """Return a channel to the first endpoint that answers and has the key, or None if there is none.
+    """Return a channel to the first endpoint that answers and has the key, or None if none does.
 
     The connection counts as lost after `timeout` seconds without a response. Raises ProtocolMismatchError if
     the driver uses another version of the protocol.

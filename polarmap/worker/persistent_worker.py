@@ -9,8 +9,8 @@
        --- CANCEL (job) ---------------------->  the job has ended: skip its queued tasks
 
 One worker serves many jobs, and keeps blocks and f in memory between them. The channel is a socket or objects
-in a storage. If an earlier f has changed the process for good, the worker replies UNUSABLE and exits, and the
-driver starts another one. Runs on workers: imports numpy at most.
+in a storage. If an earlier f has changed the process irreversibly, the worker replies UNUSABLE and exits, and
+the driver starts another one. Runs on workers: imports numpy at most.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class PersistentWorker(TaskIO):
         self._channel, self._limit_threads, self._label = channel, limit_threads or nullcontext, label
         self._environment = ProcessEnvironment.capture()
         self._environment_bytes = b""  # pickled environment of the last job that sent one
-        self._environment_snapshot: Any = None  # as it was when the environment was applied last
+        self._environment_snapshot: Any = None  # snapshot taken after the environment was applied last
         self._process_state = ProcessState() if limit_threads is None else None
         self._has_run_f = False  # whether an f may have changed the process since the last reset
         self._is_usable = True
@@ -178,7 +178,7 @@ class PersistentWorker(TaskIO):
         return unrestored
 
     def _start_job(self, job_message: Message) -> bool:
-        """Prepare for the tasks of a job. Return False if an earlier f has changed the process for good.
+        """Prepare for the tasks of a job. Return False if an earlier f has changed the process irreversibly.
 
         Parameters
         ----------

@@ -26,7 +26,7 @@ class SelectPoll:
         self._event_masks = dict[int, int]()
 
     def register(self, fd: Any, event_mask: int = POLLIN) -> None:
-        """Add a socket or descriptor to those that `poll` watches.
+        """Let `poll` watch a socket or descriptor, too.
 
         Parameters
         ----------
@@ -37,7 +37,7 @@ class SelectPoll:
         self._event_masks[fd if isinstance(fd, int) else fd.fileno()] = event_mask
 
     def unregister(self, fd: int) -> None:
-        """Remove a descriptor from those that `poll` watches."""
+        """Stop watching a descriptor."""
         del self._event_masks[fd]
 
     def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:

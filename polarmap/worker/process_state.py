@@ -84,8 +84,8 @@ class ProcessState:
     def restore_or_describe_change(self) -> str:
         """Restore the settings of the process.
 
-        Return the name of the state that has changed and cannot be restored, or "" if there is none. In the
-        former case no setting is restored.
+        Return the name of the state that has changed and cannot be restored, or "" if nothing
+        has. No setting is restored in the former case.
         """
         try:
             change = self._find_changed_module_attribute() or self._find_unrestorable_change()
@@ -104,7 +104,7 @@ class ProcessState:
         seed_numpy()
 
     def _find_changed_module_attribute(self) -> str:
-        """Return the name of a module or attribute that was replaced or removed, or "" if there is none."""
+        """Return the name of a module or attribute that was replaced or removed, or "" if none was."""
         for name, module in self._guarded_modules.items():
             original_names, current_names = self._original_names[name], vars(module)
             if sys.modules.get(name) is not module:

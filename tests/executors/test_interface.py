@@ -348,7 +348,7 @@ def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
     for outcome in outcomes:
         np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
         assert outcome.seconds == 2.0
-    changed = "is not what was encrypted: somebody has changed or replaced it"
+    changed = "is not what was encrypted: it has been changed or replaced"
     few = "cannot be read: ValueError: a result has 9 bytes, not 24 or more"
     spoilt = "cannot be read: UnpicklingError: invalid load key, 'n'."
     for of, task, attempt, arrived, message in (

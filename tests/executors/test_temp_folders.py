@@ -117,12 +117,12 @@ def test_one_that_was_removed_is_made_again_for_its_owner_alone(
     assert get_process_temp_folder().stat().st_mode & 0o777 == 0o700
     remove_owned_folder(folder)
     folder.symlink_to(tmp_path)
-    with pytest.raises(ExecutorError, match=f"something else is in the place of {folder}"):
+    with pytest.raises(ExecutorError, match=f"{folder} is not a folder that belongs to this user"):
         get_process_temp_folder()
     folder.unlink()
     folder.mkdir()
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(ExecutorError, match=f"something else is in the place of {folder}"):
+    with pytest.raises(ExecutorError, match=f"{folder} is not a folder that belongs to this user"):
         get_process_temp_folder()
 
 

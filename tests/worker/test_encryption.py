@@ -136,7 +136,7 @@ def test_a_part_is_good_in_its_place_in_its_array_and_whole_only() -> None:
         (Encryption.create(KEY), WHOLE),
     ]
     for where, part in others:
-        with pytest.raises(DamagedError, match="somebody has changed or replaced it"):
+        with pytest.raises(DamagedError, match="it has been changed or replaced"):
             decrypt_part(where, part, stored)
     for cut in (stored[:-1], stored + b"x", b""):
         with pytest.raises(DamagedError, match=r"00002 has \d+ of 1052 bytes"):
