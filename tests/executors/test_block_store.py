@@ -1,4 +1,4 @@
-"""What workers read: each piece is stored once and as it was, shared by maps, and gone with the blocks."""
+"""Components of blocks are stored once, shared by jobs, and removed with their blocks."""
 
 from __future__ import annotations
 

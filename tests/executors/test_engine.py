@@ -1,4 +1,4 @@
-"""Calls on an engine, and maps of them, end whatever becomes of it."""
+"""Calls on a cluster engine, and maps of them, end even if the engine fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is meant by an executor is told without importing what made it (see test_structure)."""
+"""Executors are recognized without importing the library that has created them (see test_structure)."""
 
 from __future__ import annotations
 

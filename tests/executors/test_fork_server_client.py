@@ -1,4 +1,4 @@
-"""The process that forks workers, as its driver sees it, and what workers of it find."""
+"""The fork server, as its driver uses it, and the environment of its workers."""
 
 from __future__ import annotations
 

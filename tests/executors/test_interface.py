@@ -1,4 +1,4 @@
-"""What every executor keeps to: a new one is one more line of EXECUTORS, with the faults it can bear."""
+"""The contract of all executors. A new one is added to EXECUTORS, with the faults that it tolerates."""
 
 from __future__ import annotations
 

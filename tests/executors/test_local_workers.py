@@ -1,4 +1,4 @@
-"""Workers as maps take them, give them back, and leave them."""
+"""Local workers are acquired, released and abandoned by jobs."""
 
 from __future__ import annotations
 

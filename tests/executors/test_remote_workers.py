@@ -1,4 +1,4 @@
-"""Workers elsewhere: they are started, replaced, renewed, given up and paid."""
+"""Remote workers are started, replaced, renewed, released and billed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders whose names say whose they are."""
+"""Temporary folders whose names identify their owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who calls a driver, and to whom it listens."""
+"""A driver accepts connections from its own workers only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEY = bytes(range(32))
 
 
 class Crowd:
-    """Who has joined."""
+    """The workers that have joined."""
 
     def __init__(self) -> None:
         self.joined: Queue[tuple[int, WorkerChannel, str]] = Queue()

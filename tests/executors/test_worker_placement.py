@@ -1,4 +1,4 @@
-"""Which machine gets the next worker and the next task: compared with what an even spread must be."""
+"""Workers and tasks are spread evenly over machines."""
 
 from __future__ import annotations
 

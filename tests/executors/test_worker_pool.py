@@ -1,4 +1,4 @@
-"""Who is free, who is busy, who is gone, and whose turn it is: decisions, without processes."""
+"""Decisions of the worker pool about idle, busy and lost workers, and about whose turn it is."""
 
 from __future__ import annotations
 

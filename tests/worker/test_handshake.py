@@ -1,4 +1,4 @@
-"""Which address of the driver a worker connects to, and how both prove that they have the key."""
+"""A worker connects to an address of its driver, and both prove that they have the key."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_process_with_many_open_files_connects_and_hears(listening: socket.soc
 
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Of a connection: the driver's and the worker's."""
+    """Yield the driver's and the worker's end of a connection."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(10.0)

@@ -1,4 +1,4 @@
-"""What driver and workers leave for each other here is read only where nobody else can have put it."""
+"""Shared files are read only from folders that other users cannot write to."""
 
 from __future__ import annotations
 
