@@ -43,10 +43,15 @@ SAMPLE_SIZE = 256  # number of entries of a stored result that are sent to the d
 
 
 class TaskIO:
-    """The inputs and outputs of tasks, with a subclass for each kind of worker."""
+    """The inputs and outputs of tasks, with a subclass for each kind of worker.
 
-    # job_id : of the job that the task belongs to; -1 if the worker serves only one job.
-    # storage : a `lithops.Storage` for buckets; None if no storage is used.
+    Attributes
+    ----------
+    job_id : int
+        The id of the job that the task belongs to; -1 if the worker serves only one job.
+    storage : lithops.Storage or None
+        The storage of buckets; None if no storage is used.
+    """
 
     job_id = -1
 

@@ -58,11 +58,19 @@ def to_plain_tuple(record: Any) -> Any:
 
 
 class BlockRef(NamedTuple):
-    """A reference to a block: the location of its segments, or the bytes themselves."""
+    """A reference to a block: the location of its segments, or the bytes themselves.
 
-    # segments : their concatenated bytes are the block; empty if the block has `data`.
-    # layout : the dtype and shape of each array of the block.
-    # data : the bytes of a block that is sent with its task; None for any other block.
+    Attributes
+    ----------
+    location : Location
+        Where the segments are stored.
+    segments : tuple of Segment
+        Their concatenated bytes are the block. Empty if the block has `data`.
+    layout : tuple
+        The dtype and shape of each array of the block.
+    data : bytes or None
+        The bytes of a block that is sent with its task; None for any other block.
+    """
 
     location: Location
     segments: tuple[Segment, ...]
@@ -108,13 +116,20 @@ class Fault(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """Where tasks store their results. Only a sample of a stored result is sent to the driver."""
+    """Where tasks store their results. Only a sample of a stored result is sent to the driver.
 
-    # location : a folder or bucket.
-    # prefix : of the keys; array i of a result is stored as the object `prefix/task-attempt/i`.
-    # max_segment_items : maximum number of items in a segment, so that results of different dtypes are
-    #     divided alike. A segment holds items of one array only.
-    # n_arrays : the number of arrays of a result.
+    Attributes
+    ----------
+    location : Location
+        A folder or bucket.
+    prefix : str
+        Prefix of the keys: array i of a result is stored as the object `prefix/task-attempt/i`.
+    max_segment_items : int
+        Maximum number of items in a segment. Counting items instead of bytes divides results of different
+        dtypes alike. A segment holds items of one array only.
+    n_arrays : int
+        The number of arrays of a result.
+    """
 
     location: Location
     prefix: str
@@ -246,13 +261,23 @@ class ResultRef(NamedTuple):
 
 
 class TaskRequest(NamedTuple):
-    """The description of one attempt of a task, a few hundred bytes when it is sent to a worker."""
+    """The description of one attempt of a task, a few hundred bytes when it is sent to a worker.
 
-    # block_ref : the block to read; None if the block itself is sent with the request.
-    # fault : the fault to inject into this attempt; None for no fault.
-    # output : where to store the result; None to send it to the driver.
-    # encryption : the fields of an `Encryption` for the reply; None for no encryption.
-    # n_data_rows : the number of rows before the padding, if f is also to be called without the padding.
+    Attributes
+    ----------
+    task, attempt : int
+        The index of the task, and the number of the attempt, from 0 on.
+    block_ref : BlockRef or None
+        The block to read; None if the block itself is sent with the request.
+    fault : Fault or None
+        The fault to inject into this attempt.
+    output : OutputSpec or None
+        Where to store the result; None to send it to the driver.
+    encryption : tuple or None
+        The fields of an `Encryption` for the reply; None for no encryption.
+    n_data_rows : int or None
+        The number of rows before the padding, if f is also to be called without the padding.
+    """
 
     task: int
     attempt: int
@@ -284,11 +309,21 @@ class UnusableWorkerError(Exception):
 
 
 class TaskReply(NamedTuple):
-    """The header of a reply: metadata of a result, whose bytes are sent as data, or an error."""
+    """The header of a reply: metadata of a result, whose bytes are sent as data, or an error.
 
-    # seconds : how long the task took on the worker.
-    # result_ref : layout and segments of a stored result, of which a sample is sent; None if it is sent
-    # whole. host : the name of the worker's machine if the driver does not know it, otherwise empty.
+    Attributes
+    ----------
+    error : ErrorInfo or None
+        What the task has raised; None if it has returned a result.
+    seconds : float
+        How long the task took on the worker.
+    structure, layout : tuple
+        The structure and layout of the data: of the result, or of a sample of a stored result.
+    result_ref : tuple or None
+        Layout and segments of a stored result; None if the result is sent whole.
+    host : str
+        The name of the worker's machine if the driver does not know it, otherwise empty.
+    """
 
     error: ErrorInfo | None
     seconds: float
