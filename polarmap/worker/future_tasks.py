@@ -70,7 +70,7 @@ class ThreadCancelToken:
     def run_until_cancelled(self, thunk: Thunk) -> Message | None:
         """Run `thunk` on a daemon thread and return its result, or None once the attempt is cancelled."""
         self.started_at = time.monotonic()
-        # Cancelled just before `started_at` was set: the driver takes the attempt for one that never started.
+        # If the attempt was cancelled before `started_at` was set, the driver believes that it never started.
         if self._is_cancelled:
             self.started_at = None
             return None
@@ -99,7 +99,7 @@ class FolderCancelToken(NamedTuple):
 
     @classmethod
     def from_folder(cls, folder: str) -> FolderCancelToken:
-        """Return a token for attempts of this process's session, which has created `folder`."""
+        """Return a token for attempts whose driver is this process, which has created `folder`."""
         return cls(folder, _get_machine_id(folder))
 
     def cancel(self) -> None:

@@ -19,7 +19,7 @@ from polarmap.executors.executor_specs import (
 )
 
 
-def ray_makes() -> None: ...  # of which `ray_module.make_remote` gives a partial
+def ray_makes() -> None: ...  # `ray_module.make_remote` returns a partial of it.
 
 
 ray_makes.__module__ = "ray._private.worker"

@@ -230,7 +230,7 @@ def test_what_is_withdrawn_ends_once_and_leaves_its_place_to_others(
         for task, _ in asleep if kind.withdraws else ():
             assert outcomes[task].failure is not None
             assert outcomes[task].failure.kind == "lost"
-        run.cancel(asleep)  # nothing is left of them
+        run.cancel(asleep)  # Cancelling attempts that have ended has no effect.
         run.submit([(0, 1)])
         assert_right(ended(run, 0)[0], attempt=1)
 

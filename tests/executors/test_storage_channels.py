@@ -68,7 +68,7 @@ class Side:
         return self.storage.list_keys("b", self.prefix)
 
     def worker(self, number: int) -> StorageChannel:
-        """One that has joined."""
+        """Return the channel of a worker that has joined."""
         one = StorageChannel(self.storage, "b", self.prefix, number)
         self.channels.append(one)
         one.send(Message(MessageKind.HELLO, header=b"%d" % number))
@@ -83,7 +83,7 @@ class Side:
         assert until(lambda: told in [one[:2] for one in self.orders().messages.get(number, ())])
 
     def heard(self, number: int, count: int = 1) -> list[Any]:
-        """So many messages of a worker; its first tells its process."""
+        """Receive and return `count` messages of a worker. The first one contains its process id."""
         said: list[Any] = []
 
         def listen() -> bool:

@@ -153,5 +153,5 @@ def test_a_folder_whose_making_is_interrupted_is_removed_at_exit_too(
     with pytest.raises(KeyboardInterrupt):
         make_temp_folder()
     [left] = tmp_path.iterdir()
-    remove_owned_folder(left)  # as it is done at exit with each that this process has made
+    remove_owned_folder(left)  # This is done at exit for each folder of this process.
     assert not left.exists()
