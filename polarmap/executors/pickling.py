@@ -253,10 +253,14 @@ def _strip_documentation(owner: Any, module: str) -> None:
         if isinstance(value, property):
             value.__doc__ = None
         value = getattr(value, "fget", None) or getattr(value, "__func__", value)  # of properties and methods
+        if hasattr(owner, "_fields") and isinstance(value, FunctionType):  # `_make`, .. of this named tuple
+            value.__doc__, value.__annotations__ = None, {}
         if value is Fault or getattr(value, "__module__", None) != module:  # users read that of Fault
             continue
         if isinstance(value, type):
             value.__doc__ = None
+            if hasattr(value, "_fields"):  # typing has compiled its annotations: code that would travel, too
+                value.__annotations__ = {}
             _strip_documentation(value, module)
         while isinstance(value, FunctionType):
             code = value.__code__

@@ -1,1 +1,1 @@
-"""What travels to workers, by value: the standard library and numpy at most."""
+"""Code that runs on workers. Lithops workers receive it by value, so it imports numpy at most."""

@@ -1,6 +1,7 @@
-"""Limits of the number of threads that libraries for linear algebra use.
+"""Limit the number of threads of linear algebra libraries while tasks run.
 
-Runs on workers: imports the standard library, and threadpoolctl where it is installed.
+Tasks that run at the same time compete for cores if each BLAS call starts as many threads as there are cores.
+Runs on workers: imports the standard library, and threadpoolctl if it is installed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-NO_LIMIT = sys.maxsize
+NO_LIMIT = sys.maxsize  # number of threads that stands for no limit
 # Environment variables that libraries for linear algebra read when they are loaded.
 THREAD_LIMIT_VARIABLES = (
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
@@ -21,30 +22,30 @@ THREAD_LIMIT_VARIABLES = (
 
 
 def get_thread_limit_variables(n_threads: int) -> dict[str, str]:
-    """The environment in which libraries that are loaded later use so many threads."""
+    """Return environment variables that make libraries which are loaded later use `n_threads` threads."""
     return dict.fromkeys(THREAD_LIMIT_VARIABLES, str(n_threads))
 
 
 class ThreadLimiter:
-    """Threads that libraries may use while tasks run: the lowest limit is in force, until the last task ends.
+    """A limit on the threads of libraries in this process, for the tasks that run in it.
 
-    Tasks that run at the same time take the cores from each other where each call of BLAS starts as many
-    threads as there are cores. Libraries are set to what they had before, unless somebody else has set them
-    meanwhile. Without threadpoolctl nothing is limited.
+    If several tasks run, the lowest limit applies until the last of them ends. Then the original numbers of
+    threads are restored, except in libraries that other code has set in the meantime. Without threadpoolctl,
+    nothing is limited.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._n_tasks = 0  # that run
-        self._current_limit = NO_LIMIT  # that is in force
-        self._n_loaded_modules = 0  # as many were imported when libraries were looked for
-        self._process_libraries: list[Any] = []  # threadpoolctl's controllers of libraries
-        self._per_thread_libraries: list[Any] = []  # of those that each thread sets for itself
-        self._original_counts: dict[str, int] = {}  # threads that those of the process used before, by path
+        self._n_tasks = 0  # running tasks
+        self._current_limit = NO_LIMIT  # number of threads
+        self._n_loaded_modules = 0  # len(sys.modules) at the latest search for libraries
+        self._process_libraries: list[Any] = []  # threadpoolctl controllers of libraries with one setting
+        self._per_thread_libraries: list[Any] = []  # controllers of libraries with a setting per thread
+        self._original_counts: dict[str, int] = {}  # original threads of a library, by its path
 
     @contextlib.contextmanager
     def limit_process_threads(self, max_threads: int) -> Iterator[None]:
-        """Let libraries use so many threads at most, within, whichever thread calls them."""
+        """Limit libraries to `max_threads` threads within this context, whichever thread calls them."""
         with self._lock:
             self._n_tasks += 1
             self._apply_limit(max_threads)
@@ -57,14 +58,14 @@ class ThreadLimiter:
                     self._restore_thread_counts()
 
     def limit_newly_loaded_libraries(self) -> None:
-        """Limit libraries, too, that were loaded with a task's function or block."""
+        """Apply the current limit to libraries that were loaded since, as with the function of a task."""
         with self._lock:
             if self._n_tasks:
                 self._apply_limit(self._current_limit)
 
     @contextlib.contextmanager
     def limit_current_thread(self, max_threads: int) -> Iterator[None]:
-        """The same for libraries that ask the thread which calls them."""
+        """Limit the libraries that have a setting per thread, for the calling thread, within this context."""
         original_counts = [(library, library.num_threads) for library in self._per_thread_libraries]
         for library, n_threads in original_counts:
             library.set_num_threads(min(max_threads, n_threads))
@@ -75,13 +76,13 @@ class ThreadLimiter:
                 library.set_num_threads(n_threads)
 
     def after_fork(self) -> None:
-        """In a process that was forked: the tasks of the other one do not run here."""
+        """Restore the original numbers in a forked process, in which the tasks of its parent do not run."""
         self._lock = threading.Lock()
         self._n_tasks = 0
         self._restore_thread_counts()
 
     def _apply_limit(self, max_threads: int) -> None:
-        """Let this limit be in force, unless there is a lower one, for libraries that are new, too."""
+        """Lower the current limit to `max_threads` if it is higher, and apply it to all loaded libraries."""
         is_new = self._n_loaded_modules != len(sys.modules)
         if is_new:
             libraries = find_threaded_libraries()
@@ -106,7 +107,10 @@ class ThreadLimiter:
 
 
 def find_threaded_libraries() -> list[Any]:
-    """Those of this process that have threads for linear algebra; of what is built on OpenMP that alone."""
+    """Return threadpoolctl controllers of the libraries to limit; an empty list without threadpoolctl.
+
+    A library that is built on OpenMP is left out, because OpenMP itself is among the controllers.
+    """
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
@@ -120,10 +124,8 @@ def find_threaded_libraries() -> list[Any]:
 
 
 def _set_library_threads(library: Any, n_threads: int) -> None:
-    """Let a library use so many, whichever thread says so.
-
-    threadpoolctl takes orders for OpenBLAS from one thread only, until that one is done or others clear it.
-    """
+    """Set the number of threads of a library, whichever thread has set it before."""
+    # For OpenBLAS, threadpoolctl accepts settings from only one thread, until that thread is cleared.
     clear_controlling_thread = getattr(library, "clear_controlling_thread", lambda force: None)
     clear_controlling_thread(force=True)
     library.set_num_threads(n_threads)

@@ -1,4 +1,4 @@
-"""Cache blocks in a persistent worker: they are mapped or fetched once, for all maps that use them.
+"""Cache blocks in a worker, so that they are read or mapped once for all jobs that use them.
 
 Runs on workers: imports numpy at most.
 """
@@ -22,20 +22,26 @@ from polarmap.worker.pytree import Layout, Structure, flatten, unflatten, unpack
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
-CACHE_BYTES = 8 << 30  # bytes that a worker caches: mostly of files that the workers of a machine share
+CACHE_BYTES = 8 << 30  # bytes that a worker caches, mostly mapped files that workers of a machine share
 CACHE_POLL_INTERVAL = 1.0  # seconds between checks whether files of cached blocks have been removed
 
 Function = Callable[[Any], Any]
-ReadSegment = Callable[[Location, Segment], Any]  # raises DamagedError if bytes are not what was stored
-CacheKey = tuple[tuple[Any, ...], tuple[Segment, ...]]  # fields of a location, and segments in it
+ReadSegment = Callable[[Location, Segment], Any]  # raises DamagedError for damaged bytes
+CacheKey = tuple[tuple[Any, ...], tuple[Segment, ...]]  # fields of a location, and its segments
 
 
 class CacheEntry(NamedTuple):
-    """Read-only bytes in memory.
+    """Read-only bytes in the cache.
 
-    file_signatures : signature of each file when the bytes were read, by path.
-    block_set_id : of the set of blocks that used the bytes last, and with which they are evicted; None: they
-        stay while there is room.
+    Attributes
+    ----------
+    buffer : memoryview
+        The bytes.
+    file_signatures : dict of str to tuple
+        The signature of each file when the bytes were read, by path.
+    block_set_id : int or None
+        The set of blocks that has used the bytes last, and with which they are evicted. None: they are
+        evicted only when room is needed.
     """
 
     buffer: memoryview
@@ -46,17 +52,25 @@ class CacheEntry(NamedTuple):
 class BlockCache:
     """A least-recently-used cache of the bytes of segments.
 
-    A file that has changed is read anew. Objects of a storage are identified by their checksums, without
-    which they are fetched for each task. The segments of a driver never change.
+    A file that has changed is read again. Objects of a storage are identified by their checksums; objects
+    without checksums are not cached. Segments of a driver never change.
 
-    max_bytes : bytes that are cached at most.
+    Parameters
+    ----------
+    max_bytes : int
+        Maximum number of bytes in the cache.
+
+    Attributes
+    ----------
+    n_reads : int
+        The number of segments that were mapped or read, for tests.
     """
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
         self._entries: dict[CacheKey, CacheEntry] = {}
-        self._lock = threading.Lock()  # guards entries: threads may load at the same time
-        self.n_reads = 0  # segments that were mapped or read, for tests
+        self._lock = threading.Lock()  # guards entries: several threads may load blocks
+        self.n_reads = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -85,9 +99,18 @@ class BlockCache:
 
         Raises DamagedError if stored bytes are missing, truncated or corrupt.
 
-        read_segment : returns the bytes of a segment, given its location.
-        writable : return arrays that f may write to; otherwise they are read-only views of the cache.
-        block_set_id : evict the bytes when this set of blocks is removed; None: they belong to no one set.
+        Parameters
+        ----------
+        block_ref : BlockRef
+            The block to load.
+        structure : tuple
+            The structure of the block.
+        read_segment : callable
+            Called with a location and a segment; returns the bytes of the segment.
+        writable : bool
+            Return arrays that f may write to. Otherwise, they are read-only views of the cache.
+        block_set_id : int or None
+            Evict the bytes when this set of blocks is removed. None: the bytes do not belong to one set.
         """
         read_cached_segments = partial(self._get_or_read_bytes, read_segment, block_set_id)
         return assemble_block(block_ref, structure, read_cached_segments, writable)
@@ -95,14 +118,17 @@ class BlockCache:
     def evict_removed_blocks(self, live_block_set_ids: Collection[int] = ()) -> None:
         """Evict bytes whose files or whose sets of blocks have been removed.
 
-        live_block_set_ids : ids of the sets that still exist, and the next id that will be given: sets with
-            this id or a later one are newer than this list. Empty: only files are checked.
+        Parameters
+        ----------
+        live_block_set_ids : collection of int
+            The ids of the sets that still exist, and the next id that will be assigned: sets from that id on
+            are newer than the list. If empty, only files are checked.
         """
         file_exists = partial(os.access, mode=os.F_OK)  # os.path.exists takes twice as long
         newest_id = max(live_block_set_ids, default=-1)
 
         def is_removed(entry: CacheEntry) -> bool:
-            # A set of blocks that is gone is known without a look at every file.
+            # For a removed set of blocks, there is no need to check every file.
             if live_block_set_ids and entry.block_set_id is not None:
                 return entry.block_set_id < newest_id and entry.block_set_id not in live_block_set_ids
             return not all(map(file_exists, entry.file_signatures))
@@ -118,7 +144,7 @@ class BlockCache:
         location: Location,
         segments: tuple[Segment, ...],
     ) -> Any:
-        """Return the bytes of segments in a row."""
+        """Return the concatenated bytes of segments, from the cache if possible."""
         key = location.fields, segments
         entry = self._entries.get(key)
         if entry is None or entry.file_signatures != {
@@ -127,7 +153,7 @@ class BlockCache:
             return self._read_and_cache(read_segment, block_set_id, location, segments)
         with self._lock:
             self._entries.pop(key, None)
-            # Entries are in the order of their use: this one comes last now.
+            # Entries are in order of use: move this one to the end.
             self._entries[key] = entry._replace(block_set_id=block_set_id)
         return entry.buffer
 
@@ -138,7 +164,7 @@ class BlockCache:
         location: Location,
         segments: tuple[Segment, ...],
     ) -> Any:
-        """Read the bytes of segments in a row, and cache them if a later change would be noticed."""
+        """Read the concatenated bytes of segments, and cache them if a later change would be noticed."""
         # Segments without a key are zeros that are not stored.
         stored_segments = [segment for segment in segments if segment.key]
         has_checksums = all(segment.crc32 is not None for segment in stored_segments)
@@ -157,14 +183,14 @@ class BlockCache:
         return entry.buffer
 
     def _evict_over_budget(self) -> None:
-        """Evict the least recently used entries until the rest is within the budget; `_lock` is held."""
+        """Evict the least recently used entries until the rest fits the budget. The caller holds `_lock`."""
         while sum(len(entry.buffer) for entry in self._entries.values()) > self._max_bytes:
             del self._entries[next(iter(self._entries))]
 
     def _read_segments(
         self, read_segment: ReadSegment, location: Location, segments: tuple[Segment, ...]
     ) -> Any:
-        """Read the bytes of segments in a row, and count the segments."""
+        """Read the concatenated bytes of segments, and count the segments."""
         self.n_reads += len(segments)
         return read_segments(read_segment, location, segments)
 
@@ -175,10 +201,18 @@ def assemble_block(
     read_bytes: Callable[[Location, tuple[Segment, ...]], Any],
     writable: bool = True,
 ) -> Any:
-    """Return a block made of its bytes.
+    """Read the bytes of a block and return the block.
 
-    read_bytes : returns the bytes of segments in a row, given their location.
-    writable : let f write into arrays of bytes that are read.
+    Parameters
+    ----------
+    block_ref : BlockRef
+        The block.
+    structure : tuple
+        The structure of the block.
+    read_bytes : callable
+        Called with a location and a tuple of segments; returns the concatenated bytes of the segments.
+    writable : bool
+        Copy arrays in read-only bytes, so that f may write to them.
     """
     if block_ref.data is not None:
         leaves = unpack_leaves(block_ref.layout, block_ref.data)
@@ -191,10 +225,10 @@ def assemble_block(
 
 
 def read_segments(read_segment: ReadSegment, location: Location, segments: tuple[Segment, ...]) -> Any:
-    """Return the bytes of segments in a row; those of a single segment are not copied."""
+    """Return the concatenated bytes of segments. The bytes of a single segment are not copied."""
     if len(segments) == 1:
         return read_segment(location, segments[0])
-    # numpy places large arrays in large pages.
+    # Allocated by numpy, which uses huge pages for large arrays.
     buffer = np.empty(sum(segment.size for segment in segments), np.uint8).data
     start = 0
     for segment in segments:
@@ -204,9 +238,9 @@ def read_segments(read_segment: ReadSegment, location: Location, segments: tuple
 
 
 def get_file_signature(path: str) -> tuple[int, ...]:
-    """Return the stat fields that change whenever a file is written or replaced, or () if there is none.
+    """Return the stat fields that change whenever a file is written or replaced, or () without a file.
 
-    Among them is the time of the last change (ctime), which no program can set, unlike that of the data.
+    They include ctime, which programs cannot set, unlike mtime.
     """
     try:
         stat_result = os.stat(path)
@@ -222,7 +256,7 @@ def get_file_signature(path: str) -> tuple[int, ...]:
 
 
 class CopyOnWriteFunction:
-    """A function of read-only blocks. If f tries to write, it gets copies from then on."""
+    """A wrapper of f for read-only blocks. Once f has tried to write to a block, it receives copies."""
 
     def __init__(self, f: Function) -> None:
         self._f, self._modifies_blocks = f, False
@@ -242,7 +276,7 @@ class CopyOnWriteFunction:
 def group_segments_by_array(
     segments: tuple[Segment, ...], layout: Layout
 ) -> list[tuple[tuple[Segment, ...], Layout]]:
-    """Return the smallest groups of segments that no array of a block crosses, each with its arrays."""
+    """Divide segments into the smallest groups that contain whole arrays, each with the layout of these."""
     if len(segments) < 2:
         return [(segments, layout)]
     array_ends = list(accumulate(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout))

@@ -1,6 +1,6 @@
-"""Read blocks that the cluster of Dask or Ray holds, by the means of the engine.
+"""Read blocks that are stored in the memory of a Dask or Ray cluster.
 
-Runs on workers of the engine, which have this package: it is not pickled by value.
+Runs on workers of that cluster, on which this package is installed: it is not pickled by value.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import numpy as np
 
 from polarmap.worker.segments import Segment
 
-DASK_FETCH_TIMEOUT = 60.0  # seconds that Dask may take to bring an array from another worker
+DASK_FETCH_TIMEOUT = 60.0  # seconds in which Dask has to transfer an array from another worker
 
 
 def read_from_cluster(engine: str, segment: Segment) -> Any:
-    """Return the bytes of an array that the cluster holds, without a copy if it is on this machine.
+    """Return the bytes of an array in the cluster, without a copy if it is stored on this machine.
 
-    engine : a key of FETCH_BY_ENGINE.
-    segment : its key is the name that `make_worker_reference_names` of the cluster has given to the array.
+    Parameters
+    ----------
+    engine : str
+        A key of FETCH_BY_ENGINE.
+    segment : Segment
+        Its key is the name that `make_worker_reference_names` of the cluster has given to the array.
     """
     array = FETCH_BY_ENGINE[engine](segment.key)
     return array.reshape(-1).view(np.uint8).data

@@ -1,4 +1,4 @@
-"""Daemon threads for calls that may never end.
+"""Run calls that may never end on daemon threads, so that neither executors nor exit wait for them.
 
 Runs on workers: imports the standard library only.
 """
@@ -11,19 +11,18 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-THREAD_IDLE_SECONDS = 1.0  # after which a thread without a call ends
+THREAD_IDLE_SECONDS = 1.0  # seconds after which an idle thread ends
 
 T = TypeVar("T")
 Thunk = Callable[[], None]
 
-_idle_threads: list[SimpleQueue[Thunk]] = []  # of each thread that has no call: where it waits for one
+_idle_threads: list[SimpleQueue[Thunk]] = []  # the call queue of each idle thread
 
 
 def run_in_daemon_thread(thunk: Thunk) -> None:
-    """Let a daemon thread run a call that raises nothing: one that is idle, or a new one.
+    """Call `thunk`, which must not raise, on an idle daemon thread or a new one; return immediately.
 
-    Neither a pool nor the interpreter's exit waits for it. To start a thread costs three times as much as to
-    wake one.
+    Idle threads are reused because starting a thread takes three times as long as waking one.
     """
     try:
         call_queue = _idle_threads.pop()
@@ -36,13 +35,13 @@ def run_in_daemon_thread(thunk: Thunk) -> None:
 
 
 class CallTimeoutError(Exception):
-    """A call has not returned in time."""
+    """Raised if a call has not returned in time."""
 
 
 def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
-    """Call a function on a daemon thread, and return what it returns or raise what it raises.
+    """Call `function` on a daemon thread, and return its result or raise its exception.
 
-    Raises CallTimeoutError after this many seconds. The call then continues, and its result is dropped.
+    Raises CallTimeoutError after this many seconds. The call then continues, and its result is discarded.
     """
     results, errors = list[T](), list[BaseException]()
 
@@ -52,7 +51,7 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
         except BaseException as error:
             errors.append(error)
 
-    # A thread of its own, which ends with the call: a worker whose number of threads has grown is replaced.
+    # Use a new thread that ends with the call: a persistent worker with additional threads is replaced.
     thread = threading.Thread(target=run, name="polarmap-timed", daemon=True)
     thread.start()
     thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
@@ -70,11 +69,11 @@ def _run_queued_calls(call_queue: SimpleQueue[Thunk]) -> None:
         except Empty:
             try:
                 _idle_threads.remove(call_queue)
-            except ValueError:  # somebody has just taken it
+            except ValueError:  # Another thread has just assigned a call to this one.
                 continue
             return
         thunk()
-        del thunk  # nothing that it held is to stay
+        del thunk  # Release the objects that the call refers to.
         _idle_threads.append(call_queue)
 
 

@@ -1,4 +1,4 @@
-"""What f finds around it, as in the driver: cores, folder, environment, and where modules are.
+"""Give workers the environment of their driver: working directory, module search path and variables.
 
 Runs on workers too: imports the standard library only.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class ProcessEnvironment(NamedTuple):
-    """What f finds around it, as it is in the driver."""
+    """The working directory, `sys.path` and environment variables of a process."""
 
     working_directory: str
     sys_path: tuple[str, ...]
@@ -20,13 +20,13 @@ class ProcessEnvironment(NamedTuple):
 
     @classmethod
     def capture(cls) -> ProcessEnvironment:
-        """As they are now."""
+        """Return the environment of this process."""
         return cls(get_working_directory(), tuple(sys.path), dict(os.environ))
 
     def apply_to_process(self) -> None:
-        """Make them those of this process, as far as they are not."""
+        """Set working directory, `sys.path` and variables of this process. A missing directory is ignored."""
         if get_working_directory() != self.working_directory:
-            with contextlib.suppress(OSError):  # gone: f may not need it
+            with contextlib.suppress(OSError):  # The directory may not exist here; f may not need it.
                 os.chdir(self.working_directory)
         if sys.path != list(self.sys_path):
             sys.path[:] = self.sys_path
@@ -37,14 +37,14 @@ class ProcessEnvironment(NamedTuple):
 
 
 def snapshot_environment() -> tuple[Any, ...]:
-    """What tells soon whether they have changed since it was asked before."""
+    """Return a value that differs from that of an earlier call if the environment has changed since."""
     environ: Any = os.environ
-    # What lies below it is copied in one call, itself in several for each variable.
+    # Copying the underlying dict takes one call; copying os.environ takes several for each variable.
     return get_working_directory(), sys.path[:], dict(environ._data)
 
 
 def get_working_directory() -> str:
-    """That of this process; the root's where it is gone."""
+    """Return the working directory of this process, or "/" if it no longer exists."""
     try:
         return os.getcwd()
     except OSError:
@@ -52,17 +52,18 @@ def get_working_directory() -> str:
 
 
 def get_absolute_sys_path() -> list[str]:
-    """Where this process finds modules, for one that may be in another folder."""
+    """Return `sys.path` with absolute paths, for a process with another working directory."""
     paths = []
     for path in sys.path:
-        with contextlib.suppress(FileNotFoundError):  # relative to a folder that is gone
+        # A relative path cannot be resolved if the working directory no longer exists.
+        with contextlib.suppress(FileNotFoundError):
             paths.append(os.path.abspath(path))
     return paths
 
 
 def count_available_cores() -> int:
-    """Cores this process may run on."""
+    """Return the number of cores that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no such limit
+    except AttributeError:  # macOS and Windows have no core affinity.
         return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What a worker does for a black-box gradient: slopes of f along a few directions."""
+"""Compute directional derivatives of f by finite differences: the tasks of a black-box gradient."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ SlopeTask = Callable[[Any], tuple[Floats, Floats]]
 
 
 class NotScalarError(ValueError):
-    """f returned something else than one real number."""
+    """Raised if f returns anything other than one real number."""
 
 
 class SlopeErrorInputs(NamedTuple):
-    """What tells the error of slopes, per worker; travels as an array beside them.
+    """The inputs of the error estimate of one worker's slopes, sent with them as an array.
 
-    min_value, max_value : values of f.
-    second_difference : |f(x + hu) - 2 f(x) + f(x - hu)| along one direction; 0 by the central scheme.
-    result_eps : rounding of the numbers that f returns.
-    max_direction_norm : norm of the longest direction.
+    Attributes
+    ----------
+    min_value, max_value : float
+        The smallest and largest value of f.
+    second_difference : float
+        |f(x + hu) - 2 f(x) + f(x - hu)| along one direction; 0 for the central scheme.
+    result_eps : float
+        Machine epsilon of the numbers that f returns.
+    max_direction_norm : float
+        Norm of the longest direction.
     """
 
     min_value: float
@@ -36,11 +42,11 @@ class SlopeErrorInputs(NamedTuple):
 def make_coordinate_slope_task(
     f: Function, x: Floats, scale: Floats, h: float, scheme: str, n_groups: int
 ) -> SlopeTask:
-    """Slopes along a combination of k groups of coordinates, the block being its k coefficients.
+    """Return the function that computes slopes along combinations of k = `n_groups` groups of coordinates.
 
-    Group i holds coordinates i, i + k, i + 2k, .. of the d, in units of `scale`; direction j takes
-    the j-th of every group. The code combines rows of the identity, so a block is k numbers however
-    large d is.
+    Group i contains coordinates i, i + k, i + 2k, ... of the d coordinates, in units of `scale`. Direction j
+    combines the j-th coordinate of every group. A block holds the k coefficients of the combination, as the
+    code combines rows of an identity matrix: its size does not depend on d.
     """
     n_directions = -(-x.size // n_groups)
 
@@ -54,7 +60,7 @@ def make_coordinate_slope_task(
 
 
 def make_row_slope_task(f: Function, x: Floats, scale: Floats, h: float, scheme: str) -> SlopeTask:
-    """Slopes along the rows of a block, each of which has the size of x."""
+    """Return the function that computes slopes along the rows of a block. Each row has the size of x."""
     return lambda block: compute_slopes(
         f, x, (row.reshape(x.shape) / scale for row in block), scale, h, scheme
     )
@@ -63,11 +69,25 @@ def make_row_slope_task(f: Function, x: Floats, scale: Floats, h: float, scheme:
 def compute_slopes(
     f: Function, x: Floats, directions: Iterator[Floats], scale: Floats, h: float, scheme: str
 ) -> tuple[Floats, Floats]:
-    """The derivative of f at x along z = scale * u for every direction u, to O(h^2) or O(h);
-    `SlopeErrorInputs`.
+    """Return the derivative of f at x along scale * u for each direction u, and a `SlopeErrorInputs` array.
 
-    f is evaluated at distance h from x in units of scale, whatever the norm of u: the slope along
-    u / |u| is measured, then multiplied by |u|.
+    f is evaluated at distance h from x in units of `scale`, whatever the norm of u: the slope along u / |u|
+    is measured and then multiplied by |u|.
+
+    Parameters
+    ----------
+    f : callable
+        Returns one real number.
+    x : array
+        The point.
+    directions : iterator of array
+        The directions u, each of the shape of x.
+    scale : array
+        Unit of each coordinate.
+    h : float
+        Step size, in units of `scale`.
+    scheme : str
+        "forward" for an error of O(h), or "central" for O(h^2).
     """
     probe = _FunctionProbe(f, x)
     slopes, norms = [], []
@@ -75,7 +95,7 @@ def compute_slopes(
     for u in directions:
         norm = float(np.linalg.norm(u.reshape(-1)))
         norms.append(norm)
-        if norm == 0.0:  # filler: a coordinate that x does not have
+        if norm == 0.0:  # A filler for coordinates that x does not have.
             slopes.append(0.0)
             continue
         step = (h / norm) * u * scale
@@ -91,7 +111,7 @@ def compute_slopes(
 
 
 class _FunctionProbe:
-    """f at x + step, as a float, and what its values tell about their errors."""
+    """A function that evaluates f at x + step, and records what the error estimate needs."""
 
     def __init__(self, f: Function, x: Floats) -> None:
         self._f, self._x = f, x
@@ -109,7 +129,7 @@ class _FunctionProbe:
         return result
 
     def make_error_inputs(self, max_direction_norm: float) -> SlopeErrorInputs:
-        """What it has seen."""
+        """Return the inputs of the error estimate for all values so far."""
         second_difference = self.second_difference or 0.0
         return SlopeErrorInputs(
             self._min_value, self._max_value, second_difference, self._eps, max_direction_norm

@@ -1,7 +1,10 @@
-"""The process that forks workers for a driver on this machine, and ends with it.
+"""Fork persistent workers for a driver on this machine, in a server process that exits with the driver.
 
-It has imported what every task needs, so that a worker is there in milliseconds; it runs no task and
-has no threads. Runs as a program of its own: imports numpy at most.
+    driver  -- FORK 7 + socket -->  fork server  -- os.fork -->  worker 7, which serves that socket
+    driver  <-- exit status of 7 --  fork server  <-- SIGCHLD --  worker 7
+
+The server has imported everything that tasks need, so that a worker starts within milliseconds. It runs no
+task and has no threads. Runs in a separate interpreter: imports numpy at most.
 """
 
 from __future__ import annotations
@@ -27,33 +30,38 @@ from polarmap.worker.process_state import seed_numpy
 from polarmap.worker.processes import remove_stale_folders
 from polarmap.worker.socket_channel import make_worker_channel
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-# Lists the children of a process that its first thread has started.
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # options of prctl (Linux)
+# File that lists the children which the main thread of a process has started.
 CHILDREN_FILE = "/proc/{0}/task/{0}/children"
 
 
 class ForkServer:
-    """Forks and kills workers as the driver asks.
+    """A server that forks and kills workers at the driver's request.
 
-    control_socket : the socket on which it asks; its end is the end of all.
-    driver_folders : of the driver, removed by us: it may die before it can.
+    Parameters
+    ----------
+    control_socket : socket
+        Connection to the driver. When it is closed, all workers are killed and the server exits.
+    driver_folders : list of str
+        Temporary folders of the driver, which are removed when the server exits.
     """
 
     def __init__(self, control_socket: socket.socket, driver_folders: list[str]) -> None:
         self._control_socket, self._driver_folders = control_socket, driver_folders
         self._parent_folders = {os.path.dirname(folder) for folder in driver_folders}
-        self._pid_by_worker_id: dict[int, int] = {}  # without workers that the driver has asked to kill
-        self._signal_reader, self._signal_writer = socket.socketpair()  # a byte for each signal
+        self._pid_by_worker_id: dict[int, int] = {}  # excluding workers that were killed on request
+        self._signal_reader, self._signal_writer = socket.socketpair()  # receives one byte for each signal
 
     def serve(self) -> None:
-        """Until the driver has closed its end, or died."""
+        """Handle requests until the driver closes the connection or exits, then kill all workers."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # the byte that tells of it is enough
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # The byte that the signal writes wakes `serve`.
         self._signal_writer.setblocking(False)
         signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
-        _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what workers have started is our child when they have ended
+        # Processes that a worker has started become children of this process when the worker exits.
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
         try:
-            with contextlib.suppress(ConnectionError):  # it may have gone, and said before that it would
+            with contextlib.suppress(ConnectionError):  # The driver may already have closed the connection.
                 self._control_socket.sendall(SERVER_READY)
             while self._handle_request():
                 pass
@@ -65,13 +73,13 @@ class ForkServer:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _kill_all_children(self) -> None:
-        """Kill workers, and then what they leave, until there is nothing, or nothing that can be killed."""
+        """Kill all workers and their descendants, until none can be killed."""
         worker_pids = set(self._pid_by_worker_id.values())
         while sum(_kill_process(pid) for pid in worker_pids | _list_child_pids()):
             worker_pids.discard(os.waitpid(-1, 0)[0])
 
     def _handle_request(self) -> bool:
-        """Serve the next request. Return False if there will be none."""
+        """Wait for a request or a signal, and handle it. Return False once the driver has disconnected."""
         readable = wait_until_ready([self._control_socket, self._signal_reader], POLLIN, None)
         if self._signal_reader in readable:
             self._signal_reader.recv(4096)
@@ -97,7 +105,7 @@ class ForkServer:
         parent_pid = os.getpid()
         try:
             pid = os.fork()
-        except OSError:  # no room for another process: the driver sees its socket closed
+        except OSError:  # Out of memory or processes: the driver sees its socket closed.
             os.close(socket_fd)
             return
         if not pid:
@@ -107,34 +115,34 @@ class ForkServer:
                 inherited_socket.close()
             os.setpgid(0, 0)
             _run_worker(parent_pid, socket_fd)
-        with contextlib.suppress(OSError):  # it was faster, and may be gone
+        with contextlib.suppress(OSError):  # The worker has set it, or has exited.
             os.setpgid(pid, pid)
         os.close(socket_fd)
         self._pid_by_worker_id[worker_id] = pid
 
     def _reap_children(self) -> None:
-        """Report the workers that have ended, and kill the processes that they have left."""
+        """Report the workers that have exited, and kill the processes that they have left behind."""
         with contextlib.suppress(ChildProcessError):
             while (pid_and_status := os.waitpid(-1, os.WNOHANG))[0]:
                 self._report_exit(*pid_and_status)
         for pid in _list_child_pids() - set(self._pid_by_worker_id.values()):
             _kill_process(pid)
-        # a worker's own workers are killed before they can remove their folders
+        # Workers that a worker has started were killed before they could remove their folders.
         remove_stale_folders(self._parent_folders)
 
     def _report_exit(self, pid: int, wait_status: int) -> None:
         worker_ids = [key for key, worker_pid in self._pid_by_worker_id.items() if worker_pid == pid]
         for worker_id in worker_ids:
             del self._pid_by_worker_id[worker_id]
-            with contextlib.suppress(OSError):  # where its children do not become ours
+            with contextlib.suppress(OSError):  # Needed where orphans are not adopted by this process.
                 os.killpg(pid, signal.SIGKILL)
-            with contextlib.suppress(OSError):  # the driver is gone, or does not read
+            with contextlib.suppress(OSError):  # The driver has exited or does not read.
                 event = WorkerExitEvent(worker_id, wait_status)
                 self._control_socket.send(event.encode(), socket.MSG_DONTWAIT)
 
 
 def _kill_process(pid: int) -> bool:
-    """Kill a child and its process group, where it has one; False if that is impossible."""
+    """Kill a child and, if it leads one, its process group. Return False if neither could be killed."""
     is_killed = False
     for kill_function in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
@@ -144,7 +152,7 @@ def _kill_process(pid: int) -> bool:
 
 
 def _list_child_pids() -> set[int]:
-    """The processes whose parent is this one, where the system tells (Linux)."""
+    """Return the ids of the children of this process; an empty set on systems other than Linux."""
     try:
         with open(CHILDREN_FILE.format(os.getpid())) as children_file:
             return set(map(int, children_file.read().split()))
@@ -153,11 +161,11 @@ def _list_child_pids() -> set[int]:
 
 
 def _run_worker(parent_pid: int, socket_fd: int) -> None:
-    """The life of a worker, in its own process."""
+    """Serve the driver in the forked process, and exit."""
     exit_code = 1
     try:
         _die_with_parent(parent_pid)
-        seed_numpy()  # else all workers draw the same numbers
+        seed_numpy()  # Otherwise all workers would draw the same random numbers.
         with socket.socket(fileno=socket_fd) as connection:
             PersistentWorker(make_worker_channel(connection)).serve()
         exit_code = 0
@@ -166,20 +174,20 @@ def _run_worker(parent_pid: int, socket_fd: int) -> None:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Let the kernel end this process with its parent, and keep its orphans until then, where it can."""
+    """Make Linux kill this process when its parent exits, and adopt the orphans of its children."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # else one that is of a live worker could not be told
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # Orphans of a live worker must not reach the server.
     if os.getppid() != parent_pid:
         os._exit(0)
 
 
 def _prctl(option: int, value: int) -> None:
-    """Set an attribute of this process (Linux)."""
+    """Set an attribute of this process by `prctl`. Do nothing on systems other than Linux."""
     libc: Any = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(option, value, 0, 0, 0)
 
 
 def main(control_fd: int, driver_folders: list[str]) -> None:
-    """Serve the driver at the other end of this socket."""
+    """Serve the driver at the other end of the socket `control_fd`, an inherited file descriptor."""
     ForkServer(socket.socket(fileno=control_fd), driver_folders).serve()

@@ -1,6 +1,7 @@
-"""The requests of a driver to the fork server of its local workers, and the events that it reports.
+"""Encode requests of a driver to its fork server, and the events that the fork server reports.
 
-Runs in the fork server too: imports the standard library only.
+Requests and events have a fixed size and are sent over a socket pair. Runs in the fork server too: imports
+the standard library only.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
-REQUEST_FORMAT, EVENT_FORMAT = ">cQ", ">Qi"
+REQUEST_FORMAT, EVENT_FORMAT = ">cQ", ">Qi"  # `struct` formats of the two tuples below
 REQUEST_BYTES, EVENT_BYTES = struct.calcsize(REQUEST_FORMAT), struct.calcsize(EVENT_FORMAT)
 SERVER_READY = b"r"  # the first byte that the fork server sends
 
 
 class ForkServerCommand(bytes, Enum):
-    """What the driver asks of the fork server."""
+    """The commands of a driver to its fork server."""
 
-    FORK = b"f"  # fork a worker, which serves the socket that travels with the request
-    KILL = b"k"  # kill a worker, and what it has started
+    FORK = b"f"  # fork a worker, which serves the socket that is sent with the request
+    KILL = b"k"  # kill a worker and the processes that it has started
 
 
 class ForkServerRequest(NamedTuple):
@@ -29,7 +30,7 @@ class ForkServerRequest(NamedTuple):
     worker_id: int
 
     def encode(self) -> bytes:
-        """Return the request as it travels."""
+        """Return the request as bytes."""
         return struct.pack(REQUEST_FORMAT, *self)
 
     @classmethod
@@ -40,19 +41,24 @@ class ForkServerRequest(NamedTuple):
 
 
 class WorkerExitEvent(NamedTuple):
-    """An event of the fork server: a worker has ended.
+    """The event that a worker process has exited.
 
-    wait_status : as `os.waitpid` returns it.
+    Attributes
+    ----------
+    worker_id : int
+        The id that the driver has passed in its FORK request.
+    wait_status : int
+        The exit status, as `os.waitpid` returns it.
     """
 
     worker_id: int
     wait_status: int
 
     def encode(self) -> bytes:
-        """Return the event as it travels."""
+        """Return the event as bytes."""
         return struct.pack(EVENT_FORMAT, *self)
 
     @classmethod
     def decode_all(cls, data: bytes) -> Iterator[WorkerExitEvent]:
-        """Yield all events in bytes that end with the end of an event."""
+        """Yield the events in `data`, which must end at the end of an event."""
         return map(cls._make, struct.iter_unpack(EVENT_FORMAT, data))

@@ -1,4 +1,9 @@
-"""Tasks in a pool: they run on daemon threads, and are left when nobody waits for them any more.
+"""Run a task in a worker of a `concurrent.futures` executor, and abandon it once the driver cancels it.
+
+The task runs on a daemon thread while the worker's own thread waits for the result or for the cancellation:
+
+    executor thread:  mark the start | wait for the reply ... | return the reply, or None if cancelled
+    daemon thread:                   | read the block, call f | (an abandoned call continues to its end)
 
 Runs on workers: imports numpy at most.
 """
@@ -26,18 +31,22 @@ from polarmap.worker.pytree import Structure
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest
 
-CANCEL_POLL_INTERVAL = 0.02  # between looks at files that driver and workers of one machine share
-START_MARK_SUFFIX = ".began"  # how the file ends that tells the driver that an attempt has begun
-CACHE_SECONDS = 60.0  # for which stored blocks are kept
+# Seconds between checks of the files by which a driver on the same machine cancels attempts.
+CANCEL_POLL_INTERVAL = 0.02
+START_MARK_SUFFIX = ".began"  # suffix of the file that shows the driver that an attempt has started
+CACHE_SECONDS = 60.0  # seconds after which the shared block cache is discarded
 
 Function = Callable[[Any], Any]
 Thunk = Callable[[], Message | None]
 
 
 class ThreadCancelToken:
-    """What an attempt in the driver's process shares with the driver.
+    """A cancellation token for an attempt that runs on a thread of the driver's process.
 
-    started_at : when the attempt did, on the monotonic clock; None before.
+    Attributes
+    ----------
+    started_at : float or None
+        When the attempt started, in seconds on the monotonic clock; None before that.
     """
 
     def __init__(self) -> None:
@@ -46,22 +55,23 @@ class ThreadCancelToken:
         self._is_cancelled = False
 
     def cancel(self) -> None:
-        """Nobody waits any more."""
+        """Cancel the attempt. A running call continues, but `run_until_cancelled` stops waiting for it."""
         self._is_cancelled = True
         self._reply_queue.put(None)
 
     def get_start_time(self) -> float | None:
-        """Return when the attempt began, on the monotonic clock; None before."""
+        """Return when the attempt started, in seconds on the monotonic clock; None before that."""
         return self.started_at
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits any more."""
+        """Return whether the attempt has been cancelled."""
         return self._is_cancelled
 
     def run_until_cancelled(self, thunk: Thunk) -> Message | None:
-        """What a call on a daemon thread returns; None as soon as nobody waits any more."""
+        """Run `thunk` on a daemon thread and return its result, or None once the attempt is cancelled."""
         self.started_at = time.monotonic()
-        if self._is_cancelled:  # the driver may have looked a moment before, and seen that it had not begun
+        # If the attempt was cancelled before `started_at` was set, the driver believes that it never started.
+        if self._is_cancelled:
             self.started_at = None
             return None
         run_in_daemon_thread(lambda: self._reply_queue.put(thunk()))
@@ -69,11 +79,18 @@ class ThreadCancelToken:
 
 
 class FolderCancelToken(NamedTuple):
-    """What attempts in other processes share with the driver: a folder that is there while that waits.
+    """A cancellation token for an attempt in another process: files in a folder of the driver.
 
-    folder : to be seen from the driver's machine only.
-    machine_id : its name, and the directory that the folder lies in.
-    attempt_name : name of a file that is there when nobody waits for this one any more.
+    The driver removes the folder when its session ends, which cancels all attempts.
+
+    Parameters
+    ----------
+    folder : str
+        Path of the folder, which exists on the driver's machine only.
+    machine_id : tuple
+        The driver's host name, and the device and inode of the directory that contains the folder.
+    attempt_name : str
+        Name of the file in the folder whose existence cancels this attempt.
     """
 
     folder: str
@@ -82,16 +99,16 @@ class FolderCancelToken(NamedTuple):
 
     @classmethod
     def from_folder(cls, folder: str) -> FolderCancelToken:
-        """The link to this process, by a folder of it."""
+        """Return a token for attempts whose driver is this process, which has created `folder`."""
         return cls(folder, _get_machine_id(folder))
 
     def cancel(self) -> None:
-        """Nobody waits for this attempt any more."""
+        """Cancel this attempt by creating its file."""
         with contextlib.suppress(OSError):
             open(os.path.join(self.folder, self.attempt_name), "x").close()
 
     def get_start_time(self) -> float | None:
-        """Return when the attempt began, on the monotonic clock; None if its worker has not left a mark."""
+        """Return when the attempt was marked as started, on the monotonic clock; None before that."""
         try:
             marked_at = os.stat(os.path.join(self.folder, self.attempt_name + START_MARK_SUFFIX)).st_mtime
         except OSError:
@@ -99,12 +116,12 @@ class FolderCancelToken(NamedTuple):
         return time.monotonic() - max(0.0, time.time() - marked_at)
 
     def mark_started(self) -> None:
-        """Leave a mark for the driver; nothing on another machine, which cannot see the folder."""
+        """Create the file that shows the driver that the attempt has started, if the folder exists here."""
         with contextlib.suppress(OSError):
             open(os.path.join(self.folder, self.attempt_name + START_MARK_SUFFIX), "x").close()
 
     def is_cancelled(self) -> bool:
-        """Whether the folder is gone; on another machine, which cannot see it, nobody knows."""
+        """Return whether the attempt is known to be cancelled. Always False on another machine."""
         try:
             if os.path.isdir(self.folder):
                 return os.path.exists(os.path.join(self.folder, self.attempt_name))
@@ -113,9 +130,13 @@ class FolderCancelToken(NamedTuple):
             return False
 
     def run_until_cancelled(self, thunk: Thunk) -> Message | None:
-        """What a call on a daemon thread returns; None once the folder, or the parent, is gone."""
+        """Run `thunk` on a daemon thread and return its result.
+
+        Return None once the attempt is cancelled or the driver of this process has exited.
+        """
         self.mark_started()
-        if self.is_cancelled():  # after the mark: a driver that looks later sees it, one before has cancelled
+        # Check after marking, so that the driver cannot miss both: it sees the mark, or has cancelled before.
+        if self.is_cancelled():
             return None
         reply_queue: SimpleQueue[Message | None] = SimpleQueue()
         run_in_daemon_thread(lambda: reply_queue.put(thunk()))
@@ -132,26 +153,26 @@ CancelToken = ThreadCancelToken | FolderCancelToken
 
 
 def _get_machine_id(folder: str) -> tuple[str, int, int]:
-    """The machine and the directory that a folder lies, or lay, in."""
+    """Return the host name, and the device and inode of the directory that contains or contained `folder`."""
     parent_status = os.stat(os.path.dirname(folder))
     return socket.gethostname(), parent_status.st_dev, parent_status.st_ino
 
 
 @cache
 def get_shared_block_cache() -> BlockCache:
-    """Stored blocks that this process, which others use, too, keeps for a while; then it begins anew."""
+    """Return the block cache of this process. It is discarded after CACHE_SECONDS or once it is empty."""
     block_cache = BlockCache()
     run_in_daemon_thread(partial(_evict_periodically, block_cache))
     return block_cache
 
 
 def load_cached_block(block_ref: BlockRef, structure: Structure, writable: bool) -> Any:
-    """A stored block, which this process keeps for a while."""
+    """Return a stored block, from the block cache of this process or read now."""
     return get_shared_block_cache().load_block(block_ref, structure, TaskIO().read_segment, writable)
 
 
 def _evict_periodically(block_cache: BlockCache) -> None:
-    """Drop cached blocks whose files are gone; all of them when the process ends."""
+    """Evict blocks whose files have been removed, and discard the cache after CACHE_SECONDS or once empty."""
     deadline = time.monotonic() + CACHE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(CACHE_POLL_INTERVAL)
@@ -166,10 +187,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class FutureTaskIO(TaskIO):
-    """What connects a task of a pool with its driver.
+    """The connection between a task that runs as a future and its driver.
 
-    f : a function, or the bytes of a pickled one.
-    block : what f is called with, or what makes that.
+    Parameters
+    ----------
+    f : callable or bytes
+        The function, or its pickle.
+    block : object
+        The argument of f, or a `functools.partial` object that loads it.
+    cancel_token : ThreadCancelToken or FolderCancelToken
+        The cancellation token of the attempt.
     """
 
     def __init__(self, f: Function | bytes, block: Any, cancel_token: CancelToken) -> None:
@@ -177,22 +204,22 @@ class FutureTaskIO(TaskIO):
         self._f, self._block, self._cancel_token = f, block, cancel_token
 
     def is_cancelled(self) -> bool:
-        """Whether it is known that nobody waits any more."""
+        """Return whether the attempt is known to be cancelled."""
         return self._cancel_token.is_cancelled()
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """A reply as it travels beside the bytes of its result: to another thread as it is."""
+        """Return a reply as sent with the bytes of its result: unchanged to a thread, else serialized."""
         if isinstance(self._cancel_token, ThreadCancelToken):
             return reply
         return super().encode_header(reply._replace(host=socket.gethostname()))
 
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
-        """f and the block."""
+        """Return f, unpickled if necessary, and the block. An array is passed as a read-only view."""
         f = pickle.loads(self._f) if isinstance(self._f, bytes) else self._f
         block = self._block
         if isinstance(block, partial):
             block = block()
-        elif isinstance(block, np.ndarray):  # others may have it
+        elif isinstance(block, np.ndarray):  # Other tasks may use the same array.
             block = block.view()
             block.flags.writeable = False
         thread_limiter.limit_newly_loaded_libraries()
@@ -202,10 +229,22 @@ class FutureTaskIO(TaskIO):
 def run_task_in_future(
     f: Function | bytes, block: Any, request: TaskRequest, cancel_token: CancelToken, n_threads: int
 ) -> Message | None:
-    """The reply of a task; None if the task is left.
+    """Run a task on a daemon thread and return its reply, or None if it was cancelled.
 
-    It runs on a daemon thread: a straggler holds neither its pool's slot nor the exit of the interpreter.
-    Libraries for linear algebra use so many `n_threads` meanwhile.
+    An abandoned task blocks neither its slot in the executor nor the exit of the interpreter.
+
+    Parameters
+    ----------
+    f : callable or bytes
+        The function, or its pickle.
+    block : object
+        The argument of f, or a `functools.partial` object that loads it.
+    request : TaskRequest
+        The attempt to run.
+    cancel_token : ThreadCancelToken or FolderCancelToken
+        The cancellation token of the attempt.
+    n_threads : int
+        Maximum number of threads that linear algebra libraries use during the task.
     """
     if cancel_token.is_cancelled():
         return None

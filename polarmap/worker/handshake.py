@@ -1,7 +1,11 @@
-"""TCP connections of remote workers to their driver: both ends prove that they have the same key.
+"""Authenticate the TCP connections of remote workers: both ends prove that they have the same key.
 
-Each end greets the other one with the version of its protocol and a nonce. Both ends authenticate each other
-before either believes a version, so that nobody else can make a map fail. All versions have this handshake.
+    driver  --- greeting: name and version of the protocol, nonce ---------->  worker
+    driver  <-- greeting with another nonce, worker id, HMAC of all these ---  worker
+    driver  --- HMAC of all these ------------------------------------------>  worker
+
+Versions are compared only after authentication, so that a stranger cannot make a job fail. All versions of
+the protocol use this handshake.
 Runs on workers too: imports the standard library only.
 """
 
@@ -26,13 +30,13 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure_tcp, make_worker_channel
 
-PROOF_TIMEOUT = 5.0  # Seconds in which whoever connects has to prove that it has the key.
+PROOF_TIMEOUT = 5.0  # seconds in which a new connection has to prove that it has the key
 PROTOCOL_NAME = b"polarmap"
-GREETING = ">8sH32s"  # the name of the protocol, its version, and a nonce, in the format of `struct`
+GREETING = ">8sH32s"  # `struct` format of the name of the protocol, its version and a nonce
 GREETING_BYTES = struct.calcsize(GREETING)
 WORKER_ID_BYTES = 8
-RESPONSE_BYTES = GREETING_BYTES + WORKER_ID_BYTES + MAC_BYTES  # by which a worker proves that it has the key
-CONNECT_TIMEOUT = 2.0  # Seconds in which one of the driver's addresses answers, or is not reached from here.
+RESPONSE_BYTES = GREETING_BYTES + WORKER_ID_BYTES + MAC_BYTES  # a worker's response to the greeting
+CONNECT_TIMEOUT = 2.0  # seconds after which the next address of the driver is tried
 
 Endpoint = tuple[str, int]  # host and port
 
@@ -40,9 +44,10 @@ Endpoint = tuple[str, int]  # host and port
 def connect_to_driver(
     endpoints: Iterable[Endpoint], key: bytes, worker_id: int, timeout: float = TCP_TIMEOUT
 ) -> SocketChannel | None:
-    """Return a channel to the first of the driver's addresses that answers and has the key, or None.
+    """Return a channel to the first endpoint that answers and has the key, or None if none does.
 
-    Raises ProtocolMismatchError if the driver uses another version of the protocol.
+    The connection counts as lost after `timeout` seconds without a response. Raises ProtocolMismatchError if
+    the driver uses another version of the protocol.
     """
     for endpoint in endpoints:
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
@@ -55,11 +60,11 @@ def connect_to_driver(
 
 
 def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, ChannelAuthenticators]:
-    """Return the id of a worker that proves that it has the key, and the authenticators of its messages.
+    """Authenticate a worker; return its id and the authenticators of the messages in both directions.
 
-    Each end makes a nonce, so that nothing of an earlier connection can be used again. Raises FrameError for
-    a peer without the key, and ProtocolMismatchError for a worker that uses another version of the protocol.
-    That worker has then received all that it needs to raise the same error.
+    Each end contributes a nonce, so that messages of an earlier connection cannot be replayed. Raises
+    FrameError for a peer without the key, and ProtocolMismatchError for a worker that uses another version of
+    the protocol. That worker has then received enough to raise the same error.
     """
     driver_greeting = _make_greeting()
     connection.sendall(driver_greeting)
@@ -67,7 +72,7 @@ def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, Cha
     worker_greeting, worker_id_bytes = response[:GREETING_BYTES], response[GREETING_BYTES:-MAC_BYTES]
     challenge = driver_greeting + worker_greeting + worker_id_bytes
     if not hmac.compare_digest(_compute_hmac(key, b"worker", challenge), response[-MAC_BYTES:]):
-        raise FrameError("a worker without the key")
+        raise FrameError("a worker has connected without the right key")
     connection.sendall(_compute_hmac(key, b"driver", challenge))
     worker_id, worker_version = int.from_bytes(worker_id_bytes, "big"), _parse_version(worker_greeting)
     if worker_version != PROTOCOL_VERSION:
@@ -76,7 +81,7 @@ def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, Cha
 
 
 def authenticate_driver(connection: socket.socket, key: bytes, worker_id: int) -> ChannelAuthenticators:
-    """Prove to a driver that this worker has the key, and return the authenticators of their messages.
+    """Authenticate this worker and its driver; return the authenticators of the messages between them.
 
     Raises FrameError for a driver without the key, and ProtocolMismatchError for a driver that uses another
     version of the protocol.
@@ -88,7 +93,7 @@ def authenticate_driver(connection: socket.socket, key: bytes, worker_id: int) -
     connection.sendall(worker_greeting + worker_id_bytes + _compute_hmac(key, b"worker", challenge))
     proof = _receive_exactly(connection, MAC_BYTES, CONNECT_TIMEOUT)
     if not hmac.compare_digest(_compute_hmac(key, b"driver", challenge), proof):
-        raise FrameError("a driver without the key")
+        raise FrameError("the driver does not have the right key")
     check_protocol_version(driver_version)
     return ChannelAuthenticators(*reversed(_derive_authenticators(key, driver_greeting + worker_greeting)))
 
@@ -98,15 +103,15 @@ def _make_greeting() -> bytes:
 
 
 def _parse_version(greeting: bytes) -> int:
-    """Return the version of the protocol that a greeting names; FrameError if it names another protocol."""
+    """Return the version in a greeting; raise FrameError if it is the greeting of another protocol."""
     protocol_name, version, _ = struct.unpack(GREETING, greeting)
     if protocol_name != PROTOCOL_NAME:
-        raise FrameError("the other end does not use polarmap's protocol")
+        raise FrameError("the peer does not use polarmap's protocol")
     return int(version)
 
 
 def _derive_authenticators(key: bytes, nonces: bytes) -> tuple[MessageAuthenticator, MessageAuthenticator]:
-    """Return the authenticator of messages to the worker, and that of messages to the driver."""
+    """Return the authenticators of messages to the worker and of messages to the driver."""
     to_worker = MessageAuthenticator(_compute_hmac(key, b"to worker", nonces))
     return to_worker, MessageAuthenticator(_compute_hmac(key, b"to driver", nonces))
 
@@ -116,12 +121,12 @@ def _compute_hmac(key: bytes, purpose: bytes, data: bytes) -> bytes:
 
 
 def _receive_exactly(connection: socket.socket, n_bytes: int, timeout: float) -> bytes:
-    """Return the next `n_bytes` bytes; OSError if they have not come within `timeout` seconds."""
+    """Return the next `n_bytes` bytes; raise OSError if they do not arrive within `timeout` seconds."""
     deadline, data = time.monotonic() + timeout, b""
     while len(data) < n_bytes:
         connection.settimeout(max(1e-3, deadline - time.monotonic()))
         received = connection.recv(n_bytes - len(data))
         if not received:
-            raise ConnectionError("the other end has closed the connection")
+            raise ConnectionError("the peer has closed the connection")
         data += received
     return data

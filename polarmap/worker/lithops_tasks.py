@@ -1,6 +1,8 @@
-"""Tasks of Lithops: the block is an object, the reply is what the function returns.
+"""Run a task as a Lithops function: read its block from the storage and return the reply.
 
-Runs on workers: imports numpy at most.
+The function is pickled by value, with the modules of this package that it uses. It exits its process once the
+driver has deleted the liveness key or, on the driver's machine, has died. Runs on workers: imports numpy at
+most.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from polarmap.worker.segments import drop_inherited_connections, is_missing_obje
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import TaskRequest
 
-LIVENESS_KEY = "alive"  # the object that exists for as long as anybody waits for results
-MAX_STATUS_BYTES = 8 << 10  # larger results Lithops stores: they would stay where nobody waits for them
+LIVENESS_KEY = "alive"  # name of the object that exists while the driver waits for results
+# Lithops stores larger results as objects, which would remain if the task has been cancelled.
+MAX_STATUS_BYTES = 8 << 10
 
 Function = Callable[[Any], Any]
 
@@ -34,11 +37,18 @@ Function = Callable[[Any], Any]
 def make_lithops_task(
     f: Function, structure: Structure, module_state: Any = None
 ) -> Callable[..., tuple[bytes, bytes] | None]:
-    """Return the function that Lithops maps over pairs: fields of a `TaskRequest`, `LithopsTaskAddress`.
+    """Return the function that Lithops maps over pairs of `TaskRequest` fields and `LithopsTaskAddress`.
 
-    It is a closure, so that the modules of f travel with it.
+    It is a closure, so that cloudpickle sends the modules of f with it.
 
-    module_state : is loaded before f.
+    Parameters
+    ----------
+    f : callable
+        Called with the block.
+    structure : tuple
+        The structure of the blocks, as `flatten` returns it.
+    module_state : object, optional
+        An object that is unpickled before f, to set up the modules that f uses.
     """
     state_and_function = module_state, f
 
@@ -52,15 +62,23 @@ def make_lithops_task(
 
 
 class LithopsTaskAddress(TypedDict):
-    """The address of the driver of a task: a plain dict, so that this class need not travel with tasks.
+    """The address of the driver of a task: a plain dict, so that this class is not pickled with tasks.
 
-    bucket, key_prefix : of the objects that the driver stores for its tasks.
-    niceness : by how much the task lowers its priority.
-    driver_pid : the process id of a driver on the same machine; None if it is on another one. The fields that
-        follow are used only with it.
-    scratch_folder : the temporary folder of the driver, if all objects are stored there, which a task removes
-        once the driver has died; else None.
-    job_prefixes : the prefixes of Lithops' own objects, which a task removes then if there is no such folder.
+    Attributes
+    ----------
+    bucket, key_prefix : str
+        Where the driver stores objects for its tasks.
+    niceness : int
+        By how much the task lowers its priority, as for `os.nice`.
+    driver_pid : int or None
+        The process id of a driver on the same machine; None for a driver on another machine. The fields below
+        are used only on the same machine.
+    scratch_folder : str or None
+        The temporary folder of the driver, if all objects are stored there. A task removes it once the driver
+        has died.
+    job_prefixes : sequence of str
+        The key prefixes of objects of Lithops. A task removes these objects once the driver has died, if
+        there is no scratch folder.
     """
 
     bucket: str
@@ -72,13 +90,18 @@ class LithopsTaskAddress(TypedDict):
 
 
 class LithopsTaskIO(TaskIO):
-    """The connection between a task of Lithops and its driver.
+    """The connection between a Lithops task and its driver.
 
     Parameters
     ----------
-    f, structure : the function, and the structure of its blocks.
-    storage : a `lithops.Storage`.
-    address : of the driver.
+    f : callable
+        Called with the block.
+    structure : tuple
+        The structure of the block.
+    storage : lithops.Storage
+        The storage of blocks and results.
+    address : LithopsTaskAddress
+        The address of the driver.
     """
 
     def __init__(self, f: Function, structure: Structure, storage: Any, address: LithopsTaskAddress) -> None:
@@ -86,7 +109,7 @@ class LithopsTaskIO(TaskIO):
         self._f, self._structure, self._address = f, structure, address
 
     def execute_request(self, request: TaskRequest) -> tuple[bytes, bytes] | None:
-        """Return the header of the reply and its data, which Lithops stores; None if nobody waits for it."""
+        """Run the task and return header and data of its reply, or None if the task was cancelled."""
         os.nice(self._address["niceness"])
         drop_inherited_connections(self.storage)
         if self._address["driver_pid"] is None:
@@ -106,7 +129,7 @@ class LithopsTaskIO(TaskIO):
         return self._f, assemble_block(request.block_ref, self._structure, read)
 
     def is_cancelled(self) -> bool:
-        """Return whether the driver on this machine has died, or the liveness key was deleted."""
+        """Return whether the driver has died, if it is on this machine, or has deleted the liveness key."""
         address = self._address
         if address["driver_pid"] is not None:
             return not is_process_alive(address["driver_pid"])
@@ -120,7 +143,7 @@ class LithopsTaskIO(TaskIO):
         """Remove the files and objects that a killed driver on this machine has left."""
         scratch_folder = self._address["scratch_folder"]
         if scratch_folder is not None:
-            deadline = time.monotonic() + SHUTDOWN_SECONDS  # of other jobs, which still write
+            deadline = time.monotonic() + SHUTDOWN_SECONDS  # Other jobs may still write files.
             while os.path.isdir(scratch_folder) and time.monotonic() < deadline:
                 shutil.rmtree(scratch_folder, ignore_errors=True)
             return
@@ -129,8 +152,10 @@ class LithopsTaskIO(TaskIO):
 
 
 def delete_prefix(storage: Any, bucket: str, prefix: str) -> int:
-    """Delete all objects below a prefix, and return how many there were."""
-    # S3 answers with those that it did not delete, and Lithops ignores that: ask until there are none.
+    """Delete the objects with a prefix, and return the number of objects that were listed.
+
+    Call it again until it returns 0: Lithops ignores the objects that S3 reports as not deleted.
+    """
     keys = storage.list_keys(bucket, prefix)
     if keys:
         storage.delete_objects(bucket, keys)

@@ -1,6 +1,7 @@
-"""Locations of segments: one class for each kind of place, which knows how to read, write and delete there.
+"""Locations of segments: one class for each kind of place, with methods that read, write and delete there.
 
-Runs on workers too: imports the standard library only.
+`location_from_fields` restores a location from the plain data that is sent to workers. Runs on workers too:
+imports the standard library only.
 """
 
 from __future__ import annotations
@@ -22,17 +23,26 @@ from polarmap.worker.segments import (
 
 
 class StorageAccess(Protocol):
-    """The means by which a task reaches what is stored.
+    """Access of a task to stored data.
 
-    storage : a `lithops.Storage`, for buckets; None if there is none.
+    Attributes
+    ----------
+    storage : lithops.Storage or None
+        The storage of buckets; None if no storage is used.
     """
 
     storage: Any
 
     def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
-        """Return the stored bytes of a segment that the driver has.
+        """Request a segment from the driver and return its stored bytes.
 
-        private_root : the folder of the driver's machine below which there is a file of them; None: none.
+        Parameters
+        ----------
+        segment : Segment
+            The segment.
+        private_root : str or None
+            A folder on the driver's machine below which the segment is also stored as a file; None if it is
+            not.
         """
         ...
 
@@ -40,23 +50,28 @@ class StorageAccess(Protocol):
 class Location(ABC):
     """A place where segments are stored.
 
-    root : path or name of the place.
-    backend : what provides the place: Lithops' name of a storage, or a cluster engine; empty for others.
-    encryption : fields of an `Encryption`; None if segments are stored as plain bytes.
-    fields : plain data that stands for the location on the wire, see `location_from_fields`.
+    Attributes
+    ----------
+    root : str
+        The path or name of the place.
+    backend : str
+        The Lithops name of the storage, or the name of the cluster engine; empty for other locations.
+    encryption : tuple or None
+        The fields of an `Encryption`; None if segments are stored without encryption.
+    fields : tuple
+        Plain data that represents the location in messages, see `location_from_fields`.
     """
 
-    # Each class states these facts. Comments do not travel with the tasks of Lithops, and neither do
-    # docstrings, but each method does.
-    tag = ""  # names the class on the wire
-    is_inline = False  # blocks travel with their tasks, and there are no segments
-    is_memory_mapped = False  # segments are files, which readers map
-    is_local = False  # a worker on the driver's machine needs no transfer over a network
-    is_sent_by_driver = False  # workers ask the driver for segments
+    # Class attributes instead of properties keep the pickled tasks of Lithops small.
+    tag = ""  # represents the class in `fields`
+    is_inline = False  # blocks are sent with their tasks, and there are no segments
+    is_memory_mapped = False  # segments are files, which readers map into memory
+    is_local = False  # workers on the driver's machine read without using the network
+    is_sent_by_driver = False  # workers request segments from the driver
     is_owned_by_blocks = False  # segments belong to one set of blocks, and never change
-    is_writable = False  # workers can store results: there are methods `write` and `delete`
-    uses_storage = False  # segments are read and written by a `lithops.Storage`
-    needs_checksums = False  # another object may take the place of one, and nothing but a checksum tells
+    is_writable = False  # workers can store results: `write` and `delete` are implemented
+    uses_storage = False  # segments are read and written through a `lithops.Storage`
+    needs_checksums = False  # objects may be replaced, and only a checksum reveals that
 
     __slots__ = ("backend", "encryption", "fields", "root")
 
@@ -74,7 +89,7 @@ class Location(ABC):
         return f"{type(self).__name__}({self.root!r}, {self.backend!r})"
 
     def with_encryption(self, encryption: Any) -> Self:
-        """Return the same place for segments that are encrypted so; None: not encrypted."""
+        """Return the same location with other encryption parameters; None for no encryption."""
         return type(self)(self.root, self.backend, encryption)
 
     @abstractmethod
@@ -85,27 +100,27 @@ class Location(ABC):
         """
 
     def write(self, key: str, data: Any, access: StorageAccess) -> None:
-        """Store an object, which appears whole or not at all."""
+        """Store an object atomically."""
         raise NotImplementedError
 
     def delete(self, keys: Iterable[str], access: StorageAccess) -> None:
-        """Delete objects; missing ones are ignored."""
+        """Delete objects. Missing objects are ignored."""
         raise NotImplementedError
 
     def get_path(self, key: str) -> str | None:
-        """Return the path of the file that holds an object, or None if objects are not files."""
+        """Return the path of the file that stores an object, or None if objects are not files."""
         return None
 
 
 class InlineLocation(Location):
-    """The messages in which tasks travel: each has the bytes of its block."""
+    """The messages that send tasks to workers. Each contains the bytes of its block."""
 
     __slots__ = ()
     tag = "message"
     is_inline = is_local = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Raise LookupError: there are no segments."""
+        """Raise LookupError, because inline blocks have no segments."""
         raise LookupError(segment)
 
 
@@ -117,7 +132,7 @@ class FolderLocation(Location):
     is_memory_mapped = is_local = is_writable = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return the bytes of a range of a file, mapped if they are many."""
+        """Return a range of a file, memory-mapped if it is large."""
         return read_file_segment(self.root, segment)
 
     def write(self, key: str, data: Any, access: StorageAccess) -> None:
@@ -136,9 +151,9 @@ class FolderLocation(Location):
 
 
 class PrivateFolderLocation(FolderLocation):
-    """Files of a driver and its workers, two levels below a folder of this user alone.
+    """Files that a driver shares with its workers, in a folder that only this user can open.
 
-    Workers on other machines, which do not find that folder, ask the driver.
+    Files are two levels below that folder. Workers on other machines request them from the driver.
     """
 
     __slots__ = ()
@@ -146,7 +161,7 @@ class PrivateFolderLocation(FolderLocation):
     is_owned_by_blocks = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return the bytes of a file of the driver."""
+        """Return the bytes of the file, or of the driver if the file does not exist on this machine."""
         return access.fetch_from_driver(segment, self.root)
 
 
@@ -158,7 +173,7 @@ class BucketLocation(Location):
     uses_storage = is_writable = needs_checksums = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return the bytes of a range of an object."""
+        """Return a range of an object."""
         range_args = {"Range": f"bytes={segment.offset}-{segment.offset + segment.size - 1}"}
         try:
             return access.storage.get_object(self.root, segment.key, extra_get_args=range_args)
@@ -180,7 +195,7 @@ class BucketLocation(Location):
 
 
 class DriverLocation(Location):
-    """Memory of the driver, which sends a segment when a worker asks for it."""
+    """The memory of the driver, which sends segments to workers on request."""
 
     __slots__ = ()
     tag = "driver"
@@ -192,7 +207,7 @@ class DriverLocation(Location):
 
 
 class StoreLocation(DriverLocation):
-    """A store of the user's own, named `root`, which only the driver can use."""
+    """A store that the user has implemented, named `root`, which only the driver can access."""
 
     __slots__ = ()
     tag = "store"
@@ -201,14 +216,14 @@ class StoreLocation(DriverLocation):
 
 
 class ClusterLocation(Location):
-    """Memory of the cluster of the engine `backend`, "dask" or "ray", whose workers have this package."""
+    """The memory of a cluster of the engine `backend`, "dask" or "ray", on which polarmap is installed."""
 
     __slots__ = ()
     tag = "cluster"
     is_owned_by_blocks = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return the bytes of an array of the cluster, without a copy if it is on this machine."""
+        """Return the bytes of an array in the cluster, without a copy if it is stored on this machine."""
         from polarmap.worker.cluster_segments import read_from_cluster
 
         return read_from_cluster(self.backend, segment)
@@ -225,7 +240,7 @@ LOCATION_CLASSES: dict[str, type[Location]] = {
 
 
 def location_from_fields(fields: Sequence[Any]) -> Location:
-    """Return the location whose `fields` these are.
+    """Return the location that is represented by these `fields`.
 
     >>> location_from_fields(FolderLocation("/data").fields)
     FolderLocation('/data', '')

@@ -1,7 +1,9 @@
-"""Messages between a driver and its workers, and the frames in which they travel.
+"""Messages between a driver and its workers, and the frames that encode them.
 
-A frame is the kind, attempt key and lengths of a message, a pickled header, and raw bytes. Over a network
-each frame ends with an authentication tag, which is verified before anything of the frame is used.
+    frame:  kind | flags | job, task, attempt | header size | data size | header | data | (tag)
+
+The header is a pickled record and the data are raw bytes. Over a network, each frame ends with an
+authentication tag, which is verified before the frame is used. Long messages are split into several frames.
 Runs on workers too: imports the standard library only.
 """
 
@@ -14,58 +16,62 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
-# Increase it with each change of what driver and workers send each other. Never change where the version is
-# found itself: in the greetings of `handshake`, in the mailbox and in the keys of replies of
+# Increase the version with each change of what driver and workers send each other. Never change the position
+# of the version itself in the greetings of `handshake`, and in the mailbox and reply keys of
 # `storage_channel`.
 PROTOCOL_VERSION = 1
-MISMATCH_EXIT_CODE = 76  # of a worker process whose protocol is not that of its driver (EX_PROTOCOL)
-FRAME_PREFIX = ">cBqqqQQ"  # as struct writes what precedes header and data, whose lengths come last
+MISMATCH_EXIT_CODE = 76  # exit code of a worker whose driver has another version (EX_PROTOCOL)
+FRAME_PREFIX = ">cBqqqQQ"  # `struct` format of everything before the header; its last two fields are sizes
 FRAME_PREFIX_BYTES = struct.calcsize(FRAME_PREFIX)
-MAX_HEADER_BYTES = 1 << 30  # more than any header has: what claims more is not a message
-MAX_DATA_BYTES = 1 << 40  # the same of data
-# Flags of a frame: its data name a file; another frame of its message follows; an earlier one precedes it.
+MAX_HEADER_BYTES = 1 << 30  # larger sizes are taken for corruption
+MAX_DATA_BYTES = 1 << 40  # larger sizes are taken for corruption
+# Flags of a frame: the data name a file; a further frame of the message follows; the frame is not the first.
 FILE_FLAG, MORE_FRAMES_FLAG, CONTINUATION_FLAG = 1, 2, 4
-MAC_BYTES = 32
-MAX_INLINE_BYTES = 1 << 17  # of data: larger ones are a file or an object of their own, where there are some
-MAX_CHUNK_BYTES = 1 << 17  # Most bytes of a longer message that are framed at once: only these are copied.
+MAC_BYTES = 32  # size of an authentication tag, HMAC-SHA256
+MAX_INLINE_BYTES = 1 << 17  # larger data are sent as a file or object if both ends share one
+MAX_CHUNK_BYTES = 1 << 17  # longer messages are split into chunks of this size: only these are copied
 
 
 class MessageKind(bytes, Enum):
-    """The kinds of messages. Their values are the bytes that travel."""
+    """The kinds of messages. Each value is the byte that encodes the kind in a frame."""
 
     # From the driver.
     MODULES = b"s"  # sources of modules that functions need
-    JOB = b"m"  # all that the tasks of a map have in common: a `JobHeader`, f and the structure of its blocks
-    TASK = b"c"  # a task to do
-    CANCEL = b"x"  # the map is over: nobody waits for its tasks
-    SEGMENT = b"d"  # the part of a block that a worker has asked for
-    NO_SEGMENT = b"f"  # the part of a block that a worker has asked for cannot be read
+    JOB = b"m"  # what the tasks of a job have in common: a `JobHeader`, f, and the structure of blocks
+    TASK = b"c"  # an attempt of a task, to be run
+    CANCEL = b"x"  # the job has ended: its tasks are cancelled
+    SEGMENT = b"d"  # the segment of a block that a worker has requested
+    NO_SEGMENT = b"f"  # the requested segment cannot be read
     # From a worker.
     HELLO = b"p"  # the first message: the process id and a `WorkerIdentity`
-    FETCH = b"n"  # asks for the part of a block
-    CANCELLED = b"l"  # the worker has left a task that nobody waits for
-    UNUSABLE = b"u"  # the worker is not fit for the tasks of the map, has not begun, and ends itself
+    FETCH = b"n"  # a request for a segment of a block
+    CANCELLED = b"l"  # the worker has skipped or left a cancelled task
+    UNUSABLE = b"u"  # the worker cannot run the tasks of the job, has started none, and exits
     TASK_REPLY = b"e"  # the result or the error of a task
-    FINAL_REPLY = b"z"  # the same, from a worker that then ends itself
+    FINAL_REPLY = b"z"  # the result or the error of a task, after which the worker exits
 
 
 _KIND_BY_BYTE: dict[bytes, MessageKind] = {kind.value: kind for kind in MessageKind}
 REPLY_KINDS = {MessageKind.TASK_REPLY, MessageKind.FINAL_REPLY}
 TASK_END_KINDS = {MessageKind.CANCELLED, MessageKind.UNUSABLE, *REPLY_KINDS}
-EXIT_KINDS = {MessageKind.UNUSABLE, MessageKind.FINAL_REPLY}  # after these a worker ends itself
+EXIT_KINDS = {MessageKind.UNUSABLE, MessageKind.FINAL_REPLY}  # A worker exits after sending one.
 
 
 class FrameError(ConnectionError):
-    """Raised for bytes that are not a message, or do not come from a peer that has the key."""
+    """Raised for bytes that are not a valid message, or come from a peer without the key."""
 
 
 class ProtocolMismatchError(Exception):
-    """Raised where a driver and a worker use different versions of the protocol.
+    """Raised if a driver and a worker use different versions of the protocol.
 
-    Not a `ConnectionError`: to connect again does not help.
+    Not a `ConnectionError`, because connecting again does not help.
 
-    peer_version : the version at the other end.
-    worker_id : the worker that has connected; -1 if this end is the worker.
+    Parameters
+    ----------
+    peer_version : int
+        The version that the peer uses.
+    worker_id : int
+        The id of the worker that has connected; -1 if this process is the worker.
     """
 
     def __init__(self, peer_version: int, worker_id: int = -1) -> None:
@@ -79,13 +85,13 @@ class ProtocolMismatchError(Exception):
 
 
 def check_protocol_version(peer_version: int) -> None:
-    """Raise ProtocolMismatchError if the driver of this worker uses another version of the protocol."""
+    """Raise ProtocolMismatchError on a worker whose driver uses another version of the protocol."""
     if peer_version != PROTOCOL_VERSION:
         raise ProtocolMismatchError(peer_version)
 
 
 def exit_if_protocol_differs(driver_version: int) -> None:
-    """End this process with MISMATCH_EXIT_CODE if its driver uses another version of the protocol."""
+    """Exit this process with MISMATCH_EXIT_CODE if its driver uses another version of the protocol."""
     try:
         check_protocol_version(driver_version)
     except ProtocolMismatchError as error:
@@ -96,8 +102,18 @@ def exit_if_protocol_differs(driver_version: int) -> None:
 class Message(NamedTuple):
     """A message from a driver to a worker, or from a worker to its driver.
 
-    attempt_key : the map, task and attempt that it is about.
-    is_file : whether `data` names a file that holds the data.
+    Attributes
+    ----------
+    kind : MessageKind
+        Determines what header and data contain.
+    attempt_key : tuple of int
+        The job, task and attempt that the message refers to; -1 for none.
+    header : bytes
+        A pickled record in most kinds.
+    data : bytes
+        The payload.
+    is_file : bool
+        Whether `data` is the name of a file that holds the payload.
     """
 
     kind: MessageKind
@@ -108,16 +124,16 @@ class Message(NamedTuple):
 
 
 class MessageAuthenticator:
-    """Tags of the messages that travel in one direction: of each and its place in the sequence."""
+    """Computes the authentication tags of messages in one direction, which also cover their sequence."""
 
     def __init__(self, key: bytes) -> None:
         self._key, self._n_tagged = key, 0
 
     def compute_tag(self, buffers: Iterable[bytes | bytearray | memoryview]) -> bytes:
-        """The tag of the next message, whose bytes are these in a row."""
+        """Return the tag of the next message, which consists of the concatenated `buffers`."""
         numbered_buffers = self._n_tagged.to_bytes(8, "big"), *buffers
         self._n_tagged += 1
-        # else it is as slow, copies all, and refuses 2 GiB
+        # For long messages, hmac.digest is no faster, needs a copy, and rejects 2 GiB.
         if sum(map(len, numbered_buffers)) < MAX_INLINE_BYTES:
             return hmac.digest(self._key, b"".join(numbered_buffers), "sha256")
         mac = hmac.new(self._key, digestmod="sha256")
@@ -127,7 +143,7 @@ class MessageAuthenticator:
 
 
 class ChannelAuthenticators(NamedTuple):
-    """The seal of what one end of a connection sends, and that of what it hears."""
+    """The authenticators of the messages that one end of a connection sends and receives."""
 
     outgoing: MessageAuthenticator
     incoming: MessageAuthenticator
@@ -136,7 +152,7 @@ class ChannelAuthenticators(NamedTuple):
 def encode_frame(
     message: Message, authenticator: MessageAuthenticator | None = None, flags: int = 0
 ) -> bytes:
-    """A message as it travels; `authenticator`: with a tag at its end."""
+    """Return a message as one frame, which ends with a tag if there is an `authenticator`."""
     kind, attempt_key, header, data, is_file = message
     prefix = struct.pack(FRAME_PREFIX, kind, flags | is_file, *attempt_key, len(header), len(data))
     buffers = prefix, header, data
@@ -153,13 +169,18 @@ def split_message(message: Message) -> Iterator[Message]:
 
 
 class FrameDecoder:
-    """The messages in a stream of bytes, as they become complete.
+    """A decoder of the messages in a stream of bytes.
 
-    A long message comes in several frames. If another message begins before the last of them, the sender has
-    cancelled it, and what has come of it is discarded.
+    A long message arrives in several frames. If another message begins before its last frame, the sender has
+    cancelled it, and the incomplete message is discarded.
 
-    authenticator : of their tags; None if they have none.
+    Parameters
+    ----------
+    authenticator : MessageAuthenticator or None
+        Verifies the tags of frames; None if the frames have no tags.
 
+    Examples
+    --------
     >>> frames = FrameDecoder()
     >>> sent = encode_frame(Message(MessageKind.TASK_REPLY, (1, 2, 0), b"header", b"data"))
     >>> list(frames.feed(sent[:9])), [message.attempt_key for message in frames.feed(sent[9:])]
@@ -168,10 +189,10 @@ class FrameDecoder:
 
     def __init__(self, authenticator: MessageAuthenticator | None = None) -> None:
         self._buffer, self._authenticator = bytearray(), authenticator
-        self._partial_message: Message | None = None  # a message of which more frames follow
+        self._partial_message: Message | None = None  # a message whose last frame has not arrived
 
     def feed(self, received_bytes: bytes) -> Iterator[Message]:
-        """Those that are complete with these bytes; FrameError if they are none."""
+        """Yield the messages that these bytes complete; raise FrameError for invalid bytes."""
         self._buffer += received_bytes
         tag_bytes = 0 if self._authenticator is None else MAC_BYTES
         while len(self._buffer) >= FRAME_PREFIX_BYTES:
@@ -179,12 +200,12 @@ class FrameDecoder:
             kind_byte, flags, job_id, task, attempt, header_size, data_size = prefix
             kind = _KIND_BY_BYTE.get(kind_byte)
             if kind is None or header_size > MAX_HEADER_BYTES or data_size > MAX_DATA_BYTES:
-                raise FrameError(f"a message {kind_byte!r} of {header_size} and {data_size} bytes")
+                raise FrameError(f"invalid message {kind_byte!r}, {header_size}+{data_size} bytes")
             start, end = FRAME_PREFIX_BYTES + header_size, FRAME_PREFIX_BYTES + header_size + data_size
             if len(self._buffer) < end + tag_bytes:
                 return
             if self._authenticator is not None:
-                # Released here, whoever still holds them, as profilers do that look into frames of threads.
+                # Release the views explicitly: a profiler that inspects stack frames may still refer to them.
                 with (
                     memoryview(self._buffer) as view,
                     view[:end] as tagged_bytes,
@@ -202,7 +223,7 @@ class FrameDecoder:
                 yield message
 
     def _append_frame(self, next_frame: Message) -> Message:
-        """Return the message that was begun with this frame at its end; FrameError if it is of another."""
+        """Append a frame to the incomplete message and return that; raise FrameError if they do not match."""
         partial_message = self._partial_message
         if partial_message is None or partial_message[:2] != next_frame[:2]:
             raise FrameError(f"a frame continues a message {next_frame.kind.name} that was not begun")
@@ -211,5 +232,5 @@ class FrameDecoder:
         partial_message.data.extend(next_frame.data)
         header_size, data_size = len(partial_message.header), len(partial_message.data)
         if header_size > MAX_HEADER_BYTES or data_size > MAX_DATA_BYTES:
-            raise FrameError(f"a message {next_frame.kind.name} of {header_size} and {data_size} bytes")
+            raise FrameError(f"invalid message {next_frame.kind.name}, {header_size}+{data_size} bytes")
         return partial_message

@@ -1,16 +1,22 @@
-"""The state of the caller's modules: how it is described on the driver, and taken over on a worker.
+"""Describe the state of the user's modules on the driver, and reproduce it on a worker.
 
-A worker imports a module once, and finds in it what the file said then. The driver may have set
-`mymodel.SCALE = 3.0` since, or have reloaded the module. So the driver describes whatever f reaches in
-modules of the caller's, and f travels with that. Before f is loaded, a worker compares each item with its
-own:
+    driver:  import mymodel; mymodel.SCALE = 3.0; coded_map(mymodel.f, A)
+             f reaches mymodel.SCALE: the item ("mymodel", "SCALE", "data", ...) is sent with f
+    worker:  import mymodel, where SCALE is 1.0 according to the file; set SCALE = 3.0; unpickle f
 
-- Data, and attributes of classes and of instances, that differ are set.
-- Functions that differ get the driver's code, in place, so that all who hold them call the new code.
-- What cannot be pickled (a lock, a connection, a generator of random numbers) is the worker's own. The worker
-  refuses to run f if the type of such an object is not that on the driver.
-- What the worker's own calls have filled in (a container or None on the driver, or a name that functions of
-  the module assign by `global`) stays, as a cache, until something that f reaches has changed on the driver.
+A worker imports a module once, from the file. The driver may have changed the module since, or reloaded it.
+The driver therefore sends a description of everything that f reaches in the user's modules. Before a worker
+unpickles f, it compares each item with its own module:
+
+- Data, and attributes of classes and instances, are set if they differ.
+- A function that differs receives the driver's code in place, so that all references to it call the new code.
+- Objects that cannot be pickled (a lock, a connection, a random number generator) are not replaced. The
+worker
+  refuses to run f if such an object has another type than on the driver.
+- Values that calls on the worker may have filled in (a container or None on the driver, or a name that
+functions
+  of the module assign by `global`) are kept, as a cache, until something that f reaches changes on the
+  driver.
 
 Runs on workers too: imports numpy and cloudpickle at most.
 """
@@ -32,25 +38,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-try:  # without which no function of the caller's is loaded
+try:  # Without cloudpickle, no function of the user is loaded.
     from cloudpickle import Pickler
 except ImportError:
     from pickle import Pickler
 
 
-DATA, CODE, CLASS, OPAQUE = "data", "code", "class", "opaque"
+DATA, CODE, CLASS, OPAQUE = "data", "code", "class", "opaque"  # kinds of items
 LRU_CACHE_TYPE: Any = type(functools.lru_cache(len))
-MAIN_MODULES = ("__main__", "__mp_main__")  # the driver's program, which no worker can import
+MAIN_MODULES = ("__main__", "__mp_main__")  # names of the driver's program, which workers cannot import
 MISMATCH_ADVICE = (
     "Pass it to f as an argument, or let the module travel with f: cloudpickle.register_pickle_by_value({})"
 )
-MISSING = "<missing>"  # stands for the value of a name that is not there
-MAX_SENT_ARRAY_BYTES = 1 << 24  # larger arrays are compared, and not sent
-# of the pickle of any other value, of which a larger one is neither compared nor sent
+MISSING = "<missing>"  # stands for the value of a name that does not exist
+MAX_SENT_ARRAY_BYTES = 1 << 24  # arrays above this size are compared but not sent
+# Maximum size of the pickle of any other value. Larger values are neither compared nor sent.
 MAX_PICKLE_BYTES = 1 << 20
-CHECKSUM_CHUNK_BYTES = 1 << 12  # of a large array, for each of its checksums
-RECORD_ATTRIBUTE = "__polarmap_state__"  # the name, in a module, of what a driver has said of it
-# Attributes of classes that say nothing of what their instances do.
+CHECKSUM_CHUNK_BYTES = 1 << 12  # bytes of a large array for each checksum
+RECORD_ATTRIBUTE = "__polarmap_state__"  # module attribute that records the state set by the driver
+# Attributes of classes that do not affect how their instances behave.
 IGNORED_ATTRIBUTES = {
     "__annotate_func__",
     "__annotations__",
@@ -61,17 +67,26 @@ IGNORED_ATTRIBUTES = {
 
 
 class ModuleStateError(RuntimeError):
-    """A module of the caller's differs between driver and worker in what cannot be sent."""
+    """Raised if a module differs between driver and worker, and the difference cannot be sent."""
 
 
 class ModuleStateItem(NamedTuple):
-    """One name that f reaches in a module of the caller's, as the driver has it. Plain data.
+    """The driver's value of one name that f reaches in a module of the user, as plain data.
 
-    path : the name, or those of a class or an instance and of its attribute, with dots between them.
-    kind : DATA, CODE (a function, to be compared by its code), CLASS or OPAQUE.
-    fingerprint : what a worker compares with that of its own value.
-    payload : the pickled value, None if it cannot be sent. Of a class, the names of its attributes.
-    may_differ_on_worker : whether a worker's own calls may have given it another value, as that of a cache.
+    Attributes
+    ----------
+    module : str
+        The name of the module.
+    path : str
+        The name in the module, or a dotted path to an attribute of a class or instance.
+    kind : str
+        DATA, CODE (a function, compared by its code), CLASS or OPAQUE.
+    fingerprint : bytes
+        Compared with the fingerprint of the worker's value.
+    payload : bytes or None
+        The pickled value; None if it cannot be sent. For a class, the names of its attributes, one per line.
+    may_differ_on_worker : bool
+        Whether calls on the worker may have changed the value, as that of a cache.
     """
 
     module: str
@@ -83,9 +98,9 @@ class ModuleStateItem(NamedTuple):
 
 
 def digest_code(code: types.CodeType) -> str:
-    """Return a digest of instructions, names and constants, of code and of what is inside.
+    """Return a digest of the instructions, names and constants of a code object and of those nested in it.
 
-    It is the same in every process with this version of Python, and wherever the file is.
+    The same code has the same digest in every process with this version of Python, whatever the file's path.
     """
     inner_digests = [digest_code(item) for item in code.co_consts if isinstance(item, types.CodeType)]
     constants = [
@@ -97,7 +112,7 @@ def digest_code(code: types.CodeType) -> str:
 
 
 def _format_code_constant(constant: Any) -> str:
-    """Return the text of a constant; the order of a set depends on the process."""
+    """Return the text of a constant. The items of sets are sorted: their order depends on the process."""
     if isinstance(constant, frozenset):
         return f"frozenset({sorted(map(_format_code_constant, constant))})"
     if isinstance(constant, tuple):
@@ -105,35 +120,41 @@ def _format_code_constant(constant: Any) -> str:
     return repr(constant)
 
 
-# --- how a value is described ----------------------------------------------------------------------
+# --- description of values -------------------------------------------------------------------------
 
 
 def reduce_code_with_filename(code: types.CodeType) -> Any:
-    """Return what makes such code again, with the name of its file, which cloudpickle 3.1 leaves out."""
+    """Return the constructor and arguments of a code object, with the file name that cloudpickle drops."""
     constructor, arguments = Pickler.dispatch_table[types.CodeType](code)
-    filename = "".join(code.co_filename)  # a string of its own: the same bytes for the same function
+    filename = "".join(
+        code.co_filename
+    )  # A new string, so that the pickle does not depend on shared strings.
     return constructor, tuple(
         [filename if isinstance(item, str) and item == "<dynamic-code>" else item for item in arguments]
     )
 
 
 class StatePickler(Pickler):  # type: ignore[misc]
-    """Pickles the value of a name in a module of the caller's, to be compared or to be sent.
+    """A pickler of values in modules of the user, for comparing them or for sending them.
 
-    Functions and classes that can be imported go by name. Other functions share the globals of their module,
-    which is that of the worker.
+    Functions and classes that can be imported are pickled by name. Other functions are pickled without the
+    globals of their module; on the worker, they use the worker's module.
 
     Parameters
     ----------
-    definition : a function to be pickled by what it holds, although it can be imported.
-    for_fingerprint : whether the pickle is a fingerprint: digests stand for code, and nothing can be loaded.
+    file : io.BytesIO
+        Where the pickle is written.
+    definition : callable or None
+        A function to pickle by value although it can be imported.
+    for_fingerprint : bool
+        Write a pickle that can only be compared, with digests in place of code.
 
     Attributes
     ----------
     reached : list
-        The functions, classes and modules in the value.
+        The functions, classes and modules in the values pickled so far.
     contains_code : bool
-        Whether code was part of it, so that the pickle to be sent is another one.
+        Whether a value contains code, so that its fingerprint cannot be unpickled.
     """
 
     def __init__(self, file: io.BytesIO, definition: Any, for_fingerprint: bool) -> None:
@@ -143,7 +164,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
         self._definition, self._for_fingerprint = definition, for_fingerprint
 
     def reducer_override(self, value: Any) -> Any:
-        """Return what is pickled in place of a value."""
+        """Return the reduced form in which `value` is pickled, as `__reduce__` does."""
         if isinstance(value, types.CodeType):
             self.contains_code = True
             digest = digest_code(value)
@@ -163,7 +184,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
             and is_importable_by_name(function)
             and function.__module__ not in MAIN_MODULES
         ):
-            return super().reducer_override(function)  # by name, unless its module travels by value
+            return super().reducer_override(function)  # by name, unless its module is pickled by value
         if not isinstance(function, types.FunctionType):
             arguments = function.__wrapped__, function.cache_parameters()
             if self._for_fingerprint:
@@ -183,26 +204,26 @@ class StatePickler(Pickler):  # type: ignore[misc]
 
 
 def _get_function_state(function: types.FunctionType) -> tuple[Any, ...]:
-    """Return what a function holds besides its code and globals."""
+    """Return the names, defaults, attributes and closure of a function, for `set_function_state`."""
     cell_contents = list[tuple[Any, ...]]()
     for cell in function.__closure__ or ():
         try:
             cell_contents.append((cell.cell_contents,))
-        except ValueError:  # a variable without a value yet
+        except ValueError:  # The variable has no value yet.
             cell_contents.append(())
     names = function.__name__, function.__qualname__, function.__module__
     return *names, function.__defaults__, function.__kwdefaults__, dict(function.__dict__), cell_contents
 
 
 def make_function(module_name: str, code: types.CodeType, n_cells: int) -> types.FunctionType:
-    """Return a function in a module of this process, to be filled."""
+    """Return a function with the globals of a module and empty closure cells, for `set_function_state`."""
     namespace = vars(importlib.import_module(module_name))
     closure = tuple(types.CellType() for _ in range(n_cells))
     return types.FunctionType(code, namespace, code.co_name, None, closure)
 
 
 def set_function_state(function: types.FunctionType, state: tuple[Any, ...]) -> None:
-    """Give a function the state of another one with as many variables in its closure."""
+    """Set the state of a function to that of another one with the same number of closure variables."""
     function.__name__, function.__qualname__, function.__module__ = state[:3]
     function.__defaults__, function.__kwdefaults__ = state[3:5]
     function.__dict__.clear()
@@ -213,13 +234,14 @@ def set_function_state(function: types.FunctionType, state: tuple[Any, ...]) -> 
 
 
 def make_cached_function(function: Any, cache_options: dict[str, Any]) -> Any:
-    """Return a function with a cache, as `functools.lru_cache` makes it."""
+    """Return `function` wrapped by `functools.lru_cache` with these options."""
     return functools.lru_cache(**cache_options)(function)
 
 
 def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
-    """Tell whether a function or class is what its module has under its name, which may have to be
-    `expected_path`.
+    """Return whether importing a function or class by its name gives the same object.
+
+    If `expected_path` is given, the qualified name must also be equal to it.
     """
     name = getattr(value, "__qualname__", None)
     resolved: Any = sys.modules.get(getattr(value, "__module__", None) or "")
@@ -231,10 +253,14 @@ def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
 
 
 class ValueDescription(NamedTuple):
-    """What a value is, as `ModuleStateItem` has it.
+    """The description of a value, with the first three fields as in `ModuleStateItem`.
 
-    reached : the functions, classes and modules that it holds.
-    contains_code : whether it holds functions that do not go by name.
+    Attributes
+    ----------
+    reached : sequence
+        The functions, classes and modules that the value refers to.
+    contains_code : bool
+        Whether the value contains functions that are not pickled by name.
     """
 
     kind: str
@@ -245,7 +271,7 @@ class ValueDescription(NamedTuple):
 
 
 class _BoundedFile(io.BytesIO):
-    """A file that takes so many bytes and no more, so that nothing large is pickled to its end."""
+    """A file in memory that raises PicklingError beyond `max_bytes`, so that large values fail early."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__()
@@ -259,7 +285,7 @@ class _BoundedFile(io.BytesIO):
 
 
 def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
-    """Return what is compared of the value of a name in a module, and its pickle if it is small."""
+    """Return the fingerprint of the value of a name in a module, and its pickle if it can be sent."""
     pickler, definition = None, None
     try:
         definition = _find_definition(module_name, path, value)
@@ -276,7 +302,7 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
         payload = _pickle_for_worker(value, definition) if pickler.contains_code else data
         kind, digest = CODE if definition else DATA, _compute_short_digest(data)
         return ValueDescription(kind, digest, payload, pickler.reached, pickler.contains_code)
-    except Exception:  # of pickle, or of the caller's classes
+    except Exception:  # raised by pickle, or by classes of the user
         reached = [] if pickler is None else pickler.reached
         if definition is not None and not isinstance(definition, type):
             digest = digest_code(_get_code_object(definition)).encode()
@@ -287,7 +313,7 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
 
 
 def _find_definition(module_name: str, path: str, value: Any) -> Any:
-    """Return the function or class of which a value is the definition; None of any other value."""
+    """Return the function or class that is defined under this name, or None for any other value."""
     is_method = type(value) in (staticmethod, classmethod)
     definition = value.__func__ if is_method else value
     definition_class = type(definition)
@@ -298,7 +324,7 @@ def _find_definition(module_name: str, path: str, value: Any) -> Any:
 
 
 def _compute_array_checksum(array: Any) -> bytes:
-    """Return what changes with an array, as soon as it is read once."""
+    """Return a digest of an array: of checksums of all its chunks, and of a sample of its bytes."""
     raw_bytes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     n_whole_bytes = len(raw_bytes) // CHECKSUM_CHUNK_BYTES * CHECKSUM_CHUNK_BYTES
     chunks = raw_bytes[:n_whole_bytes].view(np.uint64).reshape(-1, CHECKSUM_CHUNK_BYTES // 8)
@@ -314,7 +340,7 @@ def _compute_short_digest(data: bytes) -> bytes:
 
 
 def _get_code_object(function: Any) -> types.CodeType:
-    """Return the code of a function, or of the one that has the cache."""
+    """Return the code object of a function, or of the function that `functools.lru_cache` wraps."""
     while not isinstance(function, types.FunctionType):
         function = function.__wrapped__
     return function.__code__
@@ -327,13 +353,13 @@ def _pickle_for_worker(value: Any, definition: Any) -> bytes:
 
 
 def _describe_bases(cls: type) -> bytes:
-    """Return the names of the bases and of the metaclass."""
+    """Return the names of the bases and the metaclass of a class, one per line."""
     names = [f"{base.__module__}.{base.__qualname__}" for base in (*cls.__bases__, type(cls))]
     return "\n".join(names).encode()
 
 
 def list_settable_attributes(cls: type) -> list[str]:
-    """Return the names of the attributes of a class that can be set, in their order."""
+    """Return the names of the attributes of a class that can be set, in order of definition."""
     descriptor_types = types.MemberDescriptorType, types.GetSetDescriptorType
     return [
         name
@@ -348,17 +374,23 @@ def list_settable_attributes(cls: type) -> list[str]:
 def load_with_module_state(
     driver_token: tuple[int, str], items: Sequence[Sequence[Any]], pickled_function: bytes, *buffers: Any
 ) -> Any:
-    """Let the modules of this process be those of the driver, as far as f reaches them, and return f.
+    """Apply the state of the driver's modules to this process, and then unpickle and return f.
 
-    driver_token : `get_process_token` of the driver. In the driver itself nothing has to be done.
-    pickled_function, buffers : of f.
+    Parameters
+    ----------
+    driver_token : tuple
+        `get_process_token()` of the driver. In the driver itself, no state is applied.
+    items : sequence
+        The fields of each `ModuleStateItem` that f reaches.
+    pickled_function, *buffers : bytes
+        The pickle of f and its out-of-band buffers.
     """
     apply_module_state(driver_token, items)
     return pickle.loads(pickled_function, buffers=buffers)
 
 
 def get_process_token() -> tuple[int, str]:
-    """Return what no other process has: it is not inherited, nor does it travel."""
+    """Return an identifier of this process that no other process has, not even a forked one."""
     token: Any = getattr(sys, "_polarmap_process", None)
     if token is None or token[0] != os.getpid():
         token = sys._polarmap_process = os.getpid(), os.urandom(8).hex()  # type: ignore[attr-defined]
@@ -366,7 +398,7 @@ def get_process_token() -> tuple[int, str]:
 
 
 def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[Any]]) -> None:
-    """Set what differs from the driver's; ModuleStateError where that is impossible."""
+    """Set all items that differ from the driver's; raise ModuleStateError if an item cannot be set."""
     if driver_token == get_process_token():
         return
     all_items = map(ModuleStateItem._make, items)
@@ -397,7 +429,7 @@ def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[A
 
 
 def _import_if_possible(module_name: str) -> types.ModuleType | None:
-    """Return a module; None if it cannot be imported, which f tells if it needs the module."""
+    """Return a module, or None if it cannot be imported. If f needs the module, f raises the error."""
     if module_name not in sys.modules:
         with contextlib.suppress(ImportError):
             importlib.import_module(module_name)
@@ -405,7 +437,7 @@ def _import_if_possible(module_name: str) -> types.ModuleType | None:
 
 
 def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_changed: bool) -> bool:
-    """Set one item, if it differs and is no cache that this process has filled; whether it was set."""
+    """Set an item if it differs and is not a cache of this process. Return whether it was set."""
     owner, value = _resolve_item_or_reload(item)
     if value is not MISSING or owner is not None:
         kind, fingerprint, *_ = describe_value(item.module, item.path, value)
@@ -429,9 +461,9 @@ def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_chang
 
 
 def _resolve_item_or_reload(item: ModuleStateItem) -> tuple[Any, Any]:
-    """Return what has an attribute, None if this process has no such thing, and its value or MISSING.
+    """Return the owner of an attribute, or None if it does not exist, and the value, or MISSING.
 
-    A class that is not there may be in a new version of the file.
+    If a class does not exist here, reload its module, as the file may have changed since the import.
     """
     owner, value = _resolve_item(item)
     if item.kind == CLASS and not isinstance(value, type):
@@ -450,19 +482,19 @@ def _resolve_item(item: ModuleStateItem) -> tuple[Any, Any]:
 
 
 def _get_namespace(owner: Any) -> Any:
-    """Return what a module, a class, an instance or a dict has by name."""
+    """Return the namespace of a module, class, instance or dict."""
     return owner if type(owner) is dict else getattr(owner, "__dict__", {})
 
 
 def _remove_extra_attributes(cls: type, expected_names: Sequence[str]) -> None:
-    """Remove the attributes of a class that the driver's has not."""
+    """Remove the attributes of a class that are not in `expected_names`."""
     for name in set(list_settable_attributes(cls)).difference(expected_names):
         with contextlib.suppress(AttributeError, TypeError):
             delattr(cls, name)
 
 
 def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> None:
-    """Let an attribute have a new value; a function keeps its identity where that is possible."""
+    """Set an attribute. A function is updated in place if possible, so that references to it stay valid."""
     if _update_function_in_place(old_value, new_value):
         return
     if type(owner) is dict:
@@ -472,7 +504,7 @@ def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> Non
 
 
 def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
-    """Give a function the code and state of another one; False if that is impossible."""
+    """Replace the code and state of a function, in place. Return False if that is impossible."""
     if type(old_function) is type(new_function) and isinstance(old_function, (staticmethod, classmethod)):
         return _update_function_in_place(old_function.__func__, new_function.__func__)
     if isinstance(old_function, LRU_CACHE_TYPE) and isinstance(new_function, LRU_CACHE_TYPE):
@@ -491,7 +523,7 @@ def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
 
 
 def _clear_function_caches(items: Sequence[ModuleStateItem]) -> None:
-    """Clear the caches of functions: their entries may depend on what has changed."""
+    """Clear the `lru_cache` caches among the items: their entries may depend on state that has changed."""
     for item in items:
         value = _resolve_item(item)[1]
         value = getattr(value, "__func__", value)
@@ -500,7 +532,7 @@ def _clear_function_caches(items: Sequence[ModuleStateItem]) -> None:
 
 
 def _format_mismatch_message(item: ModuleStateItem, value: Any) -> str:
-    """Return what is said of an item that differs."""
+    """Return the message of ModuleStateError for an item whose value on this worker differs."""
     worker_value_text = (
         "has no such attribute" if value is MISSING else f"has {type(value).__name__} {value!r:.80}"
     )

@@ -1,6 +1,16 @@
-"""A worker that stays: it connects to its driver, and does what that says, one task after the other.
+"""Serve a driver as a persistent worker: receive jobs and tasks, run each task, and send its reply.
 
-Blocks stay in its memory. Runs on workers: imports numpy at most.
+    driver                                      worker
+       <-- HELLO  process id, `WorkerIdentity` -
+       --- JOB    `JobHeader`; f ------------->  reset the process, keep f for the tasks that follow
+       --- TASK   (job, 7, 0), `BlockRef` ---->  read block 7 (cached for later jobs), call f with it
+       <-- FETCH / SEGMENT --------------------> only if the block is stored by the driver
+       <-- TASK_REPLY  (job, 7, 0), result ----
+       --- CANCEL (job) ---------------------->  the job has ended: skip its queued tasks
+
+One worker serves many jobs, and keeps blocks and f in memory between them. The channel is a socket or objects
+in a storage. If an earlier f has changed the process irreversibly, the worker replies UNUSABLE and exits, and
+the driver starts another one. Runs on workers: imports numpy at most.
 """
 
 from __future__ import annotations
@@ -53,15 +63,26 @@ Function = Callable[[Any], Any]
 
 
 class PersistentWorker(TaskIO):
-    """What connects the tasks of a worker that stays with their driver.
+    """A persistent worker, and the connection between its tasks and their driver.
 
-    storage : a `lithops.Storage`, for what lies in buckets.
-    block_cache : that are kept, also by others in this process; None: by itself.
-    limit_threads : within which tasks run in a process that others use, too; None: nobody does.
-    label : how the engine that has started the worker calls it, for reports; None: its driver has, beside it.
-    machine_address : the address by which the engine tells the worker's machine from others; empty if it has
-        none.
-    fetch_timeout : seconds that reading a block from the storage may take.
+    Parameters
+    ----------
+    channel : SocketChannel or StorageChannel
+        The connection to the driver.
+    storage : lithops.Storage, optional
+        Access to blocks and results in buckets.
+    block_cache : BlockCache, optional
+        A cache that other workers on threads of this process share. By default, the worker has its own cache.
+    limit_threads : callable, optional
+        Returns a context manager in which each task runs. Pass it if the process also runs other code; its
+        state is then not reset between jobs. By default, the worker is alone in its process.
+    label : str, optional
+        Name of the worker in reports, as the cluster engine gives it. None if the driver has started the
+        worker on its own machine.
+    machine_address : str
+        Address by which the cluster engine identifies the machine; empty if it has none.
+    fetch_timeout : float
+        Maximum time for reading a block from the storage, in seconds.
     """
 
     def __init__(
@@ -79,26 +100,29 @@ class PersistentWorker(TaskIO):
         self._machine_address = machine_address
         self._channel, self._limit_threads, self._label = channel, limit_threads or nullcontext, label
         self._environment = ProcessEnvironment.capture()
-        self._environment_bytes = b""  # what the driver has said of them last, if anything
-        self._environment_snapshot: Any = None  # of them, when they were taken over last
+        self._environment_bytes = b""  # pickled environment of the last job that sent one
+        self._environment_snapshot: Any = None  # snapshot taken after the environment was applied last
         self._process_state = ProcessState() if limit_threads is None else None
-        self._has_run_f = False  # by an f that may have changed it
+        self._has_run_f = False  # whether an f may have changed the process since the last reset
         self._is_usable = True
-        self._inbox = deque[Message]()  # while it was at a task
-        self._attempt_key = -1, -1, -1  # that map, its task and attempt
-        self._job_header = JobHeader([], None, None, b"", None, [])  # of the map that it is at
+        self._inbox = deque[Message]()  # messages that arrived during a task
+        self._attempt_key = -1, -1, -1  # job, task and attempt of the current message
+        self._job_header = JobHeader([], None, None, b"", None, [])  # of the current job
         self._function_data: bytes | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
-        self._n_result_files = 0  # that were left in them
+        self._n_result_files = 0  # result files written by this worker
         self._block_cache = BlockCache() if block_cache is None else block_cache
-        # What headers of calls say, which is the same in each map of the same blocks.
+        # Jobs on the same blocks send the same headers: decode each of these once.
         self._parse_block_ref = lru_cache(256)(partial(decode_record, BlockRef))
         self._sent_modules = SentModuleFinder()
 
     def serve(self, deadline: float = inf) -> None:
-        """Do what the driver says, one task after the other, until it goes, we are unfit or it is this late.
+        """Handle messages until the driver disconnects, the process is unusable, or the deadline has passed.
 
-        deadline : on the monotonic clock.
+        Parameters
+        ----------
+        deadline : float
+            In seconds on the monotonic clock; checked between tasks.
         """
         with contextlib.suppress(ConnectionError):
             pid_text = str(os.getpid()).encode()
@@ -113,37 +137,40 @@ class PersistentWorker(TaskIO):
                     return
 
     def _encode_identity(self) -> bytes:
-        """Return the encoded `WorkerIdentity`; nothing beside the driver, which knows it."""
+        """Return the encoded `WorkerIdentity`, or b"" on the driver's machine."""
         if self._label is None:
             return b""
         return WorkerIdentity(self._machine_address, socket.gethostname(), self._label).encode()
 
     def _send(self, message: Message) -> None:
-        """A message to the driver; ConnectionError if it is gone."""
+        """Send a message to the driver; raise ConnectionError if the driver has disconnected."""
         if not self._channel.send(message):
-            raise ConnectionError("the driver is gone")
+            raise ConnectionError("the driver has disconnected")
 
     def _receive(self, timeout: float | None) -> None:
-        """Listen for so long; ConnectionError when the driver will say nothing any more."""
+        """Append the next messages to the inbox, waiting up to `timeout` seconds for them.
+
+        Raises ConnectionError if the driver has disconnected.
+        """
         messages, is_connected = self._channel.receive(timeout)
         self._inbox += messages
         if not (messages or is_connected):
-            raise ConnectionError("the driver is gone")
+            raise ConnectionError("the driver has disconnected")
 
     def handle_message(self, message: Message) -> bool:
-        """Do what the driver says; False if this process is not fit for anything more."""
+        """Handle a message of the driver. Return False if this process must not run further tasks."""
         if message.kind == MessageKind.MODULES:
             self._sent_modules.add_sources(pickle.loads(message.data))
         if message.kind == MessageKind.JOB:
             return self._start_job(message)
         if message.kind == MessageKind.TASK:
             self._send_reply(self._run_task(message))
-        if message.kind == MessageKind.CANCEL:  # nobody waits while we do
+        if message.kind == MessageKind.CANCEL:  # Reset now, while no job waits for it.
             self._reset_process()
         return self._is_usable
 
     def _reset_process(self) -> str:
-        """Let the next f find this process as the first one did; what has changed for good, if anything."""
+        """Restore the state of this process. Return what could not be restored, or "" if everything was."""
         unrestored = ""
         if self._process_state and self._has_run_f:
             unrestored = self._process_state.restore_or_describe_change()
@@ -151,11 +178,14 @@ class PersistentWorker(TaskIO):
         return unrestored
 
     def _start_job(self, job_message: Message) -> bool:
-        """Begin with the tasks of a map; False if its f would find traces of others.
+        """Prepare for the tasks of a job. Return False if an earlier f has changed the process irreversibly.
 
-        job_message : has the attempt key of the first task, a `JobHeader`, and as its data f and the
-            structure of blocks as `pickle_to_array` writes them. There are no data if these are those of the
-            last map.
+        Parameters
+        ----------
+        job_message : Message
+            Its attempt key is that of the first task, its header a `JobHeader`, and its data f and the
+            structure of the blocks, as `pickle_to_array` writes them. The data are empty if both are the
+            same as in the previous job.
         """
         self._attempt_key, self._function_and_structure = job_message.attempt_key, None
         self.job_id, *_ = job_message.attempt_key
@@ -178,16 +208,19 @@ class PersistentWorker(TaskIO):
         return True
 
     def _run_task(self, task_message: Message) -> Message | None:
-        """Return the reply of a task; None if nobody waits for it.
+        """Run a task and return its reply, or None if it was cancelled.
 
-        task_message : has a `BlockRef` as its header, and `TaskOptions` as its data if there are any.
+        Parameters
+        ----------
+        task_message : Message
+            Its header is a `BlockRef`. Its data are `TaskOptions`, or empty.
         """
         self._attempt_key, options = task_message.attempt_key, TaskOptions(None, None)
         block_ref = self._parse_block_ref(bytes(task_message.header))
         if task_message.data:
             options = decode_record(TaskOptions, bytes(task_message.data))
         self.receive_pending()
-        if self.is_cancelled():  # after it was sent ahead
+        if self.is_cancelled():  # The task was sent ahead, and its job has ended since.
             return None
         task_and_attempt, header = task_message.attempt_key[1:], self._job_header
         shared_fields = header.output, header.encryption
@@ -198,11 +231,12 @@ class PersistentWorker(TaskIO):
             return run_task(request, self)
 
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
-        """f, made once in each map, and the block.
+        """Return f, unpickled once per job, and the block of a task.
 
-        UnusableWorkerError where this process fails at that, and neither f nor what is stored is at fault.
-        A first attempt gets a block that is kept, which f must not change; a further one has a block of
-        its own: what f is made of may write where numpy does not see it, and die of that.
+        The first attempt receives a read-only view of the cached block. A retry receives a private copy, in
+        case compiled code in f has crashed by writing to the read-only memory.
+
+        Raises UnusableWorkerError if this process fails for a reason other than f or the stored data.
         """
         if self._function_and_structure is None:
             try:
@@ -230,16 +264,16 @@ class PersistentWorker(TaskIO):
         return f, block
 
     def _mark_unusable(self, failed_action: str, error: BaseException) -> UnusableWorkerError:
-        """Tells that this process has failed at something, and lets it end when that is told."""
+        """Return the error to raise if this process cannot go on. The worker exits after the current task."""
         self._is_usable = False
         return UnusableWorkerError(f"its worker could not {failed_action}: {type(error).__name__}: {error}")
 
     def receive_pending(self) -> None:
-        """Read what the driver has sent since the last time; ConnectionError if it is gone."""
+        """Read the messages that have arrived; raise ConnectionError if the driver has disconnected."""
         self._receive(0.0)
 
     def is_cancelled(self) -> bool:
-        """Return whether a message has been read that cancels the map."""
+        """Return whether a CANCEL message for the current job has been read."""
         return any(
             item.kind == MessageKind.CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox
         )
@@ -269,7 +303,7 @@ class PersistentWorker(TaskIO):
         self._send(Message(MessageKind.FETCH, self._attempt_key, segment_range))
         while True:
             self.receive_pending()
-            for message in self._inbox:  # a part that has come is kept, also if nobody waits for the task
+            for message in self._inbox:  # Use a segment that has arrived even if the task was cancelled.
                 if (
                     message.kind in (MessageKind.SEGMENT, MessageKind.NO_SEGMENT)
                     and message.header == segment_range
@@ -279,20 +313,20 @@ class PersistentWorker(TaskIO):
                         raise InterruptedError("the driver cannot read the block of this task")
                     return message.data
             if self.is_cancelled():
-                raise InterruptedError("nobody waits for this task any more")
+                raise InterruptedError("the task was cancelled")
             self._receive(None)
 
     def _send_reply(self, reply: Message | None) -> None:
-        """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
+        """Send a reply, or CANCELLED for None. Large data stay in a file if the driver shares a folder."""
         if reply is not None and len(reply.data) > MAX_INLINE_BYTES and self._job_header.result_folders:
             reply = self._move_data_to_file(reply)
         message = reply or Message(MessageKind.CANCELLED, self._attempt_key)
         self._send(message if self._is_usable else message._replace(kind=MessageKind.FINAL_REPLY))
 
     def _move_data_to_file(self, reply: Message) -> Message | None:
-        """A reply whose data lie in a file of one of the map's folders: its number, and the file's name.
+        """Write the data of a reply to a file in a result folder, and return a reply that names the file.
 
-        None if nobody waits for it.
+        Return None if the task was cancelled, and the reply unchanged if no folder has room.
         """
         self._n_result_files += 1
         file_name = f"{os.getpid()}-{self._n_result_files}"
@@ -303,7 +337,7 @@ class PersistentWorker(TaskIO):
                 check_private_folder(os.path.dirname(folder))
                 with open(os.path.join(folder, file_name), "xb") as file:
                     file.write(reply.data)
-            except OSError:  # no room, or nobody waits any more
+            except OSError:  # The disk is full, or the driver has removed the folder.
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, file_name))
             else:
@@ -311,9 +345,10 @@ class PersistentWorker(TaskIO):
         return reply
 
     def _create_folder_if_wanted(self, folder: str) -> bool:
-        """Whether anybody waits for what is left in a folder of the map, which is made where there is none.
+        """Create a result folder if it does not exist. If the task was cancelled, undo that and return False.
 
-        It is asked when the folder is there: a driver that has removed it has said so, or gone, before.
+        Cancellation is checked after the folder exists: a driver that has removed the folder has sent a
+        CANCEL message, or has disconnected, before.
         """
         created_folders, is_wanted = [folder], False
         try:
@@ -325,6 +360,6 @@ class PersistentWorker(TaskIO):
             is_wanted = not self.is_cancelled()
         finally:
             for created_folder in [] if is_wanted else created_folders:
-                with contextlib.suppress(OSError):  # others have left something there
+                with contextlib.suppress(OSError):  # Other workers may have written files.
                     os.rmdir(created_folder)
         return is_wanted

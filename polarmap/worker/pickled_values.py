@@ -1,6 +1,7 @@
-"""Any values <-> blocks of raw bytes: a pickle, with its large arrays out of band.
+"""Convert any picklable value to a block of raw bytes, with its large arrays out of band, and back.
 
-Trees of arrays need no pickle: see `pytree`. Runs on workers too: imports numpy and cloudpickle at most.
+Calls with arbitrary arguments are sent in this form. Trees of arrays need no pickle: see `pytree`. Runs on
+workers too: imports numpy and cloudpickle at most.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ import numpy as np
 from polarmap.worker.private_files import check_private_folder
 from polarmap.worker.pytree import Array, PackedTree
 
-try:  # which takes what is defined in a function or a notebook
+try:  # cloudpickle also pickles functions and classes defined in a function or a notebook.
     from cloudpickle import Pickler, dumps
 except ImportError:
     from pickle import Pickler, dumps
 
-OUT_OF_BAND_BYTES = 4096  # from which on a buffer travels beside the pickle
-BUFFER_ALIGNMENT = 64  # bytes, of such buffers
-MAX_SMALL_PICKLE_BYTES = 1 << 14  # of the pickle of a value that travels with others
+OUT_OF_BAND_BYTES = 4096  # bytes from which on a buffer is sent out of band
+BUFFER_ALIGNMENT = 64  # alignment of out-of-band buffers, in bytes
+MAX_SMALL_PICKLE_BYTES = 1 << 14  # maximum size of a pickle that is sent in a batch with other values
 
 
 def pickle_to_array(value: Any) -> Array:
-    """Any value that can be pickled as an array of bytes.
+    """Return any picklable value as an array of bytes, which `unpickle_array` reads.
 
-    It holds the number of runs of bytes and the length of each, as integers of 8 bytes, then the runs:
-    the pickle, and the buffers that travel beside it. All of these are filled up, so that each is aligned.
+    The array begins with the number of buffers and the length of each, as 8-byte integers. The buffers
+    follow: the pickle, and then the out-of-band buffers, each padded to BUFFER_ALIGNMENT.
     """
     return np.frombuffer(pickle_to_packed_tree(value).data, np.uint8)
 
 
 def pickle_to_packed_tree(value: Any) -> PackedTree:
-    """The same as it is sent: the arrays of a result are copied once."""
+    """Return the bytes of `pickle_to_array` as a packed tree, ready to be sent. Arrays are copied once."""
     _restore_numpy_module()
     buffers: list[memoryview] = []
     data = dumps(value, protocol=5, buffer_callback=make_buffer_collector(buffers))
@@ -53,20 +54,22 @@ def pickle_each(
     pickler_class: Any = Pickler,
     exclude_if: Callable[[list[Any]], Any] | None = None,
 ) -> list[bytes | Array | Exception | None]:
-    """Return for each value what `unpickle_item` reads, or the exception that pickling it raises.
+    """Return each value in the form that `unpickle_item` reads, or the exception that pickling it has raised.
 
-    One pickler is used for all values, because a new one takes longer than to pickle a small value. A value
-    with large arrays becomes an array, as of `pickle_to_array`, and any other value a pickle.
+    A value with large arrays becomes an array, as returned by `pickle_to_array`; any other value becomes a
+    pickle. All values share one pickler, because creating one takes longer than pickling a small value.
 
     Parameters
     ----------
     values : iterable
+        The values to pickle.
     small_only : bool
-        Return None for values with large arrays or a large pickle.
+        Return None for values with large arrays or a pickle above MAX_SMALL_PICKLE_BYTES.
     pickler_class : type
         The class of the pickler.
     exclude_if : callable, optional
-        Called with the list `reached` of the pickler. The value becomes None if the answer is true.
+        Called after each value with the non-empty list `reached` of the pickler. If it returns true, None is
+        returned for the value.
 
     Examples
     --------
@@ -103,13 +106,13 @@ def pickle_each(
 
 
 def _restore_numpy_module() -> None:
-    """f may have taken it away, and what it returned may be numpy's."""
+    """Restore the entry of numpy in `sys.modules` if f has removed it: pickling a result may need it."""
     if sys.modules.get("numpy") is None:
         sys.modules["numpy"] = np
 
 
 def make_buffer_collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """The callback of a pickler that appends those buffers that travel beside the pickle."""
+    """Return a `buffer_callback` for a pickler that appends out-of-band buffers to `buffers`."""
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
         raw_buffer = buffer.raw()
@@ -122,7 +125,7 @@ def make_buffer_collector(buffers: list[memoryview]) -> Callable[[pickle.PickleB
 
 
 def build_buffer_block(buffers: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """The bytes of a block with these runs, the pickle first, piece by piece."""
+    """Return the consecutive pieces of a block: the header, the pickle and its buffers, each with padding."""
     length_header = struct.pack(f"<{1 + len(buffers)}q", len(buffers), *map(len, buffers))
     return [
         piece
@@ -132,8 +135,9 @@ def build_buffer_block(buffers: Sequence[bytes | memoryview]) -> list[bytes | me
 
 
 def unpickle_array(array: Array) -> Any:
-    """The value of which `pickle_to_array` made this; arrays in it lie in the block where that may be
-    written.
+    """Return the value that `pickle_to_array` has pickled.
+
+    Its large arrays are views of `array` if that is writable, and copies otherwise.
     """
     (n_buffers,) = struct.unpack_from("<q", array.data)
     end, all_buffers = 8 + 8 * n_buffers, []
@@ -146,12 +150,15 @@ def unpickle_array(array: Array) -> Any:
 
 
 def unpickle_item(data: bytes | Array) -> Any:
-    """Return the value of a pickle, or of an array of `pickle_to_array`."""
+    """Return the value of a pickle, or of an array that `pickle_to_array` has returned."""
     return unpickle_array(data) if isinstance(data, np.ndarray) else pickle.loads(data)
 
 
 def unpickle_data_or_file(data_or_path: bytes | str) -> Any:
-    """The value of a block, of its bytes or its file, in which arrays stay until they are changed."""
+    """Return the value that `pickle_to_array` has pickled, given the bytes or the path of a file of them.
+
+    A file is memory-mapped copy-on-write. Raises OSError if other users may write to its folder.
+    """
     buffer: Any = data_or_path
     if isinstance(data_or_path, str):
         check_private_folder(os.path.dirname(os.path.dirname(data_or_path)))
@@ -161,6 +168,6 @@ def unpickle_data_or_file(data_or_path: bytes | str) -> Any:
 
 
 def _ensure_writable(buffer: Array) -> Array:
-    """A buffer that f may write into, and that compiled code finds aligned."""
+    """Return a buffer that is writable and aligned: the same one if possible, else a copy."""
     is_aligned = buffer.ctypes.data % np.dtype(np.longdouble).alignment == 0
     return buffer if buffer.flags.writeable and is_aligned else buffer.copy()

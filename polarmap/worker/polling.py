@@ -1,4 +1,4 @@
-"""Which sockets have news: by poll(), or by select() where there is none (Windows).
+"""Wait until sockets are readable or writable: by `poll`, or by `select` on Windows, which has no `poll`.
 
 Runs on workers too: imports the standard library only.
 """
@@ -10,12 +10,13 @@ import time
 from typing import Any
 
 POLLIN, POLLOUT = getattr(select, "POLLIN", 1), getattr(select, "POLLOUT", 4)
-# The other end is closed, whatever can still be read; elsewhere only select() tells, as soon as all is read.
+# The peer has closed its end, even if bytes remain to be read. Where this flag does not exist, a closed end
+# is noticed only after all bytes have been read.
 POLL_HANGUP = getattr(select, "POLLRDHUP", getattr(select, "POLLHUP", POLLIN))
 
 
 class SelectPoll:
-    """What `select.poll` does, by select(), which knows sockets only on Windows.
+    """A replacement for `select.poll` based on `select.select`, which supports only sockets on Windows.
 
     >>> SelectPoll().poll(0)
     []
@@ -25,19 +26,27 @@ class SelectPoll:
         self._event_masks = dict[int, int]()
 
     def register(self, fd: Any, event_mask: int = POLLIN) -> None:
-        """Look at this, too: whether it can be read, written if `event_mask` is POLLOUT, or either of
-        both.
+        """Let `poll` watch a socket or descriptor, too.
+
+        Parameters
+        ----------
+        fd : int or socket
+        event_mask : int
+            POLLIN to wait until it is readable, POLLOUT until it is writable, or both.
         """
         self._event_masks[fd if isinstance(fd, int) else fd.fileno()] = event_mask
 
     def unregister(self, fd: int) -> None:
-        """Look at this descriptor no more."""
+        """Stop watching a descriptor."""
         del self._event_masks[fd]
 
     def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
-        """Those that can be read or written, or are broken, as soon as there is one, or after so long."""
+        """Wait until a descriptor is ready or broken, and return (descriptor, events) pairs.
+
+        Return an empty list after `timeout_ms` milliseconds. None or a negative value: no time limit.
+        """
         timeout_seconds = None if timeout_ms is None or timeout_ms < 0 else timeout_ms / 1000
-        if not self._event_masks and timeout_seconds is not None:  # which Windows does not wait for
+        if not self._event_masks and timeout_seconds is not None:  # Windows rejects a call without sockets.
             time.sleep(timeout_seconds)
             return []
         read_fds = [fd for fd, event in self._event_masks.items() if event != POLLOUT]
@@ -53,7 +62,10 @@ Poll: Any = getattr(select, "poll", SelectPoll)
 
 
 def wait_until_ready(connections: Any, event_mask: int, timeout: float | None) -> list[Any]:
-    """Those for which this is so within so many seconds, or that are broken."""
+    """Wait until an event of `event_mask` occurs on a connection, and return the ready or broken connections.
+
+    Return an empty list after `timeout` seconds. None: no time limit.
+    """
     poll, connection_by_fd = Poll(), dict[int, Any]()
     for connection in connections:
         poll.register(connection, event_mask)

@@ -17,7 +17,7 @@ PRIVATE_MODE, OTHERS_MASK = 0o700, 0o077  # mode of a private folder, and the pe
 def ensure_private_folder(folder: str) -> bool:
     """Create a folder that only this user can open, if it does not exist; return whether it was created.
 
-    Raises OSError if something else has its name, or if its file system cannot keep other users out.
+    Raises OSError if the path is not a folder of this user, or if its file system does not support modes.
     """
     is_new = True
     try:
@@ -31,29 +31,29 @@ def ensure_private_folder(folder: str) -> bool:
 
 
 def check_private_folder(folder: str) -> None:
-    """Raise OSError if other users may have put files into a folder: their contents are run as code."""
+    """Raise OSError if other users can write to a folder. Its files are unpickled, which runs code."""
     if _get_owned_folder_mode(folder) & OTHERS_MASK:
-        raise PermissionError(f"{folder} is open to others")
+        raise PermissionError(f"{folder} must not be accessible to other users")
 
 
 def _get_owned_folder_mode(folder: str) -> int:
     status = os.lstat(folder)
     is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     if not stat.S_ISDIR(status.st_mode) or not is_own:
-        raise PermissionError(f"something else is in the place of {folder}")
-    # Windows has no such modes
+        raise PermissionError(f"{folder} is not a folder that belongs to this user")
+    # Windows has no such modes.
     return stat.S_IMODE(status.st_mode) if hasattr(os, "getuid") else PRIVATE_MODE
 
 
 def write_private_file(path: str, *buffers: Any) -> None:
-    """Write a file of buffers in a row; raise OSError if other users could read or replace it."""
+    """Write the concatenated buffers to a file; raise OSError if other users could read or replace it."""
     folder, name = os.path.split(path)
     ensure_private_folder(os.path.dirname(folder))
     write_file(folder, name, *buffers)
 
 
 def is_in_private_folder(path: str) -> bool:
-    """Return whether a file would be two levels below a folder of this machine that is this user's alone."""
+    """Return whether `path` is two levels below a folder on this machine that only this user can open."""
     try:
         check_private_folder(os.path.dirname(os.path.dirname(path)))
     except OSError:
@@ -62,7 +62,7 @@ def is_in_private_folder(path: str) -> bool:
 
 
 def read_private_segment(root: str, segment: Segment) -> bytes | memoryview:
-    """Return the bytes of a segment of a file below `root` that only this user can have written.
+    """Return the bytes of a segment in a file below `root` that only this user can have written.
 
     Raises DamagedError if there is no such file.
     """

@@ -1,4 +1,6 @@
-"""What f may change in its process for longer than its map: set back, or found to have changed.
+"""Restore the process state that an f has changed, or report a change that cannot be restored.
+
+A persistent worker calls this between jobs, so that each f finds a process as if it were the first one.
 
 Runs on workers: imports numpy at most.
 """
@@ -16,7 +18,7 @@ import socket
 import sys
 import threading
 import warnings
-from _signal import getsignal  # type: ignore[import-not-found]  # signal.getsignal takes twenty times as long
+from _signal import getsignal  # type: ignore[import-not-found]  # signal.getsignal is 20 times slower
 from collections.abc import Callable
 from typing import Any
 
@@ -28,14 +30,14 @@ try:
 except ImportError:  # Windows
     resource = None
 
-# Whose names no f may change: what others' functions and this program use most.
+# Modules whose attributes must not be replaced: user functions and polarmap use them most.
 GUARDED_MODULES = ("builtins", "math", "numpy", "numpy.linalg", "os", "pickle", "sys", "threading", "time")
 SIGNALS = tuple(signal.valid_signals())
 TIMERS = tuple(getattr(signal, name) for name in dir(signal) if name.startswith("ITIMER_"))
 RESOURCE_LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
-# of descriptors, memory, threads
+# Errors of a process that is out of file descriptors, memory or threads.
 EXHAUSTION_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-SEED_BYTES = 16
+SEED_BYTES = 16  # bytes of entropy that seed the random generator of numpy
 
 
 def _get_umask() -> int:
@@ -45,11 +47,11 @@ def _get_umask() -> int:
 
 
 def _set_warning_filters(filters: list[Any]) -> None:
-    warnings.resetwarnings()  # forgets, too, which warnings were given
+    warnings.resetwarnings()  # Also clears the record of warnings already shown.
     warnings.filters[:] = filters  # type: ignore[index]
 
 
-# What can be set back of a process: what gets it, and what sets it.
+# Settings that can be restored: the function that reads each, and the function that sets it.
 RESTORABLE_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (_get_umask, os.umask),
     (sys.getrecursionlimit, sys.setrecursionlimit),
@@ -67,9 +69,9 @@ RESTORABLE_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ..
 
 
 class ProcessState:
-    """That of a worker's process as it was before it ran any f: set back, or found to have changed.
+    """The state of a worker's process before it has run any f.
 
-    Imports, caches and open files are no change: they are what a worker is kept for.
+    Imports, caches and open files do not count as changes: a persistent worker is meant to keep them.
     """
 
     def __init__(self) -> None:
@@ -80,13 +82,17 @@ class ProcessState:
         self._unrestorable_state = _get_unrestorable_state()
 
     def restore_or_describe_change(self) -> str:
-        """Set back what can be; what cannot be and has changed, empty if nothing has."""
+        """Restore the settings of the process.
+
+        Return the name of the state that has changed and cannot be restored, or "" if nothing
+        has. No setting is restored in the former case.
+        """
         try:
             change = self._find_changed_module_attribute() or self._find_unrestorable_change()
             if not change:
                 self._restore_settings()
-        except Exception as error:  # f has taken away even what tells this
-            return f"what tells its state: {type(error).__name__}: {error}"
+        except Exception as error:  # f has broken a function that this check calls.
+            return f"its state could not be checked: {type(error).__name__}: {error}"
         return change
 
     def _restore_settings(self) -> None:
@@ -98,7 +104,7 @@ class ProcessState:
         seed_numpy()
 
     def _find_changed_module_attribute(self) -> str:
-        """Modules of which something was replaced or removed; what was added is no harm."""
+        """Return the name of a module or attribute that was replaced or removed, or "" if none was."""
         for name, module in self._guarded_modules.items():
             original_names, current_names = self._original_names[name], vars(module)
             if sys.modules.get(name) is not module:
@@ -121,7 +127,7 @@ class ProcessState:
 
 
 def _get_unrestorable_state() -> dict[str, Any]:
-    """What a process cannot always set back once it has changed."""
+    """Return state that a process cannot always restore, by the name that messages use."""
     return {
         "its signal handlers": [getsignal(signal_number) for signal_number in SIGNALS],
         "its blocked signals": _call_if_present(
@@ -140,12 +146,12 @@ def _get_unrestorable_state() -> dict[str, Any]:
 
 
 def _call_if_present(module: Any, function_name: str, *arguments: Any) -> Any:
-    """What a function of the system says; None where it has none."""
+    """Call a function of a module and return its result, or None if the module does not have it."""
     return getattr(module, function_name)(*arguments) if hasattr(module, function_name) else None
 
 
 def _get_file_identity(path: str | int) -> tuple[int, int] | None:
-    """Which file that is."""
+    """Return the device and inode of a file, or None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -154,7 +160,7 @@ def _get_file_identity(path: str | int) -> tuple[int, int] | None:
 
 
 def _has_free_descriptors() -> bool:
-    """Whether half of those that a process may have are free."""
+    """Return whether at least half of the file descriptors that the process may open are free."""
     if resource is None:
         return True
     max_descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -164,14 +170,17 @@ def _has_free_descriptors() -> bool:
 
 
 def seed_numpy() -> None:
-    """Let numpy's global generator draw numbers that no other process draws; it may not be imported."""
+    """Seed numpy's global generator with random bytes, so that no two processes draw the same numbers.
+
+    Do nothing if `numpy.random` is not imported.
+    """
     if "numpy.random" in sys.modules:
         seed = np.frombuffer(os.urandom(SEED_BYTES), np.uint32)
         np.random.seed(seed)  # noqa: NPY002
 
 
 def is_resource_exhaustion(error: BaseException) -> bool:
-    """Whether an error tells that the process has no memory, descriptors or threads left.
+    """Return whether an error means that the process is out of memory, file descriptors or threads.
 
     >>> is_resource_exhaustion(OSError(errno.EMFILE, "Too many open files"))
     True

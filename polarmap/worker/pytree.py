@@ -1,6 +1,11 @@
-"""Trees of arrays <-> lists of leaves with a structure, and raw bytes with a layout.
+"""Convert trees of arrays to leaves with a structure, and to raw bytes with a layout, and back.
 
-A tree is a nest of tuples, lists and dicts. Runs on workers too: imports numpy at most.
+A tree is a nest of tuples, lists and dicts, as f receives and returns. Codes are applied to its leaves:
+
+    {"a": 1.5, "b": (x, y)}  -- flatten -->  leaves 1.5, x, y and structure (dict, ("a", "b"), ...)
+                             -- pack_tree -->  structure, dtype and shape of each leaf, and their bytes
+
+Runs on workers too: imports numpy at most.
 """
 
 from __future__ import annotations
@@ -16,15 +21,14 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-Layout = tuple[tuple[Any, Shape], ...]  # of each leaf dtype (its string, unless it has fields) and shape
-
-
-# (kind,) for a leaf, kind being what it was: "array", "matrix", "numpy" scalar or "python" number or
-# string; (type, keys, children) for a container. Plain tuples, so that any pickle carries them.
+# The dtype of each leaf, as a string unless it has fields, and the shape of the leaf.
+Layout = tuple[tuple[Any, Shape], ...]
+# For a leaf (leaf_type,), where the type is "array", "matrix", "numpy" (a scalar) or "python" (a number or
+# string); for a container (class, keys, structures of its children). Plain tuples can always be pickled.
 Structure = tuple[Any, ...]
 
-# Begins the structure of two results in one: (BOTH, the number of arrays of the first one, its structure, the
-# structure of the second one).
+# First item of the structure of two results packed together: (BOTH_RESULTS, number of leaves of the first
+# result, structure of the first result, structure of the second result).
 BOTH_RESULTS = "both"
 PYTHON_SCALAR_TYPES = (bool, int, float, complex, str, bytes)
 CONVERSION_ADVICE = {
@@ -37,7 +41,7 @@ CONVERSION_ADVICE = {
 
 
 class PackedTree(NamedTuple):
-    """A tree as one run of bytes plus what it takes to read them; never a pickled array."""
+    """A tree as the bytes of its leaves, with the structure and layout needed to rebuild it."""
 
     structure: Structure
     layout: Layout
@@ -45,9 +49,21 @@ class PackedTree(NamedTuple):
 
 
 def unpack_leaves(layout: Layout, data: bytes | bytearray | memoryview, writable: bool = True) -> list[Array]:
-    """The arrays of this layout where they lie in a row of bytes; as copies if they are to be writable there.
+    """Return the arrays that `data` contains one after the other.
 
-    ValueError unless there are just as many bytes.
+    Parameters
+    ----------
+    layout : tuple
+        The dtype and shape of each array.
+    data : bytes, bytearray or memoryview
+        The bytes of the arrays. The arrays are views of them where possible.
+    writable : bool
+        Copy the arrays if `data` is read-only.
+
+    Raises
+    ------
+    ValueError
+        If the length of `data` is not that of the layout.
     """
     leaves, start = [], 0
     for dtype_spec, shape in layout:
@@ -67,11 +83,22 @@ def unpack_leaves(layout: Layout, data: bytes | bytearray | memoryview, writable
 
 
 def flatten(tree: Any, read_leaf: Callable[[Any], Any] | None = None) -> tuple[list[Array], Structure]:
-    """The leaves of a tree, left to right, and its structure.
+    """Return the leaves of a tree as arrays, from left to right, and its structure.
 
-    What would not come back as it is raises a TypeError. `read_leaf`: what makes an array of a leaf that may
-    be none yet, as a table; the tree is then not what f returned, but a block.
+    Parameters
+    ----------
+    tree : object
+        A result of f, or a block if `read_leaf` is given.
+    read_leaf : callable, optional
+        Called with each leaf; returns the array or scalar to use for it, as for a table.
 
+    Raises
+    ------
+    TypeError
+        If `unflatten` could not restore the same tree.
+
+    Examples
+    --------
     >>> leaves, structure = flatten({"a": 1.5, "b": (np.zeros(2), np.ones(1))})
     >>> [leaf.tolist() for leaf in leaves]
     [1.5, [0.0, 0.0], [1.0]]
@@ -89,7 +116,10 @@ def flatten(tree: Any, read_leaf: Callable[[Any], Any] | None = None) -> tuple[l
 def _flatten_into(
     tree: Any, leaves: list[Array], error_prefix: str, read_leaf: Callable[[Any], Any] | None
 ) -> Structure:
-    """Append the leaves of a tree, and return its structure. `error_prefix` begins each error message."""
+    """Append the leaves of a tree to `leaves`, and return its structure.
+
+    Error messages begin with `error_prefix`.
+    """
     if isinstance(tree, (dict, tuple, list)):
         _check_container(tree, error_prefix)
         children = tree.values() if isinstance(tree, dict) else tree
@@ -104,9 +134,9 @@ def _flatten_into(
 
 
 def _check_container(tree: Any, error_prefix: str) -> None:
-    """TypeError for one that could not be put together again from its children."""
+    """Raise TypeError if a container cannot be rebuilt from its children."""
     container_class = type(tree)
-    # of named tuples
+    # Named tuples have `_make`.
     if container_class in (dict, tuple, list, OrderedDict) or hasattr(container_class, "_make"):
         return
     base_class = next(base for base in (dict, tuple, list) if isinstance(tree, base))
@@ -120,13 +150,13 @@ def _check_container(tree: Any, error_prefix: str) -> None:
 
 
 def is_masked_array(value: Any) -> bool:
-    """Whether it is a masked array: numpy.ma is not imported to tell, as that takes time, and files."""
+    """Return whether a value is a masked array, without importing `numpy.ma`, which would be slow."""
     numpy_ma = sys.modules.get("numpy.ma")
     return numpy_ma is not None and isinstance(value, numpy_ma.MaskedArray)
 
 
 def _get_leaf_type(leaf: Any, error_prefix: str) -> str:
-    """What a leaf is, to be made again from an array; TypeError if it cannot be."""
+    """Return the type of a leaf as `Structure` records it; raise TypeError if it is not supported."""
     if type(leaf) is np.ndarray:
         return "array"
     if is_masked_array(leaf):
@@ -146,7 +176,7 @@ def _get_leaf_type(leaf: Any, error_prefix: str) -> str:
 
 
 def describe_type(value: Any) -> str:
-    """Return what a value is, for an error."""
+    """Return the type of a value with its article, for an error message: "a list", "an int"."""
     if value is None:
         return "None"
     value_class = type(value)
@@ -157,7 +187,7 @@ def describe_type(value: Any) -> str:
 
 
 def _get_conversion_advice(value: Any) -> str:
-    """What to use instead."""
+    """Return the advice of an error message: how to convert a value to a supported type."""
     for attribute, advice in CONVERSION_ADVICE.items():
         if hasattr(value, attribute):
             return advice
@@ -165,21 +195,22 @@ def _get_conversion_advice(value: Any) -> str:
 
 
 def _leaf_to_array(leaf: Any) -> Array:
-    """An array that holds all of a leaf; of an empty string, which numpy pads, one without entries."""
+    """Return a leaf as an array. An empty string becomes an array of length 0, because numpy would pad it."""
     if type(leaf) in (str, bytes) and not leaf:
         return np.empty(0, "U1" if isinstance(leaf, str) else "S1")
     return np.asarray(leaf)
 
 
 def unflatten(structure: Structure, leaves: Sequence[Array]) -> Any:
-    """The tree with this structure and these leaves."""
+    """Return the tree with this structure and these leaves: the inverse of `flatten`."""
     if len(structure) == 1:
         return _restore_leaf(structure[0], leaves[0])
     return _rebuild_tree(structure, iter(leaves))
 
 
 def _rebuild_tree(structure: Structure, remaining_leaves: Iterator[Array]) -> Any:
-    """A tree of the next leaves. A closure that calls itself would hold them until it is collected."""
+    """Return the tree that consists of the next leaves."""
+    # Not a recursive closure, which would keep the leaves alive until the next garbage collection.
     if len(structure) == 1:
         return _restore_leaf(structure[0], next(remaining_leaves))
     container_class, keys, child_structures = structure
@@ -196,7 +227,7 @@ def _restore_leaf(leaf_type: str, leaf: Array) -> Any:
         return leaf.view(np.matrix)
     if leaf_type == "numpy":
         return leaf[()]
-    if leaf.dtype.kind == "S":  # numpy takes zeros at the end of a string for padding
+    if leaf.dtype.kind == "S":  # numpy strips zero bytes at the end of a string.
         return leaf.tobytes()
     if leaf.dtype.kind == "U":
         return leaf.astype(leaf.dtype.newbyteorder("<")).tobytes().decode("utf-32-le", "surrogatepass")
@@ -204,12 +235,12 @@ def _restore_leaf(leaf_type: str, leaf: Array) -> Any:
 
 
 def pack_tree(tree: Any) -> PackedTree:
-    """A tree as raw bytes; one that is packed already stays as it is.
+    """Return a tree as raw bytes with its structure and layout. A packed tree is returned unchanged.
 
     >>> pack_tree((1, np.arange(3, dtype="i2"))).layout
     (('<i8', ()), ('<i2', (3,)))
     """
-    # Where f was pickled with what runs on workers, its class Packed is another one than that of this module.
+    # If f was pickled by value, its PackedTree is another class than the one of this module.
     if (type(tree).__module__, type(tree).__name__) == (PackedTree.__module__, PackedTree.__name__):
         return PackedTree(*tree)
     leaves, structure = flatten(tree)
@@ -217,7 +248,7 @@ def pack_tree(tree: Any) -> PackedTree:
 
 
 def pack_leaves(leaves: Sequence[Array], structure: Structure) -> PackedTree:
-    """`pack_tree` of a tree that is already flat."""
+    """Return a flattened tree as raw bytes; raise TypeError if a leaf has a dtype with objects."""
     for leaf in leaves:
         if leaf.dtype.hasobject:
             raise TypeError(f"a leaf has dtype {leaf.dtype}: it must be an array of numbers or a number")
@@ -225,12 +256,12 @@ def pack_leaves(leaves: Sequence[Array], structure: Structure) -> PackedTree:
 
 
 def get_layout(leaves: Sequence[Array]) -> Layout:
-    """Return dtype and shape of each leaf; a dtype whose string does not say it all stands for itself."""
+    """Return the dtype and shape of each leaf. A dtype with fields is not converted to a string."""
     return tuple([(_get_dtype_spec(leaf.dtype), leaf.shape) for leaf in leaves])
 
 
 def count_layout_bytes(layout: Layout) -> int:
-    """Bytes of arrays of this layout."""
+    """Return the total size of arrays with this layout, in bytes."""
     return sum(np.dtype(dtype_spec).itemsize * math.prod(shape) for dtype_spec, shape in layout)
 
 

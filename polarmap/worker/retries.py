@@ -1,4 +1,4 @@
-"""Requests that are made again: the storage may only be away for a moment, restarting, or too busy.
+"""Retry requests to a storage that is unreachable, restarting or overloaded for a short time.
 
 Runs on workers too: imports the standard library only.
 """
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
-OUTAGE_SECONDS = 30.0  # that a storage which has answered before may be away
-MIN_RETRY_PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
+OUTAGE_SECONDS = 30.0  # seconds for which requests to an unreachable storage are retried
+MIN_RETRY_PAUSE = 0.1  # seconds before the first retry; the pause doubles each time, up to 1 s
 
 Result = TypeVar("Result")
 
@@ -18,15 +18,18 @@ _BUSY_CODES = (
     *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"),
     *("500", "502", "503", "504"),
 )
-# By name: whichever library raises them need not be installed here.
+# Parts of class names: the libraries that raise these errors need not be installed here.
 _TRANSIENT_ERROR_NAMES = (
     *("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading"),
-    *("FileNotFound", "FileExists"),  # a storage of files removes empty folders while others write there
+    *("FileNotFound", "FileExists"),  # A file-based storage may remove an empty folder during a write.
 )
 
 
 def retry_request(request: Callable[[], Result], timeout: float = OUTAGE_SECONDS) -> Result:
-    """The answer to a request, which is made again for so long while it may yet succeed.
+    """Call `request` and return its result; retry after transient errors.
+
+    Pauses start at MIN_RETRY_PAUSE and double up to one second. The last error is raised when the next pause
+    would exceed `timeout` seconds, and any other error immediately.
 
     >>> retry_request(iter([1, 2]).__next__, timeout=0.0)
     1
@@ -43,7 +46,7 @@ def retry_request(request: Callable[[], Result], timeout: float = OUTAGE_SECONDS
 
 
 def is_transient_error(error: Exception) -> bool:
-    """Whether the same request may succeed in a moment."""
+    """Return whether the same request may succeed if it is retried."""
     code = get_s3_error_code(error)
     if code:
         return code in _BUSY_CODES
@@ -54,6 +57,6 @@ def is_transient_error(error: Exception) -> bool:
 
 
 def get_s3_error_code(error: Exception) -> str:
-    """The code in an answer of S3; empty if it is none."""
+    """Return the error code in the response of S3, or "" if the error has no such response."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

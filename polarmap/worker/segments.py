@@ -1,6 +1,6 @@
-"""Segments, the checksummed byte ranges of stored objects: verify their bytes, and read and write files.
+"""Read, verify and write segments: byte ranges of stored objects, with a checksum.
 
-Runs on workers too: imports the standard library only.
+A block in storage consists of one or more segments. Runs on workers too: imports the standard library only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from operator import attrgetter
 from threading import get_ident
 from typing import Any, NamedTuple
 
-MIN_MAPPED_BYTES = 1 << 18  # smaller segments of files are read
-# All pages are mapped at once: to map them one by one as they are used is slow.
+MIN_MAPPED_BYTES = 1 << 18  # smaller segments of files are read instead of mapped
+# Populate all pages when a file is mapped: page faults on first use would be slower.
 MMAP_OPTIONS: dict[str, int] = (
     {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
     if hasattr(mmap, "MAP_POPULATE")
@@ -26,10 +26,17 @@ MMAP_OPTIONS: dict[str, int] = (
 class Segment(NamedTuple):
     """A byte range of one stored object.
 
-    key : of the object in its bucket or below its folder; empty for zeros, which are not stored.
-    size : bytes, before any encryption.
-    crc32 : `zlib.crc32` of the stored bytes; None if they have no checksum, or are not written yet.
-    offset : where the range begins in the object, in bytes.
+    Attributes
+    ----------
+    key : str
+        The key of the object in its bucket, or its path below a folder; empty for zeros, which are not
+        stored.
+    size : int
+        Number of bytes before encryption.
+    crc32 : int or None
+        `zlib.crc32` of the stored bytes; None if they have no checksum, or are not written yet.
+    offset : int
+        Where the range begins in the object, in bytes.
     """
 
     key: str
@@ -39,9 +46,14 @@ class Segment(NamedTuple):
 
 
 class DamagedError(Exception):
-    """Stored bytes are missing, too few or not what was written.
+    """Raised if stored bytes are missing, truncated, or differ from the bytes that were written.
 
-    kind : "missing", "truncated", "corrupt" or "forged".
+    Parameters
+    ----------
+    message : str
+        The text of the error.
+    kind : str
+        "missing", "truncated", "corrupt" or "forged"; empty if unknown.
     """
 
     def __init__(self, message: str, kind: str = "") -> None:
@@ -53,7 +65,7 @@ SegmentReader = Callable[[Segment], Any]
 
 
 def encode_segment_range(segment: Segment) -> bytes:
-    """Return the text by which a worker asks its driver for the bytes of a segment.
+    """Return the text by which a worker requests a segment from its driver.
 
     >>> decode_segment_range(encode_segment_range(Segment("a b", 3, None, 8)))
     Segment(key='a b', size=3, crc32=None, offset=8)
@@ -62,13 +74,13 @@ def encode_segment_range(segment: Segment) -> bytes:
 
 
 def decode_segment_range(text: bytes | bytearray) -> Segment:
-    """Return the segment that a worker asks for; ValueError if the text does not name one."""
+    """Return the segment that a worker requests; raise ValueError if the text is invalid."""
     offset, size, key = text.decode().split(" ", 2)
     return Segment(key, int(size), None, int(offset))
 
 
 def check_segment_integrity(segment: Segment, data: Any) -> Any:
-    """Return `data` if its length and checksum are those of the segment; raise DamagedError otherwise."""
+    """Return `data` if it has the size and checksum of the segment; otherwise raise DamagedError."""
     if len(data) != segment.size:
         raise make_truncated_segment_error(segment, len(data))
     if segment.crc32 is not None and zlib.crc32(data) != segment.crc32:
@@ -79,9 +91,9 @@ def check_segment_integrity(segment: Segment, data: Any) -> Any:
 
 
 def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
-    """Return the bytes of a segment of a file below `folder`, mapped if they are many.
+    """Return the bytes of a segment in a file below `folder`, memory-mapped if they are many.
 
-    There are fewer if the file is shorter. Raises DamagedError if there is no file.
+    Fewer bytes are returned if the file is shorter. Raises DamagedError if the file does not exist.
     """
     try:
         with open(os.path.join(folder, segment.key), "rb", buffering=0) as file:
@@ -98,7 +110,7 @@ def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
 
 
 def write_file(folder: str, key: str, *buffers: Any) -> None:
-    """Write a file below `folder` of buffers in a row. It appears whole or not at all."""
+    """Write the concatenated buffers to a file below `folder`, atomically."""
     path = os.path.join(folder, key)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     staging_path = f"{path}.{os.getpid()}-{get_ident()}.unfinished"
@@ -113,7 +125,7 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
 
 
 def make_missing_segment_error(segment: Segment) -> DamagedError:
-    """Return the error to raise if a storage has no such object."""
+    """Return the error to raise if the object of a segment does not exist."""
     return DamagedError(f"{segment.key} is missing", "missing")
 
 
@@ -125,7 +137,7 @@ def make_truncated_segment_error(segment: Segment, n_available: int) -> DamagedE
 
 
 def make_fetch_timeout_error(task: int, seconds: float, place: str, segment: Segment) -> TimeoutError:
-    """Return the error to raise if the block of a task was not read within this many seconds."""
+    """Return the error to raise if the block of a task was not read within `seconds`."""
     return TimeoutError(
         f"block {task} was not read within {seconds:g} s, as {place} has not returned {segment.key}: check "
         "the storage, or pass a longer time as Pool(fetch_timeout=...)"
@@ -133,15 +145,16 @@ def make_fetch_timeout_error(task: int, seconds: float, place: str, segment: Seg
 
 
 def is_missing_object_error(error: Exception) -> bool:
-    """Return whether an error of a storage says that there is no such object; Lithops has one for all."""
+    """Return whether a storage error means that the object does not exist, for any storage of Lithops."""
     return type(error).__name__ == "StorageNoSuchKeyError"
 
 
 def drop_inherited_connections(storage: Any) -> None:
     """Drop the keep-alive connections of a `lithops.Storage`, so that requests open new ones."""
-    # Since Lithops 3.8 a task runs in a process that was forked of one that goes on to use these connections.
-    # Requests of both on one connection get each other's answers. Clients for Redis notice a fork themselves.
-    with contextlib.suppress(AttributeError):  # no storage, another client, or one without a connection
+    # Since Lithops 3.8, a task runs in a process forked from one that continues to use these connections.
+    # Both would receive each other's responses on a shared connection. Redis clients notice a fork
+    # themselves.
+    with contextlib.suppress(AttributeError):  # There is no storage, or its client is another one.
         storage.get_client()._endpoint.http_session._manager.clear()  # S3 and IBM Cloud
     for session_path in ("_http", "_pipeline._transport.session"):  # Google Cloud, Azure
         with contextlib.suppress(AttributeError):

@@ -1,4 +1,4 @@
-"""Modules that a driver sends to its workers as source code, and how these import them.
+"""Import modules that the driver has sent to its persistent workers as source code.
 
 Runs on workers: imports the standard library only.
 """
@@ -14,15 +14,21 @@ from typing import Any
 
 
 class SentModuleFinder(MetaPathFinder, InspectLoader):
-    """Modules that the driver has sent as source: imported from there where nothing else has them."""
+    """A finder and loader of modules that the driver has sent as source code.
+
+    It comes last in `sys.meta_path`: modules that are installed on the worker take precedence.
+    """
 
     def __init__(self) -> None:
         self._sources: dict[str, tuple[str, bool]] = {}
 
     def add_sources(self, sources: Mapping[str, tuple[str, bool]]) -> None:
-        """Let these be imported from now on; those whose source has changed are imported anew.
+        """Make modules importable. Modules whose source has changed are reloaded at their next import.
 
-        sources : by name, and whether it is a package.
+        Parameters
+        ----------
+        sources : mapping of str to (str, bool)
+            The source code of each module, and whether it is a package, by its name.
         """
         if sources and self not in sys.meta_path:
             sys.meta_path.append(self)
@@ -32,19 +38,19 @@ class SentModuleFinder(MetaPathFinder, InspectLoader):
         self._sources.update(sources)
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """How to import a module that was sent; None for any other."""
+        """Return the spec of a module that was sent, or None for any other module."""
         if fullname not in self._sources:
             return None
         return importlib.util.spec_from_loader(fullname, self, is_package=self._sources[fullname][1])
 
     def get_source(self, fullname: str) -> str:
-        """Its source."""
+        """Return the source code of a module that was sent."""
         return self._sources[fullname][0]
 
     def get_code(self, fullname: str) -> Any:
-        """Its code, under a name for which tracebacks ask `get_source` for their lines."""
+        """Compile a module. Tracebacks find its lines by `get_source`, as its file does not exist."""
         return self.source_to_code(self.get_source(fullname), f"sent/{fullname}.py")
 
     def is_package(self, fullname: str) -> bool:
-        """Whether others lie below it."""
+        """Return whether a module that was sent is a package."""
         return self._sources[fullname][1]

@@ -1,5 +1,7 @@
-"""Sockets over which the messages between a driver and its workers travel.
+"""Exchange messages between a driver and its workers over stream sockets.
 
+The driver's channels never block: messages that a socket does not accept wait in a queue, and the driver
+calls `flush` when the socket is writable. A worker's channel blocks until its messages are written.
 Runs on workers too: imports the standard library only.
 """
 
@@ -27,31 +29,35 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.polling import POLL_HANGUP, POLLIN, POLLOUT, Poll, wait_until_ready
 
-# Read at a time; at first as much as most messages are, for which there is room where f has limited memory.
+# Bytes per read. The first read suffices for most messages, and fits where f has limited the memory.
 FIRST_READ_BYTES, MAX_READ_BYTES = 1 << 14, 1 << 18
-MAX_WRITE_BYTES = 1 << 22  # Most bytes that are written to a socket before its owner looks at others again.
-MAX_UNSENT_BYTES = 1 << 17  # Most bytes that wait in the kernel of the driver: they cannot be taken back.
-TCP_TIMEOUT = 11.0  # Seconds of silence after which a connection is lost, unless a pool sets another time.
-MAX_KEEPALIVE_PROBES = 3  # that remain without an answer before a connection is lost on which nothing is sent
+MAX_WRITE_BYTES = 1 << 22  # maximum bytes written by one `flush`, so that other sockets get their turn
+MAX_UNSENT_BYTES = 1 << 17  # maximum unsent bytes in the kernel, which cannot be cancelled
+TCP_TIMEOUT = 11.0  # default seconds without a response after which a connection counts as lost
+MAX_KEEPALIVE_PROBES = 3  # unanswered probes after which an idle connection counts as lost
 
 
 class SocketChannel:
-    """One end of a stream socket over which messages travel. Nothing that is sent waits for the other end.
+    """A non-blocking channel for messages over one end of a stream socket.
 
-    A message that the socket does not take at once waits in a queue. Its bytes are framed, sealed and copied
-    one chunk at a time as they are written, so that what waits is a reference to the data of its sender.
+    Messages that the socket does not accept immediately wait in a queue. They are encoded one chunk at a time
+    when they are written, so the queue holds references to the sender's data instead of copies.
 
     Parameters
     ----------
-    authenticators : of the two directions; None where nobody else can write to it.
-    send_timeout : seconds without a byte being written after which the other end counts as lost.
+    connection : socket
+        The connected socket. It is set to non-blocking mode.
+    authenticators : ChannelAuthenticators, optional
+        Authenticators of both directions. By default, messages have no tags, as for a local socket pair.
+    send_timeout : float
+        Seconds without progress in writing after which the peer counts as lost.
 
     Attributes
     ----------
     has_unsent : bool
-        Whether messages wait, so that `flush` is to be called once the socket is writable.
+        Whether messages wait in the queue, so that `flush` must be called once the socket is writable.
     failure : OSError or None
-        The error by which the connection has failed; None if the other end has closed it, or nobody has.
+        The error that has broken the connection; None if it is open or was closed.
     """
 
     has_unsent = False
@@ -68,19 +74,21 @@ class SocketChannel:
         self._poll.register(connection, POLLIN)
         self._authenticator = authenticators and authenticators.outgoing
         self._decoder = FrameDecoder(authenticators and authenticators.incoming)
-        self._unsent_bytes = memoryview(b"")  # bytes that are framed, and have to be written whole
+        self._unsent_bytes = memoryview(b"")  # the rest of a frame that was begun
         self._send_queue = deque[Message]()
-        self._remaining_chunks: Iterator[Message] = iter(())  # of the message that is being written
-        self._next_flags = 0  # of its next frame
-        self._current_message: Message | None = None  # that message, until all of it is framed
-        self._last_progress_at = 0.0  # when a byte was written last, or the first message began to wait
+        # Chunks of `_current_message` that remain to be encoded.
+        self._remaining_chunks: Iterator[Message] = iter(())
+        self._next_flags = 0  # flags of its next frame
+        self._current_message: Message | None = None  # a long message that is partly encoded
+        # Time of the latest write, or of the first message in an empty queue; monotonic clock.
+        self._last_progress_at = 0.0
 
     def fileno(self) -> int:
-        """The socket's descriptor, which is readable when the other end has said something or is gone."""
+        """Return the file descriptor, which is readable when messages have arrived or the peer has closed."""
         return self._connection.fileno()
 
     def send(self, *messages: Message) -> bool:
-        """Write what the socket takes of these messages, and queue the rest. Return False if it is broken."""
+        """Write what the socket accepts, and queue the rest. Return False if the connection is broken."""
         data, may_write = b"", not self.has_unsent
         for message in messages:
             if may_write and len(message.header) <= MAX_CHUNK_BYTES and len(message.data) <= MAX_CHUNK_BYTES:
@@ -103,7 +111,7 @@ class SocketChannel:
         return self.flush()
 
     def flush(self) -> bool:
-        """Write what the socket takes of the messages that wait. Return False if the connection is broken."""
+        """Write as much of the queue as the socket accepts. Return False if the connection is broken."""
         n_written = 0
         try:
             while n_written < MAX_WRITE_BYTES and (len(self._unsent_bytes) or self._encode_next_frame()):
@@ -120,7 +128,7 @@ class SocketChannel:
         return True
 
     def _encode_next_frame(self) -> bool:
-        """Frame the next bytes to write. Return False if no message waits."""
+        """Encode the next frame into `_unsent_bytes`. Return False if no message waits."""
         if self._current_message is None:
             if not self._send_queue:
                 return False
@@ -132,7 +140,7 @@ class SocketChannel:
             self._remaining_chunks = split_message(message)
             self._next_flags = MORE_FRAMES_FLAG
         chunk = next(self._remaining_chunks, None)
-        if chunk is None:  # the last frame is empty, so that nobody has to look ahead
+        if chunk is None:  # End a long message with an empty frame, so that no look-ahead is needed.
             chunk, self._current_message = self._current_message._replace(header=b"", data=b""), None
             self._next_flags &= ~MORE_FRAMES_FLAG
         self._unsent_bytes = memoryview(encode_frame(chunk, self._authenticator, self._next_flags))
@@ -140,7 +148,7 @@ class SocketChannel:
         return True
 
     def drop_unsent(self) -> list[Message]:
-        """Remove the messages of which the last byte is not framed, and return them, except a CANCEL."""
+        """Remove and return the messages that are not fully encoded, except CANCEL messages."""
         dropped = [message for message in self._send_queue if message.kind != MessageKind.CANCEL]
         self._send_queue = deque(
             message for message in self._send_queue if message.kind == MessageKind.CANCEL
@@ -152,13 +160,16 @@ class SocketChannel:
         return dropped
 
     def is_stalled(self) -> bool:
-        """Return whether messages wait of which no byte could be written for the time of the timeout."""
+        """Return whether messages wait and no byte could be written for `send_timeout` seconds."""
         return self.has_unsent and time.monotonic() > self._last_progress_at + self._send_timeout
 
     def receive(self, timeout: float | None = 0.0) -> tuple[list[Message], bool]:
-        """What the other end has said since the last time, and whether it will say more.
+        """Return the messages that have arrived, and whether the connection is still open.
 
-        timeout : seconds to wait for something to come; None: as long as it takes.
+        Parameters
+        ----------
+        timeout : float or None
+            Seconds to wait for data if none have arrived; None: no time limit.
         """
         if timeout != 0.0:
             self._poll.poll(timeout and 1000 * max(0.0, timeout))
@@ -175,20 +186,23 @@ class SocketChannel:
             return messages, True
         except OSError as error:
             self.failure = error
-            self.disconnect()  # what follows nonsense is none of our messages
+            self.disconnect()  # After an invalid frame, later bytes cannot be decoded.
             return messages, False
 
     def keep_alive(self) -> None:
-        """Do nothing: the system sends keepalive probes."""
+        """Do nothing: the operating system sends keepalive probes."""
 
     def is_peer_closed(self) -> bool:
-        """Return whether the other end is closed, whatever can still be read, where the system tells that."""
+        """Return whether the peer has closed its end.
+
+        On systems without POLLRDHUP, unread messages can hide that until they are read.
+        """
         if not wait_until_ready([self._connection], POLL_HANGUP, 0.0):
             return False
         return POLL_HANGUP != POLLIN or self._has_reached_eof()
 
     def _has_reached_eof(self) -> bool:
-        """Return whether all is read, and nothing will come. Nothing is taken off the socket."""
+        """Return whether the peer has closed its end and all bytes were read. The check consumes no bytes."""
         try:
             return not self._connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -197,22 +211,22 @@ class SocketChannel:
             return True
 
     def disconnect(self) -> None:
-        """The other end is gone, or is to go: whoever waits at either sees that. The descriptor stays."""
+        """Shut down the connection in both directions, which both ends notice. Keep the descriptor open."""
         shutdown_socket(self._connection)
 
     def close(self) -> None:
-        """Say nothing more, hear nothing more."""
+        """Close the socket."""
         self._connection.close()
 
 
 def shutdown_socket(connection: socket.socket) -> None:
-    """End what is said on a socket, in both directions; whether its other end is there or not."""
+    """Shut down a socket in both directions. Do nothing if the connection is already closed."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 class BlockingSocketChannel(SocketChannel):
-    """One end of a socket whose owner waits until all that it sends is written, as long as that takes."""
+    """A channel whose `send` blocks until the messages are written, without a time limit."""
 
     def send(self, *messages: Message) -> bool:
         """Block until these messages are written. Return False if the connection is broken."""
@@ -226,7 +240,7 @@ class BlockingSocketChannel(SocketChannel):
 def make_worker_channel(
     connection: socket.socket, authenticators: ChannelAuthenticators | None = None
 ) -> BlockingSocketChannel:
-    """A worker's end. A process that is forked of this one, as by f, does not hold or use it."""
+    """Return the channel of a worker. Its socket is closed in processes that are forked, for example by f."""
     connection_ref = weakref.ref(connection)
 
     def close() -> None:
@@ -240,23 +254,30 @@ def make_worker_channel(
 
 
 def configure_tcp(connection: socket.socket, timeout: float = TCP_TIMEOUT) -> None:
-    """Let small messages go at once, and let the system notice within `timeout` seconds that nobody answers.
+    """Set TCP options: send small messages without delay, and detect a lost peer within `timeout` seconds.
 
-    Keepalive probes notice it while nothing is sent. While data are on their way the system sends these
-    again instead, for many minutes unless another option limits that.
+    Keepalive probes detect a lost peer while nothing is sent. While data are in flight, the system
+    retransmits them instead, for many minutes unless another option limits that time.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in get_tcp_options(timeout, sys.platform).items():
-        with contextlib.suppress(OSError):  # a system that does not know this option, or a local socket
+        with contextlib.suppress(OSError):  # An unknown option, or a local socket.
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def get_tcp_options(timeout: float, platform: str) -> dict[int, int]:
-    """Return the TCP options of a connection that is lost after `timeout` seconds of silence.
+    """Return TCP options with which a connection is lost after `timeout` seconds without a response.
 
-    platform : as `sys.platform` names it. Python has no names for some of the options.
+    Parameters
+    ----------
+    timeout : float
+        In seconds.
+    platform : str
+        The value of `sys.platform`. Options are given by number, as Python has no names for some of them.
 
+    Examples
+    --------
     >>> get_tcp_options(11.0, "win32") == {3: 5, 17: 2, 16: 3, 5: 11}  # TCP_MAXRT = 5, in seconds
     True
     """

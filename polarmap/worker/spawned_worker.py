@@ -1,4 +1,4 @@
-"""A worker in an interpreter of its own, which its driver has started: it ends with that.
+"""Run a persistent worker in an interpreter that its driver has started, and that exits with the driver.
 
 Runs on workers: imports numpy at most.
 """
@@ -21,10 +21,15 @@ from polarmap.worker.socket_channel import make_worker_channel
 
 
 def main(connection: int | str, driver_folders: Sequence[str]) -> None:
-    """Serve the driver.
+    """Serve the driver until it disconnects or exits.
 
-    connection : the socket to it, as it is inherited, or as Windows shares it.
-    driver_folders : of the driver, removed by us if it dies before it can.
+    Parameters
+    ----------
+    connection : int or str
+        The inherited file descriptor of the socket to the driver. On Windows, the socket as `socket.share`
+        returns it, in base64.
+    driver_folders : sequence of str
+        Temporary folders of the driver. They are removed if the driver exits without doing so.
     """
     driver_pipe, null_fd = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(null_fd, 0)
@@ -38,12 +43,12 @@ def main(connection: int | str, driver_folders: Sequence[str]) -> None:
     with driver_socket:
         channel = make_worker_channel(driver_socket)
         PersistentWorker(channel).serve()
-        if channel.is_peer_closed():  # the driver is gone: that thread removes its folders, and ends us
+        if channel.is_peer_closed():  # The daemon thread removes the folders and exits.
             time.sleep(SHUTDOWN_SECONDS)
 
 
 def _exit_with_driver(driver_pipe: int, driver_folders: Sequence[str]) -> None:
-    """End this process when nobody has the other end of a pipe any more."""
+    """Wait until the other end of a pipe is closed, then remove the folders and exit this process."""
     try:
         while os.read(driver_pipe, 4096):
             pass

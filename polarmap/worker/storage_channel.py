@@ -1,6 +1,11 @@
-"""A channel of objects in any storage: one holds the messages to all workers, each reply is another one.
+"""Exchange messages between a driver and its workers by objects in a storage.
 
-Both ends poll: often after a message, then less and less until the next message.
+    <prefix>/orders            the mailbox: messages to all workers; replaced by the driver, polled by workers
+    <prefix>/data/<digest>     large data of these messages
+    <prefix>/replies/<fields>  one object for each message or heartbeat of a worker; listed by the driver
+
+Used where workers cannot reach their driver by a socket. Both ends poll: often after a message, and then with
+exponential backoff until the next message.
 Runs on workers: imports the standard library only.
 """
 
@@ -25,21 +30,28 @@ from polarmap.worker.messages import (
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
 from polarmap.worker.segments import is_missing_object_error
 
-MIN_POLL_INTERVAL = 0.002  # between looks when something has come
-SLOW_STORAGE_POLL_INTERVAL = 0.01  # the same where the storage takes as long to answer
-POLL_INTERVAL_GROWTH = 1.2
-MAX_POLL_INTERVAL = 1.0  # between looks when nothing has come for long
+MIN_POLL_INTERVAL = 0.002  # seconds between polls after a message, for a fast storage
+SLOW_STORAGE_POLL_INTERVAL = 0.01  # seconds between polls after a message, for a slow storage
+POLL_INTERVAL_GROWTH = 1.2  # factor by which the interval grows with each poll without a message
+MAX_POLL_INTERVAL = 1.0  # maximum seconds between polls
 N_POLLS_PER_MESSAGE = 25  # from SLOW_STORAGE_POLL_INTERVAL to MAX_POLL_INTERVAL: log(1 / 0.01) / log(1.2)
-HEARTBEAT_SECONDS = 5.0  # between heartbeats of either end, which is gone after OUTAGE_SECONDS without any
-# The version of the protocol, and the fields of a `ReplyKey`.
+HEARTBEAT_SECONDS = 5.0  # seconds between heartbeats; after OUTAGE_SECONDS without one, an end is lost
+# Pattern of the version of the protocol and the fields of a `ReplyKey`.
 REPLY_NAME = re.compile(r"v\d+-\d+(-\d+)*", re.ASCII)
 
 
 def compute_next_poll_interval(previous_interval: float, poll_seconds: float) -> float:
-    """Seconds between two looks, the first of which took so long: more than between those before it.
+    """Return the seconds to wait before the next poll. They grow with each poll without a message.
 
-    previous_interval : that pause; 0.0 when something has come.
+    Parameters
+    ----------
+    previous_interval : float
+        The previous value, in seconds; 0.0 after a message.
+    poll_seconds : float
+        How long the latest poll took: a slow storage is polled less often.
 
+    Examples
+    --------
     >>> compute_next_poll_interval(0.0, 0.0), compute_next_poll_interval(0.0, 0.1)
     (0.002, 0.01)
     >>> compute_next_poll_interval(0.5, 0.1), compute_next_poll_interval(1.0, 0.1)
@@ -50,11 +62,16 @@ def compute_next_poll_interval(previous_interval: float, poll_seconds: float) ->
 
 
 class QueuedMessage(NamedTuple):
-    """A message to a worker that has not acknowledged it.
+    """A message that its worker has not acknowledged.
 
-    sequence_number : the number of the message, from 1 on.
-    frame : the message as `encode_frame` writes it, without its data.
-    digest : the digest of its data, by which the data are stored; None if it has none.
+    Attributes
+    ----------
+    sequence_number : int
+        The number of the message among those to this worker, from 1 on.
+    frame : bytes
+        The message as `encode_frame` writes it, without its data.
+    digest : bytes or None
+        The digest under which the data are stored; None if the message has no data.
     """
 
     sequence_number: int
@@ -65,10 +82,15 @@ class QueuedMessage(NamedTuple):
 class Mailbox(NamedTuple):
     """The content of the object that all workers read.
 
-    heartbeat : changes as long as the driver lives.
-    payloads : the data of messages, by digest: each once for all workers. Large data are left out, and are
-        objects of their own.
-    messages : the unacknowledged messages of each worker, by its id.
+    Attributes
+    ----------
+    heartbeat : int
+        A number that changes while the driver is alive.
+    payloads : dict of bytes to bytes
+        The data of messages by their digest, each stored once for all workers. Large data are stored as
+        separate objects instead.
+    messages : dict of int to list of QueuedMessage
+        The unacknowledged messages of each worker, by its id.
     """
 
     heartbeat: int
@@ -76,14 +98,14 @@ class Mailbox(NamedTuple):
     messages: dict[int, list[QueuedMessage]]
 
     def encode(self) -> bytes:
-        """Return the version of the protocol and the mailbox as plain data: readers need no polarmap."""
+        """Return the version of the protocol and the mailbox as a pickle of builtin types."""
         messages = {key: [tuple(entry) for entry in entries] for key, entries in self.messages.items()}
         record = PROTOCOL_VERSION, self.heartbeat, self.payloads, messages
         return pickle.dumps(record, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def decode(cls, data: bytes) -> Mailbox:
-        """Return the mailbox that `encode` wrote; ProtocolMismatchError if it is of another version."""
+        """Return the mailbox that `encode` wrote; raise ProtocolMismatchError if its version differs."""
         protocol_version, *fields = pickle.loads(data)
         check_protocol_version(protocol_version)
         heartbeat, payloads, messages = fields
@@ -98,25 +120,25 @@ class ChannelKeys(NamedTuple):
 
     @property
     def mailbox_key(self) -> str:
-        """The key of the mailbox, which the driver removes when it ends."""
+        """The key of the mailbox, which the driver deletes when it closes."""
         return f"{self.prefix}/orders"
 
     @property
     def reply_prefix(self) -> str:
-        """The beginning of the keys of all replies."""
+        """The prefix of the keys of all replies."""
         return f"{self.prefix}/replies/"
 
     def make_payload_key(self, digest: bytes) -> str:
-        """Return the key of the object of large data of messages."""
+        """Return the key under which large data with this digest are stored."""
         return f"{self.prefix}/data/{digest.hex()}"
 
     def format_reply_key(self, reply_key: tuple[int, ...]) -> str:
-        """Return the key of the object of a reply, or its beginning if only the first fields are given."""
+        """Return the key of a reply with these `ReplyKey` fields, or a key prefix, given the first fields."""
         fields = "-".join(f"{field:d}" for field in reply_key)
         return f"{self.reply_prefix}v{PROTOCOL_VERSION}-{fields}"
 
     def parse_reply_key(self, object_key: str) -> ReplyKey | None:
-        """Return the fields in the key of a reply; None if the object is not a reply.
+        """Return the fields in the key of a reply, or None if the object is not a reply.
 
         Raises ProtocolMismatchError for the reply of a worker that uses another version of the protocol.
         """
@@ -130,14 +152,22 @@ class ChannelKeys(NamedTuple):
 
 
 class ReplyKey(NamedTuple):
-    """The fields in the key of a reply: which worker has sent it, and how far that worker has come.
+    """The fields in the key of a reply: its sender, and the messages that the sender has received and sent.
 
-    worker_id : the id of the worker. In all versions of the protocol it comes first.
-    instance_id : changes if its provider starts the worker again.
-    sequence_number : the number of the object, from 1 on.
-    last_received : the number of the message that the worker has received last; 0 if there is none yet.
-    last_sent : the number of this message, or of the last one before this heartbeat.
-    size : bytes of the reply, as a listing may show one that is still being written; 0 for a heartbeat.
+    Attributes
+    ----------
+    worker_id : int
+        The id of the worker. It is the first field in all versions of the protocol.
+    instance_id : int
+        A random number that changes if the worker is restarted by its provider.
+    sequence_number : int
+        The number of the object among those of this worker, from 1 on.
+    last_received : int
+        The number of the latest message that the worker has received; 0 before the first one.
+    last_sent : int
+        The number of this message, or of the latest message before this heartbeat.
+    size : int
+        Bytes of the reply, by which an object that is still being written is recognized; 0 for a heartbeat.
     """
 
     worker_id: int
@@ -149,30 +179,41 @@ class ReplyKey(NamedTuple):
 
 
 class StorageChannel:
-    """The worker's end.
+    """The worker's end of a channel in a storage.
 
-    storage : a `lithops.Storage`.
+    Parameters
+    ----------
+    storage : lithops.Storage
+        The storage.
+    bucket, prefix : str
+        Where the objects of the channel are stored.
+    worker_id : int
+        The id of this worker.
     """
 
     def __init__(self, storage: Any, bucket: str, prefix: str, worker_id: int) -> None:
         self._storage, self._bucket, self._keys = storage, bucket, ChannelKeys(prefix)
         self._worker_id, self._instance_id = worker_id, int.from_bytes(os.urandom(4), "big")
         self._sequence_numbers = itertools.count(1)
-        self._last_received = self._last_sent = 0  # numbers of the messages that were received and sent last
-        self._mailbox_bytes, self._mailbox = b"", Mailbox(-1, {}, {})  # the latest one, encoded and decoded
+        self._last_received = self._last_sent = 0  # numbers of the latest messages
+        self._mailbox_bytes, self._mailbox = b"", Mailbox(-1, {}, {})  # as read last, encoded and decoded
         self._polled_at, self._mailbox_changed_at = -1.0, time.monotonic()
-        self._is_registered = False  # whether the driver has had messages for this worker
-        self._is_driver_lost = False  # when the mailbox was read last
+        self._is_registered = False  # whether the mailbox has ever listed this worker
+        self._is_driver_lost = False  # as of the latest read of the mailbox
         self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
         self._poll_interval = 0.0  # seconds before the mailbox is read again
 
     def receive(self, timeout: float | None) -> tuple[list[Message], bool]:
-        """Return the next messages of the driver, as soon as there are any, and whether it is there.
+        """Wait for messages of the driver. Return them, and whether the driver is still connected.
 
-        It counts as gone once it has removed the mailbox, has dismissed this worker, or has sent no heartbeat
-        for OUTAGE_SECONDS. The mailbox is read no more often than is of use.
+        The driver counts as disconnected once it has deleted the mailbox, has dismissed this worker, or has
+        sent no heartbeat for OUTAGE_SECONDS.
 
-        timeout : seconds to wait for a message; None for MAX_POLL_INTERVAL.
+        Parameters
+        ----------
+        timeout : float or None
+            Seconds to wait for a message; None stands for MAX_POLL_INTERVAL. With 0.0, the mailbox is polled
+            at most every SLOW_STORAGE_POLL_INTERVAL seconds.
         """
         messages = list(iter(self._pop_next_unread_message, None))
         now = time.monotonic()
@@ -189,34 +230,31 @@ class StorageChannel:
             time.sleep(min(deadline - finished_at, self._poll_interval))
 
     def send(self, message: Message) -> bool:
-        """Store a message for the driver, and return True.
-
-        It is stored again while the storage is away; after that, the error of the storage is raised.
-        """
+        """Store a message for the driver and return True. Retry transient errors for OUTAGE_SECONDS."""
         data = encode_frame(message)
         retry_request(lambda: self._put_reply(data, self._last_sent + 1))
         self._last_sent += 1
         return True
 
     def keep_alive(self) -> None:
-        """Read the mailbox and store a heartbeat for the driver, if the next one is due."""
+        """Poll the mailbox and store a heartbeat for the driver, if one is due."""
         if time.monotonic() < self._next_heartbeat_at:
             return
         self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
         self._poll_mailbox()
         if not self._is_driver_lost:
-            with contextlib.suppress(Exception):  # The storage is away: the next heartbeat may reach it.
+            with contextlib.suppress(Exception):  # The next heartbeat may succeed.
                 self._put_reply(b"", self._last_sent)
 
     def is_peer_closed(self) -> bool:
-        """Return whether the driver was gone when this channel read the mailbox last."""
+        """Return whether the driver had disconnected when the mailbox was read last."""
         return self._is_driver_lost
 
     def close(self) -> None:
-        """Do nothing: the channel holds no connection of its own."""
+        """Do nothing: the channel has no open connection."""
 
     def _poll_mailbox(self) -> None:
-        """Read the mailbox, and note whether the driver is there and has not dismissed this worker."""
+        """Read the mailbox, and update whether the driver has disconnected or dismissed this worker."""
         now = self._polled_at = time.monotonic()
         try:
             mailbox_bytes = bytes(self._storage.get_object(self._bucket, self._keys.mailbox_key))
@@ -226,7 +264,7 @@ class StorageChannel:
                 self._mailbox_changed_at = now
         except ProtocolMismatchError:
             raise
-        except Exception as error:  # Half an object; or the storage is away for a moment.
+        except Exception as error:  # A partly written object, or a transient error.
             if is_missing_object_error(error):
                 self._is_driver_lost = True
                 self._remove_replies()
@@ -237,7 +275,7 @@ class StorageChannel:
         self._is_driver_lost = is_silent or (self._is_registered and not has_messages)
 
     def _pop_next_unread_message(self) -> Message | None:
-        """Return the next message in the mailbox; None if there is none."""
+        """Return the next unread message in the mailbox, or None if all are read."""
         messages = self._mailbox.messages.get(self._worker_id, ())
         queued = next((item for item in messages if item.sequence_number > self._last_received), None)
         if queued is None:
@@ -249,21 +287,21 @@ class StorageChannel:
                 payload_key = self._keys.make_payload_key(queued.digest)
                 try:
                     data = bytes(self._storage.get_object(self._bucket, payload_key))
-                except Exception:  # The driver has removed it, as it took this worker for gone; or an outage.
+                except Exception:  # A transient error, or the driver takes this worker for lost.
                     return None
             message = message._replace(data=data)
         self._last_received, self._poll_interval = queued.sequence_number, 0.0
         return message
 
     def _remove_replies(self) -> None:
-        """Remove the replies of this worker. The driver has cleaned up and removes no later ones."""
+        """Delete the replies of this worker, which the driver will not delete as it has closed."""
         prefix = self._keys.format_reply_key((self._worker_id, self._instance_id)) + "-"
-        with contextlib.suppress(Exception):  # The next look tries again, if there is any.
+        with contextlib.suppress(Exception):  # The next poll tries again.
             if keys := self._storage.list_keys(self._bucket, prefix):
                 self._storage.delete_objects(self._bucket, keys)
 
     def _put_reply(self, data: bytes, last_sent: int) -> None:
-        """Store one more object: a message, or a heartbeat if it is empty."""
+        """Store an encoded message, or a heartbeat if `data` is empty, as a new object."""
         identity = self._worker_id, self._instance_id, next(self._sequence_numbers)
         reply_key = ReplyKey(*identity, self._last_received, last_sent, len(data))
         self._storage.put_object(self._bucket, self._keys.format_reply_key(reply_key), data)

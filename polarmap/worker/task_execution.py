@@ -1,6 +1,7 @@
-"""Run a task on a worker: read its block, call f with it, and store or send the result.
+"""Run a task on a worker: read its block, call f with it, and store the result or send it to the driver.
 
-Imports numpy at most.
+`run_task` does this for every kind of worker. A `TaskIO` provides f and the block, and reads and writes what
+is stored. Imports numpy at most.
 """
 
 from __future__ import annotations
@@ -38,14 +39,19 @@ from polarmap.worker.task_records import (
     to_plain_tuple,
 )
 
-SAMPLE_SIZE = 256  # numbers of a stored result that are sent to the driver
+SAMPLE_SIZE = 256  # number of entries of a stored result that are sent to the driver
 
 
 class TaskIO:
-    """What a task reads and writes, and its connection to the driver."""
+    """The inputs and outputs of tasks, with a subclass for each kind of worker.
 
-    # job_id : of the map that the task belongs to; -1 where the worker serves one map only.
-    # storage : a `lithops.Storage`, for buckets; None if there is none.
+    Attributes
+    ----------
+    job_id : int
+        The id of the job that the task belongs to; -1 if the worker serves only one job.
+    storage : lithops.Storage or None
+        The storage of buckets; None if no storage is used.
+    """
 
     job_id = -1
 
@@ -57,22 +63,22 @@ class TaskIO:
         raise NotImplementedError
 
     def receive_pending(self) -> None:
-        """Read the messages that the driver has sent; by default, there are none."""
+        """Read the messages that the driver has sent. The default does nothing."""
 
     def is_cancelled(self) -> bool:
         """Return whether the task is known to be cancelled."""
         raise NotImplementedError
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """Return a reply in the form in which it is sent beside the bytes of its result."""
+        """Return a reply as it is sent with the bytes of its result."""
         return pickle_value((reply.error and to_plain_tuple(reply.error), *reply[1:]))
 
     def read_segment(self, location: Location, segment: Segment) -> Any:
-        """Return the bytes of a segment; DamagedError if they are not what was stored."""
+        """Return the bytes of a segment; raise DamagedError if they differ from the stored ones."""
         return read_segment(location, segment, partial(location.read, access=self))
 
     def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
-        """Return the stored bytes of a segment that the driver has."""
+        """Request a segment from the driver and return its stored bytes."""
         raise NotImplementedError("the driver of this task answers no requests")
 
     def write_array(self, location: Location, key: str, data: Any, segment_bytes: int) -> list[Segment]:
@@ -97,7 +103,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
             if n_data_rows
             else compute_result(f, block, fault)
         )
-        del f, block  # to store and send the result may need their memory
+        del f, block  # Free their memory before the result is stored or sent.
         if request.output is not None:
             task_io.receive_pending()
             if task_io.is_cancelled():
@@ -130,7 +136,7 @@ def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = No
     try:
         result = f(block)
     finally:
-        if os.getpid() != pid:  # f has forked this process: only its parent replies
+        if os.getpid() != pid:  # f has forked this process: only the parent replies.
             os._exit(0)
     packed_result = pack_tree(result)
     return corrupt_result(packed_result) if fault_kind == "garbage" else packed_result
@@ -139,11 +145,11 @@ def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = No
 def compute_with_and_without_padding(
     f: Callable[[Any], Any], block: Any, n_data_rows: int, fault: Fault | None
 ) -> PackedTree:
-    """Return f of a block that rows of zeros fill up, and f of its first rows, packed together."""
-    # Only the second is a result that the caller of the map asked for. Its arrays come last. If f raises an
-    # exception of the rows of zeros, the first has no arrays and no structure.
+    """Call f with a zero-padded block and with its first `n_data_rows` rows; pack both results together."""
+    # Only the result without padding is one that the user has asked for; its arrays come last. If f raises an
+    # exception because of the padding, the other result has no arrays and no structure.
     leaves, structure = flatten(block)
-    leaves[-1] = leaves[-1][: n_data_rows + (len(leaves) > 1)]  # of sparse rows the last array is `indptr`
+    leaves[-1] = leaves[-1][: n_data_rows + (len(leaves) > 1)]  # The last array of sparse rows is `indptr`.
     unpadded = compute_result(f, unflatten(structure, [leaf.copy() for leaf in leaves]), fault)
     padded = PackedTree((), (), b"")
     with suppress(Exception):
@@ -154,7 +160,7 @@ def compute_with_and_without_padding(
 
 
 def corrupt_result(result: PackedTree) -> PackedTree:
-    """Return a result with the same layout and other bytes."""
+    """Return a result with the same layout and different bytes."""
     return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
 
 
@@ -182,7 +188,7 @@ def store_result(
 
 
 def sample_evenly(array: Any, max_items: int = SAMPLE_SIZE) -> Any:
-    """Return at most `max_items` numbers of an array, evenly spread.
+    """Return at most `max_items` entries of an array, evenly spaced.
 
     >>> sample_evenly(np.arange(100), 4).tolist()
     [0, 33, 66, 99]

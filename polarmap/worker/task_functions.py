@@ -1,8 +1,8 @@
-"""Functions that workers call with a block: f where its argument is not the block itself, and products.
+"""Functions that workers call with a block where f does not take the block itself, and matrix products.
 
-f may take any value, sparse rows, or parts whose results are added up. Products of matrix blocks are
-module-level functions, which `functools.partial` objects pickle by name.
-Runs on workers: imports numpy. The class that comes with f on sparse rows brings scipy along.
+They convert a block to the argument of f: any pickled value, sparse rows, or several parts whose results are
+added up. Products of matrix blocks are module-level functions, which `functools.partial` pickles by name.
+Runs on workers: imports numpy. Tasks on sparse rows also import scipy.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ from polarmap.worker.pickled_values import (
 from polarmap.worker.pytree import PackedTree, Structure, describe_type, flatten, unflatten
 from polarmap.worker.task_records import describe_error, to_plain_tuple
 
-MAX_BATCH_SECONDS = 0.1  # after which the rest of a batch is left to others
-SORT_BENCHMARK_SIZE = 20_000  # that a task sorts which only shows how long tasks take
+MAX_BATCH_SECONDS = 0.1  # seconds after which a worker leaves the rest of a batch to other workers
+SORT_BENCHMARK_SIZE = 20_000  # numbers that a task sorts if it only measures task times
 
 Array = npt.NDArray[Any]
 
 
 def make_weighted_sum_task(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The sum of f over the parts that a worker gets, each times a coefficient."""
+    """Return the function of a block that computes the weighted sum of f over its parts.
+
+    A block is a pair of an array of coefficients and a sequence with as many parts.
+    """
 
     def sum_weighted_results(block: Any) -> Any:
         coefficients, parts = block
@@ -57,11 +60,19 @@ def make_weighted_sum_task(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def make_csr_task(f: Callable[[Any], Any], matrix_class: type, n_columns: int) -> Callable[[Any], Any]:
-    """f of sparse rows, of which a block holds data, indices and indptr, the three arrays of their CSR form.
+    """Return the function of a block that calls f with sparse rows.
 
-    A closure, so that f's own modules travel with it.
+    A block holds the arrays data, indices and indptr of the CSR form of the rows. The function is a closure,
+    so that the modules of f are sent with it.
 
-    matrix_class : csr_array or csr_matrix of scipy.
+    Parameters
+    ----------
+    f : callable
+        Called with a sparse matrix.
+    matrix_class : type
+        `csr_array` or `csr_matrix` of scipy.
+    n_columns : int
+        The number of columns of the matrix.
     """
 
     def call_with_matrix(block: Any) -> Any:
@@ -71,14 +82,14 @@ def make_csr_task(f: Callable[[Any], Any], matrix_class: type, n_columns: int) -
 
 
 def build_csr_matrix(csr_arrays: Sequence[Array], matrix_class: type, n_columns: int) -> Any:
-    """The matrix of so many columns that has these arrays.
+    """Return the sparse matrix with these data, indices and indptr, and `n_columns` columns.
 
     >>> from scipy.sparse import csr_array
     >>> block = np.array([5.0, 7.0]), np.array([1, 0]), np.array([0, 1, 1, 2])
     >>> build_csr_matrix(block, csr_array, 2).toarray().tolist()
     [[0.0, 5.0], [0.0, 0.0], [7.0, 0.0]]
     """
-    # Compiled code may expect aligned numbers, which those behind odd numbers of bytes are not.
+    # Compiled code may require aligned arrays, and arrays in received bytes need not be aligned.
     data, indices, indptr = (np.require(array, requirements="A") for array in csr_arrays)
     return matrix_class((data, indices, indptr), shape=(len(indptr) - 1, n_columns))
 
@@ -92,24 +103,25 @@ def make_call_task(
     may_stop_early: bool = True,
     referenced_objects: Sequence[Any] = (),
 ) -> Callable[[Any], PackedTree]:
-    """Return the function that workers call with a block: f of its items, with the results pickled.
+    """Return the function of a block that calls f with the items in the block, and pickles the results.
 
-    The function is a closure, so that the modules of f travel with it.
+    The function is a closure, so that the modules of f are sent with it.
 
     Parameters
     ----------
     f : callable
+        Called with each item.
     star : bool
         Whether an item is a tuple of arguments of f, rather than its first argument.
     args, kwargs : sequence and dict, optional
         Further arguments of each call.
     unpickle_blocks : bool
-        Whether blocks are those of `pickle_to_array`, or pickles of several items as integers of 8 bits.
-        If not, a block is the item.
+        Whether a block is an array that `pickle_to_array` has returned or, if its dtype is int8, a pickle of
+        several items. If False, the block itself is the item.
     may_stop_early : bool
         Whether the last items of a batch are left to other workers if the first ones take long.
     referenced_objects : sequence
-        Classes and functions that items refer to. f brings the state of their modules along.
+        Classes and functions that items refer to. The state of their modules is sent with f.
 
     Examples
     --------
@@ -144,11 +156,12 @@ def make_call_task(
 
 
 def execute_pickled_call(block: Array) -> PackedTree:
-    """What the call of a block returns, as `pickle_to_packed_tree` has it; of several of one function, as
-    `execute_batch`.
+    """Run the call, or the batch of calls, that a block contains, and return the pickled results.
 
-    These are a pickle of f and of pickles of what it is called with, as integers of 8 bits. f may be one that
-    was pickled before: a block as bytes, or the path of its file.
+    A block of dtype uint8 is an array of `pickle_to_array` with a function, its arguments and its keyword
+    arguments. A block of dtype int8 is the pickle of a function of one argument and a list of pickled
+    arguments; if there are several, the result is that of `execute_batch`. In both, the function may be given
+    as bytes of `pickle_to_array` or as the path of a file of them.
 
     >>> from polarmap.worker.pickled_values import pickle_to_array
     >>> packed = execute_pickled_call(pickle_to_array((divmod, (7, 2), {})))
@@ -175,11 +188,11 @@ def execute_batch(
     pickled_items: Sequence[bytes | Array],
     may_stop_early: bool = True,
 ) -> PackedTree:
-    """Call f with each item of a batch, and return the pickled results and what f raised.
+    """Call f with each item of a batch, and return the results and errors, pickled.
 
-    With `may_stop_early`, no further item is started after `MAX_BATCH_SECONDS`. The returned value is a list
-    with the result of each item that was started, as `unpickle_item` reads it, and a dict from the positions
-    of items that failed to their errors as plain data.
+    With `may_stop_early`, no further item is started after MAX_BATCH_SECONDS. The pickled value is a pair: a
+    list with the result of each item that was started, in the form that `unpickle_item` reads, and a dict
+    from the positions of failed items to their errors as plain tuples.
 
     >>> data = execute_batch(abs, [pickle.dumps(-3), pickle.dumps("x")]).data
     >>> (three, _), errors = unpickle_array(np.frombuffer(data, np.uint8))
@@ -197,7 +210,7 @@ def execute_batch(
             except BaseException as error:
                 errors[index] = to_plain_tuple(describe_error(error))
             yield result
-            # Other workers may do the rest. In a child that f has forked, its parent does.
+            # Leave the rest to other workers, or to the parent if f has forked this process.
             if time.monotonic() > deadline or os.getpid() != original_pid:
                 break
 
@@ -209,7 +222,7 @@ def execute_batch(
 
 
 def call_each(f: Callable[..., Any], argument_tuples: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Several calls as one.
+    """Return the results of several calls of f, so that one task can run them.
 
     >>> call_each(pow, [(2, 3), (3, 2)])
     [8, 9]
@@ -218,7 +231,7 @@ def call_each(f: Callable[..., Any], argument_tuples: Iterable[tuple[Any, ...]])
 
 
 def sort_repeatedly(n_repeats: int, block: Any) -> float:
-    """Sort the same numbers so often, whatever the block: work of one core, to be timed.
+    """Sort the same numbers `n_repeats` times and ignore the block: a benchmark task for one core.
 
     >>> sort_repeatedly(2, None)
     0.0
@@ -230,11 +243,11 @@ def sort_repeatedly(n_repeats: int, block: Any) -> float:
 
 
 def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block: Any) -> Array:
-    """block @ operand in `dtype`, for a block that is an array or in CSR form.
+    """Return `block @ operand` in `dtype`, for a dense or a sparse block.
 
-    Integers wrap in `dtype` also where a parity block is wider than the data: equations that hold
-    modulo 2^64 hold modulo a smaller power of two. In real products parity of uint64 is what it was
-    before it wrapped, which `check_parity_fits_int64` has made sure int64 can hold.
+    Integers wrap in `dtype` even if a parity block has a wider dtype than the data, because equations modulo
+    2^64 also hold modulo smaller powers of two. For real products, a parity block of uint64 is read as int64,
+    which can hold its values: `check_parity_fits_int64` has verified that.
 
     >>> multiply_block(np.array([1.0, 2.0]), np.dtype(float), False, np.eye(2)).tolist()
     [1.0, 2.0]
@@ -245,19 +258,27 @@ def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block:
     values = values.astype(dtype, copy=False)
     if not is_sparse:
         return np.asarray(values @ operand)
-    block.data = values  # the arrays are the worker's, the matrix is ours
+    block.data = values  # The arrays may be cached, but the matrix object was created for this task.
     return np.asarray(block @ operand.astype(dtype, copy=False))
 
 
 def multiply_block_pair(dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
-    """A_i B_j from A_i and the transpose of B_j."""
+    """Return the product A_i B_j, given A_i and the transpose of B_j."""
     return np.matmul(block_pair[0], block_pair[1].T, dtype=dtype, casting="unsafe")  # type: ignore[no-any-return]
 
 
 def compute_gram_block(weights: Array | None, dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
-    """A_i^H diag(weights) A_j from the transposes of A_i and A_j; without weights these are 1.
+    """Return the block A_i^H diag(weights) A_j of a Gram matrix, given the transposes of A_i and A_j.
 
-    Of weights (rows, m) there are m such matrices, along the last axis.
+    Parameters
+    ----------
+    weights : array or None
+        Weights of the rows; None stands for ones. With weights of shape (rows, m), the result contains m
+        matrices along its last axis.
+    dtype : numpy.dtype
+        The dtype of the result.
+    block_pair : tuple of array
+        The transposes of A_i and A_j.
     """
     left, right = block_pair
     if weights is None or weights.ndim == 1:

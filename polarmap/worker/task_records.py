@@ -1,6 +1,8 @@
-"""The records that drivers and workers send each other, and the codec of those that travel pickled.
+"""Records that drivers and workers send each other, and their serialization as plain tuples.
 
-Runs on workers too: imports numpy at most.
+`TaskRequest` describes an attempt, `BlockRef` its block, and `TaskReply` its result or error. They are
+sent as plain tuples, so that a process without polarmap can unpickle them. Runs on workers too: imports numpy
+at most.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from polarmap.worker.locations import Location, location_from_fields
 from polarmap.worker.pytree import Layout, Structure
 from polarmap.worker.segments import Segment
 
-MAX_ERROR_CHARACTERS = 10_000  # of an error, and of its traceback, that travel
+MAX_ERROR_CHARACTERS = 10_000  # maximum length of an error message, and of its traceback, in a reply
 
 
 class Record(Protocol):
-    """A named tuple that `from_tuple` makes of what `to_plain_tuple` has made of it."""
+    """A named tuple that `from_tuple` restores from the result of `to_plain_tuple`."""
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> Self: ...
@@ -29,19 +31,19 @@ R = TypeVar("R", bound=Record)
 
 
 def encode_record(record: Record) -> bytes:
-    """Return a record as it travels in a message to a worker, which needs no polarmap to unpickle it."""
+    """Return a record as bytes for a message to a worker, which needs no polarmap to unpickle them."""
     return pickle.dumps(to_plain_tuple(record), pickle.HIGHEST_PROTOCOL)
 
 
 def decode_record(record_class: type[R], data: bytes | bytearray) -> R:
-    """Return the record that `encode_record` wrote. Only for what comes from the driver: it is unpickled."""
+    """Return the record that `encode_record` wrote. Pass bytes of the driver only: they are unpickled."""
     return record_class.from_tuple(pickle.loads(data))
 
 
 def to_plain_tuple(record: Any) -> Any:
     """Return a record with its named tuples and locations as plain tuples, which any process can unpickle."""
-    # Named tuples of the caller, which may be keys in a structure, stay as they are. An exception is
-    # pickled by itself: one that cannot be unpickled spoils nothing else.
+    # Named tuples of the user, which may be keys in a structure, are not converted. An exception is pickled
+    # separately, so that the rest of the record can be read even if the exception cannot be unpickled.
     if type(record) is ErrorInfo:
         return (*record[:3], _pickle_if_possible(record.exception))
     if isinstance(record, Location):
@@ -56,11 +58,19 @@ def to_plain_tuple(record: Any) -> Any:
 
 
 class BlockRef(NamedTuple):
-    """What a worker needs to read its block: the segments and their location, or the bytes themselves."""
+    """A reference to a block: the location of its segments, or the bytes themselves.
 
-    # segments : whose bytes in a row are the block; none if it has `data`.
-    # layout : dtype and shape of each array of the block.
-    # data : the bytes of a block that travels with its task; None for any other.
+    Attributes
+    ----------
+    location : Location
+        Where the segments are stored.
+    segments : tuple of Segment
+        Their concatenated bytes are the block. Empty if the block has `data`.
+    layout : tuple
+        The dtype and shape of each array of the block.
+    data : bytes or None
+        The bytes of a block that is sent with its task; None for any other block.
+    """
 
     location: Location
     segments: tuple[Segment, ...]
@@ -69,7 +79,7 @@ class BlockRef(NamedTuple):
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> BlockRef:
-        """One from what `to_plain_tuple` made of it."""
+        """Return the reference that `to_plain_tuple` has converted."""
         location, segments, *rest = fields
         return cls(location_from_fields(location), tuple([Segment(*segment) for segment in segments]), *rest)
 
@@ -92,10 +102,12 @@ class Fault(NamedTuple):
 
     Attributes
     ----------
-    kind
+    kind : str
         "sleep" (for `seconds`), "raise", "exit", "kill" (SIGKILL) or "garbage" (a wrong result).
-    attempts
-        How many attempts of the task suffer it.
+    seconds : float
+        How long the task sleeps before it computes, for "sleep".
+    attempts : int
+        The number of attempts of the task into which the fault is injected.
     """
 
     kind: str
@@ -104,13 +116,20 @@ class Fault(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """Where each task stores its result, of which only a sample then travels."""
+    """Where tasks store their results. Only a sample of a stored result is sent to the driver.
 
-    # source : a folder or bucket.
-    # prefix : of the keys; an array of a result is the object `prefix/task-attempt/number`.
-    # items : numbers in a part at most, so that results of different dtypes are cut alike; a part holds
-    #     numbers of one array only.
-    # arrays : how many a result consists of.
+    Attributes
+    ----------
+    location : Location
+        A folder or bucket.
+    prefix : str
+        Prefix of the keys: array i of a result is stored as the object `prefix/task-attempt/i`.
+    max_segment_items : int
+        Maximum number of items in a segment. Counting items instead of bytes divides results of different
+        dtypes alike. A segment holds items of one array only.
+    n_arrays : int
+        The number of arrays of a result.
+    """
 
     location: Location
     prefix: str
@@ -119,24 +138,32 @@ class OutputSpec(NamedTuple):
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> OutputSpec:
-        """One from what `to_plain_tuple` made of it."""
+        """Return the specification that `to_plain_tuple` has converted."""
         location, *rest = fields
         return cls(location_from_fields(location), *rest)
 
     def make_object_key(self, task: int, attempt: int, array_index: int) -> str:
-        """Of an array that an attempt at a task has given."""
+        """Return the key under which an attempt stores one array of its result."""
         return f"{self.prefix}/{task}-{attempt}/{array_index}"
 
 
 class JobHeader(NamedTuple):
-    """The header of a JOB message: all that the tasks of a map have in common, besides f.
+    """The header of a JOB message: everything that the tasks of a job have in common, except f.
 
-    result_folders : folders for large results; empty where driver and worker share none.
-    output : where the tasks store their results, if they do.
-    encryption : the fields of an `Encryption`; None without.
-    environment : the pickled fields of a `ProcessEnvironment`; empty for that of the worker.
-    block_set_id : the id by which the worker caches the blocks of the map; None if it does not.
-    live_block_set_ids : the ids of all sets of blocks that the driver has.
+    Attributes
+    ----------
+    result_folders : list of str
+        Folders for large results; empty if driver and worker share no folder.
+    output : OutputSpec or None
+        Where tasks store their results. None: results are sent to the driver.
+    encryption : tuple or None
+        The fields of an `Encryption`; None if replies are not encrypted.
+    environment : bytes
+        The pickled fields of a `ProcessEnvironment`; empty to keep that of the worker.
+    block_set_id : int or None
+        The id of the set of blocks with which cached bytes are evicted. None: until room is needed.
+    live_block_set_ids : list of int
+        The ids of all sets of blocks that the driver still has.
     """
 
     result_folders: list[str]
@@ -148,23 +175,20 @@ class JobHeader(NamedTuple):
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> JobHeader:
-        """Return the header that `to_plain_tuple` made a plain tuple of."""
+        """Return the header that `to_plain_tuple` has converted."""
         result_folders, output, *rest = fields
         return cls(result_folders, output and OutputSpec.from_tuple(output), *rest)
 
 
 class TaskOptions(NamedTuple):
-    """The data of a TASK message. The message has none if both fields are None.
-
-    n_data_rows : as in `TaskRequest`.
-    """
+    """The data of a TASK message, which are empty if both fields are None. See `TaskRequest`."""
 
     fault: Fault | None
     n_data_rows: int | None
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> TaskOptions:
-        """Return the options that `to_plain_tuple` made a plain tuple of."""
+        """Return the options that `to_plain_tuple` has converted."""
         fault, n_data_rows = fields
         return cls(fault and Fault(*fault), n_data_rows)
 
@@ -172,29 +196,39 @@ class TaskOptions(NamedTuple):
 class ResultFileRef(NamedTuple):
     """The data of a reply whose result is in a file.
 
-    folder_index : the index of its folder among the `result_folders` of the job.
+    Attributes
+    ----------
+    folder_index : int
+        The index of the folder in the `result_folders` of the job.
+    file_name : str
+        The name of the file in that folder.
     """
 
     folder_index: int
     file_name: str
 
     def encode(self) -> bytes:
-        """Return the reference as text: nothing that a worker sends is unpickled for it."""
+        """Return the reference as text, which the driver can parse without unpickling."""
         return f"{self.folder_index}/{self.file_name}".encode()
 
     @classmethod
     def decode(cls, data: bytes) -> ResultFileRef:
-        """Return the reference that `encode` wrote; ValueError for anything else."""
+        """Return the reference that `encode` wrote; raise ValueError for anything else."""
         folder_index, file_name = data.decode().split("/")
         return cls(int(folder_index), file_name)
 
 
 class WorkerIdentity(NamedTuple):
-    """The data of a HELLO message.
+    """The data of a HELLO message: where a worker runs.
 
-    machine : the address of the worker's machine, by which the engine knows it; empty if it has none.
-    host : the name of the machine.
-    label : what the engine calls the worker.
+    Attributes
+    ----------
+    machine : str
+        The address by which the cluster engine identifies the machine; empty if it has none.
+    host : str
+        The host name of the machine.
+    label : str
+        The name of the worker in the cluster engine.
     """
 
     machine: str = ""
@@ -202,20 +236,24 @@ class WorkerIdentity(NamedTuple):
     label: str = ""
 
     def encode(self) -> bytes:
-        """Return the fields as text, a line each: nothing that a worker sends is unpickled for it."""
+        """Return the fields as lines of text, which the driver can parse without unpickling."""
         return "\n".join(self).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> WorkerIdentity:
-        """Return the identity that `encode` wrote. Lines that are missing are empty."""
+        """Return the identity that `encode` wrote. Missing lines become empty fields."""
         return cls(*data.decode(errors="replace").split("\n", 2))
 
 
 class ResultRef(NamedTuple):
-    """A result that lies in storage.
+    """A reference to a result that is stored.
 
-    layout : dtype and shape of each of its arrays.
-    segments : their bytes in a row.
+    Attributes
+    ----------
+    layout : tuple
+        The dtype and shape of each of its arrays.
+    segments : tuple of Segment
+        Their concatenated bytes are the bytes of the arrays.
     """
 
     layout: tuple[tuple[str, tuple[int, ...]], ...]
@@ -223,13 +261,23 @@ class ResultRef(NamedTuple):
 
 
 class TaskRequest(NamedTuple):
-    """What a worker is told of one attempt of a task, a few hundred bytes."""
+    """The description of one attempt of a task, a few hundred bytes when it is sent to a worker.
 
-    # block : what to read; None if the block comes with the ticket.
-    # fault : that this attempt suffers.
-    # output : where to store the result instead of sending it.
-    # encryption : its fields, of replies.
-    # rows : of data, if rows of zeros fill the block up and f is to be evaluated without these, too.
+    Attributes
+    ----------
+    task, attempt : int
+        The index of the task, and the number of the attempt, from 0 on.
+    block_ref : BlockRef or None
+        The block to read; None if the block itself is sent with the request.
+    fault : Fault or None
+        The fault to inject into this attempt.
+    output : OutputSpec or None
+        Where to store the result; None to send it to the driver.
+    encryption : tuple or None
+        The fields of an `Encryption` for the reply; None for no encryption.
+    n_data_rows : int or None
+        The number of rows before the padding, if f is also to be called without the padding.
+    """
 
     task: int
     attempt: int
@@ -241,14 +289,14 @@ class TaskRequest(NamedTuple):
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> TaskRequest:
-        """One from what `to_plain_tuple` made of it."""
+        """Return the request that `to_plain_tuple` has converted."""
         task, attempt, block, fault, output, *rest = fields
         block, fault = block and BlockRef.from_tuple(block), fault and Fault(*fault)
         return cls(task, attempt, block, fault, output and OutputSpec.from_tuple(output), *rest)
 
 
 class ErrorInfo(NamedTuple):
-    """An exception as plain text, and itself: pickled once it has travelled, None if it cannot."""
+    """An exception as text, and the exception itself: pickled in a reply, None if it cannot be pickled."""
 
     type: str
     message: str
@@ -257,15 +305,25 @@ class ErrorInfo(NamedTuple):
 
 
 class UnusableWorkerError(Exception):
-    """A worker failed at what is not f's: its task is lost, and it is replaced."""
+    """Raised if a worker fails for a reason other than f: its task is lost, and the worker is replaced."""
 
 
 class TaskReply(NamedTuple):
-    """What a task reports: of a result, whose bytes travel beside, or of an error."""
+    """The header of a reply: metadata of a result, whose bytes are sent as data, or an error.
 
-    # seconds : that the worker spent.
-    # stored : layout and parts of the result, if it stays in storage and a sample of it travels.
-    # host : name of the worker's machine, if the driver cannot know it otherwise.
+    Attributes
+    ----------
+    error : ErrorInfo or None
+        What the task has raised; None if it has returned a result.
+    seconds : float
+        How long the task took on the worker.
+    structure, layout : tuple
+        The structure and layout of the data: of the result, or of a sample of a stored result.
+    result_ref : tuple or None
+        Layout and segments of a stored result; None if the result is sent whole.
+    host : str
+        The name of the worker's machine if the driver does not know it, otherwise empty.
+    """
 
     error: ErrorInfo | None
     seconds: float
@@ -276,24 +334,24 @@ class TaskReply(NamedTuple):
 
 
 def pickle_value(value: Any) -> bytes:
-    """A value as bytes."""
+    """Return a pickle of a value, with cloudpickle if pickle cannot serialize it."""
     try:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception:  # what is defined in a function or a notebook
+    except Exception:  # For example, a class that is defined in a function or a notebook.
         from cloudpickle import dumps
 
         return bytes(dumps(value))
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
-    """An exception in a form that always travels, whatever its own methods do."""
+    """Return an exception in a form that can always be sent, even if its own methods raise."""
     message = _call_or_default(lambda error: str(error)[:MAX_ERROR_CHARACTERS], error, "<its __str__ raised>")
     text = _call_or_default(_format_traceback, error, message)
     return ErrorInfo(type(error).__name__, message, text, error)
 
 
 def _call_or_default(function: Callable[[BaseException], str], error: BaseException, default: str) -> str:
-    """What the caller's own code gives, if it gives anything."""
+    """Return `function(error)`, or `default` if the methods of the user's exception raise."""
     try:
         return function(error)
     except BaseException:
@@ -301,7 +359,7 @@ def _call_or_default(function: Callable[[BaseException], str], error: BaseExcept
 
 
 def _format_traceback(error: BaseException) -> str:
-    """From the first line on that is not ours; its end, where the error stands, if it is long."""
+    """Return the traceback from the first frame outside polarmap on, cut at its beginning if it is long."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("polarmap."):
         trace = trace.tb_next
@@ -310,7 +368,7 @@ def _format_traceback(error: BaseException) -> str:
 
 
 def _pickle_if_possible(error: BaseException | bytes | None) -> bytes | None:
-    """An exception pickled; None for one that does not come back as it was."""
+    """Return a pickled exception, or None if unpickling does not restore an exception of the same type."""
     if not isinstance(error, BaseException):
         return error
     try:

@@ -1,6 +1,7 @@
-"""Entry points of the persistent workers that Lithops, Dask and Ray start: each connects to its driver.
+"""Entry points of the persistent workers that Lithops, Dask and Ray start.
 
-Runs on workers: imports numpy at most.
+Each connects to its driver by a socket or, if no socket reaches it, by objects in a storage. It then serves
+the driver until its lifetime ends or the driver disconnects. Runs on workers: imports numpy at most.
 """
 
 from __future__ import annotations
@@ -27,15 +28,25 @@ from polarmap.worker.storage_channel import StorageChannel
 
 
 class DriverAddress(NamedTuple):
-    """How a worker reaches its driver. Plain data.
+    """The address of a driver, with settings for its workers, as plain data.
 
-    endpoints : where it listens, all of which are tried first.
-    key : that both sides prove to have.
-    bucket, prefix : in the storage, which is used where no socket is reached; None: where there is none.
-    cache_bytes : bytes of blocks that the worker may keep.
-    n_threads : that its libraries for linear algebra may use.
-    tcp_timeout : seconds of silence after which the connection is lost.
-    fetch_timeout : seconds that reading a block from the storage may take.
+    Attributes
+    ----------
+    endpoints : tuple of (host, port)
+        Addresses on which the driver listens, tried in this order before the storage.
+    key : bytes
+        The secret by which driver and worker authenticate each other.
+    bucket, prefix : str
+        The bucket, and the prefix of the keys, of a storage channel. If `bucket` is None, only sockets are
+        tried.
+    cache_bytes : int
+        Maximum size of the blocks that the worker caches, in bytes.
+    n_threads : int
+        Maximum number of threads of linear algebra libraries.
+    tcp_timeout : float
+        Seconds without a response after which the connection counts as lost.
+    fetch_timeout : float
+        Maximum time for reading a block from the storage, in seconds.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -49,7 +60,10 @@ class DriverAddress(NamedTuple):
 
 
 def make_worker_task(address: DriverAddress) -> Callable[..., None]:
-    """The function Lithops maps over (number, seconds); a closure, so that its modules travel with it."""
+    """Return the function that Lithops maps over pairs of worker id and lifetime in seconds.
+
+    It is a closure, so that cloudpickle sends the modules that it uses.
+    """
     fields: tuple[Any, ...] = tuple(address)
 
     def task(worker: tuple[int, float], storage: Any) -> None:
@@ -67,7 +81,21 @@ def serve_driver(
     label: str = "",
     machine_address: str = "",
 ) -> None:
-    """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
+    """Serve the driver for `lifetime_seconds`, in a process that exits once the driver has disconnected.
+
+    Parameters
+    ----------
+    address : DriverAddress
+        The address of the driver.
+    worker_id : int
+        The id of this worker, unique for its driver.
+    lifetime_seconds : float
+        No task is started later than this.
+    storage : lithops.Storage or None
+        The storage of blocks and of the storage channel, if there is one.
+    label, machine_address : str
+        Names of the worker and of its machine, as for `PersistentWorker`.
+    """
     deadline = time.monotonic() + lifetime_seconds
     drop_inherited_connections(storage)
     os.environ.update(get_thread_limit_variables(address.n_threads))
@@ -81,7 +109,7 @@ def serve_driver(
             worker.serve(deadline)
 
 
-# Blocks of workers on threads of this process, by the key of their driver.
+# Block caches that workers on threads of this process share, by the key of their driver.
 _shared_caches = WeakValueDictionary[bytes, BlockCache]()
 
 
@@ -92,10 +120,11 @@ def serve_driver_on_thread(
     label: str = "",
     machine_address: str = "",
 ) -> None:
-    """The same on a thread of a process that others use, too: it ends between two tasks only.
+    """Serve the driver like `serve_driver`, on a thread of a process that also runs other code.
 
-    What others may use of the cores is theirs again when a task ends, or the driver is gone. Workers of one
-    driver on threads of one process keep blocks together.
+    A running task is not interrupted when the driver disconnects. Libraries are limited to the driver's
+    number of threads only during tasks, and until the driver disconnects. Workers of one driver on threads of
+    one process share a block cache.
     """
     address = DriverAddress(*address_fields)
     block_cache = _shared_caches.setdefault(address.key, BlockCache(0))
@@ -103,7 +132,7 @@ def serve_driver_on_thread(
     limit_stack, lock = ExitStack(), threading.Lock()
 
     def lift_thread_limit() -> None:
-        with lock:  # the task may end in this moment
+        with lock:  # The task may end at the same time.
             limit_stack.close()
 
     @contextlib.contextmanager
@@ -121,15 +150,18 @@ def serve_driver_on_thread(
 
 
 def open_channel(address: DriverAddress, worker_id: int, storage: Any) -> SocketChannel | StorageChannel:
-    """Return the best channel that works from here; ConnectionError if none does.
+    """Connect to the driver by a socket or, if that fails, by its storage.
 
-    Raises ProtocolMismatchError if the driver uses another version of the protocol.
+    Raises ConnectionError if the driver cannot be reached and has no storage channel, and
+    ProtocolMismatchError if it uses another version of the protocol.
     """
     channel = connect_to_driver(address.endpoints, address.key, worker_id, address.tcp_timeout)
     if channel is not None:
         return channel
     if address.bucket is None:
         endpoints_text = ", ".join(f"{host}:{port}" for host, port in address.endpoints)
-        advice = "say in Pool(listen='host:port') where it does"
-        raise ConnectionError(f"no driver answers {socket.gethostname()} at {endpoints_text}: {advice}")
+        advice = "pass an address that workers can reach as Pool(listen='host:port')"
+        raise ConnectionError(
+            f"the driver does not answer {socket.gethostname()} at {endpoints_text}: {advice}"
+        )
     return StorageChannel(storage, address.bucket, address.prefix, worker_id)

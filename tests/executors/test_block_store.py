@@ -1,4 +1,4 @@
-"""What workers read: each piece is stored once and as it was, shared by maps, and gone with the blocks."""
+"""Components of blocks are stored once, shared by jobs, and removed with their blocks."""
 
 from __future__ import annotations
 
@@ -208,8 +208,8 @@ def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
         data = stored.read_component(coded, part.key) if place.kind == "driver" else place.read(source, lying)
         assert len(data) == part.size + CIPHERTEXT_OVERHEAD_BYTES
         assert not any(row.tobytes() in bytes(data) for row in coded.block_leaves(task)[0])
-        assert part.crc32 in (None, zlib.crc32(data))  # which tells nothing of the numbers
-        # Whoever reads it need have no module of ours.
+        assert part.crc32 in (None, zlib.crc32(data))  # A checksum of encrypted bytes reveals nothing.
+        # Readers need no module of polarmap.
         ticket = to_plain_tuple(
             told(coded, key).make_task_request(task, 0, stored.publish_block(coded, task))
         )
@@ -334,7 +334,7 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
         coded = blocks()
         stored = store.acquire_blocks(told(coded))
         store.collect_garbage()
-        stored.publish_in_parallel(coded, [0])  # those of the map before are not needed any more
+        stored.publish_in_parallel(coded, [0])  # The previous job is over.
     assert len(storage.objects) == 1
 
 

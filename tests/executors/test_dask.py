@@ -42,7 +42,7 @@ from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.worker.locations import BucketLocation, FolderLocation
 
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
-BEGAN: SimpleQueue[int] = SimpleQueue()  # which calls did, in this process: numbers
+BEGAN: SimpleQueue[int] = SimpleQueue()  # numbers of the calls that have started in this process
 RELEASE = threading.Event()
 CLOSED = "its client was closed, or it was shut down"
 BLOCKS = UncodedBlocks([[A]] * 4, ("array",))
@@ -53,9 +53,9 @@ BLOCKS = UncodedBlocks([[A]] * 4, ("array",))
 
 @pytest.fixture
 def executor() -> Iterator[Any]:
-    """Of two workers, which have nothing to do when it is over."""
+    """Yield an executor with two Dask workers, and let all calls return at the end."""
     RELEASE.clear()
-    unset = dask.config.set(scheduler=None)  # which a client that is closed before its time leaves to others
+    unset = dask.config.set(scheduler=None)  # A client that is closed early leaves it set.
     with unset, dask_executor(2) as executor:
         yield executor
         RELEASE.set()
@@ -373,7 +373,7 @@ def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
 def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried_and_dask_prints_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told = r"no driver answers .* at no\.such\.host\.invalid:18735"
+    told = r"the driver does not answer .* at no\.such\.host\.invalid:18735"
     with dask_executor(2) as executor, Pool(executor, listen="no.such.host.invalid:18735") as pool:
         with pytest.raises(ExecutorError, match=told):
             check(pool)

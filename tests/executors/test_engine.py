@@ -1,4 +1,4 @@
-"""Calls on an engine, and maps of them, end whatever becomes of it."""
+"""Calls on a cluster engine, and maps of them, end even if the engine fails."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_all_end_when_the_engine_goes_and_it_takes_no_others() -> None:
     with closing(executor.open(JobSpec(np.negative, BLOCKS))) as run:
         engine = made.pop()
         run.submit([(0, 0), (1, 0)])
-        assert run.wait(0.0) != []  # nobody knows better than that they have begun
+        assert run.wait(0.0) != []  # The engine does not report when tasks start.
         engine.reason = "it was shut down"
         run.submit([(2, 0)])
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""What is meant by an executor is told without importing what made it (see test_structure)."""
+"""Executors are recognized without importing the library that has created them (see test_structure)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polarmap.executors.executor_specs import (
 )
 
 
-def ray_makes() -> None: ...  # of which `ray_module.make_remote` gives a partial
+def ray_makes() -> None: ...  # `ray_module.make_remote` returns a partial of it.
 
 
 ray_makes.__module__ = "ray._private.worker"

@@ -1,4 +1,4 @@
-"""The process that forks workers, as its driver sees it, and what workers of it find."""
+"""The fork server, as its driver uses it, and the environment of its workers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> Non
 
 
 def on_a_new_worker(f: Callable[[], Any]) -> Any:
-    """What f returns on a worker of a pool of its own."""
+    """Return the result of f on a worker of a new pool."""
     with Pool(workers=1) as pool:
         [found] = hedged_map(lambda part: f(), np.zeros(1), blocks=1, executor=pool)
     return found[0]
@@ -96,7 +96,7 @@ def test_whether_it_is_alive_is_asked_without_any_effect() -> None:
         wait_until_ready([server._control_socket], POLLIN, 60.0)
         assert_only_asks(server, server.is_alive)
         assert server.is_alive()
-        assert wait_until_ready([server._control_socket], POLLIN, 0.0)  # what it has said is not read
+        assert wait_until_ready([server._control_socket], POLLIN, 0.0)  # Its first byte has not been read.
         server.check_started()
         assert server._is_ready
     finally:

@@ -1,4 +1,4 @@
-"""What every executor keeps to: a new one is one more line of EXECUTORS, with the faults it can bear."""
+"""The contract of all executors. A new one is added to EXECUTORS, with the faults that it tolerates."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_what_is_withdrawn_ends_once_and_leaves_its_place_to_others(
         for task, _ in asleep if kind.withdraws else ():
             assert outcomes[task].failure is not None
             assert outcomes[task].failure.kind == "lost"
-        run.cancel(asleep)  # nothing is left of them
+        run.cancel(asleep)  # Cancelling attempts that have ended has no effect.
         run.submit([(0, 1)])
         assert_right(ended(run, 0)[0], attempt=1)
 
@@ -348,7 +348,7 @@ def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
     for outcome in outcomes:
         np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
         assert outcome.seconds == 2.0
-    changed = "is not what was encrypted: somebody has changed or replaced it"
+    changed = "is not what was encrypted: it has been changed or replaced"
     few = "cannot be read: ValueError: a result has 9 bytes, not 24 or more"
     spoilt = "cannot be read: UnpicklingError: invalid load key, 'n'."
     for of, task, attempt, arrived, message in (

@@ -152,7 +152,7 @@ def test_what_lithops_sees_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Future, "status", lambda self, **options: looks.append(self))
     run = Run()
     run.submit([(task, 0) for task in range(3)])
-    run.wait(0.0)  # which tells that they have begun
+    run.wait(0.0)  # It reports the attempts as started.
     with ThreadPoolExecutor(1) as monitor:
         monitor.submit(run.functions.futures[1]._set_ready, None)
         assert [outcome.task for outcome in ends(run.wait(60.0))] == [1]
@@ -168,7 +168,7 @@ def opened(f: Any, n: int = 4, **more: Any) -> LithopsSession:
 
 
 def files() -> list[Path]:
-    """Of maps, in the private folder."""
+    """Return the files of jobs in the private folder."""
     found = [path for path in get_process_temp_folder().rglob("*") if path.is_file()]
     return [one for one in found if not one.name.startswith(("owner", "runner-", "localhost-runner.log"))]
 
@@ -289,7 +289,7 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
             site.remove_leftover_objects()
         assert jobs() - others
         site.remove_leftover_objects()
-        assert jobs() <= others  # what others left may vanish meanwhile
+        assert jobs() <= others  # Leftovers of other tests may be removed meanwhile.
 
 
 def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(

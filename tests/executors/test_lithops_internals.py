@@ -1,4 +1,4 @@
-"""Lithops' inside is as we take it to be: what fails here fails with a new version of it."""
+"""The internals of Lithops that polarmap uses: a failure here means that a new version has changed them."""
 
 from __future__ import annotations
 

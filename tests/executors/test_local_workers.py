@@ -1,4 +1,4 @@
-"""Workers as maps take them, give them back, and leave them."""
+"""Local workers are acquired, released and abandoned by jobs."""
 
 from __future__ import annotations
 
@@ -150,14 +150,14 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
         workers.release_worker(worker)
     monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 0.0)
     workers.maintain_workers()
-    assert len(workers) == 3  # as many as were asked for
+    assert len(workers) == 3  # the requested number of workers
     monkeypatch.setattr(workers, "_max_workers", None)
     monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 600.0)
     workers.maintain_workers()
     assert len(workers) == 3  # they may be needed in a moment
     monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 0.0)
     workers.maintain_workers()
-    assert len(workers) == 1  # that is busy
+    assert len(workers) == 1  # The remaining worker is busy.
     workers.release_worker(third)
     workers.maintain_workers()
     assert taken(workers, opened(workers)) is third
@@ -188,7 +188,7 @@ def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
                 assert until(lambda waits=waits, process=process: is_process_idle(process.pid) == waits)
             finally:
                 process.kill()
-    assert not is_process_idle(process.pid)  # nobody knows
+    assert not is_process_idle(process.pid)  # The state of a dead process is unknown.
 
 
 def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What f reaches in modules of a user's own."""
+"""The state that f reaches in the user's modules is collected and sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How functions travel."""
+"""Functions are pickled with the modules and the state that they need."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_workers_do_not_draw_the_same_numbers(shared: Pool) -> None:
 
 def test_tasks_that_sleep_do_not_keep_others_from_starting(shared: Pool, tmp_path: Path) -> None:
     def nap(item: int) -> int:
-        """Until more others sleep than there would be if four did at a time."""
+        """Sleep until more calls sleep than four workers can run at a time."""
         (tmp_path / str(item)).touch()
         deadline = time.monotonic() + PATIENCE
         while len(os.listdir(tmp_path)) < 8 and time.monotonic() < deadline:
@@ -335,7 +335,7 @@ def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
         time.sleep(0.5)
         return float(os.getpid())
 
-    others = set(descendants(os.getpid()))  # of tests before this one
+    others = set(descendants(os.getpid()))  # processes of earlier tests
     with Pool(idle_timeout=600) as pool:
         found = polarmap.hedged_map(nap, [X] * 32, executor=pool)
         assert len(set(found)) > 4
@@ -478,7 +478,7 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
     seen: list[set[int]] = []
     with Pool(YAML, workers=2) as pool:
         deadline = time.monotonic() + 60.0
-        while not seen or seen[0] & seen[-1]:  # until none of the first is left
+        while not seen or seen[0] & seen[-1]:  # Wait until all first workers were replaced.
             assert time.monotonic() < deadline
             results = polarmap.hedged_map(nap, [X] * 2, executor=pool)
             seen.append({process for process, _ in results})

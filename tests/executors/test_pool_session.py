@@ -189,7 +189,7 @@ def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
 def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
     """Workers of other pools on threads of this process, which may outlive their tests, keep their own."""
     kept = UncodedBlocks([[np.zeros(3)]], ("array",))
-    keys = list[bytes]()  # of the driver that each worker belongs to
+    keys = list[bytes]()  # the driver key of each worker
 
     def noting_the_key(address: DriverAddress, number: int, seconds: float) -> None:
         keys.append(address.key)
@@ -340,7 +340,7 @@ def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map
         assert 2 * max(link.bytes_to_caller - before[link.index] for link in links.first(2)) < BLOCK_BYTES
         links.restore()
         table = run._worker_pool  # type: ignore[attr-defined]
-        assert until(lambda: not table.count_busy_workers())  # what was on its way to them has been written
+        assert until(lambda: not table.count_busy_workers())  # All messages to workers were written.
         with closing(pool.open(payload)) as run:
             run.submit([(task, 0) for task in range(4)])
             outcomes = first_ends(run, 4, PATIENCE)

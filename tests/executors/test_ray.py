@@ -49,7 +49,7 @@ def ended() -> Iterator[None]:
 
 @pytest.fixture
 def cluster() -> Any:
-    """Of Ray on this machine, as the module that means it."""
+    """Start a Ray cluster on this machine, and return the module of Ray."""
     ray_clusters.start(ray)
     return ray
 

@@ -1,4 +1,4 @@
-"""What a user passes as an executor is recognized."""
+"""All supported kinds of executors are recognized."""
 
 from __future__ import annotations
 

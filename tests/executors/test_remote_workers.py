@@ -1,4 +1,4 @@
-"""Workers elsewhere: they are started, replaced, renewed, given up and paid."""
+"""Remote workers are started, replaced, renewed, released and billed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def workers(site: ThreadSite) -> Iterator[RemoteWorkerPool]:
 
 
 def started(workers: RemoteWorkerPool, count: int) -> None:
-    """So many were wanted, and are there."""
+    """Request `count` workers and wait until they have joined."""
     workers.request_workers(count)
     assert until(lambda: len(workers) == count)
 
@@ -110,7 +110,7 @@ def test_one_more_is_started_for_a_map_that_finds_none_free(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polarmap.executors.worker_pool.GRACE_SECONDS", 0.0)  # nothing began for long
-    started(workers, 1)  # which may take as long
+    started(workers, 1)  # The start may take longer than the grace period.
     first, second = opened(workers), opened(workers)
     first.n_queued = 1
     workers.maybe_scale_up(first, 1)
@@ -283,7 +283,7 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     assert second is not None
     assert second.n_started == 0
     assert second.n_writes > 0
-    assert 0.04 < second.worker_seconds <= time.monotonic() - since  # of the one that is left
+    assert 0.04 < second.worker_seconds <= time.monotonic() - since  # seconds of the remaining worker
 
 
 def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkerPool, site: ThreadSite) -> None:
@@ -292,7 +292,7 @@ def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkerPool, site: Th
     for one in workers._launched.values():
         one.expires_at = time.monotonic() + OUTAGE_SECONDS - 1.0
     deadline = time.monotonic() + PATIENCE
-    while min(workers._workers, default=0) < 8:  # until none of the first is there
+    while min(workers._workers, default=0) < 8:  # Wait until all first workers were replaced.
         assert time.monotonic() < deadline
         workers.maintain_workers()
         assert len(workers) <= 9
@@ -328,7 +328,7 @@ def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on_and_goes_when_i
     lease.closed_at = time.monotonic() - 1.0
     workers.request_workers(1)
     assert until(lambda: len(workers) == 2)
-    stuck.allocation = None  # it has come to its end
+    stuck.allocation = None  # Its task has ended.
     workers.maintain_workers()
     assert len(workers) == 1
 
@@ -500,7 +500,7 @@ def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
 
 
 def answer(call: Message, kind: bytes = MessageKind.TASK_REPLY, **fields: Any) -> Message:
-    """What a worker that was given this call says of it."""
+    """Return the message by which a worker replies to a task message."""
     return Message(kind, call.attempt_key, **fields)
 
 
@@ -564,7 +564,7 @@ def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pyte
         return part(self, coded, key)
 
     monkeypatch.setattr(PublishedBlocks, "read_component", counted)
-    for module in (remote_workers, worker_pool):  # one that is late at what nobody waits for gets no help
+    for module in (remote_workers, worker_pool):  # Workers late with abandoned tasks get no backup.
         monkeypatch.setattr(module, "GRACE_SECONDS", 600.0)
     blocks = UncodedBlocks([[A[8 * task :][:8]] for task in range(6)], ("array",))
     with pool_of(site, workers=1) as pool:

@@ -37,7 +37,7 @@ def call(number: int, f: bytes = b"") -> Message:
 
 
 def ended(number: int, data: bytes = b"") -> Message:
-    """What a worker says of its task."""
+    """Return the message that a worker sends about its task."""
     return Message(MessageKind.TASK_REPLY, (0, number, 0), b"", data)
 
 
@@ -54,7 +54,7 @@ class Side:
         self.links[number] = link
 
     def orders(self) -> Mailbox:
-        """What is told to workers."""
+        """Return the messages in the mailbox."""
         return Mailbox.decode(self.storage.get_object("b", ChannelKeys(self.prefix).mailbox_key))
 
     def has_stored_all(self) -> bool:
@@ -68,7 +68,7 @@ class Side:
         return self.storage.list_keys("b", self.prefix)
 
     def worker(self, number: int) -> StorageChannel:
-        """One that has joined."""
+        """Return the channel of a worker that has joined."""
         one = StorageChannel(self.storage, "b", self.prefix, number)
         self.channels.append(one)
         one.send(Message(MessageKind.HELLO, header=b"%d" % number))
@@ -83,7 +83,7 @@ class Side:
         assert until(lambda: told in [one[:2] for one in self.orders().messages.get(number, ())])
 
     def heard(self, number: int, count: int = 1) -> list[Any]:
-        """So many messages of a worker; its first tells its process."""
+        """Receive and return `count` messages of a worker. The first one contains its process id."""
         said: list[Any] = []
 
         def listen() -> bool:
@@ -111,7 +111,7 @@ def side() -> Iterator[Side]:
 
 
 def received(worker: StorageChannel, count: int = 1) -> list[Message]:
-    """So many messages of the driver."""
+    """Receive and return `count` messages of the driver."""
     said: list[Message] = []
 
     def listen() -> bool:

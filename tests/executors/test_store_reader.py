@@ -36,7 +36,7 @@ class Shelf:
 
 
 def read(*segments: Segment, timeout: float = PATIENCE) -> list[FinishedRead]:
-    """What is read of one block, sorted by key."""
+    """Read segments of one block and return the finished reads, sorted by key."""
     store: Any = Shelf()
     has_finished = threading.Semaphore(0)
     location: Any = OpenStoreLocation(store)

@@ -1,4 +1,4 @@
-"""Folders whose names say whose they are."""
+"""Temporary folders whose names identify their owner."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ def test_one_that_was_removed_is_made_again_for_its_owner_alone(
     assert get_process_temp_folder().stat().st_mode & 0o777 == 0o700
     remove_owned_folder(folder)
     folder.symlink_to(tmp_path)
-    with pytest.raises(ExecutorError, match=f"something else is in the place of {folder}"):
+    with pytest.raises(ExecutorError, match=f"{folder} is not a folder that belongs to this user"):
         get_process_temp_folder()
     folder.unlink()
     folder.mkdir()
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(ExecutorError, match=f"something else is in the place of {folder}"):
+    with pytest.raises(ExecutorError, match=f"{folder} is not a folder that belongs to this user"):
         get_process_temp_folder()
 
 
@@ -153,5 +153,5 @@ def test_a_folder_whose_making_is_interrupted_is_removed_at_exit_too(
     with pytest.raises(KeyboardInterrupt):
         make_temp_folder()
     [left] = tmp_path.iterdir()
-    remove_owned_folder(left)  # as it is done at exit with each that this process has made
+    remove_owned_folder(left)  # This is done at exit for each folder of this process.
     assert not left.exists()

@@ -179,7 +179,7 @@ def test_threads_that_cannot_be_started_are_done_without(
             map_in_parallel(str, range(5))
 
 
-# What a program writes to stderr.
+# The expected text on stderr for each way in which a program ends.
 ENDINGS = {"return": "", "raise": "my own", "interrupt": "KeyboardInterrupt", "fail": "the disk is full"}
 
 

@@ -1,4 +1,4 @@
-"""Who calls a driver, and to whom it listens."""
+"""A driver accepts connections from its own workers only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEY = bytes(range(32))
 
 
 class Crowd:
-    """Who has joined."""
+    """The workers that have joined."""
 
     def __init__(self) -> None:
         self.joined: Queue[tuple[int, WorkerChannel, str]] = Queue()
@@ -169,7 +169,7 @@ def test_workers_call_where_the_user_says_and_that_may_be_another_machine_that_p
         assert crowd.one() == (1, "TCP")
         channel.close()
         if host == "127.0.0.1":
-            with socket.socket() as one:  # nobody calls at others
+            with socket.socket() as one:  # Other addresses are not listened on.
                 assert one.connect_ex(("127.0.0.2", port))
         listener.close()
 
@@ -228,4 +228,4 @@ def test_own_addresses_are_those_of_this_machine() -> None:
     assert len(set(addresses)) == len(addresses)
     for address in addresses:
         with socket.socket() as one:
-            one.bind((address, 0))  # which only an address of this machine allows
+            one.bind((address, 0))  # Only an address of this machine can be bound.

@@ -1,4 +1,4 @@
-"""Which machine gets the next worker and the next task: compared with what an even spread must be."""
+"""Workers and tasks are spread evenly over machines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_no_new_worker_starts_on_a_machine_that_has_more_than_another(
 
 @given(MACHINES, COUNTS)
 def test_moving_workers_makes_the_spread_even(machines: list[str], given_counts: dict[str, int]) -> None:
-    """As many are started as are dropped: those that may be, of the fullest machines first."""
+    """Each stopped worker is replaced. Workers that may be stopped are chosen from the fullest machines."""
     counts = Counter({one: given_counts.get(one, 0) for one in machines})
     total, was_even = counts.total(), is_even(counts, machines)
     extra = find_underfull_machines(machines, counts)
@@ -136,7 +136,7 @@ def workers(site: MachineSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remo
 
 
 def spread(workers: RemoteWorkerPool) -> Counter[str]:
-    """How many workers are on each machine, as these have said themselves."""
+    """Return the number of workers on each machine, as reported by the workers."""
     return Counter(one.machine for one in list(workers._workers.values()) if one.pid is not None)
 
 
@@ -235,4 +235,4 @@ def test_the_report_of_a_map_names_machines_and_says_if_one_has_too_many_tasks(
         assert "8 workers run on 2 machines" in str(report)
         assert "one machine runs 4 of 8 tasks; only 2 may be missing" in str(report)
     told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert len(told) == len(set(told)) <= 2  # of either machine
+    assert len(told) == len(set(told)) <= 2  # at most one warning per machine

@@ -1,4 +1,4 @@
-"""Who is free, who is busy, who is gone, and whose turn it is: decisions, without processes."""
+"""Decisions of the worker pool about idle, busy and lost workers, and about whose turn it is."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
     "said",
     [
         Message(MessageKind.HELLO, header=b"x"),
-        Message(MessageKind.TASK_REPLY, (2, *TOLD[1:])),  # of another map
+        Message(MessageKind.TASK_REPLY, (2, *TOLD[1:])),  # a reply of another job
         Message(MessageKind.TASK_REPLY, (TOLD[0], 5, 0)),
         Message(MessageKind.CANCELLED, (*TOLD[:2], 7)),
         Message(MessageKind.FETCH, (2, *TOLD[1:]), b"x/1"),
@@ -305,7 +305,7 @@ class Map:
         self.calls += 1
 
     def start(self, most: int = sys.maxsize) -> int:
-        """How many it may start."""
+        """Start up to `most` tasks, and return how many were started."""
         started = 0
         while started < most and (worker := self.pool.acquire_worker(self.lease, self.waiting)) is not None:
             worker.assign_task(TOLD, None)
@@ -417,7 +417,7 @@ def test_slots_of_a_map_that_is_closed_are_free_and_closing_twice_frees_no_more(
     assert second.calls > 0
     assert pool.has_one_session()
     assert second.start() == CORES + 1
-    pool.release_worker(first.workers[0])  # which nobody waits for
+    pool.release_worker(first.workers[0])  # Its task was abandoned.
     assert second.start() == 0
 
 
@@ -444,7 +444,7 @@ def test_tasks_that_never_end_keep_no_other_map_from_going_on(monkeypatch: pytes
         assert not pool.is_allocation_starved(first.lease)
         assert (first.start(), second.start()) == (0, more)
         now += GRACE_SECONDS + 0.1
-        assert second.start() == 0  # it has one
+        assert second.start() == 0  # It already has a worker.
 
 
 def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,7 +484,7 @@ def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
         return most - sum(len(one.workers) for one in maps)
 
     def settle() -> None:
-        """Those that were called, and listen, start what they may, until nobody is called."""
+        """Let sessions that were woken start tasks, until none is woken."""
         while called := [one for one in maps if one.calls and one.lease.can_be_woken]:
             for one in called:
                 one.calls = 0

@@ -278,7 +278,7 @@ def test_workers_read_and_verify_it_themselves(store, pool, kind):
             np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-9, atol=1e-9)
             n_failed, report = n_failed + bool(failed(y.report)), str(y.report)
         assert set(failed(y.report)) <= {first, second}
-        assert "is not what was encrypted: somebody has changed or replaced it" in report
+        assert "is not what was encrypted: it has been changed or replaced" in report
 
 
 def test_when_everything_was_changed_it_is_said_once(store, pool):
@@ -286,7 +286,7 @@ def test_when_everything_was_changed_it_is_said_once(store, pool):
     for index in range(6):
         forge(store, coded.block_segments(index)[0])
     assert {damage.kind for damage in coded.check().damaged} == {"forged"}
-    with pytest.raises(NotDecodableError, match="somebody has changed or replaced it"):
+    with pytest.raises(NotDecodableError, match="it has been changed or replaced"):
         polarmap.coded_map(product, coded, executor=pool)
     with pytest.raises(NotDecodableError):
         coded.repair()

@@ -127,7 +127,7 @@ def test_a_folder_that_somebody_else_has_put_in_place_is_not_used(
             for place in blocks:
                 put(place, tmp_path)
             fails = len(blocks) > 1 and use is not use_large_results
-            message = "something else is in the place of"
+            message = "is not a folder that belongs to this user"
             with pytest.raises(ExecutorError, match=message) if fails else nullcontext():
                 use(product, pool)
             for place in blocks:

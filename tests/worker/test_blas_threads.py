@@ -1,4 +1,4 @@
-"""Limits of the threads of BLAS and OpenMP, which leave no trace."""
+"""Limits on BLAS and OpenMP threads apply during tasks and are removed afterwards."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PATIENCE = 50.0
 
 
 def threads_now() -> set[int]:
-    """Of BLAS, as threadpoolctl looks for it each time."""
+    """Return the numbers of threads that threadpoolctl reports for BLAS libraries."""
     return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
 
 
 @pytest.fixture
 def limits() -> ThreadLimiter:
-    """Not those of this process: a task that another test has left behind may hold them."""
+    """Return a new limiter: an abandoned task of another test may still use that of the process."""
     return ThreadLimiter()
 
 
@@ -124,7 +124,7 @@ print(json.dumps(endings))
 
 @pytest.fixture(scope="module")
 def endings() -> dict[str, int]:
-    """How each scene ends, in a process of its own, forked of one interpreter that has no scipy."""
+    """Return the exit code of each scene, run in a process forked from an interpreter without scipy."""
     scenes = json.dumps({name: textwrap.dedent(scene) for name, scene in SCENES.items()})
     command = [sys.executable, "-c", PROGRAM, scenes]
     done = subprocess.run(command, check=True, timeout=PATIENCE, stdout=subprocess.PIPE)

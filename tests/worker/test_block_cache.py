@@ -1,4 +1,4 @@
-"""Blocks that a worker keeps: mapped or fetched once, never changed by f, let go with their files."""
+"""Cached blocks are read once, are never changed by f, and are evicted with their files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Blocks:
     def block(
         self, *arrays: np.ndarray, check: bool = True, of: Sequence[np.ndarray] = (), name: str = "x"
     ) -> BlockRef:
-        """One of these parts, whose arrays are those of `of`."""
+        """Return a reference to a block that consists of the arrays `of`, stored as these segments."""
         parts = []
         for number, array in enumerate(arrays):
             part = Segment(f"{name}{number}", array.nbytes, None, 5)
@@ -152,7 +152,7 @@ def test_blocks_that_are_gone_are_let_go_by_their_numbers(tmp_path: Path) -> Non
     blocks.cache.load_block(stored[2], ("array",), blocks.read, block_set_id=4)
     for numbers_of_all, left in (((), 5), ((4, 3), 4), ((3, 4), 4), ((6,), 1)):
         blocks.cache.evict_removed_blocks(numbers_of_all)
-        assert len(blocks.cache) == left  # 5 is of a map that began after the others were told
+        assert len(blocks.cache) == left  # Set 5 is newer than the lists.
     assert blocks.cache.n_reads == 5
 
 

@@ -1,4 +1,4 @@
-"""Threads for calls that may never end: they are used again, and end once they are idle."""
+"""Daemon threads are reused, and end once they have been idle for a while."""
 
 from __future__ import annotations
 

@@ -61,12 +61,12 @@ class Objects(dict[str, bytes]):
 
 
 def encrypt_part(encryption: Encryption, part: Segment, data: bytes) -> bytes:
-    """What is stored of a part."""
+    """Return the stored bytes of a segment."""
     return b"".join(encrypt_if_location_requires(DriverLocation(encryption=encryption), part, data))
 
 
 def decrypt_part(encryption: Encryption, part: Segment, stored: bytes) -> Any:
-    """A part of which this is stored."""
+    """Return the plaintext of a segment, given its stored bytes."""
     return read_segment(DriverLocation(encryption=encryption), part, lambda _: stored)
 
 
@@ -136,7 +136,7 @@ def test_a_part_is_good_in_its_place_in_its_array_and_whole_only() -> None:
         (Encryption.create(KEY), WHOLE),
     ]
     for where, part in others:
-        with pytest.raises(DamagedError, match="somebody has changed or replaced it"):
+        with pytest.raises(DamagedError, match="it has been changed or replaced"):
             decrypt_part(where, part, stored)
     for cut in (stored[:-1], stored + b"x", b""):
         with pytest.raises(DamagedError, match=r"00002 has \d+ of 1052 bytes"):
@@ -222,7 +222,7 @@ def test_each_part_of_an_object_can_be_read_by_itself() -> None:
 
 
 def test_damage_is_told_from_forgery_by_the_checksum() -> None:
-    """Who changes bytes by accident does not make them fit it."""
+    """Accidental corruption does not produce a matching checksum."""
     objects = Objects(Encryption.create(KEY))
     [part] = objects.put_parts("x", DATA, len(DATA))
     objects["x"] = b"y" + objects["x"][1:]

@@ -1,4 +1,4 @@
-"""What f finds around it: cores."""
+"""The number of cores that f may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slopes along a few directions, and what tells their errors."""
+"""Slopes along a few directions, and the inputs of their error estimate."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from polarmap.worker.processes import ProcessIdentity, _get_start_time
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 
 
-# In which no further process can be started.
+# A fork server that cannot start a process.
 FULL = f"""
 import os
 def fork(): raise BlockingIOError(11, "Resource temporarily unavailable")
@@ -38,7 +38,7 @@ os.fork = fork
 """
 
 
-# That a child has ended is told between the last look for signals and the wait for a request.
+# A child exits between the last check for signals and the wait for a request.
 LATE = f"""
 import ctypes, operator, socket
 from itertools import starmap
@@ -109,12 +109,12 @@ def child() -> int:
 
 
 def leader() -> int:
-    """One that leads a session of its own."""
+    """Start a process that leads a new session."""
     return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
 
 
 def daemon() -> int:
-    """One in a session of its own whose parent has ended."""
+    """Start a process in a new session whose parent has exited."""
     heard, said = os.pipe()
     first = os.fork()
     if not first:
@@ -181,7 +181,7 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
 
 
 def folder_of(process: int, place: Path, **changes: str) -> Path:
-    """One that says that it belongs to this process."""
+    """Create a folder whose name says that it belongs to `process`."""
     owner = ProcessIdentity.current()._replace(
         pid=process, start_time=_get_start_time(process) or "", **changes
     )
@@ -208,7 +208,7 @@ def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str,
 
 
 def test_folders_of_other_machines_stay_and_a_place_that_is_missing_is_no_error(tmp_path: Path) -> None:
-    """Their processes have numbers of their own: one may be that of a worker here which has ended."""
+    """Process ids of other machines may be equal to that of a worker here that has exited."""
     own = tmp_path / "polarmap-0-own"
     own.mkdir()
     process, control = served(tmp_path / "missing" / "polarmap-0-own", own)

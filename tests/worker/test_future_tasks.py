@@ -1,4 +1,4 @@
-"""A task in a pool: left when it is cancelled, by memory or by a folder that goes."""
+"""A task in a future is abandoned when it is cancelled, by a flag in memory or by removing a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which address of the driver a worker connects to, and how both prove that they have the key."""
+"""A worker connects to an address of its driver, and both prove that they have the key."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_process_with_many_open_files_connects_and_hears(listening: socket.soc
 
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Of a connection: the driver's and the worker's."""
+    """Yield the driver's and the worker's end of a connection."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(10.0)
@@ -164,7 +164,7 @@ def test_a_worker_is_who_it_says_and_answers_now_and_itself(
 ) -> None:
     found = background(authenticate_worker, ends[0], KEY)
     ends[1].sendall(said(ends[1].recv(GREETING_BYTES)))
-    with pytest.raises(FrameError, match="a worker without the key"):
+    with pytest.raises(FrameError, match="a worker has connected without the right key"):
         found.result()
 
 
@@ -176,7 +176,7 @@ def test_a_driver_that_makes_up_a_proof_or_sends_back_the_workers_is_refused(
     found = background(authenticate_driver, ends[1], KEY, 1)
     ends[0].sendall(greeting(version))
     ends[0].sendall(proof(ends[0].recv(RESPONSE_BYTES)))
-    with pytest.raises(FrameError, match="a driver without the key"):
+    with pytest.raises(FrameError, match="the driver does not have the right key"):
         found.result()
 
 

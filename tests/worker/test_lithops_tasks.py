@@ -46,7 +46,7 @@ class Storage(DictStorage):
 
     @property
     def results(self) -> set[str]:
-        """What workers stored."""
+        """The keys of the objects that workers have stored."""
         return {key for _, key in self.objects} - {"p/block/3", f"p/{LIVENESS_KEY}"}
 
 

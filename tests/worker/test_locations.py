@@ -1,4 +1,4 @@
-"""Each kind of place reads, writes and deletes; what travels of it is plain data."""
+"""Each kind of location reads, writes and deletes, and is sent as plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages arrive whole, in whatever pieces; bytes that are not messages of the sender are refused."""
+"""Messages are decoded from pieces of any size; invalid or unauthenticated bytes raise FrameError."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_tag_is_of_all_bytes_however_they_are_cut_and_copies_none_of_many(cut:
 
 
 class Watched(MessageAuthenticator):
-    """With somebody who looks at what it is told and holds on to it, as a profiler of threads does."""
+    """An authenticator whose arguments stay referenced, as by a profiler that inspects stack frames."""
 
     def compute_tag(self, buffers: Any) -> bytes:
         self.seen = [*getattr(self, "seen", ()), *buffers]

@@ -1,4 +1,4 @@
-"""How the state of a user's modules is described, and taken over by another process."""
+"""The state of a user's modules is described, and reproduced in another process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DRIVER = -1, "another process"
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """What makes the module anew, as its driver or a worker has it."""
+    """Return a function that creates the module from source, as on a driver or worker."""
 
     def make_module(source: str) -> Any:
         module = types.ModuleType(NAME)
@@ -49,7 +49,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 
 
 def items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
-    """What a driver says of these names, as it travels."""
+    """Return the items that a driver sends for these names."""
     found = []
     for path in paths:
         value: Any = module

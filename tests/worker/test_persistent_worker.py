@@ -1,4 +1,4 @@
-"""What a persistent worker makes of its process between tasks, and where its results and segments go."""
+"""A persistent worker restores its process between jobs, and sends its results and reads its segments."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def go_deeper(block: Any) -> Any:
 
 
 def test_what_f_has_changed_is_set_back_when_its_map_is_over(tmp_path: Path) -> None:
-    """While nobody waits: not when the next map does."""
+    """The process is restored when a job ends, not when the next job starts."""
     before = sys.getrecursionlimit()
     ours, theirs = socket.socketpair()
     with ours, closing(make_worker_channel(theirs)) as channel:

@@ -1,4 +1,4 @@
-"""Any value comes back from a block as it was, in arrays of its own."""
+"""Any value is restored from a block, with arrays that do not share memory with others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def received(packed: PackedTree) -> Any:
 
 
 def travelled(value: Any) -> Any:
-    """As a worker's result comes home, beside a block that went there."""
+    """Return a value after it was sent to a worker as a block and back as a result."""
     packed = pack_tree(
         make_call_task(lambda same: same, unpickle_blocks=True)(frozen(pickle_to_array(value)))
     )

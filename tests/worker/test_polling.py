@@ -1,4 +1,4 @@
-"""What select() tells is what poll() tells."""
+"""`SelectPoll` reports the same events as `select.poll`."""
 
 from __future__ import annotations
 

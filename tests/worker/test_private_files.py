@@ -1,4 +1,4 @@
-"""What driver and workers leave for each other here is read only where nobody else can have put it."""
+"""Shared files are read only from folders that other users cannot write to."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_nothing_is_read_below_a_folder_in_which_others_may_write(
     spoil(folder, how, monkeypatch)
     with pytest.raises(DamagedError, match="own/blocks/x is missing"):
         read_private_segment(str(tmp_path), part)
-    with pytest.raises(PermissionError, match=r"in the place of|is open to others"):
+    with pytest.raises(PermissionError, match=r"not a folder that belongs|must not be accessible"):
         unpickle_data_or_file(f"{folder}/map/f")
 
 
@@ -47,5 +47,5 @@ def test_a_file_system_that_keeps_nobody_out_has_no_such_folders(
     assert not ensure_private_folder(str(folder))
     folder.chmod(0o777)
     monkeypatch.setattr(os, "chmod", lambda path, mode: None)  # as FAT does
-    with pytest.raises(PermissionError, match=f"{folder} is open to others"):
+    with pytest.raises(PermissionError, match=f"{folder} must not be accessible to other users"):
         ensure_private_folder(str(folder))

@@ -1,4 +1,4 @@
-"""What is set back, and what is found, of a process that f has changed."""
+"""Changes that f makes to its process are restored or reported."""
 
 from __future__ import annotations
 

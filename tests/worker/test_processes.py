@@ -1,4 +1,4 @@
-"""Which process is meant, whether it has ended, what goes with it; those end for which nobody waits."""
+"""Processes are identified, checked for being alive, and ended with the files that they have left."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_owners_know_who_is_dead() -> None:
         assert not other.is_dead()
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert not is_process_alive(child.pid)  # though nobody has reaped it yet
+        assert not is_process_alive(child.pid)  # though it has not been reaped yet
         assert other.is_dead()
     assert not is_process_alive(child.pid)
     assert other.is_dead()

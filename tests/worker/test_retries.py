@@ -1,4 +1,4 @@
-"""Which requests are made again, how often, and for how long."""
+"""Requests are retried after transient errors, with growing pauses, up to a time limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ConnectTimeoutError(Exception):
 
 
 class AuthenticationConnectionError(Exception):
-    """As redis': a connection that is refused for good."""
+    """An error like that of redis for a wrong password: retrying does not help."""
 
 
 class ClientError(Exception):
@@ -26,7 +26,7 @@ class ClientError(Exception):
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, on a clock of their own."""
+    """Return the list of pauses, recorded with a fake clock."""
     made: list[float] = []
     monkeypatch.setattr("polarmap.worker.retries.sleep", made.append)
     monkeypatch.setattr("polarmap.worker.retries.monotonic", lambda: sum(made))

@@ -1,4 +1,4 @@
-"""Bytes in storage are read as they were written, or not at all."""
+"""Stored bytes are returned unchanged, or an error is raised."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def url() -> Iterator[str]:
     ids=["Google", "Azure"],
 )
 def test_inherited_connections_are_not_used(url: str, client_with: Callable[[Any], Any]) -> None:
-    """Those of a client of S3 are tested with a worker that stays, and the others with real clients."""
+    """The connections of an S3 client are tested with a persistent worker."""
     import requests
 
     with requests.Session() as session:

@@ -1,4 +1,4 @@
-"""A worker in an interpreter of its own, without a driver that knows it."""
+"""A worker in a separate interpreter, without a real driver."""
 
 from __future__ import annotations
 

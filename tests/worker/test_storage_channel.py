@@ -1,4 +1,4 @@
-"""Objects as a worker uses them, in a storage that is a dict."""
+"""A worker's storage channel, with a dict as the storage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GONE: tuple[list[Message], bool] = [], False
 
 
 class Driver:
-    """What a driver puts there."""
+    """A driver that writes to the storage of the channel."""
 
     def __init__(self) -> None:
         self.storage, self.beat = DictStorage(), 0
@@ -106,7 +106,7 @@ def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: S
     ]
     driver.put(w7=[(6, Message(MessageKind.CANCEL), None)])
     assert heard(channel) == [Message(MessageKind.CANCEL)]
-    assert driver.heard() == []  # what is told is replied to when it is done, and not before
+    assert driver.heard() == []  # A message is acknowledged with the next reply, not earlier.
 
 
 def test_a_message_whose_data_are_gone_is_none(driver: Driver, channel: StorageChannel) -> None:

@@ -73,7 +73,7 @@ STORING = TICKET._replace(output=OutputSpec(BucketLocation("b"), "p", max_segmen
 
 
 def meant(message: Message | None, encryption: Encryption | None = None) -> Outcome:
-    """What a driver makes of it."""
+    """Return the outcome that a driver derives from a reply."""
     assert message is not None
     assert (message.kind, message.attempt_key) == (MessageKind.TASK_REPLY, (-1, 3, 1))
     payload = JobSpec(np.negative, UncodedBlocks([], ("array",)), encryption=encryption)

@@ -1,4 +1,4 @@
-"""What travels comes back as it was, as plain tuples."""
+"""Records are restored from the plain tuples in which they are sent."""
 
 from __future__ import annotations
 

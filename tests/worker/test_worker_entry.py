@@ -1,4 +1,4 @@
-"""Which channel a worker opens to its driver, what it sets up in its process, and when it ends."""
+"""A worker opens the best channel to its driver, sets up its process, and exits in time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def address(*endpoints: Any, bucket: str | None = None) -> DriverAddress:
 
 @pytest.fixture
 def joined() -> Queue[Any]:
-    """Who has called: number, link and channel of each."""
+    """Return the queue of workers that have connected: id, link and channel of each."""
     return Queue()
 
 
@@ -137,7 +137,7 @@ def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
 def test_a_worker_opens_connections_of_its_own_to_the_storage(
     monkeypatch: pytest.MonkeyPatch, s3_server: Server, tmp_path: Path
 ) -> None:
-    """Since Lithops 3.8 the process that a worker was forked of goes on to use those that it has."""
+    """Since Lithops 3.8, the parent of a worker continues to use the connections that the worker inherits."""
     monkeypatch.setattr(worker_entry, "exit_process_when", lambda *_, **_options: lambda: None)
     storage = open_lithops_storage(s3_server.config(tmp_path / "s3.yaml"))
     keys = ChannelKeys("polarmap/pool-1")
