@@ -253,9 +253,10 @@ def _strip_documentation(owner: Any, module: str) -> None:
         if isinstance(value, property):
             value.__doc__ = None
         value = getattr(value, "fget", None) or getattr(value, "__func__", value)  # of properties and methods
-        if hasattr(owner, "_fields") and isinstance(value, FunctionType):  # `_make`, .. of this named tuple
-            value.__doc__, value.__annotations__ = None, {}
         if value is Fault or getattr(value, "__module__", None) != module:  # users read that of Fault
+            # The standard library has made `_make` and other methods of a named tuple.
+            if hasattr(owner, "_fields") and isinstance(value, FunctionType):
+                value.__doc__, value.__annotations__ = None, {}
             continue
         if isinstance(value, type):
             value.__doc__ = None
