@@ -215,7 +215,7 @@ class PublishedBlocks:
                 return segment._replace(crc32=crc32)
             except OSError as error:
                 last_error = error
-        raise ExecutorError(f"no room for what workers are to read: {last_error}") from last_error
+        raise ExecutorError(f"the block cannot be stored for the workers: {last_error}") from last_error
 
 
 def _remove_prefixes_if_store_alive(

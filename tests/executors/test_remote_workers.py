@@ -483,17 +483,17 @@ def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> 
     assert second.worker_seconds >= 2 * (moments[2] - moments[1])  # also while no map ran
 
 
-@pytest.mark.parametrize("use", ["lies in", "is to stay in"])
+@pytest.mark.parametrize("use", ["the array is stored in", "the results cannot be stored in"])
 def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     use: str, pool: Pool, site: ThreadSite
 ) -> None:
     far = BucketLocation("b", "far")
     blocks = UncodedBlocks([[X]], ("array",))
-    if use == "lies in":
+    if use == "the array is stored in":
         blocks.location = far  # type: ignore[misc]
-    output = OutputSpec(far, "y", 100) if use == "is to stay in" else None
+    output = OutputSpec(far, "y", 100) if use == "the results cannot be stored in" else None
     site.reach = Reach("", "near")
-    message = f"^the array {use} far bucket 'b', but this executor stores in near: use"
+    message = f"^{use} far bucket 'b', but this executor uses near: use"
     with pytest.raises(ExecutorError, match=message):
         pool.open(JobSpec(np.copy, blocks, output_spec=output))
     assert site.launches == []
