@@ -380,8 +380,8 @@ REFUSED: list[tuple[Location, Reach, str]] = [
     (
         FolderLocation("/data"),
         REMOTE,
-        "the array is stored in folder '/data' of this machine, which workers on aws_lambda cannot reach: use "
-        "storage= of that backend",
+        "the array is stored in folder '/data' of this machine, which workers on aws_lambda cannot reach: "
+        "use storage= of that backend",
     ),
     (
         BucketLocation("b", "aws_s3"),
@@ -392,7 +392,8 @@ REFUSED: list[tuple[Location, Reach, str]] = [
     (
         BucketLocation("b", "aws_s3"),
         Reach(),
-        "the array is stored in aws_s3 bucket 'b', which needs its Lithops configuration: pass it as executor=",
+        "the array is stored in aws_s3 bucket 'b', which needs its Lithops configuration: pass it "
+        "as executor=",
     ),
 ]
 

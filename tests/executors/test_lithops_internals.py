@@ -50,7 +50,9 @@ def test_a_machine_without_a_temporary_folder_is_told_what_to_set(monkeypatch: p
     found = builtins.__import__
     import_lithops.cache_clear()
     monkeypatch.setattr("builtins.__import__", none)
-    with pytest.raises(ExecutorError, match="needs a temporary folder, set TMPDIR to one: No usable"):
+    with pytest.raises(
+        ExecutorError, match=r"needs a temporary folder\. Set TMPDIR to an existing folder: No usable"
+    ):
         import_lithops()
 
 

@@ -231,7 +231,7 @@ def test_a_site_where_nothing_ever_starts_is_one_clear_error(
     workers.request_workers(1)
     time.sleep(0.03)
     workers.request_workers(2)  # in place of those that do not call others are started, now and then
-    with pytest.raises(ExecutorError, match=r"has called within [\d.]+ s$"):
+    with pytest.raises(ExecutorError, match=r"has connected within [\d.]+ s$"):
         until(lambda: workers.maybe_scale_up(lease, 2))
 
 
@@ -387,7 +387,10 @@ class BrokenSocket:
     [
         (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "was lost: Connection timed out"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), "was lost: No route to host"),
-        (ConnectionResetError(errno.ECONNRESET, "Reset"), "was reset, which has ended or is out of reach"),
+        (
+            ConnectionResetError(errno.ECONNRESET, "Reset"),
+            "has exited or cannot be reached: the connection was reset",
+        ),
         (FrameError("a message was changed on its way"), ""),
     ],
 )
