@@ -370,9 +370,8 @@ class FuturesSession:
                 *attempt, f"its folder {self._folder_token and self._folder_token.folder} was removed"
             )
         outcome = self._job_spec.decode_reply(*attempt, reply.header, reply.data)
-        return (
-            outcome if self._engine is not None else outcome._replace(host="")
-        )  # no host name: the pool is on this machine
+        # A pool of the caller is treated as local: its outcomes have no host name.
+        return outcome if self._engine is not None else outcome._replace(host="")
 
 
 def format_pool_error(error: BaseException) -> str:

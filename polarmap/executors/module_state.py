@@ -1,4 +1,4 @@
-"""What f reaches in modules of the caller's, as it is on the driver now: it travels with f.
+"""Collects the state of user modules to which f refers, so that it can be sent to workers with f.
 
 The state is found from the names in the code of f: globals, and attributes of modules and classes. Code that
 looks up names at run time (`getattr`, `globals()`) may refer to anything in the modules that it reaches. The
@@ -445,5 +445,6 @@ def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
     )
 
 
-_first_seen_objects: dict[tuple[str, str], tuple[Any, Any]] = {}  # (module, path) -> (spec, reference)
+# The spec of the module and a reference to the object, by module name and path.
+_first_seen_objects: dict[tuple[str, str], tuple[Any, Any]] = {}
 _walk_cache: dict[tuple[bool | int, ...], _ModuleStateWalk] = {}

@@ -167,7 +167,7 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(shared: Pool, tmp_pat
     [
         ("cloud.yaml", "the Lithops configuration .cloud.yaml. does not exist"),
         (ThreadPoolExecutor(1), "as executor= of the map"),
-        (ThreadPoolExecutor, "is a class: pass an executor that was made of it"),
+        (ThreadPoolExecutor, "is a class: pass an instance"),
         (3, r"executor=3 is a number, not an executor: for 3 workers, use Pool\(workers=3\)"),
     ],
 )
