@@ -116,8 +116,10 @@ class DaskEngine(Engine):
         Parameters
         ----------
         future : distributed.Future
-        is_wanted : called without arguments once the result exists. If it returns False, the result is not
-            fetched, and CancelledError is raised.
+            The future of a task.
+        is_wanted : callable
+            Called without arguments once the result exists. If it returns False, the result is not fetched,
+            and CancelledError is raised.
         """
         await future.exception()
         if future.status == "finished" and not is_wanted():

@@ -372,7 +372,7 @@ class StorageChannelServer:
         """Deliver a reply to the channel of its worker, and report new workers. A heartbeat has no data."""
         channel = self._channels.get(reply_key.worker_id)
         if channel is None or channel.worker_instance != reply_key.instance_id:
-            if reply_key.last_sent > 1 or not data:  # a closed channel, of which the worker does not know yet
+            if reply_key.last_sent > 1 or not data:  # the worker does not know yet that its channel is closed
                 return
             channel = DriverStorageChannel(reply_key.worker_id, reply_key.instance_id, self._enqueue_message)
             with self._lock:
