@@ -399,7 +399,7 @@ class RemoteWorkerPool(WorkerPool):
         if isinstance(
             error, ConnectionResetError
         ):  # This also happens if a process is killed before it has read everything.
-            return f"its worker has exited or cannot be reached: the connection was reset{label}"
+            return f"the connection to its worker was reset: it has exited or cannot be reached{label}"
         return f"the connection to its worker was lost: {error.strerror or error}{label}"
 
     def flush_messages(self) -> None:

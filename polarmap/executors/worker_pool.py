@@ -495,7 +495,7 @@ class WorkerPool:
     def _check_open(self) -> None:
         if os.getpid() != self._owner_pid:
             raise ExecutorError(
-                "this process was forked while a map was running, which continues only in the parent process"
+                "this process was forked while a map ran, which continues only in the parent process"
             )
         if self._is_closed:
             raise ExecutorError("close() or shutdown() ended the workers while a map was running on them")

@@ -98,7 +98,7 @@ def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, ver
     assert is_localhost_function_executor(functions)
     assert find_interpreter_error(functions) == ""
     python_in(tmp_path, lacks="numpy")
-    said = rf"{script} of its workers .*No module named 'numpy'.* say runtime: {sys.executable}"
+    said = rf"{script} of its workers .*No module named 'numpy'.* set runtime: {sys.executable}"
     assert re.search(said, find_interpreter_error(functions))
     script.unlink()
     assert "No such file" in find_interpreter_error(functions)

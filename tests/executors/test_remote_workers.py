@@ -389,7 +389,7 @@ class BrokenSocket:
         (OSError(errno.EHOSTUNREACH, "No route to host"), "was lost: No route to host"),
         (
             ConnectionResetError(errno.ECONNRESET, "Reset"),
-            "has exited or cannot be reached: the connection was reset",
+            "was reset: it has exited or cannot be reached",
         ),
         (FrameError("a message was changed on its way"), ""),
     ],
