@@ -1,6 +1,7 @@
-"""Resolve the argument `executor=` of a call: the only code that asks what it is.
+"""Executors: where the tasks of a map run.
 
-The rest of the package asks the `ResolvedExecutor` that it gets.
+`resolve_executor` converts every argument `executor=` to a `ResolvedExecutor`, which the rest of the package
+uses.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from polarmap.executors.resolved import ResolvedExecutor
 
 
 def resolve_executor(executor_spec: Any) -> ResolvedExecutor:
-    """Return the executor that `executor=executor_spec` means. Nothing is opened yet.
+    """Return the executor for an argument `executor=`. Nothing is opened yet.
 
-    Called once where a call of the user enters the package. A resolved executor is returned as it is, so that
-    a job may pass on its own one. Raises ExecutorError, with what to pass instead, for anything else than an
-    executor.
+    Each public function calls this once. A resolved executor is returned unchanged, so that a job can pass on
+    its executor. Raises ExecutorError, which says what to pass instead, if the argument is not an executor.
     """
     if executor_spec is None:
         return default_executor
@@ -32,7 +32,7 @@ def resolve_executor(executor_spec: Any) -> ResolvedExecutor:
 
 
 class MissingExecutor:
-    """In the place of an executor that could not be pickled.
+    """A placeholder, in a pickle, for an executor that cannot be pickled.
 
     >>> MissingExecutor("ThreadPoolExecutor")
     <ThreadPoolExecutor, left behind>
@@ -46,7 +46,7 @@ class MissingExecutor:
 
 
 def to_picklable_spec(executor_spec: Any) -> Any:
-    """Return what a pickle holds in the place of an executor: what it was made of, or a MissingExecutor.
+    """Return a picklable substitute for an executor: its argument, or a `MissingExecutor`.
 
     >>> to_picklable_spec(Pool("localhost")), to_picklable_spec(Pool())
     ('localhost', None)

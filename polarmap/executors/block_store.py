@@ -29,10 +29,10 @@ from polarmap.worker.pytree import count_layout_bytes
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
-INLINE_BLOCK_BYTES = 1 << 14  # smaller blocks travel with their tasks: to write a file takes longer
-FREE_SPACE_DIVISOR = 2  # blocks may use one part in so many of the free memory of a folder
+INLINE_BLOCK_BYTES = 1 << 14  # smaller blocks are sent with their tasks, which is faster than a file
+FREE_SPACE_DIVISOR = 2  # blocks may use 1/2 of the free space of a folder in memory
 MAX_PARALLEL_WRITES = 16  # objects that are written at the same time
-NETWORK_BYTES_PER_SECOND = 1e8  # bytes of blocks that a usual network moves in a second
+NETWORK_BYTES_PER_SECOND = 1e8  # assumed network bandwidth
 
 BlockSetKey = tuple[int, Encryption | None]  # identity of task blocks, and how they are stored
 
@@ -144,13 +144,13 @@ class PublishedBlocks:
         return stored_buffers[0] if len(stored_buffers) == 1 else b"".join(stored_buffers)
 
     def check_was_referenced(self, requested: Segment) -> None:
-        """Raise LookupError unless a worker was told to read a segment of blocks that the driver sends."""
+        """Raise LookupError unless the requested segment was referenced in a task of a worker."""
         n_bytes = self._referenced_ranges[requested.key, requested.offset]
         if requested.size > compute_encrypted_size(n_bytes):
             raise LookupError(requested)
 
     def invalidate_if_damaged(self, blocks: TaskBlocks, task: int, failure: Failure) -> None:
-        """If a worker found its block damaged, store the block anew when it is needed again."""
+        """Discard the stored block of a task if it is damaged, so that it is stored again when needed."""
         if failure.kind == FailureKind.DAMAGED:
             with self._lock:
                 for component in blocks.block_components(task):
@@ -160,7 +160,7 @@ class PublishedBlocks:
     def _publish_new_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
         layout, components = blocks.block_layout(task), blocks.block_components(task)
         if (
-            # A small block travels with its task in less time than a file takes.
+            # Sending a small block with its task is faster than writing a file.
             self._location.is_memory_mapped
             and not self._location.encryption
             and count_layout_bytes(layout) < INLINE_BLOCK_BYTES
@@ -179,7 +179,7 @@ class PublishedBlocks:
         return block_ref
 
     def _reserve_block_space(self, blocks: TaskBlocks) -> None:
-        """Reserve room in the store for all components. Called when the first component is to be stored."""
+        """Reserve room in the store for all components. Called before the first component is stored."""
         if self.key_prefixes:
             return
         block_store = self._block_store
@@ -191,7 +191,7 @@ class PublishedBlocks:
         n_bytes = sum(
             count_layout_bytes(blocks.block_layout(task)) for task in set(task_of_component.values())
         )
-        with block_store.lock:  # until other sets can see that the room is taken
+        with block_store.lock:  # held until other sets can see the reserved room
             self.key_prefixes = block_store.allocate_key_prefixes(self.block_set_id, n_bytes)
             self.n_bytes = n_bytes
         if self._location.is_memory_mapped:
@@ -201,7 +201,7 @@ class PublishedBlocks:
                 weakref.WeakMethod(block_store.remove_segments_below),
                 self.key_prefixes,
             ).atexit = False
-            block_store.collect_garbage()  # at once: what was evicted is in memory
+            block_store.collect_garbage()  # frees the memory of evicted sets
 
     def _store_component(self, blocks: TaskBlocks, component: int) -> Segment:
         buffers, last_error = _get_component_buffers(blocks, component), OSError()
@@ -215,13 +215,13 @@ class PublishedBlocks:
                 return segment._replace(crc32=crc32)
             except OSError as error:
                 last_error = error
-        raise ExecutorError(f"no room for what workers are to read: {last_error}") from last_error
+        raise ExecutorError(f"the block cannot be stored for the workers: {last_error}") from last_error
 
 
 def _remove_prefixes_if_store_alive(
     remove_weakref: weakref.WeakMethod[Callable[[Sequence[str]], None]], key_prefixes: Sequence[str]
 ) -> None:
-    """Remove stored components, unless the block store is gone, which has removed all its files."""
+    """Remove stored components. Do nothing if the block store was deleted, which removes all its files."""
     remove = remove_weakref()
     if remove is not None:
         remove(key_prefixes)
@@ -252,22 +252,28 @@ def _get_component_buffers(blocks: TaskBlocks, component: int) -> list[Any]:
 
 
 class BlockStore(ABC):
-    """A place where the blocks of a pool or a session are available to workers.
+    """A store from which workers read the blocks of a pool or a session.
 
-    location : where workers find segments.
-    holds_bytes : whether segments are copies, so that the blocks may free memory that they can compute again.
-    writes_in_parallel : whether many segments are stored in the time of one.
-    garbage_prefixes : key prefixes of segments that are to be removed.
+    Attributes
+    ----------
+    location : Location
+        Where workers read segments.
+    holds_bytes : bool
+        True if segments are copies, so that the task blocks can free memory.
+    writes_in_parallel : bool
+        True if several segments can be written in parallel.
+    garbage_prefixes : list of str
+        The key prefixes of segments that can be removed.
     """
 
     location: Location
     holds_bytes = writes_in_parallel = False
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # a session that is closed by its destructor may interrupt anything
+        self.lock = threading.RLock()  # reentrant: a destructor may close a session at any point
         self._garbage_lock = threading.Lock()
         self.next_block_set_id = 0
-        # Each job with a key has an encryption of its own. The set that was used last comes last.
+        # In order of use, the latest last. Each job with a key has a separate encryption.
         self._published: dict[BlockSetKey, PublishedBlocks] = {}
         self.garbage_prefixes: list[str] = []
 
@@ -340,9 +346,12 @@ class BlockStore(ABC):
 
 
 class DriverBlockStore(BlockStore):
-    """Blocks in the memory of the driver, which sends a segment when a worker asks for it.
+    """Keeps blocks in the memory of the driver, which sends a segment when a worker requests it.
 
-    key_prefix : prefix of the keys of all segments.
+    Parameters
+    ----------
+    key_prefix : str
+        The prefix of the keys of all segments.
     """
 
     def __init__(self, key_prefix: str) -> None:
@@ -361,12 +370,16 @@ class DriverBlockStore(BlockStore):
 
 
 class MemoryMappedBlockStore(BlockStore):
-    """Files that workers on this machine map: in memory while there is room, else on disk.
+    """Stores blocks in files that workers on this machine map, in memory while there is room, else on disk.
 
-    memory_folder : a folder whose files are in memory; None if there is none.
-    disk_folder : a folder on disk.
-    max_memory_bytes : bytes that files in memory may take together; the sets that were used least recently
-        are evicted.
+    Parameters
+    ----------
+    memory_folder : Path or None
+        A folder whose files are in memory; None: use the disk only.
+    disk_folder : Path
+        A folder on disk.
+    max_memory_bytes : int
+        The largest total size of the files in memory. The least recently used sets are evicted.
     """
 
     holds_bytes = True

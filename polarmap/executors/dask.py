@@ -99,7 +99,7 @@ class DaskEngine(Engine):
             complete_future(future, result)
 
     async def wait_for_scheduler(self) -> None:
-        """Wait while the client looks for its scheduler, until it has found it or is taken to be gone.
+        """Wait while the client looks for its scheduler, until it has reconnected or has given up.
 
         Dask cancels all futures at once when it loses the connection. Only later is it known why.
         """
@@ -116,12 +116,14 @@ class DaskEngine(Engine):
         Parameters
         ----------
         future : distributed.Future
-        is_wanted : called without arguments once the result exists. If it returns False, the result is not
-            fetched, and CancelledError is raised.
+            The future of a task.
+        is_wanted : callable
+            Called without arguments once the result exists. If it returns False, the result is not fetched,
+            and CancelledError is raised.
         """
         await future.exception()
         if future.status == "finished" and not is_wanted():
-            raise CancelledError("nobody waits for this result any more")
+            raise CancelledError("the result was cancelled")
         if future.status == "finished":
             key, client = future.key, self.client
             if client.direct_to_workers:
@@ -212,7 +214,7 @@ class DaskEngine(Engine):
         if PLACEMENT_OPTIONS & self.submit_options.keys():
             return []
         if time.monotonic() > self._workers_listed_at + WORKER_LIST_INTERVAL and self.is_connected():
-            with suppress(Exception):  # A scheduler that is busy or gone leaves the list as it was.
+            with suppress(Exception):  # Keep the list if the scheduler is busy or has stopped.
                 self._n_threads_by_address = self.client.sync(
                     self.client.scheduler.ncores, callback_timeout=WORKER_LIST_INTERVAL
                 )
@@ -232,10 +234,10 @@ class DaskEngine(Engine):
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Start one task for each, at a worker of Dask on its machine, and elsewhere if that is gone.
+        """Submit one task for each worker, on its machine, or elsewhere if the machine has no Dask worker.
 
-        Dask goes on waiting for a worker that has gone while no other was there, or that is out of reach:
-        `cancel_launch` is for these.
+        Dask may wait forever for a machine that has stopped or cannot be reached. `cancel_launch` cancels
+        such tasks.
         """
         try:
             self._check_connected()
@@ -323,7 +325,7 @@ def parse_host(worker_address: str) -> str:
 
 
 def _describe_task_exit(future: Any, may_query: bool) -> str:
-    """How a task has ended: what it has told of that, if it may be asked and its worker is there."""
+    """Return how a task has ended. With `may_query`, fetch the result of a finished task from its worker."""
     with suppress(Exception):
         if future.status == "error" and (error := future.exception(timeout=1)):
             return f"{type(error).__name__}: {error}"
@@ -333,9 +335,10 @@ def _describe_task_exit(future: Any, may_query: bool) -> str:
 
 
 def run_dask_worker(driver_address: tuple[Any, ...], worker_id: int, lifetime_seconds: float) -> str:
-    """The life of a worker, on a thread that its Dask worker replaces by another one; how it has ended.
+    """Serve a driver until the worker expires, and return how it has ended.
 
-    Dask prints what a task raises, and a driver that is gone before its worker calls is no error.
+    The task secedes, so that the Dask worker can run other tasks. A driver that has exited before its worker
+    connects is not an error; as Dask would print an exception, its text is returned.
     """
     import distributed
 

@@ -1,4 +1,4 @@
-"""What a caller passes as `key=`: checked, for a map or an array, its blocks and its executor."""
+"""Validation of the argument `key=` of maps and arrays, for the data and the executor."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ KEY_REFERENCE_PREFIXES = ("env:", "file:")
 
 
 def check_encryption_key(key: Any) -> str | bytes:
-    """The key of the caller; CodeError for what is none, or is not where it says."""
+    """Return a valid key. Raises CodeError if `key` is invalid, or cannot be read from its location."""
     if isinstance(key, (bytes, bytearray, memoryview)):
         if len(key) != KEY_BYTES:
             raise CodeError(
-                f"key has {len(key)} bytes, and AES-256 takes {KEY_BYTES} random ones, as "
-                "secrets.token_bytes(32) makes them"
+                f"key must have {KEY_BYTES} bytes for AES-256, not {len(key)}: secrets.token_bytes(32) "
+                "makes a random key"
             )
         checked_key: str | bytes = bytes(key)
     elif isinstance(key, str) and key.startswith(KEY_REFERENCE_PREFIXES) and key.partition(":")[2]:
         checked_key = key
-    else:  # which may be a key: it is not shown
+    else:  # The value may be a secret, so the message does not show it.
         raise CodeError(
             f"key must be 'env:NAME' or 'file:PATH', where workers find the {2 * KEY_BYTES} hexadecimal "
             f"digits that this makes: {KEYGEN_COMMAND}; or {KEY_BYTES} bytes. "
@@ -55,14 +55,28 @@ def check_encryption_key(key: Any) -> str | bytes:
 def make_encryption(
     key: str | bytes, max_plaintext_bytes: int, plaintext_name: str, advice: str
 ) -> Encryption:
-    """How to encrypt a new array or map; CodeError if the key is gone since then, or the data are too large.
+    """Return the encryption of a new array or map.
 
-    max_plaintext_bytes : bytes of what is encrypted at once, which is `plaintext_name`.
+    Parameters
+    ----------
+    key : str or bytes
+        The checked key.
+    max_plaintext_bytes : int
+        The largest number of bytes that are encrypted as a unit.
+    plaintext_name : str
+        What is encrypted as a unit, for the error message ("a block").
+    advice : str
+        How to make the units smaller, for the error message.
+
+    Raises
+    ------
+    CodeError
+        If a unit is too large, or the key can no longer be read.
     """
     if max_plaintext_bytes > MAX_PLAINTEXT_BYTES:
         raise CodeError(
-            f"{plaintext_name} has {max_plaintext_bytes} bytes, and at most {MAX_PLAINTEXT_BYTES} are "
-            f"encrypted at once: {advice}"
+            f"{plaintext_name} has {max_plaintext_bytes} bytes, and at most {MAX_PLAINTEXT_BYTES} can "
+            f"be encrypted at once: {advice}"
         )
     try:
         return Encryption.create(key)
@@ -71,7 +85,7 @@ def make_encryption(
 
 
 def check_map_encryption_key(blocks: TaskBlocks, key: str | bytes) -> None:
-    """CodeError for a key that a map of these blocks cannot encrypt with."""
+    """Raise CodeError if a map of these blocks cannot use the key."""
     if blocks.location is not None and key != blocks.encryption_key:
         storage_state = (
             "encrypted: leave key out"
@@ -82,7 +96,7 @@ def check_map_encryption_key(blocks: TaskBlocks, key: str | bytes) -> None:
 
 
 def encrypt_job(job_spec: JobSpec, key: str | bytes) -> JobSpec:
-    """The same map, all that is stored and sent of it encrypted by this key."""
+    """Return a copy of the job whose stored blocks and replies are encrypted with the key."""
     blocks = job_spec.blocks
     tasks = range(blocks.n if blocks.location is None else 0)
     max_block_bytes = max((count_layout_bytes(blocks.block_layout(task)) for task in tasks), default=0)
@@ -90,7 +104,7 @@ def encrypt_job(job_spec: JobSpec, key: str | bytes) -> JobSpec:
 
 
 def check_key_is_portable(job_spec: JobSpec, executor_name: str) -> None:
-    """ExecutorError for a key that would have to travel by way of storage, or a network."""
+    """Raise ExecutorError if the key itself would be written to storage or sent over a network."""
     if job_spec.encryption is not None and isinstance(job_spec.encryption.key, bytes):
         raise ExecutorError(
             "key= is the key itself, which would have to be written to storage, or sent over a network, "
@@ -100,7 +114,7 @@ def check_key_is_portable(job_spec: JobSpec, executor_name: str) -> None:
 
 
 def check_not_encrypted(data: Any, argument_name: str, advice: str = "") -> None:
-    """CodeError for a coded array that is encrypted, where its numbers would be stored as they are."""
+    """Raise CodeError if data is an encrypted coded array, where its values would be stored unencrypted."""
     if hasattr(data, "coded_blocks") and data.coded_blocks().encryption_key is not None:
         advice = advice or f"pass {argument_name}[:] if it may, coded_map and CodedOperator keep it so"
         raise CodeError(

@@ -1,4 +1,8 @@
-"""The engine of a cluster, Dask or Ray: it runs single calls, holds data, and hosts persistent workers."""
+"""The interface to a cluster engine (Dask or Ray).
+
+An engine runs single calls, holds data on the cluster, and hosts persistent workers. `dask.py` and `ray.py`
+implement it. `futures.py` builds sessions of single tasks on it, `remote_workers.py` pools of workers.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +18,22 @@ from polarmap.worker.locations import ClusterLocation
 
 
 class Engine(WorkerProvider, ABC):
-    """A connection to the engine of a cluster.
+    """A connection to a cluster.
 
-    A session of single tasks, the data of a map and the workers of a pool each have an engine of their own,
-    which uses the connection of the caller.
+    Each session of single tasks, each data set and each worker pool has a separate `Engine`. All of them use
+    the connection of the caller.
 
     Parameters
     ----------
     engine_spec : object
-        What the caller passed as `executor=`. Raises ExecutorError if it is not connected.
+        The `executor=` argument of the caller. Raises ExecutorError if it is not connected.
 
     Attributes
     ----------
     name : str
         The name in reports.
     location : ClusterLocation
-        The location of blocks that the engine holds, for persistent workers.
+        The location from which persistent workers read blocks that the engine holds.
     """
 
     imports_polarmap = True
@@ -43,7 +47,8 @@ class Engine(WorkerProvider, ABC):
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Run `call(*arguments)` on the cluster and return its future, which can be cancelled.
 
-        The future may never end if the engine goes. Raises RuntimeError if the engine takes no calls.
+        The future may never complete if the connection to the engine is lost. Raises RuntimeError if the
+        engine accepts no calls.
         """
         if unavailable := self.get_unavailable_reason():
             raise RuntimeError(unavailable)
@@ -51,7 +56,7 @@ class Engine(WorkerProvider, ABC):
         cancel = self._start_remote_call(future, call, *arguments)
 
         def cancel_if_cancelled(done_future: Future[Any]) -> None:
-            with suppress(Exception):  # The engine may be gone.
+            with suppress(Exception):  # The connection may be lost.
                 if done_future.cancelled():
                     cancel()
 
@@ -60,13 +65,13 @@ class Engine(WorkerProvider, ABC):
 
     @abstractmethod
     def get_unavailable_reason(self) -> str:
-        """Return why the engine does not answer any more, or an empty string if it does."""
+        """Return why the engine accepts no more calls, or an empty string if it accepts them."""
 
     @abstractmethod
     def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
-        """Hand a call to the engine, which completes `future`, and return a function that cancels it."""
+        """Submit a call to the engine, which completes `future`. Return a function that cancels the call."""
 
     # -- data ----------------------------------------------------------------------------------
 
@@ -74,27 +79,30 @@ class Engine(WorkerProvider, ABC):
     def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
         """Call `function(*arguments)` on the cluster and return a reference to each of its results.
 
-        References among the arguments are replaced by their values. With `n_outputs` above 1 the function
-        returns a sequence of so many results.
+        References among the arguments are replaced by their values. With `n_outputs` above 1, the function
+        must return a sequence of `n_outputs` results.
         """
 
     @abstractmethod
     def fetch_values(self, references: Sequence[Any]) -> list[Any]:
-        """Fetch the values of references into this process."""
+        """Fetch the values of references into this process, and return them in order."""
 
     @abstractmethod
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on the cluster into blocks; return None for all other data."""
+        """Partition data that is on this cluster into blocks; return None for all other data.
+
+        `n_blocks` is the number of blocks; None: about as many blocks as chunks.
+        """
 
     @abstractmethod
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        """Return the names by which persistent workers find the values of references."""
+        """Return the names under which persistent workers look up the values of references."""
 
     # -- persistent workers --------------------------------------------------------------------
 
     @abstractmethod
     def discover_machines(self) -> None:
-        """Ask the cluster for its machines and cores, before the first workers are launched.
+        """Query the machines and cores of the cluster, before the first workers are launched.
 
         Raises ExecutorError if the cluster does not answer.
         """
@@ -103,8 +111,14 @@ class Engine(WorkerProvider, ABC):
 class PartitionedData(NamedTuple):
     """Data on a cluster, partitioned into blocks.
 
-    chunk_references : for each block the references to the chunks from which its rows are joined.
-    n_rows : the number of rows of all blocks; None if each block was passed by itself.
+    Attributes
+    ----------
+    engine : Engine
+        The engine that holds the data.
+    chunk_references : sequence of sequence
+        For each block, the references to the chunks that contain its rows.
+    n_rows : int or None
+        The number of rows of all blocks together; None if each block was passed separately.
     """
 
     engine: Engine
@@ -113,7 +127,7 @@ class PartitionedData(NamedTuple):
 
 
 def complete_future(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
-    """Set the result or the exception of a future, unless it has ended."""
+    """Set the result or the exception of a future, unless it is already done."""
     with suppress(InvalidStateError):
         if error is None:
             future.set_result(result)
@@ -122,9 +136,10 @@ def complete_future(future: Future[Any], result: Any = None, error: BaseExceptio
 
 
 def compute_rows_per_block(n_rows: int, n_blocks: int | None, n_chunks: int) -> int:
-    """Return the number of rows of each block, for about as many blocks as chunks if `n_blocks` is None.
+    """Return the number of rows of each block.
 
-    Raises CodeError if there are no rows, or too few for `n_blocks` blocks.
+    If `n_blocks` is None, there are about as many blocks as chunks. Raises CodeError if there are no rows, or
+    too few for `n_blocks` blocks.
 
     >>> compute_rows_per_block(10, None, 4), compute_rows_per_block(10, 5, 4)
     (3, 2)

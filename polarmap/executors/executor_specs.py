@@ -1,4 +1,4 @@
-"""What a caller may mean by an executor, told by what it looks like: nothing is imported for it."""
+"""Recognize the kind of an `executor=` argument by its type and attributes, without importing an engine."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from polarmap.errors import ExecutorError
 
 
 def is_localhost_spec(executor_spec: Any) -> bool:
-    """Whether it means Lithops on this machine."""
+    """Return True if the argument is "localhost", which means Lithops on this machine."""
     return isinstance(executor_spec, str) and executor_spec == "localhost"
 
 
 def is_config_path(executor_spec: Any) -> bool:
-    """Whether it names a configuration."""
+    """Return True if the argument is the path of a Lithops configuration."""
     is_text = isinstance(executor_spec, (str, bytes, os.PathLike))
     return is_text and not (is_localhost_spec(executor_spec) or is_ray_spec(executor_spec))
 
 
 def is_dask_client(executor_spec: Any) -> bool:
-    """Whether it is a Dask client, or what `client.get_executor()` gives."""
+    """Return True if the argument is a Dask client or the result of `client.get_executor()`."""
     modules = [base_class.__module__.partition(".")[0] for base_class in type(executor_spec).__mro__]
     return "distributed" in modules and (
         hasattr(executor_spec, "get_executor") or hasattr(executor_spec, "_client")
@@ -31,8 +31,9 @@ def is_dask_client(executor_spec: Any) -> bool:
 
 
 def is_ray_spec(executor_spec: Any) -> bool:
-    """Whether it is the module `ray`, what `ray.remote(num_cpus=..., memory=...)` gives, or
-    "ray://...".
+    """Return True if the argument means Ray.
+
+    It may be the module `ray`, the result of `ray.remote(num_cpus=..., memory=...)`, or "ray://...".
     """
     if isinstance(executor_spec, str):
         return executor_spec.startswith("ray://")
@@ -42,12 +43,12 @@ def is_ray_spec(executor_spec: Any) -> bool:
 
 
 def is_lithops_executor(executor_spec: Any) -> bool:
-    """Whether it is a `lithops.FunctionExecutor`."""
+    """Return True if the argument is a `lithops.FunctionExecutor`."""
     return hasattr(executor_spec, "compute_handler") and hasattr(executor_spec, "internal_storage")
 
 
 def is_lithops_spec(executor_spec: Any) -> bool:
-    """Whether it is something that Lithops runs: "localhost", a configuration or a FunctionExecutor."""
+    """Return True if the argument means Lithops: "localhost", a configuration or a FunctionExecutor."""
     return (
         is_localhost_spec(executor_spec)
         or is_config_path(executor_spec)
@@ -56,7 +57,7 @@ def is_lithops_spec(executor_spec: Any) -> bool:
 
 
 def check_config_path(config_path: str | bytes | os.PathLike[Any]) -> None:
-    """ExecutorError for a word where a pool or a configuration is meant."""
+    """Raise ExecutorError if a string is neither a configuration file nor an existing file."""
     path = os.fspath(config_path)
     if isinstance(path, bytes):
         raise ExecutorError(f"executor={path!r} is no path that Lithops takes: pass a str")

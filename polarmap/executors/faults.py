@@ -1,4 +1,4 @@
-"""Fault injection: an executor that wraps another one, whose tasks then sleep, fail or die."""
+"""Fault injection: an executor that makes tasks of another executor sleep, fail or die."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from polarmap.worker.task_records import FAULT_KINDS, Fault
 
 @dataclass(frozen=True)
 class FaultyExecutor:
-    """An executor whose tasks sleep, fail or die as you say, for tests, demonstrations and benchmarks.
+    """An executor that injects faults into tasks, for tests, demonstrations and benchmarks.
 
-    In every other respect it does what the executor does that it wraps: maps are cut into as many blocks,
-    and short items are batched.
+    In all other respects it behaves like the executor that it wraps.
 
     Parameters
     ----------
-    executor : whatever `coded_map` accepts
-    faults : mapping from task index to Fault
-        The task of a coded block, of an item or block of `hedged_map`, or of a call of a
-        `polarmap.Executor`, all counted from 0. If an item travels in a batch, "sleep", "exit" and "kill"
-        strike the whole batch. An item with "raise" or "garbage" is a batch of its own.
+    executor : optional
+        The wrapped executor, any argument `executor=` of `coded_map`.
+    faults : mapping of int to Fault
+        The fault of each task: of a coded block, of an item or block of `hedged_map`, or of a call of a
+        `polarmap.Executor`, all counted from 0. If an item is in a batch, "sleep", "exit" and "kill"
+        affect the whole batch. An item with "raise" or "garbage" is put into a separate batch.
 
     Examples
     --------
@@ -43,19 +43,20 @@ class FaultyExecutor:
         for task_index, fault in self.faults.items():
             if not is_nonnegative_int(task_index) or not isinstance(fault, Fault):
                 raise CodeError(
-                    f"faults map tasks by number to a Fault each, not {task_index!r} to {fault!r:.100}"
+                    f"faults must map task indices to Fault objects, not {task_index!r} to {fault!r:.100}"
                 )
             _check_fault(fault)
 
 
 class FaultInjectingExecutor(DelegatingExecutor):
-    """An executor some of whose tasks suffer faults; the faults of a job take precedence.
+    """An executor that injects faults into tasks. Faults of the job take precedence.
 
     Parameters
     ----------
     executor : ResolvedExecutor
-        It may inject faults of its own, which give way to these.
-    faults : mapping from task index to Fault
+        The wrapped executor. If it injects faults itself, `faults` take precedence.
+    faults : mapping of int to Fault
+        The faults to inject, by task.
     """
 
     def __init__(self, executor: ResolvedExecutor, faults: Mapping[int, Fault]) -> None:
@@ -68,7 +69,7 @@ class FaultInjectingExecutor(DelegatingExecutor):
         return self._executor.open(replace(job_spec, faults={**self.faults, **job_spec.faults}))
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return an executor that injects the same faults where the wrapped one would run a map of `data`."""
+        """Return the wrapped executor for a map of `data`, with the same faults injected."""
         return FaultInjectingExecutor(self._executor.choose_for(data), self._own_faults)
 
     def with_persistent_workers(
@@ -80,9 +81,11 @@ class FaultInjectingExecutor(DelegatingExecutor):
 
 
 def _check_fault(fault: Fault) -> None:
-    """Raise CodeError for a fault that no worker could have."""
+    """Raise CodeError if a field of a fault is invalid."""
     if not is_choice(fault.kind, FAULT_KINDS):
-        raise CodeError(f"the kind of a Fault is one of {', '.join(FAULT_KINDS)}, not {fault.kind!r:.100}")
+        raise CodeError(
+            f"the kind of a Fault must be one of {', '.join(FAULT_KINDS)}, not {fault.kind!r:.100}"
+        )
     if not is_real_number(fault.seconds) or fault.seconds < 0:
         raise CodeError(f"seconds of a Fault must be a number of at least 0, not {fault.seconds!r:.100}")
     if fault.kind == "sleep" and not fault.seconds:

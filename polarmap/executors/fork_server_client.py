@@ -1,4 +1,9 @@
-"""The driver's end of the fork server: starts it, sends it requests, and reads the events that it reports."""
+"""The driver's side of the fork server, the process that forks the local workers.
+
+A `ForkServerClient` starts the server, sends it requests to fork or kill workers, and reads its reports of
+workers that have exited. Each worker talks to the driver over a socket pair that is sent along with the
+request.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +35,16 @@ from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 from polarmap.worker.socket_channel import configure_tcp
 
-MAX_INLINE_FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
-INTERPRETER_START_SECONDS = 60  # that an interpreter may take to import what workers need, on a busy machine
-EXIT_REPORT_SECONDS = 0.1  # that it may take to tell how a worker ended
+# Bytes of a function beyond which it is sent as a file, so that all messages to an idle worker fit its
+# socket.
+MAX_INLINE_FUNCTION_BYTES = 1 << 18
+INTERPRETER_START_SECONDS = 60  # time to import the modules that workers need, on a busy machine
+EXIT_REPORT_SECONDS = 0.1  # time to wait for the server to report how a worker exited
 RECEIVE_BYTES = 4096
-# In an interpreter that knows `options`: what workers need, from where the driver has found it.
+# Imports the modules that workers need from the same files as the driver. Runs with a global named `options`.
 IMPORT_SCRIPT = """
 sys.path[:] = [options["home"], *options["module_path"]]
-import polarmap  # the driver's own, wherever it has found it
+import polarmap  # the same files as the driver's
 sys.path[:] = options["module_path"]
 from polarmap.worker import finite_differences, messages
 messages.exit_if_protocol_differs(options["protocol_version"])
@@ -47,9 +54,9 @@ for name in options["modules"]:
 FORK_SERVER_SCRIPT = f"""
 import importlib, json, signal, sys
 options = json.loads(sys.argv[1])
-handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which the driver may ignore, or block
+handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the driver may ignore or block SIGALRM
 blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
-signal.alarm(options["seconds"])  # which ends this process
+signal.alarm(options["seconds"])  # ends this process if the imports hang
 {IMPORT_SCRIPT}
 from polarmap.worker import fork_server
 signal.alarm(0)
@@ -62,8 +69,8 @@ fork_server.main(options["descriptor"], options["folders"])
 def make_import_options(module_names: Sequence[str]) -> dict[str, Any]:
     """Return the `options` of IMPORT_SCRIPT.
 
-    They hold where to look for modules, as this process does now, the names of more modules to import, and
-    the version of the protocol: the installed polarmap may be newer than the one that this process imported.
+    They hold the module search path of this process, the names of further modules to import, and the protocol
+    version. The installed polarmap may be newer than the one that this process imported.
     """
     package_root = str(Path(__file__).resolve().parents[2])
     return {
@@ -75,13 +82,18 @@ def make_import_options(module_names: Sequence[str]) -> dict[str, Any]:
 
 
 class ForkServerClient:
-    """A process in a session of its own, which no signal of a terminal reaches.
+    """A connection to a fork server, which is started by the constructor.
+
+    The server runs in a separate process session, so that signals of the terminal do not reach it.
 
     Parameters
     ----------
-    n_threads : for the libraries that numpy calls, in each worker.
-    owned_folders : to be removed when it ends, by `close` or because this process has died.
-    module_names : to be imported before workers are forked.
+    n_threads : int
+        The number of threads that numpy's libraries may use in each worker.
+    owned_folders : sequence of str
+        The folders that the server removes when it exits, by `close` or because this process has died.
+    module_names : sequence of str
+        The modules to import before workers are forked.
     """
 
     def __init__(self, n_threads: int, owned_folders: Sequence[str], module_names: Sequence[str]) -> None:
@@ -91,9 +103,9 @@ class ForkServerClient:
         except OSError as error:
             raise ExecutorError(f"no worker process can be started: {error}") from error
         self._lock = threading.Lock()
-        self._received = b""  # what it has said, from the beginning of what is not yet understood
+        self._received = b""  # received bytes that are not decoded yet
         self._is_ready = False
-        self._exit_descriptions: dict[int, str] = {}  # of workers that ended by themselves
+        self._exit_descriptions: dict[int, str] = {}  # by id of a worker that was not killed by the driver
         options = {
             "seconds": INTERPRETER_START_SECONDS,
             **make_import_options(module_names),
@@ -117,7 +129,7 @@ class ForkServerClient:
             server_socket.close()
 
     def check_started(self) -> None:
-        """Read what the fork server has reported; ExecutorError if it has ended before it began to serve."""
+        """Read the reports of the fork server. Raises ExecutorError if it has exited before it was ready."""
         self._read_events()
         exit_code = self._process.poll()
         check_same_version(exit_code)
@@ -126,40 +138,43 @@ class ForkServerClient:
             if exit_code >= 0:
                 exit_description = f"ended with code {exit_code}"
             raise ExecutorError(
-                f"the worker processes of this machine did not start: {sys.executable} {exit_description}; "
-                "standard error says why"
+                f"the worker processes of this machine did not start: {sys.executable} {exit_description}. "
+                "See its messages on standard error"
             )
 
     def is_alive(self) -> bool:
-        """Return whether the fork server ran when `check_started` was called last."""
+        """Return True if the fork server was running at the last call of `check_started`."""
         return self._process.returncode is None
 
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
-        """Let a worker of this number serve at `worker_socket`, which is its own from now on."""
+        """Start worker `worker_id` on `worker_socket`. The socket is closed in this process."""
         with worker_socket:
             self._send_request(ForkServerRequest(ForkServerCommand.FORK, worker_id), worker_socket)
 
     def kill_worker(self, worker_id: int) -> None:
-        """End a worker, and what it has started, whatever they do."""
+        """Kill a worker and the processes that it has started."""
         self._exit_descriptions.pop(worker_id, None)
         self._send_request(ForkServerRequest(ForkServerCommand.KILL, worker_id))
 
     def get_exit_reason(self, worker_id: int) -> str | None:
-        """How a worker has ended that is gone; None if that is not soon known."""
+        """Return how a worker has exited, or None if the server does not report it in time.
+
+        The time limit is EXIT_REPORT_SECONDS.
+        """
         deadline = time.monotonic() + EXIT_REPORT_SECONDS
         while (
             self._read_events()
             and worker_id not in self._exit_descriptions
             and (remaining_seconds := deadline - time.monotonic()) > 0
         ):
-            with contextlib.suppress(ValueError, OSError):  # another thread has closed it
+            with contextlib.suppress(ValueError, OSError):  # Another thread may have closed the socket.
                 wait_until_ready([self._control_socket], POLLIN, remaining_seconds)
         return self._exit_descriptions.get(worker_id)
 
     def close(self) -> None:
-        """End it and all workers."""
+        """Stop the fork server and all workers."""
         with contextlib.suppress(OSError):
-            # a process that was forked of this one may have it, too
+            # A forked child of this process may hold the socket open, so closing it is not enough.
             self._control_socket.shutdown(socket.SHUT_RDWR)
         self.after_fork()
         try:
@@ -169,11 +184,11 @@ class ForkServerClient:
             self._process.wait(SHUTDOWN_SECONDS)
 
     def after_fork(self) -> None:
-        """Let go of it, in a process that was forked of the one that started it."""
+        """Close the socket to the server, in a forked child of the process that started the server."""
         self._control_socket.close()
 
     def _read_events(self) -> bool:
-        """Read the events that have arrived. Return whether more may come."""
+        """Read the events that have arrived. Return False if the server has exited."""
         with self._lock:
             try:
                 data = self._control_socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
@@ -192,7 +207,7 @@ class ForkServerClient:
             return bool(data)
 
     def _send_request(self, request: ForkServerRequest, worker_socket: socket.socket | None = None) -> None:
-        """Send a request; do nothing if the fork server is gone, as its workers are gone, too."""
+        """Send a request. Do nothing if the server has exited, because its workers have exited, too."""
         data = request.encode()
         with self._lock, contextlib.suppress(OSError):
             if worker_socket is None:
@@ -203,20 +218,20 @@ class ForkServerClient:
 
 
 def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Ours and a worker's, in whose buffer a function and what else it is told have room.
+    """Return the driver's socket and the worker's, with a send buffer that holds all messages for one task.
 
-    So a worker that has been stopped does not stop its driver. Linux grants at least twice 208 KiB.
+    A worker that is stopped therefore does not block its driver. Linux grants at least twice 208 KiB.
     """
     driver_socket, worker_socket = socket.socketpair()
     driver_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_INLINE_FUNCTION_BYTES)
     for each_socket in (driver_socket, worker_socket):
-        if each_socket.family == socket.AF_INET:  # Windows has no others
+        if each_socket.family == socket.AF_INET:  # Windows has no Unix sockets
             configure_tcp(each_socket)
     return driver_socket, worker_socket
 
 
 def check_same_version(exit_code: int | None) -> None:
-    """Raise ExecutorError if a process has ended because it has another version of polarmap."""
+    """Raise ExecutorError if a process has exited because it has another version of polarmap."""
     if exit_code == MISMATCH_EXIT_CODE:
         raise ExecutorError(
             "the worker processes of this machine have another version of polarmap: it was replaced after "
@@ -225,7 +240,7 @@ def check_same_version(exit_code: int | None) -> None:
 
 
 def describe_exit(exit_code: int) -> str:
-    """How a process ended, by its exit code, below 0 for a signal.
+    """Describe how a process exited, given its exit code, or minus the number of the signal.
 
     >>> describe_exit(-9), describe_exit(3)
     ('was killed by SIGKILL (9)', 'ended with code 3')
@@ -237,9 +252,10 @@ def describe_exit(exit_code: int) -> str:
 
 
 def ensure_standard_streams() -> None:
-    """Let those of this process that are closed lead nowhere: else a socket takes the place of one.
+    """Open descriptors 0, 1 and 2 on the null device if they are closed.
 
-    Libraries write their warnings to descriptor 2, and a process that is started gets its own 0, 1 and 2.
+    Otherwise a new socket could get one of these descriptors. Libraries write warnings to descriptor 2, and a
+    child process inherits all three.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -247,9 +263,9 @@ def ensure_standard_streams() -> None:
 
 
 def choose_child_stream(descriptor: int) -> int | None:
-    """What a process that is started gets as such a stream: None for that of this process.
+    """Return which standard stream to pass to a child process: None to inherit it, or DEVNULL.
 
-    Where it was closed when this process began, a library may have a file of its own there (libffi has),
-    which does not reach other processes.
+    If the descriptor was closed when this process started, a library (such as libffi) may have opened a
+    private file there. Such a file is not inheritable, and the child gets the null device.
     """
     return None if os.get_inheritable(descriptor) else subprocess.DEVNULL

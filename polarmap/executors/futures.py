@@ -1,4 +1,8 @@
-"""Sessions whose tasks are futures: of any concurrent.futures.Executor, or of an engine (Dask, Ray)."""
+"""Sessions that submit each task as a future, to a `concurrent.futures.Executor` or a cluster engine.
+
+`FuturesExecutor` wraps a pool of the caller, `EngineExecutor` a Dask or Ray cluster. Both open a
+`FuturesSession`.
+"""
 
 from __future__ import annotations
 
@@ -52,19 +56,20 @@ if TYPE_CHECKING:
     from polarmap.executors.remote_workers import WorkerProvider
 
 BROKEN_POOL_ADVICE = (
-    "a process died, or its initializer raised, which takes all tasks of a ProcessPoolExecutor with it; "
-    "leave executor= out: the default survives that"
+    "a process died, or its initializer raised, which breaks a ProcessPoolExecutor with all its tasks. "
+    "Leave executor= out: the default executor survives that"
 )
 
 FinishedAttempt = tuple[AttemptId, Future[Any]]
 
 
 class FuturesExecutor(ResolvedExecutor):
-    """Tasks as futures of a pool that belongs to the caller, and stays usable afterwards.
+    """Runs tasks on a pool of the caller, which stays usable afterwards.
 
-    A thread pool gets f and the blocks themselves; any other pool gets them pickled. Stragglers
-    are left: threads are told, processes see that a folder is gone. On another machine, which cannot
-    see the folder, an abandoned task runs to its end and then ends unheard. What the pool drops is lost.
+    A thread pool receives f and the blocks directly, any other pool receives them pickled. When a map ends,
+    stragglers are abandoned: threads are notified, and processes notice that a folder was removed. On another
+    machine, which cannot see the folder, an abandoned task runs to its end and its result is ignored. A task
+    that the pool drops is a lost attempt.
 
     Parameters
     ----------
@@ -84,7 +89,7 @@ class FuturesExecutor(ResolvedExecutor):
 
     @property
     def n_threads_per_task(self) -> int:
-        """The threads of linear algebra of each task: its share of this machine's cores if that is known.
+        """The number of linear algebra threads of each task: its share of the cores, if it is known.
 
         >>> with ThreadPoolExecutor(1000) as pool:
         ...     FuturesExecutor(pool).n_threads_per_task
@@ -103,7 +108,7 @@ class FuturesExecutor(ResolvedExecutor):
 
 
 class EngineExecutor(WorkerHost):
-    """Tasks as tasks of the engine of a cluster, Dask or Ray, which belongs to the caller.
+    """Runs tasks on the Dask or Ray cluster of the caller.
 
     Parameters
     ----------
@@ -128,25 +133,30 @@ class EngineExecutor(WorkerHost):
         return self._make_engine().partition_data(data, n_blocks)
 
     def make_worker_provider(self) -> WorkerProvider:
-        """Return an engine that knows its machines. Raises ExecutorError if it is not connected."""
+        """Return a new engine, as a provider of persistent workers on its machines.
+
+        Raises ExecutorError if the engine is not connected.
+        """
         engine = self._make_engine()
         engine.discover_machines()
         return engine
 
 
 class FuturesSession:
-    """The tasks of one job as futures of a pool.
+    """A session that submits the tasks of one job to a pool as futures.
 
     Parameters
     ----------
     executor : ResolvedExecutor
         The executor of the session.
-    pool : object with a method `submit`, which returns futures
+    pool : object
+        Its method `submit` returns futures.
     job_spec : JobSpec
+        The job to run.
     n_threads_per_task : int
-        The threads of linear algebra of each task.
+        The number of linear algebra threads of each task.
     engine : Engine or None
-        The engine whose calls the futures are; None if the pool is another one.
+        The engine if the pool is one; None for all other pools.
     """
 
     now = staticmethod(time.monotonic)
@@ -164,36 +174,36 @@ class FuturesSession:
         self._pool, self._engine, self._n_threads_per_task = pool, engine, n_threads_per_task
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()  # None: wake up
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
-        self._not_started: dict[AttemptId, Future[Any]] = {}  # that are not known to have begun
-        self._has_seen_start_mark = False  # of an attempt that has begun
-        # of these, that are taken to have been handed to a worker
+        self._not_started: dict[AttemptId, Future[Any]] = {}  # attempts that are not known to have started
+        self._has_seen_start_mark = False  # whether any attempt has left a start mark
+        # Those attempts in `_not_started` that are assumed to have been sent to a worker.
         self._assumed_started: set[AttemptId] = set()
         self._has_accepted = False  # whether the pool has taken a task
-        # Other pools do not tell when a worker gets a task: they are taken to have room.
+        # Remote pools do not report when a worker gets a task; they are assumed to have enough workers.
         self._reports_running = executor.is_local
         self._shares_memory = executor.shares_memory
         if self._shares_memory:
-            self._job_spec = replace(job_spec, encryption=None)  # nothing of it travels
+            self._job_spec = replace(job_spec, encryption=None)  # nothing leaves this process
         elif not executor.is_local:
             check_key_is_portable(job_spec, self._executor_name)
         location = job_spec.blocks.location
-        # where workers read blocks
+        # Workers map the blocks if they are stored in files.
         self._blocks_are_files = location is not None and location.is_memory_mapped
         self._task_function = self._make_task_function()
         self._folder_token = (
             None if self._shares_memory else FolderCancelToken.from_folder(str(make_temp_folder()))
         )
-        self._thread_tokens: dict[AttemptId, ThreadCancelToken] = {}  # where there is no folder
+        self._thread_tokens: dict[AttemptId, ThreadCancelToken] = {}  # used if there is no folder
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Hand them to the pool."""
+        """Submit attempts to the pool."""
         for attempt in attempts:
             future = self._submit_attempt(*attempt)
             self._pending_futures[attempt] = self._not_started[attempt] = future
             future.add_done_callback(partial(lambda *finished: self._finished_queue.put(finished), attempt))
 
     def wait(self, timeout: float) -> list[Event]:
-        """Which attempts were seen to begin, and whose futures are done."""
+        """Block until a future is done, `timeout` seconds pass or `wake` is called; return the new events."""
         finished = self._wait_for_finished_attempts(
             timeout if self._engine is None else min(timeout, LIVENESS_INTERVAL)
         )
@@ -208,7 +218,10 @@ class FuturesSession:
     def _keep_results_before_outage(
         self, finished: list[FinishedAttempt], reason: str
     ) -> list[FinishedAttempt]:
-        """Return those that ended with a result before the engine was gone; ExecutorError if none did."""
+        """Return the attempts that ended with a result before the engine was lost.
+
+        Raises ExecutorError if there are none. Other attempts are reported later.
+        """
         results = [item for item in finished if not (item[1].cancelled() or item[1].exception())]
         if not results:
             raise ExecutorError(f"{self._executor_name} runs no tasks: {reason}")
@@ -218,24 +231,24 @@ class FuturesSession:
         return results
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Those that have begun are told, on threads and in processes that see their folder."""
+        """Cancel attempts. Running ones are notified on threads and in processes that share the folder."""
         for attempt in attempts:
             if attempt in self._pending_futures and not self._pending_futures[attempt].cancel():
                 self._get_cancel_token(*attempt).cancel()
 
     def wake(self) -> None:
-        """Let something be in the queue that is waited for."""
+        """Make the current or the next call of `wait` return soon. Any thread may call this."""
         self._finished_queue.put(None)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Cancel what is queued, and return which attempts have begun since the last `wait`.
+        """Cancel the queued attempts, and return the starts since the last `wait`.
 
-        Workers of an engine that have left no mark at all are on other machines, which cannot see the folder:
-        what they were handed counts as begun.
+        If an engine's workers have left no start mark at all, they are on other machines, which cannot see
+        the folder. All their attempts then count as started.
         """
         started = self._collect_started_attempts(check_all=True)
         for attempt, future in self._not_started.items():
-            # an engine may start a task before it hears of that
+            # An engine may start a task before the cancellation reaches it.
             if not (future.cancel() and self._reports_running):
                 self._get_cancel_token(*attempt).cancel()
         started += self._collect_started_attempts(check_all=True)
@@ -244,7 +257,10 @@ class FuturesSession:
         return started
 
     def close(self) -> None:
-        """Cancel what is queued, leave what runs, which lifts what limits this process's libraries."""
+        """Cancel queued attempts and abandon running ones.
+
+        Wait up to GRACE_SECONDS for running attempts, so that they restore the thread limits of this process.
+        """
         for token in self._thread_tokens.values():
             token.cancel()
         if self._folder_token is not None:
@@ -253,7 +269,7 @@ class FuturesSession:
         self._pending_futures.clear()
 
     def _submit_attempt(self, task: int, attempt: int) -> Future[Any]:
-        """Submit an attempt; ExecutorError if the pool takes not even the first."""
+        """Submit an attempt and return its future. Raises ExecutorError if the pool rejects the first."""
         try:
             block_argument = self._make_block_argument(task, attempt)
             request = self._job_spec.make_task_request(task, attempt)
@@ -263,7 +279,7 @@ class FuturesSession:
                 run_task_in_future, *call_arguments, cancel_token, self._n_threads_per_task
             )
             self._has_accepted = True
-        except Exception as error:  # shut down, or broken by a worker that died; no block
+        except Exception as error:  # the pool is shut down or broken, or the block cannot be built
             if not (self._has_accepted or isinstance(error, (DamagedError, CancelledError))):
                 raise ExecutorError(
                     f"{self._executor_name} accepts no tasks: {format_pool_error(error)}"
@@ -273,16 +289,16 @@ class FuturesSession:
         return future
 
     def _get_cancel_token(self, task: int, attempt: int) -> ThreadCancelToken | FolderCancelToken:
-        """What an attempt shares with the driver."""
+        """Return the cancel token that an attempt shares with the driver."""
         if self._folder_token is not None:
             return self._folder_token._replace(attempt_name=f"{task}-{attempt}")
         return self._thread_tokens.setdefault((task, attempt), ThreadCancelToken())
 
     def _collect_started_attempts(self, check_all: bool = False) -> list[AttemptStarted]:
-        """Return the attempts that have begun since the last time, or that an engine was handed.
+        """Return start events of attempts that have started since the last call.
 
-        check_all : whether to look beyond the first attempt that waits for a worker of a pool. Pools take
-            tasks in their order.
+        Attempts that were submitted to an engine get an unconfirmed event first. Pools start tasks in order,
+        so the check stops at the first attempt that has not started, unless `check_all` is true.
         """
         start_events, started_ids = list[AttemptStarted](), list[AttemptId]()
         for attempt, future in self._not_started.items():
@@ -301,7 +317,7 @@ class FuturesSession:
         return start_events
 
     def _wait_for_finished_attempts(self, timeout: float) -> list[FinishedAttempt]:
-        """What was told by now, or first within `timeout` seconds."""
+        """Return all attempts that have finished. Wait up to `timeout` seconds for the first."""
         finished = list[FinishedAttempt | None]()
         with contextlib.suppress(queue.Empty):
             finished.append(self._finished_queue.get(timeout=None if timeout == inf else max(0.0, timeout)))
@@ -310,17 +326,20 @@ class FuturesSession:
         return [finished_attempt for finished_attempt in finished if finished_attempt is not None]
 
     def _make_task_function(self) -> Function | bytes:
-        """f as the pool gets it; on a thread it sees that it must not write into the caller's data."""
+        """Return the function in the form that the pool receives.
+
+        On threads it gets read-only blocks if they are in memory, and copies on write if they are in files.
+        """
         if self._shares_memory and not self._blocks_are_files:
             return self._job_spec.f
         f = CopyOnWriteFunction(self._job_spec.f)
         return f if self._shares_memory else pickle_function(f, self._executor_name)
 
     def _make_block_argument(self, task: int, attempt: int) -> Any:
-        """The block, or what makes it where f runs.
+        """Return the block, or a callable or reference that gives the block where f runs.
 
-        A first attempt gets a stored block that is kept, which f must not change; a further one has a block
-        of its own: what f is made of may write where numpy does not see it, and die of that.
+        For blocks in files, a first attempt shares the cached, read-only block. A retry gets a private copy,
+        because compiled code may write to a block without a check by numpy, and crash.
         """
         blocks = self._job_spec.blocks
         if (reference := blocks.cluster_reference(task)) is not None:
@@ -332,7 +351,7 @@ class FuturesSession:
         return build_block(blocks, task, read_only_view)
 
     def _to_outcome(self, finished: FinishedAttempt) -> Outcome:
-        """The outcome of an attempt whose future is done."""
+        """Convert the result of a finished future to the outcome of its attempt."""
         attempt, future = finished
         for per_attempt in (self._pending_futures, self._not_started, self._thread_tokens):
             per_attempt.pop(attempt, None)
@@ -341,19 +360,20 @@ class FuturesSession:
             error = future.exception()
         except CancelledError:
             return make_lost_worker_outcome(
-                *attempt, f"{self._executor_name} was shut down or cancelled the task before it began"
+                *attempt, f"{self._executor_name} was shut down, or cancelled the task before it started"
             )
         if error is not None:
             return make_lost_worker_outcome(*attempt, f"{type(error).__name__}: {format_pool_error(error)}")
         reply = future.result()
         if reply is None:
             return make_lost_worker_outcome(
-                *attempt, f"somebody removed {self._folder_token and self._folder_token.folder}"
+                *attempt, f"its folder {self._folder_token and self._folder_token.folder} was removed"
             )
         outcome = self._job_spec.decode_reply(*attempt, reply.header, reply.data)
-        return outcome if self._engine is not None else outcome._replace(host="")  # of this machine
+        # A pool of the caller is treated as local: its outcomes have no host name.
+        return outcome if self._engine is not None else outcome._replace(host="")
 
 
 def format_pool_error(error: BaseException) -> str:
-    """What an error of a pool says; of a process pool that is broken Python does not say what breaks it."""
+    """Return the message of a pool's error, with the likely cause if a process pool is broken."""
     return BROKEN_POOL_ADVICE if type(error) is BrokenProcessPool else str(error)

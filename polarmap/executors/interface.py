@@ -1,4 +1,13 @@
-"""The seam between a map and whatever runs its tasks: `executor.open(job_spec) -> Session`."""
+"""The interface between a map and the executor that runs its tasks.
+
+The driver describes a job in a `JobSpec` and opens a session on an executor. The scheduler submits attempts
+to the session and polls it for events until enough results have arrived:
+
+    session = executor.open(job_spec)
+    session.submit([(0, 0), (1, 0)])  # tasks 0 and 1, first attempts
+    events = session.wait(timeout=5.0)  # AttemptStarted, Outcome, NoWorkers
+    session.close()
+"""
 
 from __future__ import annotations
 
@@ -44,17 +53,17 @@ Function = Callable[[Any], Any]
 
 
 class FailureKind(StrEnum):
-    """The kinds of failures of an attempt."""
+    """The reasons why an attempt has no usable result."""
 
     RAISED = "raised"  # f raised an exception
     LOST = "lost"  # the worker was killed, ended, or never replied
-    SHAPE = "shape"  # the result has another shape than the others
-    GARBAGE = "garbage"  # the result contradicts the others
+    SHAPE = "shape"  # the shape of the result differs from the other results
+    GARBAGE = "garbage"  # the result contradicts the other results
     DAMAGED = "damaged"  # the stored block is damaged
 
 
 class Failure(NamedTuple):
-    """The reason why an attempt has no usable result."""
+    """A description of a failed attempt: the kind of failure, and the error that caused it."""
 
     kind: FailureKind
     error_type: str
@@ -66,21 +75,34 @@ class Failure(NamedTuple):
 
 
 class TaskResult(NamedTuple):
-    """A result of f: its arrays, and the structure that they make up."""
+    """A result of f: its arrays, and the structure into which they are put together."""
 
     leaves: list[Array]
     structure: Structure
 
 
 class Outcome(NamedTuple):
-    """What became of one attempt of a task: its result, or a failure and no leaves.
+    """The outcome of one attempt of a task: a result, or a failure.
 
-    leaves, structure : the arrays of the result, and how they make it up.
-    seconds : that the worker spent; 0 if unknown.
-    result_ref : where the result lies in storage, if the arrays are only a sample of it.
-    unpadded_result : f of the rows of data alone, if the block was filled up with rows of zeros. Then there
-        is no structure if f raised an exception of the whole block.
-    host : the name of the worker's machine; empty if it is not known, or is the driver's.
+    Attributes
+    ----------
+    task, attempt : int
+        The index of the task, and how often it had been started before.
+    leaves : list of ndarray
+        The arrays of the result; empty after a failure.
+    structure : Structure
+        How the leaves are put together; `()` after a failure.
+    failure : Failure or None
+        Why there is no result; None if there is one.
+    seconds : float
+        The time that the worker spent on the task; 0 if it is unknown.
+    result_ref : ResultRef or None
+        The location of the result in storage, if the leaves are only a sample of it.
+    unpadded_result : TaskResult or None
+        f of the rows of data alone, if the block was padded with rows of zeros. If f raised an exception for
+        the padded block, `structure` is empty.
+    host : str
+        The name of the worker's machine; empty if it is unknown or the driver's machine.
     """
 
     task: int
@@ -95,26 +117,34 @@ class Outcome(NamedTuple):
 
     @property
     def leaf_shapes(self) -> list[Shape]:
-        """Of its arrays."""
+        """The shapes of the arrays of the result."""
         return [leaf.shape for leaf in self.leaves]
 
     @property
     def leaf_dtypes(self) -> list[np.dtype[Any]]:
-        """Of its arrays."""
+        """The dtypes of the arrays of the result."""
         return [leaf.dtype for leaf in self.leaves]
 
     @property
     def result_description(self) -> str:
-        """What f returned, in words."""
+        """The dtypes and shapes that f returned, for messages: "float64[3, 2]", or "nothing"."""
         return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
 
 
 class AttemptStarted(NamedTuple):
-    """An attempt has come to run: when, on the clock of its run.
+    """An event: an attempt has started.
 
-    is_confirmed : whether a worker is known to have started it. If not, the attempt was handed to a worker
-        that has not confirmed it yet: it may become late, and counts as queued. A certain event may follow.
-    host : the name of the worker's machine; empty if it is not known, or is the driver's.
+    Attributes
+    ----------
+    task, attempt : int
+        The index of the task, and how often it had been started before.
+    started_at : float
+        The start time in seconds, on the clock of the session.
+    is_confirmed : bool
+        True if a worker has reported the start. False if the attempt was only handed to a worker: it may
+        become late, and still counts as queued. A confirmed event may follow.
+    host : str
+        The name of the worker's machine; empty if it is unknown or the driver's machine.
     """
 
     task: int
@@ -125,25 +155,35 @@ class AttemptStarted(NamedTuple):
 
 
 class NoWorkers(NamedTuple):
-    """No worker has been there yet that could run the tasks of a map. Repeated until one is there.
+    """An event: no worker has connected yet that could run the tasks. Repeated until one connects.
 
-    reason : what is known of the cause, and what the user can do about it.
+    Attributes
+    ----------
+    reason : str
+        The likely cause, and what the user can do about it.
     """
 
     reason: str
 
 
 Event = AttemptStarted | Outcome | NoWorkers
-AttemptId = tuple[int, int]  # the number of a task, and how often it was started before
+AttemptId = tuple[int, int]  # the index of a task, and how often it was started before
 
 
 class TaskBlocks:
-    """The blocks of the tasks of a job, which are computed when they are needed.
+    """The input blocks of the tasks of a job, computed when they are requested.
 
-    A block consists of components, which several blocks may share; by default of one. Subclasses define
-    `block_leaves` or `component_leaves`.
+    A block consists of one or more components (one by default). A component that several blocks share is
+    stored once. Subclasses define `block_leaves` or `component_leaves`.
 
-    location : where workers read the blocks; None if the blocks are only in the memory of this process.
+    Attributes
+    ----------
+    n : int
+        The number of tasks.
+    structure : Structure
+        How the leaves of a block are put together into the argument of f.
+    location : Location or None
+        Where workers read the blocks; None if the blocks exist only in the memory of this process.
     """
 
     n: int
@@ -157,20 +197,20 @@ class TaskBlocks:
         return None if location is None or location.encryption is None else location.encryption[0]
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Return the arrays of the block of a task: those of its components in a row."""
+        """Return the arrays of the block of a task: the leaves of all its components, in order."""
         components = self.block_components(task)
         return [leaf for component in components for leaf in self.component_leaves(component)]
 
     def block_layout(self, task: int) -> Layout:
-        """Return dtype and shape of each array of the block of a task."""
+        """Return the dtype and shape of each array of the block of a task."""
         return get_layout(self.block_leaves(task))
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments of the block of a task, whose bytes in a row are its arrays."""
+        """Return the stored segments whose bytes, joined, are the arrays of the block of a task."""
         raise LookupError(task)
 
     def cluster_reference(self, task: int) -> Any:
-        """Return what tasks of Dask or Ray take in place of a block that the cluster holds, else None."""
+        """Return the Dask or Ray reference to a block that the cluster holds, or None for any other block."""
         return None
 
     def block_components(self, task: int) -> Sequence[int]:
@@ -182,32 +222,42 @@ class TaskBlocks:
         return self.block_leaves(component)
 
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
-        """Return which of the `faults`, by task, an attempt is to suffer."""
+        """Return the fault to inject into an attempt, or None. `faults` is keyed by task."""
         fault = faults.get(task)
         return fault if fault is not None and attempt < fault.attempts else None
 
     def on_damage_found(self) -> None:
-        """A worker has found a block damaged: what is told of where they lie may be out of date."""
+        """React to a block that a worker found damaged: the known locations may be out of date."""
 
     def prepare_encoding(self) -> None:
-        """Make what takes time and the first block that is made needs: workers are coming up meanwhile."""
+        """Do the slow preparations for the first block. Called while the workers are starting."""
 
     def release_memory(self) -> None:
-        """Every block has been handed on: memory may be freed."""
+        """Free memory. Called once every block has been sent or stored."""
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """All that an executor is told of one map.
+    """Everything an executor needs to run one job.
 
-    f : what workers call, each with its block.
-    blocks : the coded blocks.
-    faults : from task to what it is to suffer.
-    output_spec : where results stay, of which only samples then travel; None: they travel whole.
-    low_priority_tasks : tasks that give way to others, where they share a machine's cores.
-    encryption : of blocks from memory, where they are stored, and of replies; None: there is none.
-    padded_block : the task whose block rows of zeros fill up, and its rows of data, if its worker evaluates f
-        on these alone, too; else None.
+    Attributes
+    ----------
+    f : callable
+        Applied by workers to each block.
+    blocks : TaskBlocks
+        The input block of each task.
+    faults : mapping of int to Fault
+        The faults to inject, by task.
+    output_spec : OutputSpec or None
+        Where workers store their results, of which only a sample is returned. None: results are returned
+        whole.
+    low_priority_tasks : collection of int
+        Tasks that yield the cores to other tasks on the same machine.
+    encryption : Encryption or None
+        How to encrypt replies, and blocks that are stored for the workers. None: no encryption.
+    padded_block : tuple of int or None
+        The task whose block is padded with rows of zeros, and its number of rows of data. Its worker also
+        evaluates f on the rows of data alone. None: no task does that.
     """
 
     f: Function
@@ -219,24 +269,36 @@ class JobSpec:
     padded_block: tuple[int, int] | None = None
 
     def get_n_unpadded_rows(self, task: int) -> int | None:
-        """Return the rows of data on which this task evaluates f as well; None if that is not needed."""
+        """Return the number of rows of data on which a task also evaluates f; None for all other tasks."""
         if self.padded_block is None or self.padded_block[0] != task:
             return None
         return self.padded_block[1]
 
     def find_injected_fault(self, task: int, attempt: int) -> Fault | None:
-        """Return the fault that an attempt is to suffer."""
+        """Return the fault to inject into an attempt, or None."""
         return self.blocks.find_injected_fault(self.faults, task, attempt) if self.faults else None
 
     def make_task_request(self, task: int, attempt: int, block_ref: BlockRef | None = None) -> TaskRequest:
-        """What the worker of an attempt is told; `block_ref`: what it is to read."""
+        """Return the request for an attempt, which is sent to its worker.
+
+        `block_ref` says where the worker reads the block; None if the block is sent another way.
+        """
         fault, n_rows = self.find_injected_fault(task, attempt), self.get_n_unpadded_rows(task)
         return TaskRequest(task, attempt, block_ref, fault, self.output_spec, self.encryption, n_rows)
 
     def decode_reply(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
-        """A worker's reply; with a key nothing is unpickled that a worker of the map has not encrypted.
+        """Convert a worker's reply to an outcome. A reply that cannot be read is a lost attempt.
 
-        header : a pickled `TaskReply`, or, where none was needed, the reply itself.
+        If the job has an encryption key, only data encrypted with this key is unpickled.
+
+        Parameters
+        ----------
+        task, attempt : int
+            The attempt to which the worker replied.
+        header : bytes or TaskReply
+            The reply without its arrays, pickled or not.
+        data : bytes-like
+            The bytes of the arrays; with encryption, the encrypted reply.
         """
         try:
             if self.encryption is not None:
@@ -249,91 +311,101 @@ class JobSpec:
                     self.blocks.on_damage_found()
                 return Outcome(task, attempt, [], (), failure, seconds, host=host)
             leaves, unpadded_result = unpack_leaves(layout, data), None
-            if structure[:1] == (BOTH_RESULTS,):  # of a block that rows of zeros fill up
+            if structure[:1] == (BOTH_RESULTS,):  # f was also evaluated without the padding
                 _, n_leaves, structure, unpadded_structure = structure
                 leaves, unpadded_result = leaves[:n_leaves], TaskResult(leaves[n_leaves:], unpadded_structure)
             if result_ref is not None:
                 result_ref = ResultRef(result_ref[0], tuple(Segment(*segment) for segment in result_ref[1]))
         except DamagedError as error:
             return make_lost_worker_outcome(task, attempt, f"its reply {error}")
-        except Exception as error:  # of a forger, or of a class that is not here
+        except Exception as error:  # forged data, or a class that cannot be imported here
             message = f"its reply cannot be read: {type(error).__name__}: {error}"
             return make_lost_worker_outcome(task, attempt, message)
         return Outcome(task, attempt, leaves, structure, None, seconds, result_ref, unpadded_result, host)
 
 
 class Session(Protocol):
-    """The tasks of one map on an executor: starts them, tells as each ends, abandons the rest."""
+    """The tasks of one job on an executor: submits attempts, reports their outcomes, cancels the rest."""
 
     def now(self) -> float:
-        """Seconds on `time.monotonic`, or on a virtual clock that stands at 0 when the run is opened."""
+        """Return the time in seconds, on `time.monotonic` or a virtual clock that starts at 0."""
         ...
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Start these, in this order. Blocks are made for those that are started, and no earlier.
+        """Submit attempts, to be started in this order. The block of an attempt is built when it starts.
 
-        One whose block raises CancelledError, as nobody waits for it any more, is not started: it is lost.
+        An attempt whose block raises CancelledError is not started and is reported as lost.
         """
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """What happened, as soon as an attempt ended; after `timeout` seconds; or when woken.
+        """Block until an attempt ends, `timeout` seconds pass or `wake` is called; return the new events.
 
-        That an attempt began is told with what is told next, before its end. Each that was submitted ends
-        in exactly one Outcome: its worker is lost if nothing else is known.
+        Every submitted attempt ends in exactly one `Outcome`, which is a lost worker if nothing else is
+        known. Its `AttemptStarted` event, if there is one, comes earlier, but does not end the wait.
         """
         ...
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Nobody waits for these any more: they are lost at once, as far as they can be kept from running."""
+        """Cancel attempts. An attempt that can still be stopped is reported as lost."""
         ...
 
     def wake(self) -> None:
-        """Let the `wait` that another thread is in return soon, whether anything ended or not.
+        """Make the current or the next call of `wait` return soon, even without an event.
 
-        If none is, the next one does. Any thread may call it at any time, also when the run is closed.
+        Any thread may call `wake` at any time, also after `close`.
         """
         ...
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Start no further attempt, and return which have begun since the last `wait`.
+        """Cancel the attempts that have not started, and return the starts since the last `wait`.
 
-        Called once at the end of a map, before `close`: what has not begun by then is cancelled.
+        Called once at the end of a job, before `close`.
         """
         ...
 
     def close(self) -> PersistentUsage | None:
-        """Abandon all that runs and remove all that was stored. Safe at any time, and twice.
+        """Abandon running attempts and remove the stored blocks. Safe at any time, and to call twice.
 
-        Returns what is to be paid for persistent workers, the first time; None where each
-        attempt is paid by itself, or nothing is.
+        Returns
+        -------
+        PersistentUsage or None
+            The billed time of persistent workers, on the first call. None if attempts are billed one by one,
+            or not at all.
         """
         ...
 
 
 @runtime_checkable
 class BlockSendingSession(Protocol):
-    """A run that sends or stores the blocks for its workers itself, which may take long.
+    """A session that sends or stores the blocks for its workers itself, which may take long.
 
-    deadline : when its map must be over, by the clock of the run; set before the first task is submitted.
+    Attributes
+    ----------
+    deadline : float
+        When the job must end, on the clock of the session; set before the first attempt is submitted.
     """
 
     deadline: float
 
     def count_receiving_workers(self) -> int:
-        """Return the number of workers that have not been sent all that their task needs."""
+        """Return the number of workers to which a block is still being sent."""
         ...
 
 
 @runtime_checkable
 class MapExecutor(Protocol):
-    """An executor of a class of the user's own, which a map accepts as `executor=`.
+    """A protocol for executors that users write, which a map accepts as `executor=`.
 
-    Any number of sessions may be open at a time. The executor may also have `is_local`, whether its tasks
-    share the cores of this machine, and `workers_by_host`, the number of workers by host name.
+    Any number of sessions may be open at a time. The executor may also have the attributes `is_local` (True
+    if its tasks share the cores of this machine) and `workers_by_host` (the number of workers by host name).
 
-    name : the name in reports.
-    worker_spec : what each task is given and may cost; None if nothing is known.
+    Attributes
+    ----------
+    name : str
+        The name in reports.
+    worker_spec : WorkerSpec or None
+        The memory, cores, time limit and price of each task; None if they are unknown.
     """
 
     @property
@@ -343,14 +415,14 @@ class MapExecutor(Protocol):
     def worker_spec(self) -> WorkerSpec | None: ...
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session for the tasks of one job. Nothing is started yet."""
+        """Return a session for the tasks of one job. No task is started yet."""
         ...
 
 
 def build_block(
     blocks: TaskBlocks, task: int, transform_leaf: Callable[[Array], Array] = lambda leaf: leaf
 ) -> Any:
-    """The block of a task, each of its leaves `transform_leaf` by f."""
+    """Return the block of a task, with `transform_leaf` applied to each of its arrays."""
     leaves = [
         transform_leaf(leaf)
         for component in blocks.block_components(task)
@@ -360,18 +432,23 @@ def build_block(
 
 
 def read_only_view(array: Array) -> Array:
-    """A view that cannot be written to."""
+    """Return a read-only view of an array."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 class Reach(NamedTuple):
-    """The storage that the workers of an executor can use.
+    """The storage that the workers of an executor can access.
 
-    backend : the backend of Lithops that runs the workers; empty if they are on this machine.
-    storage : the storage backend whose buckets they can use; empty if they can use none.
-    can_ask_driver : whether workers can ask the driver for segments while a task runs.
+    Attributes
+    ----------
+    backend : str
+        The Lithops backend that runs the workers; empty if they are on this machine.
+    storage : str
+        The storage backend whose buckets the workers can access; empty if they can access none.
+    can_ask_driver : bool
+        True if workers can request segments from the driver while a task runs.
     """
 
     backend: str = ""
@@ -382,22 +459,22 @@ class Reach(NamedTuple):
         """Raise ExecutorError unless workers can read the blocks of a job and store its results."""
         location = job_spec.blocks.location
         if location is not None and (obstacle := self._explain_obstacle(location)):
-            raise ExecutorError(f"the array lies in {obstacle}")
+            raise ExecutorError(f"the array is stored in {obstacle}")
         self.check_output(job_spec)
 
     def check_output(self, job_spec: JobSpec) -> None:
-        """Raise ExecutorError unless workers can store the results of a job where it wants them."""
+        """Raise ExecutorError unless workers can store the results of a job in its output location."""
         location = None if job_spec.output_spec is None else job_spec.output_spec.location
         if location is not None and not location.is_writable:
             raise ExecutorError(
-                f"the array is to stay in {location.root}, which workers cannot reach: leave executor out, "
-                "or choose a folder or a bucket"
+                f"the results cannot be stored in {location.root}, which workers cannot reach: "
+                "leave executor out, or choose a folder or a bucket"
             )
         if location is not None and (obstacle := self._explain_obstacle(location)):
-            raise ExecutorError(f"the array is to stay in {obstacle}")
+            raise ExecutorError(f"the results cannot be stored in {obstacle}")
 
     def _explain_obstacle(self, location: Location) -> str:
-        """Return what keeps workers from a location, and the remedy; empty if they can reach it."""
+        """Return why workers cannot reach a location and what to do, or an empty string if they can."""
         if location.is_sent_by_driver and not self.can_ask_driver:
             return f"{location.root}, which workers cannot reach: leave executor out"
         if location.is_memory_mapped and self.backend:
@@ -409,15 +486,15 @@ class Reach(NamedTuple):
             return ""
         bucket = f"{location.backend} bucket {location.root!r}"
         if not self.storage:
-            return f"{bucket}: pass executor=, the Lithops configuration of that bucket"
+            return f"{bucket}, which needs its Lithops configuration: pass it as executor="
         return (
-            f"{bucket}, but this executor stores in {self.storage}: use the Lithops configuration of that "
-            "bucket for both"
+            f"{bucket}, but this executor uses {self.storage}: use the Lithops configuration of that bucket "
+            "for the array and the executor"
         )
 
 
 def to_failure(error_info: ErrorInfo) -> Failure:
-    """A worker's error, with the exception itself."""
+    """Convert an error that a worker reported to a failure, with the exception as its cause."""
     exception = error_info.exception
     if not isinstance(exception, BaseException):
         exception = _rebuild_exception(error_info)
@@ -431,14 +508,15 @@ def to_failure(error_info: ErrorInfo) -> Failure:
 
 
 def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
-    """The exception of another process, its traceback there as its cause, as in the standard library.
+    """Return the exception of another process, with the remote traceback as its cause.
 
-    RuntimeError in the place of one that did not survive the way.
+    The traceback is attached as in `concurrent.futures`. An exception that cannot be unpickled becomes a
+    RuntimeError with the same message.
     """
     from concurrent.futures.process import _RemoteTraceback
 
     exception: BaseException = RuntimeError(f"{error_info.type}: {error_info.message}")
-    with contextlib.suppress(Exception):  # its own
+    with contextlib.suppress(Exception):  # Unpickling runs code of the exception's class, which may fail.
         unpickled = pickle.loads(error_info.exception)  # type: ignore[arg-type]
         exception = unpickled if isinstance(unpickled, BaseException) else exception
     traceback_text: Any = f'\n"""\n{error_info.traceback}"""'
@@ -447,5 +525,5 @@ def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
 
 
 def make_lost_worker_outcome(task: int, attempt: int, message: str) -> Outcome:
-    """The outcome of a task whose worker disappeared."""
+    """Return the outcome of an attempt whose worker was lost. `message` says what is known of the cause."""
     return Outcome(task, attempt, [], (), Failure(FailureKind.LOST, "WorkerLost", message), 0.0)

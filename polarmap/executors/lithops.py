@@ -1,5 +1,7 @@
-"""Lithops: the tasks of a map as functions, or persistent workers; here, by a configuration or an
-executor.
+"""Lithops: runs the tasks of a map as functions, or persistent workers as long-running functions.
+
+`LithopsExecutor` opens a session for each map, `LithopsWorkerProvider` starts the workers of a `Pool`. Both
+store blocks as objects of a bucket and start functions through `LithopsInvocations`.
 """
 
 from __future__ import annotations
@@ -54,21 +56,21 @@ from polarmap.worker.retries import retry_request
 from polarmap.worker.task_records import to_plain_tuple
 from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
-JOB_KEY_PREFIX = "polarmap"  # of all keys of maps
-DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
+JOB_KEY_PREFIX = "polarmap"  # of the keys of all stored objects
+DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before checking again that objects are deleted
 PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
-# that a worker on this machine may take: in milliseconds this fits 32 bits
+# Time limit of a worker on this machine. In milliseconds it fits into 32 bits.
 LOCAL_WORKER_SECONDS = 20 * 86_400.0
-STARTUP_MARGIN_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
+STARTUP_MARGIN_SECONDS = 15.0  # part of the time limit of a function that is left for starting and reporting
 
 
 class LithopsExecutor(WorkerHost):
-    """Tasks as functions of Lithops. A FunctionExecutor of our own is opened for each map and ended with it.
+    """Runs each task as a Lithops function. Each map gets its own FunctionExecutor, or the caller's.
 
     Parameters
     ----------
     source : LithopsSource
-        Where the FunctionExecutors of maps come from.
+        Opens the FunctionExecutors of maps.
     """
 
     name = "localhost"
@@ -83,7 +85,7 @@ class LithopsExecutor(WorkerHost):
     def open(self, job_spec: JobSpec) -> LithopsSession:
         """Return a session for the tasks of one job.
 
-        Raises ExecutorError if Lithops takes no jobs, or if workers cannot reach the storage of the blocks.
+        Raises ExecutorError if Lithops cannot be used, or if workers cannot reach the storage of the blocks.
         """
         check_key_is_portable(job_spec, self.name)
         invocations = LithopsInvocations(self._source, shares_executor=True)
@@ -95,16 +97,16 @@ class LithopsExecutor(WorkerHost):
             raise
 
     def choose_storage(self, data: Any) -> Any:
-        """Return the storage that the functions reach."""
+        """Return the storage that the functions can access."""
         return self._source.get_storage()
 
     def make_worker_provider(self) -> WorkerProvider:
-        """Return what starts functions that persist."""
+        """Return a provider of persistent workers on the same backend."""
         return LithopsWorkerProvider(self._source)
 
 
 class LithopsSession:
-    """The tasks of one map through Lithops; blocks are raw objects."""
+    """A session that runs the tasks of one job as Lithops functions. Blocks are stored as raw objects."""
 
     now = staticmethod(time.monotonic)
 
@@ -117,10 +119,10 @@ class LithopsSession:
         self._published_blocks = self._block_store.acquire_blocks(job_spec)
         self._is_first_submit = True
         self._is_woken = False
-        self._has_seen_progress = False  # that a task has begun or ended
+        self._has_seen_progress = False  # whether a task has started or ended
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Store the blocks, then start one job: functions rented by the second must not wait."""
+        """Store the blocks, then start one job, so that billed functions do not wait for their blocks."""
         is_first, blocks = self._is_first_submit, self._job_spec.blocks
         self._is_first_submit = False
         self._published_blocks.publish_in_parallel(blocks, [task for task, _ in attempts])
@@ -149,11 +151,13 @@ class LithopsSession:
             task_function = make_lithops_task(self._job_spec.f, blocks.structure, self._module_state)
             self._invocations.invoke(function_executor, task_function, task_arguments)
         except ExecutorError:
-            pickle_function(self._job_spec.f, self._invocations.name)  # the likely reason, in plain words
+            pickle_function(
+                self._job_spec.f, self._invocations.name
+            )  # raises a clearer error if f cannot be pickled, the likely reason
             raise
 
     def wait(self, timeout: float) -> list[Event]:
-        """What Lithops' monitor thread has seen."""
+        """Block until a task ends, `timeout` seconds pass or `wake` is called; return the new events."""
         deadline, events = time.monotonic() + timeout, list[Event]()
         while True:
             outcomes = self._poll_outcomes(events)
@@ -164,17 +168,17 @@ class LithopsSession:
             self._invocations.wait(remaining_seconds)
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Nothing: functions run to their end, or that of the map."""
+        """Do nothing: functions run until they end, or until the session is closed."""
 
     def wake(self) -> None:
-        """Let the wait end without an outcome."""
+        """Make the current or the next call of `wait` return soon."""
         self._is_woken = True
         self._invocations.wake()
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Return the attempts that Lithops has seen begin by now.
+        """Return the attempts that have started since the last `wait`.
 
-        With "localhost" also those that it has not: each has had a process of its own since it was submitted.
+        With "localhost", all submitted attempts count as started, because each has a separate process.
         """
         now = time.monotonic()
         include_unseen = self._invocations.uses_private_folder
@@ -182,7 +186,7 @@ class LithopsSession:
         return [AttemptStarted(task, attempt, now) for task, attempt in started_ids]
 
     def close(self) -> PersistentUsage | None:
-        """Take the liveness key away, drop or kill what is pending, remove the objects."""
+        """Delete the liveness object, drop or kill running functions, and remove all stored objects."""
         self._block_store.close()
         with contextlib.suppress(Exception):
             self._storage.delete_object(self._storage.bucket, f"{self._key_prefix}/{LIVENESS_KEY}")
@@ -190,12 +194,12 @@ class LithopsSession:
         return None
 
     def _poll_outcomes(self, start_events: list[Event]) -> list[Outcome]:
-        """All that has ended since the last look; what has begun is added to `start_events`."""
+        """Return the outcomes since the last call, and append new start events to `start_events`."""
         outcomes = list[Outcome]()
         results = self._invocations.collect_finished_results(may_query=not self._has_seen_progress)
         for attempt, reply in results.items():
             if isinstance(reply, InterpreterError):
-                raise ExecutorError(f"{self._invocations.name} runs no task: {reply}")
+                raise ExecutorError(f"{self._invocations.name} cannot run tasks: {reply}")
             outcomes.append(self._to_outcome(attempt, reply))
         now = time.monotonic()
         started_keys = self._invocations.collect_started_keys()
@@ -204,9 +208,9 @@ class LithopsSession:
         return outcomes
 
     def _to_outcome(self, attempt: AttemptId, reply: Any) -> Outcome:
-        """What became of an attempt whose function returned this, or an InvocationLostError in its place."""
+        """Convert what a function returned, or an InvocationLostError, to the outcome of an attempt."""
         if reply is None:
-            return make_lost_worker_outcome(*attempt, "it was told that nobody waits for it")
+            return make_lost_worker_outcome(*attempt, "it was cancelled")
         if isinstance(reply, InvocationLostError):
             return make_lost_worker_outcome(*attempt, str(reply))
         outcome = self._job_spec.decode_reply(*attempt, *reply)
@@ -216,16 +220,17 @@ class LithopsSession:
 
 
 class LithopsWorkerProvider(WorkerProvider):
-    """Persistent workers: functions, on FunctionExecutors of our own, that return when their time is over.
+    """Starts persistent workers as Lithops functions, which return at the end of their lifetime.
 
     Parameters
     ----------
     source : LithopsSource
+        Opens the FunctionExecutors, which are not shared with the caller.
     """
 
     def __init__(self, source: LithopsSource) -> None:
         self._invocations = LithopsInvocations(source)
-        self._has_stored_objects = False  # whether the storage has taken anything
+        self._has_stored_objects = False  # whether objects may have been stored
         self.name = self._invocations.name
         self.shares_files = self._invocations.is_local
         self.reach = self._invocations.reach
@@ -240,7 +245,7 @@ class LithopsWorkerProvider(WorkerProvider):
         self._block_store = BucketBlockStore(self.storage, self.key_prefix)
 
     def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer:
-        """In the storage of the configuration."""
+        """Start message channels through the storage of the configuration."""
         server = StorageChannelServer(self.storage, self.key_prefix, on_connected)
         self._has_stored_objects = True
         return server
@@ -251,7 +256,7 @@ class LithopsWorkerProvider(WorkerProvider):
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Start one job."""
+        """Start the workers as one Lithops job. Lithops chooses the machines."""
         worker_arguments = {key: {"worker": (key, seconds)} for key, seconds in lifetimes.items()}
         function_executor = self._invocations.get_executor_for_next_job(len(lifetimes))
         slow_down_monitoring(function_executor)
@@ -259,9 +264,9 @@ class LithopsWorkerProvider(WorkerProvider):
         self._invocations.invoke(function_executor, task, worker_arguments, timeout=timeout)
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Those of which Lithops knows that they have ended, and why.
+        """Return the workers that Lithops reports as ended, with the reason.
 
-        may_query : the interpreter of those that have ended without a word.
+        With `may_query`, check the interpreter of workers that ended without a status.
         """
         finished = self._invocations.collect_finished_results(may_query)
         if finished:
@@ -272,11 +277,11 @@ class LithopsWorkerProvider(WorkerProvider):
         }
 
     def remove_leftover_objects(self) -> None:
-        """Remove the objects of Lithops that those that have ended have left."""
+        """Remove the Lithops objects of workers that have exited."""
         self._block_store.collect_garbage()
 
     def close(self) -> None:
-        """Kill what Lithops can kill, remove all objects."""
+        """Kill the functions that Lithops can kill, and remove all stored objects."""
         self._block_store.close()
         leftover_prefixes = self._invocations.close()
         if self._has_stored_objects:
@@ -284,19 +289,19 @@ class LithopsWorkerProvider(WorkerProvider):
             delete_objects_below(self.storage, prefixes)
 
     def make_block_store(self) -> BucketBlockStore:
-        """In the bucket of the configuration."""
+        """Return a block store in the bucket of the configuration."""
         return self._block_store
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Sources of the modules that a pickled function names and workers may not have."""
+        """Return the sources of modules that a pickled function needs and workers may lack, by name."""
         try:
             return collect_module_sources(pickled_function, self._invocations.function_executor)
-        except Exception as error:  # the runtime is asked what it has
-            raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
+        except Exception as error:  # Lithops queries the runtime for its modules
+            raise ExecutorError(f"{self.name} cannot start a job: {type(error).__name__}: {error}") from error
 
 
 def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
-    """That a worker may take where it is given so much."""
+    """Return the time limit of a persistent worker in seconds, given the limits of its functions."""
     if worker_spec is None or worker_spec.timeout_seconds is None:
         return LOCAL_WORKER_SECONDS
     return max(1.0, worker_spec.timeout_seconds - STARTUP_MARGIN_SECONDS)
@@ -313,11 +318,11 @@ class BucketBlockStore(BlockStore):
         self._key_prefix, self._is_closed = key_prefix, False
 
     def close(self) -> None:
-        """Keep no object that is stored from now on. The caller removes those that are stored by now."""
+        """Refuse further objects. The caller removes the objects that are already stored."""
         self._is_closed = True
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return the one key prefix of a set."""
+        """Return a list with the key prefix of a block set."""
         return [f"{self._key_prefix}/blocks/{block_set_id}/"]
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int:
@@ -328,9 +333,9 @@ class BucketBlockStore(BlockStore):
             retry_request(partial(self._storage.put_object, bucket, segment_key, data))
         except Exception as error:
             raise ExecutorError(
-                f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
+                f"a block cannot be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
             ) from error
-        if self._is_closed:  # since the request was made: whoever removes all objects may have been sooner
+        if self._is_closed:  # closed during the request: the caller may have removed all objects before
             delete_prefix(self._storage, bucket, segment_key)
         self._check_open()
         return zlib.crc32(data)
@@ -340,13 +345,16 @@ class BucketBlockStore(BlockStore):
             raise ExecutorError("a block was not stored: its map or its Pool is closed")
 
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """Delete objects."""
+        """Delete all objects below the key prefixes."""
         for key_prefix in key_prefixes:
             delete_prefix(self._storage, self._storage.bucket, key_prefix)
 
 
 def delete_objects_below(storage: Any, key_prefixes: Sequence[str]) -> None:
-    """Remove what lies below them; a storage that is down must not hide why a map ended."""
+    """Delete all objects below the key prefixes. If that fails, warn.
+
+    An exception here could hide the reason why a map ended.
+    """
     try:
         for key_prefix in key_prefixes:
             for pause in DELETE_RETRY_PAUSES:
@@ -354,6 +362,8 @@ def delete_objects_below(storage: Any, key_prefixes: Sequence[str]) -> None:
                     break
                 time.sleep(pause)
             else:
-                raise StorageError(f"the storage does not delete what lies below {key_prefix!r}")
+                raise StorageError(f"the storage does not delete the objects below {key_prefix!r}")
     except Exception as error:
-        warn(f"objects below {', '.join(key_prefixes)} in bucket {storage.bucket!r} may be left: {error}")
+        warn(
+            f"objects below {', '.join(key_prefixes)} in bucket {storage.bucket!r} were not deleted: {error}"
+        )

@@ -1,6 +1,7 @@
-"""All that is done with the inside of Lithops, which any new version may change: its pin moves by tests.
+"""All code that depends on the internals of Lithops, which any new version may change.
 
-Everything else in this folder calls public methods of a `lithops.FunctionExecutor`, or what stands here.
+The pinned version of Lithops is raised only with the tests of this module. All other modules use public
+methods of `lithops.FunctionExecutor`, or functions of this module.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ _patch_lock = threading.RLock()
 
 @cache
 def import_lithops() -> Any:
-    """Lithops, quiet unless the caller has set up logging."""
+    """Import and return Lithops. It logs nothing unless the caller has set up logging."""
     is_first_import = "lithops" not in sys.modules
     try:
         import lithops
-    except FileNotFoundError as error:  # it asks for the temporary folder when it is imported
-        raise ExecutorError(f"Lithops needs a temporary folder, set TMPDIR to one: {error}") from error
+    except FileNotFoundError as error:  # Lithops looks up the temporary folder at import
+        raise ExecutorError(
+            f"Lithops needs a temporary folder. Set TMPDIR to an existing folder: {error}"
+        ) from error
     logging.getLogger("lithops").addHandler(logging.NullHandler())
     if is_first_import:
         atexit.register(_remove_empty_lithops_folders)
@@ -51,7 +54,7 @@ def import_lithops() -> Any:
 
 
 def _remove_empty_lithops_folders() -> None:
-    """Importing Lithops makes folders in the temporary folder; leave none that stayed empty."""
+    """Remove the folders that the import of Lithops creates in the temporary folder, if they are empty."""
     from lithops import constants
 
     for folder in (constants.JOBS_DIR, constants.LOGS_DIR, constants.CLEANER_DIR, constants.LITHOPS_TEMP_DIR):
@@ -63,12 +66,19 @@ def _remove_empty_lithops_folders() -> None:
 
 
 def write_runner_script(interpreter: str, localhost_version: int, in_private_folder: bool) -> str:
-    """The shell script that runs Lithops' runner with an interpreter and this Lithops, in our folder.
+    """Write a shell script that runs the runner of the driver's Lithops, and return its path.
 
-    Lithops would run a copy of itself in its shared folder, which any other process replaces.
-    Workers in this interpreter import what the driver can: they get its module search path.
+    Lithops would run a copy of itself in a shared folder, which any other process may replace. If the workers
+    use the interpreter of the driver, they also get its module search path.
 
-    in_private_folder : whether the files of Lithops lie in our folder, too.
+    Parameters
+    ----------
+    interpreter : str
+        The Python interpreter of the workers.
+    localhost_version : int
+        The version of the localhost backend of Lithops, 1 or 2.
+    in_private_folder : bool
+        True if the files of Lithops are in the temporary folder of this process, too.
     """
     folder, is_this_interpreter = get_process_temp_folder(), interpreter == get_interpreter_for_lithops()
     checksum = crc32(f"{localhost_version} {in_private_folder} {interpreter}".encode())
@@ -91,7 +101,7 @@ def write_runner_script(interpreter: str, localhost_version: int, in_private_fol
 
 
 def _make_lithops_only_folder() -> str:
-    """A folder in which other interpreters find this Lithops, and nothing else."""
+    """Return a folder from which other interpreters can import the driver's Lithops, and nothing else."""
     folder = get_process_temp_folder() / "packages"
     folder.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -100,7 +110,7 @@ def _make_lithops_only_folder() -> str:
 
 
 def get_interpreter_for_lithops() -> str:
-    """The path of this interpreter, or a name for it where Lithops refuses such a path."""
+    """Return the path of this interpreter, or an alias if Lithops does not accept the path."""
     return sys.executable if re.fullmatch(r"[A-Za-z0-9_/.:-]+", sys.executable) else "python-here"
 
 
@@ -108,7 +118,7 @@ def get_interpreter_for_lithops() -> str:
 
 
 def load_storage_settings(config_file: Path) -> dict[str, Any]:
-    """The storage settings in a file; as everywhere in Lithops, localhost has localhost storage."""
+    """Return the storage settings in a configuration file. The localhost backend uses localhost storage."""
     lithops = import_lithops()
     config: dict[str, Any] = lithops.config.load_yaml_config(str(config_file)) or {}
     section = config.setdefault("lithops", {})
@@ -120,10 +130,11 @@ def load_storage_settings(config_file: Path) -> dict[str, Any]:
 
 
 def open_storage_without_retries(storage_settings: dict[str, Any], timeout: int) -> Any:
-    """A `lithops.Storage` whose clients wait so long and ask once: Lithops' own ask six times.
+    """Return a `lithops.Storage` whose requests time out after `timeout` seconds and are not retried.
 
-    Its S3 clients take this from their modules, of which there is a copy for this, so that executors of
-    others keep theirs; that of Redis from its settings.
+    By default, Lithops tries six times. Its S3 clients read the number from their module, so a copy of the
+    module is used here and other executors keep their settings. The Redis client reads the number from its
+    settings.
     """
     backend_name = storage_settings["backend"]
     if backend_name == "redis":
@@ -146,7 +157,7 @@ def open_storage_without_retries(storage_settings: dict[str, Any], timeout: int)
 
 @contextlib.contextmanager
 def _patch_attribute(owner: Any, attribute_name: str, value: Any) -> Iterator[None]:
-    """Another value of a name in a module of Lithops; one at a time."""
+    """Replace an attribute of a Lithops module inside this context. One thread at a time."""
     with _patch_lock:
         original = getattr(owner, attribute_name)
         setattr(owner, attribute_name, value)
@@ -160,14 +171,15 @@ def _patch_attribute(owner: Any, attribute_name: str, value: Any) -> Iterator[No
 
 
 def build_function_executor(in_private_folder: bool = False, **options: Any) -> Any:
-    """A FunctionExecutor; on this machine, but for containers, its functions run this Lithops.
+    """Return a FunctionExecutor with `options`. On this machine, its functions run the driver's Lithops.
 
-    in_private_folder : whether what these leave lies in our folder, not in Lithops' shared one.
+    Functions in containers run the Lithops of their image. With `in_private_folder`, files are written to the
+    temporary folder of this process, not to the shared folder of Lithops.
     """
     with contextlib.ExitStack() as stack:
         for version in (1, 2):
             module = importlib.import_module(f"lithops.localhost.v{version}.localhost")
-            # It would copy Lithops to the shared folder, where we run none.
+            # `setup` would copy Lithops to the shared folder, but the copy is not used.
             stack.enter_context(_patch_attribute(module.DefaultEnvironment, "setup", lambda env: None))
         function_executor = import_lithops().FunctionExecutor(log_level=None, **options)
     if is_localhost_function_executor(function_executor):
@@ -178,15 +190,15 @@ def build_function_executor(in_private_folder: bool = False, **options: Any) -> 
         )
         if settings["runtime"] == get_interpreter_for_lithops():
             metadata = _load_runtime_metadata()
-            # Spares one interpreter start per process, and a file in the user's Lithops cache.
+            # This saves one interpreter start per process, and a file in the user's Lithops cache.
             function_executor.internal_storage.get_runtime_meta = lambda key: metadata
     return function_executor
 
 
 def build_localhost_executor() -> Any:
-    """A FunctionExecutor on this machine with all its files in our folder.
+    """Return a FunctionExecutor on this machine with all files in the temporary folder of this process.
 
-    Each job has as many slots as its configuration says when it is started.
+    Each job runs as many functions at a time as the configuration says when the job is started.
     """
     lithops_section = {
         "backend": "localhost",
@@ -200,7 +212,7 @@ def build_localhost_executor() -> Any:
     function_executor = build_function_executor(
         True, config={"lithops": lithops_section, "localhost": localhost_section}
     )
-    # An absolute bucket takes storage and job files out of Lithops' shared folder.
+    # An absolute bucket path moves storage and job files out of the shared folder of Lithops.
     bucket = str(get_process_temp_folder() / "storage")
     function_executor.config["localhost"]["storage_bucket"] = bucket
     function_executor.internal_storage.bucket = function_executor.storage.bucket = bucket
@@ -217,7 +229,7 @@ def _load_runtime_metadata() -> dict[str, Any]:
 
 
 def list_job_key_prefixes(job_names: Iterable[str]) -> list[str]:
-    """What the keys of all objects of jobs or FunctionExecutors begin with, and those of no others.
+    """Return the key prefixes that all objects of the given jobs or FunctionExecutors have, and no others.
 
     >>> list_job_key_prefixes(["2f-1"])
     ['lithops.jobs/2f-1-', 'lithops.jobs/2f-1/']
@@ -226,7 +238,10 @@ def list_job_key_prefixes(job_names: Iterable[str]) -> list[str]:
 
 
 def clone_function_executor(function_executor: Any, n_processes: int | None = None) -> Any:
-    """A further FunctionExecutor with the configuration of one; `n_processes`: tasks at a time, here."""
+    """Return a new FunctionExecutor with the same configuration.
+
+    `n_processes` is the number of functions at a time on this machine; None: as configured.
+    """
     config = copy.deepcopy(function_executor.config)
     if n_processes is not None:
         config[function_executor.backend]["worker_processes"] = n_processes
@@ -234,19 +249,23 @@ def clone_function_executor(function_executor: Any, n_processes: int | None = No
 
 
 def slow_down_monitoring(function_executor: Any) -> float:
-    """Look for workers that have ended as seldom as for what nobody expects; how often: each is a listing."""
+    """Raise the monitoring interval to at least MAX_POLL_INTERVAL, and return it in seconds.
+
+    Each poll of the monitor is a billed listing of the storage.
+    """
     config = function_executor.internal_storage.get_storage_config()
     monitoring_interval = max(MAX_POLL_INTERVAL, float(config["monitoring_interval"]))
-    # its own, and what `clone_function_executor` copies
+    # The second configuration is the one that `clone_function_executor` copies.
     for settings in (config, function_executor.config["lithops"]):
         settings["monitoring_interval"] = monitoring_interval
     return monitoring_interval
 
 
 def collect_module_sources(pickled_function: bytes, function_executor: Any) -> dict[str, tuple[str, bool]]:
-    """Modules that a pickled function needs and the workers' runtime lacks: source, and whether a package.
+    """Return the modules that a pickled function needs and the runtime of the workers lacks.
 
-    As Lithops itself finds the modules of a function that it maps.
+    The result maps each module name to its source and whether it is a package. The modules are found in the
+    same way as Lithops finds the modules of a mapped function.
     """
     candidate_roots = {name.partition(".")[0] for name in list(sys.modules)}
     candidate_roots -= {"__main__", "polarmap", "numpy", "cloudpickle", *sys.stdlib_module_names}
@@ -271,7 +290,7 @@ def collect_module_sources(pickled_function: bytes, function_executor: Any) -> d
 
 
 def is_localhost_function_executor(function_executor: Any) -> bool:
-    """Whether its workers are processes of this machine, in no container."""
+    """Return True if the functions run as processes of this machine, outside containers."""
     is_localhost_backend = function_executor.backend == "localhost"
     if not is_localhost_backend:
         return False
@@ -279,7 +298,10 @@ def is_localhost_function_executor(function_executor: Any) -> bool:
 
 
 def find_exited_without_status(function_executor: Any, futures: Sequence[Any]) -> list[Any]:
-    """Those whose processes have ended on this machine and left no status, as far as the storage answers."""
+    """Return the futures whose local processes have exited without storing a status.
+
+    Return an empty list if the storage does not answer.
+    """
     if function_executor.backend != "localhost":
         return []
     get_status = function_executor.internal_storage.get_call_status
@@ -292,18 +314,21 @@ def find_exited_without_status(function_executor: Any, futures: Sequence[Any]) -
 
 
 def _is_job_finished(compute_handler: Any, job_key: str) -> bool:
-    """Whether nothing runs the tasks of a job on this machine any more."""
+    """Return True if no process runs tasks of the job on this machine any more."""
     job = compute_handler.env.jobs.get(job_key)
-    if isinstance(job, subprocess.Popen):  # version 1: it runs them all
+    if isinstance(job, subprocess.Popen):  # version 1: one process runs all tasks
         return job.poll() is not None
-    if job is None:  # it waits for a thread that starts it
+    if job is None:  # the job still waits for the thread that starts it
         return compute_handler.job_manager is None or not compute_handler.job_manager.is_alive()
-    # version 2: a process for each, counted down by threads
+    # version 2: one process for each task, counted down by threads
     return job.done or not any(thread.is_alive() for thread in compute_handler.env.consumer_threads)
 
 
 def find_interpreter_error(function_executor: Any) -> str:
-    """Why the interpreter of workers on this machine cannot run tasks; empty if it can, or elsewhere."""
+    """Return why the interpreter of local workers cannot run tasks.
+
+    Return an empty string if it can, or if the workers are not on this machine.
+    """
     if not is_localhost_function_executor(function_executor):
         return ""
     env, runtime = function_executor.compute_handler.env, function_executor.config["localhost"]["runtime"]
@@ -324,20 +349,29 @@ def find_interpreter_error(function_executor: Any) -> str:
         reason = str(error)
     return (
         f"the interpreter {runtime} of its workers does not run Lithops ({reason}): install lithops "
-        f"and numpy there, or say runtime: {sys.executable} in the localhost section of the configuration"
+        f"and numpy there, or set runtime: {sys.executable} in the localhost section of the configuration"
     )
 
 
 def restart_dead_monitor(function_executor: Any, futures: Sequence[Any]) -> None:
-    """Start the thread that watches these again if it has died."""
+    """Restart the thread that monitors the futures if it has died."""
     if futures and not function_executor.job_monitor.is_alive():
         function_executor.job_monitor.start(fs=futures)
 
 
 def abandon_jobs(function_executor: Any, futures: Sequence[Any], job_keys: Collection[str]) -> None:
-    """Drop or kill what runs of these on an executor; where that cannot be done, they go on.
+    """Drop queued functions and kill running ones where the backend can. Others run to their end.
 
-    It would keep every future, with its result: those of these jobs go.
+    The executor keeps every future with its result, so the futures of these jobs are removed from it.
+
+    Parameters
+    ----------
+    function_executor : lithops.FunctionExecutor
+        The executor of the jobs.
+    futures : sequence of lithops futures
+        The futures that are not finished.
+    job_keys : collection of str
+        The keys of the jobs, including finished ones.
     """
     running_job_keys = {future.job_key for future in futures}
     if running_job_keys:
@@ -350,10 +384,10 @@ def abandon_jobs(function_executor: Any, futures: Sequence[Any], job_keys: Colle
 
 
 def close_function_executor(function_executor: Any) -> None:
-    """Kill what a FunctionExecutor of ours runs, and let go of it.
+    """Kill the functions of a FunctionExecutor that polarmap has opened, and close it.
 
-    By the keys of its jobs: without them Lithops kills what runs, but not a job that its thread
-    is just about to start.
+    The jobs are killed by their keys. Without keys, Lithops would not kill a job that its thread is about to
+    start.
     """
     futures = function_executor.futures
     abandon_jobs(function_executor, futures, {future.job_key for future in futures})
@@ -362,9 +396,9 @@ def close_function_executor(function_executor: Any) -> None:
     atexit.unregister(function_executor._clean_at_exit)
     with contextlib.suppress(Exception):  # singularity and k8s keep a connection to RabbitMQ
         function_executor.compute_handler.backend.connection.close()
-    with contextlib.suppress(AttributeError):  # only that of localhost, version 1, has one
+    with contextlib.suppress(AttributeError):  # only version 1 of localhost has a job manager
         function_executor.compute_handler.job_manager.join(timeout=5)
-    # outside its storage
+    # These files are outside the storage of the executor.
     for path in get_process_temp_folder().glob(f"lithops-*/jobs/{function_executor.executor_id}*"):
         path.unlink(missing_ok=True)
 
@@ -373,11 +407,14 @@ def close_function_executor(function_executor: Any) -> None:
 
 
 class InvocationLostError(Exception):
-    """A function ended without a result, for the reason that this says."""
+    """A function ended without a result. The message is the reason."""
 
 
 def add_status_callback(futures: Iterable[Any], on_status: Callable[[], object]) -> None:
-    """Let Lithops call this from its own threads once it has seen that one of these has begun or ended."""
+    """Call `on_status()` whenever Lithops reports that one of the functions has started or ended.
+
+    The callback runs on a thread of Lithops, with no arguments.
+    """
 
     def set_status_and_notify(set_status: Callable[[Any], None], status: Any) -> None:
         set_status(status)
@@ -389,25 +426,25 @@ def add_status_callback(futures: Iterable[Any], on_status: Callable[[], object])
 
 
 def is_future_finished(future: Any) -> bool:
-    """Whether Lithops has seen the end of a function, or given it up."""
+    """Return True if Lithops has seen a function end, or has given it up."""
     return bool(future.ready or future.success or future.done)
 
 
 def fetch_result(future: Any, function_executor: Any) -> Any:
-    """What a function that has ended returned; InvocationLostError if it returned nothing."""
-    if future.done:  # without our having asked: Lithops gave it up
+    """Return the result of a function that has ended. Raises InvocationLostError if it has none."""
+    if future.done:  # done before the result was fetched: Lithops has given the function up
         raise InvocationLostError(_explain_lost_result(future))
-    future._write_activation_logs = lambda: None  # else it keeps logs of every task
+    future._write_activation_logs = lambda: None  # otherwise Lithops keeps logs of every task
     future.status(throw_except=False, internal_storage=function_executor.internal_storage)
     if future.error:
         raise InvocationLostError(_explain_lost_result(future))
     result = future.result(throw_except=False, internal_storage=function_executor.internal_storage)
-    future._call_output = None  # a future may stay for long after its result
+    future._call_output = None  # frees the result, as the future may live much longer
     return result
 
 
 def _explain_lost_result(future: Any) -> str:
-    """Why a task gave no result, as Lithops says it."""
+    """Return the reason of Lithops why a function has no result."""
     error = future._exception[1] if isinstance(future._exception, tuple) else future._exception
     text = str(error) or "it never reported"
     if isinstance(error, ImportError):

@@ -1,4 +1,8 @@
-"""FunctionExecutors and storages of Lithops: how they are opened, and functions run on the former."""
+"""Opens FunctionExecutors and storages of Lithops, and runs functions on them.
+
+`LithopsSource` describes how to open a FunctionExecutor: on this machine, from a configuration file, or like
+one of the caller. `LithopsInvocations` starts functions and collects their results.
+"""
 
 from __future__ import annotations
 
@@ -39,50 +43,52 @@ from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.retries import retry_request
 
-SUBMIT_RETRY_SECONDS = 1.0  # in which Lithops is given a job again that it could not store
-LISTING_INTERVAL = 0.1  # between two looks that may ask a storage
-WRITE_SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
+SUBMIT_RETRY_SECONDS = 1.0  # how long a local job that could not be stored is resubmitted
+LISTING_INTERVAL = 0.1  # seconds between polls that may query the storage
+WRITE_SETTLE_SECONDS = 0.1  # time for a storage to finish a PUT whose sender was killed
 STORAGE_TIMEOUT = 10  # Seconds to connect to a storage, and to wait for the next byte. Callers retry.
 
 PAYLOAD_TOO_LARGE_ADVICE = (
-    ": tasks are told of many parts; say data_limit: 0 in the lithops section of the configuration, or use "
-    "fewer and larger parts (memory= of encode)"
+    ". The tasks refer to many stored objects: set data_limit: 0 in the lithops section of the "
+    "configuration, or use fewer and larger objects (memory= of encode)"
 )
-_answered_configs: set[Path] = set()  # configurations whose storage has answered
+_answered_configs: set[Path] = set()  # configurations from which an executor was opened before
 
 
 class InterpreterError(InvocationLostError):
-    """A function ended without a result, as its interpreter can run none."""
+    """A function ended without a result because its interpreter cannot run functions."""
 
 
 class LithopsInvocations:
-    """Functions that Lithops was given to run, by key, on as many FunctionExecutors as that takes.
+    """Functions that run on Lithops, by key, on one or more FunctionExecutors.
 
     Parameters
     ----------
     source : LithopsSource
-        Where the FunctionExecutors come from.
+        Opens the FunctionExecutors.
     shares_executor : bool
-        Whether to use a FunctionExecutor of the caller itself, and leave it open; else one is opened like it.
+        True: use the FunctionExecutor of the caller if there is one, and leave it open. False: always open a
+        new one.
 
     Attributes
     ----------
     function_executor : lithops.FunctionExecutor
-        The first. On this machine, where one runs its jobs one after another, each further job has its own.
+        The first executor. On this machine, an executor runs its jobs one after another, so each further job
+        gets a new executor.
     running_futures : dict
-        From key to future, of what has not ended as far as is known.
+        The futures of functions that have not ended, by key.
     uses_private_folder : bool
-        Whether all files of Lithops are in the temporary folder of this process.
+        True if all files of Lithops are in the temporary folder of this process.
     is_local : bool
-        Whether functions are processes of this machine, in no container.
+        True if functions are processes of this machine, outside containers.
     reach : Reach
-        The storage that these functions can use.
+        The storage that the functions can access.
     """
 
     def __init__(self, source: LithopsSource, shares_executor: bool = False) -> None:
         self.uses_private_folder = source.uses_private_folder
         self._shared_executor = source.shared_executor if shares_executor else None
-        self._job_keys_by_executor: dict[Any, set[str]] = {}  # by FunctionExecutor: Lithops' keys of its jobs
+        self._job_keys_by_executor: dict[Any, set[str]] = {}  # keys of the jobs of each FunctionExecutor
         self.function_executor = self._shared_executor or source.open_function_executor()
         self._job_keys_by_executor[self.function_executor] = set()
         self.is_local = is_localhost_function_executor(self.function_executor)
@@ -95,9 +101,10 @@ class LithopsInvocations:
         self._status_changed = threading.Event()
 
     def get_executor_for_next_job(self, n_slots: int | None = None) -> Any:
-        """What the next job is to be started on; ExecutorError if Lithops makes none now.
+        """Return the FunctionExecutor for the next job. Raises ExecutorError if it cannot be opened.
 
-        n_slots : that the job needs on this machine, as its functions do not return; None: those configured.
+        `n_slots` is the number of functions that must run at the same time on this machine; None: as
+        configured.
         """
         if self.function_executor.backend != "localhost" or not (
             self._job_keys_by_executor[self.function_executor] or n_slots
@@ -109,7 +116,7 @@ class LithopsInvocations:
             else:
                 new_executor = clone_function_executor(self.function_executor, n_slots)
         except Exception as error:
-            raise ExecutorError(f"{self.name} takes no job: {_format_error(error)}") from error
+            raise ExecutorError(f"{self.name} cannot start a job: {_format_error(error)}") from error
         self._job_keys_by_executor[new_executor] = set()
         return new_executor
 
@@ -120,42 +127,63 @@ class LithopsInvocations:
         arguments_by_key: Mapping[Any, dict[str, Any]],
         **map_options: Any,
     ) -> None:
-        """Hand functions to Lithops as one job: a task with an item each; ExecutorError if it takes none."""
+        """Start one Lithops job that calls `task_function` once for each key.
+
+        Parameters
+        ----------
+        function_executor : lithops.FunctionExecutor
+            The result of `get_executor_for_next_job`.
+        task_function : callable
+            The function to call.
+        arguments_by_key : mapping
+            The keyword arguments of each call, by key.
+        **map_options
+            Further options of `FunctionExecutor.map`.
+
+        Raises
+        ------
+        ExecutorError
+            If Lithops does not accept the job.
+        """
         if self.uses_private_folder:
-            # One that sleeps keeps none from starting.
+            # One slot for each function, so that a sleeping function does not block others.
             function_executor.config["localhost"]["worker_processes"] = len(arguments_by_key)
             map_options["include_modules"] = None
-        else:  # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
+        else:  # Lithops sends the pure-Python modules of f. The worker code of polarmap is pickled by value.
             map_options["exclude_modules"] = ["polarmap", "numpy"]
         try:
             with pickle_worker_code_by_value():
                 arguments = list(arguments_by_key.values())
                 submit = partial(function_executor.map, task_function, arguments, chunksize=1, **map_options)
-                # Here another map may just have removed the folder of jobs, when it was empty.
+                # On this machine, another map may just have removed the empty folder of jobs: retry.
                 futures = retry_request(submit, SUBMIT_RETRY_SECONDS if self.is_local else 0.0)
         except Exception as error:
             reason = find_interpreter_error(function_executor) or _format_error(error)
             advice = PAYLOAD_TOO_LARGE_ADVICE if "maximum size" in str(error) else ""
-            raise ExecutorError(f"{self.name} takes no job: {reason}{advice}") from error
+            raise ExecutorError(f"{self.name} cannot start a job: {reason}{advice}") from error
         add_status_callback(futures, self._status_changed.set)
-        self._status_changed.set()  # what it has seen by now
+        self._status_changed.set()  # the status may have changed before the callback was added
         self.running_futures |= zip(arguments_by_key, futures, strict=True)
         self._not_started.update(arguments_by_key)
         self._job_keys_by_executor[function_executor] |= {future.job_key for future in futures}
 
     def wait(self, timeout: float) -> None:
-        """Until Lithops has seen a task begin or end, `wake` was called, or it is time to look."""
+        """Block until a function starts or ends, `wake` is called, or a poll is due.
+
+        Return after at most `timeout` seconds, or LISTING_INTERVAL if that is shorter.
+        """
         self._status_changed.wait(min(timeout, LISTING_INTERVAL))
         self._status_changed.clear()
 
     def wake(self) -> None:
-        """Let a wait end, this or the next one."""
+        """Make the current or the next call of `wait` return."""
         self._status_changed.set()
 
     def collect_started_keys(self, include_unseen: bool = False) -> list[Any]:
-        """The tasks that came to run since the last look; on a cloud that is at once, as far as is known.
+        """Return the keys of the functions that have started since the last call.
 
-        include_unseen : whether to count tasks that Lithops has not seen begin.
+        On a cloud, functions count as started when they are submitted. With `include_unseen`, the same holds
+        on this machine.
         """
         include_all = include_unseen or not self.is_local
         started_keys = [key for key in self._not_started if include_all or self.running_futures[key].running]
@@ -163,9 +191,10 @@ class LithopsInvocations:
         return started_keys
 
     def collect_finished_results(self, may_query: bool = True) -> dict[Any, Any]:
-        """What each has returned that ended since the last look: an InvocationLostError if nothing.
+        """Return the results of the functions that have ended since the last call, by key.
 
-        may_query : their interpreter, why processes have ended without a word.
+        A function without a result has an InvocationLostError. With `may_query`, the interpreter is checked
+        if local processes exited without a status.
         """
         finished_keys = [key for key, future in self.running_futures.items() if is_future_finished(future)]
         results = {key: self._fetch_result(self.running_futures.pop(key)) for key in finished_keys}
@@ -177,20 +206,20 @@ class LithopsInvocations:
         return results
 
     def close(self) -> list[str]:
-        """Drop or kill what runs; what the keys of objects begin with that are left, once all are there."""
+        """Abandon running functions and close the executors. Return the key prefixes of leftover objects."""
         has_late_writes = bool(self.running_futures) and not self.uses_private_folder
         leftover_prefixes = self._close_executors(list(self._job_keys_by_executor))
-        if has_late_writes:  # what was on its way when its writer was killed
+        if has_late_writes:  # an object may still be stored after its writer was killed
             time.sleep(WRITE_SETTLE_SECONDS)
         return leftover_prefixes
 
     def close_idle_executors(self) -> list[str]:
-        """Let go of those FunctionExecutors but the first that run nothing any more; what is left of them."""
+        """Close further executors that run no function. Return the key prefixes of leftover objects."""
         others = [item for item in self._job_keys_by_executor if item is not self.function_executor]
         return self._close_executors([item for item in others if not self._get_futures_running_on(item)])
 
     def _get_futures_running_on(self, function_executor: Any) -> dict[Any, Any]:
-        """From key to future, of what runs on one of them."""
+        """Return the futures of unfinished functions of one FunctionExecutor, by key."""
         job_keys = self._job_keys_by_executor[function_executor]
         return {key: future for key, future in self.running_futures.items() if future.job_key in job_keys}
 
@@ -220,7 +249,10 @@ class LithopsInvocations:
     def _remove_silently_exited(
         self, function_executor: Any, may_query: bool
     ) -> dict[Any, InvocationLostError]:
-        """Those whose processes have ended and left nothing: killed, or their storage was away."""
+        """Remove functions whose processes have exited without a status. Return their errors by key.
+
+        Such a process was killed, or could not reach its storage.
+        """
         running = self._get_futures_running_on(function_executor)
         key_by_future = {future: key for key, future in running.items()}
         restart_dead_monitor(function_executor, list(key_by_future))
@@ -239,15 +271,23 @@ def _format_error(error: Exception) -> str:
 
 
 class LithopsSource(NamedTuple):
-    """Where FunctionExecutors come from.
+    """Describes how to open FunctionExecutors.
 
-    open_function_executor : called with no arguments, opens a FunctionExecutor, or raises ExecutorError.
-    read_config : called with no arguments, returns the complete configuration; None: there is none.
-    get_storage : called with no arguments, returns the storage that workers reach, as `encode` takes it.
-    is_config : whether it is a configuration, from which each map opens a FunctionExecutor of its own.
-    uses_private_folder : whether there is a process of this machine for each function, and all files are in
-        the temporary folder of this process.
-    shared_executor : the FunctionExecutor of the caller that maps may use; None if there is none.
+    Attributes
+    ----------
+    open_function_executor : callable
+        Opens a FunctionExecutor. Called with no arguments; raises ExecutorError if that fails.
+    read_config : callable or None
+        Returns the complete configuration; called with no arguments. None: there is no configuration.
+    get_storage : callable
+        Returns the storage that workers can access, in the form that `encode` accepts. No arguments.
+    is_config : bool
+        True if the source is a configuration, from which each map opens a separate FunctionExecutor.
+    uses_private_folder : bool
+        True if each function is a process of this machine, and all files are in the temporary folder of this
+        process.
+    shared_executor : lithops.FunctionExecutor or None
+        The FunctionExecutor of the caller that maps may use.
     """
 
     open_function_executor: Callable[[], Any]
@@ -269,7 +309,7 @@ class LithopsSource(NamedTuple):
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str]) -> LithopsSource:
-        """Return the source that a configuration file is."""
+        """Return the source for a configuration file."""
         return cls(
             partial(open_function_executor, path),
             partial(read_complete_config, path),
@@ -279,7 +319,7 @@ class LithopsSource(NamedTuple):
 
     @classmethod
     def from_executor(cls, function_executor: Any) -> LithopsSource:
-        """Return the source of a FunctionExecutor of the caller, and of others like it."""
+        """Return the source for a FunctionExecutor of the caller, and for clones of it."""
         return cls(
             partial(clone_function_executor, function_executor),
             lambda: function_executor.config,
@@ -292,7 +332,7 @@ class LithopsSource(NamedTuple):
 
 
 def read_complete_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A configuration with Lithops' defaults, without asking anything of its cloud."""
+    """Return a configuration with the defaults of Lithops. No request is sent to the cloud."""
     with _open_config_file(config_path) as (file, defaults):
         default_config = import_lithops().config.default_config
         config: dict[str, Any] = default_config(str(file), None, {"backend": defaults})
@@ -304,24 +344,24 @@ def open_function_executor(config_path: str | os.PathLike[str]) -> Any:
     with _open_config_file(config_path) as (file, defaults):
         build = partial(build_function_executor, config_file=str(file), **defaults)
         function_executor = retry_request(build) if file.absolute() in _answered_configs else build()
-    # Jobs may be told of any number of parts, unless the owner says how much: Lithops allows 4 MiB.
+    # Jobs may be of any size unless the configuration sets a limit. The default of Lithops is 4 MiB.
     function_executor.config["lithops"].setdefault("data_limit", 0)
     _answered_configs.add(file.absolute())
     return function_executor
 
 
 def open_lithops_storage(executor_spec: Any) -> Any:
-    """A `lithops.Storage` of our own, for a YAML path or a FunctionExecutor.
+    """Open a new `lithops.Storage` from the path of a YAML configuration or from a FunctionExecutor.
 
     Raises
     ------
     StorageError
-        If Lithops cannot make one of it.
+        If the configuration does not exist, or Lithops cannot open its storage.
     """
     file = Path(executor_spec) if isinstance(executor_spec, (str, os.PathLike)) else None
     config_label = f"lithops/{executor_spec.backend}" if file is None else repr(str(file))
     if file is not None and not file.is_file():
-        raise StorageError(f"there is no Lithops configuration {config_label}")
+        raise StorageError(f"the Lithops configuration {config_label} does not exist")
     try:
         storage_settings = (
             executor_spec.storage.get_storage_config() if file is None else load_storage_settings(file)
@@ -329,18 +369,19 @@ def open_lithops_storage(executor_spec: Any) -> Any:
         storage = open_storage_without_retries(copy.deepcopy(storage_settings), STORAGE_TIMEOUT)
     except Exception as error:
         raise StorageError(
-            f"Lithops has no storage for {config_label}: {type(error).__name__}: {error}"
+            f"Lithops cannot open the storage of {config_label}: {type(error).__name__}: {error}"
         ) from error
     if file is None:
-        storage.bucket = executor_spec.storage.bucket  # which may be one that it made itself
+        storage.bucket = executor_spec.storage.bucket  # the executor may have created its bucket itself
     return storage
 
 
 @contextlib.contextmanager
 def _open_config_file(config_path: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A configuration file, and what it should not leave to Lithops, whose interpreter is `python`.
+    """Yield the path of a configuration file, and defaults for settings that it leaves out.
 
-    What Lithops raises becomes an ExecutorError that names the file, and what to install.
+    Without `runtime`, Lithops would use the program `python` on this machine; the default is the interpreter
+    of this process. Errors of Lithops become an ExecutorError that names the file, and what to install.
     """
     file = Path(config_path)
     config = lithops_config.read_config(file)

@@ -1,4 +1,8 @@
-"""The worker processes of a pool on this machine, started as they are needed."""
+"""The pool of worker processes on this machine.
+
+Workers are started on demand, by a fork server or as new interpreters. How many tasks run at a time adapts to
+the cores that the tasks leave idle.
+"""
 
 from __future__ import annotations
 
@@ -27,30 +31,37 @@ from polarmap.worker.socket_channel import SocketChannel
 if TYPE_CHECKING:
     from polarmap.executors.spawned_processes import ProcessSpawner
 
-# macOS has fork, but its libraries for linear algebra may not survive one.
+# macOS can fork, but its linear algebra libraries may crash in the child.
 CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != "darwin"
-CAN_SEE_IDLE_CORES = os.path.exists("/proc/self/stat")  # whether tasks keep them busy; else all may start
-MIN_IDLE_CORES_POLL_INTERVAL = 0.005  # without news, before it is seen whether tasks leave the cores idle
-MAX_IDLE_CORES_POLL_INTERVAL = 0.05  # between later looks, at most
-FINISH_SOON_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
-WORKER_START_SECONDS = 0.05  # that a new one takes, with the blocks that it maps
-SPARE_WORKER_IDLE_SECONDS = 5.0  # after which one that was not needed ends, beyond those that stay
-N_SPARE_WORKERS = 2  # that stay beyond the cores, so that fetching a block overlaps with computing on another
-MAX_ABANDONED_WORKERS = 16  # more are killed before
+CAN_SEE_IDLE_CORES = os.path.exists(
+    "/proc/self/stat"
+)  # if idle cores cannot be detected, all tasks may start
+MIN_IDLE_CORES_POLL_INTERVAL = 0.005  # seconds without a reply before the first check for idle cores
+MAX_IDLE_CORES_POLL_INTERVAL = 0.05  # longest pause between later checks, in seconds
+FINISH_SOON_SECONDS = 0.02  # most workers that are busy when their map ends finish within this time
+WORKER_START_SECONDS = 0.05  # time to start a new worker and map its blocks
+SPARE_WORKER_IDLE_SECONDS = 5.0  # idle time after which a surplus worker is stopped
+# Persistent workers beyond the number of cores, so that fetching a block overlaps with computing on another.
+N_SPARE_WORKERS = 2
+MAX_ABANDONED_WORKERS = 16  # beyond this number, abandoned workers are killed before GRACE_SECONDS are over
 
 
 class LocalWorkerPool(WorkerPool):
-    """Those of one pool. Each does one task at a time.
+    """A pool of worker processes on this machine. Each worker runs one task at a time.
 
-    As many tasks are under way as were asked for. Else one more than there are cores, as a worker that has
-    been told of its next task leaves no core idle, and more as soon as they leave the cores idle.
+    With `max_workers`, that many tasks may be in flight. Otherwise the limit is one more than the number of
+    cores, and grows when the tasks leave cores idle.
 
     Parameters
     ----------
-    n_threads : that each may use for linear algebra.
-    max_workers : at a time, not counting those that are abandoned.
-    owned_folders : of the pool, removed when it is closed, or when this process dies.
-    uses_fork : whether they are forked by a process of their own; else each is started anew.
+    n_threads : int
+        The number of threads that each worker may use for linear algebra.
+    max_workers : int or None
+        The largest number of workers at a time, not counting abandoned ones; None: adapt to the cores.
+    owned_folders : sequence of str
+        The folders of the pool, removed when it is closed or when this process dies.
+    uses_fork : bool
+        True if a fork server forks the workers; False if each worker is a new interpreter.
     """
 
     shares_host = True
@@ -66,14 +77,15 @@ class LocalWorkerPool(WorkerPool):
         self._n_threads, self._owned_folders, self._uses_fork = n_threads, owned_folders, uses_fork
         self._starter: ForkServerClient | ProcessSpawner | None = None
         self._module_names: Sequence[str] = ()
-        self._environment_snapshot: Any = None  # of this process, when it was looked at last
-        self._pickled_environment = b""  # what workers are told of that
-        self._idle_cores_polled_at = 0.0  # for idle cores
+        self._environment_snapshot: Any = None  # the environment of this process at the last job
+        self._pickled_environment = b""  # the snapshot as it is sent to workers
+        self._idle_cores_polled_at = 0.0  # monotonic time of the last check for idle cores
 
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
-        """Those of this process now, with limits for the libraries that workers import later.
+        """Return the pickled environment of this process, with thread limits for linear algebra libraries.
 
-        What forks workers imports what the first function needs, else each of them does.
+        The first call also chooses the modules that the fork server imports before it forks workers: those
+        that the function refers to.
         """
         if self._starter is None:
             self._module_names = sorted(find_referenced_modules(pickled_function, ("polarmap", "scipy")))
@@ -86,25 +98,25 @@ class LocalWorkerPool(WorkerPool):
         return self._pickled_environment
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
-        """How a worker that is gone has ended."""
+        """Return how a worker has exited."""
         default_reason, starter = super().get_exit_reason(worker), self._starter
         exit_description = starter and starter.get_exit_reason(worker.worker_id)
         return f"its worker process {exit_description}" if exit_description else default_reason
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Let more tasks run where those that do leave the cores idle, seen twice in a row by a run."""
+        """Raise the concurrency limit if a session has found idle cores in two polls in a row."""
         with self._lock:
             now, is_only_session = time.monotonic(), self.has_one_session()
             if self._concurrency_limit >= (self._max_workers or sys.maxsize):
                 return
-            # another run has looked
+            # Another session has polled recently.
             if not is_only_session and now < self._idle_cores_polled_at + MIN_IDLE_CORES_POLL_INTERVAL:
                 return
             self._idle_cores_polled_at = now
             n_queued += sum(
                 other.n_queued for other in self._get_open_allocations() if other is not allocation
             )
-            # The driver of several maps may be at others' replies when that of a worker has come.
+            # With several sessions, a worker may only seem idle because its reply has not been read yet.
             idle_since = now if is_only_session else now - MAX_IDLE_CORES_POLL_INTERVAL
             busy_workers = [
                 worker for other in self._get_open_allocations() for worker in list(other.workers.values())
@@ -118,7 +130,10 @@ class LocalWorkerPool(WorkerPool):
             allocation.cores_were_idle = bool(n_extra)
 
     def maintain_workers(self) -> None:
-        """End those that nobody has needed lately beyond what was asked for, or what keeps the cores busy."""
+        """Stop surplus workers that have been idle for SPARE_WORKER_IDLE_SECONDS.
+
+        `max_workers` workers are kept, or by default two more than there are cores.
+        """
         with self._lock:
             self._poll_unallocated_workers()
             n_persistent = self._max_workers
@@ -129,19 +144,19 @@ class LocalWorkerPool(WorkerPool):
             self._remove_idle_workers(n_surplus, lambda worker: worker.state_since, idle_before)
 
     def close(self) -> None:
-        """End them all."""
+        """Stop all workers and the process that starts them."""
         super().close()
         if self._starter is not None:
             self._starter.close()
 
     def after_fork(self) -> None:
-        """Let go of them, in a process that was forked of the one that has them."""
+        """Discard the workers in a forked child of the process that owns them."""
         super().after_fork()
         if self._starter is not None:
             self._starter.after_fork()
 
     def _get_or_create_process_starter(self) -> ForkServerClient | ProcessSpawner:
-        """Return what starts workers, started anew if it has ended; ExecutorError if that is impossible."""
+        """Return the process starter, restarted if it has exited. Raises ExecutorError if it cannot start."""
         self._check_open()
         if self._starter is not None:
             self._starter.check_started()
@@ -156,7 +171,9 @@ class LocalWorkerPool(WorkerPool):
         arguments = self._n_threads, self._owned_folders, self._module_names
         if self._uses_fork:
             return ForkServerClient(*arguments)
-        from polarmap.executors.spawned_processes import ProcessSpawner  # only where processes cannot fork
+        from polarmap.executors.spawned_processes import (
+            ProcessSpawner,
+        )  # imported only if workers are not forked
 
         return ProcessSpawner(*arguments)
 
@@ -177,7 +194,7 @@ class LocalWorkerPool(WorkerPool):
         try:
             driver_socket, worker_socket = make_worker_socket_pair()
         except OSError as error:
-            if self._workers:  # no descriptors for more: as many as there can be
+            if self._workers:  # out of descriptors: continue with the existing workers
                 return None
             raise ExecutorError(f"no worker can be started: {error}") from error
         worker = WorkerHandle(next(self._worker_ids), SocketChannel(driver_socket))
@@ -202,8 +219,8 @@ class LocalWorkerPool(WorkerPool):
 
 
 def is_about_to_finish(worker: WorkerHandle) -> bool:
-    """Whether a worker at a task of a map that has ended may be free sooner than a new one would be there."""
-    is_short = worker.last_task_seconds < WORKER_START_SECONDS  # as the task before was
+    """Return True if an abandoned worker may become idle sooner than a new worker could start."""
+    is_short = worker.last_task_seconds < WORKER_START_SECONDS  # judged by the previous task
     running_seconds = time.monotonic() - worker.state_since
     return worker.get_abandoned_seconds() < FINISH_SOON_SECONDS or (
         is_short and running_seconds < 2 * worker.last_task_seconds
@@ -211,9 +228,10 @@ def is_about_to_finish(worker: WorkerHandle) -> bool:
 
 
 def compute_n_extra_tasks(n_cores: int, n_busy: int, n_idle: int, n_queued: int) -> int:
-    """How many more to let run now: `n_busy` tasks compute, `n_idle` ones do not, `n_queued` ones wait.
+    """Return how many more tasks may run: `n_busy` tasks compute, `n_idle` tasks sleep, `n_queued` wait.
 
-    Where many tasks idle, more of those waiting will: their number grows by half each time.
+    If many running tasks sleep, queued tasks probably will, too. Therefore the number of tasks grows by up to
+    half of `n_idle` at a time.
 
     >>> compute_n_extra_tasks(n_cores=2, n_busy=2, n_idle=5, n_queued=9), compute_n_extra_tasks(
     ...     2, 0, 4, 9), compute_n_extra_tasks(2, 1, 8, 9)
@@ -225,7 +243,7 @@ def compute_n_extra_tasks(n_cores: int, n_busy: int, n_idle: int, n_queued: int)
 
 
 def is_process_idle(pid: int | None) -> bool:
-    """Whether a process wants no core now: it sleeps, or waits for a disk or the network."""
+    """Return True if a process needs no core now, because it sleeps or waits for a disk or the network."""
     try:
         return pid is not None and read_process_status(pid)[0] != b"R"
     except OSError:

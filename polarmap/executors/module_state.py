@@ -1,8 +1,8 @@
-"""What f reaches in modules of the caller's, as it is on the driver now: it travels with f.
+"""Collects the state of user modules to which f refers, so that it can be sent to workers with f.
 
-Code names what it reaches: globals, attributes of modules and of classes. What it names while it runs
-(`getattr`, `globals()`) may be anything in the modules that it reaches. Modules of Python, of installed
-libraries and of polarmap are left out, and so are those that cloudpickle sends by value.
+The state is found from the names in the code of f: globals, and attributes of modules and classes. Code that
+looks up names at run time (`getattr`, `globals()`) may refer to anything in the modules that it reaches. The
+standard library, installed libraries, polarmap, and modules that cloudpickle sends by value are left out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from polarmap.worker.module_state import (
     list_settable_attributes,
 )
 
-# What reaches things by names that are made while it runs.
+# Functions and attributes that look up names which are computed at run time.
 DYNAMIC_LOOKUP_NAMES = {
     "__import__",
     "attrgetter",
@@ -64,9 +64,9 @@ IMMUTABLE_TYPES = {
     types.ModuleType,
 }
 CONTAINER_TYPES = {dict, list, set, OrderedDict, defaultdict, deque}
-# Any two of a type are as good as each other.
+# Instances of these types are interchangeable, so their state is not compared.
 STATELESS_TYPES = {type(threading.Lock()), type(threading.RLock()), random.Random}
-MAX_CACHED_WALKS = 64  # states of different functions
+MAX_CACHED_WALKS = 64  # cached states, each for one set of functions
 MODULE_ATTRIBUTES = {
     "__builtins__",
     "__cached__",
@@ -79,7 +79,7 @@ MODULE_ATTRIBUTES = {
 
 
 class CodeNames(NamedTuple):
-    """What a function does, the names by which it reaches more, and the globals that it assigns."""
+    """A digest of the bytecode of a function, the names it refers to, and the globals it assigns."""
 
     digest: str
     global_names: frozenset[str]
@@ -90,7 +90,7 @@ class CodeNames(NamedTuple):
 
 @functools.lru_cache(maxsize=1000)
 def analyze_code(code: types.CodeType) -> CodeNames:
-    """Return the digest and the names of code, and of what is inside."""
+    """Return the digest and the names of a code object, including its nested code."""
     inner_codes = [analyze_code(item) for item in code.co_consts if isinstance(item, types.CodeType)]
     names_by_kind: dict[str, set[str]] = {
         "global_names": set(),
@@ -116,7 +116,7 @@ def analyze_code(code: types.CodeType) -> CodeNames:
 
 @functools.cache
 def _list_installed_path_prefixes() -> tuple[str, ...]:
-    """Return what the names of files begin with that are not the caller's."""
+    """Return the path prefixes of the standard library, of installed libraries and of polarmap."""
     package_parent = os.path.dirname(os.path.dirname(__file__))
     paths = sysconfig.get_paths()
     installed_paths = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -125,26 +125,26 @@ def _list_installed_path_prefixes() -> tuple[str, ...]:
 
 
 def is_installed_file(file: str) -> bool:
-    """Tell whether a file of code belongs to Python, to an installed library or to polarmap."""
+    """Return True if a source file belongs to Python, to an installed library or to polarmap."""
     if file.startswith(_list_installed_path_prefixes()):
         return True
-    folders = file.replace("\\", "/").split("/")  # of another environment, which PYTHONPATH may name
+    folders = file.replace("\\", "/").split("/")  # PYTHONPATH may name another environment
     return "site-packages" in folders or "dist-packages" in folders
 
 
 def is_library_module(module_name: str) -> bool:
-    """Tell whether a module does, by its name."""
+    """Return True if a module belongs to Python, to an installed library or to polarmap."""
     file = getattr(sys.modules.get(module_name), "__file__", None)
     if file is None:
         return module_name in sys.builtin_module_names or module_name in sys.stdlib_module_names
     return is_installed_file(file) and module_name not in MAIN_MODULES
 
 
-_user_module_cache: dict[str, bool] = {}  # whether a module of this name is the caller's
+_user_module_cache: dict[str, bool] = {}  # True for user modules, by module name
 
 
 def _is_user_module(module_name: Any) -> bool:
-    """Tell whether a module is the caller's, and imported by workers."""
+    """Return True if a module is a user module that workers import."""
     is_user_module: bool | None = _user_module_cache.get(module_name)
     if is_user_module is None:
         if module_name not in sys.modules:
@@ -156,7 +156,7 @@ def _is_user_module(module_name: Any) -> bool:
 
 
 def _is_pickled_by_value(module_name: str) -> bool:
-    """Tell whether cloudpickle sends a module by value, as the caller has asked for."""
+    """Return True if the user has registered a module with cloudpickle to be pickled by value."""
     registered = cloudpickle.list_registry_pickle_by_value()
     while module_name and module_name not in registered:
         module_name = module_name.rpartition(".")[0]
@@ -164,7 +164,7 @@ def _is_pickled_by_value(module_name: str) -> bool:
 
 
 def select_user_objects(objects: Iterable[Any]) -> list[Any]:
-    """Return those of some functions, classes and modules that are of modules of the caller's."""
+    """Return the functions, classes and modules that belong to user modules."""
     user_objects = []
     for each_object in objects:
         module_name: Any = (
@@ -178,16 +178,20 @@ def select_user_objects(objects: Iterable[Any]) -> list[Any]:
 
 
 def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False) -> list[ModuleStateItem]:
-    """Return all that functions, classes and modules reach in modules of the caller's, as it is now.
+    """Return the current state of user modules to which the given objects refer.
 
-    The state is described anew where something has changed.
+    The result is cached, and collected again when something has changed.
 
-    reached_objects : what a pickler of f has come across.
-    by_value : whether what runs on workers travels with it.
+    Parameters
+    ----------
+    reached_objects : sequence
+        The functions, classes and modules in the pickle of f.
+    by_value : bool
+        True if the worker code of polarmap is pickled with f.
     """
     if not select_user_objects(reached_objects):
         return []
-    # A function that travels by value may be made anew for each map: its code is the same.
+    # A function that is pickled by value may be created again for each map, but with the same code.
     kept_alive = [getattr(each_object, "__code__", each_object) for each_object in reached_objects]
     cache_key = by_value, *map(id, kept_alive)
     walk = _walk_cache.get(cache_key)
@@ -199,16 +203,19 @@ def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False)
 
 
 class _ModuleStateWalk:
-    """The state that functions, classes and modules reach, and what tells whether it has changed since.
+    """A walk over all state to which some objects refer, which can detect later changes.
 
     Parameters
     ----------
-    reached_objects : where it begins.
-    kept_alive : is kept, so that no other object gets the identity of one of these.
+    reached_objects : sequence
+        The functions, classes and modules from which the walk starts.
+    kept_alive : sequence
+        Objects to keep alive, so that no other object gets the same `id`.
 
     Attributes
     ----------
-    items : list of Item
+    items : list of ModuleStateItem
+        The state that was found.
     """
 
     def __init__(self, reached_objects: Sequence[Any], kept_alive: Sequence[Any]) -> None:
@@ -216,18 +223,18 @@ class _ModuleStateWalk:
         # Description and value by module and path.
         self._described_values: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._queue, self._visited_ids = list[Any](), set[int]()
-        self._attribute_names = set[str]()  # that code names, of whatever
+        self._attribute_names = set[str]()  # attribute names in any code
         # Globals and attributes that functions of a module assign, by module.
         self._assigned_names: dict[str, set[str]] = {}
         self._modules: dict[str, types.ModuleType] = {}
         self._is_dynamic = False
         self._bindings: list[tuple[Any, str, Any]] = []  # namespace, name and value
-        self._namespace_sizes: list[tuple[Any, int]] = []  # of namespaces
+        self._namespace_sizes: list[tuple[Any, int]] = []  # namespace and number of names
         self._function_codes: list[tuple[Any, ...]] = []  # function, code, defaults and count of attributes
         self._mutable_values: list[tuple[str, str, Any, Any]] = []  # module, path, value and fingerprint
         for each_object in reached_objects:
             if isinstance(each_object, types.FunctionType) and not is_importable_by_name(each_object):
-                self._record_names(each_object)  # it travels with the globals that it names
+                self._record_names(each_object)  # cloudpickle sends its globals by value
             else:
                 self._queue.append(each_object)
         while self._queue or self._add_named_module_attributes():
@@ -242,7 +249,10 @@ class _ModuleStateWalk:
         self._described_values.clear()
 
     def is_up_to_date(self) -> bool:
-        """Tell whether nothing has changed: what cannot change in place is the same object."""
+        """Return True if nothing has changed since the walk.
+
+        Immutable values are compared by identity, mutable values by fingerprint.
+        """
         for namespace, name, value in self._bindings:
             if namespace.get(name) is not value:
                 return False
@@ -272,7 +282,7 @@ class _ModuleStateWalk:
             self._visit_function(value)
 
     def _visit_function(self, value: Any) -> None:
-        """Add the globals that code names, if they are those of a module of the caller's."""
+        """Add the globals that a function of a user module refers to."""
         function = value
         while isinstance(function, LRU_CACHE_TYPE):
             function = function.__wrapped__
@@ -291,7 +301,7 @@ class _ModuleStateWalk:
             self._add_value(module_name, name, function.__globals__, function.__globals__[name])
 
     def _record_names(self, function: types.FunctionType) -> CodeNames:
-        """Note what code names of whatever modules are reached."""
+        """Record the names in the code of a function, and return them."""
         code_names = analyze_code(function.__code__)
         if not is_library_module(function.__module__ or ""):
             self._attribute_names |= code_names.attribute_names
@@ -314,7 +324,7 @@ class _ModuleStateWalk:
             self._queue += [sys.modules[item] for item in sorted(module_names & sys.modules.keys())]
 
     def _visit_class(self, user_class: type) -> None:
-        """Add the attributes of a class of the caller's, and those of its bases."""
+        """Add the attributes of a user class and of its bases."""
         self._queue += [*user_class.__bases__, type(user_class)]
         module_name = user_class.__module__
         if not _is_user_module(module_name) or "<" in user_class.__qualname__:
@@ -333,7 +343,7 @@ class _ModuleStateWalk:
             self._add_value(module_name, f"{user_class.__qualname__}.{name}", attributes, attributes[name])
 
     def _add_named_module_attributes(self) -> bool:
-        """Add what any code names of every module reached; whether that leads on."""
+        """Add the module attributes that any code refers to. Return True if new objects were found."""
         for module_name, module in list(self._modules.items()):
             names = vars(module).keys() - MODULE_ATTRIBUTES
             for name in sorted(names if self._is_dynamic else names & self._attribute_names):
@@ -341,7 +351,7 @@ class _ModuleStateWalk:
         return bool(self._queue)
 
     def _add_value(self, module_name: str, path: str, namespace: Any, value: Any) -> None:
-        """Add a name of a module, or of a class or instance in it."""
+        """Add the value of a name in a module, or in a class or instance of the module."""
         if (module_name, path) in self._described_values or path in MODULE_ATTRIBUTES:
             return
         if isinstance(value, (types.FunctionType, type, types.ModuleType)):
@@ -388,13 +398,13 @@ class _ModuleStateWalk:
 
 
 def _check_object_unchanged_since_import(module_name: str, path: str, value: Any) -> None:
-    """Raise CodeError if what cannot be sent is another object than that with which the module was imported.
+    """Raise CodeError if an object that cannot be pickled was replaced since its module was imported.
 
-    An object counts as that if the first map found it there.
+    The object that the first map finds counts as the original one.
     """
     if type(value) in STATELESS_TYPES or type(value).__module__.startswith("numpy.random"):
         return
-    module_spec = getattr(sys.modules[module_name], "__spec__", None)  # `importlib.reload` makes another one
+    module_spec = getattr(sys.modules[module_name], "__spec__", None)  # `importlib.reload` creates a new spec
     seen_spec, first_object_ref = _first_seen_objects.get((module_name, path), (None, None))
     if first_object_ref is None or seen_spec is not module_spec:
         try:
@@ -404,13 +414,13 @@ def _check_object_unchanged_since_import(module_name: str, path: str, value: Any
         _first_seen_objects[module_name, path] = module_spec, first_object_ref
     elif first_object_ref() is not value:
         raise CodeError(
-            f"f reaches {module_name}.{path}, which is another {type(value).__name__} than before, and "
-            f"cannot be sent to workers. {MISMATCH_ADVICE.format(module_name)}"
+            f"f refers to {module_name}.{path}, a {type(value).__name__} that was replaced since the first "
+            f"map and cannot be sent to workers. {MISMATCH_ADVICE.format(module_name)}"
         )
 
 
 def _list_functions(value: Any) -> list[types.FunctionType]:
-    """Return the functions that a function, method or property consists of."""
+    """Return the functions behind a function, method or property."""
     value_type = type(value)
     if value_type is property:
         candidates = [value.fget, value.fset, value.fdel]
@@ -420,7 +430,7 @@ def _list_functions(value: Any) -> list[types.FunctionType]:
 
 
 def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
-    """Tell whether a function or class is the same as long as it is the same object with the same code."""
+    """Return True if a function or class can only change when its identity or code changes."""
     functions = _list_functions(value)
     if not (description.contains_code and functions):
         return not description.contains_code and (bool(functions) or issubclass(type(value), type))
@@ -435,5 +445,6 @@ def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
     )
 
 
-_first_seen_objects: dict[tuple[str, str], tuple[Any, Any]] = {}  # version of the module, and the object
+# The spec of the module and a reference to the object, by module name and path.
+_first_seen_objects: dict[tuple[str, str], tuple[Any, Any]] = {}
 _walk_cache: dict[tuple[bool | int, ...], _ModuleStateWalk] = {}

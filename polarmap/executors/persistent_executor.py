@@ -38,20 +38,28 @@ if TYPE_CHECKING:
     from polarmap.executors.engine import PartitionedData
     from polarmap.executors.remote_workers import WorkerProvider
 
-BLOCKS_PER_CORE = 3  # They keep all cores busy; more only cost.
-DEFAULT_FETCH_TIMEOUT = 300.0  # seconds that reading a block from a bucket or a store may take
-DEFAULT_BLOCK_CACHE_BYTES = 2**30  # memory that blocks may take between maps
+BLOCKS_PER_CORE = 3  # enough to keep all cores busy; more blocks only add overhead
+DEFAULT_FETCH_TIMEOUT = 300.0  # time limit, in seconds, to read a block from a bucket or a store
+DEFAULT_BLOCK_CACHE_BYTES = 2**30  # bytes of memory that cached blocks may take between maps
 
 
 class PoolOptions(NamedTuple):
     """The validated options of a `Pool`, with its defaults.
 
-    idle_timeout : seconds without a map after which workers end.
-    block_cache_bytes : `memory_limit=`.
-    n_threads : `threads_per_worker=`.
-    listen_endpoint : `listen=`, whose text is parsed.
-    uses_fork : whether worker processes here are forked.
-    tcp_timeout, fetch_timeout : seconds.
+    Attributes
+    ----------
+    idle_timeout : float
+        Seconds without a map after which the workers exit.
+    block_cache_bytes : int
+        The option `memory_limit`.
+    n_threads : int
+        The option `threads_per_worker`.
+    listen_endpoint : bool or Endpoint
+        The option `listen`, with an address parsed to host and port.
+    uses_fork : bool
+        True if local worker processes are forked.
+    tcp_timeout, fetch_timeout : float
+        The options of the same names, in seconds.
     """
 
     idle_timeout: float = 60.0
@@ -69,7 +77,7 @@ class WorkerHost(ResolvedExecutor):
     Attributes
     ----------
     needs_tcp : bool
-        Whether its persistent workers can reach the driver by TCP only. A pool that does not listen then runs
+        True if persistent workers can reach the driver only by TCP. A pool that does not listen then runs
         tasks of this executor instead.
     """
 
@@ -77,26 +85,27 @@ class WorkerHost(ResolvedExecutor):
 
     @abstractmethod
     def make_worker_provider(self) -> WorkerProvider:
-        """Return what starts workers here. Raises ExecutorError if that is impossible now."""
+        """Return a provider of persistent workers. Raises ExecutorError if workers cannot be started now."""
 
     def with_persistent_workers(
         self, max_workers: int | None = None
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
-        """Return an executor with persistent workers here, at most `max_workers`, and what ends them."""
+        """Return an executor with up to `max_workers` persistent workers, and a function to stop them."""
         executor = PersistentExecutor(self, max_workers, PoolOptions())
         return executor, executor.close
 
 
 class PersistentExecutor(ResolvedExecutor):
-    """An executor whose workers persist: the first map starts them, and later maps find them.
+    """An executor whose workers persist: the first map starts them, and later maps reuse them.
 
     Parameters
     ----------
     host : WorkerHost or None
         The executor on which the workers are started; None: they are processes of this machine.
     max_workers : int or None
-        The number of tasks that run at a time; None: as `Pool` documents.
+        The number of tasks that run at a time; None: the default of `Pool`.
     options : PoolOptions
+        The validated options of the pool.
     """
 
     has_persistent_workers = True
@@ -117,13 +126,13 @@ class PersistentExecutor(ResolvedExecutor):
         self._open_resources = partial(PoolResources, self._name, make_provider, max_workers, options)
         self._lock = threading.Lock()
         self._resources: PoolResources | None = None
-        self._finalizer: Callable[[], object] = lambda: None  # ends the resources, once
+        self._finalizer: Callable[[], object] = lambda: None  # closes the resources; works once
         self._is_closed = False
         _open_executors.add(self)
 
     @property
     def name(self) -> str:
-        """Where the workers are, and by which channel they talk with this process once that is known."""
+        """The name in reports: where the workers run and, once they have connected, by which channel."""
         resources = self._resources
         if self._task_executor is not None:
             return self._task_executor.name
@@ -155,32 +164,32 @@ class PersistentExecutor(ResolvedExecutor):
         """
         with self._lock:
             if self._is_closed:
-                raise ExecutorError("this Pool is closed: make a new one")
+                raise ExecutorError("this Pool is closed: create a new one")
             if self._task_executor is not None:
                 return self._task_executor.open(job_spec)
             session = None if self._resources is None else self._resources.open_session(job_spec)
             if session is None:
-                self._finalizer()  # closes resources whose workers have ended by themselves
-                self._resources = self._open_resources()  # ExecutorError if that is impossible
+                self._finalizer()  # closes resources whose workers have exited by themselves
+                self._resources = self._open_resources()  # raises ExecutorError if it fails
                 self._finalizer = weakref.finalize(self, self._resources.close)
                 session = self._resources.open_session(job_spec)
             assert session is not None
             return session
 
     def stop_workers(self) -> None:
-        """End the workers and discard all blocks; the next map starts other workers."""
+        """Stop the workers and discard all cached blocks. The next map starts new workers."""
         with self._lock:
-            # A map on another thread may start workers from now on: these are not to end.
+            # A map on another thread may start new workers from now on, which must not be stopped.
             self._resources, finalizer = None, self._finalizer
         finalizer()
 
     def close(self) -> None:
-        """End the workers for good. Safe to call twice."""
+        """Stop the workers and refuse further maps. Safe to call twice."""
         self._is_closed = True
         self.stop_workers()
 
     def after_fork(self) -> None:
-        """Forget the workers, in a process that was forked from the one that has them."""
+        """Discard the workers in a forked child of the process that owns them."""
         self._lock = threading.Lock()
         resources, self._resources = self._resources, None
         if resources is not None:
@@ -191,13 +200,13 @@ class PersistentExecutor(ResolvedExecutor):
         return min(max_blocks, BLOCKS_PER_CORE * count_available_cores()) if self.is_local else max_blocks
 
     def choose_storage(self, data: Any) -> Any:
-        """Return where workers read `data`; None for an array in memory, whose blocks they cache."""
+        """Return the storage from which workers read `data`, or None for an array in memory."""
         if _is_in_memory_array(data):
             return None
         return get_process_temp_folder() / "arrays" if self._host is None else self._host.choose_storage(data)
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on the cluster of the workers; return None for other data."""
+        """Split data that is on the cluster of the workers into blocks; return None for other data."""
         return None if self._host is None else self._host.partition(data, n_blocks)
 
 
@@ -207,8 +216,9 @@ class PoolResources:
     Parameters
     ----------
     pool_name : str
+        The name of the pool in error messages.
     make_provider : callable or None
-        Called with no arguments, it returns what starts the workers; None: they are processes here.
+        Returns the provider of the workers; called with no arguments. None: the workers are local processes.
     max_workers, options
         As for `PersistentExecutor`.
     """
@@ -223,7 +233,7 @@ class PoolResources:
         self._pool_name, self._idle_timeout = pool_name, options.idle_timeout
         self._fetch_timeout = options.fetch_timeout
         block_cache_bytes, n_threads = options.block_cache_bytes, options.n_threads
-        self._folders: list[Path] = []  # in which workers read and write, if they share files with us
+        self._folders: list[Path] = []  # shared with workers on this machine
         self.worker_pool: WorkerPool
         self._block_store: BlockStore
         self._provider = provider = None if make_provider is None else make_provider()
@@ -254,13 +264,13 @@ class PoolResources:
                 raise
         reach = Reach() if provider is None else provider.reach
         self._reach = reach._replace(can_ask_driver=True)
-        self._lock = threading.RLock()  # a pool that nobody has any more may be closed at any moment
+        self._lock = threading.RLock()  # reentrant: a destructor may close the pool at any point
         self._owner_pid = os.getpid()
         self._is_closed = threading.Event()
         threading.Thread(target=self._close_when_idle, name="polarmap-idle", daemon=True).start()
 
     def open_session(self, job_spec: JobSpec) -> PoolSession | None:
-        """Tasks of one map; None if the workers have ended."""
+        """Return a session for a job, or None if the resources have been closed."""
         is_remote = self._provider is not None
         self._reach.check_job(job_spec)
         if is_remote:
@@ -287,7 +297,7 @@ class PoolResources:
             )
 
     def close(self) -> None:
-        """End the workers, remove all files; who comes second waits until that is done."""
+        """Stop the workers and remove all files. A concurrent second call waits until this is done."""
         if os.getpid() != self._owner_pid:
             return
         with self._lock:
@@ -298,7 +308,7 @@ class PoolResources:
                     remove_owned_folder(folder)
 
     def _make_file_block_store(self, max_memory_bytes: int) -> BlockStore:
-        """New folders for blocks; ExecutorError if there is no room for any."""
+        """Create folders for blocks, and return a store in them. Raises ExecutorError if that fails."""
         disk_folder, memory_folder = make_temp_folder(), make_shared_memory_folder()
         self._folders = [folder for folder in (memory_folder, disk_folder) if folder is not None]
         return MemoryMappedBlockStore(memory_folder, disk_folder, max_memory_bytes)
@@ -306,7 +316,9 @@ class PoolResources:
     def _close_when_idle(self) -> None:
         remaining_seconds = self._idle_timeout
         while not self._is_closed.wait(max(min(remaining_seconds, LIVENESS_INTERVAL), 0.01)):
-            with contextlib.suppress(Exception):  # of a site, say: what is idle is to end all the same
+            with contextlib.suppress(
+                Exception
+            ):  # errors, for example of a provider, must not keep an idle pool from closing
                 self.worker_pool.maintain_workers()
             with self._lock:
                 remaining_seconds = self._idle_timeout - self.worker_pool.get_idle_seconds()
@@ -315,7 +327,7 @@ class PoolResources:
 
 
 def _is_in_memory_array(data: Any) -> bool:
-    """Return whether data is an array, and not a view of a file."""
+    """Return True if data is an array that is not a view of a file."""
     base_array = data
     while isinstance(base_array, np.ndarray) and not isinstance(base_array, np.memmap):
         base_array = base_array.base
@@ -326,7 +338,7 @@ _open_executors: weakref.WeakSet[PersistentExecutor] = weakref.WeakSet()
 
 
 def _reset_after_fork() -> None:
-    """Let a process that was forked start workers of its own."""
+    """Make all pools start new workers in a forked child process."""
     for executor in list(_open_executors):
         with contextlib.suppress(Exception):
             executor.after_fork()

@@ -1,4 +1,8 @@
-"""How functions travel to workers elsewhere."""
+"""Pickles functions for workers, with the state of the user's modules that they refer to.
+
+Workers import modules from files, which may differ from the modules in the driver's memory. Therefore each
+pickle contains the current values of the globals and attributes that f refers to (see `module_state`).
+"""
 
 from __future__ import annotations
 
@@ -31,43 +35,60 @@ from polarmap.worker.pickled_values import build_buffer_block, make_buffer_colle
 from polarmap.worker.pytree import Array
 from polarmap.worker.task_records import Fault
 
-TRACKED_TYPES = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)  # that lead from f to what it reaches
+TRACKED_TYPES = (
+    FunctionType,
+    type,
+    ModuleType,
+    LRU_CACHE_TYPE,
+)  # objects through which f refers to further objects
 
 _registry_lock = threading.Lock()
-_n_pickling_threads = 0  # threads that pickle what travels
+_n_pickling_threads = 0  # threads inside `pickle_worker_code_by_value`
 _stripped_modules = set[ModuleType]()
 
-# What multiprocessing calls the main program in a child that it spawned: no worker can import that.
-sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # as it does: cloudpickle is to know of it
+# multiprocessing names the main program so in a spawned child. No worker can import this module.
+sys.modules.setdefault(
+    "__mp_main__", sys.modules["__main__"]
+)  # as multiprocessing does, so that cloudpickle finds it
 cloudpickle.register_pickle_by_value(ModuleType("__mp_main__"))
 
 
 class PickledFunction(NamedTuple):
-    """A function as bytes, and the buffers of its arrays, which travel beside: they are not copied here."""
+    """A pickled function, and the buffers of its arrays, which are sent out of band without a copy."""
 
     pickle_bytes: bytes
     buffers: Sequence[memoryview]
 
     @property
     def n_bytes(self) -> int:
-        """Bytes, nearly."""
+        """The size of the pickle and its buffers in bytes, without the headers of the buffers."""
         return len(self.pickle_bytes) + sum(map(len, self.buffers))
 
     def get_buffers_to_send(self) -> list[bytes | memoryview]:
-        """Those of the block that stands for it, as `pickle_to_array` makes them."""
+        """Return the buffers that are sent to a worker, in the format of `pickle_to_array`."""
         return build_buffer_block([self.pickle_bytes, *self.buffers])
 
 
 def pickle_function(
     f: Any, destination: str, by_value: bool = False, out_of_band_buffers: list[memoryview] | None = None
 ) -> bytes:
-    """Return f, and what comes with it, as bytes for a worker elsewhere; CodeError if it does not travel.
+    """Pickle f with the current state of the user modules to which it refers.
 
-    What f reaches in modules of the caller's travels too, as it is now.
+    Parameters
+    ----------
+    f : object
+        The function, or any other object that contains functions.
+    destination : str
+        Where f is sent, for the error message.
+    by_value : bool
+        Include the worker code of polarmap, for workers that cannot import polarmap.
+    out_of_band_buffers : list, optional
+        Large buffers are appended to this list. None: they are included in the pickle.
 
-    destination : where f is to go, for the error.
-    by_value : what runs on workers travels along.
-    out_of_band_buffers : gets the buffers that travel beside the pickle; None: there are none.
+    Raises
+    ------
+    CodeError
+        If f cannot be pickled.
     """
     try:
         return _pickle_with_state(f, by_value, out_of_band_buffers)
@@ -78,7 +99,7 @@ def pickle_function(
 
 
 def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[memoryview] | None) -> bytes:
-    """The same, with the error of the pickler."""
+    """Pickle a value like `pickle_function`, but let errors of the pickler through."""
     with pickle_worker_code_by_value() if by_value else contextlib.nullcontext():
         buffers: list[memoryview] | None = None if out_of_band_buffers is None else []
         data, reached_objects = _dump_with_references(value, buffers)
@@ -93,9 +114,7 @@ def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[mem
 
 
 def pickle_call_to_block(call: Any, by_value: bool) -> Any:
-    """Return the block of a call as `pickle_to_array` makes one, with what it reaches in modules of the
-    caller's.
-    """
+    """Return the block of a call in the format of `pickle_to_array`, with the state of user modules."""
     buffers: list[memoryview] = []
     pickled_call = PickledFunction(_pickle_with_state(call, by_value, buffers), buffers)
     return np.frombuffer(bytearray().join(pickled_call.get_buffers_to_send()), np.uint8)
@@ -107,7 +126,7 @@ def pickle_small_values(values: Iterable[Any]) -> list[bytes | Array | Exception
 
 
 def pickle_item_to_block(value: Any, user_objects: list[Any]) -> Any:
-    """Return `pickle_to_array(value)`, and append what of modules of the caller's the value is made of."""
+    """Return `pickle_to_array(value)`, and append the objects of user modules to `user_objects`."""
     buffers: list[memoryview] = []
     data, reached_objects = _dump_with_references(value, buffers)
     user_objects += select_user_objects(reached_objects)
@@ -115,14 +134,15 @@ def pickle_item_to_block(value: Any, user_objects: list[Any]) -> Any:
 
 
 def pickle_function_with_buffers(f: Any, destination: str, by_value: bool) -> PickledFunction:
-    """The same with large arrays beside the pickle."""
+    """Pickle f like `pickle_function`, with the buffers of large arrays separate from the pickle."""
     buffers: list[memoryview] = []
     return PickledFunction(pickle_function(f, destination, by_value, buffers), buffers)
 
 
 def copy_by_pickling(f: Any, destination: str) -> Any:
-    """Return f as a worker would get it now, whatever becomes of what it reaches; CodeError as
-    `pickle_function`.
+    """Return a copy of f as a worker would get it now, independent of later changes.
+
+    Raises CodeError if f cannot be pickled; `destination` is named in the message.
     """
     try:
         data, reached_objects = _dump_with_references(f, None)
@@ -135,13 +155,18 @@ def copy_by_pickling(f: Any, destination: str) -> Any:
 
 
 class FunctionWithState:
-    """A function with the state of the caller's modules as it was: on a worker f alone is left.
+    """A function with a snapshot of the state of user modules. Unpickling gives the function alone.
 
     Parameters
     ----------
-    call : the function in this process, if it is called here.
-    state : what it reaches in modules of the caller's.
-    pickle_bytes, buffers : its pickle, and what travels beside that.
+    call : callable or None
+        The function, if it may also be called in this process.
+    state : sequence of ModuleStateItem
+        The state of user modules to which the function refers.
+    pickle_bytes : bytes
+        The pickle of the function.
+    buffers : sequence of memoryview
+        The out-of-band buffers of the pickle.
     """
 
     def __init__(
@@ -159,11 +184,11 @@ class FunctionWithState:
 
 
 class PickledModuleState:
-    """What f reaches in modules of the caller's, as it is now: a worker that loads this takes it over."""
+    """The current state of the user modules to which f refers. Unpickling applies it on the worker."""
 
     def __init__(self, f: Any) -> None:
         reached_objects: list[Any] = []
-        with contextlib.suppress(Exception):  # of an f that does not travel, which its run tells
+        with contextlib.suppress(Exception):  # the session reports an f that cannot be pickled
             _, reached_objects = _dump_with_references(f, [])
         self._reduce_arguments = get_process_token(), list(map(tuple, collect_module_state(reached_objects)))
 
@@ -172,7 +197,10 @@ class PickledModuleState:
 
 
 def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:
-    """Return a pickle, and the functions, classes and modules in the value; large buffers are appended."""
+    """Return the pickle of a value, and the functions, classes and modules in the value.
+
+    Large buffers are appended to `buffers`, unless it is None.
+    """
     file = io.BytesIO()
     buffer_callback = None if buffers is None else make_buffer_collector(buffers)
     pickler = _TrackingPickler(file, protocol=5, buffer_callback=buffer_callback)
@@ -181,7 +209,7 @@ def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple
 
 
 def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -> set[str]:
-    """The modules of this process, those below these roots, that a pickled function names.
+    """Return the imported modules below the given root packages that a pickled function names.
 
     >>> find_referenced_modules(
     ...     cloudpickle.dumps([CodeType, pickle_function, make_buffer_collector]), ["polarmap"]
@@ -190,7 +218,7 @@ def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -
     """
     root_packages = set(root_packages)
     roots_pattern = b"|".join(re.escape(root.encode()) for root in root_packages)
-    # As short strings, of a length and bytes: what pickletools tells, a hundred times sooner.
+    # The pickle has module names as short strings: a length and bytes. pickletools is a hundred times slower.
     matches = re.finditer(rb"(?s)\x8c(.)(?=%s)" % roots_pattern, pickle_bytes)
     names = {pickle_bytes[item.end() : item.end() + item[1][0]].decode(errors="ignore") for item in matches}
     return {name for name in names & sys.modules.keys() if name.partition(".")[0] in root_packages}
@@ -202,7 +230,7 @@ class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
     Attributes
     ----------
     reached : list
-        The functions, classes and modules that it has pickled.
+        The functions, classes and modules that were pickled.
     """
 
     dispatch_table: ClassVar[Any] = ChainMap(
@@ -214,7 +242,7 @@ class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.reached: list[Any] = []
 
     def reducer_override(self, value: Any) -> Any:
-        """Return what is pickled in place of a value; only for functions and classes cloudpickle has any."""
+        """Record functions, classes and modules, and let cloudpickle reduce them."""
         if isinstance(value, TRACKED_TYPES):
             self.reached.append(value)
             return super().reducer_override(value)
@@ -223,10 +251,11 @@ class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def pickle_worker_code_by_value() -> Iterator[None]:
-    """Let the modules of `polarmap.worker_spec` travel by value: a worker needs numpy, not polarmap.
+    """Pickle the modules of `polarmap.worker` by value inside this context.
 
-    cloudpickle's register is one for all threads: the last to leave takes the entry out. The docstrings of
-    these modules and the annotations of their functions do not travel. They are removed in this process, too.
+    A worker then needs numpy, but not polarmap. All threads share the registry of cloudpickle, so the last
+    thread to leave removes the entry. The docstrings of these modules and the annotations of their functions
+    are not sent. They are removed in this process, too.
     """
     global _n_pickling_threads
     with _registry_lock:
@@ -252,8 +281,9 @@ def _strip_documentation(owner: Any, module: str) -> None:
     for value in list(vars(owner).values()):
         if isinstance(value, property):
             value.__doc__ = None
-        value = getattr(value, "fget", None) or getattr(value, "__func__", value)  # of properties and methods
-        if value is Fault or getattr(value, "__module__", None) != module:  # users read that of Fault
+        # Take the function of a property or method.
+        value = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        if value is Fault or getattr(value, "__module__", None) != module:  # Fault is public: keep its text
             # The standard library has made `_make` and other methods of a named tuple.
             if hasattr(owner, "_fields") and isinstance(value, FunctionType):
                 value.__doc__, value.__annotations__ = None, {}

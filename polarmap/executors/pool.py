@@ -1,4 +1,13 @@
-"""`Pool`: an executor whose workers persist from map to map, and the executor that is the default."""
+"""`Pool`, an executor whose workers persist from map to map, and the default executor.
+
+    with polarmap.Pool(workers=8) as pool:
+        coded_map(f, A, blocks=6, executor=pool)  # starts up to 8 workers and sends them the blocks
+        coded_map(g, A, blocks=6, executor=pool)  # reuses the workers, which have the blocks cached
+
+A `Pool` checks its options and recognizes the `executor` argument. It hands both to a `PersistentExecutor`,
+which opens a `PoolSession` for each map and owns a `WorkerPool`. Maps without `executor=` use the
+`DefaultExecutor`, a pool of processes of this machine.
+"""
 
 from __future__ import annotations
 
@@ -24,58 +33,59 @@ from polarmap.worker.socket_channel import TCP_TIMEOUT
 
 
 class Pool(ExecutorHandle):
-    """Persistent workers: an executor for every verb.
+    """An executor with persistent workers, for every map function.
 
-    The first map starts them; later maps find them, and the blocks of data that they share. Maps without
-    `executor` share one pool: make your own for other places and options.
+    The first map starts the workers. Later maps reuse them, together with the blocks that they have cached.
+    All maps without `executor` share one default pool. Create your own pool to run workers elsewhere or with
+    other options.
 
     Parameters
     ----------
     executor : None, "localhost", path, lithops.FunctionExecutor, Dask client or ray
-        None: processes of this machine. "localhost", a Lithops configuration or executor: functions of
-        Lithops, which are paid as long as they stay. A Dask client, or its `get_executor()` with options:
-        threads of its cluster. `ray`, `ray.remote(...)` with options, or "ray://host:port":
-        actors.
+        Where the workers run. None: processes of this machine. "localhost", a Lithops configuration or a
+        Lithops executor: Lithops functions, which are billed as long as they run. A Dask client, or its
+        `get_executor()` with options: threads of its cluster. `ray`, `ray.remote(...)` with options, or
+        "ray://host:port": Ray actors.
     workers : int, optional
-        Tasks at a time. By default here as many as keep the cores busy, elsewhere as many as a map has
-        tasks, or the cluster threads.
+        The largest number of tasks at a time. By default, as many as keep the cores of this machine busy. On
+        a cluster or cloud, as many as the map has tasks or the cluster has threads.
     idle_timeout : float
-        Seconds without a map after which the workers end; the next map starts others.
+        The time in seconds without a map after which the workers exit. The next map starts new workers.
     memory_limit : int
-        Bytes that blocks may take between maps: here of memory, beyond which they lie on disk; elsewhere
-        of each worker, of whose memory they take half at most.
+        The number of bytes that cached blocks may take between maps. On this machine: of memory in total;
+        further blocks are stored on disk. Elsewhere: for each worker, and at most half of its memory.
     threads_per_worker : int
-        That each worker may use for linear algebra: with more than one, many workers of one machine take
-        the cores from each other.
+        The number of threads that each worker may use for linear algebra. With more than one, the workers of
+        a machine may compete for its cores.
     listen : bool or "host:port"
-        Whether workers may call this process by TCP (here at 127.0.0.1 only); both sides prove that they
-        have a key. An address: where they call, such as a tunnel to the same port here. False: they talk
-        through the storage of their configuration, as do those that cannot call; on Dask and Ray maps are
-        tasks of the engine.
+        True: workers connect to this process by TCP; workers on this machine use 127.0.0.1. Both sides prove
+        that they have a key. An address: workers connect to it, for example a tunnel to the same port of this
+        machine. False: messages travel through the storage of the Lithops configuration, and maps on Dask and
+        Ray run as tasks of the engine. Lithops workers that cannot connect use the storage, too.
     fork : bool, optional
-        Whether worker processes here are forked, in milliseconds, or new interpreters. None: forked where
-        that is safe, on Linux.
+        True: fork the worker processes of this machine, which takes milliseconds. False: start a new
+        interpreter for each. None: fork where that is safe, which is on Linux.
     tcp_timeout : float
-        Seconds after which a worker elsewhere is lost if its machine or network is silent. The worker ends
-        within that time as well. Pass more for a network with longer outages.
+        The time in seconds after which a remote worker counts as lost if nothing is received from it. The
+        worker exits within the same time. Pass a larger value if the network has longer outages.
     fetch_timeout : float
-        Seconds that reading a block may take, from a bucket or from a store of your own, which this process
-        reads for the workers. A block that takes longer is lost: the map goes on without it if it can, else
-        its error names the block and the store.
+        The time in seconds that reading a block may take, from a bucket or from a store that you wrote, which
+        this process reads for the workers. A block that takes longer counts as lost. The map continues
+        without the block if it can; otherwise its error names the block and the store.
 
     Attributes
     ----------
     worker_spec : Worker or None
-        What each worker is given and may cost; None where nothing is known.
+        The memory, cores, time limit and price of each worker; None if they are unknown.
     is_local : bool
-        Whether the workers are processes of this machine.
+        True if the workers are processes of this machine.
 
     Raises
     ------
     CodeError
-        For an option that is none.
+        If an option is invalid.
     ExecutorError
-        For an executor that has no such workers.
+        If the executor cannot have persistent workers.
 
     Examples
     --------
@@ -120,7 +130,7 @@ class Pool(ExecutorHandle):
                 listen_endpoint = check_endpoint(listen)
             if fork not in (None, False, True) or (fork and not hasattr(os, "fork")):
                 raise CodeError(
-                    f"fork must be None, False, or True where processes can be, not {fork!r:.100}"
+                    f"fork must be None, False, or True (where the system can fork), not {fork!r:.100}"
                 )
             limits = float(idle_timeout), int(memory_limit), threads_per_worker
             uses_fork = CAN_FORK if fork is None else fork
@@ -137,7 +147,7 @@ class Pool(ExecutorHandle):
 
     @property
     def name(self) -> str:
-        """Where the workers are, and by which channel they talk with this process once that is known."""
+        """The name in reports: where the workers run and, once they have connected, by which channel."""
         return self._executor.name
 
     @property
@@ -156,15 +166,15 @@ class Pool(ExecutorHandle):
         return self._executor.open(job_spec)
 
     def stop_workers(self) -> None:
-        """End the workers and discard all blocks; the next map starts other workers."""
+        """Stop the workers and discard all cached blocks. The next map starts new workers."""
         self._executor.stop_workers()
 
     def close(self) -> None:
-        """End the workers for good. Safe to call twice."""
+        """Stop the workers and refuse further maps. Safe to call twice."""
         self._executor.close()
 
     def after_fork(self) -> None:
-        """Forget the workers, in a process that was forked from the one that has them."""
+        """Discard the workers in a forked child of the process that owns them."""
         self._executor.after_fork()
 
     def __enter__(self) -> Self:
@@ -175,20 +185,24 @@ class Pool(ExecutorHandle):
 
 
 class DefaultExecutor(PersistentExecutor):
-    """The processes of this machine that run all maps without an executor."""
+    """The executor of all maps without `executor=`: a pool of processes of this machine."""
 
     def __init__(self) -> None:
         super().__init__(None, None, PoolOptions())
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return this executor, or the one that stored data name: its workers can read their storage."""
+        """Return this executor, or the executor of stored data, whose workers can read the storage."""
         stored_executor = getattr(data, "executor", None) if hasattr(data, "coded_blocks") else None
         return self if stored_executor is None else _recognize_executor(stored_executor)
 
     def with_persistent_workers(
         self, max_workers: int | None = None
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
-        """Return this executor, which stays open, or one of at most `max_workers` processes of its own."""
+        """Return an executor with persistent workers, and a function that closes it.
+
+        With `max_workers` None, return this executor; closing it does nothing. Otherwise return a new one
+        with at most `max_workers` processes.
+        """
         if max_workers is None:
             return super().with_persistent_workers()
         executor = PersistentExecutor(None, max_workers, PoolOptions())
@@ -199,27 +213,31 @@ def _resolve_host(executor: Any) -> WorkerHost:
     """Return the executor on which the workers of a pool are started. Raises ExecutorError if none can be."""
     if is_integer(executor):
         raise ExecutorError(
-            f"a Pool has no persistent workers on {executor}: for so many of them, Pool(workers={executor})"
+            f"executor={executor} is a number, not an executor: for {executor} workers, use "
+            f"Pool(workers={executor})"
         )
     host = _recognize_executor(executor)
     if not isinstance(host, WorkerHost):
         raise ExecutorError(
-            f"a Pool has no persistent workers on {executor!r:.200}: pass it as executor= of the map"
+            f"a Pool cannot start persistent workers on {executor!r:.200}: pass it as executor= of the map"
         )
     return host
 
 
 def _recognize_executor(executor: Any) -> ResolvedExecutor:
-    """Return the executor that an argument means. The default pool needs no such import."""
+    """Return the executor that an argument stands for.
+
+    The import is local, as the default pool does not need it.
+    """
     from polarmap.executors.recognition import recognize_executor
 
     return recognize_executor(executor)
 
 
 def shutdown() -> None:
-    """End the workers of maps without an executor, which otherwise end when they have been idle for a minute.
+    """Stop the workers of maps without an executor. Otherwise they exit after a minute without a map.
 
-    The next such map starts others.
+    The next map without an executor starts new workers.
     """
     default_executor.stop_workers()
 

@@ -1,4 +1,15 @@
-"""The tasks of one map on persistent workers."""
+"""Sessions on persistent workers: one `PoolSession` runs the tasks of one job on a pool.
+
+    submit(attempts)                                       wait(timeout) -> events
+        |                                                      ^
+        v                                                      |
+    queue of attempts --acquire_worker--> WorkerHandle --> replies --> outcomes
+                                           assigned: [running task, prefetched tasks ...]
+
+For example, two workers get 6 tasks of 0.1 ms each. Both receive one task, and further tasks before they
+have finished it, so that they need not wait for the driver. If worker 0 then hangs in task 0, the tasks
+that were prefetched behind task 0 are also sent to worker 1, and the first result of each counts.
+"""
 
 from __future__ import annotations
 
@@ -47,33 +58,43 @@ from polarmap.worker.task_records import JobHeader, ResultFileRef, TaskOptions, 
 if TYPE_CHECKING:
     from polarmap.executors.store_reader import FinishedRead, StoreReader
 
-STEAL_AFTER_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
-MAX_PREFETCHED = 8  # tasks that a worker is told of beyond the one that it is at: they fit into a socket
-LOCALITY_WINDOW = 64  # waiting tasks, for one whose block a worker has
+# Run time of a task, in seconds, after which the tasks prefetched behind it may go to a second worker.
+STEAL_AFTER_SECONDS = 0.002
+MAX_PREFETCHED = 8  # tasks sent to a worker beyond the running one; their messages fit into a socket buffer
+LOCALITY_WINDOW = 64  # queued tasks that are searched for one whose block a worker has cached
 
 
 class PoolSession:
-    """The tasks of one map: each waits until a worker may take it, in the order in which they come.
+    """A session on the persistent workers of a pool.
 
-    Maps that run at once on a pool share its workers. One of a map that is alone is told of its next tasks,
-    several where they are short, while it is at the one before: to wake it would take longer than that.
-    What waits behind a task that takes long is given to another worker, too: the first to end it is heard.
+    Tasks are assigned in order of submission, preferably to a worker that has their block cached. Several
+    sessions share the workers of a pool. If a session is alone, a worker receives further tasks while it runs
+    one. Tasks prefetched behind one that takes longer than STEAL_AFTER_SECONDS are also sent to another
+    worker, and the first result counts.
 
     Parameters
     ----------
-    job_spec : Payload
-    pickled_function : of the payload, with the structure of its blocks.
-    module_sources : sources of those that it needs and workers may lack, by name.
-    worker_pool, block_store : shared with the other maps of the pool.
-    pool_folders : of the pool, for a folder of this map in each, which is made when it is needed.
-    fetch_timeout : seconds that this process may take to read a block from a store of the user's own.
+    job_spec : JobSpec
+        The job to run.
+    pickled_function : PickledFunction
+        The function of the job, pickled with the structure of its blocks.
+    module_sources : mapping of str to tuple
+        The sources of modules that the function needs and workers may lack, by module name.
+    worker_pool : WorkerPool
+        The workers, shared with the other sessions of the pool.
+    block_store : BlockStore
+        Where workers find the blocks; shared with the other sessions of the pool.
+    pool_folders : sequence of Path
+        The folders of the pool. The job gets a subfolder in each, created when it is needed.
+    fetch_timeout : float
+        The time in seconds that this process may take to read a block from a store that the user wrote.
     """
 
-    # Of maps: no two have the same, so that what is removed by its name is of this one.
+    # Job ids are unique across drivers, so that removing files by job id never touches another job.
     _job_ids = itertools.count(int.from_bytes(os.urandom(6), "big"))
     now = staticmethod(time.monotonic)
-    deadline = inf  # when its map must be over
-    _owner_pid = -1  # the process to which it belongs, as soon as there is anything to close
+    deadline = inf  # when the job must end, on the monotonic clock
+    _owner_pid = -1  # pid of the owning process, set once there is something to close
 
     def __init__(
         self,
@@ -89,13 +110,13 @@ class PoolSession:
         self._job_folders = tuple(f"{folder}/map-{self._job_id}" for folder in pool_folders)
         self._worker_pool, self._block_store = worker_pool, block_store
         self._queue: deque[AttemptId] = deque()
-        self._unfinished: set[AttemptId] = set()  # that have not ended
-        self._stolen: set[AttemptId] = set()  # that two workers were told of
+        self._unfinished: set[AttemptId] = set()  # submitted attempts without an outcome
+        self._stolen: set[AttemptId] = set()  # attempts sent to two workers
         self._wake_signal = WakeSignal()
-        self._events: list[Event] = []  # that are told with the next outcomes
-        self._last_progress_at = time.monotonic()  # when tasks came, or any ended
+        self._events: list[Event] = []  # reported with the next outcomes
+        self._last_progress_at = time.monotonic()  # when tasks were last submitted, or one last ended
         self._published_blocks = block_store.acquire_blocks(job_spec)
-        # Of tasks, to later maps of the same blocks.
+        # A task key identifies the same block to later jobs on the same blocks.
         get_task_key = partial(self._published_blocks.get_task_key, job_spec.blocks)
         self._get_task_key = lru_cache(MAX_CACHED_TASKS)(get_task_key)
         self._allocation = self._worker_pool.open_allocation(self._wake_signal.set)
@@ -108,20 +129,21 @@ class PoolSession:
         if not worker_pool.shares_host:
             self._allocation.n_tasks = job_spec.blocks.n
         self._owner_pid = os.getpid()
-        # No worker has a block that travels. What is stored is to come from one worker; a worker at a task
+        # No worker caches an inline block, so there is no locality to exploit. Tasks are not prefetched if
+        # results are stored, as only one worker may store each, or if blocks are inline, as a busy worker
         # reads no block that is longer than the buffer of its socket.
         is_inline = job_spec.blocks.location is not None and job_spec.blocks.location.is_inline
         self._locality_window = 1 if is_inline else LOCALITY_WINDOW
         self._prefetches = not (job_spec.output_spec or is_inline)
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
         environment = worker_pool.get_pickled_environment(pickled_function.pickle_bytes)
-        # first: what comes meanwhile is not told to have gone
+        # Read the next id first: sets that are added in between must not look as if they had been removed.
         next_block_set_id = block_store.next_block_set_id
         cache_ids = (
             self._published_blocks.cache_id,
             [*block_store.get_live_block_set_ids(), next_block_set_id],
         )
-        # Lists, which the codec takes as they are.
+        # The codec encodes lists directly.
         job_header = JobHeader(
             list(self._job_folders), job_spec.output_spec, job_spec.encryption, environment, *cache_ids
         )
@@ -129,24 +151,24 @@ class PoolSession:
         self._pickled_modules = pickle.dumps(module_sources) if module_sources else b""
         try:
             self._function_message = self._make_function_message(pickled_function)
-            # What tells it from others; a file is of one map, and is named so.
+            # The digest identifies the function. A function file belongs to one job, so its path is unique.
             data, is_file = self._function_message
             self._function_digest = (
                 data if is_file else blake2b(self._pickled_modules + data, digest_size=16).digest()
             )
         except OSError as error:
             self.close()
-            raise ExecutorError(f"no room for what workers are to read: {error}") from error
+            raise ExecutorError(f"the function cannot be stored for the workers: {error}") from error
 
     def __del__(self) -> None:
         self.close()
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Let them wait for a worker; those that can start now do.
+        """Queue attempts, and start as many as there are workers for.
 
-        None starts if the time of the map is over before their blocks are stored.
+        No attempt is started if the deadline of the job passes before the blocks are stored.
         """
-        # files here; of a storage that may hang, a thread removes what is unneeded
+        # Only local files are removed here. A thread cleans up other storage, which may hang.
         if self._block_store.location.is_memory_mapped:
             self._block_store.collect_garbage()
         self._unfinished.update(attempts)
@@ -159,11 +181,11 @@ class PoolSession:
         self._last_progress_at = time.monotonic()
         self._worker_pool.request_workers(len(self._queue) + len(self._allocation.workers))
         self._assign_queued_tasks()
-        if not any(worker.pid for worker in self._allocation.workers.values()):  # they are coming up
+        if not any(worker.pid for worker in self._allocation.workers.values()):  # the workers are starting
             self._job_spec.blocks.prepare_encoding()
 
     def wait(self, timeout: float) -> list[Event]:
-        """What workers have replied, as soon as any has."""
+        """Block until a worker replies, `timeout` seconds pass or `wake` is called; return the new events."""
         self._allocation.can_be_woken = True
         try:
             outcomes = self._poll_workers_until(time.monotonic() + timeout)
@@ -175,11 +197,11 @@ class PoolSession:
         return [*events, *outcomes]
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Drop those that wait, and leave who is at one as at the end of a map."""
+        """Cancel attempts: queued ones are dropped, and workers that run one are abandoned."""
         unfinished = [attempt_id for attempt_id in attempts if attempt_id in self._unfinished]
         for attempt_id in unfinished:
             self._report_cancelled(attempt_id)
-            with contextlib.suppress(ValueError):  # it does not wait
+            with contextlib.suppress(ValueError):  # The attempt is not queued.
                 self._queue.remove(attempt_id)
         for worker in list(self._allocation.workers.values()):
             if worker.assigned and worker.assigned[0][0][1:] in unfinished:
@@ -188,7 +210,7 @@ class PoolSession:
 
     def _poll_workers_until(self, deadline: float) -> list[Outcome]:
         if not self._worker_pool.has_one_session():
-            self._assign_queued_tasks()  # others may have left room
+            self._assign_queued_tasks()  # other sessions may have released workers
         while True:
             outcomes: list[Outcome] = []
             remaining_seconds = max(0.0, deadline - time.monotonic())
@@ -225,7 +247,10 @@ class PoolSession:
                 return outcomes
 
     def _write_unsent_messages(self, deadline: float) -> list[Outcome]:
-        """Write what links take of the messages that wait, and return the tasks of workers that are lost."""
+        """Write as many unsent messages as the channels accept; return the outcomes of lost workers.
+
+        Stop at `deadline`, on the monotonic clock.
+        """
         lost_outcomes: list[Outcome] = []
         for worker in list(self._allocation.receiving_workers):
             if not worker.write_unsent_messages():
@@ -233,18 +258,18 @@ class PoolSession:
                 lost_outcomes += self._handle_replies(worker)
             elif not worker.channel.has_unsent:
                 self._allocation.update_polled_events(worker)
-            if time.monotonic() >= deadline:  # what it takes to write all may be long
+            if time.monotonic() >= deadline:  # writing all messages may take long
                 break
         return lost_outcomes
 
     def count_receiving_workers(self) -> int:
-        """Return the number of workers that have not been sent all that their task needs."""
+        """Return the number of workers to which messages are still being sent."""
         return len(self._allocation.receiving_workers)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Drop what waits, and return which attempts have begun since the last `wait`.
+        """Drop the queued attempts, and return the starts since the last `wait`.
 
-        A worker may have ended the task that it was known to be at, and begun another that it was told ahead.
+        A worker may have finished its running task since then and started a prefetched one.
         """
         self._queue.clear()
         for descriptor, _ in self._allocation.poller.poll(0):
@@ -255,7 +280,7 @@ class PoolSession:
         return [event for event in events if isinstance(event, AttemptStarted)]
 
     def _drain_messages(self, worker: WorkerHandle) -> None:
-        """Take the messages of a worker that nobody waits for, and note which attempts it has begun."""
+        """Discard the replies of a worker, and record which attempts it has started."""
         attempt_keys = [attempt_key for attempt_key, _ in worker.assigned]
         _, is_connected = worker.receive_messages()
         if worker.pid is not None:
@@ -270,27 +295,30 @@ class PoolSession:
             self._worker_pool.release_worker(worker)
 
     def wake(self) -> None:
-        """Let the descriptor be readable that is polled besides those of workers."""
+        """Make the current or the next call of `wait` return soon. Any thread may call this."""
         self._wake_signal.set()
 
     def close(self) -> PersistentUsage | None:
-        """Leave the workers that are busy to whoever needs them next, or kills them."""
+        """Release the workers, remove the files of the job, and return the billed time of the workers.
+
+        Busy workers are abandoned. The second and later calls do nothing and return None.
+        """
         if os.getpid() != self._owner_pid or self._allocation.closed_at is not None:
             return None
         self._worker_pool.close_allocation(self._allocation, self._job_id)
-        with contextlib.suppress(ExecutorError):  # what waits is sent later, or its workers end
+        with contextlib.suppress(ExecutorError):  # Unsent messages are sent later, or the workers exit.
             self._worker_pool.flush_messages()
         self._queue.clear()
         try:
             for folder in self._job_folders:
                 remove_tree(folder)
-        finally:  # an interrupt here leaves files until the workers end
+        finally:  # After an interrupt here, the files are removed when the workers exit.
             self._block_store.release_blocks(self._published_blocks)
             self._wake_signal.close()
         return self._worker_pool.take_billed_usage()
 
     def _assign_queued_tasks(self) -> None:
-        """Hand attempts to workers as long as one is to be had; last those behind one that takes long."""
+        """Assign queued attempts to workers while there are any, then steal attempts behind slow tasks."""
         cached_elsewhere = self._find_tasks_cached_on_busy_workers()
         while True:
             attempts = self._queue or self._find_attempts_behind_slow_task(
@@ -314,33 +342,42 @@ class PoolSession:
         self._worker_pool.flush_messages()
 
     def _find_tasks_cached_on_busy_workers(self) -> set[Hashable]:
-        """Tasks that wait, and whose block none has that is free now, but one that will be."""
+        """Return the keys of queued tasks whose block is cached only by abandoned workers."""
         get_task_keys = partial(self._get_first_task_keys, self._queue)
         return self._worker_pool.find_tasks_cached_on_abandoned_workers(get_task_keys)
 
     def _is_every_queued_task_in(self, task_keys: set[Hashable]) -> bool:
-        """Whether tasks wait, and every one of them is one of these."""
+        """Return True if tasks are queued and the keys of all of them are in `task_keys`."""
         is_within_window = 0 < len(self._queue) <= self._locality_window
         return is_within_window and task_keys.issuperset(self._get_first_task_keys(self._queue))
 
     def _can_delay_for_locality(self) -> bool:
-        """Whether a task has come or ended within the time that a block takes to a free worker."""
+        """Return True if waiting for a worker with the block may be faster than sending the block.
+
+        This holds if progress was made within the time that the transfer of a block takes.
+        """
         transfer_seconds = self._published_blocks.estimate_transfer_seconds(self._job_spec.blocks)
         return time.monotonic() < self._last_progress_at + transfer_seconds
 
     def _get_first_task_keys(self, attempts: Iterable[AttemptId]) -> list[Hashable]:
-        """The first tasks of these, in the form that means the same to later maps."""
+        """Return the task keys of the first attempts, up to the size of the locality window."""
         return [self._get_task_key(task) for task, _ in itertools.islice(attempts, self._locality_window)]
 
     def _assign_next_tasks(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> None:
-        """Tell a worker of its next tasks, unless it was told of as many as it may be."""
+        """Send a worker its next tasks, unless it has as many as it may prefetch.
+
+        Tasks whose keys are in `cached_elsewhere` are left to other workers if possible.
+        """
         n_more = 1 + self._compute_prefetch_depth(worker) - len(worker.assigned)
         if n_more > 0:
             attempts = [self._pop_best_attempt(worker, cached_elsewhere) for _ in range(n_more)]
             self._send_tasks(worker, attempts)
 
     def _compute_prefetch_depth(self, worker: WorkerHandle) -> int:
-        """Of how many tasks beyond one a worker may be told: others get one first, and the last ones last."""
+        """Return the number of tasks that a worker may prefetch.
+
+        Every worker gets one task first, and the last tasks of a job are not prefetched.
+        """
         n_queued = len(self._queue)
         n_workers = len(self._worker_pool)
         n_acquired = len(self._allocation.workers)
@@ -359,7 +396,10 @@ class PoolSession:
         return min(n_available, max(1, min(n_short_tasks, n_queued // (2 * n_workers))))
 
     def _find_attempts_behind_slow_task(self, started_before: float = inf) -> list[AttemptId]:
-        """What one worker was told of and waits behind a task that began before that, the oldest first."""
+        """Return stealable attempts prefetched behind tasks that started before `started_before`.
+
+        Attempts behind the longest-running task come first.
+        """
         slow_workers = [
             item
             for item in self._allocation.workers.values()
@@ -376,11 +416,15 @@ class PoolSession:
         return [item for item in attempts if self._is_stealable(item)]
 
     def _is_stealable(self, attempt_id: AttemptId) -> bool:
-        """Whether its end is to come, and no second worker was told of it."""
+        """Return True if an attempt has no outcome yet and was sent to one worker only."""
         return attempt_id in self._unfinished and attempt_id not in self._stolen
 
     def _pop_best_attempt(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> AttemptId:
-        """The next attempt for a worker: one whose block it has, else the first that no other holds."""
+        """Remove the best attempt for a worker from the queue, and return it.
+
+        Prefer an attempt whose block the worker has cached, then one whose block is not in
+        `cached_elsewhere`, then the first one.
+        """
         best_position = None
         for position, (task, _) in enumerate(itertools.islice(self._queue, self._locality_window)):
             task_key = self._get_task_key(task)
@@ -394,13 +438,13 @@ class PoolSession:
         return attempt_id
 
     def _send_tasks(self, worker: WorkerHandle, attempts: list[AttemptId]) -> None:
-        """Tell a worker to do these, after what it is at; if it does not listen, others will."""
+        """Send attempts to a worker. If it is disconnected, put them back into the queue."""
         is_prefetch, is_sent, task_messages = bool(worker.assigned), False, list[Message]()
         try:
             for attempt_id in attempts[:]:
                 try:
                     task_messages.append(self._make_task_message(*attempt_id))
-                except CancelledError:  # of its block
+                except CancelledError:  # raised when the block is built
                     attempts.remove(attempt_id)
                     self._report_cancelled(attempt_id)
             if task_messages:
@@ -416,7 +460,7 @@ class PoolSession:
                 if not is_prefetch:
                     self._worker_pool.remove_worker(worker)
         if is_sent:
-            # The worker has job and function now: the next task need not send them again.
+            # The worker has the job and the function now, so the next task need not send them again.
             worker.job_id = self._job_id
             worker.function_digest = self._function_digest
             for attempt in attempts:
@@ -427,12 +471,12 @@ class PoolSession:
                 self._events.append(event)
 
     def _report_cancelled(self, attempt_id: AttemptId) -> None:
-        """Tell of one that nobody waits for that it is lost."""
+        """Report a cancelled attempt as lost."""
         self._unfinished.discard(attempt_id)
-        self._events.append(make_lost_worker_outcome(*attempt_id, "nobody waits for it any more"))
+        self._events.append(make_lost_worker_outcome(*attempt_id, "it was cancelled"))
 
     def _make_task_message(self, task: int, attempt: int) -> Message:
-        """What a worker is told for an attempt."""
+        """Return the message that starts an attempt on a worker."""
         job_spec = self._job_spec
         fault = job_spec.find_injected_fault(task, attempt)
         n_rows = None if job_spec.padded_block is None else job_spec.get_n_unpadded_rows(task)
@@ -442,7 +486,10 @@ class PoolSession:
         return Message(MessageKind.TASK, (self._job_id, task, attempt), pickled_block_ref, options)
 
     def _make_job_messages(self, worker: WorkerHandle, task_message: Message) -> list[Message]:
-        """What calls of this map have in common, before the first that a worker is told."""
+        """Return the messages that a worker needs before its first task of this job: modules, job, function.
+
+        `task_message` is the first task that is sent to the worker in this batch.
+        """
         if worker.job_id == self._job_id:
             return []
         if worker.function_digest == self._function_digest:
@@ -456,7 +503,7 @@ class PoolSession:
         ]
 
     def _handle_replies(self, worker: WorkerHandle) -> list[Outcome]:
-        """Take what a worker has replied, or that it is gone."""
+        """Receive the replies of a worker, notice if it has exited, and return the new outcomes."""
         first_attempt_key = worker.assigned[0][0] if worker.pid is None and worker.assigned else None
         messages, is_connected = worker.receive_messages()
         outcomes, is_usable = list[Outcome](), True
@@ -467,23 +514,23 @@ class PoolSession:
                 if message.kind == MessageKind.FETCH:
                     is_connected = self._send_segment(worker, message) and is_connected
                 elif message.kind == MessageKind.UNUSABLE:
-                    # An earlier map has changed the process for good. The worker has not begun the task.
+                    # An earlier job has changed the process permanently. The worker has not started the task.
                     self._queue.appendleft(message.attempt_key[1:])
                     is_usable = False
                 else:
                     outcomes.append(self._to_outcome(message))
                     worker.last_task_seconds = outcomes[-1].seconds
-            except (FrameError, LookupError, ValueError) as error:  # no reply, or no key of a part
-                reason = f"what its worker said is no reply: {error}"
+            except (FrameError, LookupError, ValueError) as error:  # an invalid reply or segment key
+                reason = f"its worker sent an invalid reply: {error}"
                 outcomes.append(make_lost_worker_outcome(*message.attempt_key[1:], reason))
-                is_usable = False  # what says such things is not to be trusted with more
+                is_usable = False  # a worker that sends invalid messages gets no more tasks
         if not is_connected and worker.assigned:
             lost_attempt = worker.assigned.popleft()[0][1:]
             reason = self._worker_pool.get_exit_reason(worker)
             outcomes.append(make_lost_worker_outcome(*lost_attempt, reason))
         new_outcomes = []
         for outcome in outcomes:
-            if (outcome.task, outcome.attempt) in self._unfinished:  # its end has not been told
+            if (outcome.task, outcome.attempt) in self._unfinished:  # no outcome was reported yet
                 new_outcomes.append(outcome._replace(host=worker.host) if worker.host else outcome)
                 self._unfinished.remove((outcome.task, outcome.attempt))
                 is_usable &= outcome.failure is None or outcome.failure.kind != FailureKind.LOST
@@ -491,7 +538,7 @@ class PoolSession:
             self._requeue_tasks_and_release_worker(worker, self._worker_pool.remove_worker)
         elif not worker.assigned:
             self._worker_pool.release_worker(worker)
-        elif outcomes:  # it is at the next one that it was told ahead
+        elif outcomes:  # the worker has started the next prefetched task
             attempt_key, _ = worker.assigned[0]
             if self._is_stealable(attempt_key[1:]):
                 self._events.append(AttemptStarted(*attempt_key[1:], worker.state_since, True, worker.host))
@@ -499,7 +546,7 @@ class PoolSession:
         return new_outcomes
 
     def _send_segment(self, worker: WorkerHandle, fetch_message: Message) -> bool:
-        """Send a segment that a worker asks for, or start to read it; return whether the worker is there."""
+        """Send a segment that a worker requests, or start to read it. Return False if the worker is lost."""
         segment = decode_segment_range(fetch_message.header)
         if self._store_reader is not None:
             self._published_blocks.check_was_referenced(segment)
@@ -511,7 +558,10 @@ class PoolSession:
         )
 
     def _send_read_segments(self, finished_reads: Sequence[FinishedRead]) -> list[Outcome]:
-        """Send what was read to the workers that wait for it; return the attempts that get no block."""
+        """Send segments that were read to the workers that requested them.
+
+        Return the outcomes of attempts whose segment cannot be read.
+        """
         outcomes = list[Outcome]()
         for attempt_key, segment, data, failure in finished_reads:
             _, task, attempt = attempt_key
@@ -530,7 +580,7 @@ class PoolSession:
         return outcomes
 
     def _send_to_waiting_worker(self, worker: WorkerHandle, message: Message) -> bool:
-        """Send a message to a worker that waits for its block; return whether the worker is there."""
+        """Send a message to a worker that waits for its block. Return False if the worker is lost."""
         is_sent = worker.channel.send(message)
         if worker.channel.has_unsent:
             self._allocation.update_polled_events(worker)
@@ -540,17 +590,17 @@ class PoolSession:
     def _requeue_tasks_and_release_worker(
         self, worker: WorkerHandle, release_worker: Callable[[WorkerHandle], None]
     ) -> None:
-        """Give up a worker that is gone or of no more use: what it was told ahead waits again."""
+        """Put the prefetched tasks of a worker back into the queue, then call `release_worker(worker)`."""
         self._queue.extendleft(
             attempt_key[1:] for attempt_key, _ in worker.assigned if self._is_stealable(attempt_key[1:])
         )
         release_worker(worker)
 
     def _to_outcome(self, message: Message) -> Outcome:
-        """What a message says of an attempt; FrameError if it is no reply."""
+        """Convert a reply to an outcome. Raises FrameError if the reply is invalid."""
         _, task, attempt = message.attempt_key
         if message.kind == MessageKind.CANCELLED:
-            return make_lost_worker_outcome(task, attempt, "its worker took it for cancelled")
+            return make_lost_worker_outcome(task, attempt, "its worker treated it as cancelled")
         try:
             data = message.data
             if message.is_file:
@@ -563,9 +613,9 @@ class PoolSession:
         return outcome
 
     def _read_result_file(self, file_ref: ResultFileRef) -> memoryview | bytes:
-        """Return the result in a file of one of the job's folders, and remove the file.
+        """Return the bytes of a result file in one of the job's folders, and remove the file.
 
-        The result is empty for a folder that is not one of them.
+        Return empty bytes if `file_ref` names an invalid folder.
         """
         if file_ref.folder_index not in range(len(self._job_folders)):
             return b""
@@ -577,7 +627,7 @@ class PoolSession:
         return data
 
     def _make_function_message(self, pickled_function: PickledFunction) -> tuple[bytes, bool]:
-        """A function as it travels, or the file that it is to be read from, and whether it is that."""
+        """Return the function data to send, and False; for large functions the path of a file, and True."""
         if pickled_function.n_bytes <= MAX_INLINE_FUNCTION_BYTES or not self._job_folders:
             return b"".join(pickled_function.get_buffers_to_send()), False
         for folder in self._job_folders:

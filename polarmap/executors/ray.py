@@ -67,8 +67,8 @@ class RayEngine(Engine):
         self._make_remote_function = cache(self.make_remote)
         self._put_cache: dict[int, tuple[Any, Any]] = {}  # by identity: large arguments of several calls
         self._lock = threading.Lock()
-        self._abandoned_refs: list[Any] = []  # tasks for which nobody waits any more
-        self._holder_actor: Any = None  # It ends once nobody has its handle.
+        self._abandoned_refs: list[Any] = []  # cancelled tasks that may still be running
+        self._holder_actor: Any = None  # the actor exits when its last handle is dropped
         self._holder_name, self._n_held = f"polarmap blocks {uuid.uuid4()}", 0
         self._pool_token = secrets.token_hex(4)
         self._address_by_node: dict[str, str] = {}
@@ -112,7 +112,7 @@ class RayEngine(Engine):
         return partial(self._schedule_cancellation, object_ref)
 
     def _schedule_cancellation(self, object_ref: Any) -> None:
-        """Let a task for which nobody waits end by itself, or cancel it after a while.
+        """Cancel an abandoned task after GRACE_SECONDS, unless it has ended by then.
 
         Ray ends this process if a task is cancelled in the moment in which its reply comes
         (ray-project/ray#54798, which mends a part of it).
@@ -240,10 +240,10 @@ class RayEngine(Engine):
                     self._actors[worker_id] = actor, served_ref.future()
         except Exception as error:
             reason = self.get_unavailable_reason() or f"{type(error).__name__}: {error}"
-            raise ExecutorError(f"{self.name} takes no actors: {reason}") from error
+            raise ExecutorError(f"{self.name} cannot start actors: {reason}") from error
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """The workers whose actor has ended, and why."""
+        """Return the workers whose actor has ended, with the reason."""
         exit_reasons = {}
         for worker_id, (_, exit_future) in list(self._actors.items()):
             if exit_future.done():
@@ -254,16 +254,16 @@ class RayEngine(Engine):
         return exit_reasons
 
     def close(self) -> None:
-        """Let the actors end, as they do with their sockets, before they are killed: as with tasks."""
+        """Wait up to GRACE_SECONDS until the actors exit with their sockets, then kill the remaining ones."""
         exit_futures = [exit_future for _, exit_future in self._actors.values()]
         wait_for(exit_futures, 0 if self.get_unavailable_reason() else GRACE_SECONDS)
         for worker_id in list(self._actors):
             self._kill_actor(worker_id)
 
     def _choose_scheduling_strategy(self, worker_id: int, machine: str | None) -> Any:
-        """Return the scheduling strategy for an actor on a machine, on its node that has the fewest of ours.
+        """Return the scheduling strategy for an actor: the node of the machine with the fewest workers.
 
-        Ray chooses another node if that one is gone, or has no room.
+        Ray chooses another node if this node has stopped or is full.
         """
         nodes = [node for node, address in self._address_by_node.items() if address == machine]
         if not nodes:
@@ -282,17 +282,18 @@ class RayEngine(Engine):
 
 
 def _copy_result(future: Future[Any], ray_future: Future[Any]) -> None:
-    """Complete `future` as Ray's future has ended."""
+    """Copy the result or exception of a finished Ray future to `future`."""
     error = ray_future.exception()
     complete_future(future, None if error else ray_future.result(), error)
 
 
 def hide_native_stack_traces() -> None:
-    """Keep Ray from printing native stack traces of its raylets in this process, as far as it can be told.
+    """Keep Ray from printing native stack traces of its raylets in this process.
 
-    A raylet that was cut off ends with one, which Ray would print here. Other lines are printed as before.
+    A raylet that loses its connection exits with a stack trace, which Ray would print here. Other lines are
+    still printed. Versions of Ray without the internal log dispatcher are left unchanged.
     """
-    with suppress(AttributeError, ImportError):  # of a Ray that hands lines on in another way
+    with suppress(AttributeError, ImportError):  # another version of Ray
         from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
         if (TRACE_FILTER_NAME, remove_native_stack_traces) not in dispatcher.handlers:
@@ -300,17 +301,17 @@ def hide_native_stack_traces() -> None:
 
 
 def remove_native_stack_traces(log_batch: dict[str, Any]) -> None:
-    """Remove native stack traces from lines that Ray is about to print, if they are those of a raylet."""
+    """Remove native stack traces from the lines of a raylet that Ray is about to print."""
     if log_batch.get("pid") == "raylet":
         lines = log_batch.get("lines", ())
         log_batch["lines"] = [line for line in lines if not NATIVE_TRACE_PATTERN.search(line)]
 
 
 class PolarmapWorker:
-    """The actor, under whose name Ray lists it."""
+    """The actor of a persistent worker. Ray lists it under the name of this class."""
 
     def serve(self, driver_address: tuple[Any, ...], worker_id: int, lifetime_seconds: float) -> None:
-        """The life of a worker, in a process of its own."""
+        """Serve a driver until the worker expires."""
         import ray
 
         context: Any = ray.get_runtime_context()

@@ -1,4 +1,4 @@
-"""Recognize what a user passes as an executor, and import an engine or Lithops only for those who use it."""
+"""Convert the argument `executor=` to an executor, and import Dask, Ray or Lithops only if it is used."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
-    """Return the executor that an object or a name means, without opening anything.
+    """Return the executor for an argument `executor=`. Nothing is opened yet.
 
-    A resolved executor is returned as it is. Raises ExecutorError, with what to pass instead, for anything
-    else than an executor.
+    A resolved executor is returned unchanged. Raises ExecutorError, which says what to pass instead, if the
+    argument is not an executor.
     """
     if isinstance(executor_spec, ResolvedExecutor):
         return executor_spec
@@ -36,9 +36,7 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
         return FuturesExecutor(executor_spec)
     if isinstance(executor_spec, type):
         class_name = executor_spec.__name__
-        raise ExecutorError(
-            f"executor={class_name} is a class: pass an executor that was made of it, {class_name}(...)"
-        )
+        raise ExecutorError(f"executor={class_name} is a class: pass an instance, {class_name}(...)")
     if isinstance(executor_spec, MapExecutor):
         return CustomExecutor(executor_spec)
     if is_lithops_spec(executor_spec):
@@ -63,9 +61,9 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
 
 
 def make_lithops_source(executor_spec: Any) -> LithopsSource:
-    """Return where the FunctionExecutors come from that "localhost", a path or a FunctionExecutor means.
+    """Return the source of FunctionExecutors for "localhost", a path or a FunctionExecutor.
 
-    Raises ExecutorError for a path that is none of a configuration.
+    Raises ExecutorError if the path is not a configuration.
     """
     from polarmap.executors.lithops_invocations import LithopsSource
 

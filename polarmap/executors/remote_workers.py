@@ -1,4 +1,12 @@
-"""The workers of a pool elsewhere: functions of Lithops or tasks of Dask that stay, and call their driver."""
+"""The pool of persistent workers on a cluster or cloud: Lithops functions, Dask tasks or Ray actors.
+
+    RemoteWorkerPool --launch_workers--> WorkerProvider --> worker
+           ^                                                  |
+           +--- WorkerListener or StorageChannelServer <------+  connects to its driver
+
+A `WorkerProvider` starts and stops workers on one kind of cluster. The pool decides how many workers are
+needed and on which machines. It replaces workers before their time limit, and counts what is billed.
+"""
 
 from __future__ import annotations
 
@@ -33,38 +41,54 @@ from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.socket_channel import TCP_TIMEOUT
 from polarmap.worker.worker_entry import DriverAddress
 
-CONNECT_TIMEOUT = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
-MAX_LAUNCH_FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
+CONNECT_TIMEOUT = 300.0  # seconds until a worker must connect; images are fetched and clouds start cold
+MAX_LAUNCH_FAILURES = 3  # failed launches in a row after which a job without workers fails
 # Pause before the next launch after a failure. The pause doubles with each failure in a row.
 MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
-RENEWAL_DIVISOR = 8  # one in so many workers is renewed at a time
-# Workers expire after between these fractions of their time limit, so that they do not all end at once.
+RENEWAL_DIVISOR = 8  # at most 1/8 of the workers are replaced at a time
+# Workers expire at different fractions of their time limit, so that they do not all exit at the same time.
 MIN_LIFETIME_FRACTION = 0.6
 MAX_LIFETIME_FRACTION = 0.9
-MACHINE_PROBE_INTERVAL = 5.0  # between two tries to start a worker on a machine where none has started
+MACHINE_PROBE_INTERVAL = 5.0  # seconds between attempts to start a worker on an unreachable machine
 NO_MACHINE_CHOICES: Mapping[int, str] = MappingProxyType({})
-GOLDEN_RATIO = 0.6180339887  # its multiples are spread evenly over the fractions
+GOLDEN_RATIO = 0.6180339887  # the fractional parts of its multiples are evenly spread over [0, 1)
 
 
 class WorkerProvider:
-    """A place where workers can be started that stay.
+    """Starts and stops the persistent workers of one pool on a cluster or cloud.
 
-    name : as reports tell it.
-    max_worker_seconds : that a worker may take at most; inf where nobody ends it.
-    max_workers : that there can be at a time; None if that is not known.
-    shares_files : whether its workers are on this machine, and share its files.
-    shares_host : whether they are, as far as it is known now: they map blocks, and ask for what they do not
-        find.
-    imports_polarmap : whether they can import this package; else what they need of it travels with each f.
-    reach : the storage that its workers can use.
-    bucket, key_prefix : of what workers and driver leave for each other; None where there is no storage.
-    listing_interval : between listings of a storage, which say who has ended; inf where it is known without.
-    worker_spec : what each worker is given, as far as that is known.
-    driver_host : the address of this machine in the engine's own connection, which workers try first; empty
-        if it is not known.
-    no_connection_advice : what a user can do if workers cannot connect to this process.
-    placement_timeout : in which a worker that was started on a machine calls, unless the machine is
+    Attributes
+    ----------
+    name : str
+        The name in reports.
+    max_worker_seconds : float
+        The time limit of a worker in seconds; inf without a limit.
+    max_workers : int or None
+        The largest number of workers at a time; None if it is unknown.
+    shares_files : bool
+        True if the workers are on this machine and share its files.
+    shares_host : bool
+        True if all machines known so far are this machine. Workers then map block files, and request blocks
+        from the driver if a file is missing.
+    imports_polarmap : bool
+        True if workers can import polarmap. Otherwise the code that they need is sent with each function.
+    reach : Reach
+        The storage that workers can access.
+    bucket : str or None
+        The bucket for messages between workers and driver; None without storage.
+    key_prefix : str
+        The common prefix of the keys of these messages.
+    listing_interval : float
+        Seconds between the storage listings that detect exited workers; inf if no listing is needed.
+    worker_spec : WorkerSpec or None
+        The memory, cores, time limit and price of each worker; None if they are unknown.
+    driver_host : str
+        The address of this machine that the engine uses, which workers try first; empty if it is unknown.
+    no_connection_advice : str
+        For error messages: what a user can do if workers cannot connect to this process.
+    placement_timeout : float
+        Seconds until a worker launched on a given machine must connect; later, the machine counts as
         unreachable.
     """
 
@@ -82,7 +106,10 @@ class WorkerProvider:
     placement_timeout = CONNECT_TIMEOUT
 
     def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer | None:
-        """What reports workers to `on_connected` that do not call by TCP; None where there is no storage."""
+        """Start the channels of workers that cannot connect by TCP; return None without a storage.
+
+        `on_connected(worker_id, channel, channel_name)` is called for each new worker.
+        """
         return None
 
     def launch_workers(
@@ -91,58 +118,76 @@ class WorkerProvider:
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Start these, each for so many seconds; ExecutorError if that is impossible.
+        """Start workers that connect to `driver_address`.
 
-        machine_by_worker : where to start them, by number; the site chooses for those that are left out, and
-            if a machine is gone.
+        Parameters
+        ----------
+        driver_address : DriverAddress
+            Where and how the workers connect.
+        lifetimes : mapping of int to float
+            The lifetime of each worker in seconds, by worker id.
+        machine_by_worker : mapping of int to str
+            The machine on which to start each worker. The provider chooses the machine of workers that are
+            not in the mapping, and of workers whose machine no longer exists.
+
+        Raises
+        ------
+        ExecutorError
+            If the cluster accepts no workers.
         """
         raise NotImplementedError
 
     def list_machines(self) -> Sequence[str]:
-        """Return the addresses of the machines that can run workers now; empty if the site chooses them.
+        """Return the addresses of the machines that can run workers now; empty if the provider chooses them.
 
-        Called without a lock, on a thread that may wait for the answer.
+        Called without holding a lock, on a thread that may block.
         """
         return ()
 
     def cancel_launch(self, worker_ids: Collection[int]) -> None:
-        """Cancel the start of workers that have not called."""
+        """Cancel the launch of workers that have not connected."""
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Those that have ended since the last time, and why, as far as that was told.
+        """Return the workers that have exited since the last call, with the reason, or "" if it is unknown.
 
-        may_query : whether the site may take a while to find out why.
+        With `may_query`, the provider may take longer to find the reason.
         """
         raise NotImplementedError
 
     def get_unavailable_reason(self) -> str:
-        """Why none will be started any more, by nobody; empty if they may be."""
+        """Return why no more workers can be started, or an empty string if they can."""
         return ""
 
     def remove_leftover_objects(self) -> None:
-        """Remove what those that have ended have left, which may take long."""
+        """Remove the objects that exited workers have left in the storage. This may take long."""
 
     def close(self) -> None:
-        """Let all of them end, as far as that can be done here; remove what they have left."""
+        """Stop all workers if that is possible from here, and remove what they have left in the storage."""
         raise NotImplementedError
 
     def make_block_store(self) -> BlockStore:
-        """Return where its workers find blocks if they share no files with this process."""
+        """Return the store from which workers get blocks if they share no files with this process."""
         return DriverBlockStore(self.key_prefix)
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Sources of the modules that a pickled function names and workers may not have."""
+        """Return the sources of modules that a pickled function needs and workers may lack, by name."""
         return {}
 
 
 @dataclass
 class LaunchedWorker:
-    """A worker that was started, and is not known to have ended.
+    """A worker that was launched and is not known to have exited.
 
-    launched_at : when; ends : when it ends by itself.
-    has_connected : whether it was ever there.
-    machine : where it was to be started; empty if the site chose.
-    is_extra : whether it was started beyond the number that is wanted, to take the place of another one.
+    Attributes
+    ----------
+    launched_at, expires_at : float
+        When it was launched and when it exits by itself, on the monotonic clock.
+    has_connected : bool
+        True once the worker has connected to the driver.
+    machine : str
+        The machine on which it was launched; empty if the provider chose the machine.
+    is_extra : bool
+        True if it was launched to replace another worker, beyond the wanted number.
     """
 
     launched_at: float
@@ -152,21 +197,25 @@ class LaunchedWorker:
     is_extra: bool = False
 
     def is_overdue(self, now: float) -> bool:
-        """Whether it has not called for so long that it is not counted on."""
+        """Return True if the worker has not connected within CONNECT_TIMEOUT."""
         return not self.has_connected and now > self.launched_at + CONNECT_TIMEOUT
 
     def compute_billed_seconds(self, since: float) -> float:
-        """For how many it is paid since then; one that is missed is paid no longer."""
+        """Return the billed seconds since the moment `since`. Overdue workers are no longer billed."""
         now = time.monotonic()
         billed_until = self.launched_at + CONNECT_TIMEOUT if self.is_overdue(now) else now
         return max(0.0, billed_until - max(self.launched_at, since))
 
 
 class Backoff:
-    """When to try again what fails: after pauses that double, until it succeeds.
+    """Exponential backoff: the pause before the next retry doubles with each failure in a row.
 
-    n_failures : of failures, one after the other.
-    last_reason : of the last one.
+    Attributes
+    ----------
+    n_failures : int
+        The number of failures in a row.
+    last_reason : str
+        The reason of the last failure; empty if there was none.
     """
 
     def __init__(self) -> None:
@@ -174,7 +223,7 @@ class Backoff:
         self._first_failed_at = self._next_retry_at = 0.0
 
     def record_failure(self, reason: str) -> None:
-        """Note a failure: the pause before the next try doubles."""
+        """Record a failure and double the pause before the next retry."""
         now = time.monotonic()
         self._first_failed_at = self._first_failed_at if self.n_failures else now
         seconds = MIN_BACKOFF_SECONDS * 2 ** min(self.n_failures, 10)
@@ -182,29 +231,37 @@ class Backoff:
         self.n_failures, self.last_reason = self.n_failures + 1, reason
 
     def can_retry(self) -> bool:
-        """Whether it may be tried now."""
+        """Return True if the pause after the last failure is over."""
         return time.monotonic() >= self._next_retry_at
 
     def get_failing_seconds(self) -> float:
-        """For how long it has failed."""
+        """Return the seconds since the first failure in a row; 0 without a failure."""
         return time.monotonic() - self._first_failed_at if self.n_failures else 0.0
 
 
 class RemoteWorkerPool(WorkerPool):
-    """Those of one pool. They are started as maps want them, and renewed before they end.
+    """A pool of workers on a cluster or cloud, started on demand and replaced before they expire.
 
-    A worker that is busy with the task of a map that has ended is left, and another one started if it
-    is missed: when it comes back there may be one too many, which then goes.
+    An abandoned worker is left running, and another worker is started if it is needed. When the abandoned
+    worker becomes idle again, a surplus worker is removed.
 
     Parameters
     ----------
-    provider : belongs to these workers, and is closed with them.
-    max_workers : at a time; None: what the site has room for.
-    listen_endpoint : whether workers may call on a socket, and where; else by way of the site's storage only.
-    block_cache_bytes : bytes of blocks that each worker may keep.
-    n_threads : that each may use for linear algebra.
-    tcp_timeout : seconds of silence after which the connection to a worker is lost, at both ends.
-    fetch_timeout : seconds that a worker may take to read a block from the provider's storage.
+    provider : WorkerProvider
+        Starts the workers. The pool owns it and closes it.
+    max_workers : int or None
+        The largest number of workers at a time; None: the limit of the provider.
+    listen_endpoint : bool or Endpoint
+        True: workers may connect by TCP. An endpoint: they connect to that host and port. False: messages
+        travel only through the provider's storage.
+    block_cache_bytes : int
+        The number of bytes of blocks that each worker may cache.
+    n_threads : int
+        The number of threads that each worker may use for linear algebra.
+    tcp_timeout : float
+        Seconds of silence after which both sides treat a connection as lost.
+    fetch_timeout : float
+        Seconds that a worker may take to read a block from the provider's storage.
     """
 
     def __init__(
@@ -220,16 +277,17 @@ class RemoteWorkerPool(WorkerPool):
         super().__init__(max_workers if max_workers is not None else provider.max_workers)
         self._provider = provider
         self._n_wanted = 0
-        self._launched: dict[int, LaunchedWorker] = {}  # by number, until they are known to have ended
+        self._launched: dict[int, LaunchedWorker] = {}  # by worker id, until they are known to have exited
         self._launch_backoff = Backoff()  # after launches that the provider could not make
         self._startup_backoff = Backoff()  # after launched workers that never connected
-        self._newest_given_up_id = -1  # after one of them was of another version of polarmap
+        # Mismatches of workers up to this id have been reported: they have another version of polarmap.
+        self._newest_given_up_id = -1
         self._machines = tuple(provider.list_machines())
-        self._unreachable_until: dict[str, float] = {}  # machines where none has started: when to try again
-        self._rebalance_backoff = Backoff()  # workers, to machines that have too few
-        self._unbilled_seconds = 0.0  # of workers that have ended since the last bill
+        self._unreachable_until: dict[str, float] = {}  # machine to the time of the next attempt
+        self._rebalance_backoff = Backoff()  # after attempts to spread workers evenly
+        self._unbilled_seconds = 0.0  # of workers that have exited since the last bill
         self._n_unbilled_starts = 0
-        self._billed_at = time.monotonic()  # what is to be paid
+        self._billed_at = time.monotonic()  # time of the last bill
         key = secrets.token_bytes(32)
         self._listener: WorkerListener | None = None
         self._storage_channels: StorageChannelServer | None = None
@@ -251,7 +309,7 @@ class RemoteWorkerPool(WorkerPool):
         self._driver_address = DriverAddress(endpoints, key, *storage_and_limits, tcp_timeout, fetch_timeout)
 
     def request_workers(self, n_workers: int) -> None:
-        """Start as many workers as are missing of the `n_workers` that would be of use now."""
+        """Start the workers that are missing if up to `n_workers` could be used right now."""
         with self._lock:
             self._check_open()
             n_allowed = n_workers if self._max_workers is None else min(n_workers, self._max_workers)
@@ -259,9 +317,9 @@ class RemoteWorkerPool(WorkerPool):
             self._launch_missing_workers()
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Start anew what has failed, and one more where others keep a map from going on.
+        """Restart failed launches, and start one more worker if other sessions block this one.
 
-        ExecutorError if no worker is there, and none will be.
+        Raises ExecutorError if no worker is connected and none can be expected.
         """
         now = time.monotonic()
         with self._lock:
@@ -272,11 +330,13 @@ class RemoteWorkerPool(WorkerPool):
             if not self._workers and (unavailable := self._provider.get_unavailable_reason()):
                 raise ExecutorError(f"{provider_name} starts no worker: {unavailable}")
             if not self._workers and self._startup_backoff.n_failures >= MAX_LAUNCH_FAILURES:
-                raise ExecutorError(f"no worker of {provider_name} starts: {reason or 'they end'}")
+                raise ExecutorError(
+                    f"no worker of {provider_name} starts: {reason or 'they exit before they connect'}"
+                )
             if self._launched and not self._workers and now > allocation.last_progress_at + CONNECT_TIMEOUT:
                 explanation = f": {reason}" if reason else ""
                 raise ExecutorError(
-                    f"no worker of {provider_name} has called within {CONNECT_TIMEOUT:g} s{explanation}"
+                    f"no worker of {provider_name} has connected within {CONNECT_TIMEOUT:g} s{explanation}"
                 )
             is_blocked = (
                 allocation.n_queued
@@ -286,9 +346,10 @@ class RemoteWorkerPool(WorkerPool):
             self.request_workers(len(self) + 1 if is_blocked else 0)
 
     def _check_protocol_versions(self) -> None:
-        """Give up workers of other versions of polarmap; ExecutorError if no worker is there besides.
+        """Discard workers with another version of polarmap.
 
-        All workers are then given up that have not connected yet, so that the next map starts others.
+        If no other worker is connected, also discard all workers that have not connected yet, so that the
+        next job starts new ones, and raise ExecutorError.
         """
         sources = [source for source in (self._listener, self._storage_channels) if source is not None]
         for mismatch in (source.mismatches.popleft() for source in sources for _ in list(source.mismatches)):
@@ -302,7 +363,7 @@ class RemoteWorkerPool(WorkerPool):
                     raise ExecutorError(str(mismatch))
 
     def take_billed_usage(self) -> PersistentUsage | None:
-        """What they have been paid for since this was asked before, from the start to the end of each."""
+        """Return the billed time and storage requests of the workers since the last call."""
         with self._lock:
             now = time.monotonic()
             launched = self._launched.values()
@@ -318,7 +379,7 @@ class RemoteWorkerPool(WorkerPool):
         return PersistentUsage(worker_seconds, n_started, n_writes + round(n_listings), n_reads)
 
     def explain_missing_workers(self) -> str:
-        """Return where workers were to connect if none has ever done so, and what to do; empty if one has."""
+        """Return where workers should connect and what to do, or an empty string if one has connected."""
         if self.latest_channel_name:
             return ""
         message = f"no worker of {self._provider.name} has connected to this process yet"
@@ -330,23 +391,25 @@ class RemoteWorkerPool(WorkerPool):
         return f"{message}, at {hosts}. {cause}: {advice}, or {self._provider.no_connection_advice}"
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
-        """Return how a worker has ended that is gone; ExecutorError if that is because all were ended."""
+        """Return how a worker has exited. Raises ExecutorError if the pool was closed."""
         description, error = super().get_exit_reason(worker), worker.channel.failure
         if isinstance(error, FrameError) or error is None:
             return description
         label = worker.label and f" ({worker.label})"
-        if isinstance(error, ConnectionResetError):  # also where a process is killed that has not read all
-            return f"the connection to its worker was reset, which has ended or is out of reach{label}"
+        if isinstance(
+            error, ConnectionResetError
+        ):  # This also happens if a process is killed before it has read everything.
+            return f"the connection to its worker was reset: it has exited or cannot be reached{label}"
         return f"the connection to its worker was lost: {error.strerror or error}{label}"
 
     def flush_messages(self) -> None:
-        """Send all messages that wait to be sent."""
+        """Send all buffered messages without blocking."""
         if self._storage_channels is not None:
             self._storage_channels.flush_messages()
 
     def maintain_workers(self) -> None:
-        """Renew workers that will end soon, forget those that have ended."""
-        machines = tuple(self._provider.list_machines())  # without the lock, too
+        """Replace workers that expire soon, and remove workers that have exited."""
+        machines = tuple(self._provider.list_machines())  # also without holding the lock
         with self._lock:
             if self._is_closed:
                 return
@@ -356,36 +419,36 @@ class RemoteWorkerPool(WorkerPool):
             self._cancel_unconnected_launches()
             self._launch_missing_workers()
             self._rebalance_workers_across_machines()
-        # without the lock: no map waits for a storage that does not answer
+        # The lock is not held here, so that no job waits for a storage that does not answer.
         self._provider.remove_leftover_objects()
 
     def close(self) -> None:
-        """End them all."""
+        """Stop all workers, and close the listener, the storage channels and the provider."""
         super().close()
         for resource in (self._listener, self._storage_channels, self._provider):
             if resource is not None:
                 resource.close()
 
     def after_fork(self) -> None:
-        """Let go of them, in a process that was forked of the one that has them."""
+        """Discard the workers in a forked child of the process that owns them."""
         super().after_fork()
         if self._listener is not None:
             self._listener.after_fork()
 
     def _start_worker(self) -> WorkerHandle | None:
-        return None  # `request_workers` starts others, which join when they are there
+        return None  # `request_workers` launches workers, which join when they connect
 
     def _get_expiry_time(self, worker: WorkerHandle) -> float:
-        """When a worker ends by itself, on the monotonic clock."""
+        """Return when a worker exits by itself, on the monotonic clock."""
         return self._launched[worker.worker_id].expires_at
 
     def _terminate_worker(self, worker_id: int) -> None:
-        """Forget a worker that has ended: it is paid no longer."""
+        """Forget a worker that has exited, and add its billed seconds."""
         launched = self._launched.pop(worker_id, None)
         self._unbilled_seconds += launched.compute_billed_seconds(self._billed_at) if launched else 0.0
 
     def _remove_unneeded_workers(self) -> None:
-        """Let free workers go whose time is over, or that are more than were ever wanted: who ends first."""
+        """Remove expired idle workers, then surplus ones, starting with those that expire first."""
         self._remove_idle_workers(len(self._workers), self._get_expiry_time, time.monotonic())
         n_excess = self._count_excess_workers()
         if len(self._machines) < 2:
@@ -394,11 +457,11 @@ class RemoteWorkerPool(WorkerPool):
             self._remove_workers_from_overfull_machines(n_excess)
 
     def _count_excess_workers(self) -> int:
-        """Return how many more workers there are than are wanted; less than 0 if some are missing."""
+        """Return the number of workers beyond the wanted number; negative if workers are missing."""
         return len(self._workers) - self._count_stuck_workers() - self._n_wanted
 
     def _remove_workers_from_overfull_machines(self, n_excess: int) -> None:
-        """Let free workers go, as long as there are too many and their machine has no fewer than others."""
+        """Remove up to `n_excess` idle workers from machines that can spare one."""
         for _ in range(n_excess):
             n_workers_by_machine = Counter(worker.machine for worker in self._workers.values())
             removable_workers = [
@@ -417,7 +480,7 @@ class RemoteWorkerPool(WorkerPool):
             self._unreachable_until.pop(removed_worker.machine, None)
 
     def _remove_worker(self, worker: WorkerHandle) -> None:
-        """Remove a worker: if it was the last one of its machine, that may be cut off."""
+        """Remove a worker. If it was the last one of its machine, treat the machine as unreachable."""
         super()._remove_worker(worker)
         is_last = not any(other_worker.machine == worker.machine for other_worker in self._workers.values())
         if is_last and worker.machine in self._machines:
@@ -426,7 +489,7 @@ class RemoteWorkerPool(WorkerPool):
     def _choose_idle_worker(
         self, get_task_keys: Callable[[], Collection[Hashable]], allocation: Allocation | None = None
     ) -> WorkerHandle | None:
-        """Return the free worker for the next task: see `choose_worker_for_task`."""
+        """Return the idle worker for the next task, chosen by `choose_worker_for_task`."""
         if allocation is None or not allocation.n_tasks or len(self._machines) < 2:
             return super()._choose_idle_worker(get_task_keys)
         idle_workers = [item for item in self._workers.values() if item.allocation is None]
@@ -438,21 +501,21 @@ class RemoteWorkerPool(WorkerPool):
         return choose_worker_for_task(idle_workers, task_keys, allocation.n_tasks_by_machine, max_per_machine)
 
     def _on_connected(self, worker_id: int, channel: WorkerChannel, channel_name: str) -> None:
-        """Take a worker that has called into the table."""
+        """Add a worker that has connected. Called on a thread of the listener or the storage channels."""
         with self._lock:
             if self._is_closed:
                 channel.close()
                 return
             launched = self._launched.get(worker_id)
             if launched is None:
-                channel.close()  # it was given up
+                channel.close()  # the pool no longer expects this worker
                 return
             launched.has_connected = True
             previous_handle = self._workers.pop(worker_id, None)
             if previous_handle is not None and not previous_handle.has_open_session:
-                self._remove_worker(previous_handle)  # it was started again by its site
+                self._remove_worker(previous_handle)  # the provider has restarted it
             elif previous_handle is not None:
-                # the map that waits for it sees that it is gone, and closes it
+                # The session that uses the worker sees the disconnection and closes the channel.
                 previous_handle.channel.disconnect()
             self._startup_backoff, self.latest_channel_name = Backoff(), channel_name
             self._workers[worker_id] = WorkerHandle(worker_id, channel, machine=launched.machine)
@@ -462,11 +525,12 @@ class RemoteWorkerPool(WorkerPool):
                     allocation.wake_session()
 
     def _launch_missing_workers(self) -> None:
-        """As many as are wanted, besides those that are busy with what nobody waits for.
+        """Launch as many workers as are missing.
 
-        For those that end soon others are started, a few at a time.
+        Workers that are stuck in an abandoned task do not count. Workers that expire soon are replaced, a few
+        at a time.
         """
-        # the site may refuse as long
+        # The provider may refuse launches for this long, so replacements are started that much earlier.
         renewal_deadline = time.monotonic() + min(OUTAGE_SECONDS, 0.1 * self._provider.max_worker_seconds)
         workers = self._workers.values()
         n_expiring = sum(self._get_expiry_time(worker) < renewal_deadline for worker in workers)
@@ -476,7 +540,7 @@ class RemoteWorkerPool(WorkerPool):
             try:
                 self._launch_workers(n_missing)
                 self._launch_backoff = Backoff()
-            except ExecutorError as error:  # of a site that has given workers before: its storage may be away
+            except ExecutorError as error:  # perhaps a storage outage, if launches worked before
                 if (
                     not self.latest_channel_name
                     or self._provider.get_unavailable_reason()
@@ -486,24 +550,24 @@ class RemoteWorkerPool(WorkerPool):
                 self._launch_backoff.record_failure(str(error))
 
     def _count_stuck_workers(self) -> int:
-        """How many are busy for maps that have ended, and were given the time to come to an end."""
+        """Return the number of workers that have been abandoned for more than GRACE_SECONDS."""
         return sum(worker.get_abandoned_seconds() > GRACE_SECONDS for worker in self._get_abandoned_workers())
 
     def _count_starting_workers(self) -> int:
-        """How many workers were started, have not called, and may soon."""
+        """Return the number of launched workers that have not connected and are not overdue."""
         now = time.monotonic()
         launched = self._launched.values()
         return sum(not (item.has_connected or item.is_extra or item.is_overdue(now)) for item in launched)
 
     def _launch_workers(self, n_workers: int) -> None:
-        """Start workers, on the machines that have the fewest if the site does not choose these."""
+        """Launch workers, on the machines with the fewest workers if there are several machines."""
         reachable = [machine for machine in self._machines if machine not in self._unreachable_until]
         machines = reachable if len(self._machines) > 1 else []
         chosen_machines = choose_machines(n_workers, machines, self._count_workers_by_machine())
         self._launch_on_machines(chosen_machines or [""] * n_workers)
 
     def _launch_on_machines(self, machines: Sequence[str], is_extra: bool = False) -> None:
-        """Start a worker on each of these machines; the site chooses the machine where the name is empty."""
+        """Launch a worker on each of the machines. The provider chooses the machine for an empty name."""
         now, lifetimes, launched = time.monotonic(), {}, {}
         worker_ids = itertools.islice(self._worker_ids, len(machines))
         for worker_id, machine in zip(worker_ids, machines, strict=True):
@@ -513,21 +577,22 @@ class RemoteWorkerPool(WorkerPool):
             expires_at = now + lifetimes[worker_id]
             launched[worker_id] = LaunchedWorker(now, expires_at, machine=machine, is_extra=is_extra)
         machine_by_worker = {key: item.machine for key, item in launched.items() if item.machine}
-        # who calls before it returns waits for our lock
+        # A worker that connects before this call returns waits for the lock of the pool.
         self._provider.launch_workers(self._driver_address, lifetimes, machine_by_worker)
         self._launched |= launched
         self._n_unbilled_starts += len(launched)
 
     def _count_workers_by_machine(self) -> Counter[str]:
-        """Return how many workers each machine has, including those that are being started there."""
+        """Return the number of workers of each machine, including workers that are starting there."""
         counts = Counter(worker.machine for worker in self._workers.values())
         counts.update(launched.machine for launched in self._launched.values() if not launched.has_connected)
         return counts
 
     def _cancel_unconnected_launches(self) -> None:
-        """Cancel the start of workers on machines from which none has called in time, or that are gone.
+        """Cancel overdue launches on machines that are unreachable or no longer exist.
 
-        Others are started elsewhere, as the engine may let a task wait forever for a machine that is cut off.
+        Workers are then launched on other machines, because an engine may let a task wait forever for a
+        machine without a connection.
         """
         now, reached_machines = time.monotonic(), {worker.machine for worker in self._workers.values()}
         not_connected = {
@@ -548,10 +613,10 @@ class RemoteWorkerPool(WorkerPool):
             self._provider.cancel_launch(overdue_ids)
 
     def _rebalance_workers_across_machines(self) -> None:
-        """Start workers on machines that have too few: `_remove_unneeded_workers` then lets as many go
-        elsewhere.
+        """Launch extra workers on machines that have too few.
 
-        Of a machine that could not be reached, one worker finds out whether it can be reached again.
+        `_remove_unneeded_workers` then removes as many from other machines. On a machine that was
+        unreachable, one worker is launched to probe it.
         """
         now, n_workers_by_machine = time.monotonic(), self._count_workers_by_machine()
         if len(self._machines) < 2 or not self._workers or not self._launch_backoff.can_retry():
@@ -575,11 +640,13 @@ class RemoteWorkerPool(WorkerPool):
             target_machines += underfull
             self._rebalance_backoff.record_failure("workers are not spread evenly")
         if target_machines:
-            with contextlib.suppress(ExecutorError):  # enough workers are there: later is early enough
+            with contextlib.suppress(
+                ExecutorError
+            ):  # There are enough workers, so it is enough to retry later.
                 self._launch_on_machines(target_machines, is_extra=True)
 
     def _remove_exited_workers(self) -> None:
-        """Forget those whose end was told."""
+        """Remove the workers that the provider reports as exited."""
         startup_failure: str | None = None
         exited = self._provider.collect_exited_workers(may_query=not self.latest_channel_name)
         for worker_id, reason in exited.items():
@@ -589,7 +656,7 @@ class RemoteWorkerPool(WorkerPool):
                 self._terminate_worker(worker_id)
             elif worker is not None and worker.allocation is None:
                 self._remove_worker(worker)
-            if self._storage_channels is not None:  # on a socket, whoever waits for it sees that it is gone
+            if self._storage_channels is not None:  # a session notices a closed socket by itself
                 self._storage_channels.disconnect(worker_id)
         if startup_failure is not None:
             self._startup_backoff.record_failure(startup_failure)

@@ -1,4 +1,4 @@
-"""Scripted arrivals on a virtual clock: a real executor without processes, waiting or chance."""
+"""An executor on a virtual clock, for tests: results arrive at given times, without waiting or processes."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
 from polarmap.worker.task_execution import run_task
 from polarmap.worker.task_records import Fault, FaultKind, TaskRequest
 
-GIVE_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
+GIVE_UP_SECONDS = 3600.0  # virtual time after which a task that never reports is lost
 
 
 class ReplayExecutor:
-    """Runs f in this process, and lets each result arrive after as many virtual seconds as you say.
+    """An executor that runs f in this process and delivers each result after a given virtual time.
 
-    Of the faults, "sleep" delays the arrival, "kill" and "exit" lose the task, the others do as they say.
+    Injected faults take effect: "sleep" delays the arrival, "kill" and "exit" lose the task.
 
     Parameters
     ----------
-    arrival_seconds : mapping from task index to the virtual seconds until its arrival
-        From its start, which is second 0 unless it is started later; 1.0 for tasks not named;
-        `math.inf` for one that never reports, and is given up after an hour.
+    arrival_seconds : mapping of int to float, optional
+        The virtual seconds from the start of a task to the arrival of its result, by task index. The default
+        is 1.0 for each task. `math.inf` means that the task never reports; it is lost after an hour.
 
     Examples
     --------
@@ -58,37 +58,39 @@ class ReplayExecutor:
     def __init__(self, arrival_seconds: Mapping[int, float] | None = None) -> None:
         script: Any = {} if arrival_seconds is None else arrival_seconds
         if not isinstance(script, Mapping) or not all(map(_is_valid_arrival, script.keys(), script.values())):
-            raise CodeError(f"seconds map tasks by number to seconds of at least 0, not {script!r:.100}")
+            raise CodeError(
+                f"arrival_seconds must map task indices to seconds of at least 0, not {script!r:.100}"
+            )
         self._arrival_seconds = dict(script)
 
     def open(self, job_spec: JobSpec) -> ReplaySession:
-        """Return a session with a virtual clock of its own."""
+        """Return a session with a new virtual clock."""
         return ReplaySession(self._arrival_seconds, job_spec)
 
 
 class ReplaySession:
-    """The tasks of one map, which arrive when the script says."""
+    """A session whose results arrive at the given virtual times."""
 
     def __init__(self, arrival_seconds: Mapping[int, float], job_spec: JobSpec) -> None:
         self._arrival_seconds, self._now = arrival_seconds, 0.0
-        self._job_spec = replace(job_spec, encryption=None)  # nothing of it travels
-        # A heap: when, which, and what tells of it then.
+        self._job_spec = replace(job_spec, encryption=None)  # nothing leaves this process
+        # A heap of (arrival time, task, attempt, function that returns the outcome).
         self._arrivals: list[tuple[float, int, int, Callable[[], Outcome]]] = []
-        self._start_events: list[AttemptStarted] = []  # that are told next
+        self._start_events: list[AttemptStarted] = []  # reported by the next `wait`
 
     def now(self) -> float:
-        """The virtual clock."""
+        """Return the virtual time in seconds."""
         return self._now
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Schedule their arrivals, counted from now, when all of them begin."""
+        """Start attempts now, and schedule their arrivals."""
         for task, attempt in attempts:
             self._start_events.append(AttemptStarted(task, attempt, self._now))
             seconds, make_outcome = self._plan_outcome(self._job_spec.make_task_request(task, attempt))
             heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, make_outcome))
 
     def wait(self, timeout: float) -> list[Event]:
-        """Move the clock to the next arrival, or by `timeout`."""
+        """Advance the clock to the next arrival, or by `timeout` seconds, and return the events."""
         start_events, self._start_events = self._start_events, []
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
@@ -97,24 +99,24 @@ class ReplaySession:
         return [*start_events, make_outcome()]
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Nothing: they arrive when the script says."""
+        """Do nothing: every result arrives at its time."""
 
     def wake(self) -> None:
-        """Nothing: no wait takes any time."""
+        """Do nothing: `wait` never blocks."""
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Return the attempts that were submitted since the last `wait`: each begins at once."""
+        """Return the attempts submitted since the last `wait`, all of which have started."""
         start_events, self._start_events = self._start_events, []
         return start_events
 
     def close(self) -> PersistentUsage | None:
-        """Forget what has not arrived."""
+        """Discard the results that have not arrived."""
         self._arrivals.clear()
         self._start_events.clear()
         return None
 
     def _plan_outcome(self, request: TaskRequest) -> tuple[float, Callable[[], Outcome]]:
-        """The seconds that an attempt takes, and what tells of it then."""
+        """Return the virtual seconds of an attempt, and a function that returns its outcome."""
         task, attempt, fault = request.task, request.attempt, request.fault or Fault("")
         seconds = self._arrival_seconds.get(task, 1.0)
         if fault.kind == FaultKind.SLEEP:
@@ -123,13 +125,15 @@ class ReplaySession:
             lost_message = f"its worker has not reported for {GIVE_UP_SECONDS:g} s"
             return GIVE_UP_SECONDS, partial(make_lost_worker_outcome, task, attempt, lost_message)
         if fault.kind in (FaultKind.KILL, FaultKind.EXIT):
-            reason = f"its worker was struck by {fault.kind!r}"
+            reason = f"its worker was lost by the injected fault {fault.kind!r}"
             return seconds, partial(make_lost_worker_outcome, task, attempt, reason)
         return seconds, partial(self._compute_outcome, request, seconds)
 
     def _compute_outcome(self, request: TaskRequest, seconds: float) -> Outcome:
-        """What an attempt gives, whose f is called when it arrives."""
-        block = partial(build_block, self._job_spec.blocks, request.task, np.copy)  # f may change it
+        """Call f, and return the outcome of the attempt."""
+        block = partial(
+            build_block, self._job_spec.blocks, request.task, np.copy
+        )  # a copy, as f may write to its block
         message = run_task(request, FutureTaskIO(self._job_spec.f, block, ThreadCancelToken()))
         assert message is not None
         outcome = self._job_spec.decode_reply(request.task, request.attempt, message.header, message.data)

@@ -1,4 +1,8 @@
-"""What an argument `executor=` means once it is resolved: one object that answers every later question."""
+"""The internal executor interface, to which every argument `executor=` is resolved.
+
+`resolve_executor` turns the argument into a `ResolvedExecutor`. The rest of the package uses only its
+attributes and methods.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +31,25 @@ class ResolvedExecutor(ABC):
     Attributes
     ----------
     worker_spec : WorkerSpec or None
-        What each task is given and may cost; None if nothing is known.
+        The memory, cores, time limit and price of each task; None if they are unknown.
     is_local : bool
-        Whether tasks share the cores of this machine, as far as is known.
+        True if tasks are known to share the cores of this machine.
     shares_memory : bool
-        Whether tasks run on threads of this process, which see the objects of the caller.
+        True if tasks run on threads of this process, which use the objects of the caller.
     pickles_f : bool
-        Whether workers get f as bytes. If not, they see what the caller does to f while a map runs.
+        True if workers receive f pickled. Otherwise, they see changes that the caller makes to f during a
+        map.
     can_batch : bool
-        Whether several short items may travel to a worker together.
+        True if several short items may be sent to a worker as one task.
     has_persistent_workers : bool
-        Whether its workers stay from one map to the next. Then any number of tasks may be submitted at once,
-        as those that no worker has started can be withdrawn.
+        True if the workers persist from map to map. Any number of tasks may then be submitted in advance,
+        because queued tasks can be cancelled.
     prefers_persistent_workers : bool
-        Whether many maps in a row had better run on persistent workers, as each map would start its own.
+        True if each map starts new workers, so that a series of maps is faster on persistent workers.
     max_workers : int or None
-        The number of tasks that run at a time; None if it is not known.
-    faults : mapping from task index to Fault
-        The faults that it injects.
+        The number of tasks that run at a time; None if it is unknown.
+    faults : mapping of int to Fault
+        The injected faults, by task.
     """
 
     worker_spec: WorkerSpec | None = None
@@ -71,51 +76,51 @@ class ResolvedExecutor(ABC):
     def choose_for(self, data: Any) -> ResolvedExecutor:
         """Return the executor for a map of `data`.
 
-        The default executor gives way to the one that stored data name, whose workers can read them.
+        For stored data, the default executor is replaced by the executor that can read the storage.
         """
         return self
 
     def suggest_n_blocks(self, max_blocks: int) -> int:
-        """Return the number of blocks of equal size into which to cut a matrix, at most `max_blocks`."""
+        """Return into how many blocks of equal size a matrix should be cut, at most `max_blocks`."""
         return max_blocks
 
     def choose_storage(self, data: Any) -> Any:
         """Return the storage from which workers can read `data` for many maps, as `encode` takes it.
 
-        None means that blocks travel with each task, or stay with the workers.
+        None means that blocks are sent with each task, or are cached by the workers.
         """
         return None
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on the cluster of this executor into blocks; return None for other data.
+        """Split data that is on the cluster of this executor into blocks; return None for other data.
 
-        With `n_blocks` None there are about as many blocks as the data has chunks.
+        With `n_blocks` None, there are about as many blocks as the data has chunks.
         """
         return None
 
     def with_persistent_workers(
         self, max_workers: int | None = None
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
-        """Return an executor with persistent workers in the same place, and a function that ends them.
+        """Return an executor with persistent workers in the same place, and a function that stops them.
 
-        An executor that manages workers of its own is returned as it is. Raises ExecutorError if
+        An executor that manages its workers itself is returned unchanged. Raises ExecutorError if
         `max_workers` is given for such an executor.
         """
         if max_workers is not None:
-            raise ExecutorError(f"executor={self.name} has workers of its own: leave workers= out")
+            raise ExecutorError(f"executor={self.name} manages its workers itself: leave workers= out")
         return self, lambda: None
 
 
 class ExecutorHandle(ABC):
-    """An object of this package that users make and pass as `executor=`."""
+    """An object that users create and pass as `executor=`, such as a `Pool`."""
 
     @abstractmethod
     def resolve(self) -> ResolvedExecutor:
-        """Return the executor that it stands for."""
+        """Return the executor that this object stands for."""
 
 
 class DelegatingExecutor(ResolvedExecutor):
-    """An executor that answers every question as another one does."""
+    """An executor that forwards all attributes and methods to another executor."""
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._executor = executor
@@ -158,17 +163,17 @@ class DelegatingExecutor(ResolvedExecutor):
         return self._executor.choose_storage(data)
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on the cluster of the other executor; return None for other data."""
+        """Split data that is on the cluster of the other executor into blocks; return None for other data."""
         return self._executor.partition(data, n_blocks)
 
 
 class CustomExecutor(ResolvedExecutor):
-    """An executor of the user's own class, which need not know more than how to open a session.
+    """Wraps an executor that a user wrote, which only has to open sessions.
 
     Parameters
     ----------
     executor : MapExecutor
-        It may also have the attributes `is_local` and `workers_by_host`.
+        The user's executor, which may also have the attributes `is_local` and `workers_by_host`.
     """
 
     pickles_f = False
@@ -179,14 +184,14 @@ class CustomExecutor(ResolvedExecutor):
 
     @property
     def name(self) -> str:
-        """The name that the executor has now."""
+        """The current name of the user's executor."""
         return self._executor.name
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name; empty if the executor does not say."""
+        """The number of workers on each machine, by host name; empty if the executor does not report it."""
         return dict(getattr(self._executor, "workers_by_host", {}))
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session of the executor."""
+        """Return a session of the user's executor."""
         return self._executor.open(job_spec)

@@ -1,4 +1,4 @@
-"""Worker processes of this machine that are started anew: where none can be forked, or the user says so."""
+"""Starts each local worker as a new interpreter, if processes cannot fork or the user passes fork=False."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ spawned_worker.main(options["connection"], options["folders"])
 
 
 class ProcessSpawner:
-    """Interpreters, each of which serves one connection, and ends when this process does.
+    """Starts and kills local workers, each of which is a new interpreter that exits with this process.
 
     Parameters
     ----------
-    n_threads : for the libraries that numpy calls, in each worker.
-    owned_folders : to be removed by them when this process has died.
-    module_names : to be imported before a worker serves.
+    n_threads : int
+        The number of threads that numpy's libraries may use in each worker.
+    owned_folders : sequence of str
+        The folders that the workers remove when this process has died.
+    module_names : sequence of str
+        The modules that each worker imports before its first task.
     """
 
     def __init__(self, n_threads: int, owned_folders: Sequence[str], module_names: Sequence[str]) -> None:
@@ -51,14 +54,14 @@ class ProcessSpawner:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def check_started(self) -> None:
-        """Do nothing: each worker is a process of its own."""
+        """Do nothing: there is no common process to check."""
 
     def is_alive(self) -> bool:
         """Return True: workers can be started as long as this process lives."""
         return True
 
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
-        """Let a worker of this number serve at `worker_socket`, which is its own from now on."""
+        """Start worker `worker_id` on `worker_socket`. The socket is closed in this process."""
         try:
             ensure_standard_streams()
             with worker_socket:
@@ -76,14 +79,14 @@ class ProcessSpawner:
                     socket_handle if isinstance(socket_handle, int) else socket_handle(process.pid)
                 )
             assert process.stdin is not None
-            with contextlib.suppress(OSError):  # it has ended: its driver sees its socket closed
+            with contextlib.suppress(OSError):  # the worker has exited; its session sees the closed socket
                 process.stdin.write(json.dumps(worker_options).encode() + b"\n")
                 process.stdin.flush()
         except OSError as error:
             raise ExecutorError(f"{sys.executable} cannot be started: {error}") from error
 
     def kill_worker(self, worker_id: int) -> None:
-        """End a worker, and what it has started, where that is in a group of its own."""
+        """Kill a worker. On POSIX, also kill the processes that it has started."""
         process = self._processes.pop(worker_id, None)
         if process is None:
             return
@@ -94,7 +97,7 @@ class ProcessSpawner:
         _close_stdin(process)
 
     def get_exit_reason(self, worker_id: int) -> str | None:
-        """Return how a worker has ended that is gone; None if that is not known soon.
+        """Return how a worker has exited, or None if that is not known within EXIT_REPORT_SECONDS.
 
         Raises ExecutorError if the worker has another version of polarmap.
         """
@@ -105,22 +108,28 @@ class ProcessSpawner:
         return None
 
     def close(self) -> None:
-        """End all workers."""
+        """Kill all workers."""
         for worker_id in list(self._processes):
             self.kill_worker(worker_id)
 
     def after_fork(self) -> None:
-        """Let go of them, in a process that was forked of the one that started them."""
+        """Forget the workers, in a forked child of the process that started them."""
         for process in self._processes.values():
             _close_stdin(process)
-            process.returncode = 0  # they are not its children
+            process.returncode = 0  # they are not children of this process
         self._processes.clear()
 
     def _share_socket(self, worker_socket: socket.socket) -> tuple[Any, dict[str, Any]]:
-        """How a process gets a socket: what it is told, once it is there, and how it is started."""
+        """Return how to pass a socket to a new process.
+
+        The first item is the handle to send, or a function that returns it for the pid of the process. The
+        second item has the options of `subprocess.Popen`.
+        """
         if hasattr(worker_socket, "share"):
             share_socket: Any = worker_socket.share
-            creation_flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # which no Ctrl-C reaches
+            creation_flags = getattr(
+                subprocess, "CREATE_NEW_PROCESS_GROUP", 0
+            )  # Ctrl-C does not reach a new group
             return lambda pid: base64.b64encode(share_socket(pid)).decode(), {"creationflags": creation_flags}
         return worker_socket.fileno(), {"pass_fds": [worker_socket.fileno()], "start_new_session": True}
 

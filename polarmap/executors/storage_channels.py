@@ -1,4 +1,8 @@
-"""The driver's ends of channels by way of a storage, and the threads that write and read messages there."""
+"""Channels between driver and workers through an object storage, for workers that cannot connect by TCP.
+
+The driver writes one mailbox object with the messages for all workers. Workers poll it, and write each reply
+as an object of its own, which the driver lists, reads and deletes.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ from polarmap.worker.storage_channel import (
     compute_next_poll_interval,
 )
 
-MAX_PARALLEL_READS = 16  # objects read at once
+MAX_PARALLEL_READS = 16  # replies read in parallel
 
 
 class DriverStorageChannel:
@@ -44,26 +48,29 @@ class DriverStorageChannel:
 
     Parameters
     ----------
-    worker_id, worker_instance : of the worker, as it tells them.
-    post_message : takes this link and a message to the worker; None when nothing more will be said.
+    worker_id : int
+        The id of the worker.
+    worker_instance : int
+        Tells instances of the worker apart if it is restarted; the worker sends it with each reply.
+    post_message : callable
+        Called with this channel and a message for the worker, or with None when the channel is closed.
 
     Attributes
     ----------
     unacknowledged : deque of QueuedMessage
         The messages whose receipt the worker has not acknowledged.
     n_sent, n_received : int
-        Numbers of the latest message to the worker, and from it.
+        The sequence numbers of the latest message to the worker, and from it.
     last_heartbeat_at : float
-        When the worker gave its latest sign of life.
+        When the latest heartbeat of the worker was received, on the monotonic clock.
     n_missed : int
-        Signs of life after a message that has not come.
+        The number of heartbeats that referred to a message which has not arrived.
     is_connected : bool
-        Whether it may say more.
+        True if more messages may arrive.
     has_unsent : bool
-        False: messages that wait are those of `StorageChannelServer`, and no socket has to be writable for
-        them.
+        Always False: `StorageChannelServer` buffers unsent messages, and no socket has to become writable.
     failure : None
-        A link by way of a storage has no connection that could fail.
+        Always None: there is no connection that could fail.
     """
 
     has_unsent = False
@@ -83,7 +90,7 @@ class DriverStorageChannel:
         self._wake_signal = WakeSignal()
 
     def deliver_frames(self, frames: bytes) -> None:
-        """A message that the worker has sent."""
+        """Decode a reply of the worker, and wake the session that polls this channel."""
         try:
             self._inbox.extend(FrameDecoder().feed(frames))
         except FrameError:
@@ -91,59 +98,68 @@ class DriverStorageChannel:
         self._wake_signal.set()
 
     def disconnect(self) -> None:
-        """The worker is gone, or is to go."""
+        """Mark the channel as disconnected, and wake the session that polls it."""
         self.is_connected = False
         self._wake_signal.set()
 
     def fileno(self) -> int:
-        """The descriptor that is readable when the worker has said something."""
+        """Return a descriptor that is readable when messages have arrived."""
         return self._wake_signal.fileno()
 
     def send(self, *messages: Message) -> bool:
-        """Whether the worker will be told, as far as anybody knows."""
+        """Queue messages for the worker. Return False if the worker is known to be disconnected."""
         for message in messages:
             self._post_message(self, message)
         return self.is_connected
 
     def flush(self) -> bool:
-        """Return whether the worker will be told: `StorageChannelServer` writes the messages."""
+        """Return True if the worker is connected. `StorageChannelServer` writes the messages."""
         return self.is_connected
 
     def drop_unsent(self) -> list[Message]:
-        """Return no messages: the storage has them all."""
+        """Return an empty list, as this channel has no unsent messages."""
         return []
 
     def is_stalled(self) -> bool:
-        """Return False: `StorageChannelServer` hangs up on a worker that is silent for too long."""
+        """Return False. `StorageChannelServer` disconnects workers that are silent for too long."""
         return False
 
     def receive(self) -> tuple[list[Message], bool]:
-        """What it has said since the last time, and whether it will say more."""
+        """Return the messages since the last call, and whether the worker is connected."""
         self._wake_signal.clear()
-        is_connected = self.is_connected  # what it said before it was gone is there, too
+        is_connected = (
+            self.is_connected
+        )  # read first, so that messages sent before a disconnection are returned
         return [self._inbox.popleft() for _ in range(len(self._inbox))], is_connected
 
     def close(self) -> None:
-        """Let the worker end, unless it is that of a process that this one was forked of."""
+        """Close the channel, upon which the worker exits.
+
+        In a forked child, only the resources of this process are closed.
+        """
         if os.getpid() == self._owner_pid:
             self._post_message(self, None)
         self._wake_signal.close()
 
 
 WorkerChannel = SocketChannel | DriverStorageChannel
-# with the number of a worker, its link and the name of the channel
+# Called with the id of a worker, its channel and the name of the channel.
 OnConnected = Callable[[int, WorkerChannel, str], None]
 
 
 class StorageChannelServer:
-    """The links of a pool that go by way of a storage, with the threads that carry their messages.
+    """Serves the storage channels of a pool: one thread writes the mailbox, another reads replies.
 
-    Maps never wait for the storage, which may hang: one thread writes what they say, another one reads.
+    Sessions therefore never wait for the storage, which may hang.
 
     Parameters
     ----------
-    storage : a `lithops.Storage` of our own.
-    on_connected : told of each worker that says something for the first time.
+    storage : lithops.Storage
+        The storage, used by this object only.
+    key_prefix : str
+        The common prefix of the keys of all messages.
+    on_connected : callable
+        Called with the id, the channel and "objects" when the first message of a worker arrives.
 
     Attributes
     ----------
@@ -155,15 +171,15 @@ class StorageChannelServer:
         self._storage, self._keys, self._on_connected = storage, ChannelKeys(key_prefix), on_connected
         self._channels: dict[int, DriverStorageChannel] = {}
         self.mismatches = deque[ProtocolMismatchError]()
-        # A destructor may close a run or a pool at any moment, also within either lock.
+        # The locks are reentrant: a destructor may close a session or a pool at any point, also inside them.
         self._lock, self._mailbox_lock = threading.RLock(), threading.RLock()
         self._heartbeat, self._next_heartbeat_at = 0, time.monotonic() + HEARTBEAT_SECONDS
-        self._n_writes = self._n_reads = 0  # with listings, which cost as much as writes
-        self._payload_by_digest: dict[bytes, Any] = {}  # of messages, by digest
-        self._stored_digests = set[bytes]()  # of them, in objects of their own
+        self._n_writes = self._n_reads = 0  # writes include listings, which cost as much
+        self._payload_by_digest: dict[bytes, Any] = {}  # large parts of messages, by digest
+        self._stored_digests = set[bytes]()  # payloads that are stored as separate objects
         self._has_unwritten = False
         self._posted, self._poll_soon, self._is_closed = [threading.Event() for _ in range(3)]
-        self._failure: Exception | None = None  # of the thread that writes, since it has succeeded last
+        self._failure: Exception | None = None  # latest error of the writing thread since its last success
         self._seen_keys: set[str] = set()
         self._write_mailbox()
         self._threads = [
@@ -174,20 +190,23 @@ class StorageChannelServer:
             thread.start()
 
     def flush_messages(self) -> None:
-        """Have the messages written that wait, without waiting for the storage.
+        """Make the writing thread send all queued messages. Does not wait for the storage.
 
-        ExecutorError if the storage refuses them, or has been away for OUTAGE_SECONDS.
+        Raises ExecutorError if the storage has refused messages, or has not answered for OUTAGE_SECONDS.
         """
         if self._has_unwritten:
             self._posted.set()
-        error, self._failure = self._failure, None  # once: the next map may reach the storage
+        error, self._failure = self._failure, None  # reported once, as the next job may reach the storage
         if error is not None:
-            raise ExecutorError(f"workers cannot be told: {type(error).__name__}: {error}") from error
+            raise ExecutorError(
+                f"messages cannot be sent to the workers through the storage: {type(error).__name__}: {error}"
+            ) from error
 
     def take_request_counts(self, worker_seconds: float) -> tuple[int, int]:
-        """Writes and reads since this was asked before, of workers that have run for so many seconds.
+        """Return the numbers of billed writes and reads since the last call.
 
-        Those of this process as they were; those of workers, which poll, as they usually are.
+        Requests of this process are counted. Requests of workers, which poll, are estimated from the
+        `worker_seconds` that all workers together have run.
         """
         n_writes, n_reads, self._n_writes, self._n_reads = self._n_writes, self._n_reads, 0, 0
         n_heartbeats, n_polls = worker_seconds / HEARTBEAT_SECONDS, worker_seconds / MAX_POLL_INTERVAL
@@ -196,20 +215,23 @@ class StorageChannelServer:
         )
 
     def disconnect(self, worker_id: int) -> None:
-        """A worker is gone: nothing more will come of it, and nobody reads what was said to it."""
+        """Disconnect the channel of a worker that has exited."""
         channel = self._channels.get(worker_id)
         if channel is not None:
             channel.disconnect()
 
     def close(self) -> None:
-        """Let the workers end, and store nothing from now on. The site removes their replies."""
+        """Stop the threads and delete the mailbox, upon which the workers exit.
+
+        The provider removes their replies.
+        """
         deadline = time.monotonic() + OUTAGE_SECONDS  # a storage may not answer
         for event in (self._is_closed, self._posted, self._poll_soon):
             event.set()
         for thread in self._threads:
             if thread is not threading.current_thread():  # a destructor runs on any thread
                 thread.join(max(0.0, deadline - time.monotonic()))
-        # Orders may still be on their way into the storage: an object that arrived later would stay for ever.
+        # Wait for a write in progress: a mailbox that is stored later would stay forever.
         is_free = self._mailbox_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
         try:
             with contextlib.suppress(Exception):
@@ -219,7 +241,7 @@ class StorageChannelServer:
                 self._mailbox_lock.release()
 
     def _enqueue_message(self, channel: DriverStorageChannel, message: Message | None) -> None:
-        """A message for a worker, which goes when `flush_messages` is called; None: the worker is let go."""
+        """Queue a message for a worker, sent by the next `flush_messages`. None closes the channel."""
         with self._lock:
             if message is None:
                 if self._channels.get(channel.worker_id) is channel:
@@ -235,7 +257,7 @@ class StorageChannelServer:
             self._has_unwritten = True
 
     def _write_loop(self) -> None:
-        """Write what was posted, and a sign of life now and then, until all is closed."""
+        """Write the mailbox when messages are flushed, and as a heartbeat, until the server is closed."""
         while not self._is_closed.is_set():
             self._posted.wait(max(0.0, self._next_heartbeat_at - time.monotonic()))
             self._posted.clear()
@@ -243,20 +265,20 @@ class StorageChannelServer:
             if self._is_closed.is_set() or not is_due:
                 continue
             try:
-                # A sign of life writes all anew: a storage that was killed may have forgotten it.
+                # A heartbeat writes the whole mailbox again, as a restarted storage may have lost it.
                 retry_request(self._write_mailbox)
                 self._failure = None
-            except Exception as error:  # what was posted stays for the next time
+            except Exception as error:  # the messages stay queued for the next write
                 self._failure = error if self._has_unwritten else None
             self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
             self._poll_soon.set()
 
     def _write_mailbox(self) -> None:
-        with self._mailbox_lock:  # the latest is the last that is put
-            if self._is_closed.is_set():  # a map that goes on for a moment must not store them again
+        with self._mailbox_lock:  # one writer at a time, so that the newest mailbox is stored last
+            if self._is_closed.is_set():  # a session that is still running must not store the mailbox again
                 return
             with self._lock:
-                channels = list(self._channels.values())  # who is not among them is let go
+                channels = list(self._channels.values())  # workers that are not in the mailbox exit
                 messages = {
                     item.worker_id: list(item.unacknowledged) for item in channels if item.is_connected
                 }
@@ -285,7 +307,7 @@ class StorageChannelServer:
         self._storage.put_object(self._storage.bucket, key, data)
 
     def _poll_loop(self) -> None:
-        """Hand on what workers say until all is closed; look ever less until something is said."""
+        """Poll for replies until the server is closed, with exponential backoff while none arrive."""
         poll_interval, next_review = 0.0, 0.0
         while not self._is_closed.is_set():
             started_at, n_replies = time.monotonic(), 0
@@ -294,7 +316,7 @@ class StorageChannelServer:
                 if started_at >= next_review:
                     next_review = started_at + HEARTBEAT_SECONDS
                     self._disconnect_silent_workers()
-            except Exception:  # the storage is away: that nothing was heard says nothing of the workers
+            except Exception:  # during a storage outage, missing heartbeats do not mean lost workers
                 for channel in list(self._channels.values()):
                     channel.last_heartbeat_at = time.monotonic()
             poll_seconds = time.monotonic() - started_at
@@ -302,14 +324,14 @@ class StorageChannelServer:
             if self._poll_soon.wait(poll_interval):
                 self._poll_soon.clear()
                 poll_interval = 0.0
-                self._is_closed.wait(MIN_POLL_INTERVAL)  # nobody replies before
+                self._is_closed.wait(MIN_POLL_INTERVAL)  # no worker can reply earlier
 
     def _read_replies(self) -> int:
-        """Read all replies there are, and remove them; how many there were."""
+        """Read, deliver and delete all replies. Return their number."""
         with self._lock:
             self._n_writes += 1
         listed_keys = set(self._storage.list_keys(self._storage.bucket, self._keys.reply_prefix))
-        self._seen_keys &= listed_keys  # others are removed by now
+        self._seen_keys &= listed_keys  # the other objects have been deleted
         new_replies = sorted(
             (reply_key, object_key)
             for object_key in listed_keys - self._seen_keys
@@ -317,10 +339,10 @@ class StorageChannelServer:
         )
         n_replies = sum(reply_key.size > 0 for reply_key, _ in new_replies)
         self._n_reads += n_replies
-        # All are read before any is delivered, so that all are answered at once.
+        # Read all replies before the first is delivered, so that one mailbox answers all of them.
         contents = map_in_parallel(self._read_object, new_replies, MAX_PARALLEL_READS)
         delivered_keys = list[str]()
-        blocked_workers = set[int]()  # ids of workers whose next reply is not whole yet
+        blocked_workers = set[int]()  # ids of workers whose next reply is still incomplete
         for (reply_key, object_key), data in zip(new_replies, contents):
             if reply_key.worker_id in blocked_workers or len(data) != reply_key.size:
                 blocked_workers.add(reply_key.worker_id)
@@ -333,7 +355,7 @@ class StorageChannelServer:
         return n_replies
 
     def _parse_reply_key(self, object_key: str) -> ReplyKey | None:
-        """Return the fields in the key of a reply; None for other objects, and of other protocol versions."""
+        """Return the fields in the key of a reply, or None for other objects and other protocol versions."""
         try:
             return self._keys.parse_reply_key(object_key)
         except ProtocolMismatchError as error:
@@ -342,15 +364,15 @@ class StorageChannelServer:
             return None
 
     def _read_object(self, reply: tuple[ReplyKey, str]) -> bytes:
-        """The bytes of a reply; none of a sign of life."""
+        """Return the bytes of a reply; empty for a heartbeat."""
         reply_key, object_key = reply
         return bytes(self._storage.get_object(self._storage.bucket, object_key)) if reply_key.size else b""
 
     def _handle_reply(self, reply_key: ReplyKey, data: bytes) -> None:
-        """A worker has said this; nothing, if it is a sign of life."""
+        """Deliver a reply to the channel of its worker, and report new workers. A heartbeat has no data."""
         channel = self._channels.get(reply_key.worker_id)
         if channel is None or channel.worker_instance != reply_key.instance_id:
-            if reply_key.last_sent > 1 or not data:  # one that was let go, and has not read it yet
+            if reply_key.last_sent > 1 or not data:  # the worker does not know yet that its channel is closed
                 return
             channel = DriverStorageChannel(reply_key.worker_id, reply_key.instance_id, self._enqueue_message)
             with self._lock:
@@ -362,13 +384,13 @@ class StorageChannelServer:
             while unacknowledged and unacknowledged[0].sequence_number <= reply_key.last_received:
                 unacknowledged.popleft()
         if reply_key.last_sent <= channel.n_received:
-            return  # a sign of life, or a message that was put twice
+            return  # a heartbeat, or a message that was stored twice
         if data:
             channel.n_received, channel.n_missed = reply_key.last_sent, 0
             channel.deliver_frames(data)
         else:
             channel.n_missed += 1
-            if channel.n_missed > 1:  # a storage that was killed forgets
+            if channel.n_missed > 1:  # a restarted storage has lost a message
                 channel.disconnect()
 
     def _disconnect_silent_workers(self) -> None:

@@ -54,9 +54,12 @@ class StoreReader:
 
     Parameters
     ----------
-    store : the store.
-    fetch_timeout : seconds that reading all segments of a block may take, from the first request on.
-    on_finished : called without arguments, on any thread, when `collect_finished` has something to return.
+    store : Store
+        The store.
+    fetch_timeout : float
+        The time limit in seconds to read all segments of a block, from the first request on.
+    on_finished : callable
+        Called without arguments, on any thread, when `collect_finished` has something to return.
     """
 
     def __init__(self, store: Store, fetch_timeout: float, on_finished: Callable[[], None]) -> None:

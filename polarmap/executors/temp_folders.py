@@ -1,4 +1,4 @@
-"""Temporary folders that say whose they are, so that a later process removes what a dead one left."""
+"""Temporary folders named after their process, so that later processes can remove those of dead ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from polarmap.errors import ExecutorError
 from polarmap.worker.private_files import PRIVATE_MODE, ensure_private_folder
 from polarmap.worker.processes import ProcessIdentity, remove_stale_folders
 
-MAX_REMOVE_ATTEMPTS = 10  # of a folder in which a worker may make a file meanwhile
-SHARED_MEMORY_ROOT = "/dev/shm"  # where files lie in memory (Linux)
+MAX_REMOVE_ATTEMPTS = 10  # attempts to remove a folder in which a worker may still create files
+SHARED_MEMORY_ROOT = "/dev/shm"  # files below it are in memory (Linux)
 
-_owned_folders: set[tuple[int, Path]] = set()  # by which process
+_owned_folders: set[tuple[int, Path]] = set()  # pid of the process that created the folder, and its path
 
 
 def make_shared_memory_folder() -> Path | None:
-    """A new folder whose files are in memory; None where there is no such place, or no room."""
+    """Return a new folder whose files are in memory, or None if it cannot be created."""
     try:
         return _make_owned_folder(SHARED_MEMORY_ROOT)
     except OSError:
@@ -28,7 +28,7 @@ def make_shared_memory_folder() -> Path | None:
 
 
 def get_temp_root() -> str:
-    """Where temporary files belong: in memory, where no such folder may be written to."""
+    """Return the folder for temporary files; a folder in memory if no other is writable."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:
@@ -36,23 +36,25 @@ def get_temp_root() -> str:
 
 
 def make_temp_folder() -> Path:
-    """A new folder where temporary files belong; ExecutorError if it cannot be made."""
+    """Return a new temporary folder. Raises ExecutorError if it cannot be created."""
     try:
         return _make_owned_folder(get_temp_root())
     except OSError as error:
-        raise ExecutorError(f"no folder can be made for the files of workers: {error}") from error
+        raise ExecutorError(f"no folder can be created for the files of workers: {error}") from error
 
 
 def get_process_temp_folder() -> Path:
-    """An owned temporary folder of this process, always the same; made again if somebody has removed it.
+    """Return the temporary folder of this process, and create it again if it was removed.
 
-    ExecutorError if that is impossible, or if somebody else has made one in its place.
+    Raises ExecutorError if that is impossible, or if another user has created a folder of this name.
     """
     folder = _make_process_folder(os.getpid())
     try:
         ensure_private_folder(str(folder))
     except OSError as error:
-        raise ExecutorError(f"the folder for the files of workers cannot be made again: {error}") from error
+        raise ExecutorError(
+            f"the folder for the files of workers cannot be created again: {error}"
+        ) from error
     return folder
 
 
@@ -62,7 +64,7 @@ def _make_process_folder(pid: int) -> Path:
 
 
 def remove_owned_folder(folder: Path) -> None:
-    """Remove such a folder, if this process has made it."""
+    """Remove a temporary folder if this process has created it."""
     if (os.getpid(), folder) in _owned_folders:
         remove_tree(str(folder))
         _owned_folders.discard((os.getpid(), folder))
@@ -83,7 +85,7 @@ def remove_tree(folder: str) -> None:
 
 @atexit.register
 def _remove_all_owned_folders() -> None:
-    """Remove what is left, of pools that an interrupt has kept from existing or from ending."""
+    """Remove the folders that are left at exit, for example after an interrupt."""
     for owner_pid, folder in list(_owned_folders):
         if owner_pid == os.getpid():
             remove_owned_folder(folder)
@@ -93,6 +95,8 @@ def _make_owned_folder(parent_folder: str) -> Path:
     remove_stale_folders({SHARED_MEMORY_ROOT, get_temp_root()})
     folder_name = ProcessIdentity.current().folder_prefix + os.urandom(8).hex()
     folder = Path(parent_folder).resolve() / folder_name
-    _owned_folders.add((os.getpid(), folder))  # before it is: an interrupt between the two leaves nothing
+    _owned_folders.add(
+        (os.getpid(), folder)
+    )  # added before it is created, so that an interrupt leaves no folder behind
     folder.mkdir(PRIVATE_MODE)
     return folder

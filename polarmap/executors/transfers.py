@@ -15,25 +15,28 @@ from typing import Generic, TypeVar
 
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 
-MAX_PARALLEL_TRANSFERS = 8  # that run at the same time, unless the caller chooses another number
-# A wait without a timeout misses Ctrl-C that is pressed just before it begins, and on Windows any.
+MAX_PARALLEL_TRANSFERS = 8  # default number of transfers at a time
+# A wait without a timeout misses a Ctrl-C just before it starts, and on Windows every Ctrl-C.
 INTERRUPT_POLL_SECONDS = 1.0
-GRACE_SECONDS = 5.0  # that an error or Ctrl-C waits for running transfers, which may hang
+GRACE_SECONDS = 5.0  # wait for running transfers, which may hang, after an error or Ctrl-C
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class ParallelTransfers(Generic[T, R]):
-    """A function that is being called with each of several items, on a bounded number of threads.
+    """Calls of a function with each of several items, on a limited number of daemon threads.
 
-    An item is dropped as soon as its call has ended.
+    The constructor starts the calls. The reference to an item is dropped as soon as its call has ended.
 
     Parameters
     ----------
-    transfer : called with one item, on a daemon thread.
-    items : started in this order.
-    max_threads : calls that run at the same time, at most.
+    transfer : callable
+        Called with one item, on a daemon thread.
+    items : iterable
+        The items, in the order in which their calls start.
+    max_threads : int
+        The largest number of calls at the same time.
 
     Examples
     --------
@@ -46,20 +49,21 @@ class ParallelTransfers(Generic[T, R]):
     ) -> None:
         self._transfer, self._queue = transfer, deque(enumerate(items))
         self._results, self._errors = dict[int, R](), dict[int, BaseException]()
-        self._lock, self._n_running_threads = threading.Lock(), 0  # that run transfers
+        self._lock, self._n_running_threads = threading.Lock(), 0  # threads that run transfers
         self._has_settled, self._is_idle = threading.Event(), threading.Event()
         self._start_threads(min(max_threads, len(self._queue)))
 
     def wait_for_results(self, deadline: float = inf) -> list[R]:
         """Block until all calls have returned, and return their results in the order of the items.
 
-        If calls fail, no further one is started, and the error of the first item that failed is raised once
-        the running calls have ended, or after GRACE_SECONDS: what they still do would otherwise come after
-        what the caller does about the error.
+        If a call fails, no further call is started. The error of the first failed item is raised once the
+        running calls have ended, or after GRACE_SECONDS. Otherwise the running calls could interfere with the
+        error handling of the caller.
 
         Parameters
         ----------
-        deadline : when to raise TimeoutError, whatever calls still run; on the monotonic clock.
+        deadline : float
+            When to raise TimeoutError even if calls are running, on the monotonic clock.
         """
         grace = GRACE_SECONDS
         try:
@@ -68,7 +72,7 @@ class ParallelTransfers(Generic[T, R]):
             ):
                 if time.monotonic() >= deadline:
                     grace = 0.0
-                    raise TimeoutError("transfers have not ended in time")
+                    raise TimeoutError("the transfers have not finished in time")
         finally:
             self.stop(grace)
         error = self._take_first_error()
@@ -80,15 +84,16 @@ class ParallelTransfers(Generic[T, R]):
         return [self._results[index] for index in range(len(self._results))]
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """Start no further call, and wait up to `grace_seconds` seconds, or GRACE_SECONDS, for those that
-        run.
+        """Start no further call, and wait for running calls.
+
+        `grace_seconds` is the longest wait in seconds; None: GRACE_SECONDS.
         """
         with self._lock:
             self._queue.clear()
         self._is_idle.wait(GRACE_SECONDS if grace_seconds is None else grace_seconds)
 
     def _start_threads(self, n_threads: int) -> None:
-        """Start this many threads; fewer if the system has no more."""
+        """Start `n_threads` threads, or fewer if the system runs out of threads."""
         self._n_running_threads = max(1, n_threads)
         for n_started in range(n_threads):
             try:
@@ -108,7 +113,7 @@ class ParallelTransfers(Generic[T, R]):
             index, item = indexed_item
             try:
                 result = self._transfer(item)
-            except BaseException as error:  # is raised by whoever asks for the results
+            except BaseException as error:  # raised by `wait_for_results`
                 self._record_error(index, error)
             else:
                 self._results[index] = result
@@ -127,7 +132,7 @@ class ParallelTransfers(Generic[T, R]):
         self._has_settled.set()
 
     def _on_thread_exit(self) -> None:
-        """Count one thread less; the last one tells that all calls have ended."""
+        """Count the exit of a thread. The last one signals that all calls have ended."""
         with self._lock:
             self._n_running_threads -= 1
             is_last = not self._n_running_threads
@@ -136,7 +141,7 @@ class ParallelTransfers(Generic[T, R]):
             self._is_idle.set()
 
     def _take_first_error(self) -> BaseException | None:
-        """Return the error of the first item that failed, and forget all errors, or None."""
+        """Return the error of the first failed item, or None, and discard all errors."""
         with self._lock:
             errors, self._errors = self._errors, {}
         return errors[min(errors)] if errors else None

@@ -1,4 +1,4 @@
-"""A descriptor by which one thread wakes another that polls."""
+"""A descriptor with which one thread wakes another thread that polls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MSG_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class WakeSignal:
-    """A descriptor by which one thread ends the `wait` of another: readable from `set` to `clear`.
+    """An event with a descriptor to poll, which is readable from `set` to `clear`.
 
     >>> signal = WakeSignal()
     >>> signal.set(), signal.clear(), signal.clear(), signal.close(), signal.set()
@@ -23,41 +23,44 @@ class WakeSignal:
         try:
             self._read_socket, write_socket = socket.socketpair()
         except OSError as error:
-            raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
+            raise ExecutorError(f"this process cannot open a descriptor for a map: {error}") from error
         self._write_socket: _SendSocket | None = _SendSocket(fileno=write_socket.detach())
         for each_socket in (self._read_socket, self._write_socket):
             each_socket.setblocking(False)
 
     def fileno(self) -> int:
-        """The descriptor to poll; -1 once it is closed."""
+        """Return the descriptor to poll, or -1 after `close`."""
         return self._read_socket.fileno()
 
     def set(self) -> None:
-        """Let it be readable; nothing once it is closed. Any thread may do so at any time."""
-        write_socket = self._write_socket  # which stays open as long as this thread has it
+        """Make the descriptor readable. Any thread may call this at any time, also after `close`."""
+        write_socket = self._write_socket  # this reference keeps the socket open
         if write_socket is not None:
-            with contextlib.suppress(OSError):  # closed, or set so often that no more fits
+            with contextlib.suppress(OSError):  # closed, or the buffer is full of earlier signals
                 write_socket.send(b".", MSG_NOSIGNAL)
 
     def clear(self) -> bool:
-        """Clear the descriptor; whether it was set."""
+        """Reset the signal. Return True if it was set."""
         was_set = False
-        with contextlib.suppress(OSError):  # no more is there
+        with contextlib.suppress(OSError):  # the buffer is empty
             while self._read_socket.recv(4096):
                 was_set = True
         return was_set
 
     def close(self) -> None:
-        """Close the descriptor, that of this process where it was forked. Safe to call twice."""
+        """Close the descriptor, in this process only. Safe to call twice."""
         self._write_socket = None
         self._read_socket.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # there were none to be had
+        with contextlib.suppress(AttributeError):  # the constructor failed
             self.close()
 
 
 class _SendSocket(socket.socket):
-    """A socket that is closed when no thread has it: one that still sends would send to what opens next."""
+    """A socket that closes itself when the last thread drops its reference.
+
+    If it were closed earlier, a thread that still sends could write to a newer file with the same descriptor.
+    """
 
     __del__ = socket.socket.close

@@ -1,4 +1,8 @@
-"""Where workers elsewhere call their driver: only who proves to have the key is listened to."""
+"""The TCP endpoint to which remote workers connect.
+
+Worker and driver prove to each other that they have the key of the pool. Each authenticated connection
+becomes a `SocketChannel` of the pool.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +29,32 @@ from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl
 
-UNRESOLVABLE_HOST_ERRORS = (socket.EAI_NONAME, socket.EAI_AGAIN)  # of names that only workers know
-GET_ADDRESS = {"linux": 0x8915, "darwin": 0xC0206921}.get(sys.platform)  # SIOCGIFADDR of the system
-MAX_UNAUTHENTICATED = 256  # connections that may be proving that they have the key at a time
+UNRESOLVABLE_HOST_ERRORS = (
+    socket.EAI_NONAME,
+    socket.EAI_AGAIN,
+)  # for host names that only workers can resolve
+GET_ADDRESS = {"linux": 0x8915, "darwin": 0xC0206921}.get(sys.platform)  # value of SIOCGIFADDR, by platform
+MAX_UNAUTHENTICATED = 256  # largest number of connections that are being authenticated
 
 
 class WorkerListener:
-    """Listens until it is closed, on a thread.
+    """A thread that listens for workers until `close` is called.
 
     Parameters
     ----------
-    authentication_key : that workers must have.
-    on_connected : told of each worker.
-    local_only : whether only workers on this machine can call.
-    endpoint : where workers are to call, whatever is between them and the same port of this machine.
-    tcp_timeout : seconds of silence after which a connection is lost.
-    preferred_host : the address of this machine that workers try first; empty: that of its default route.
+    authentication_key : bytes
+        The key that workers must have.
+    on_connected : callable
+        Called with the id of a worker, its channel and "TCP" once the worker is authenticated.
+    local_only : bool
+        True: accept only workers on this machine.
+    endpoint : Endpoint, optional
+        The host and port to which workers connect, for example a tunnel to the same port of this machine.
+        None: the addresses of this machine and a free port.
+    tcp_timeout : float
+        Seconds of silence after which a connection is lost.
+    preferred_host : str
+        The address of this machine that workers try first. Empty: the address of the default route.
 
     Attributes
     ----------
@@ -73,13 +87,13 @@ class WorkerListener:
             tuple((host, port) for host in hosts) if endpoint is None else (endpoint,)
         )
         self._socket.setblocking(False)
-        self._unauthenticated = dict[socket.socket, None]()  # that have not yet proved it, the first first
+        self._unauthenticated = dict[socket.socket, None]()  # connections being authenticated, oldest first
         self._stop_signal = WakeSignal()
         self._thread = threading.Thread(target=self._accept_loop, name="polarmap-listener", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening, and close connections that are not authenticated."""
         self._stop_signal.set()
         self._thread.join(PROOF_TIMEOUT)
         self._stop_signal.close()
@@ -88,7 +102,7 @@ class WorkerListener:
         self._socket.close()
 
     def after_fork(self) -> None:
-        """Let go of the sockets, in a process that was forked of the one that listens."""
+        """Close the sockets in a forked child of the process that listens."""
         for connection in (self._socket, *self._unauthenticated):
             connection.close()
         self._stop_signal.close()
@@ -99,8 +113,8 @@ class WorkerListener:
                 with contextlib.ExitStack() as stack:
                     connection = stack.enter_context(self._socket.accept()[0])
                     run_in_daemon_thread(partial(self._authenticate, connection))
-                    stack.pop_all()  # the other thread closes it
-            except BlockingIOError:  # whoever called has gone again
+                    stack.pop_all()  # the new thread closes the connection
+            except BlockingIOError:  # the connection was closed before it was accepted
                 continue
             except (OSError, RuntimeError):  # no descriptor or thread is free
                 wait_until_ready([self._stop_signal], POLLIN, LIVENESS_INTERVAL)
@@ -125,7 +139,7 @@ class WorkerListener:
 
 
 def check_endpoint(address: str) -> Endpoint:
-    """The host and port in an address; CodeError if that is none.
+    """Return the host and port of an address. Raises CodeError if it is invalid.
 
     >>> check_endpoint("head.example.org:8800"), check_endpoint("[2001:db8::1]:8800")
     (('head.example.org', 8800), ('2001:db8::1', 8800))
@@ -138,7 +152,7 @@ def check_endpoint(address: str) -> Endpoint:
 
 
 def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[str]:
-    """Return addresses with one of them first, unless that is empty or none by which others reach a machine.
+    """Return the addresses with the preferred one first, unless it is empty or only valid on this machine.
 
     >>> put_preferred_host_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"])
     ['10.0.0.1', '192.0.2.1']
@@ -153,7 +167,7 @@ def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[
 
 
 def _open_listening_socket(hosts: Sequence[str]) -> socket.socket:
-    """Return a socket that listens at a free port of these addresses, all of this machine."""
+    """Return a socket that listens on a free port of the given addresses of this machine."""
     if len(hosts) == 1:
         return socket.create_server((hosts[0], 0), backlog=MAX_UNAUTHENTICATED)
     if any(":" in host for host in hosts) and socket.has_dualstack_ipv6():
@@ -164,7 +178,7 @@ def _open_listening_socket(hosts: Sequence[str]) -> socket.socket:
 
 
 def find_local_address_towards(remote_host: str) -> str:
-    """Return the address of this machine that connections to a host come from; empty if there is none."""
+    """Return the local address of connections to a host, or an empty string without a route."""
     with contextlib.suppress(OSError):
         family, *_, address = socket.getaddrinfo(remote_host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -174,7 +188,10 @@ def find_local_address_towards(remote_host: str) -> str:
 
 
 def _open_listening_socket_at(host: str, port: int) -> socket.socket:
-    """It listens at this address; at all of this machine if it is another's, as that of a tunnel is."""
+    """Return a socket that listens at the given address.
+
+    If the address belongs to another machine (such as a tunnel), listen on all addresses of this machine.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=MAX_UNAUTHENTICATED)
@@ -185,7 +202,7 @@ def _open_listening_socket_at(host: str, port: int) -> socket.socket:
 
 
 def is_every_host_local(hosts: Collection[str | None]) -> bool:
-    """Return whether there are any hosts, and all of them are addresses of this machine.
+    """Return True if `hosts` is not empty and all of them are addresses of this machine.
 
     Debian gives the host name the address 127.0.1.1.
     """
@@ -193,9 +210,9 @@ def is_every_host_local(hosts: Collection[str | None]) -> bool:
 
 
 def list_local_addresses() -> list[str]:
-    """Return the IPv4 addresses of this machine, that of the default route first and that of loopback last.
+    """Return the IPv4 addresses of this machine: the default route first, the loopback address last.
 
-    No name server is asked on Linux and macOS: without a network, its answer would be awaited for long.
+    On Linux and macOS no name server is queried, which would take long without a network.
     """
     default = [address for address in [find_local_address_towards("192.0.2.1")] if address]
     addresses = [item for item in _list_interface_addresses() if not ipaddress.ip_address(item).is_loopback]
@@ -203,7 +220,7 @@ def list_local_addresses() -> list[str]:
 
 
 def _list_interface_addresses() -> list[str]:
-    """Return the IPv4 address of each network interface, or what the host name stands for on Windows."""
+    """Return the IPv4 address of each network interface; on Windows, the addresses of the host name."""
     found = list[str]()
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         if GET_ADDRESS is None:

@@ -1,4 +1,4 @@
-"""Which machine gets the next worker or the next task: arithmetic on numbers of workers and tasks."""
+"""Chooses machines for new workers, and workers for tasks, so that machines are loaded evenly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def compute_max_per_machine(n_items: int, n_machines: int) -> int:
-    """Return how many of `n_items` workers or tasks the fullest machine has if they are spread evenly.
+    """Return the largest number of workers or tasks per machine if `n_items` are spread evenly.
 
     >>> compute_max_per_machine(32, 4), compute_max_per_machine(33, 4), compute_max_per_machine(5, 0)
     (8, 9, 5)
@@ -21,10 +21,16 @@ def compute_max_per_machine(n_items: int, n_machines: int) -> int:
 def choose_machines(
     n_new_workers: int, machines: Iterable[str], n_workers_by_machine: Mapping[str, int]
 ) -> list[str]:
-    """Return a machine for each of `n_new_workers` new workers: the one that has the fewest workers by then.
+    """Return a machine for each new worker: the machine with the fewest workers at that point.
 
-    machines : that can take workers; the result is empty if there are none.
-    n_workers_by_machine : the number of workers that each machine has already, 0 if it is left out.
+    Parameters
+    ----------
+    n_new_workers : int
+        The number of new workers.
+    machines : iterable of str
+        The machines that can run workers. The result is empty if there are no machines.
+    n_workers_by_machine : mapping of str to int
+        The number of existing workers of each machine; 0 for machines that are not in the mapping.
 
     >>> choose_machines(3, ["a", "b"], {"a": 2})
     ['b', 'b', 'a']
@@ -41,12 +47,10 @@ def choose_machines(
 def find_underfull_machines(
     machines: Sequence[str], n_workers_by_machine: Mapping[str, int], n_leaving: int = 0
 ) -> list[str]:
-    """Return where to start workers in place of those that machines have beyond an even share.
+    """Return the machines on which to start workers, so that the workers are spread evenly.
 
-    A machine is listed once for each worker that it is to get. The result is empty if the workers are spread
-    evenly already, or will be once the surplus workers have ended.
-
-    n_leaving : the number of workers that will end, those on the fullest machines first.
+    A machine is listed once for each worker that it gets. The result is empty if the workers are already
+    spread evenly, or will be once `n_leaving` surplus workers on the fullest machines have exited.
 
     >>> find_underfull_machines(["a", "b", "c"], {"a": 4, "b": 2})
     ['c', 'c']
@@ -60,7 +64,7 @@ def find_underfull_machines(
 
 
 def can_spare_worker(machine: str, machines: Sequence[str], n_workers_by_machine: Mapping[str, int]) -> bool:
-    """Return whether a machine has a worker that the others do not lack.
+    """Return True if a machine has more workers than its even share, so that one can be removed.
 
     >>> [can_spare_worker(one, ["a", "b", "c"], {"a": 4, "b": 3}) for one in "abc"]
     [True, True, False]
@@ -75,14 +79,22 @@ def choose_worker_for_task(
     n_tasks_by_machine: Mapping[str, int],
     max_tasks_per_machine: int,
 ) -> WorkerHandle | None:
-    """Return the free worker that gets the next task of a map, or None if no worker is free.
+    """Return the idle worker for the next task of a job, or None if no worker is idle.
 
     Workers on machines that have had fewer than `max_tasks_per_machine` tasks come first. Among these,
-    workers that have the block of a waiting task cached come first, then workers that are up, then those on
-    the machine with the fewest tasks.
+    workers that have the block of a queued task cached come first, then workers that have connected, then
+    workers on the machine with the fewest tasks.
 
-    task_keys : of the tasks that wait.
-    n_tasks_by_machine : the number of tasks of the map that each machine has been given.
+    Parameters
+    ----------
+    idle_workers : collection of WorkerHandle
+        The idle workers.
+    task_keys : collection
+        The keys of the queued tasks.
+    n_tasks_by_machine : mapping of str to int
+        The number of tasks of the job that were assigned to each machine.
+    max_tasks_per_machine : int
+        The even share of a machine.
     """
 
     def rank_worker(worker: WorkerHandle) -> tuple[bool, bool, bool, int]:

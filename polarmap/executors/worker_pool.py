@@ -1,11 +1,18 @@
-"""The workers of a pool as their driver sees them, and which of its maps may take one next.
+"""The driver's record of the persistent workers of a pool, and their allocation to sessions.
 
-A worker is free, or at a task of a map; when that map ends before the task, the worker is abandoned until it
-has come to its end. What a worker was told and has not ended stands in `WorkerHandle.assigned`: the one that
-it does, and those behind that. Nobody else keeps account of it but links by way of a storage, which count.
+    PoolSession --acquire_worker--> WorkerPool ----> WorkerHandle.channel ----> worker process
+                <-- WorkerHandle --            <----       replies        <----
 
-A map that is alone takes as many workers as may be busy. Several share them: one that becomes free goes to
-the map with the fewest tasks under way, then to the one that has waited longest.
+A worker is always in one of three states:
+
+    idle        `allocation` is None
+    working     `allocation` belongs to an open session; `assigned` holds the running task, then prefetched
+    ones abandoned   its session has closed, but the running task has not ended yet
+
+`acquire_worker` takes a worker from idle to working, `release_worker` back to idle. `close_allocation` leaves
+workers that are still busy abandoned. A single session may use as many workers as the concurrency limit
+permits. Several sessions share the workers: a worker that becomes idle goes to the session with the fewest
+tasks in flight, or to the one that has waited longest if several have equally few.
 """
 
 from __future__ import annotations
@@ -31,29 +38,44 @@ from polarmap.worker.task_records import WorkerIdentity
 if TYPE_CHECKING:
     from polarmap.executors.storage_channels import WorkerChannel
 
-MAX_LABEL_BYTES = 500  # the longest description of its machine, host and place that is read from a worker
-MAX_CACHED_TASKS = 1024  # tasks of each worker
-GRACE_SECONDS = 1.0  # that a map waits for tasks of others, and workers may take for what nobody waits for
+MAX_LABEL_BYTES = 500  # bytes of a worker's description of its machine, host and label that are read
+MAX_CACHED_TASKS = 1024  # recent tasks remembered for each worker
+# Seconds that a session waits for tasks of other sessions, and that a worker may take to end an abandoned
+# task.
+GRACE_SECONDS = 1.0
 
-AttemptKey = tuple[int, int, int]  # map, task and attempt
+AttemptKey = tuple[int, int, int]  # job id, task and attempt
 
 
 @dataclass(eq=False)
 class Allocation:
-    """What a run holds workers by until it ends.
+    """The workers allocated to one session, and its place in the queue for more.
 
-    wake_session : lets the run look whether it may start a task.
-    workers : that are at its tasks, also after its end, by the descriptors of their links.
-    poller : of these descriptors, and of what else the run waits for.
-    receiving_workers : the workers whose link has messages that are not written yet.
-    n_queued : tasks that it would start.
-    can_be_woken : whether it starts tasks as soon as it is woken.
-    last_progress_at : when a task of it started or ended last, or it began to wait, on the monotonic clock.
-    cores_were_idle : whether cores were idle when it looked last.
-    closed_at : when it did; None: it has not.
-    n_tasks : the number of tasks of the run; 0 if it does not matter on which machines they run.
-    n_tasks_by_machine : the number of tasks that each machine has been given, for workers whose machine is
-        known.
+    Attributes
+    ----------
+    wake_session : callable
+        Called with no arguments to make the session check whether it may start a task.
+    workers : dict of int to WorkerHandle
+        The workers that run tasks of the session, by the descriptor of their channel. Workers that are still
+        busy when the session closes stay here, abandoned.
+    poller : Poll
+        Polls the channels of the workers, and the other descriptors for which the session waits.
+    receiving_workers : set of WorkerHandle
+        The workers whose channel has messages that are not written yet.
+    n_queued : int
+        The number of tasks that the session would start now.
+    can_be_woken : bool
+        True if a thread waits in the session, which starts tasks when it is woken.
+    last_progress_at : float
+        When a task of the session last started or ended, or its tasks began to wait, on the monotonic clock.
+    cores_were_idle : bool
+        True if the last poll found idle cores.
+    closed_at : float or None
+        When the session closed, on the monotonic clock; None while it is open.
+    n_tasks : int
+        The number of tasks of the session; 0 if it does not matter on which machines they run.
+    n_tasks_by_machine : dict of str to int
+        The number of tasks assigned to each machine, for workers whose machine is known.
     """
 
     wake_session: Callable[[], None]
@@ -69,7 +91,7 @@ class Allocation:
     n_tasks_by_machine: dict[str, int] = field(default_factory=dict)
 
     def update_polled_events(self, worker: WorkerHandle) -> None:
-        """Poll the link of a worker for replies, and for room to write as long as messages for it wait."""
+        """Poll the channel of a worker for replies, and for room to write while it has unsent messages."""
         has_unsent = worker.channel.has_unsent
         (self.receiving_workers.add if has_unsent else self.receiving_workers.discard)(worker)
         self.poller.register(worker.channel_descriptor, POLLIN | POLLOUT if has_unsent else POLLIN)
@@ -77,22 +99,43 @@ class Allocation:
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker that stays, as its driver sees it.
+    """The driver's record of one persistent worker.
 
-    allocation : of the map whose task it does, or did when that map ended; None while it is free.
-    channel_descriptor : by which that map polls its link.
-    assigned : what it was told to do and has not ended: the order, and the task in a form that means the same
-        to later maps of the same blocks.
-    state_since : when it began with the first of them, or else became free, on the monotonic clock.
-    pid, label : its number on its machine, and how its engine calls it, as soon as it has said so.
-    machine : the address of its machine, or until the worker has said that, where it was started; empty if
-        the engine has no addresses.
-    host : the name of its machine, for reports; empty until the worker has said that, and on the driver's.
-    job_id : of which it was told last, by number.
-    function_digest : digest of the one that it has.
-    last_task_seconds : seconds of the latest task of which it has told.
-    is_exiting : whether it has said that it ends itself.
-    cached_tasks : the tasks that it did most recently, whose blocks it has in memory; in the same form.
+    A task key identifies a task by its block, so that it means the same to later jobs on the same blocks.
+
+    Attributes
+    ----------
+    worker_id : int
+        The id of the worker in its pool.
+    channel : WorkerChannel
+        The connection to the worker.
+    allocation : Allocation or None
+        Of the session whose task it runs, or ran when that session closed; None while the worker is idle.
+    channel_descriptor : int
+        The descriptor by which the session polls the channel.
+    assigned : deque of (AttemptKey, task key)
+        The tasks that were sent to the worker and have not ended, the running task first.
+    state_since : float
+        When the running task started, or the worker became idle, on the monotonic clock.
+    pid : int or None
+        The process id on the worker's machine; None until the worker has connected.
+    label : str
+        The engine's name of the worker; empty until the worker has reported it.
+    machine : str
+        The address of the worker's machine. Until the worker reports it, the address where it was launched;
+        empty if the engine has no addresses.
+    host : str
+        The name of the worker's machine, for reports; empty until reported, and on the driver's machine.
+    job_id : int
+        The job whose header was sent to the worker last.
+    function_digest : bytes or None
+        The digest of the function that was sent to the worker last.
+    last_task_seconds : float
+        The run time of its latest task; inf before the first.
+    is_exiting : bool
+        True if the worker has announced that it exits.
+    cached_tasks : dict
+        The keys of its latest tasks, whose blocks it has in memory, oldest first.
     """
 
     worker_id: int
@@ -113,16 +156,16 @@ class WorkerHandle:
 
     @property
     def has_open_session(self) -> bool:
-        """Whether a map waits for this worker."""
+        """True if the session to which the worker is allocated is open."""
         return self.allocation is not None and self.allocation.closed_at is None
 
     def get_abandoned_seconds(self) -> float:
-        """For how many seconds nobody has waited for its task; it has one, and its map has ended."""
+        """Return the seconds since the session of an abandoned worker closed."""
         assert self.allocation is not None
         return time.monotonic() - (self.allocation.closed_at or 0.0)
 
     def assign_task(self, attempt_key: AttemptKey, task_key: Hashable) -> None:
-        """Note that the worker was told of this task."""
+        """Record that a task was sent to the worker. `task_key` identifies the block of the task."""
         if not self.assigned:
             self.state_since = time.monotonic()
         self.assigned.append((attempt_key, task_key))
@@ -131,9 +174,9 @@ class WorkerHandle:
             n_tasks_by_machine[self.machine] = n_tasks_by_machine.get(self.machine, 0) + 1
 
     def receive_messages(self) -> tuple[list[Message], bool]:
-        """What it has said of its task since the last time, and whether it will say more.
+        """Receive the new messages about the running task. Return them, and whether the worker is connected.
 
-        One that speaks of another task than it was told to do is gone: nothing that it says is of use.
+        A worker that reports on a task which it was not assigned is disconnected.
         """
         messages, is_connected = self.channel.receive()
         valid_messages = []
@@ -148,7 +191,7 @@ class WorkerHandle:
                 if message.kind in TASK_END_KINDS:
                     _, task_key = self.assigned.popleft()
                     self.state_since = time.monotonic()
-                    if message.kind in REPLY_KINDS:  # else it may not have looked at its block
+                    if message.kind in REPLY_KINDS:  # otherwise the worker may not have read the block
                         self._add_cached_task(task_key)
             else:
                 self.channel.disconnect()
@@ -156,9 +199,9 @@ class WorkerHandle:
         return valid_messages, is_connected
 
     def cancel_tasks(self) -> bool:
-        """Cancel the tasks of the worker. Return False if it has none, and nothing is on its way to it.
+        """Cancel the tasks of the worker. Return False if none is left and no message is being sent to it.
 
-        Messages that wait are dropped. No reply is to come of a task whose call was among them.
+        Unsent messages are dropped, and with them the tasks that they would have assigned.
         """
         channel = self.channel
         if channel.has_unsent:
@@ -173,11 +216,11 @@ class WorkerHandle:
         return bool(self.assigned or channel.has_unsent)
 
     def write_unsent_messages(self) -> bool:
-        """Write what the link takes of the messages that wait. Return False if the worker is lost."""
+        """Write as many unsent messages as the channel accepts. Return False if the worker is lost."""
         channel = self.channel
         if channel.flush() and not channel.is_stalled():
             return True
-        channel.failure = channel.failure or TimeoutError("it took no further byte of its block")
+        channel.failure = channel.failure or TimeoutError("it stopped reading its block")
         return False
 
     def _set_identity(self, identity: WorkerIdentity) -> None:
@@ -193,14 +236,19 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """What the workers of all pools have in common. Maps on several threads may take them.
-
-    shares_host : whether it takes no time to tell them something.
-    latest_channel_name : over which the latest worker elsewhere has called; empty if none has.
+    """The base class of the pools of local and remote workers. Sessions on several threads may share one.
 
     Parameters
     ----------
-    max_workers : at a time, not counting those that are abandoned.
+    max_workers : int or None
+        The largest number of workers at a time, not counting abandoned ones; None: no limit.
+
+    Attributes
+    ----------
+    shares_host : bool
+        True if the workers are on the driver's machine, so that messages to them take almost no time.
+    latest_channel_name : str
+        The kind of channel by which the latest remote worker connected; empty if none has.
     """
 
     shares_host = False
@@ -208,13 +256,13 @@ class WorkerPool:
 
     def __init__(self, max_workers: int | None) -> None:
         self._max_workers = max_workers
-        self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
+        self._lock = threading.RLock()  # Reentrant: a destructor may close a session at any point.
         self._worker_ids = itertools.count()
         self._workers: dict[int, WorkerHandle] = {}
-        # Weak: an interrupt may have kept an allocation from being closed.
+        # The references are weak, as an interrupt may prevent an allocation from being closed.
         self._allocation_refs = set[weakref.ref[Allocation]]()
-        self._concurrency_limit = self._get_initial_concurrency_limit()  # of tasks under way
-        self._last_change_at = time.monotonic()  # when a task was started or ended last
+        self._concurrency_limit = self._get_initial_concurrency_limit()  # tasks in flight
+        self._last_change_at = time.monotonic()  # when a task last started or ended
         self._is_closed = False
         self._owner_pid = os.getpid()
 
@@ -222,41 +270,48 @@ class WorkerPool:
         return len(self._workers)
 
     def count_busy_workers(self) -> int:
-        """Return the number of workers that are at a task, also at one that nobody waits for any more."""
+        """Return the number of workers that run a task, including abandoned workers."""
         return sum(worker.allocation is not None for worker in list(self._workers.values()))
 
     def count_workers_by_host(self) -> dict[str, int]:
-        """Return how many workers run on each host, by the names in reports, as far as these are known."""
+        """Return the number of workers on each host, by host name. Workers on unnamed hosts are left out."""
         return dict(Counter(worker.host for worker in list(self._workers.values()) if worker.host))
 
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
-        """The `ProcessEnvironment` that workers are to find around a function, pickled; empty for what is
-        there.
+        """Return the pickled `ProcessEnvironment` that workers set up before they call a function.
+
+        Empty if workers keep their own environment.
         """
         return b""
 
     def request_workers(self, n_workers: int) -> None:
-        """So many would be of use now."""
+        """Hint that up to `n_workers` workers could be used right now."""
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """See, where there is no news, whether more tasks could run of so many that might start."""
+        """Check whether more workers could run some of the `n_queued` tasks that wait.
+
+        Called while a session waits and no worker has replied.
+        """
 
     def explain_missing_workers(self) -> str:
-        """Return why no worker has been there yet, and what to do; empty if one has, or can start at once."""
+        """Return why no worker has connected yet and what to do, or an empty string if nothing is missing."""
         return ""
 
     def flush_messages(self) -> None:
-        """Send all messages that wait to be sent, without waiting; ExecutorError if that is impossible."""
+        """Send all buffered messages without blocking. Raises ExecutorError if that is impossible."""
 
     def maintain_workers(self) -> None:
-        """What is to be done now and then while no map runs; what raises an error is tried again."""
+        """Do periodic maintenance. Called also while no job runs, and again later if it raises an error."""
 
     def take_billed_usage(self) -> PersistentUsage | None:
-        """What they have been paid for since this was asked before; None where nobody pays for them."""
+        """Return the billed time of the workers since the last call; None if workers are not billed."""
         return None
 
     def open_allocation(self, wake_session: Callable[[], None]) -> Allocation:
-        """For one more run; `wake_session` lets it look whether it may start a task."""
+        """Return an allocation for a new session.
+
+        `wake_session` is called with no arguments when the session may start a task.
+        """
         with self._lock:
             if not self._allocation_refs:
                 self._concurrency_limit = self._get_initial_concurrency_limit()
@@ -265,20 +320,31 @@ class WorkerPool:
             return allocation
 
     def has_one_session(self) -> bool:
-        """Whether one run is open at most."""
+        """Return True if at most one session is open."""
         return len(self._allocation_refs) < 2
 
     def get_idle_seconds(self) -> float:
-        """For how many seconds no run has been open."""
+        """Return the seconds since the last session closed; 0 while one is open."""
         return 0.0 if self._allocation_refs else time.monotonic() - self._last_change_at
 
     def acquire_worker(
         self, allocation: Allocation, n_queued: int, get_task_keys: Callable[[], Collection[Hashable]] = tuple
     ) -> WorkerHandle | None:
-        """One for so many tasks that wait: that has done one of these before, is free, or is new.
+        """Allocate a worker to a session; return None if it may not have one now.
 
-        None where it is the turn of another run, where as many tasks are under way as may be, or where there
-        are as many workers as there may be.
+        An idle worker that has the block of a queued task cached is preferred, then an idle worker whose
+        process runs, then a new worker. None means that it is the turn of another session, that the
+        concurrency limit is reached, or that no worker can be started.
+
+        Parameters
+        ----------
+        allocation : Allocation
+            The allocation of the session.
+        n_queued : int
+            The number of tasks that the session would start now.
+        get_task_keys : callable
+            Returns the keys of the first of these tasks. Called with no arguments, and only if the choice of
+            an idle worker depends on them.
         """
         with self._lock:
             if n_queued and not allocation.n_queued:
@@ -305,7 +371,7 @@ class WorkerPool:
             return worker
 
     def release_worker(self, worker: WorkerHandle) -> None:
-        """It does nothing for its map any more, which may have ended; another may start a task."""
+        """Make a worker idle, and let the next session start a task. Its session may be closed already."""
         with self._lock:
             allocation, worker.state_since = worker.allocation, time.monotonic()
             worker.assigned.clear()
@@ -314,16 +380,18 @@ class WorkerPool:
             if allocation.workers.pop(worker.channel_descriptor, None) is not None:
                 allocation.poller.unregister(worker.channel_descriptor)
             allocation.receiving_workers.discard(worker)
-            worker.allocation = None  # at last: an interrupt before leaves it abandoned
+            worker.allocation = (
+                None  # Last, so that an interrupt before this line leaves the worker abandoned.
+            )
             if allocation.closed_at is None:
                 self._last_change_at = allocation.last_progress_at = worker.state_since
                 if len(self._allocation_refs) > 1:
                     self._wake_next_session(allocation)
 
     def remove_worker(self, worker: WorkerHandle) -> None:
-        """It is gone, or is to go; ExecutorError if that is because another thread has ended them all.
+        """Remove a worker that has exited or must exit, and other workers that have exited.
 
-        Others of its process or machine may have gone with it.
+        Raises ExecutorError if another thread has closed the pool.
         """
         with self._lock:
             self._remove_worker(worker)
@@ -331,21 +399,22 @@ class WorkerPool:
             self._check_open()
 
     def stop_waking_session(self, allocation: Allocation) -> None:
-        """Nobody waits for its run now: it cannot be told that it may start a task."""
+        """Record that no thread waits in a session now, so that waking it would not start a task."""
         allocation.can_be_woken = False
         if len(self._allocation_refs) > 1:
             with self._lock:
                 self._wake_next_session()
 
     def close_allocation(self, allocation: Allocation, job_id: int | None = None) -> None:
-        """A map, of this number, ends: who is at its tasks is left to whoever needs it next, or kills it.
+        """Close the allocation of a job that ends. Its busy workers are cancelled and become abandoned.
 
-        All that did its tasks and are near are told, as there is something to do for them before the next.
+        Idle workers on this machine are notified that the job `job_id` has ended, so that they can clean up
+        before the next task.
         """
         with self._lock:
             self._allocation_refs.discard(weakref.ref(allocation))
             allocation.closed_at = self._last_change_at = time.monotonic()
-            if self._allocation_refs:  # what the others need beyond is seen when they leave cores idle
+            if self._allocation_refs:  # The limit grows again when the remaining sessions leave cores idle.
                 initial_limit = self._get_initial_concurrency_limit()
                 self._concurrency_limit = max(self._count_in_flight_tasks(), initial_limit)
                 self._wake_next_session()
@@ -359,7 +428,7 @@ class WorkerPool:
                     worker.channel.send(Message(MessageKind.CANCEL, (job_id, -1, -1)))
 
     def abandon_worker(self, worker: WorkerHandle) -> None:
-        """Nobody waits for its task any more: it is left as if its map had ended."""
+        """Cancel the tasks of a worker and abandon it, as if its session had closed."""
         with self._lock:
             is_busy, assigned = worker.cancel_tasks(), worker.assigned.copy()
             self.release_worker(worker)
@@ -368,14 +437,17 @@ class WorkerPool:
                 worker.allocation = Allocation(lambda: None, closed_at=time.monotonic())
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
-        """How one has ended that is gone; ExecutorError if that is because all were ended."""
+        """Return how a worker has exited. Raises ExecutorError if the pool was closed."""
         self._check_open()
         return "its worker process ended without reporting" + (worker.label and f" ({worker.label})")
 
     def find_tasks_cached_on_abandoned_workers(
         self, get_task_keys: Callable[[], Collection[Hashable]]
     ) -> set[Hashable]:
-        """Those of these whose block no free worker has, but one that is still at an abandoned task."""
+        """Return the keys of tasks whose block is cached only by abandoned workers, which are still busy.
+
+        `get_task_keys` returns the keys to check; it is called only if there are abandoned workers.
+        """
         with self._lock:
             if not self._get_abandoned_workers():
                 return set()
@@ -391,15 +463,18 @@ class WorkerPool:
             return {key for key in cached_on_abandoned if not any(key in cache for cache in idle_caches)}
 
     def is_allocation_starved(self, allocation: Allocation) -> bool:
-        """Whether no task of its run is under way, and none of others was started or ended for long."""
+        """Return True if a session has no task in flight and no session has made progress for a while.
+
+        The limit is GRACE_SECONDS.
+        """
         return not allocation.workers and time.monotonic() > self._last_change_at + GRACE_SECONDS
 
     def close(self) -> None:
-        """End them all: maps that run on them now fail."""
+        """Terminate all workers. Jobs that still run on them fail."""
         with self._lock:
             self._is_closed = True
             for worker in list(self._workers.values()):
-                if worker.has_open_session:  # its map sees it end, at a descriptor that is still there
+                if worker.has_open_session:  # Its session polls the descriptor and sees the disconnection.
                     self._terminate_worker(worker.worker_id)
                     worker.channel.disconnect()
                 else:
@@ -407,8 +482,11 @@ class WorkerPool:
             self._workers.clear()
 
     def after_fork(self) -> None:
-        """Let go of workers and runs, in a process that was forked of the one that has them."""
-        self._is_closed, self._lock = True, threading.RLock()  # that another thread may have held
+        """Discard all workers and sessions in a forked child of the process that owns them."""
+        self._is_closed, self._lock = (
+            True,
+            threading.RLock(),
+        )  # another thread of the parent may have held the lock
         self._allocation_refs.clear()
         for worker in self._workers.values():
             worker.channel.close()
@@ -416,38 +494,41 @@ class WorkerPool:
 
     def _check_open(self) -> None:
         if os.getpid() != self._owner_pid:
-            raise ExecutorError("this process was forked while a map ran, which goes on in its parent only")
+            raise ExecutorError(
+                "this process was forked while a map ran, which continues only in the parent process"
+            )
         if self._is_closed:
-            raise ExecutorError("the workers were ended while a map ran on them, by close() or shutdown()")
+            raise ExecutorError("close() or shutdown() ended the workers while a map was running on them")
 
     def _get_initial_concurrency_limit(self) -> int:
-        """How many tasks may be under way to begin with."""
+        """Return the number of tasks that may be in flight at first."""
         return sys.maxsize
 
     def _start_worker(self) -> WorkerHandle | None:
-        """A new one, or one that is free in a moment, if it can be had at once."""
+        """Return a new worker or one that has just become idle; None if there is none now."""
         raise NotImplementedError
 
     def _terminate_worker(self, worker_id: int) -> None:
-        """Let the process of a worker end."""
+        """Terminate the process of a worker."""
 
     def _remove_unneeded_workers(self) -> None:
-        """Remove those that are to go: abandoned ones, or others that took the place of these."""
+        """Remove workers beyond the number that is wanted, such as long-abandoned ones."""
 
     def _get_open_allocations(self) -> list[Allocation]:
-        """The leases of runs that have not ended."""
+        """Return the allocations of the open sessions."""
         refs = list(self._allocation_refs)
         return [allocation for ref in refs if (allocation := ref()) is not None]
 
     def _count_in_flight_tasks(self) -> int:
-        """Tasks of all runs that workers are at."""
+        """Return the number of workers that run tasks of open sessions."""
         return sum(len(allocation.workers) for allocation in self._get_open_allocations())
 
     def _wake_next_session(self, requester: Allocation | None = None) -> Allocation | None:
-        """The run whose turn it is to start a task, if one more may be under way; told but for `requester`.
+        """Return the session whose turn it is to start a task, and wake it unless it is `requester`.
 
-        Of those with tasks that wait and a thread that can start them. Tasks of others that never end keep
-        no map from going on.
+        Only sessions with queued tasks and a waiting thread are considered. Return None if no further task
+        may be in flight. A starved session may exceed the concurrency limit, so that endless tasks of other
+        sessions do not block it.
         """
         candidates = [
             item
@@ -471,9 +552,16 @@ class WorkerPool:
     def _choose_idle_worker(
         self, get_task_keys: Callable[[], Collection[Hashable]], allocation: Allocation | None = None
     ) -> WorkerHandle | None:
-        """Return a free worker that has done one of these tasks, else one that is up, else any or None.
+        """Return the idle worker that suits the next task best, or None if no worker is idle.
 
-        allocation : of the map that is to use the worker, where tables spread its tasks over machines.
+        A worker that has the block of one of the tasks cached is preferred, then one whose process runs.
+
+        Parameters
+        ----------
+        get_task_keys : callable
+            Returns the keys of the next tasks; called with no arguments.
+        allocation : Allocation, optional
+            The allocation of the session, for pools that spread tasks evenly over machines.
         """
         idle_workers = [worker for worker in self._workers.values() if worker.allocation is None]
         task_keys = get_task_keys() if len(idle_workers) > 1 else ()
@@ -485,16 +573,16 @@ class WorkerPool:
         return best_worker or max(idle_workers, key=rank_worker, default=None)
 
     def _get_abandoned_workers(self) -> list[WorkerHandle]:
-        """Those at tasks of maps that have ended, the one that is so for longest first."""
-        # A destructor may end a map at any moment.
+        """Return the workers that still run tasks of closed sessions, longest-abandoned first."""
+        # Copy the workers first: a destructor may close a session at any point.
         workers = list(self._workers.values())
         abandoned = [item for item in workers if item.allocation and item.allocation.closed_at is not None]
         return sorted(abandoned, key=WorkerHandle.get_abandoned_seconds, reverse=True)
 
     def _poll_unallocated_workers(self, timeout: float = 0.0) -> None:
-        """Take back those that come to the end of an abandoned task by now, or one within so many seconds.
+        """Release abandoned workers that have ended their task, and remove workers that have exited.
 
-        Let go of those that do not, and of free ones that are gone.
+        Wait up to `timeout` seconds for the first reply. Workers that are no longer needed are removed, too.
         """
         unallocated = [item for item in list(self._workers.values()) if item.allocation is None]
         unallocated += self._get_abandoned_workers()
@@ -515,8 +603,9 @@ class WorkerPool:
     def _remove_idle_workers(
         self, n_excess: int, sort_key: Callable[[WorkerHandle], float], max_sort_key: float = inf
     ) -> None:
-        """Let so many free workers go, those for which `sort_key` is least and no more than
-        `max_sort_key`.
+        """Remove up to `n_excess` idle workers, in ascending order of `sort_key`.
+
+        Workers whose key is above `max_sort_key` are kept.
         """
         unallocated = [item for item in self._workers.values() if item.allocation is None]
         idle_workers = sorted(unallocated, key=sort_key)

@@ -71,9 +71,9 @@ def test_what_the_pool_drops_is_lost() -> None:
         pool.run(2)
         texts = [str(outcome.failure) for outcome in ends(run.wait(1.0))]
     assert texts == [
-        "WorkerLost: ManualPool was shut down or cancelled the task before it began",
+        "WorkerLost: ManualPool was shut down, or cancelled the task before it started",
         "WorkerLost: OSError: node down",
-        f"WorkerLost: somebody removed {run._folder_token.folder}",
+        f"WorkerLost: its folder {run._folder_token.folder} was removed",
     ]
 
 

@@ -375,24 +375,25 @@ REFUSED: list[tuple[Location, Reach, str]] = [
     (
         DriverLocation("memory of this process"),
         REMOTE,
-        "the array lies in memory of this process, which workers cannot reach: leave executor out",
+        "the array is stored in memory of this process, which workers cannot reach: leave executor out",
     ),
     (
         FolderLocation("/data"),
         REMOTE,
-        "the array lies in folder '/data' of this machine, which workers on aws_lambda cannot reach: use "
-        "storage= of that backend",
+        "the array is stored in folder '/data' of this machine, which workers on aws_lambda cannot reach: "
+        "use storage= of that backend",
     ),
     (
         BucketLocation("b", "aws_s3"),
         HERE,
-        "the array lies in aws_s3 bucket 'b', but this executor stores in memory: use the Lithops "
-        "configuration of that bucket for both",
+        "the array is stored in aws_s3 bucket 'b', but this executor uses memory: use the Lithops "
+        "configuration of that bucket for the array and the executor",
     ),
     (
         BucketLocation("b", "aws_s3"),
         Reach(),
-        "the array lies in aws_s3 bucket 'b': pass executor=, the Lithops configuration of that bucket",
+        "the array is stored in aws_s3 bucket 'b', which needs its Lithops configuration: pass it "
+        "as executor=",
     ),
 ]
 
@@ -431,6 +432,6 @@ def test_blocks_that_workers_can_read_are_not(location: Location | None, reach: 
 )
 def test_results_stay_only_where_workers_can_write(location: Location, reach: Reach, message: str) -> None:
     job = replace(job_reading(None), output_spec=OutputSpec(location, "y", 5))
-    with pytest.raises(ExecutorError, match=f"the array is to stay in {message}"):
+    with pytest.raises(ExecutorError, match=f"the results cannot be stored in {message}"):
         reach.check_job(job)
     HERE.check_job(replace(job, output_spec=OutputSpec(FolderLocation("/data"), "y", 5)))

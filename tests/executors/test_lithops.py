@@ -342,7 +342,7 @@ def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error() -> 
     site = LithopsWorkerProvider(make_lithops_source(YAML))
     with closing(site):
         site._invocations.function_executor = None  # whatever it asks
-        with pytest.raises(ExecutorError, match="takes no job"):
+        with pytest.raises(ExecutorError, match="cannot start a job"):
             site.collect_module_sources(cloudpickle.dumps(servers.free_ports))
 
 
@@ -403,7 +403,7 @@ def test_objects_that_were_not_deleted_are_deleted_again(forgets, left, monkeypa
     storage = ForgetfulStorage(forgets)
     for key in ("a/1", "a/2", "b/1"):
         storage.put_object("b", key, b"")
-    told = pytest.warns(RuntimeWarning, match="does not delete what lies below 'a/'")
+    told = pytest.warns(RuntimeWarning, match="does not delete the objects below 'a/'")
     with told if left else contextlib.nullcontext():
         delete_objects_below(storage, ["a/"])
     assert [key for _, key in storage.objects] == [*left, "b/1"]

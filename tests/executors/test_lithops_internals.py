@@ -50,7 +50,9 @@ def test_a_machine_without_a_temporary_folder_is_told_what_to_set(monkeypatch: p
     found = builtins.__import__
     import_lithops.cache_clear()
     monkeypatch.setattr("builtins.__import__", none)
-    with pytest.raises(ExecutorError, match="needs a temporary folder, set TMPDIR to one: No usable"):
+    with pytest.raises(
+        ExecutorError, match=r"needs a temporary folder\. Set TMPDIR to an existing folder: No usable"
+    ):
         import_lithops()
 
 
@@ -96,7 +98,7 @@ def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, ver
     assert is_localhost_function_executor(functions)
     assert find_interpreter_error(functions) == ""
     python_in(tmp_path, lacks="numpy")
-    said = rf"{script} of its workers .*No module named 'numpy'.* say runtime: {sys.executable}"
+    said = rf"{script} of its workers .*No module named 'numpy'.* set runtime: {sys.executable}"
     assert re.search(said, find_interpreter_error(functions))
     script.unlink()
     assert "No such file" in find_interpreter_error(functions)

@@ -116,10 +116,10 @@ def test_a_folder_that_another_map_removes_while_a_job_is_stored_here_is_made_ag
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ZeroDivisionError("no"), "lithops/memory takes no job: ZeroDivisionError: no$"),
+        (ZeroDivisionError("no"), "lithops/memory cannot start a job: ZeroDivisionError: no$"),
         (
             Exception("Total data exceeded maximum size of 4.0MiB"),
-            r"size of 4\.0MiB: tasks are told of many parts; say data_limit: 0",
+            r"size of 4\.0MiB\. The tasks refer to many stored objects: set data_limit: 0",
         ),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_job_that_is_refused_is_one_clear_error(
     with pytest.raises(ExecutorError, match=message):
         started(functions, 1)
     monkeypatch.setattr(lithops_invocations, "clone_function_executor", refuse)
-    with pytest.raises(ExecutorError, match="takes no job"):
+    with pytest.raises(ExecutorError, match="cannot start a job"):
         LithopsInvocations(
             LithopsSource.from_executor(Functions("localhost")), shares_executor=True
         ).get_executor_for_next_job(2)

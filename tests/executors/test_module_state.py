@@ -157,7 +157,7 @@ def test_nothing_is_described_again_where_nothing_can_have_changed(
 def test_another_object_that_cannot_be_sent_is_refused(module: Any) -> None:
     collect_module_state([module.reads])
     module.opened = (item for item in ())
-    with pytest.raises(CodeError, match=rf"{NAME}\.opened, which is another generator than before"):
+    with pytest.raises(CodeError, match=rf"{NAME}\.opened, a generator that was replaced since"):
         collect_module_state([module.reads])
 
 

@@ -39,7 +39,7 @@ def test_who_has_workers_keeps_them_and_takes_no_number() -> None:
         kept, close = executor.with_persistent_workers()
         close()
         assert kept is executor
-    with pytest.raises(ExecutorError, match="executor=Pool has workers of its own: leave workers= out"):
+    with pytest.raises(ExecutorError, match="executor=Pool manages its workers itself: leave workers= out"):
         resolve_executor(Pool()).with_persistent_workers(2)
     own, close = resolve_executor(None).with_persistent_workers(2)
     assert own is not resolve_executor(None)

@@ -167,8 +167,8 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(shared: Pool, tmp_pat
     [
         ("cloud.yaml", "the Lithops configuration .cloud.yaml. does not exist"),
         (ThreadPoolExecutor(1), "as executor= of the map"),
-        (ThreadPoolExecutor, "is a class: pass an executor that was made of it"),
-        (3, r"on 3: for so many of them, Pool\(workers=3\)"),
+        (ThreadPoolExecutor, "is a class: pass an instance"),
+        (3, r"executor=3 is a number, not an executor: for 3 workers, use Pool\(workers=3\)"),
     ],
 )
 def test_what_has_no_workers_that_stay_is_refused(executor: Any, message: str) -> None:

@@ -137,7 +137,7 @@ def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_en
             return worker
 
         table.acquire_worker = take_and_end
-        with pytest.raises(ExecutorError, match="ended while a map ran"):
+        with pytest.raises(ExecutorError, match="ended the workers while a map was running"):
             run.submit([(task, 0) for task in range(1, 9)])
 
 

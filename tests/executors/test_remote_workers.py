@@ -231,7 +231,7 @@ def test_a_site_where_nothing_ever_starts_is_one_clear_error(
     workers.request_workers(1)
     time.sleep(0.03)
     workers.request_workers(2)  # in place of those that do not call others are started, now and then
-    with pytest.raises(ExecutorError, match=r"has called within [\d.]+ s$"):
+    with pytest.raises(ExecutorError, match=r"has connected within [\d.]+ s$"):
         until(lambda: workers.maybe_scale_up(lease, 2))
 
 
@@ -387,7 +387,10 @@ class BrokenSocket:
     [
         (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "was lost: Connection timed out"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), "was lost: No route to host"),
-        (ConnectionResetError(errno.ECONNRESET, "Reset"), "was reset, which has ended or is out of reach"),
+        (
+            ConnectionResetError(errno.ECONNRESET, "Reset"),
+            "was reset: it has exited or cannot be reached",
+        ),
         (FrameError("a message was changed on its way"), ""),
     ],
 )
@@ -483,17 +486,17 @@ def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> 
     assert second.worker_seconds >= 2 * (moments[2] - moments[1])  # also while no map ran
 
 
-@pytest.mark.parametrize("use", ["lies in", "is to stay in"])
+@pytest.mark.parametrize("use", ["the array is stored in", "the results cannot be stored in"])
 def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     use: str, pool: Pool, site: ThreadSite
 ) -> None:
     far = BucketLocation("b", "far")
     blocks = UncodedBlocks([[X]], ("array",))
-    if use == "lies in":
+    if use == "the array is stored in":
         blocks.location = far  # type: ignore[misc]
-    output = OutputSpec(far, "y", 100) if use == "is to stay in" else None
+    output = OutputSpec(far, "y", 100) if use == "the results cannot be stored in" else None
     site.reach = Reach("", "near")
-    message = f"^the array {use} far bucket 'b', but this executor stores in near: use"
+    message = f"^{use} far bucket 'b', but this executor uses near: use"
     with pytest.raises(ExecutorError, match=message):
         pool.open(JobSpec(np.copy, blocks, output_spec=output))
     assert site.launches == []

@@ -57,8 +57,8 @@ def test_a_worker_that_is_struck_calls_nothing_and_is_lost_when_its_result_was_d
     run.submit([(0, 0), (1, 0)])
     outcomes = [outcome for _ in range(3) for outcome in ends(run.wait(9.0))]
     assert [str(outcome.failure) for outcome in outcomes] == [
-        "WorkerLost: its worker was struck by 'kill'",
-        "WorkerLost: its worker was struck by 'exit'",
+        "WorkerLost: its worker was lost by the injected fault 'kill'",
+        "WorkerLost: its worker was lost by the injected fault 'exit'",
     ]
     assert run.now() == 10.0
 
@@ -105,5 +105,5 @@ def test_an_arrival_does_not_look_at_all_others() -> None:
 
 @pytest.mark.parametrize("script", [3, {0: -1.0}, {0.5: 1.0}, {0: "1"}, {0: math.nan}])
 def test_a_script_maps_tasks_to_seconds(script: Any) -> None:
-    with pytest.raises(CodeError, match="seconds map tasks by number to seconds of at least 0"):
+    with pytest.raises(CodeError, match="arrival_seconds must map task indices to seconds of at least 0"):
         ReplayExecutor(script)

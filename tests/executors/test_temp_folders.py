@@ -100,7 +100,7 @@ def test_files_lie_in_memory_where_no_temporary_folder_may_be_written_to(
     assert folder.parent == tmp_path
     remove_owned_folder(folder)
     monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path / "none"))
-    with pytest.raises(ExecutorError, match="no folder can be made for the files of workers"):
+    with pytest.raises(ExecutorError, match="no folder can be created for the files of workers"):
         make_temp_folder()
 
 

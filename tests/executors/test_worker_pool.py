@@ -276,9 +276,9 @@ def test_close_ends_all_and_maps_see_it(table: Table) -> None:
     assert busy.channel.fileno() >= 0  # its map waits there
     assert not busy.receive_messages()[1]
     assert abandoned.channel.fileno() == free.channel.fileno() == -1
-    with pytest.raises(ExecutorError, match="ended while a map ran"):
+    with pytest.raises(ExecutorError, match="ended the workers while a map was running"):
         table.remove_worker(busy)
-    with pytest.raises(ExecutorError, match="ended while a map ran"):
+    with pytest.raises(ExecutorError, match="ended the workers while a map was running"):
         table.get_exit_reason(busy)
 
 

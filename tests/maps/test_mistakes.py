@@ -384,13 +384,16 @@ def test_every_backend_that_is_suggested_has_a_configuration_to_show() -> None:
 @pytest.mark.parametrize(
     ("faults", "words"),
     [
-        ({0: Fault("slep")}, "the kind of a Fault is one of sleep, raise, exit, kill, garbage, not 'slep'"),
+        (
+            {0: Fault("slep")},
+            "the kind of a Fault must be one of sleep, raise, exit, kill, garbage, not 'slep'",
+        ),
         ({0: Fault("sleep", -1)}, "seconds of a Fault must be a number of at least 0, not -1"),
         ({0: Fault("sleep")}, "a Fault that sleeps needs its seconds"),
         ({0: Fault("kill", attempts=1.5)}, "attempts of a Fault must be an integer of at least 0, not 1.5"),  # type: ignore[arg-type]
-        ({"3": Fault("kill")}, "faults map tasks by number to a Fault each, not '3'"),
-        ({3: "kill"}, "to a Fault each, not 3 to 'kill'"),
-        ({-1: Fault("kill")}, "faults map tasks by number to a Fault each"),
+        ({"3": Fault("kill")}, "faults must map task indices to Fault objects, not '3'"),
+        ({3: "kill"}, "to Fault objects, not 3 to 'kill'"),
+        ({-1: Fault("kill")}, "faults must map task indices to Fault objects"),
         ([Fault("kill")], "faults must be a mapping from task to Fault, not"),
     ],
 )

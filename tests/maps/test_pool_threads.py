@@ -50,7 +50,7 @@ def test_a_map_whose_workers_another_thread_ends_says_so(ended: str, tmp_path: P
             assert until((tmp_path / "begun").exists)
             workers = descendants()
             end()
-            with pytest.raises(ExecutorError, match=r"ended while a map ran on them"):
+            with pytest.raises(ExecutorError, match=r"ended the workers while a map was running on them"):
                 running.result(PATIENCE)
         assert not [process for process in workers if runs(process)]
         assert not before & set(folders())

@@ -279,7 +279,7 @@ def test_a_map_needs_none_of_the_tasks_that_a_shutdown_cancels(tmp_path: Path, g
     closing.join()
     assert_same(result, plain_map(double, DATA, 3), 1e-11)
     assert [task.failures for task in result.report.tasks[3:]] == 5 * [
-        ("WorkerLost: CountingThreads was shut down or cancelled the task before it began",)
+        ("WorkerLost: CountingThreads was shut down, or cancelled the task before it started",)
     ]
 
 

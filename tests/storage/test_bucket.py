@@ -122,10 +122,10 @@ def test_no_bucket(s3_server, tmp_path):
 
 def test_no_such_configuration(tmp_path):
     for action in actions(tmp_path / "no.yaml"):
-        refused(action, "there is no Lithops configuration")
+        refused(action, "the Lithops configuration .* does not exist")
     (tmp_path / "no.yaml").write_text("lithops: {backend: localhost, storage: minio}\n")
     for action in actions(tmp_path / "no.yaml"):
-        refused(action, "Lithops has no storage for .*minio section is mandatory")
+        refused(action, "Lithops cannot open the storage of .*minio section is mandatory")
 
 
 def test_storage_that_is_down(impatient, server, tmp_path):
