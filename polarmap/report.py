@@ -266,7 +266,7 @@ class Report:
         return json.dumps(to_json_value(self), indent=indent)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw the timeline of the tasks as a matplotlib Figure, and save it to `path` (.png or .svg) if given."""
+        """Draw the timeline of the tasks as a matplotlib Figure, and save it to `path` (.png, .svg)."""
         from polarmap.plot.timeline import draw_timeline
 
         return draw_timeline(self, path)

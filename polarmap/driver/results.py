@@ -44,7 +44,7 @@ class LazyReport:
 
 
 class CodedResult(Sequence[T]):
-    """The k results of a coded map, in the order of the blocks: a sequence like `[f(block) for block in blocks]`.
+    """The k results of a coded map, as a sequence in the order of the blocks.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class CodedResult(Sequence[T]):
 
     @property
     def report(self) -> Report:
-        """The report of the map: when each task returned, which blocks were decoded, and how accurate they are."""
+        """The report of the map: times of tasks, decoded blocks and their accuracy."""
         return self._lazy_report.report
 
     def __len__(self) -> int:

@@ -83,7 +83,7 @@ class TaskRecord:
 
     @property
     def state(self) -> TaskState:
-        """The state of the attempt that returned the result, or a summary of all attempts without a result."""
+        """The state of the attempt that returned the result, else of all attempts."""
         states = self.attempt_states
         if self.has_result:
             return states[self.result_attempt]
@@ -116,7 +116,7 @@ class TaskRecord:
 
     @property
     def last_raised_failure(self) -> Failure | None:
-        """The latest failure in which f raised an exception, or None. Later attempts may have failed otherwise."""
+        """The latest failure in which f raised an exception, or None. Other kinds of failure may follow it."""
         return next((failure for failure in reversed(self.failures) if failure.kind == "raised"), None)
 
     def drop_shape_failures(self) -> None:
@@ -248,7 +248,7 @@ class TaskTable:
         return table
 
     def start_attempts(self, task_indices: Collection[int], elapsed_seconds: float) -> list[AttemptId]:
-        """Record the next attempt of each task as queued since `elapsed_seconds`, and return these attempts."""
+        """Record that the next attempt of each task is queued, and return these attempts."""
         attempts = []
         for task_index in task_indices:
             submitted_at = self._records[task_index].submitted_at
