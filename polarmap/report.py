@@ -146,7 +146,7 @@ class Report:
         rows of data alone. "awaited": as "own rows", but rows of zeros change the result of f, so that the
         map had to wait for this worker or to retry its task. "rows cut off": f returns one row for each row,
         and the rows for zeros were removed. "zeros ignored": rows of zeros do not change the result of f.
-        "estimated": the result was estimated after a deadline, as rows of zeros change it. "" without padding.
+        "estimated": the result was estimated after a deadline, as rows of zeros change it. "": no padding.
     errors
         The expected relative error of each data block after a deadline. It is 0.0 for an exact block. For an
         estimate it is the root mean square error of the entries relative to the root mean square of the

@@ -116,7 +116,7 @@ class TaskRecord:
 
     @property
     def last_raised_failure(self) -> Failure | None:
-        """The latest failure in which f raised an exception, or None. Other kinds of failure may follow it."""
+        """The latest failure in which f raised an exception, or None if f never raised."""
         return next((failure for failure in reversed(self.failures) if failure.kind == "raised"), None)
 
     def drop_shape_failures(self) -> None:

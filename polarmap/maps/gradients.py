@@ -231,7 +231,7 @@ def _make_blocks_and_slope_task(
     base_directions: Floats | None,
     n_blocks: int,
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
-    """Return k blocks, with every k-th direction in the same block, and the task that measures their slopes."""
+    """Return k blocks, with every k-th direction in the same block, and the task for them."""
     if base_directions is None:
         return list(np.eye(n_blocks)), make_coordinate_slope_task(f, x, scale, h, scheme, n_blocks)
     return partition_directions(base_directions, n_blocks), make_row_slope_task(f, x, scale, h, scheme)
