@@ -68,7 +68,7 @@ def format_too_few_results_message(task_table: TaskTable, n_needed: int) -> str:
 
 def _format_arrived_count(task_table: TaskTable, n_needed: int) -> str:
     n_arrived = len(task_table.arrived)
-    if n_arrived >= n_needed:
+    if n_arrived > n_needed:
         return f"{n_arrived} results arrived (the smallest number that can suffice is {n_needed})"
     return f"{n_arrived} of {n_needed} needed results arrived"
 
