@@ -380,7 +380,6 @@ def format_machine_overload_message(hosts: Sequence[str | None], n: int, k: int)
 
     Examples
     --------
-
     >>> format_machine_overload_message(["a", "a", "b"], 3, 2)
     'one machine runs 2 of 3 tasks; only 1 may be missing (a)'
     """
