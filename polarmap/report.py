@@ -1,4 +1,7 @@
-"""What happened during one coded map, as data and as text."""
+"""The report of a map: when each task ran, which blocks were decoded, how accurate they are, and the cost.
+
+The driver builds a `Report` for each map. It can be read as data, printed, plotted and written as JSON.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 from polarmap.clouds.prices import Cost
 
-MAX_LINES = 10  # of a report as text
+MAX_LINES = 10  # The largest number of lines of a printed report.
 
 
 class Verification(StrEnum):
@@ -50,18 +53,18 @@ class TaskState(StrEnum):
     ARRIVED = "arrived"  # its result counts
     SURPLUS = "surplus"  # its result arrived and was not needed
     FAILED = "failed"  # it raised, was lost, or its result was rejected
-    CANCELLED = "cancelled"  # it was withdrawn before a worker started it
+    CANCELLED = "cancelled"  # it was cancelled before a worker started it
     ABANDONED = "abandoned"  # it was running when its result was no longer needed
 
 
 @dataclass(frozen=True)
 class TaskReport:
-    """One task: what it was, what became of it, when.
+    """The state, times and failures of one task.
 
     Attributes
     ----------
     index
-        Position in the codeword; data below k.
+        The number of the task. Tasks 0 to k - 1 are the data tasks.
     state
         "arrived" (its result was returned or decoded from), "surplus" (its result arrived and was only
         checked), "failed" (it raised, was lost, or its result was rejected), "abandoned" (it was running when
@@ -69,22 +72,22 @@ class TaskReport:
         was never submitted). In the report of a future that is not done also "queued" (submitted, and no
         worker is known to have started it) and "running".
     arrived
-        Seconds after the start of the map, None if it never did.
+        When its result arrived, in seconds after the start of the map. None if it did not arrive.
     seconds
-        Seconds that the worker spent on it, None if unknown.
+        The seconds that a worker spent on the result. None if it is not known.
     attempts
-        How often it was started.
+        The number of attempts that were started.
     failures
-        What its failed attempts reported.
+        The failures of its attempts, as text.
     launched
-        Seconds after the start of the map when it was first handed out; 0 but for tasks that
-        were held back, None if it never was.
+        When its first attempt was submitted, in seconds after the start of the map. It is 0 unless the task
+        was held back, and None if it was never submitted.
     started
-        Seconds after the start of the map when a worker began its first attempt, None if none is known to
-        have begun. From `launched` to `started` the task was queued.
+        When a worker started its first attempt, in seconds after the start of the map. None if no start is
+        known. The task was queued from `launched` to `started`.
     host
-        Name of the machine whose worker ran the task, with its address if the engine tells machines apart by
-        that. None on this machine, and where it is not known.
+        The host name of the worker that ran the task, with its address if the executor identifies machines
+        by address. None on this machine, and if it is not known.
     """
 
     index: int
@@ -100,73 +103,75 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What happened during one coded map.
+    """The report of one map.
 
     Attributes
     ----------
     n, k
-        Coded tasks and data blocks.
+        The number of tasks, and the number of data blocks.
     code, executor
-        What coded and what ran it.
+        The names of the code and of the executor.
     tasks
         One TaskReport for each coded task, by index.
     needed
-        How many results had arrived when they were determined.
+        The number of results that had arrived when they determined all k results.
     recovered
-        Data blocks that were decoded rather than received.
+        The data blocks whose results were decoded rather than received.
     seconds
-        From the call to the results; `encode_seconds` and `decode_seconds` are inside it.
+        The seconds from the call to the results, including `encode_seconds` and `decode_seconds`.
     redundancy_wait_seconds
-        Extra wait for a result to check against.
+        The seconds spent on waiting for a redundant result, or for f on the driver, to verify the results.
     amplification
-        Largest factor by which decoding multiplies the relative error of results.
+        The largest factor by which decoding multiplies the relative error of results.
     error_bound
-        Of the blocks, relative to the largest number of a leaf: what rounding is amplified to,
-        or more where one worker may have deviated by more without showing in the checks. Of products
-        whose terms cancel: relative to the largest number where they do not. Integers that f made of floats
-        are taken to be rounded. 0 when nothing was decoded, or integers exactly.
+        A bound on the error of the decoded blocks, relative to the largest number of an array in a result. It
+        covers amplified rounding, and any larger deviation of one worker that the checks could not detect.
+        For matrix products whose terms cancel, it is relative to the largest number without cancellation.
+        Integers that f computes from floats are assumed to be rounded. It is 0 if no block was decoded, or if
+        integers were decoded exactly.
     residual
-        Largest relative residual of the left-over parity equations, None if none was checked.
+        The largest relative residual of the redundant parity equations. None if none was checked.
     verified
-        "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
-        (this function passed before) or "no" (verify=False).
+        How f was verified: "not needed" (no block was decoded), "parity" (by redundant results), "local" (by
+        f on the driver), "earlier" (by an earlier map of this f) or "no".
     schedule
-        "upfront", or "on_demand": parity tasks were held back until they were needed.
+        "upfront", or "on_demand" if parity tasks were held back until they were needed.
     unchecked
-        Results that were handed out, or that decoded blocks are made of, and that no check
-        involved ("parity" or "local"): garbage from one of these workers would have passed.
+        Tasks whose results were returned or decoded from, and that no check ("parity" or "local") covers.
+        A wrong result of one of these tasks would not have been detected.
     padding
-        Rows of zeros that fill up the last block, where the rows of the data do not divide.
+        The number of rows of zeros at the end of the last block. 0 if the rows divide evenly into blocks.
     last_block
-        How the result of a block with `padding` came about: "own rows" (its worker evaluated f on its rows
-        of data alone), "awaited" (the same, but the map had to wait for that worker, or its task got further
-        attempts, because rows of zeros change the result of f), "rows cut off" (f gives one row for each row,
-        and those of zeros were cut off), "zeros ignored" (they make no difference to f) or "estimated" (after
-        a deadline, where they do make one). Empty without padding.
+        How the result of the block with `padding` was obtained. "own rows": its worker evaluated f on its
+        rows of data alone. "awaited": as "own rows", but rows of zeros change the result of f, so that the
+        map had to wait for this worker or to retry its task. "rows cut off": f returns one row for each row,
+        and the rows for zeros were removed. "zeros ignored": rows of zeros do not change the result of f.
+        "estimated": the result was estimated after a deadline, as rows of zeros change it. "": no padding.
     errors
-        After a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
-        the root mean square over its entries in that of the results, or inf where all that arrived was
-        equal and so tells nothing of it. Empty if all are exact.
+        The expected relative error of each data block after a deadline. It is 0.0 for an exact block. For an
+        estimate it is the root mean square error of the entries relative to the root mean square of the
+        results, or inf if the results that arrived are all equal. () if all blocks are exact.
     error_p90
-        The same error of all k blocks together, their root mean square: what it stays below in nine of ten
-        orders of arrival, if blocks are as alike as random parts of data. 0.0 if all are exact, inf
-        while fewer than three results tell of it.
+        The relative root mean square error of all k blocks together that is not exceeded in nine of ten
+        orders of arrival, if the blocks are as alike as random parts of the data. 0.0 if all blocks are
+        exact, and inf while fewer than three results allow an estimate.
     is_final
-        False in the report of a future that is not done: how things are so far, with `needed` the
-        number of results that determine the others.
+        False in the report of a future that is not done. `needed` is then the number of results that are
+        needed to determine all k results.
     code_reason
-        Of a sparse matrix, why it was coded or why late tasks got copies instead, in a sentence.
+        A sentence that says why a sparse matrix was coded, or why late tasks got backups instead. "" for
+        other data.
     cost
-        Estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price. Of workers
-        that stay, all that they have cost since the map before: the seconds while they were idle, too.
+        The estimated cost at list prices (polarmap.clouds.prices). None if polarmap knows no price. The cost
+        of persistent workers counts from the end of the previous map and includes their idle time.
     n_cores
-        Number of cores of this machine, where the tasks ran on it and shared them; None elsewhere, and where
-        polarmap does not know.
+        The number of cores of this machine, if the tasks ran on it. None if they ran elsewhere, or if it is
+        not known.
     evaluated_locally
-        Coded blocks on which f was evaluated by this process, to check results, once for each time.
+        The coded blocks on which the driver evaluated f to check results, one entry for each evaluation.
     workers_by_host
         The number of workers that the pool had on each machine when the map ended, by `TaskReport.host`.
-        Empty for workers of this machine, and where machines are not known.
+        Empty for workers of this machine, and if the machines are not known.
     """
 
     n: int
@@ -211,7 +216,7 @@ class Report:
         return tuple(block_index for block_index, error in enumerate(self.errors) if error > 0)
 
     def tasks_in_state(self, state: str) -> list[int]:
-        """Return the numbers of the tasks in a state, which is one of those of `TaskReport.state`."""
+        """Return the numbers of the tasks whose `TaskReport.state` is `state`."""
         return [task.index for task in self.tasks if task.state == state]
 
     @property
@@ -226,7 +231,7 @@ class Report:
 
     @property
     def decoding_summary(self) -> str:
-        """Which blocks were decoded and how well, in a few words."""
+        """A short text: the blocks that were decoded, the time for it, and their error bound."""
         if not self.recovered:
             return "none"
         error = f"error {self.error_bound:.1g} at most" if self.error_bound else "exact"
@@ -234,22 +239,22 @@ class Report:
 
     @property
     def verification_summary(self) -> str:
-        """What `verified` means, in a few words."""
+        """A short explanation of `verified`."""
         return VERIFICATION_TEXTS.get(self.verified, self.verified)
 
     def to_json(self, indent: int | None = None) -> str:
-        """The report as a JSON object whose fields are those above.
+        """Return the report as a JSON object with the attributes of the report as fields.
 
         Parameters
         ----------
         indent : int, optional
-            Spaces by which nested parts are indented; None: all on one line.
+            The number of spaces by which nested parts are indented. None for one line.
 
         Returns
         -------
         str
-            `tasks` is a list of objects, one per task, `cost` an object or null. Numbers that are not
-            finite are null.
+            The JSON text. `tasks` is a list with one object per task, and `cost` is an object or null.
+            Numbers that are not finite are null.
 
         Examples
         --------
@@ -261,7 +266,7 @@ class Report:
         return json.dumps(to_json_value(self), indent=indent)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """The timeline of the tasks as a matplotlib Figure, also written to `path` (.png, .svg)."""
+        """Draw the timeline of the tasks as a matplotlib Figure, and save it to `path` (.png, .svg)."""
         from polarmap.plot.timeline import draw_timeline
 
         return draw_timeline(self, path)
@@ -270,7 +275,7 @@ class Report:
         return str(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the text, and a small timeline of what has happened."""
+        """Return the HTML that a notebook shows: the text and, once the map is over, a small timeline."""
         from polarmap.plot.timeline import render_timeline_html
 
         return render_timeline_html(self, str(self)) if self.is_final else f"<pre>{escape(str(self))}</pre>"
@@ -287,7 +292,7 @@ class Report:
                 ]
             )
         arrival_text = f"{self.needed} of {self.n} results were enough, {n_arrived} arrived"
-        if self.estimated_blocks:  # they were not
+        if self.estimated_blocks:  # The results were not enough to decode all blocks.
             arrival_text = f"{n_arrived} of {self.n} results arrived in time"
         lines = [
             f"done in {self.seconds:.2f} s: {arrival_text} ({self.executor}, {self.code})",
@@ -321,7 +326,7 @@ class Report:
         return "\n".join(lines + self._format_failure_lines()[: MAX_LINES - len(lines)])
 
     def _format_estimate_lines(self) -> list[str]:
-        """Which blocks are estimates, and how good they are, if there are any."""
+        """Return a line that names the estimated blocks and their errors, or no line without estimates."""
         if not self.estimated_blocks:
             return []
         max_error = max(self.errors)
@@ -342,7 +347,7 @@ class Report:
         return [line for line in (distribution_text, risk_text) if line]
 
     def _format_failure_lines(self) -> list[str]:
-        """A line for each of the first tasks that failed."""
+        """Return one line for each of the first five tasks that failed."""
         failed = [task for task in self.tasks if task.failures]
         return [
             f"  task {task_report.index}{_format_host_suffix(task_report.host)}: {task_report.failures[-1]}"
@@ -355,7 +360,7 @@ def _format_host_suffix(host: str | None) -> str:
 
 
 def format_count(n_items: int, noun: str) -> str:
-    """Return a number of things in words.
+    """Return a count with its noun, which gets an "s" unless the count is 1.
 
     >>> format_count(1, "worker"), format_count(2, "worker")
     ('1 worker', '2 workers')
@@ -366,8 +371,15 @@ def format_count(n_items: int, noun: str) -> str:
 def format_machine_overload_message(hosts: Sequence[str | None], n: int, k: int) -> str:
     """Return a sentence if one machine of several runs more tasks than may be missing, and "" otherwise.
 
-    hosts : of the tasks.
+    Parameters
+    ----------
+    hosts : sequence of str or None
+        The host name of each task, or None if it is not known.
+    n, k : int
+        The number of tasks, and the number of data blocks.
 
+    Examples
+    --------
     >>> format_machine_overload_message(["a", "a", "b"], 3, 2)
     'one machine runs 2 of 3 tasks; only 1 may be missing (a)'
     """
@@ -388,7 +400,7 @@ def _is_task_late(task_report: TaskReport, decodable_at: float) -> bool:
 
 
 def to_json_value(value: Any) -> Any:
-    """A value as JSON has it: records as objects, numbers that are not finite as null.
+    """Return `value` in types that JSON has: records become dicts, and numbers that are not finite None.
 
     >>> to_json_value({"p99": float("inf"), "n": np.int64(3)})
     {'p99': None, 'n': 3}
@@ -409,6 +421,6 @@ def to_json_value(value: Any) -> Any:
 
 
 def format_indices(indices: Sequence[int]) -> str:
-    """Some numbers of tasks as text, the first twelve of them."""
+    """Return task numbers as text: the first twelve and a count if there are more, or "none"."""
     text = ", ".join(map(str, indices[:12]))
     return (text + (f", ... ({len(indices)})" if len(indices) > 12 else "")) or "none"

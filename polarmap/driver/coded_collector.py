@@ -1,4 +1,11 @@
-"""Collector of a coded map: accepts results once they are decoded and verified, and describes them."""
+"""The collector of a coded map, which accepts results once they are decoded and verified.
+
+    outcome -> ReceivedResults -> ResultDecoder -> AcceptancePolicy -> Accepted: the map is over
+               (shapes agree)     (decodable?)     (Verifier: is f     Rejected: drop one result
+                                                   linear?)            Refused: wait for all data tasks
+
+It also builds the final results and the fields of the report.
+"""
 
 from __future__ import annotations
 
@@ -488,8 +495,8 @@ class CodedCollector(Collector):
         return CodedResult(self.block_results, report)
 
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Yield those that arrived in the order of their arrival, then those that were decoded."""
-        if self.received.result_refs:  # The received results are samples of those in storage.
+        """Yield the received results in the order of their arrival, then the decoded results."""
+        if self.received.result_refs:  # The received arrays are only samples of the stored results.
             return
         arrived_at = self.task_table.arrived
         indices = range(len(self.decoder.decoded_results))

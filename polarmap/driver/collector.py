@@ -1,4 +1,13 @@
-"""The interface of a collector, which takes in outcomes and decides when they suffice; timer and limits."""
+"""The interface of collectors, which receive the outcomes of tasks and decide when a map is over.
+
+For a map with k = 2 data blocks and n = 3 tasks, of which task 1 is late, the driver calls:
+
+    add_outcome(result of task 0)    try_finish() -> False    one result is not enough
+    add_outcome(result of task 2)    try_finish() -> True     block 1 is decoded from blocks 0 and 2
+
+`CodedCollector` decodes and verifies results. The subclasses of `EveryTaskCollector` need a result of every
+task. The timer of a job and the limits of its waits are also defined here.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +23,10 @@ from polarmap.errors import CodedTimeoutError
 from polarmap.executors.interface import Outcome
 from polarmap.report import Report, Verification
 
-BASE_WAIT_SECONDS = 20.0  # the longest wait for a result that is not needed, or for f on the driver
-WAIT_TASK_FACTOR = 4.0  # ... or this many times the longest task, if that is longer
+# The longest wait for a redundant result or for f on the driver: this many seconds, or WAIT_TASK_FACTOR times
+# the longest run time of a task if that is longer.
+BASE_WAIT_SECONDS = 20.0
+WAIT_TASK_FACTOR = 4.0
 # Bounds in seconds of the wait for a redundant result, after which f is evaluated on the driver.
 REDUNDANCY_WAIT_BOUNDS = (0.2, 10.0)
 
@@ -37,7 +48,6 @@ class JobTimer:
 
     Examples
     --------
-
     >>> hand = iter([10.0, 12.0, 12.5])
     >>> timer = JobTimer(lambda: next(hand), 3.0)
     >>> timer.elapsed_seconds, timer.remaining_seconds
@@ -118,11 +128,11 @@ class Collector(ABC):
 
     @abstractmethod
     def add_outcome(self, outcome: Outcome) -> None:
-        """Take in the outcome of an attempt."""
+        """Store the result of an attempt. Its failure, if it failed, is in the table of tasks already."""
 
     @abstractmethod
     def try_finish(self) -> bool:
-        """Look at the results again, and return whether the map is over."""
+        """Judge the results that have arrived, and return whether the map is over."""
 
     @abstractmethod
     def on_tasks_exhausted(self) -> None:
@@ -180,7 +190,7 @@ class Collector(ABC):
         """Return which failed tasks may be started again."""
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise what f raises, if it is found to do so everywhere."""
+        """Raise the exception of f if no task returned and more tasks raised it than may be missing."""
         error = find_common_exception(self.task_table, self.recovery_threshold)
         if error is not None:
             raise error

@@ -1,4 +1,4 @@
-"""The threads that run the maps of futures: a few, however many futures there are."""
+"""A small pool of daemon threads that runs the maps behind `submit`, shared by all futures."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from collections.abc import Callable
 
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 
-MAX_THREADS = 32  # maps that are under way at a time; later ones wait for their turn
+MAX_THREADS = 32  # The largest number of maps that run at a time. Further maps are queued.
 
 
 class DaemonThreadPool:
-    """Calls on daemon threads, in the order in which they come, so many at a time.
+    """A pool of daemon threads that runs calls in the order of their submission.
 
     Parameters
     ----------
-    max_threads : calls at a time.
+    max_threads : int
+        The largest number of threads, and so of calls that run at a time.
 
     Examples
     --------
@@ -33,13 +34,13 @@ class DaemonThreadPool:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Begin anew, in a process that was forked of the one that has the threads."""
+        """Reset the pool in a forked process, where its threads do not exist."""
         self._queue = deque[Callable[[], None]]()
         self._lock = threading.Lock()
         self._n_threads = 0
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Let a thread run a call that raises nothing, as soon as it is its turn."""
+        """Queue `call`, which a thread runs without arguments once it is free. It must not raise."""
         with self._lock:
             self._queue.append(call)
             if self._n_threads == self._max_threads:
@@ -55,10 +56,10 @@ class DaemonThreadPool:
     def _run_calls(self) -> None:
         while (call := self._pop_call()) is not None:
             call()
-            del call  # nothing that it held is to stay
+            del call  # Release the objects that the call refers to before waiting for the next one.
 
     def _pop_call(self) -> Callable[[], None] | None:
-        """The next call; None if there is none."""
+        """Return the next call, or None if the queue is empty, after which the thread has to end."""
         with self._lock:
             if self._queue:
                 return self._queue.popleft()
@@ -73,6 +74,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def register_before_exit(callback: Callable[[], None]) -> None:
-    """Let a call be made when the interpreter is about to exit, while pools of threads still work."""
+    """Register `callback` to be called, without arguments, at exit while thread pools still work."""
     register_in_threading = getattr(threading, "_register_atexit", None)
     (register_in_threading or atexit.register)(callback)

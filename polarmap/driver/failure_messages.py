@@ -51,10 +51,10 @@ def format_too_few_results_message(task_table: TaskTable, n_needed: int) -> str:
     """Return the text of an error for a map whose arrived and pending results cannot suffice."""
     n_arrived, n_pending = len(task_table.arrived), len(task_table.pending_tasks)
     if n_arrived + n_pending >= n_needed:
-        pending_text = f", {_format_pending_tasks(task_table)}" if n_pending else ""
+        pending_text = f" and {_format_pending_tasks(task_table)}" if n_pending else ""
         message = (
-            f"{_format_arrived_count(task_table, n_needed)}{pending_text}; they do not determine the rest, "
-            "and no more can come"
+            f"{n_arrived} results arrived{pending_text}, but all of these together do not determine the "
+            f"missing results: {n_needed} suffice only in some combinations"
         )
     elif n_pending:
         message = (
@@ -67,7 +67,10 @@ def format_too_few_results_message(task_table: TaskTable, n_needed: int) -> str:
 
 
 def _format_arrived_count(task_table: TaskTable, n_needed: int) -> str:
-    return f"{len(task_table.arrived)} of {n_needed} needed results arrived"
+    n_arrived = len(task_table.arrived)
+    if n_arrived > n_needed:
+        return f"{n_arrived} results arrived (the smallest number that can suffice is {n_needed})"
+    return f"{n_arrived} of {n_needed} needed results arrived"
 
 
 def _format_pending_tasks(task_table: TaskTable) -> str:

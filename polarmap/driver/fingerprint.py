@@ -33,7 +33,7 @@ from polarmap.executors.module_state import (
 from polarmap.worker.module_state import IGNORED_ATTRIBUTES
 
 MEMMAP_ATTRIBUTES = {"_mmap", "filename", "mode", "offset"}
-# of functions of numpy
+# The type of numpy functions that dispatch to other array libraries, or NoneType if it does not exist.
 _DISPATCHER_TYPE: Any = type(np.sum) if hasattr(np.sum, "_implementation") else type(None)
 
 
@@ -70,7 +70,7 @@ class _FingerprintPickler(pickle.Pickler):
         self._dump_module_attributes()
 
     def reducer_override(self, value: Any) -> Any:
-        """What is pickled in place of a value: its parts as a state, which may lead back to it."""
+        """Return a placeholder to pickle instead of a value, with the parts of the value as its state."""
         if value is _PicklePlaceholder:
             return NotImplemented
         for classes, reduce_value in _REDUCERS:
@@ -178,7 +178,7 @@ class _FingerprintPickler(pickle.Pickler):
             dumped = reached
 
     def _dump_module_attribute(self, module_name: str, value: Any) -> None:
-        """A library's own object in C, which nobody can look into, counts by name."""
+        """Add an attribute of a module to the hash, by name if a library object cannot be pickled."""
         try:
             self.dump(value)
         except Exception:
@@ -205,7 +205,7 @@ _REDUCERS: list[tuple[tuple[Any, ...], Callable[[_FingerprintPickler, Any], Any]
 
 
 def _get_array_subclass_state(array: npt.NDArray[Any]) -> Any:
-    """Return what an array of a subclass, or its dtype, holds besides its data; () of any other."""
+    """Return the state of an array other than its data, or () for a plain array without dtype metadata."""
     metadata = array.dtype.metadata
     if type(array) is np.ndarray and metadata is None:
         return ()
@@ -258,7 +258,7 @@ def _find_library_globals(f: types.FunctionType) -> tuple[tuple[str, _HashableNa
 
 
 def _find_c_base_class(class_: type) -> type:
-    """The first of its bases whose instances are made in C."""
+    """Return the first class in the MRO of `class_` whose instances are created by C code."""
     for base in class_.__mro__:
         constructor = vars(base).get("__new__")
         if isinstance(constructor, types.BuiltinFunctionType) and constructor.__self__ is base:

@@ -1,7 +1,7 @@
-"""What functions were found to be (linear, acting on rows): only the first map of each has to find out.
+"""A cache of verified properties of functions, such as "linear", shared by all maps of this process.
 
-The rule: a later map trusts what was found of f if the fingerprint of f is the same. A function without
-a fingerprint is not trusted, and every map is verified.
+The first map of a function verifies it. A later map trusts the cached property if the fingerprint of f has
+not changed. A function without a fingerprint is verified in every map.
 """
 
 from __future__ import annotations
@@ -14,25 +14,30 @@ import numpy as np
 from polarmap.driver.fingerprint import compute_function_fingerprint
 
 LINEAR_OR_AFFINE = "linear or affine in its block"
-VERIFIED_PROPERTIES: dict[str, Any] = {}  # what maps of this process found
+# The properties that maps of this process have verified, by cache key.
+VERIFIED_PROPERTIES: dict[str, Any] = {}
 
 
 class FunctionProperty:
-    """What was known of f as it is when a map begins: whether it is what the code assumes, or something else.
+    """A property of f as it was known when a map began, for example that f is linear.
 
-    What the map itself finds out is no reason for it to trust f.
+    `value` does not change during the map, which has to verify f itself if the property was not known.
 
     Parameters
     ----------
     f : callable
-    property_name : is known, or not: the assumption of a code.
-    dtypes : of the data.
-    holds_by_construction : true by construction.
+        The function.
+    property_name : str
+        The name of the property, such as the assumption of a code.
+    dtypes : sequence of numpy.dtype
+        The dtypes of the data. The property is cached for these dtypes only.
+    holds_by_construction : bool
+        Whether f is known to have the property, so that the cache is not used.
 
     Attributes
     ----------
     value : Any
-        What was noted of f, or of one that reaches the same, on data of such dtypes; None if nothing was.
+        The cached value for f, or for a function with the same fingerprint. None if it is not known.
     """
 
     def __init__(
@@ -43,12 +48,12 @@ class FunctionProperty:
         self.value: Any = True if holds_by_construction else VERIFIED_PROPERTIES.get(self._cache_key or "")
 
     def remember_value(self, value: Any = True) -> None:
-        """Remember something of f for later maps, unless it has changed since this one began."""
+        """Cache `value` for later maps, unless f has changed since this map began."""
         if self._cache_key is not None and self._cache_key == _compute_cache_key(*self._key_arguments):
             VERIFIED_PROPERTIES[self._cache_key] = value
 
 
 def _compute_cache_key(f: Any, property_name: str, dtypes: Sequence[np.dtype[Any]]) -> str | None:
-    """What is told by: None of a function that cannot be compared."""
+    """Return the cache key of a property of `f`, or None if `f` has no fingerprint."""
     digest = compute_function_fingerprint(f)
     return None if digest is None else "\n".join([property_name, *(dtype.str for dtype in dtypes), digest])

@@ -1,4 +1,7 @@
-"""What the caller of a map chose beside the data and the code: checked, and as the loop reads it."""
+"""The options of a map other than the data and the code, such as `timeout` and `retries`.
+
+Map functions check the arguments of their caller here, and pass them on as one `MapOptions`.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,23 @@ Verify = bool | Literal["auto"]
 ScheduleName = Literal["upfront", "on_demand"]
 OnTimeout = Literal["raise", "estimate"]
 
-# From the leaves of every received result: what entries of each leaf may be off by although f is as
-# linear as it should be; inf for a leaf that is not meant to be decoded.
+# A function from the leaves of every received result to the largest error of the entries of each leaf that
+# is compatible with a linear f. The error is inf for a leaf that is not decoded.
 LeafErrorBounds = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
 
 
 class PlannedSchedule(ABC):
-    """A schedule that says the sizes and the code of a map too, as `polarmap.planning.Plan` does.
+    """A schedule that also sets the sizes and the code of a map, such as `polarmap.planning.Plan`.
 
-    schedule : "upfront" or "on_demand".
-    n_upfront_parity : parity tasks that start with the data, on demand.
-    run_times : of one task, which tells when one is late; None: the tasks of the map tell.
+    Attributes
+    ----------
+    schedule : {"upfront", "on_demand"}
+        When parity tasks start.
+    n_upfront_parity : int
+        The number of parity tasks that start together with the data tasks, if `schedule` is "on_demand".
+    run_times : RunTimeQuantiles or None
+        The distribution of the run time of a task, which decides when an attempt is late. None to learn it
+        from the tasks of the map.
     """
 
     schedule: str
@@ -43,7 +52,7 @@ class PlannedSchedule(ABC):
 
     @abstractmethod
     def apply_to(self, code_options: CodeOptions) -> CodeOptions:
-        """`code_options` with its sizes and its code; CodeError where the caller asks for others too."""
+        """Return `code_options` with the sizes and the code of the plan. Raise CodeError if they conflict."""
 
 
 Schedule = ScheduleName | PlannedSchedule
@@ -51,34 +60,47 @@ Schedule = ScheduleName | PlannedSchedule
 
 @dataclass(frozen=True)
 class FunctionTraits:
-    """What is known of an f that is ours; of any other f nothing is."""
+    """The known properties of an f that polarmap defines. The defaults apply to functions of the user.
 
-    meets_requirement: bool = False  # what the code assumes of it is true by construction
-    error_bounds: LeafErrorBounds | None = None  # it is linear up to these
-    result_shape: tuple[int, ...] | None = None  # of the array that it returns
-    is_rowwise: bool = False  # it gives one row of each result for each row of its block
+    Attributes
+    ----------
+    meets_requirement : bool
+        Whether f meets the assumption of the code by construction, for example that it is linear.
+    error_bounds : callable or None
+        Computes the errors up to which f is linear. None for the default tolerance.
+    result_shape : tuple of int, or None
+        The shape of the array that f returns, or None if it is not known.
+    is_rowwise : bool
+        Whether f returns one row of each result for each row of its block.
+    """
+
+    meets_requirement: bool = False
+    error_bounds: LeafErrorBounds | None = None
+    result_shape: tuple[int, ...] | None = None
+    is_rowwise: bool = False
 
 
 @dataclass(frozen=True)
 class MapOptions:
-    """What the caller of a map chose, as `coded_map` describes it, and what is known of f."""
+    """The checked options of a map, which `coded_map` describes, and the known properties of f."""
 
     verify: Verify = "auto"
     rtol: float | None = None
     timeout: float = inf
     retries: int = 1
-    retry_delay: float = 0.0  # seconds, doubled with each attempt
-    estimate_on_timeout: bool = False  # after the timeout, rather than to fail
+    retry_delay: float = 0.0  # Seconds before the first retry, doubled for each further one.
+    estimate_on_timeout: bool = False  # Whether to return estimates after the timeout instead of failing.
     schedule: str = "upfront"
-    n_upfront_parity: int = 0  # parity tasks that start with the data, on demand
-    run_times: RunTimeQuantiles | None = None  # of one task, where a plan knows them
-    parity_required_by: str = ""  # which choice asks for parity, so that copies of late tasks will not do
+    n_upfront_parity: int = 0  # The number of parity tasks that start with the data tasks, if "on_demand".
+    run_times: RunTimeQuantiles | None = None  # The distribution of the run time of a task, from a plan.
+    # The option that needs parity tasks, for the message if the data cannot be coded. "" if none does.
+    parity_required_by: str = ""
     key: str | bytes | None = None
     traits: FunctionTraits = FunctionTraits()
 
 
 def check_function(f: Any) -> None:
-    """CodeError for what cannot be called."""
+    """Raise CodeError if `f` is not callable."""
     if not callable(f):
         raise CodeError(f"f must be callable, not {type(f).__name__}")
 
@@ -107,7 +129,7 @@ def check_options(
     *,
     retry_delay: Any = 0.0,
 ) -> MapOptions:
-    """The options of a map; CodeError for one that cannot be."""
+    """Return the checked options of a map. Raise CodeError if one of them is invalid."""
     if not isinstance(verify, (bool, np.bool_)) and not is_choice(verify, ("auto",)):
         raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
     for name, value in (("rtol", rtol), ("timeout", timeout)):
@@ -153,5 +175,5 @@ def check_options(
 
 
 def apply_plan(code_options: CodeOptions, schedule: Schedule) -> CodeOptions:
-    """`code_options`, or what a plan makes of them."""
+    """Return `code_options`, with the sizes and the code of `schedule` if it is a plan."""
     return schedule.apply_to(code_options) if isinstance(schedule, PlannedSchedule) else code_options

@@ -1,4 +1,4 @@
-"""Parity checks of a map's results: do the redundant equations hold, and if not, which result broke them?"""
+"""Parity checks of a map's results, which test the redundant equations and locate a wrong result."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class ParityChecks:
 
     @cached_property
     def parity_evaluation(self) -> LocalEvaluation:
-        """f of `densest_parity_block` on the driver: started when this is asked for first."""
+        """The evaluation of f on `densest_parity_block` by the driver, started when first read."""
         return self._evaluator.start_on_block(self.densest_parity_block[0])
 
     @cached_property

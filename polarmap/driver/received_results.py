@@ -228,14 +228,18 @@ class ReceivedResults:
         if outcome.unpadded_result is not None and self.unpadded_result is not None:
             return Reception.UNPADDED_ONLY
         expected = self.first_received
-        message = f"returned {outcome.result_description}, others {expected.result_description}"
+        results_text = f"{outcome.result_description} here, {expected.result_description} in other tasks"
+        message = (
+            f"f returned blocks of different shapes ({results_text}), so lost results cannot be decoded. Use "
+            "hedged_map for an f that filters its data"
+        )
         if outcome.task >= len(self._systematic_indices) and outcome.leaf_shapes == expected.leaf_shapes:
             layout = self._coded_data.block_layout
             data_dtype, parity_dtype = (layout(index)[0][0] for index in (0, self._coded_data.n - 1))
-            message += (
-                f": f of {np.dtype(parity_dtype)} blocks, which parity of {np.dtype(data_dtype)} is, "
-                "has another kind of result; convert the data, or what f combines it with, so that both have "
-                "one"
+            message = (
+                f"f returned blocks of different dtypes ({results_text}): parity of {np.dtype(data_dtype)} "
+                f"data is {np.dtype(parity_dtype)}, for which f returns another dtype. Cast in f, or convert "
+                "the data, or what f combines it with, so that both dtypes are the same"
             )
         self._reject_misshapen_result(outcome.task, message)
         return Reception.IGNORED

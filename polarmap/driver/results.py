@@ -1,4 +1,7 @@
-"""The results of a map, as it returns them, and its report, which is built when it is first read."""
+"""The results that a map returns, and its report.
+
+The report is built when it is first read, so that maps whose report is never read do not pay for it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,13 @@ T = TypeVar("T")
 
 
 class LazyReport:
-    """A report that is made when it is read for the first time; pickled as it is then."""
+    """A report that is built when it is first read, or when it is pickled.
+
+    Parameters
+    ----------
+    build_report : callable
+        Called once, with no arguments, to build the report.
+    """
 
     def __init__(self, build_report: Callable[[], Report]) -> None:
         self._build_report = build_report
@@ -35,12 +44,14 @@ class LazyReport:
 
 
 class CodedResult(Sequence[T]):
-    """The k results of a coded map, in order, as `[f(block) for block in blocks]` gives them.
+    """The k results of a coded map, as a sequence in the order of the blocks.
 
     Parameters
     ----------
     results : sequence
+        The results.
     lazy_report : LazyReport
+        The report of the map, which is built when `report` is first read.
     """
 
     def __init__(self, results: Sequence[T], lazy_report: LazyReport) -> None:
@@ -48,7 +59,7 @@ class CodedResult(Sequence[T]):
 
     @property
     def report(self) -> Report:
-        """Who arrived when, what was decoded, how accurate it is."""
+        """The report of the map: times of tasks, decoded blocks and their accuracy."""
         return self._lazy_report.report
 
     def __len__(self) -> int:
@@ -68,12 +79,12 @@ class CodedResult(Sequence[T]):
         return f"<CodedResult of {len(self)} blocks, {len(self.report.recovered)} decoded>"
 
     def concatenate(self, axis: int = 0) -> Any:
-        """The results as one array.
+        """Return the results joined into one array.
 
         Parameters
         ----------
         axis : int
-            Along which results are joined. Scalars are stacked.
+            The axis along which the results are joined. Scalars are stacked.
 
         Raises
         ------
@@ -84,7 +95,7 @@ class CodedResult(Sequence[T]):
 
 
 def build_interim_report(report_fields: Mapping[str, Any], task_table: TaskTable) -> Report:
-    """That of a map which goes on, or has not begun; `report_fields`: the other fields."""
+    """Return the report of a map that is not over. `report_fields` are all fields other than the tasks."""
     return Report(**report_fields, tasks=_build_task_reports(task_table), is_final=False)
 
 
@@ -94,10 +105,18 @@ def build_final_report(
     worker_spec: WorkerSpec | None,
     usage: PersistentUsage | None,
 ) -> Report:
-    """That of a map which is over.
+    """Return the report of a map that is over, with its cost.
 
-    make_task_table : makes that of its tasks.
-    worker_spec, usage : what tasks were given, and what persistent workers have cost, if that is known.
+    Parameters
+    ----------
+    report_fields : mapping
+        All fields other than the tasks and the cost.
+    make_task_table : callable
+        Called with no arguments to build the table of the tasks.
+    worker_spec : WorkerSpec or None
+        The platform, memory and cores of a worker. None if polarmap knows no price for it.
+    usage : PersistentUsage or None
+        The time for which persistent workers are billed. None if tasks are billed one by one.
     """
     task_reports = _build_task_reports(make_task_table())
     cost = None
@@ -107,7 +126,7 @@ def build_final_report(
 
 
 def _build_task_reports(task_table: TaskTable) -> tuple[TaskReport, ...]:
-    """Return what has become of each task. While a map runs, its thread may be changing the table."""
+    """Return the report of each task. The thread of a running map may change the table meanwhile."""
     return tuple(_build_task_report(task_index, record) for task_index, record in enumerate(task_table))
 
 
@@ -128,7 +147,7 @@ def _build_task_report(task_index: int, record: TaskRecord) -> TaskReport:
 
 
 def warn_if_machine_overloaded(task_table: TaskTable, n: int, k: int) -> None:
-    """Log that a machine runs more tasks of a map than may be missing, once in this process for each text."""
+    """Log a warning if one machine runs more than n - k tasks. Each text is logged once per process."""
     if len(task_table) != n:
         return
     warning_text = format_machine_overload_message([task.host for task in task_table], n, k)
@@ -144,9 +163,10 @@ def _log_warning_once(message: str) -> None:
 def estimate_cost(
     worker_spec: WorkerSpec, task_reports: Sequence[TaskReport], seconds: float, usage: PersistentUsage | None
 ) -> Cost | None:
-    """Persistent workers are paid whatever they do; else every attempt is, of a map of so many seconds.
+    """Return the estimated cost of a map that took `seconds`, or None without a known price.
 
-    One that never reported is paid until its worker sees that nobody waits.
+    Persistent workers are billed for their whole time, `usage`. Otherwise every attempt is billed. An attempt
+    that never reported is billed until its worker notices that the map is over.
     """
     if usage is not None:
         return estimate_persistent_cost(worker_spec, usage)

@@ -1,7 +1,14 @@
-"""The loop of a job: starts tasks, waits for outcomes, yields them, starts more. Knows no codes.
+"""The scheduler: the loop that starts the tasks of a job and yields their outcomes.
 
-A `SchedulingPolicy` decides which tasks start at once and which later, a `Collector` decides which results
-are still needed, and the executor's `Session` runs the tasks.
+    SchedulingPolicy --tasks to start--> schedule_tasks --attempts--> Session (workers)
+           ^                               |        ^                     |
+           |                               |        +------ events -------+
+        TaskTable <-- starts, outcomes ----+
+                                           +--outcomes--> the caller, which passes them to the Collector
+
+The policy decides which tasks start first and which start later, such as parity tasks and backups. The
+collector decides which results are still needed. The session belongs to the executor and runs the tasks. The
+scheduler does not depend on the code.
 """
 
 from __future__ import annotations
@@ -22,8 +29,9 @@ from polarmap.executors.interface import (
     Session,
 )
 
-RETRY_IDLE_SECONDS = 1.0  # without an event, before failed tasks are started again although others still run
-MAX_POLL_INTERVAL = 5.0  # the longest wait in seconds, in case the loop is wrong about when to wake up
+# Seconds without a new start or outcome after which failed tasks are retried while other tasks still run.
+RETRY_IDLE_SECONDS = 1.0
+MAX_POLL_INTERVAL = 5.0  # The longest wait for events in seconds, which limits the harm of a missed wake-up.
 
 
 def schedule_tasks(
@@ -33,7 +41,7 @@ def schedule_tasks(
     collector: Collector,
     events: EventStream | None = None,
 ) -> Iterator[list[Outcome]]:
-    """Yield the outcomes of attempts as soon as any has ended, or an empty list when it is time to look.
+    """Yield each list of outcomes as it arrives, or an empty list when a poll is due.
 
     The loop goes on until the caller stops iterating. After each step it starts the tasks that the policy
     chooses, then failed tasks that may be tried again. It raises what `collector` raises when the timeout of
@@ -42,11 +50,13 @@ def schedule_tasks(
     Parameters
     ----------
     session : Session
-        Open, and without tasks.
+        An open session to which no tasks have been submitted.
     policy : SchedulingPolicy
+        Chooses the tasks to start.
     retry_rule : RetryRule
+        Decides whether and when a failed task may be retried.
     collector : Collector
-        With the table of the tasks and the timer of the job.
+        The collector of the job, with its table of tasks and its timer.
     events : EventStream, optional
         Where `AttemptsStarted` is emitted. Its `poll_interval` is the longest time between two steps.
     """
@@ -60,7 +70,9 @@ def schedule_tasks(
         attempts = task_table.start_attempts(task_indices, last_event_at)
         session.submit(attempts)
         if events is not None:
-            if not policy.initial_tasks:  # it starts each task when a worker is free: only retries are news
+            if (
+                not policy.initial_tasks
+            ):  # Such a policy starts tasks one by one, so only retries are reported.
                 attempts = [attempt_id for attempt_id in attempts if attempt_id[1] > 0]
             _emit_attempts_started(events, task_table, attempts, last_event_at)
 
@@ -84,7 +96,7 @@ def schedule_tasks(
     session.submit(task_table.start_attempts(policy.initial_tasks, 0.0))
     while True:
         timeout = min(poll_interval, collector.poll_interval(), timer.remaining_seconds)
-        # of the moment for which it was asked what is due: none between is missed
+        # The wait counts from the previous poll, so that no start that became due since then is missed.
         if collector.can_use_parity:
             timeout = min(timeout, policy.seconds_until_next_start(task_table, polled_at))
         if next_retry_at < inf:
@@ -119,7 +131,7 @@ def schedule_tasks(
             if is_stalled:
                 collector.on_tasks_exhausted()
         elif is_stalled or not task_table.held_back:
-            # Failed tasks start again as soon as no other may help, or while the others are late.
+            # Retry at once if no pending task can help, otherwise only after a while without an event.
             earliest_at = 0.0 if is_stalled else last_event_at + RETRY_IDLE_SECONDS
             if retryable_tasks := [
                 task for task in retry_times if max(retry_times[task], earliest_at) <= now

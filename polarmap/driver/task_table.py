@@ -1,6 +1,7 @@
-"""The tasks of one map: what was started, what runs, what ended and how.
+"""The state of every task of one map: its attempts, failures and times.
 
-Knows no codes and no results.
+The scheduler records the start and the outcome of each attempt here. Policies, collectors and the report
+read the table. It does not depend on the code, and it does not store results.
 """
 
 from __future__ import annotations
@@ -13,30 +14,44 @@ from polarmap.errors import annotate_exception
 from polarmap.executors.interface import AttemptId, Failure, Outcome
 from polarmap.report import TaskState
 
-# States of attempts that decide the state of a task without a result, the first one that any of them has.
+# The state of a task without a result is the first of these states that any of its attempts is in.
 STATE_PRECEDENCE = TaskState.RUNNING, TaskState.QUEUED, TaskState.ABANDONED, TaskState.CANCELLED
 
 
 @dataclass(slots=True)
 class TaskRecord:
-    """What is known of one task.
+    """The attempts, failures and times of one task. All moments are in seconds after the start of the map.
 
-    late_tracker : which of its attempts are late, among those of tasks of its kind; None if nobody wants to
-        know.
-    submitted_at : for each attempt, the second of the map in which it was handed out.
-    attempt_states : for each attempt, its state, which `TaskTable` changes.
-    dispatched_at : for each attempt that the executor has handed to a worker, when: it becomes late from then
-        on.
-    started_at : for each attempt that a worker is known to have started, when.
-    has_result : whether an attempt ended with a result that was not rejected.
-    result_attempt : the attempt whose result came last, -1 if there is none.
-    arrived_at : when the latest result came, in seconds after the start of the map.
-    ended_at : when its latest attempt ended, in seconds after the start of the map.
-    worker_seconds : that its worker spent on it.
-    failures : why attempts gave nothing, and why results were rejected.
-    n_backups : how many attempts are in the place of late ones.
-    n_batch_losses : how many attempts were lost as parts of a batch, which any item of it may have caused.
-    host_by_attempt : for each attempt whose worker's machine is known, its host name; None if there is none.
+    Attributes
+    ----------
+    late_tracker : LateTracker or None
+        Decides which attempts of tasks of this kind are late. None if the policy does not use lateness.
+    submitted_at : list of float
+        When each attempt was submitted to the executor.
+    attempt_states : list of TaskState
+        The state of each attempt. Only `TaskTable` changes it.
+    dispatched_at : dict from int to float
+        When the executor sent an attempt to a worker. The run time that decides on lateness counts from then.
+    started_at : dict from int to float
+        When a worker started an attempt, for the attempts where this is known.
+    has_result : bool
+        Whether an attempt returned a result that was not rejected.
+    result_attempt : int
+        The number of the attempt that returned the latest result, or -1 without a result.
+    arrived_at : float or None
+        When the latest result arrived.
+    ended_at : float
+        When the latest attempt ended.
+    worker_seconds : float or None
+        The seconds that a worker spent on the result.
+    failures : list of Failure
+        The failures of attempts, and the reasons for which results were rejected.
+    n_backups : int
+        The number of attempts that were started as backups of late ones.
+    n_batch_losses : int
+        The number of attempts that were lost together with a batch. Any item of the batch may be the cause.
+    host_by_attempt : dict from int to str, or None
+        The host name of the worker of each attempt, where it is known.
     """
 
     late_tracker: LateTracker[AttemptId] | None = None
@@ -63,12 +78,12 @@ class TaskRecord:
 
     @property
     def n_attempts(self) -> int:
-        """How often it was started."""
+        """The number of attempts that have been started."""
         return len(self.submitted_at)
 
     @property
     def state(self) -> TaskState:
-        """The state of the result, if there is one, else of the attempts."""
+        """The state of the attempt that returned the result, else of all attempts."""
         states = self.attempt_states
         if self.has_result:
             return states[self.result_attempt]
@@ -78,10 +93,10 @@ class TaskRecord:
 
     @property
     def first_started_at(self) -> float | None:
-        """When a worker started the first attempt, None if that is not known.
+        """When a worker started the first attempt, in seconds after the start of the map, or None if unknown.
 
-        The worker itself measured how long its task took, which bounds when it started. That is all that is
-        known where an executor does not tell, and better where it was slow to tell.
+        A worker measures how long its task took, so that the task started at the latest this long before its
+        result arrived. This bound is used if the executor reports no start, or reports it later.
         """
         reported_start = self.started_at.get(0)
         if self.result_attempt or self.arrived_at is None or not self.worker_seconds:
@@ -96,40 +111,40 @@ class TaskRecord:
 
     @property
     def last_failure(self) -> Failure | None:
-        """Why it gave nothing, as last said."""
+        """The latest failure of the task, or None."""
         return self.failures[-1] if self.failures else None
 
     @property
     def last_raised_failure(self) -> Failure | None:
-        """The last failure that f raised, whatever became of later attempts; None if it never raised."""
+        """The latest failure in which f raised an exception, or None if f never raised."""
         return next((failure for failure in reversed(self.failures) if failure.kind == "raised"), None)
 
     def drop_shape_failures(self) -> None:
-        """A result has come: that others had a wrong shape makes no difference, unless it has one, too."""
+        """Remove the failures that are due to a wrong shape, as an accepted result supersedes them."""
         self.failures = [failure for failure in self.failures if failure.kind != "shape"]
 
 
 class TaskTable:
-    """The tasks of a map, by number; every change costs O(log n).
+    """The tasks of a map, by number. Each change costs O(log n).
 
     Attributes
     ----------
     in_flight : dict from task to set of int
-        Its attempts that run, or wait for a slot; tasks of which none does are not in it.
+        The attempts of a task that are running or queued. Tasks without such an attempt have no entry.
     arrived : dict from task to float
-        When the result came that stands, in seconds after the start.
+        When the valid result of a task arrived, in seconds after the start of the map.
     failed : set of int
-        Tasks that were started, do not run and have not returned a result that stands.
+        Tasks that were started, have no pending attempt, and have no valid result.
     held_back : set of int
         Tasks that have not been started.
     queued : set of int
-        Tasks of which the executor has not told when their latest attempt, which has not ended, began.
+        Tasks whose latest attempt has not ended, and has not been reported as started.
     attempts_to_cancel : list of (task, attempt)
-        Attempts at tasks that were forgotten, of which the executor is to be told.
+        Attempts of discarded tasks. The scheduler passes them to the session, which cancels them.
     no_worker_reason : str
-        Why no worker is there for any task, as `NoWorkers` tells it; empty if one is, or it is not known.
+        The reason from the latest `NoWorkers` event, or "" if workers are available or it is not known.
     has_known_hosts : bool
-        Whether the machine of any worker is known.
+        Whether the host name of any worker is known.
     """
 
     no_worker_reason = ""
@@ -154,16 +169,16 @@ class TaskTable:
         return iter(self._records.values())
 
     def add_task(self, task_index: int, late_tracker: LateTracker[AttemptId] | None = None) -> None:
-        """There is one more task, of a kind of which these attempts are; it is held back."""
+        """Add a task that is held back. `late_tracker` tracks the attempts of tasks of its kind."""
         self._records[task_index] = TaskRecord(late_tracker)
         self.held_back.add(task_index)
 
     def task_indices(self) -> list[int]:
-        """The numbers of all."""
+        """Return the numbers of all tasks."""
         return list(self._records)
 
     def discard_task(self, task_index: int) -> None:
-        """Nothing is wanted of a task any more, and nothing kept: what is told of it makes no difference."""
+        """Discard all state of a task, and cancel its pending attempts. Later events for it are ignored."""
         task = self._records.pop(task_index, None)
         if task is not None and task.late_tracker is not None:
             for attempt in task.dispatched_at:
@@ -181,10 +196,21 @@ class TaskTable:
         late_tracker: LateTracker[AttemptId],
         is_batch_loss: bool = False,
     ) -> None:
-        """Make a part of a task that failed a task of its own, which was started as often.
+        """Add one item of a failed batch as a separate task with as many failed attempts as the batch.
 
-        is_batch_loss : whether all of the task failed with it, so that the failure may be due to another
-            part.
+        Parameters
+        ----------
+        task_index : int
+            The task that ran the batch.
+        new_task_index : int
+            The number of the separate task.
+        failure : Failure
+            Why the item failed.
+        late_tracker : LateTracker
+            Tracks the attempts of the separate task.
+        is_batch_loss : bool
+            Whether the whole batch was lost, so that another item may be the cause. The attempts so far then
+            do not count against `retries`.
         """
         submitted_at, ended_at = (
             list(self._records[task_index].submitted_at),
@@ -198,7 +224,15 @@ class TaskTable:
         self.failed.add(new_task_index)
 
     def build_item_table(self, items_by_task: Mapping[int, Sequence[int]], n_items: int) -> TaskTable:
-        """The same of n tasks, of which each of these consists of some."""
+        """Return a table with one task for each item, given which items each task of this table consists of.
+
+        Parameters
+        ----------
+        items_by_task : mapping from int to sequence of int
+            The numbers of the items of each task. A task's seconds are divided equally among its items.
+        n_items : int
+            The number of items in all.
+        """
         table = TaskTable(n_items)
         table.no_worker_reason = self.no_worker_reason
         for task_index, item_indices in items_by_task.items():
@@ -214,7 +248,7 @@ class TaskTable:
         return table
 
     def start_attempts(self, task_indices: Collection[int], elapsed_seconds: float) -> list[AttemptId]:
-        """The next attempt of each, which is handed out now."""
+        """Record that the next attempt of each task is queued, and return these attempts."""
         attempts = []
         for task_index in task_indices:
             submitted_at = self._records[task_index].submitted_at
@@ -226,8 +260,18 @@ class TaskTable:
     def record_start(
         self, task_index: int, attempt: int, started_at: float, is_confirmed: bool = True, host: str = ""
     ) -> None:
-        """Note when an attempt began to run, as `AttemptStarted` tells; what is told of it later is
-        ignored.
+        """Record that an attempt was dispatched or started at `started_at`. Only the first report counts.
+
+        Parameters
+        ----------
+        task_index, attempt : int
+            The attempt. It is ignored unless it is pending.
+        started_at : float
+            Seconds after the start of the map.
+        is_confirmed : bool
+            Whether the worker is known to have started it. Otherwise it was only sent to a worker.
+        host : str
+            The host name of the worker, or "" if it is not known.
         """
         task = self._records.get(task_index)
         if task is None or attempt not in self.in_flight.get(task_index, ()):
@@ -245,9 +289,9 @@ class TaskTable:
             self._set_attempt_states([(task_index, attempt)], TaskState.RUNNING)
 
     def record_outcome(self, outcome: Outcome, elapsed_seconds: float) -> None:
-        """Note what became of an attempt."""
+        """Record the outcome of an attempt that ended `elapsed_seconds` after the start of the map."""
         task_index, task = outcome.task, self._records.get(outcome.task)
-        if task is None:  # it was forgotten
+        if task is None:  # The task has been discarded.
             return
         if outcome.host:
             self._record_host(task, outcome.attempt, outcome.host)
@@ -272,24 +316,24 @@ class TaskTable:
         self._set_attempt_states([(task_index, outcome.attempt)], state)
 
     def _record_host(self, record: TaskRecord, attempt: int, host: str) -> None:
-        """Note on which machine an attempt runs, or ran."""
+        """Record the host name of the machine on which an attempt runs or ran."""
         self.has_known_hosts = True
         record.host_by_attempt = {**(record.host_by_attempt or {}), attempt: host}
 
     def reject_result(self, task_index: int, failure: Failure) -> None:
-        """A result turned out to be none."""
+        """Mark the result of a task as invalid for the reason `failure`. The task counts as failed again."""
         task = self._records[task_index]
         task.has_result = False
         task.failures.append(failure)
         self.arrived.pop(task_index, None)
         if task.late_tracker is not None:
-            # they are of use again
+            # Pending attempts of this task are needed again, so lateness is tracked for them.
             for attempt in task.dispatched_at.keys() & self.in_flight.get(task_index, ()):
                 task.late_tracker.on_start((task_index, attempt), task.dispatched_at[attempt])
         self._set_attempt_states([(task_index, task.result_attempt)], TaskState.FAILED)
 
     def restore_result(self, task_index: int) -> None:
-        """The result that came stands, though it was rejected for its shape."""
+        """Mark the result of a task as valid again after it was rejected for its shape."""
         task = self._records[task_index]
         assert task.arrived_at is not None
         task.has_result, self.arrived[task_index] = True, task.arrived_at
@@ -297,7 +341,7 @@ class TaskTable:
         self._set_attempt_states([(task_index, task.result_attempt)], TaskState.ARRIVED)
 
     def finalize_attempt_states(self) -> None:
-        """Note that the map is over: attempts that run are abandoned, and those that do not are cancelled."""
+        """Mark running attempts as abandoned and queued attempts as cancelled, once the map is over."""
         abandoned, cancelled = list[AttemptId](), list[AttemptId]()
         for task_index, attempts in self.in_flight.items():
             attempt_states = self._records[task_index].attempt_states
@@ -308,7 +352,7 @@ class TaskTable:
         self._set_attempt_states(cancelled, TaskState.CANCELLED)
 
     def mark_results_unneeded(self, task_indices: Iterable[int]) -> None:
-        """Note that the results of these tasks, as far as they have any, were not needed."""
+        """Mark the results of these tasks as surplus. Tasks without a result are ignored."""
         with_result = [task_index for task_index in task_indices if self._records[task_index].has_result]
         self._set_attempt_states(
             [(task_index, self._records[task_index].result_attempt) for task_index in with_result],
@@ -316,19 +360,19 @@ class TaskTable:
         )
 
     def drop_exception_objects(self) -> None:
-        """Keep of failures what is said of them: exceptions hold frames, and so what the caller had there."""
+        """Keep only the texts of failures, as exceptions keep the data in their stack frames alive."""
         for task in self:
             if task.failures:
                 task.failures = [failure._replace(cause=None) for failure in task.failures]
 
     @property
     def pending_tasks(self) -> set[int]:
-        """Tasks whose results may still come."""
+        """The tasks without a result that have a running or queued attempt."""
         return self.in_flight.keys() - self.arrived.keys()
 
     @property
     def worker_seconds(self) -> list[float]:
-        """What workers spent on results, whatever became of them."""
+        """The seconds that workers spent on each result, including results that were rejected later."""
         return [task.worker_seconds for task in self if task.worker_seconds is not None]
 
     @property
@@ -341,7 +385,7 @@ class TaskTable:
         return None
 
     def _set_attempt_states(self, attempts: Iterable[AttemptId], state: TaskState) -> None:
-        """Change the state of attempts, and the sets that follow from states: nothing else changes states."""
+        """Set the state of attempts, and update the sets of tasks to match. No other method sets states."""
         for task_index, attempt in attempts:
             task = self._records[task_index]
             if state is TaskState.QUEUED:

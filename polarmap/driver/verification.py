@@ -1,6 +1,6 @@
-"""Verification of a map's results: is f linear, and did every worker return what f gives?
+"""Verification of a map's results: tests whether f is linear and whether every worker returned f(block).
 
-Redundant parity checks tell, or f evaluated on the driver.
+The tests are redundant parity checks, or evaluations of f on the driver.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Accepted(NamedTuple):
     """The results may be returned.
 
     verification : how they were verified.
-    warning : what the caller of the map has to know of it; "" if nothing.
+    warning : what the caller of the map has to know; "" without a warning.
     proves_f : whether the checks have shown that f is what the code assumes, so that later maps may trust f.
     """
 

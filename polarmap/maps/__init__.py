@@ -1,1 +1,1 @@
-"""The map functions, a module each; their functions are in `polarmap`."""
+"""The public map functions, one module each. `polarmap` exports them."""

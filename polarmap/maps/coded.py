@@ -1,4 +1,8 @@
-"""coded_map: a map of a linear, affine or polynomial f that does not wait for stragglers."""
+"""`coded_map`: apply a linear, affine or polynomial f to blocks without waiting for stragglers.
+
+This module checks the arguments. `polarmap.driver` encodes the blocks, runs the tasks and decodes the
+results.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,7 @@ class SharedMapOptions(TypedDict, total=False):
 
 
 class CodedMapOptions(SharedMapOptions, total=False):
-    """Those of `coded_map` beside `out`."""
+    """The options of `coded_map` other than `out`, for type checkers."""
 
     key: str | bytes | None
     on_result: Callable[[int, Any], object] | None
@@ -86,76 +90,86 @@ def coded_map(
 ) -> PreparedMap[CodedResult[T]]:
     """Map a linear, affine or polynomial f over blocks of data, without waiting for stragglers.
 
-    n tasks apply f to k blocks of the data and n - k parity blocks. The k results are returned as soon as
-    those that have arrived determine them.
+    The data is cut into k blocks, and n - k parity blocks are added. Each of n tasks applies f to one block.
+    The k results are returned as soon as the results that have arrived determine them. Missing results are
+    decoded.
 
     Parameters
     ----------
     f : callable
-        Linear or affine in its block, or polynomial of `degree`; deterministic. It takes and returns
-        arrays, or tuples, lists or dicts of them.
+        A deterministic function that is linear or affine in its block, or a polynomial of `degree`. It takes
+        and returns arrays, or tuples, lists or dicts of arrays.
     data : array-like, or sequence of blocks
-        An array, table, tensor or .npy file is cut along its first axis into blocks of ceil(rows / k) rows,
-        of which the last may be shorter; a sequence gives the blocks.
+        An array, table, tensor or .npy file is cut along its first axis into blocks of ceil(rows / k) rows.
+        The last block may be shorter. Each item of a sequence is a block.
     blocks : int, optional
-        k. By default near 24, or the length of a sequence. No block may be empty.
+        The number k of data blocks. By default it is near 24, or the length of a sequence. No block may be
+        empty.
     tasks : int, optional
-        n. By default a third more than the results needed, and enough that any one of them may be lost.
+        The number n of tasks. By default it is a third more than the number of results needed, and large
+        enough that any one result may be lost.
     code : {"auto", "rotation", "arikan"}, SecretSharing or a code
-        "auto": arikan for integers, rotation for floats.
+        The code that builds the parity blocks. "auto" is "arikan" for integers and "rotation" for floats.
     degree : int
         The degree of f as a polynomial in its block. Any degree * k results suffice.
     schedule : {"upfront", "on_demand"} or Plan
-        "on_demand": parity tasks start when others are late. A `Plan` sets blocks, tasks and code.
+        When parity tasks start: together with the data tasks, or ("on_demand") when data tasks are late or
+        have failed. A `Plan` also sets blocks, tasks and code.
     executor : optional
-        None: processes here. A `Pool`, any `concurrent.futures.Executor`, a Dask client, `ray`, a
-        `lithops.FunctionExecutor`, or the path of a Lithops configuration.
+        Where the tasks run: a `Pool`, any `concurrent.futures.Executor`, a Dask client, `ray`, a
+        `lithops.FunctionExecutor`, or the path of a Lithops configuration. By default they run in worker
+        processes on this machine.
     out : Stored, optional
-        Results stay in storage, as a coded array.
+        Where to store the results as a coded array, instead of returning them.
     verify : {"auto", True, False}
-        Check that f is linear: when f is new, always, never.
+        When to check that f meets the assumption of the code, for example that it is linear: when f is new
+        ("auto"), in every map (True), or never (False).
     rtol : float, optional
-        Relative error accepted from decoding, by default 1e-10 for float64.
+        The relative error that decoding may have. By default it is 1e-10 for float64.
     timeout : float, optional
-        Seconds. By default the executor's own limit of a task.
+        The deadline of the map, in seconds after the call. By default only the time limit that the executor
+        sets for a task applies.
     on_timeout : {"raise", "estimate"}
-        "estimate": return estimates of what has not arrived.
+        What to do at the deadline if results are missing: raise `CodedTimeoutError`, or return estimates of
+        the missing results.
     retries : int
-        How often a failed task is started again.
+        The number of times that a failed task is started again.
     retry_delay : float
         Seconds between the first failure of a task and its next attempt, doubled after each further attempt
         up to 60 seconds. Other tasks do not wait.
     key : str or bytes, optional
-        Encrypt what is stored on the way: "env:NAME", "file:PATH" or 32 bytes.
+        The key that encrypts blocks and results in temporary storage: "env:NAME", "file:PATH" or 32 bytes.
+        By default they are not encrypted.
     on_result : callable, optional
-        Called as `on_result(index, result)` once for each block, on this thread: first for the blocks that
-        arrived, in the order of their arrival, then for the decoded ones. As a later result may show an
-        earlier one to be wrong, the first call comes when all results have been accepted. What it raises
-        ends the map. Not with `out`.
+        Called as `on_result(index, result)` once for each block, on this thread. The blocks that arrived come
+        first, in the order of their arrival, and the decoded blocks follow. A later result may show that an
+        earlier one is wrong, so the first call is made when all results have been accepted. An exception that
+        it raises ends the map. It cannot be combined with `out`.
     progress : bool, optional
-        Show a bar; by default on a terminal.
+        Whether to show a progress bar. By default it is shown on a terminal.
 
     Returns
     -------
     CodedResult
-        With `out`, a `StoredResult`.
+        The k results, in the order of the blocks, with a `report`. With `out`, a `StoredResult`.
 
     Warns
     -----
     RuntimeWarning
-        Results are not verified or not accurate, or f is not linear but nothing was lost.
+        If results could not be verified, or are less accurate than `rtol`, or if f is not linear but all data
+        tasks returned.
 
     Raises
     ------
     CodeError, ExecutorError
-        Arguments that cannot be.
+        If an argument is invalid, or the executor cannot run the map.
     NotLinearError
-        Results contradict each other, and one is missing.
+        If results contradict each other and a data task has not returned.
     NotDecodableError, CodedTimeoutError
-        Too few results have arrived.
+        If too few results have arrived.
     Exception
-        What f raised in too many tasks; a `FunctionExitError` in the place of SystemExit, StopIteration and
-        the like.
+        The exception that f raised, if it did so in too many tasks. `FunctionExitError` replaces SystemExit,
+        StopIteration and similar exceptions.
 
     Examples
     --------

@@ -30,7 +30,8 @@ from polarmap.worker.finite_differences import (
 
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
-MAX_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited
+# The largest factor by which decoding may amplify the error of slopes before one more result is awaited.
+MAX_AMPLIFICATION = 1e3
 # A residual must exceed the estimated error of slopes by this factor to tell a non-smooth f.
 ERROR_SAFETY_FACTOR = 64
 
@@ -86,36 +87,40 @@ def coded_gradient(
     retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[GradientResult]:
-    """The gradient of f at x from function values alone, without waiting for stragglers.
+    """Compute the gradient of f at x from function values alone, without waiting for stragglers.
 
     Each worker evaluates [f(x + hz) - f(x - hz)] / 2h along coded directions z (Bartan and Pilanci,
-    arXiv 1907.05984). Up to O(h^2) that is linear in z, so missing slopes follow from those that arrived.
+    arXiv 1907.05984). Up to O(h^2) these slopes are linear in z, so missing slopes are decoded from the
+    slopes that arrived.
 
     Parameters
     ----------
     f : callable
-        Takes an array of the shape of x and returns one real number. Smooth near x, deterministic,
-        picklable (cloudpickle).
+        A deterministic function that is smooth near x. It takes an array of the shape of x and returns one
+        real number. cloudpickle must be able to pickle it.
     x : array-like of float, any shape
-        Where; d numbers in all.
+        The point at which to compute the gradient. It has d numbers in all.
     directions : array-like (r, ...), optional
-        Base directions, each of the shape of x; by default the d coordinates. With fewer than
-        d independent ones the result is the projection of the gradient on their span.
+        Base directions, each of the shape of x. By default they are the d coordinates. With fewer than d
+        independent directions, the result is the projection of the gradient on their span.
     h : float, optional
-        Length of a step in units of `scale`, whatever the norm of a direction: by default 6e-6, or 1.5e-8
-        for "forward". For an f that computes in float32 use 5e-3 (3e-4), for a noisy one more.
+        The length of a step in units of `scale`, independent of the norm of a direction. By default it is
+        6e-6, or 1.5e-8 for "forward". Use 5e-3 (3e-4 for "forward") for an f that computes in float32, and a
+        larger step for a noisy f.
     scale : float or array-like of the shape of x, optional
-        Over which lengths f changes; max(1, |x|), coordinate by coordinate, by default.
+        The length over which f changes, for all coordinates or for each one. By default it is max(1, |x|) for
+        each coordinate.
     scheme : {"central", "forward"}
-        "central": 2 evaluations per direction, error O(h^2). "forward": [f(x + hz) - f(x)] / h, 1 per
-        direction and 2 per worker, error O(h), 8 digits at best; kinks and noise pass its check.
+        "central" takes 2 evaluations per direction and has an error of O(h^2). "forward" computes
+        [f(x + hz) - f(x)] / h with 1 evaluation per direction and 2 more per worker. Its error is O(h), so
+        that at most 8 digits are correct, and its check does not detect kinks and noise.
     blocks, tasks, code : optional
-        k, n and the code as for `coded_map`: the directions are cut into k blocks.
+        The sizes k and n and the code, as for `coded_map`. The directions are cut into k blocks.
     executor, verify, timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
     rtol : float, optional
-        Relative error accepted from decoding; by default 1,000 times that of a slope, which is about
-        h^2 + eps / h, or h + eps / h for "forward".
+        The relative error that decoding may have. By default it is 1,000 times the error of a slope, which is
+        about h^2 + eps / h, or h + eps / h for "forward".
 
     Returns
     -------
@@ -226,14 +231,14 @@ def _make_blocks_and_slope_task(
     base_directions: Floats | None,
     n_blocks: int,
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
-    """k blocks, every k-th direction in one, and the task that measures slopes along them."""
+    """Return k blocks, with every k-th direction in the same block, and the task for them."""
     if base_directions is None:
         return list(np.eye(n_blocks)), make_coordinate_slope_task(f, x, scale, h, scheme, n_blocks)
     return partition_directions(base_directions, n_blocks), make_row_slope_task(f, x, scale, h, scheme)
 
 
 def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]:
-    """k blocks, every k-th direction in one, filled up with zeros."""
+    """Return k blocks with every k-th direction in the same block, padded with zeros to equal sizes."""
     n_padded = -(-len(base_directions) // n_blocks) * n_blocks
     padded_directions = np.zeros((n_padded, *base_directions.shape[1:]))
     padded_directions[: len(base_directions)] = base_directions
@@ -241,12 +246,12 @@ def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]
 
 
 def merge_slopes(block_slopes: Sequence[Floats], n_directions: int) -> Floats:
-    """The inverse of taking every k-th direction into one block."""
+    """Return the slopes in the order of the directions: the inverse of `partition_directions`."""
     return np.stack(block_slopes, axis=1).reshape(-1)[:n_directions]
 
 
 def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats) -> Floats:
-    """What has these slopes; the shortest such vector if there are several."""
+    """Return the gradient that has these slopes, or the shortest such vector if there are several."""
     if base_directions is None:
         return slopes.reshape(scale.shape) / scale
     if not np.isfinite(slopes).all():
@@ -256,7 +261,7 @@ def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats
 
 
 def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_directions: int) -> int:
-    """k, as coded_map chooses it for `n_directions` rows."""
+    """Return the number k of blocks, which is chosen as `coded_map` does for `n_directions` rows."""
     code_options = CodeOptions(blocks, tasks, code).check()
     max_blocks = DEFAULT_N_BLOCKS if code_options.tasks is None else max(1, 3 * code_options.tasks // 4)
     k = code_options.requested_k or min(max_blocks, n_directions)
@@ -268,9 +273,10 @@ def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_direc
 
 
 def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Array]]) -> list[float]:
-    """What slopes may be off by although f is smooth, from the `SlopeErrorInputs` that came with them.
+    """Return the error that slopes of a smooth f may have, and inf for the leaf that is not decoded.
 
-    These are not meant to be decoded. The most extreme worker is left out, which may have returned garbage.
+    The error is computed from the `SlopeErrorInputs` that workers return with the slopes. The most extreme
+    worker is ignored, as it may have returned garbage.
     """
     columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
     min_value = -_find_second_largest(-columns["min_value"])
@@ -284,7 +290,7 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
 
 
 def _find_second_largest(column: Array) -> float:
-    """The second largest of three finite values or more; the largest of fewer, 0 of none."""
+    """Return the second largest of three or more finite values, the largest of one or two, or 0.0."""
     finite = np.sort(column[np.isfinite(column)])
     if len(finite) == 0:
         return 0.0

@@ -87,18 +87,18 @@ def hedged_map(
         Whether what f raised on an item, or a `WorkerLostError`, is the result of the item, and the other
         items go on. By default the first exception ends the map.
     on_result : callable, optional
-        Called as `on_result(index, result)` once for each item, as soon as its result is there, on this
-        thread. What it raises ends the map.
+        Called as `on_result(index, result)` once for each item, as soon as its result has arrived, on
+        this thread. An exception that it raises ends the map.
 
     Returns
     -------
     CodedResult
-        What f returned for each item. In its report, `attempts` of a task counts its backups.
+        The return value of f for each item. In its report, `attempts` of a task counts its backups.
 
     Raises
     ------
     Exception
-        What f raised on an item, after `retries` further attempts. A note names the item.
+        The exception that f raised on an item, after `retries` further attempts. A note names the item.
     FunctionExitError
         If f raised an exception that would end the calling program or loop, such as SystemExit or
         StopIteration.

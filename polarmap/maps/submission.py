@@ -18,7 +18,7 @@ from polarmap.executors.pickling import copy_by_pickling
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# of all map functions
+# The names of all parameters of map functions that hold data, which is copied if it is in memory.
 DATA_PARAMETERS = {
     "data",
     "parts",
@@ -34,12 +34,13 @@ DATA_PARAMETERS = {
 
 
 def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwargs) -> CodedFuture[R]:
-    """Begin a map and return its future at once: `submit(coded_map, f, data)` is `coded_map(f, data)` later.
+    """Start a map in the background and return its future.
 
-    `future.blocks` tells the result of each block as soon as it is there. Up to 32 maps are under way at a
-    time, on threads that all futures share, and share the workers of a pool; further ones wait for their
-    turn. Data in memory is copied before `submit` returns, and f too unless it runs on threads: what the
-    caller changes later is not seen.
+    `submit(coded_map, f, data)` runs `coded_map(f, data)`.
+
+    Each future in `future.blocks` is done as soon as the result of its block has arrived. Up to 32 maps run
+    at a time and share the workers of a pool. Further maps are queued. Data in memory is copied before
+    `submit` returns, and so is f unless it runs on threads. Later changes to them have no effect on the map.
 
     Parameters
     ----------
@@ -47,18 +48,18 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
         `coded_map`, `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`, `coded_gradient`, `encode` or
         `xr.apply`.
     *arguments, **options
-        Of the map function. It calls `on_result`, if there is one, on the thread of the map.
+        The arguments of the map function. `on_result`, if given, is called on the thread of the map.
 
     Returns
     -------
     CodedFuture
-        Whose result is what the map function returns.
+        A future whose result is the return value of the map function.
 
     Raises
     ------
     CodeError, ExecutorError
-        Arguments that the map function refuses before it begins; all else is raised by the future's
-        `result()`.
+        If an argument is invalid and the map function finds this before the map starts. All other exceptions
+        are raised by the future's `result()`.
 
     Examples
     --------
@@ -75,7 +76,7 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
         if prepare is None:
             raise CodeError(
                 "submit begins a map: pass it first, as submit(coded_map, f, data); "
-                f"{map_function!r:.100} is none"
+                f"{map_function!r:.100} is not a map function"
             )
         pickle_f = resolve_executor(options.get("executor")).pickles_f
         map_options = {name: _snapshot_argument(name, item, pickle_f) for name, item in options.items()}
@@ -88,25 +89,25 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
 
 
 def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:
-    """An argument of a map as it is now, whatever its caller does to it later; `pickle_f`: f does."""
+    """Return a copy of data in memory, and of f if `pickle_f` is true; return other arguments themselves."""
     if name in DATA_PARAMETERS:
         return _copy_if_in_memory(argument)
     return _copy_by_pickle_round_trip(argument) if name == "f" and pickle_f else argument
 
 
 def _copy_if_in_memory(data: Any) -> Any:
-    """A copy of what lies in memory; what lies in files or storage, or cannot be copied, itself."""
+    """Return a copy of data in memory, or the data itself if it is stored elsewhere or cannot be copied."""
     is_stored = isinstance(data, (str, os.PathLike, np.memmap))
-    if is_stored or hasattr(data, "coded_blocks") or getattr(data, "chunks", None):  # of Zarr, HDF5, dask
+    if is_stored or hasattr(data, "coded_blocks") or getattr(data, "chunks", None):  # Zarr, HDF5, Dask
         return data
     try:
         return copy.deepcopy(data)
-    except Exception:  # of iterators, which are used up here, and of classes of the caller's
+    except Exception:  # Iterators and classes of the user may not support a copy.
         return data
 
 
 def _copy_by_pickle_round_trip(f: Any) -> Any:
-    """f as a worker would get it; itself if it cannot travel, which the map tells."""
+    """Return f after pickling and unpickling, or f itself if that fails; the map then raises the error."""
     try:
         return copy_by_pickling(f, "its workers")
     except Exception:

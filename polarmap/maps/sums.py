@@ -25,14 +25,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class CodedSum:
-    """What `coded_sum` returns.
+    """The sum that `coded_sum` returns, with its report.
 
     Attributes
     ----------
     value
         The sum, in the structure that f returns.
     report
-        Who arrived when, how accurate it is; `k` is the number of parts.
+        The report of the map. Its `k` is the number of parts.
     """
 
     value: Any
@@ -57,46 +57,47 @@ def coded_sum(
     on_result: Callable[[int, Any], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedSum]:
-    """The sum of f(part) over all parts, for any f, without waiting for stragglers.
+    """Compute the sum of f(part) over all parts, for any f, without waiting for stragglers.
 
     Every worker evaluates f on `tolerate` + 1 shares of the parts and returns one combination of the
-    results. Any n - `tolerate` of n workers determine the sum, and often fewer do: this is looked at
-    with every arrival. Gradient coding: Tandon et al. 2017, arXiv 1612.03301.
+    results. The results of any n - `tolerate` of n workers determine the sum, and often fewer results do,
+    which is checked after every arrival. The method is gradient coding: Tandon et al. 2017, arXiv 1612.03301.
 
     Parameters
     ----------
     f : callable
-        Any deterministic function of a part: an array or a nested tuple, list or dict of arrays, in
-        and out. All its results have one structure, and one shape or shapes that numpy can add.
+        Any deterministic function of a part. It takes and returns an array, or a nested tuple, list or dict
+        of arrays. All results must have the same structure, and shapes that numpy can add.
     parts : sequence, or array-like
-        What f is evaluated on: of one structure, in any shapes. An array is cut along its first axis
-        into as many nearly equal parts as there are workers; no rows are added.
+        The parts on which f is evaluated. They must have the same structure and may have any shapes. An array
+        is cut along its first axis into `tasks` nearly equal parts. No rows are added.
     tolerate : int
-        s, how many workers may be missing, less than n. The work is s + 1 times that of a plain map.
+        The number s of workers that may be missing, less than n. The work is s + 1 times that of a plain map.
     tasks : int, optional
-        n, which must divide the number of parts: as many as there are parts by default, and 24 for
-        an array.
+        The number n of tasks, which must divide the number of parts. By default it is the number of parts, or
+        24 for an array.
     executor, timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
     on_result : callable, optional
-        Called once, as `on_result(0, value)`, when the sum has been accepted. What it raises ends the map.
+        Called once, as `on_result(0, value)`, when the sum has been accepted. An exception that it raises
+        ends the map.
     rtol : float, optional
-        Relative error accepted from decoding, as for `coded_map`; one more result is awaited while
-        eps times the error amplification exceeds it.
+        The relative error that decoding may have, as for `coded_map`. One more result is awaited while eps
+        times the error amplification exceeds it.
 
     Returns
     -------
     CodedSum
-        With `value` and `report`. When s + 1 divides n, workers return plain sums: integers stay
-        integers and are exact. Otherwise sums of integers come back as floats.
+        The sum as `value`, with its `report`. If s + 1 divides n, workers return plain sums, so that sums of
+        integers are exact integers. Otherwise sums of integers are returned as floats.
 
     Raises
     ------
     CodeError
-        Parts or sizes that cannot be, e.g. `tolerate` >= n.
+        If an argument is invalid, for example if `tolerate` >= n.
     NotDecodableError
-        Too few results and nothing more can arrive; or results contradict each other, so f is not
-        deterministic or a worker returned garbage; or f gave NaN or inf.
+        If too few results have arrived and no more can arrive; if results contradict each other, because f is
+        not deterministic or a worker returned garbage; or if f returned NaN or inf.
     CodedTimeoutError, ExecutorError
         As for `coded_map`.
 

@@ -72,7 +72,10 @@ def test_too_many_results_unlike_the_others_are_an_error_that_names_shape_and_dt
     def f(block: np.ndarray) -> np.ndarray:
         return block[:, :2] if block[0, 0] in corners else product(block)
 
-    with pytest.raises(NotDecodableError, match=r"7 of 8.*5 tasks: WrongShape: returned float64\[3, 2\]"):
+    with pytest.raises(
+        NotDecodableError,
+        match=r"7 of 8.*5 tasks: WrongShape: f returned blocks of different shapes .float64\[3, 2\] here",
+    ):
         coded(f, executor=ReplayExecutor())
 
 
@@ -98,7 +101,10 @@ def test_results_of_parity_of_another_kind_overrule_no_data() -> None:
     options = {"blocks": 3, "tasks": 7, "verify": False}
     result = coded_map(lambda block: block @ x, data, executor=losing(), **options)
     assert_same(result, plain_map(lambda block: block @ x, data, 3))
-    with pytest.raises(NotDecodableError, match=r"returned float64.2., others uint64.2.: .*convert the data"):
+    with pytest.raises(
+        NotDecodableError,
+        match=r"different dtypes .float64.2. here, uint64.2. in other tasks.: .*convert the data",
+    ):
         coded_map(lambda block: block @ x, data, executor=losing(0), **options)
 
 
