@@ -135,7 +135,7 @@ WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks", "testbed"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {
     *["docs", "examples", "gallery", "makefile", "other_systems", "packaging", "recipes"],
-    *["public_api", "session", "slow_links", "soak", "structure", "texts"],
+    *["public_api", "session", "slow_links", "soak", "structure", "texts", "docstrings"],
 }
 
 # --- imports -----------------------------------------------------------------------------------

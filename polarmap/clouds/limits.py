@@ -361,7 +361,7 @@ def _find_sufficient_memory_mb(n_needed_bytes: int, backend_limits: BackendLimit
 
 
 def _format_bytes(n_bytes: int) -> str:
-    """A number of bytes as text.
+    """Format a number of bytes with a unit.
 
     >>> _format_bytes(1_992_294_400), _format_bytes(5 * 2**20)
     ('1.9 GB', '5.0 MB')

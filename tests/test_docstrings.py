@@ -1,0 +1,56 @@
+"""The docstrings of the package: each function says with a verb what it does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "polarmap"
+PROPERTIES = {"property", "cached_property", "setter"}  # their docstrings are noun phrases
+
+# The first words of docstrings of functions, each a verb in the imperative. Add a verb if none of these fits.
+VERBS = set(
+    # A list of strings would be one line for each verb.
+    """
+    Abandon Accept Add Advance Allocate Append Apply Approximate Ask Assemble Assign Authenticate Begin
+    Block Bound Build Cache Call Cancel Check Choose Claim Clear Close Compare Compile Complete Compute
+    Connect Convert Copy Count Create Cut Declare Decode Delete Deliver Describe Discard Disconnect
+    Divide Do Draw Drop Emit Encode Enter Estimate Evaluate Evict Execute Exit Explain Fail Fetch Fill
+    Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint Hold Import Improve
+    Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load Log Look Lower Make
+    Map Mark Measure Memory-map Minimize Mix Move Multiply Name Note Notify Open Pack Parse Partition
+    Pass Pickle Pin Plot Poll Predict Prepare Print Put Query Queue Raise React Read Rebuild Receive
+    Recommend Record Reduce Refuse Register Reject Release Remember Remove Rename Replace Report
+    Request Reserve Reset Restart Restore Return Reuse Rewrite Run Sample Schedule See Seed Select Send
+    Serialize Serve Set Show Shut Simulate Solve Sort Split Start Step Stop Store Style Submit Sum
+    Summarize Take Terminate Track Turn Unpack Update Validate View Wait Wake Warn Write Yield
+    """.split()  # noqa: SIM905
+)
+
+
+def iterate_first_words() -> Iterator[tuple[str, str]]:
+    """Yield the place and the first word of the docstring of each function that is not a property."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            docstring = ast.get_docstring(node)
+            if docstring is None or PROPERTIES & set(map(get_decorator_name, node.decorator_list)):
+                continue
+            first_word = re.match(r"[\w-]*", docstring)
+            assert first_word is not None
+            yield f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}", first_word[0]
+
+
+def get_decorator_name(decorator: ast.expr) -> str:
+    """Return the last part of the name of a decorator."""
+    if isinstance(decorator, ast.Call):
+        decorator = decorator.func
+    return decorator.attr if isinstance(decorator, ast.Attribute) else getattr(decorator, "id", "")
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    others = {place: word for place, word in iterate_first_words() if word not in VERBS}
+    assert others == {}
