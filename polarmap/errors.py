@@ -63,7 +63,15 @@ class FunctionExitError(PolarmapError, RuntimeError):
 
 
 class NotLinearError(PolarmapError, ValueError):
-    """The results violate the parity checks: f is not linear, or a worker returned wrong numbers."""
+    """The results violate the parity checks: f is not linear, or a worker returned wrong numbers.
+
+    Attributes
+    ----------
+    finding : str
+        The check that failed and by how much.
+    """
+
+    finding = ""
 
 
 class NotDecodableError(PolarmapError, RuntimeError):

@@ -251,7 +251,9 @@ class CodedCollector(Collector):
         self._check_estimable()
         is_accepted = self.verification is not None
         estimate = estimator.estimate(self.decoder, self.padded_block, is_accepted)
-        problem = str(self.decoding_error or "") or self._describe_contradiction()
+        error = self.decoding_error
+        problem = error.finding if isinstance(error, NotLinearError) else str(error or "")
+        problem = problem or self._describe_contradiction()
         if problem:
             estimate = estimate.with_unknown_errors(self.decoder.tracker.missing_indices.tolist())
             warn(f"{problem}; what is decoded or estimated may be far off")

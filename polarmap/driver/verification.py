@@ -26,11 +26,13 @@ from polarmap.report import Verification
 if TYPE_CHECKING:
     from polarmap.driver.local_checks import LocalChecks
 
-NOT_LINEAR_MESSAGE = (
-    "f is not {requirement} (or not deterministic), so lost results cannot be decoded. For a polynomial "
-    "say degree=; for any f at all use coded_sum if a sum of its results is wanted, hedged_map if each is; "
-    "if it is {kind} but badly conditioned, raise rtol; verify=False trusts you and skips the check"
-)
+NOT_LINEAR_MESSAGE = """\
+f is not {requirement}, or not deterministic, so lost results cannot be decoded.
+Found: {finding}.
+- If f is a polynomial in its block, pass degree=.
+- For any other f, use hedged_map, which returns each result, or coded_sum, which returns their sum.
+- If f is {kind} but ill-conditioned, raise rtol=.
+- verify=False skips this check."""
 
 
 class Pending(NamedTuple):
@@ -116,11 +118,13 @@ class Verifier:
         return Rejected(task_index, Failure(FailureKind.GARBAGE, "GarbageResult", message))
 
     def refuse_f(self, finding: str) -> Refused:
-        """Return the verdict that f is not what the code assumes. `finding` begins the message."""
+        """Return the verdict that f is not what the code assumes, because of `finding`."""
         requirement = self._code.requirement
         requirement_name = "linear" if requirement == LINEAR_OR_AFFINE else "one"
-        message = NOT_LINEAR_MESSAGE.format(requirement=requirement, kind=requirement_name)
-        return Refused(NotLinearError(f"{finding}: {message}"))
+        message = NOT_LINEAR_MESSAGE.format(requirement=requirement, finding=finding, kind=requirement_name)
+        error = NotLinearError(message)
+        error.finding = finding
+        return Refused(error)
 
     # -- f on the driver --------------------------------------------------------------------
 

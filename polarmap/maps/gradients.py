@@ -378,9 +378,8 @@ def _compute_max_amplification(rtol: Any, slope_error: float) -> float:
 
 
 def _format_not_smooth_message(h: float, error: NotLinearError) -> str:
-    finding = str(error).split(":", 1)[0]
     return (
-        f"slopes of f do not add up ({finding}): f is not smooth or not deterministic at steps of h={h:.2g} "
-        "times scale, or a worker returned garbage. A larger h smooths rounding and noise, a smaller one "
-        "steps over fewer kinks; verify=False skips the check"
+        f"slopes of f do not add up ({error.finding}): f is not smooth or not deterministic at steps of "
+        f"h={h:.2g} times scale, or a worker returned garbage. A larger h smooths rounding and noise, a "
+        "smaller one steps over fewer kinks; verify=False skips the check"
     )
