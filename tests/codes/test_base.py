@@ -42,7 +42,7 @@ plain = pytest.mark.parametrize(
 
 
 def determined(code: LinearCode, exact: bool, seed: int) -> ArrivalTracker:
-    """When random arrivals have just become enough, or some more than that."""
+    """Return a tracker after just enough random arrivals, or a few more."""
     rng = np.random.default_rng(seed)
     decoder = ArrivalTracker(code, modular=exact)
     beyond = int(rng.integers(4))

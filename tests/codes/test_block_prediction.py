@@ -53,7 +53,7 @@ def test_the_quantile_of_f_is_that_of_scipy(above: float, below: float) -> None:
     assert compute_f_distribution_p90(above, below) == pytest.approx(stats.f.ppf(0.9, above, below), rel=0.1)
 
 
-ALIKE = list(RESULTS)[:5]  # whose blocks do not differ in size
+ALIKE = list(RESULTS)[:5]  # Results whose blocks have equal sizes.
 
 
 @pytest.mark.parametrize("count", ARRIVAL_COUNTS)

@@ -1,4 +1,4 @@
-"""What the left-over equations say: they hold, or name the block that breaks them."""
+"""Tests of the left-over equations: they hold, or name the block that breaks them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_what_sums_of_large_terms_are_off_by_breaks_an_equation_only_beyond_thei
 @pytest.mark.parametrize("dtype", ["i8", "u2"])
 @pytest.mark.parametrize("deviation", [1, 6, 1 << 15])
 def test_integers_name_whoever_alone_explains_them(code: LinearCode, dtype: str, deviation: int) -> None:
-    """Those without whom the others still determine the data, and satisfy all equations."""
+    """A block is named if all remaining blocks determine the data and satisfy all equations."""
     arrived = np.arange(code.n) > 0
     recovery = code.make_decoder(arrived, modular=True)
     data = np.random.default_rng(0).integers(0, 1 << 16, (code.n_input_blocks, 3)).astype("i8")

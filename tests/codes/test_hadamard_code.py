@@ -19,7 +19,7 @@ LARGER_SIZES = [(12, 9), (33, 20), (64, 48), (70, 69), (130, 3)]
 
 
 def hadamard_power(n: int) -> np.ndarray:
-    """The Kronecker power of the kernel with n rows or more."""
+    """Return the Kronecker power of the kernel with n rows or more."""
     n_levels = (n - 1).bit_length()
     return reduce(np.kron, [np.array([[1, 1], [1, -1]])] * n_levels, np.ones((1, 1), int))
 

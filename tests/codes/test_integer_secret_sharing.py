@@ -29,12 +29,12 @@ def noise_rows(n: int, t: int) -> np.ndarray:
 
 
 def sums_of(rows: np.ndarray, count: int) -> np.ndarray:
-    """The sum modulo 2 of every set of `count` rows."""
+    """Return the sum modulo 2 of every set of `count` rows."""
     return np.bitwise_xor.reduce(rows[np.array(list(combinations(range(len(rows)), count)))], axis=1)
 
 
 def sizes(t: int) -> list[int]:
-    """All n up to 64 that have room for a data block."""
+    """Return all n up to 64 that have room for a data block."""
     return [n for n in range(2, 65) if n > 1 + count_noise_blocks(n, t)]
 
 

@@ -21,7 +21,7 @@ def coded_blocks(code: LagrangeCode, data: np.ndarray) -> np.ndarray:
 
 
 def polynomial(blocks: np.ndarray, degree: int, rng: np.random.Generator) -> np.ndarray:
-    """One with all terms of all monomials in three entries, including the constant."""
+    """Return a polynomial with all monomials in three entries, including the constant."""
     powers = [p for p in np.ndindex(*(degree + 1,) * 3) if sum(p) <= degree]
     weights = rng.standard_normal(len(powers))
     return sum(w * np.prod(blocks ** np.array(p), axis=1) for w, p in zip(weights, powers))[:, None]
@@ -111,7 +111,7 @@ def test_no_sum_of_angles_is_near_that_of_a_singular_set(n: int, k: int, degree:
     if n <= degree * k:
         pytest.skip("n is too small for k and degree")
     code = LagrangeCode(n, k, degree, "circle")
-    # in which the sum of a set is an integer
+    # In these units the sum of a set is an integer.
     steps = degree * k * code._top_frequency_phase * n / (2 * np.pi)
     assert steps % 1 == pytest.approx(0.5)
     data = np.linalg.cond(code._evaluate_basis(1)[:k])
@@ -171,7 +171,7 @@ def test_complex_blocks_and_float32_keep_their_dtype() -> None:
     data = (rng.standard_normal((4, 5)) + 1j * rng.standard_normal((4, 5))).astype("c8")
     coded = coded_blocks(code, data)
     assert coded.dtype == np.complex64
-    results = np.abs(coded) ** 2  # of degree 2 in real and imaginary parts, though not analytic
+    results = np.abs(coded) ** 2  # Degree 2 in real and imaginary parts, though not analytic
     plan = code.make_decoder(np.arange(12) >= 3, False)
     decoded = plan.decode(dict(enumerate(results)), results.dtype)
     assert decoded.dtype == np.float32

@@ -13,7 +13,7 @@ def test_arikan_decodes_integers_iff_the_rank_modulo_two_is_full(n: int, k: int)
     code, check = arikan(n, k), oracles.polar_check(arikan(n, k))
     data = np.random.default_rng(n * k).integers(-(2**40), 2**40, k)
     coded = code.encode(data)
-    assert not (check @ coded).any()  # of full rank, so that nothing else satisfies it
+    assert not (check @ coded).any()  # The matrix has full rank, so only codewords satisfy it.
     for arrived in oracles.patterns(n):
         is_full = oracles.gf2_decodable(check, arrived)
         assert code.is_decodable(arrived) == is_full

@@ -14,7 +14,7 @@ seeds = st.integers(0, 10_000)
 
 
 def unimodular(stream: np.random.Generator, size: int) -> np.ndarray:
-    """A random integer matrix that is invertible modulo 2."""
+    """Return a random integer matrix that is invertible modulo 2."""
     lower = np.tril(stream.integers(-9, 10, (size, size)), -1) + np.eye(size, dtype=int)
     upper = np.triu(stream.integers(-9, 10, (size, size)), 1) + np.eye(size, dtype=int)
     return (lower @ upper)[stream.permutation(size)]

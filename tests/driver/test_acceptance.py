@@ -1,4 +1,4 @@
-"""How long a result to check against is waited for, what is said of f, and where it is taken as it is."""
+"""Tests of how long a map waits for a check of linearity, and of what it reports about f."""
 
 from __future__ import annotations
 

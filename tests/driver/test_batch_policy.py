@@ -1,4 +1,4 @@
-"""Short items go to workers together, and each has its own end, whatever becomes of the others."""
+"""Short items are sent to workers in batches, and each item succeeds or fails separately."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.worker.pickled_values import pickle_each, pickle_to_array
 from polarmap.worker.task_functions import make_call_task
 
-SECONDS = 0.05  # of a task, where the script does not say otherwise
+SECONDS = 0.05  # Default duration of a task.
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class NumberSequence(ItemSequence):
-    """Some, of which nobody wants a few any more."""
+    """A sequence of numbers, a few of which are no longer needed."""
 
     def __init__(self, count: int, kind: str = "kind") -> None:
         super().__init__(kind, blocks=pickle_each(range(count)))  # type: ignore[arg-type]
@@ -51,7 +51,7 @@ class NumberSequence(ItemSequence):
 
 
 class NotedResults(ItemResults):
-    """What each item has given, once, or the text of its failure."""
+    """Records the result of each item, or the text of its failure."""
 
     def _add_value(self, item_index: int, value: Any) -> None:
         assert item_index not in self.values
@@ -62,7 +62,7 @@ class NotedResults(ItemResults):
 
 
 class Served:
-    """A map of f of some numbers, of which it is known that each takes so long.
+    """A map of f over numbers whose run times are known.
 
     handed : the numbers of each task, in the order in which a run was given them.
     """
@@ -103,13 +103,13 @@ class Served:
             self.collector.add_outcome(outcome)
 
     def serve(self) -> dict[int, Any]:
-        """What becomes of all."""
+        """Run the map to its end and return the outcome of every item."""
         while not self.collector.has_sufficient_results:
             self.step()
         return self.results.values
 
     def first(self) -> list[list[int]]:
-        """What is handed on before anything has ended."""
+        """Return the batches submitted before any task has ended."""
         self.step()
         return self.handed
 

@@ -60,7 +60,7 @@ class Served:
         self._steps = schedule_tasks(self.run, self.policy, calls._retry_rule, self.collector)
 
     def add(self, count: int) -> list[SubmittedCall]:
-        """So many calls, which wait from now on."""
+        """Queue `count` calls and return them."""
         new_calls = [
             SubmittedCall(Future(), "f", pickle_to_array((abs, (-number,), {}))) for number in range(count)
         ]
@@ -80,10 +80,10 @@ class Served:
         self.policy.choose_tasks_to_start(self.tasks, self.collector, 0.0)
 
     def serve(self) -> Iterator[int]:
-        """Until no call waits or is under way."""
+        """Run until no call is queued or running."""
         for number in range(2000):
             if not self.policy.has_items:
-                next(self._steps)  # it cancels what is left of them
+                next(self._steps)  # This step cancels the remaining attempts.
                 return
             self.step()
             yield number
@@ -133,7 +133,7 @@ def test_what_calls_of_a_function_took_is_remembered_from_run_to_run() -> None:
     served.open({20: 50.0})
     served.add(1)
     served.step()
-    served.step()  # a moment, in which it is told that the call has begun
+    served.step()  # In this step the collector learns that the call has started.
     served.step()  # it waits for the moment in which that is late, and no longer
     assert 1.0 < served.run.now() < 1.2
     assert attempts(served, 20) == 1
@@ -178,7 +178,7 @@ def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_a
 
 
 def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
-    """The first attempt raises late, while its backup sleeps; nothing is started in the place of either."""
+    """The first attempt raises late, while its backup sleeps; neither attempt is replaced."""
     faults = {3: Fault("raise", attempts=1)}
     served = Served({3: 50.0, 4: 200.0}, faults, max_in_flight=5, backups=1, retries=3)
     submitted = served.add(5)

@@ -70,7 +70,7 @@ def test_all_fail_where_none_is_opened() -> None:
     assert submitted[2].future.cancel()
     served.calls._executor = Mock(open=Mock(side_effect=OSError("gone")))
     served.calls._run_session()
-    assert submitted[0].future.done()  # nothing else was there when it came
+    assert submitted[0].future.done()  # The queue was empty when this call arrived.
     served.calls._run_session()
     assert not served.policy.has_items
     assert [str(call.future.exception(0)) for call in submitted[:2]] == ["gone"] * 2
@@ -81,13 +81,15 @@ def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
     served = Served()
     submitted = served.add(9)
     served.take()
-    assert [call.future.running() for call in submitted] == [True] + [False] * 8  # nothing else was there
+    assert [call.future.running() for call in submitted] == [True] + [False] * 8  # The queue was empty.
     assert build_block(served.blocks, 2) is not None
     assert submitted[3].future.cancel()
     with pytest.raises(CancelledError):
         build_block(served.blocks, 3)
     served.calls.shutdown(cancel_futures=True)
-    assert len(wait([call.future for call in submitted], 0.0).done) == 7  # who waits for them is told
+    assert (
+        len(wait([call.future for call in submitted], 0.0).done) == 7
+    )  # Callers waiting for the calls are notified.
     assert [call.future.cancelled() for call in submitted] == [False, True, False] + [True] * 6
     list(served.serve())
     assert [submitted[task].future.result(0) for task in (0, 2)] == [0, 2]
@@ -119,7 +121,7 @@ def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over
     mapped.blocks += [pickle_to_array((abs, (-number,), {})) for number in range(6)]
     served.calls.submit(mapped, range(6))
     served.take()
-    for _ in range(2):  # of a run that looks twice
+    for _ in range(2):  # The run polls twice.
         assert build_block(served.blocks, 1) is not None
     served.calls.cancel_calls([mapped])
     for _ in range(2):

@@ -39,6 +39,6 @@ def test_a_function_is_the_same_whoever_calls_it() -> None:
     assert get_function_key(Thing().method) == get_function_key(Thing.method)
     assert get_function_key(Thing()) == get_function_key(Thing())
     assert get_function_key(partial(min, 1)) == get_function_key(min)
-    # each is gone before the next
+    # Each function is freed before the next is created.
     keys = {get_function_key(eval(f"lambda: {number}")) for number in range(20)}
     assert len(keys) == 20

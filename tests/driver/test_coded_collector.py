@@ -1,4 +1,4 @@
-"""One codeword: when it is over, what it waits for, and what is said where it cannot be."""
+"""Tests of the collector of one codeword: when it finishes, what it awaits, and its errors."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def components_of(value: object, found: dict[int, object]) -> dict[int, object]:
 
 
 def state_of(component: object) -> dict[str, Any]:
-    """Return a copy of what an object remembers, but for cached answers.
+    """Return a copy of an object's state, without cached answers.
 
     A thread of its own changes a LocalEvaluation, at any time.
     """

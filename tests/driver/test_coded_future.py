@@ -26,7 +26,7 @@ SECONDS = 30.0
 
 
 class ScriptedMap:
-    """A map of two blocks that goes on when it is told to."""
+    """A map of two blocks whose progress the test controls."""
 
     def __init__(self, *, is_stored: bool = False, error: Exception | None = None) -> None:
         self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))

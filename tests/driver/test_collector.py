@@ -89,7 +89,7 @@ def test_a_function_that_fails_everywhere_ends_the_map_with_its_error() -> None:
     task_table = TaskTable(2)
     collector = CountingCollector(task_table, 2)
     task_table.start_attempts(range(2), 0.0)
-    collector.raise_if_f_always_fails()  # nothing has failed
+    collector.raise_if_f_always_fails()  # No task has failed yet.
     for task in range(2):
         error = KeyError("missing")
         failure = Failure("raised", "KeyError", str(error), error)

@@ -1,4 +1,4 @@
-"""Threads of maps: few, reused, gone when idle."""
+"""Tests of the threads of maps: they are few, are reused, and end when idle."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_threads_without_a_call_end_and_others_are_started() -> None:
     assert done.acquire(timeout=SECONDS)
     seen[0].join(SECONDS)
     assert not seen[0].is_alive()
-    threads.submit(run)  # there is none now: another one is started
+    threads.submit(run)  # No thread is left, so the pool starts another.
     assert done.acquire(timeout=SECONDS)
     assert seen[1] is not seen[0]
 

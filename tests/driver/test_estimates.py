@@ -1,4 +1,4 @@
-"""Who waits for an estimate gets the latest, and nobody makes one that is not waited for."""
+"""Waiting for an estimate returns the latest one; estimates are computed only when awaited."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_an_estimate_is_made_for_whoever_waits_and_only_then() -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(stream.wait_for_next_estimate, 0, asked.set)
         assert asked.wait(SECONDS)
-        stream.publish_estimate_if_awaited(3, lambda: None)  # nothing can be told yet
+        stream.publish_estimate_if_awaited(3, lambda: None)  # No estimate is possible yet.
         stream.publish_estimate_if_awaited(3, make)
         assert waiting.result(SECONDS) == EstimateSnapshot(3, "three")
-    # of somebody else's asking
+    # Another caller asked for this estimate.
     assert stream.wait_for_next_estimate(0, lambda: None) == EstimateSnapshot(3, "three")
     stream.publish_estimate_if_awaited(4, make)
     assert built == [1]

@@ -1,4 +1,4 @@
-"""What is said where tasks do not give what is needed of them."""
+"""Tests of the error messages of maps whose tasks fail."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def raise_key_error_of_block(block: Any) -> Any:
 def test_what_f_raises_is_raised_whichever_worker_is_lost_and_whichever_sleeps(
     f: Any, k: int, n: int
 ) -> None:
-    """Nothing of it may depend on the order in which tasks end."""
+    """The message does not depend on the order in which tasks end."""
     pairs = list(itertools.permutations(range(n), 2))
     for turn, (killed, sleeper) in enumerate(pairs[:: max(1, len(pairs) // 40)]):
         fault = KILLED_ALWAYS if turn % 2 else KILLED_ONCE

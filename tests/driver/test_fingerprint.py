@@ -1,4 +1,4 @@
-"""Which functions count as the same, and that a change of whatever f reaches makes it another function."""
+"""Tests of when functions count as equal: a change of any object that f reaches changes its fingerprint."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def item(owner: Any, key: Any) -> Change:
 
 
 def module_of(source: str, name: str = "reached") -> Any:
-    """A module of the caller's."""
+    """Create a module that belongs to the caller."""
     module = types.ModuleType(name)
     sys.modules[name] = module
     exec(source, module.__dict__)
@@ -232,7 +232,7 @@ def memory_map() -> Any:
 
 
 def module_of_library(source: str) -> Any:
-    """A module whose file is where libraries are installed."""
+    """Create a module whose file is in the folder of installed libraries."""
     module = module_of("")
     module.__file__ = f"{os.path.dirname(np.__file__)}/../reached.py"
     exec(compile(source, module.__file__, "exec"), module.__dict__)
@@ -247,7 +247,7 @@ def patched(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-# What f reaches, and what makes of it f and its change.
+# For each kind of object that f reaches: a value, and a function that builds f and a change of it.
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any], Any], Change]]]] = {
     "global": (int, lambda _: (lambda b: b**EXPONENT, item(globals(), "EXPONENT"))),
     "attribute of a class": (int, lambda _: (lambda b: b**Holder.p, setter(Holder, "p"))),
@@ -419,7 +419,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
 
 
 def change(name: str) -> Callable[[Any], Any]:
-    """One that takes more than an expression."""
+    """Register a change that takes more than an expression."""
 
     def noted(make: Any) -> Any:
         CHANGES[name] = (int, lambda _: make())

@@ -39,7 +39,7 @@ def test_note_and_forget() -> None:
 
 
 def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:
-    """A map that loses two of four blocks and, without surplus, all of the parity it can."""
+    """Run a map that loses two of four blocks and, without surplus, all spare parity."""
     seconds = dict.fromkeys([0, 1] if surplus else [0, 1, 6], math.inf)
     options = {"blocks": 4, "tasks": 7, "timeout": 100}
     return coded_map(f, DATA, executor=ReplayExecutor(seconds), **options).report.verified

@@ -1,4 +1,4 @@
-"""f on the driver beside a map: how long it is waited for, and what is said of what it raises."""
+"""Tests of f evaluated on the driver during a map: how long the map waits, and how it reports errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A map from its opening to its report: who is told what, what is tried again, and that it is closed."""
+"""A map from its opening to its report: notifications, retries and closing."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class Recorder(ReplayExecutor):
             raise error
 
     def submitted(self) -> list[list[int]]:
-        """What was handed in, one list for each time."""
+        """Return the submitted tasks, one list for each submission."""
         return [list(call[1:]) for call in self.calls if call[0] == "submit"]
 
 
@@ -358,7 +358,7 @@ def test_failures_that_parity_does_not_cover_are_tried_again(kind: str) -> None:
     recorder = Recorder(seconds)
     result = coded(executor=FaultyExecutor(recorder, dict.fromkeys(range(6), Fault(kind))))
     assert_right(result)
-    # With the fifth failure too little can arrive; all that failed so far is tried again.
+    # With the fifth failure too few results can arrive, so all failed tasks are retried.
     assert recorder.submitted() == [[*range(N)], [0, 1, 2, 3, 4]]
     assert [task.attempts for task in result.report.tasks] == [2] * 5 + [1] * 7
     assert [len(task.failures) for task in result.report.tasks] == [1] * 6 + [0] * 6

@@ -1,4 +1,4 @@
-"""What a bar shows of maps, and what is told to the logger "polarmap" and to OpenTelemetry."""
+"""Tests of the progress bar, the logger "polarmap" and the OpenTelemetry output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DATA = np.random.default_rng(0).standard_normal((24, 3))
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
-    """The text of the records of one level, without the number of the map."""
+    """Return the text of the records of one level, without the number of the map."""
     records = [record for record in caplog.records if record.name == "polarmap" and record.levelno == level]
     return [record.getMessage().partition(": ")[2] for record in records]
 
@@ -140,7 +140,7 @@ class Memory:
         return self.exporter.get_finished_spans()
 
     def counted(self) -> dict[str, float]:
-        """The sum of each counter."""
+        """Return the sum of each counter."""
         metrics = self.reader.get_metrics_data()
         [scope] = metrics.resource_metrics[0].scope_metrics
         return {
@@ -151,7 +151,7 @@ class Memory:
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
-    """As if the program had set these providers, which a process can do only once."""
+    """Replace the OpenTelemetry providers, which a process can set only once."""
     memory = Memory()
     monkeypatch.setattr(trace, "get_tracer", memory.tracers.get_tracer)
     monkeypatch.setattr(metrics, "get_meter", memory.meters.get_meter)

@@ -37,7 +37,7 @@ def keywords(verb: Callable[..., Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
 def test_maps_spell_their_options_alike(verb: Callable[..., Any]) -> None:
-    """What a verb shares with coded_map has the same name, order and default."""
+    """Options shared with coded_map have the same name, order and default."""
     coded_map_keywords, shared = keywords(coded_map), keywords(verb)
     order = [name for name in shared if name in coded_map_keywords]
     assert order == [name for name in coded_map_keywords if name in shared]

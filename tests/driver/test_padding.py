@@ -1,4 +1,4 @@
-"""The last block of an array that does not divide: its result is f of its own rows, for every f."""
+"""The last block of an array that does not divide: its result is f of exactly its rows, for every f."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LAST = 14
 
 @pytest.fixture(autouse=True, scope="module")
 def _local_f_ends_within_one_poll() -> Iterator[None]:
-    """Clocks are virtual: what a busy machine takes for f of a few rows is not to be seen on them."""
+    """Make f on the driver end within one poll, since the virtual clocks ignore a busy machine."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("polarmap.driver.local_evaluation.EVALUATION_POLL_SECONDS", 60.0)
         yield
 
 
 def plain(f: Callable[[Any], Any], data: Any, k: int) -> list[Any]:
-    """What coded_map must return: f of each block of ceil(rows / k) rows, the last of which may be short."""
+    """Return the expected results: f of each block of ceil(rows / k) rows. The last block may be shorter."""
     rows = -(-len(data) // k)
     return [f(data[start : start + rows].copy()) for start in range(0, len(data), rows)]
 
@@ -163,7 +163,7 @@ def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known
 
 
 def test_what_mixes_rows_is_evaluated_without_padding_every_time() -> None:
-    for data in (np.zeros_like(DATA), DATA, DATA + 1):  # of zeros, nothing can be told
+    for data in (np.zeros_like(DATA), DATA, DATA + 1):  # Zeros show nothing about f.
         result = coded_map(centred, data, **SIZES, executor=losing(), verify=False)
         assert_same(result, plain(centred, data, 15))
 

@@ -1,4 +1,4 @@
-"""Garbage and lies are found by redundant parity checks, or the report names what no check involves."""
+"""Wrong results are found by redundant parity checks, or the report names what no check involves."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_two_garbage_workers_are_corrected_if_the_surplus_suffices() -> None:
 
 
 def fate(f: Callable[[Any], Any], executor: Any, **options: Any) -> tuple[str, CodedResult | None]:
-    """What became of a map of WHOLE: "refused", "warned" or "harmless", and what it returned."""
+    """Return the outcome of a map of WHOLE, "refused", "warned" or "harmless", and its result."""
     VERIFIED_PROPERTIES.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -92,7 +92,7 @@ def wrong_blocks(result: CodedResult, expected: Sequence[np.ndarray]) -> list[in
 def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
     """The equations of the arikan kernel are sparse: some leave out a result that was decoded from."""
     fates = Counter[str]()
-    for seed in range(80):  # garbage arrives first, and the others one by one
+    for seed in range(80):  # Garbage arrives first, then the correct results one by one.
         order = np.random.default_rng(seed).permutation(20).tolist()
         executor = FaultyExecutor(arriving(order, 20), {order[0]: Fault("garbage")})
         what, result = fate(np.copy, executor, code=PolarCode(20, K, "arikan"), tasks=20)
@@ -119,14 +119,14 @@ def test_while_several_workers_are_suspected_another_result_is_awaited() -> None
     result = coded(np.copy, code=code, verify=True, **options)
     assert states(result.report)["failed"] == [culprit]
     assert_same(result, cut(DATA, K), 1e-11)
-    # Nobody else comes: refused, rather than one of the two named.
+    # No further result arrives: the map is refused instead of blaming one of the two.
     options = {"executor": FaultyExecutor(arriving(order[:10], N, step=0.05), {culprit: Fault("garbage")})}
     with pytest.raises(NotLinearError):
         coded(np.copy, code=code, verify=True, **options)
 
 
 def explanations(code: PolarCode, arrived: list[int], culprit: int) -> list[int]:
-    """The tasks whose columns in the equations between arrived blocks are parallel to the culprit's."""
+    """Return the tasks whose columns in the equations between arrived blocks are parallel to the culprit's."""
     missing = sorted(set(range(N)) - set(arrived))
     equations = scipy.linalg.null_space(code.parity_check_matrix[:, missing].T).T @ code.parity_check_matrix
     if np.linalg.norm(equations[:, culprit]) < 1e-9:
@@ -157,7 +157,7 @@ class Lying(AlteringReplay):
 def lied_to(
     f: Callable[[Any], Any], data: np.ndarray, sizes: tuple[int, int], late: int, lie: float, seed: int
 ) -> tuple[CodedResult | None, int]:
-    """A map of n tasks for k blocks, of which some are late and one lies, and who; None if it is refused."""
+    """Return the result of a map with late tasks and one wrong task (None if refused), and the wrong task."""
     VERIFIED_PROPERTIES.clear()
     (n, k), stream = sizes, np.random.default_rng(seed)
     order, liar = stream.permutation(n).tolist(), int(stream.integers(n))

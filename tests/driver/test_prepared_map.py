@@ -74,7 +74,7 @@ def test_what_is_prepared_may_be_run_again() -> None:
 
 
 def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    python = SimpleNamespace(modules={}, stderr=None)  # one that has not imported OpenTelemetry
+    python = SimpleNamespace(modules={}, stderr=None)  # This process has not imported OpenTelemetry.
     monkeypatch.setattr(prepared_map, "sys", python)
     assert make_observers(False) == make_observers(None) == ()
     python.stderr = io.StringIO()

@@ -1,4 +1,4 @@
-"""Results as they come: those of the most common structure and shape count, others are failures."""
+"""Tests of arriving results: the most common structure and shape counts, all else is a failure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_result_unlike_the_others_is_a_failure_whenever_it_comes(
 
 
 def test_a_result_that_looked_odd_is_not_awaited_once_more() -> None:
-    """Task 1 looks odd beside task 0 and is tried again, before task 2 shows that it was right."""
+    """Task 1 looks odd compared with task 0 and is tried again, before task 2 shows that it was right."""
     seconds = {0: 0.5, 1: 1.0, 2: 2.9} | dict.fromkeys(range(3, N), math.inf)
     with pytest.raises(
         CodedTimeoutError, match=r"2 of 8 .* within 3\.1 s, 9 tasks still run; failed 1 task: W"

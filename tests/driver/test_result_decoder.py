@@ -1,4 +1,4 @@
-"""When results determine the others, and how accurately these are decoded."""
+"""Tests of when results determine the missing ones, and how accurately these are decoded."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_what_is_accurate_enough_stays_so() -> None:
 
 
 def rising_amplification() -> tuple[list[int], float, float]:
-    """Five arrivals of which the last raises the amplification; before and after."""
+    """Return five arrivals whose last one raises the amplification, and its value before and after."""
     for seed in range(100):
         order = np.random.default_rng(seed).permutation(6).tolist()[:5]
         first, second = (amplification(PolarCode(6, 4), order[:count]) for count in (4, 5))

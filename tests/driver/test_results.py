@@ -86,7 +86,7 @@ def test_type_checkers_know_what_f_returns_and_find_misspelt_options(
     )
     config = tmp_path / "mypy.ini"  # what polarmap stands on is of no interest, and takes the most time
     config.write_text("[mypy]\nfollow_imports = skip\n[mypy-polarmap.*]\nfollow_imports = silent\n")
-    # Seen from there polarmap is installed: its functions are not checked. In a process of its own, as
+    # Seen from there polarmap is installed: its functions are not checked. In a separate process, as
     # the objects of mypy would stay in this one, and take as long to be freed as to be made.
     command = [sys.executable, "-m", "mypy", str(source), "--config-file", str(config)]
     path = {"PYTHONPATH": str(Path(polarmap.__file__).parents[1])}
@@ -109,7 +109,7 @@ def test_type_checkers_know_what_f_returns_and_find_misspelt_options(
 
 
 class Held:
-    """What f has in its hands when it raises."""
+    """An object that f holds when it raises."""
 
 
 def test_a_report_is_made_when_it_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ class Diary:
             return [float(line) for line in file.read().split()]
 
     def begun(self) -> set[int]:
-        """The tasks that have begun, by the values of their blocks."""
+        """Return the tasks that have begun, identified by the values of their blocks."""
         values = np.concatenate([BLOCKS, CODE.encode(BLOCKS)[-(N - K) :]]).ravel()
         return {int(np.abs(values - value).argmin()) for value in self.lines()}
 
@@ -211,14 +211,14 @@ def test_states_are_those_of_what_has_begun(place: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"blocks": K, "tasks": N, "code": CODE, "verify": False, "retries": 0}
     with PLACES[place]() as executor:
         report = polarmap.coded_map(diary, BLOCKS, executor=executor, timeout=PATIENCE, **options).report
-        time.sleep(0.3)  # in which a task that was wrongly taken to be cancelled would begin
+        time.sleep(0.3)  # A task wrongly reported as cancelled would begin in this time.
         begun = diary.begun()
         diary.open()
     tasks_by_state = {state: set(indices) for state, indices in states(report).items()}
     assert tasks_by_state["arrived"] == set(range(K))
     assert tasks_by_state.keys() <= {"arrived", "abandoned", "cancelled"}
     assert not begun & tasks_by_state.get("cancelled", set())
-    # A free worker counts as beginning what it is handed: one that is slow may be told not to before it does.
+    # A free worker counts as beginning what it is handed: one that is slow may be stopped before it does.
     assert len(tasks_by_state["abandoned"] - begun) <= {"threads": 0, "dask": N, "localhost": N}.get(
         place, FREE_WORKERS
     )
@@ -246,7 +246,7 @@ def test_a_future_tells_which_tasks_wait_for_a_worker(place: str, tmp_path: Path
 
 
 def written(diary: Diary) -> set[int]:
-    """The tasks that have begun in a map of other blocks, none of which returns."""
+    """Return the tasks that have begun in a map of different blocks that never return."""
     blocks = BLOCKS[::-1] * 3
     values = np.concatenate([blocks, CODE.encode(blocks)[-(N - K) :]]).ravel()
     try:

@@ -22,7 +22,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 class Ticking:
-    """A run of which each question takes so many seconds; a wait that nothing ends is a mistake."""
+    """A run whose every poll takes `step` seconds; an endless wait is a mistake."""
 
     def __init__(self, step: float) -> None:
         self._step, self._now = step, 0.0
@@ -72,7 +72,7 @@ def test_what_becomes_due_between_two_questions_is_not_waited_for_for_ever() -> 
 
 
 def run_with_failures(n_failures: int, delay: float, **options: Any) -> float:
-    """Return the seconds of a map of two tasks, the first of which is lost `n_failures` times."""
+    """Return the seconds of a map of two tasks whose first is lost `n_failures` times."""
     faults = {0: Fault("kill", attempts=n_failures)}
     result = polarmap.hedged_map(
         abs,

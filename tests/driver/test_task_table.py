@@ -1,4 +1,4 @@
-"""The table of tasks: what runs, what failed and what was told of it, whatever order things happen in."""
+"""The table of tasks: what runs, what failed and what was reported, in any order of events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape"
 
 
 class RecordingTracker(LateTracker[tuple[int, int]]):
-    """Writes down what it is told, and knows nothing of lateness."""
+    """Records its notifications and never reports a late task."""
 
     def __init__(self) -> None:
         super().__init__(LatenessRule(1), n_initial_attempts=1)
@@ -75,7 +75,7 @@ def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
     assert (tasks.queued, tasks[0].dispatched_at) == ({1}, {0: 0.5, 1: 3.0})
     tasks.record_outcome(ended(0, 0), 4.0)
     assert tracker.durations == [(3.5, False)]
-    tasks.record_outcome(ended(1, 0), 5.0)  # it began and ended while nobody looked
+    tasks.record_outcome(ended(1, 0), 5.0)  # The task began and ended between two polls.
     assert tracker.durations == [(3.5, False), (2.0, True)]
     assert not tasks.queued
     assert not tracker.run
@@ -206,5 +206,5 @@ def test_a_task_starts_when_its_worker_did_even_if_that_was_told_late() -> None:
         tasks.record_start(index, 0, when)
     tasks.record_start(2, 0, 0.0, is_confirmed=False)
     for index in range(3):
-        tasks.record_outcome(ended(index, 0), 5.0)  # of which the worker spent 2 s on each
+        tasks.record_outcome(ended(index, 0), 5.0)  # The worker spent 2 s on each task.
     assert [task.first_started_at for task in tasks] == [1.0, 3.0, 3.0, None]

@@ -52,7 +52,7 @@ def test_equal_results_do_not_make_f_linear() -> None:
 
 
 def test_copies_of_blocks_make_no_function_linear() -> None:
-    """Three of the parity blocks of (8, 3) are copies of a data block each, of which any f is the same."""
+    """Three of the parity blocks of (8, 3) are each a copy of a data block, so f agrees on both."""
     data = np.random.default_rng(0).integers(-99, 99, (9, 2))
     for order in ([1, 5, 4, 2], [1, 4, 5, 2, 6], [3, 7, 0, 1, 2], range(8)):
         executor = arriving([*order, *(task for task in range(8) if task not in order)], 8)

@@ -1,4 +1,4 @@
-"""64-bit integers of which f makes Python integers or floats: right, or refused with what to do."""
+"""Tests of f that turns 64-bit integers into Python integers or floats: correct, or a clear refusal."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ INTO_PYTHON = {
 
 
 def drawn_integers(stream: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Of 64 bits: small ones, of the whole range, or near its upper end."""
+    """Draw 64-bit integers: small, of the whole range, or near its upper end."""
     dtype = np.dtype(stream.choice(["i8", "u8"]))
     limits, bits = np.iinfo(dtype), int(stream.integers(3, 65))
     high = min(int(limits.max), 1 << bits)

@@ -1,4 +1,4 @@
-"""The rows and the columns of a matrix: coded once, kept between products, gone with the operator."""
+"""The rows and the columns of a matrix: coded once, kept between products, deleted with the operator."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
         assert (coded.report.k, coded.report.n) == (5, 8)
         assert_close(coded.rmatvec(np.ones(50)), TALL.T @ np.ones(50), 1e-10)
         assert (coded.report.k, coded.report.n) == (5, 8)
-    with operator(rows) as coded:  # which then reads and encodes the columns itself
+    with operator(rows) as coded:  # The operator then reads and encodes the columns itself.
         assert_close(coded.rmatvec(np.ones(50)), TALL.T @ np.ones(50), 1e-10)
         assert (coded.report.k, coded.report.n) == (5, N - 1)
     assert rows.check().ok and columns.check().ok

@@ -1,4 +1,4 @@
-"""Which factor is cut, into how many blocks: the cheapest by the formula, or as asked for."""
+"""Tests of which factor is cut, and into how many blocks: the cheapest by the formula, or as asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be a factor of a product, and how it is read and multiplied."""
+"""Tests of the allowed factors of a product, and how they are read and multiplied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CodedOperator: numpy's products and scipy's solvers, with misfortunes in every product."""
+"""CodedOperator: numpy's products and scipy's solvers, with failures in every product."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def random_matrix(shape: tuple[int, int], dtype: str) -> np.ndarray:
 
 
 def lossy(faults: Any = LOST) -> FaultyExecutor:
-    """A replay whose tasks 1, 4 and 7 fail in every product."""
+    """Return a replay whose tasks 1, 4 and 7 fail in every product."""
     return FaultyExecutor(ReplayExecutor(), faults)
 
 

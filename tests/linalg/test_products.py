@@ -22,7 +22,8 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 STREAM = np.random.default_rng(0)
 A, B = STREAM.standard_normal((23, 17)), STREAM.standard_normal((17, 19))
 DEAD = Fault("raise", attempts=9)
-# Of a grid 5 x 5 with 4 x 4 data tasks: two data tasks in one row, one in another, and parity tasks.
+# Lost tasks of a 5 x 5 grid with 4 x 4 data tasks: two data tasks in one row, one in another, and parity
+# tasks.
 LOST = dict.fromkeys([0, 1, 6, 18, 22], DEAD)
 GRID = {"method": "grid", "tasks": (5, 5), "blocks": (4, 4)}
 
@@ -99,7 +100,7 @@ def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject,
 
 
 def test_a_grid_is_done_as_soon_as_lines_decode_each_other() -> None:
-    """Of a 3 x 3 grid with 2 x 2 data blocks, four tasks in a chain determine all."""
+    """In a 3 x 3 grid with 2 x 2 data blocks, four tasks in a chain determine all."""
     chain = [(0, 0), (0, 2), (2, 0), (1, 2)]
     places = ProductCode(PolarCode(3, 2), PolarCode(3, 2)).block_grid
     seconds = dict.fromkeys(range(9), math.inf) | {int(places[cell]): 1.0 for cell in chain}

@@ -40,7 +40,7 @@ def test_the_last_estimate_is_that_of_numpy(columns: int, more: int, workers: in
 
 
 def test_a_badly_conditioned_matrix_loses_no_more_digits_than_in_numpy() -> None:
-    vandermonde = np.vander(np.linspace(0, 1, 400), 12)  # of condition 1e9: of its Gram matrix 1e18
+    vandermonde = np.vander(np.linspace(0, 1, 400), 12)  # Condition 1e9; its Gram matrix has 1e18.
     b = np.sin(9 * np.linspace(0, 1, 400))
     *_, last = sketched_lstsq(vandermonde, b, executor=ReplayExecutor())
     best = np.linalg.lstsq(vandermonde, b, rcond=None)[0]
@@ -93,7 +93,7 @@ def sorted_rows(stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cosines(stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Of the transform itself: without signs each would be one row of the sketch."""
+    """Return cosines of the transform: without signs each would be one row of the sketch."""
     return np.cos(np.pi * np.outer(np.arange(600) + 0.5, np.arange(8)) / 600), stream.standard_normal(600)
 
 

@@ -1,4 +1,4 @@
-"""What verbose= prints, against objectives and gradients after as many iterations; fits cut short."""
+"""Tests of the output of verbose=, against objectives and gradients after as many iterations; fits cut short."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def data_of(model: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
-    """By the formula in its documentation; of logistic models as a mean."""
+    """Return the objective by its documented formula (a mean for logistic models)."""
     eta = X @ np.ravel(model.coef_) + model.intercept_
     square = float(np.sum(model.coef_**2))
     if isinstance(model, Ridge):

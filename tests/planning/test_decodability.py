@@ -1,4 +1,4 @@
-"""How many arrivals a code needs: against the decoders themselves, fed the same orders."""
+"""Tests of the number of arrivals a code needs, against the decoders themselves, fed the same orders."""
 
 from __future__ import annotations
 

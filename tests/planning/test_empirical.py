@@ -1,4 +1,4 @@
-"""Run times as they were observed: against scipy's product-limit estimate, from reports and files."""
+"""Tests of observed run times, against scipy's product-limit estimate, from reports and files."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: s
 
 
 class TwoSlots(ReplayExecutor):
-    """Tasks of exactly one second, two at a time: the others wait, as for the cores of a laptop."""
+    """Tasks of exactly one second, two at a time: the remaining tasks wait, as for the cores of a laptop."""
 
     is_local = True
 

@@ -1,4 +1,4 @@
-"""What plans are chosen for: limits, each named when it leaves nothing, and the choice."""
+"""Tests of the objectives of plans: limits, each named when it leaves nothing, and the choice."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_the_slowest_and_the_fastest_are_the_extremes() -> None:
 
 
 def virtual_shares(share: Fraction, depth: int) -> list[Fraction]:
-    """1 - F of all 2^depth virtual workers at one time, exactly, from the definition."""
+    """Return 1 - F of all 2^depth virtual workers at one time, exactly, from the definition."""
     if depth == 0:
         return [share]
     late_both, late_either = share * share, 1 - (1 - share) ** 2
