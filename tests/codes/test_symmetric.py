@@ -28,7 +28,7 @@ def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.
 
 
 def equations_of(code: SymmetricProductCode) -> np.ndarray:
-    """Return every entry of each block as a sum of entries of the upper triangle of A' A: (n, SIDE^2, unknowns)."""
+    """Return each entry of each block as a sum of upper-triangle entries of A' A, (n, SIDE^2, unknowns)."""
     generator = np.concatenate([np.eye(code.line_code.k), code.line_code.encoding_matrix])
     k = code.line_code.k
     # Unknowns: entry (p, q) of x_ab, (a, p) <= (b, q) in lexicographic order.

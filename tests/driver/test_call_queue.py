@@ -87,9 +87,7 @@ def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
     with pytest.raises(CancelledError):
         build_block(served.blocks, 3)
     served.calls.shutdown(cancel_futures=True)
-    assert (
-        len(wait([call.future for call in submitted], 0.0).done) == 7
-    )  # Callers waiting for the calls are notified.
+    assert len(wait([call.future for call in submitted], 0.0).done) == 7  # Waiting callers are notified.
     assert [call.future.cancelled() for call in submitted] == [False, True, False] + [True] * 6
     list(served.serve())
     assert [submitted[task].future.result(0) for task in (0, 2)] == [0, 2]

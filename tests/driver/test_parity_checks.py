@@ -126,7 +126,7 @@ def test_while_several_workers_are_suspected_another_result_is_awaited() -> None
 
 
 def explanations(code: PolarCode, arrived: list[int], culprit: int) -> list[int]:
-    """Return the tasks whose columns in the equations between arrived blocks are parallel to the culprit's."""
+    """Return the tasks whose columns in the equations of arrived blocks are parallel to the culprit's."""
     missing = sorted(set(range(N)) - set(arrived))
     equations = scipy.linalg.null_space(code.parity_check_matrix[:, missing].T).T @ code.parity_check_matrix
     if np.linalg.norm(equations[:, culprit]) < 1e-9:

@@ -1,4 +1,4 @@
-"""Tests of the output of verbose=, against objectives and gradients after as many iterations; fits cut short."""
+"""The output of verbose=, against objectives and gradients after as many iterations; fits cut short."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def each_option_is_computed_once() -> Iterator[None]:
 
 @functools.cache
 def simulated(k: int) -> list[Completion]:
-    """Return plans with k workers and with up to twelve more."""
+    """Return the completion times with k workers and with up to twelve more."""
     return [completion_time(n, k, "rotation" if n > k else "uncoded", DISTRIBUTION) for n in range(k, k + 13)]
 
 
