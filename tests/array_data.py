@@ -47,7 +47,7 @@ def damage(store, part, kind):
 
 
 def losses(code, count):
-    """Some blocks, data and parity, that the others determine."""
+    """Return data and parity blocks that the remaining blocks determine."""
     for lost in itertools.combinations(range(code.n), count):
         mask = np.ones(code.n, bool)
         mask[list(lost)] = False
@@ -91,7 +91,7 @@ def spoilt(shape, dtype, places, kinds):
 
 
 def put_rows(store, A, rows=1, head=b""):
-    """Store an array as raw objects of so many rows each."""
+    """Store an array as raw objects with the given number of rows each."""
     keys = [f"mine/{number}" for number in range(-(-len(A) // rows))]
     for number, key in enumerate(keys):
         store.put(key, head + A[number * rows : (number + 1) * rows].tobytes())
@@ -99,7 +99,7 @@ def put_rows(store, A, rows=1, head=b""):
 
 
 def copied(coded):
-    """Data parts that lie below the array's own folder."""
+    """Return the data parts stored below the array's own folder."""
     own = get_array_key_prefix(coded.name)
     return [
         part for index in range(coded.k) for part in coded.block_segments(index) if part.key.startswith(own)

@@ -68,7 +68,7 @@ def polar_check(code: PolarCode) -> Array:
 
 
 def genie_determined(known: list[bool]) -> list[bool]:
-    """Which inputs a genie-aided sequential decoder determines: the paper's recursion on bits."""
+    """Return which inputs a genie-aided sequential decoder determines: the paper's recursion on bits."""
     if len(known) == 1:
         return list(known)
     half = len(known) // 2

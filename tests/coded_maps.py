@@ -44,7 +44,7 @@ def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -
 
 
 def losing(*lost: int) -> ReplayExecutor:
-    """These tasks never report; the others do after a second."""
+    """These tasks never report; all other tasks do after a second."""
     return ReplayExecutor(dict.fromkeys(lost, math.inf))
 
 

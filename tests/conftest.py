@@ -36,7 +36,7 @@ LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
     session.take_signals()
-    # Dask's profiler asks for the frames of all threads, in which CPython 3.11 may stop for good (gh-106883).
+    # Dask's profiler asks for the frames of all threads, in which CPython 3.11 may hang (gh-106883).
     os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
     # A killed process of Dask's is back at once, or is waited for: after 15 s Dask would do without it.
     os.environ["DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"] = "forkserver"

@@ -1,4 +1,4 @@
-"""What every figure must do, and reports to draw."""
+"""Checks that every figure must pass, and reports to draw."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rendered(figure: Figure) -> None:
 def report_of(
     seconds: Mapping[int, float], faults: Mapping[int, Fault] | None = None, **options: Any
 ) -> Report:
-    """Of a map of six blocks and three parity blocks."""
+    """Return the report of a map with six blocks and three parity blocks."""
     executor = FaultyExecutor(ReplayExecutor(seconds), faults or {})
     return coded_map(np.negative, list(np.ones((6, 4))), tasks=9, executor=executor, **options).report
 

@@ -34,7 +34,7 @@ class Future:
 
 
 class DefaultEnvironment:
-    """What Lithops has on this machine, without containers."""
+    """The Lithops backends that run on this machine without containers."""
 
 
 class Functions:

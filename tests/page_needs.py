@@ -1,4 +1,4 @@
-"""The packages that Python code needs, and those that a text says to install."""
+"""The packages that Python code needs, and the packages that a text says to install."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def needed_by_example(path: Path) -> set[str]:
 
 
 def _run_at_once(tree: ast.Module) -> Iterator[ast.AST]:
-    """Yield the nodes of a module that run when it is imported, but for those of a `try`."""
+    """Yield the nodes of a module that run when it is imported, except for the nodes of a `try`."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()

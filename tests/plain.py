@@ -139,7 +139,7 @@ def process_pool(workers: int, **environment: str | None) -> ProcessPoolExecutor
 
 @contextmanager
 def executor_of_kind(kind: str, workers: int = 4) -> Iterator[Any]:
-    """What `coded_map(executor=)` takes, for each kind of workers on this machine."""
+    """Values of `coded_map(executor=)` for each kind of workers on this machine."""
     if kind == "dask":
         with dask_executor(workers) as one:
             yield one
@@ -159,12 +159,12 @@ def set_environment(environment: Mapping[str, str | None]) -> None:
 
 
 def ends(events: Iterable[Event]) -> list[Outcome]:
-    """Of what a run has told, what ended."""
+    """Return the outcomes among the events of a run."""
     return [event for event in events if isinstance(event, Outcome)]
 
 
 def first_ends(run: Session, count: int, seconds: float = 60.0) -> list[Outcome]:
-    """So many outcomes, as soon as a run has told them."""
+    """Return the given number of outcomes as soon as a run has reported them."""
     found: list[Outcome] = []
     deadline = run.now() + seconds
     while len(found) < count:
@@ -177,7 +177,7 @@ class AlteringReplay(ReplayExecutor):
     """A replay whose outcomes are altered before anybody sees them."""
 
     def altered(self, outcome: Outcome) -> Outcome:
-        """What is told instead."""
+        """Return the outcome that is reported instead."""
         raise NotImplementedError
 
     def open(self, job_spec: JobSpec) -> ReplaySession:

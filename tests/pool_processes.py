@@ -47,12 +47,12 @@ def workers_of(pool: Any) -> set[int]:
 
 
 def opened(table: WorkerPool) -> Allocation:
-    """One run more, which nobody wakes."""
+    """Start one more run, which is never woken."""
     return table.open_allocation(lambda: None)
 
 
 def taken(table: WorkerPool, lease: Allocation, task: Any = None) -> WorkerHandle:
-    """A worker for a task of this run, as soon as one is there."""
+    """Return a worker for a task of this run as soon as a worker is available."""
     deadline = time.monotonic() + PATIENCE
     while (worker := table.acquire_worker(lease, 1, lambda: [task])) is None:
         assert time.monotonic() < deadline
@@ -61,7 +61,7 @@ def taken(table: WorkerPool, lease: Allocation, task: Any = None) -> WorkerHandl
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether that is so within so many seconds."""
+    """Return whether the condition becomes true within the given number of seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -83,7 +83,7 @@ starts_threads_at_exit = pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 3), reason="this Python starts no threads while it exits"
 )
 
-# what earlier tests of this process have left, to be used again or end later
+# workers that earlier tests of this process have left, to be reused or to end later
 _others: set[int | Path] = set()
 
 
@@ -106,7 +106,7 @@ def leave_out_others() -> None:
 
 
 def folders(process: int | None = None) -> list[Path]:
-    """Those that belong to a process, by default this one."""
+    """Return the temporary folders that a process owns (default: this process)."""
     process = process or os.getpid()
     places = {Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))}
     found = [path for place in places for path in place.glob(f"polarmap-*_{process}_*_*")]

@@ -76,7 +76,7 @@ class Server:
         self.wait()
 
     def wait(self) -> None:
-        """Until it takes a PUT."""
+        """Block until the server accepts a PUT."""
         deadline = time.monotonic() + START_SECONDS
         while not quietly(self.answers):
             assert self.process is not None

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-SECONDS = 30.0  # that processes which are killed may take to be gone
+SECONDS = 30.0  # Seconds that killed processes may take to end
 
 
 def keep(folder: Path) -> subprocess.Popen[bytes]:
@@ -49,7 +49,7 @@ def take_signals() -> None:
 
 
 def wait_for_end() -> None:
-    """Until the session closes our input, or is gone: children that it forked may hold the input open."""
+    """Block until the session closes our input or ends: its forked children may hold the input open."""
     watched = [sys.stdin.fileno()]
     with contextlib.suppress(OSError, AttributeError):  # no such thing, or gone
         watched.append(os.pidfd_open(os.getppid()))

@@ -9,7 +9,7 @@ workers::
         for link in links.first(8):  # the links of the first 8 workers that have called
             link.rate = 20e6 / 8  # bytes per second in each direction; inf: as fast as possible
             link.delay = 0.05  # seconds one way
-        links[8].cut()  # nothing passes any more, and nobody is informed
+        links[8].cut()  # No data passes any more, and neither end is informed.
         links[9].close()  # both sides see the end of the connection
         coded_map(f, A, executor=pool)
         links.restore()  # every link that is not closed: no delay, full speed, not cut
@@ -240,7 +240,7 @@ class SlowLinks:
         return list(filter(predicate, self))
 
     def restore(self) -> None:
-        """Restore all links, and those that will be accepted."""
+        """Restore all links, including links accepted later."""
         self.on_connect = None
         for link in self:
             link.restore()
@@ -278,7 +278,7 @@ class SlowLinks:
                 move_bytes(link, found)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # the caller has gone again
+        with contextlib.suppress(OSError):  # The caller has already disconnected.
             caller, _ = self._listener.accept()
             link = SlowLink(len(self._links), caller, self._wake)
             caller.setblocking(False)

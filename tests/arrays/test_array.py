@@ -85,7 +85,7 @@ def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, sha
 
 @pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 2)])
 def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
-    """What begins with all rows, a number or a slice means what it means to numpy."""
+    """An index that begins with all rows, a number or a slice means the same as in numpy."""
     A = random_array(shape)
     coded = polarmap.encode(A, name="a", storage=store)
     heads = [(...,), (slice(2, 7, 2),), (slice(-(2**70), 2**70),), (3,), (np.array(-2),), (np.uint8(1),)]

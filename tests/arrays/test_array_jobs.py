@@ -21,7 +21,7 @@ FLOATS = [np.dtype("f8")]
 
 
 class Counts(Observer):
-    """What is shown of tasks that are done here."""
+    """The progress that is shown for tasks done in this process."""
 
     def __init__(self):
         self.shown = []

@@ -115,7 +115,7 @@ def test_damaged_parity_comes_back_with_its_nan(store):
 
 
 def test_filler_is_no_entry_that_could_be_lost(store):
-    """NaN in the place of a padding row: all rows of the array are there to be decoded."""
+    """NaN instead of a padding row: all rows of the array are there to be decoded."""
     A = random_array((11, 3))
     A[2, 1] = np.nan  # row 11 of four blocks of 3 rows is padding
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
@@ -371,7 +371,7 @@ def test_a_map_of_what_is_repaired_meanwhile_goes_on(results, kind):
 
 @pytest.mark.parametrize("change", [{}, {"tasks": 7}, {"blocks": 3}], ids=["numbers", "code", "cut"])
 def test_nothing_is_read_of_another_array_of_the_same_name(store, change):
-    """Its parts would not belong to those that were read before."""
+    """Its parts would not match the parts that were read before."""
     A, options = random_array((24, 5)), {"blocks": 4, "tasks": 6, "name": "a", "storage": store}
     ours = polarmap.encode(A, **options)
     polarmap.encode(A if change else 2 * A, overwrite=True, **(options | change))

@@ -95,7 +95,7 @@ def check_repair(store, dtype, executor):
         one, other = (np.frombuffer(data[key], dtype) for data in (after, encoded))
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
     assert whole >= 6 or after[keys[whole, 0]] == encoded[keys[whole, 0]]
-    copies = sum(block < 6 for block, _ in hurt)  # rebuilt parts of data lie in the Zarr array too
+    copies = sum(block < 6 for block, _ in hurt)  # rebuilt parts of data are stored in the Zarr array too
     assert len(after) == 9 * stripes + DOCUMENTS + copies
     again.delete()
     assert store.keys("polarmap/") == []
@@ -156,7 +156,7 @@ def test_repair_does_not_bring_back_what_was_replaced(store):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     store.delete([coded.block_segments(1)[2].key])
     other = polarmap.encode(A[:8], storage=store, overwrite=True, **OPTIONS)
-    assert coded.repair().ok  # it looks at what is there now
+    assert coded.repair().ok  # The repair is judged by the objects that exist now.
     np.testing.assert_array_equal(coded[:], A[:8])
     store.delete([other.block_segments(1)[0].key])
 

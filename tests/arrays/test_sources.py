@@ -1,4 +1,4 @@
-"""What encode reads: every kind of array, in bounded memory, chunks once or twice."""
+"""Tests of the sources that encode reads: every kind of array, in bounded memory, chunks once or twice."""
 
 from __future__ import annotations
 

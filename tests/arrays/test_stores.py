@@ -1,4 +1,4 @@
-"""Which store a choice of storage means, and what is none."""
+"""A choice of storage selects the right store, and an invalid choice is an error."""
 
 from __future__ import annotations
 

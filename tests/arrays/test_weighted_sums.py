@@ -1,4 +1,4 @@
-"""Blocks that are lost, as weighted sums of those that are there."""
+"""Lost blocks are weighted sums of the available blocks."""
 
 from __future__ import annotations
 

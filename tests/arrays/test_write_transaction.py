@@ -101,7 +101,7 @@ def cut_short(A, store, at=25):
 
 
 def test_an_encrypted_run_that_fails_leaves_nothing_and_the_next_begins_anew(store):
-    """Nothing of it could be used: no other run has its salt."""
+    """No other run has its salt, so none of its data could be reused."""
     A, key = random_array(SHAPE), bytes(range(32))
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(store, 25, fail), key=key, **OPTIONS)

@@ -140,11 +140,11 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
     if joins:
         coded = polarmap.encode(A, storage=folder, memory=MIB, **OPTIONS)
         generations = {key.split("/")[3] for key in folder.keys("polarmap/coded/a/")}
-        assert len(generations) == 2  # parity stays where it was
+        assert len(generations) == 2  # parity is not moved
     else:
         polarmap.encode(A, storage=Least(folder), memory=MIB, **OPTIONS)
         coded = polarmap.open_coded("a", folder)
-        assert coded.zarr_path is None  # nothing is sent twice
+        assert coded.zarr_path is None  # No part is sent twice.
         assert coded.check().ok
         assert coded.repair().ok
     np.testing.assert_array_equal(zarr_data(coded)[:], A)
@@ -248,7 +248,7 @@ def not_joined(tmp_path):
 def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
     """Through the driver: nothing does that while a map runs."""
     array, A = not_joined
-    assert array.check().damaged_blocks == [5]  # parity, which nobody waited for
+    assert array.check().damaged_blocks == [5]  # parity that no caller waited for
     assert array.zarr_path is None
     array.repair()
     np.testing.assert_array_equal(zarr_data(array)[:], -A)

@@ -88,7 +88,7 @@ def altered(document, at, value):
 
 @pytest.mark.parametrize(("file", "document"), [(".zarray", SECOND), ("zarr.json", THIRD)])
 def test_metadata_that_make_no_sense_are_an_error_that_names_them(store, file, document):
-    """Or they say the same in other words, as of a filter that is none."""
+    """The metadata may also express the same in another way, such as a filter that does not exist."""
     A = np.arange(24 * 5, dtype="<i4").reshape(24, 5)
     for number in range(4):
         for key in (f"{number}.0", f"c/{number}/0"):

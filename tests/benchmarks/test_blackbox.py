@@ -13,7 +13,7 @@ from benchmarks.blackbox import GradientSource, N, VirtualClock, sample_directio
 
 
 class Scripted(VirtualClock):
-    """One list of times after another: 1 s a query but for the tasks that are named."""
+    """One list of times after another: 1 s per query except for the named tasks."""
 
     def __init__(self, *exceptions: dict[int, float]) -> None:
         super().__init__(seed=0)

@@ -36,7 +36,7 @@ def test_actions_take_turns_and_warm_up(monkeypatch: pytest.MonkeyPatch) -> None
 def test_bare_sockets_map_coded_blocks() -> None:
     A = np.random.default_rng(0).standard_normal((6, 5, 4))
     with SocketPool(A, 8, 2) as sockets:
-        for x in np.eye(4):  # what an earlier map has left over is no result of this one
+        for x in np.eye(4):  # An earlier map's leftovers are not results of this map.
             assert np.allclose(sockets.map(methodcaller("dot", x)), A @ x)
 
 
@@ -48,7 +48,7 @@ def test_an_estimator_in_numpy_finds_the_same() -> None:
 
 
 def normal_equations(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of a ridge with penalty 1 and an intercept."""
+    """The problem is a ridge regression with penalty 1 and an intercept."""
     X = X - X.mean(axis=0)
     return X.T @ X + np.eye(X.shape[1]), X.T @ (y - y.mean())
 

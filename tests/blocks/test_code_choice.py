@@ -1,4 +1,4 @@
-"""How many blocks, and which code for them, where the caller leaves it open or asks for it."""
+"""The choice of the number of blocks and of their code, by default and on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data that stay on a cluster are coded there as they would be here."""
+"""Data kept on a cluster are coded there exactly as in this process."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_zarr_and_hdf5_are_sources(polarmap: Run, stored: Path) -> None:
 def test_what_is_not_installed_is_said_in_a_line(
     polarmap: Run, stored: Path, monkeypatch: pytest.MonkeyPatch, module: str, source: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, module, None)  # The import fails as if the package were not installed.
     ran = polarmap("encode", stored.parent / source, "a")
     assert (ran.code, ran.out) == (1, "")
     assert f"needs {module}: pip install " in ran.err and ran.err.count("\n") == 1

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class Output:
-    """What the host passes for an output binding."""
+    """The object that the host passes for an output binding."""
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue

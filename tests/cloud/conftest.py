@@ -17,7 +17,7 @@ OF_OTHERS = (
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Nothing is skipped for want of packages when nothing here is to run."""
+    """Do not skip tests for missing packages when no test of this folder is selected."""
     return (config.option.markexpr == "not cloud" and collection_path.name.startswith("test_")) or None
 
 

@@ -108,7 +108,7 @@ def debian_folder(package: str, needed: str) -> Path:
 
 
 def _output(command: Sequence[str], folder: Path) -> str:
-    """What a command that runs in a folder prints; CalledProcessError if it fails."""
+    """Return the output of a command run in a folder. Raises CalledProcessError if it fails."""
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 

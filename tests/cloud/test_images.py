@@ -136,6 +136,6 @@ CLOUDS = {"gcp_cloudrun": cloud_run, "aws_batch": batch, "code_engine": code_eng
 def test_an_image_is_deployed_runs_maps_and_is_removed(
     name: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the recipe says, but for the storage."""
+    """The configuration of the recipe, except for the storage."""
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     deployed_mapped_and_removed(name, CLOUDS[name], s3_server, tmp_path, monkeypatch)

@@ -99,7 +99,7 @@ def takes_messages(port: int) -> bool:
 
 
 class Host:
-    """What stands for a machine: a process that takes tasks from the queue, one at a time."""
+    """A process that stands for a machine and takes tasks from the queue, one at a time."""
 
     def __init__(self, process: Any, folder: Path) -> None:
         self.process, self.folder = process, folder
@@ -111,7 +111,7 @@ class Host:
 
 @pytest.fixture
 def hosts(broker: str, tmp_path: Path) -> Iterator[list[Host]]:
-    """Machines with homes and temporary folders of their own; the storage is all they share."""
+    """Machines with separate home and temporary folders, which share only the storage."""
     import lithops
 
     entry = Path(lithops.__file__).parent / "serverless" / "backends" / "singularity" / "entry_point.py"
@@ -151,7 +151,7 @@ def test_the_work_is_spread_over_the_hosts(config: Path, hosts: list[Host]) -> N
 
 
 def test_a_host_that_dies_is_an_erasure(config: Path, hosts: list[Host], tmp_path: Path) -> None:
-    """Tasks 1 and 4 say where they run, and that machine is killed: nobody ever hears of them again."""
+    """Tasks 1 and 4 say where they run, and that machine is killed: the tasks never report again."""
     marks = tmp_path / "marks"
     marks.mkdir()
 

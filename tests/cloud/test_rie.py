@@ -31,7 +31,7 @@ RUNTIME = "awslambdaric==4.2.2"
 
 
 class Function:
-    """One Lambda function: what it answers, and a queue of calls that nobody waits for."""
+    """One Lambda function: its answers, and a queue of asynchronous calls."""
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"

@@ -1,4 +1,4 @@
-"""What a backend allows: checked before anything is stored or started."""
+"""The limits of a backend are checked before anything is stored or started."""
 
 from __future__ import annotations
 

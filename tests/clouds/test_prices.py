@@ -1,4 +1,4 @@
-"""What a map costs: bills by hand, and where the figures come from."""
+"""The price of a map, compared with bills computed by hand, and the sources of the figures."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def with_our_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_ours(*theirs: type) -> type:
-    """Their tests with our executor, but for those that are left out."""
+    """CPython's tests with our executor, except for the excluded tests."""
     inherited = {name for one in theirs for name in dir(one)}
     dropped = dict.fromkeys(inherited & LEFT_OUT.keys())
     return type("Tests", (WithWorkers, *theirs, BaseTestCase), dropped)

@@ -1,4 +1,4 @@
-"""What all figures share: formats, and that nothing global is touched."""
+"""Properties that all figures share: their formats, and that no global state is changed."""
 
 from __future__ import annotations
 

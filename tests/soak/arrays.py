@@ -127,7 +127,7 @@ class ArrayCase:
             oracle.check_close(found, wanted, [allowed], what)
 
     def _bound(self, lost: set[int]) -> float:
-        """How far numbers may be off where these blocks have to be decoded."""
+        """Return the tolerance for numbers when these blocks have to be decoded."""
         if not lost or self.A.dtype.kind in "iu":
             return 0.0
         check = np.asarray(self.code.parity_check_matrix, float)
@@ -217,7 +217,7 @@ def _harm(path: Path, offset: int, size: int, draw: Draw) -> range:
 
 
 def draw_array(draw: Draw, executor: str) -> ArrayCase:
-    """Arrays lie in a folder, whatever the executor."""
+    """Arrays are stored in a folder, whatever the executor."""
     dtype = draw.dtype()
     k, spare = draw.number(1, 9), draw.number(1, 5)
     rows = k * draw.number(1, 4) + draw.number(0, k - 1)

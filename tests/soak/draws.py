@@ -1,4 +1,4 @@
-"""What a case is made of, drawn from its seed: numbers, arrays and their layouts."""
+"""The random parts of a case, drawn from its seed: numbers, arrays and their layouts."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Draw:
         return int(self.stream.integers(low, high + 1))
 
     def pick(self, options: Sequence[Any] | Mapping[Any, float]) -> Any:
-        """One of these; of a mapping, as often as its weight says."""
+        """Draw one of the items; the values of a mapping are the weights of its keys."""
         names = list(options)
         weights = np.array(list(options.values()) if isinstance(options, Mapping) else [1.0] * len(names))
         return names[int(self.stream.choice(len(names), p=weights / weights.sum()))]
 
     def some(self, options: Sequence[int], count: int) -> list[int]:
-        """So many different ones, in any order."""
+        """Draw the given number of different items, in any order."""
         return [int(one) for one in self.stream.permutation(np.array(options, int))[:count]]
 
     def dtype(self, integers: float = 0.4) -> np.dtype[Any]:

@@ -29,7 +29,7 @@ KINDS = {
     "localhost": ["sleep", "raise", "exit", "kill", "garbage", "never"],
 }
 DECEIVING = {"garbage", "lie", "nan"}  # reports a result, which is wrong
-SECONDS = 1.5  # of a sleep, for real
+SECONDS = 1.5  # Real seconds of a sleep.
 
 
 @dataclass(frozen=True)

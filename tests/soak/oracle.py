@@ -29,7 +29,7 @@ class Finding(AssertionError):  # noqa: N818 - no error of the soak's
 
 
 def called(call: Callable[[], Any]) -> tuple[Any, PolarmapError | None, list[str]]:
-    """What a call of the library returns or raises, and what it warns of."""
+    """The result or exception of a call of the library, and its warnings."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:

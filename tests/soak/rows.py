@@ -85,7 +85,7 @@ class RowsCase:
         if error is not None:
             is_awaited = way == "last never" and LINEAR.get(f) == "zeros matter"
             if is_awaited and type(error).__name__ in oracle.SHORT:
-                return  # nobody has evaluated f on these rows
+                return  # No case has evaluated f on these rows.
             raise Finding("innocent failure", f"{what}: {type(error).__name__}: {error}") from error
         if told:
             raise Finding("foreign warning", f"{what}: {told}")

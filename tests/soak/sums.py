@@ -60,7 +60,7 @@ class SumCase:
         )
 
     def _judge_list(self, found: Any, expected: list[Any]) -> str:
-        """The order in which numbers are added up depends on where a part lies."""
+        """The order in which numbers are added depends on the position of a part."""
         for index, (one, wanted) in enumerate(zip(found, expected, strict=True)):
             if index not in self.faults.misleading:
                 allowed = [

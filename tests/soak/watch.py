@@ -44,7 +44,7 @@ class Found:
 
 @dataclass
 class Tally:
-    """What came of the cases so far."""
+    """The outcomes of the cases so far."""
 
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     findings: list[Found] = field(default_factory=list)
@@ -81,7 +81,7 @@ def _aligned(rows: list[tuple[str, ...]], names: int) -> str:
 
 
 class Worker:
-    """A process with a temporary and a home folder of its own."""
+    """A process with a separate temporary folder and home folder."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="soak-"))
