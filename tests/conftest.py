@@ -102,7 +102,7 @@ def pytest_collection_finish() -> None:
 
 
 def running(make: Callable[[], Server]) -> Iterator[Server]:
-    """One that has started: somebody else may have taken a port of the first in the meantime."""
+    """Yield a server that has started. Another process may have taken a port of the first attempt."""
     server = make()
     try:
         try:
@@ -130,7 +130,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def interpreter() -> Iterator[Interpreter]:
-    """What programs of pages and examples are run by."""
+    """The interpreter that runs the programs of pages and examples."""
     with contextlib.closing(Interpreter()) as one:
         yield one
 

@@ -10,14 +10,14 @@ from polarmap.testing import ReplayExecutor
 
 
 class Pool:
-    """Of some other library."""
+    """A pool of another library."""
 
     def submit(self, call: Any, *arguments: Any) -> Future[Any]:
         raise NotImplementedError
 
 
 class OwnExecutor:
-    """Of a user's own class, which says no more than it has to."""
+    """An executor class of a user, with only the required attributes."""
 
     name, worker_spec = "own", None
 

@@ -64,7 +64,7 @@ def waits_at(gate: Path, corners: tuple[float, ...], block: Any) -> Any:
 
 
 def blas_threads(_: Any = None) -> int:
-    """Of this process; with a product that has BLAS loaded."""
+    """Return the number of BLAS threads of this process, after a product that loads BLAS."""
     import threadpoolctl
 
     np.ones((2, 2)) @ np.ones(2)

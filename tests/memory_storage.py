@@ -10,7 +10,7 @@ class StorageNoSuchKeyError(Exception):
 
 
 class DictStorage:
-    """What is used of a `lithops.Storage`."""
+    """The methods of `lithops.Storage` that polarmap uses."""
 
     bucket, backend = "b", "memory"
 

@@ -59,7 +59,7 @@ class Interpreter:
 
 
 def run_programs() -> None:
-    """Those that the lines of standard input name; a fork ends with its program."""
+    """Run each program named by a line of standard input in a fork, which ends with it."""
     for line in sys.stdin:
         words, folder, environment, written, seconds = json.loads(line)
         import_for(Path(words[0]))
@@ -72,7 +72,7 @@ def run_programs() -> None:
 
 
 def import_for(program: Path) -> None:
-    """What a program imports, wherever in it; what cannot be is the program's own error."""
+    """Import the modules that a program imports anywhere; import errors are left to the program."""
     for path in program.glob("*.py") if program.is_dir() else [program]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
@@ -98,7 +98,7 @@ def run_program(
 
 
 def end() -> None:
-    """What an interpreter does at its end, but that it frees nothing of what was imported."""
+    """Do what an interpreter does at its end, without freeing imported modules."""
     gc.collect()  # what the program left open is told
     threading._shutdown()
     atexit._run_exitfuncs()

@@ -23,7 +23,7 @@ START_SECONDS = 60
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, nor on those 10,000 above, which SeaweedFS takes, too.
+    """Return free ports whose number plus 10,000, which SeaweedFS also uses, is free, too.
 
     The kernel gives neither to connections: one that is made while a server is away, by a client that
     tries again and again, would otherwise take its port, and may even be answered by itself.

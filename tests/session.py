@@ -85,7 +85,7 @@ def started_by(folder: Path) -> list[int]:
 
 
 def remove_sockets(process: int) -> None:
-    """Those of SeaweedFS, which puts them there whatever TMPDIR says."""
+    """Remove the sockets of SeaweedFS, which ignores TMPDIR."""
     with contextlib.suppress(OSError):
         command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
         for port in re.findall(r"\.port=([1-9]\d+)", command):

@@ -208,7 +208,7 @@ def wrong_outputs(page: Path, printed: str) -> list[str]:
 
 
 def is_output(shown: str, printed: str, exact: bool) -> bool:
-    """Whether this is what was printed but for what may differ."""
+    """Return whether the output matches what was printed, except for parts that may differ."""
     if not exact:
         shown, printed = (re.sub(r"\d+", "0", text.strip().partition("\n")[0]) for text in (shown, printed))
     shown, printed = (MEASURED.sub("#", " ".join(text.split())) for text in (shown, printed))

@@ -43,7 +43,7 @@ def gallery() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def titles(gallery: ModuleType) -> dict[str, str]:
-    """Of the examples that are notebooks, by name."""
+    """The notebooks among the examples, by name."""
     return {path.stem: gallery.notebook_of(text).cells[0].source for path, text in gallery.scripts().items()}
 
 

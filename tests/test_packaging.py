@@ -1,4 +1,4 @@
-"""What is published: the sdist, the wheel made from it, and both installed in a new environment.
+"""The published files: the sdist, the wheel made from it, and both installed in a new environment.
 
 Nothing is downloaded: builds use the setuptools that is installed, and the new environment sees the
 packages of this one, but not this checkout.

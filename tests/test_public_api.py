@@ -31,7 +31,7 @@ SNAPSHOT = Path(__file__).with_name("public_api.txt")
 
 
 def public_names(module: Any) -> list[str]:
-    """Return the names in `__all__`, or those that the module defines without an underscore."""
+    """Return the names in `__all__`, or the names without an underscore that the module defines."""
     listed = getattr(module, "__all__", None)
     if listed is not None:
         return sorted(listed)

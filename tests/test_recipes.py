@@ -1,4 +1,4 @@
-"""What config/ and backends/ hold: templates Lithops accepts, pins, policies that grant what they name."""
+"""Checks of config/ and backends/: templates Lithops accepts, pins, policies that grant what they name."""
 
 from __future__ import annotations
 

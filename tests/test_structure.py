@@ -45,7 +45,7 @@ SHARED = {"dtypes", "errors", "lazy_names", "optional", "validation", "worker"}
 # Modules that import nothing else of the package: they travel, or are read on their own.
 OF_WORKERS = ("finite_differences", "segments", "processes", "environment", "blas_threads", "daemon_threads")
 STAND_ALONE = ["polarmap.errors", *[f"polarmap.worker.{name}" for name in OF_WORKERS]]
-# Components and modules that import only the standard library besides the package.
+# Components and modules that import only the package and the standard library.
 WITHOUT_NUMPY = [
     *["polarmap.__main__", "polarmap.clouds.limits", "polarmap.clouds.prices", "polarmap.errors"],
     *[
@@ -175,7 +175,7 @@ def is_within(name: str, packages: Iterable[str]) -> bool:
 
 
 def libraries(module: str) -> set[str]:
-    """What `module` imports that is neither of the package nor of Python."""
+    """Return the third-party modules that `module` imports."""
     names = {name.split(".")[0] for name in imports(module)}
     return {name for name in names if name != "polarmap" and name not in sys.stdlib_module_names}
 
@@ -473,7 +473,7 @@ def test_names_are_split_into_words(name: str, words: list[str]) -> None:
 
 
 def own_tests(module: str) -> Path:
-    """Return the path of a module's tests below tests/; those of an __init__ are named after its folder."""
+    """Return the path of a module's tests below tests/; tests of an __init__ are named after its folder."""
     *folders, name = modules()[module].relative_to(ROOT).with_suffix("").parts
     return Path(*folders[1:], f"test_{folders[-1] if name == '__init__' else name}.py")
 

@@ -1,4 +1,4 @@
-"""What no committed text may hold."""
+"""Checks for text that must not be committed."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_an_estimator_in_numpy_finds_the_same() -> None:
 
 
 def normal_equations(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The problem is a ridge regression with penalty 1 and an intercept."""
+    """Return the normal equations of a ridge regression with penalty 1 and an intercept."""
     X = X - X.mean(axis=0)
     return X.T @ X + np.eye(X.shape[1]), X.T @ (y - y.mean())
 

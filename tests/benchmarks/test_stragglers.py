@@ -77,9 +77,8 @@ def test_every_scheme_on_the_pool_runs_a_job(monkeypatch: pytest.MonkeyPatch) ->
         taken = {name: run(np.full((stragglers.ATTEMPTS, 4), 0.02)) for name, run in schemes.items()}
     assert len(taken) == 6
     for one in taken.values():
-        assert (
-            one.seconds >= 0.015 and one.worker_seconds >= 0.06
-        )  # Six of the eight tasks per worker are awaited.
+        # Six of the eight tasks per worker are awaited.
+        assert one.seconds >= 0.015 and one.worker_seconds >= 0.06
 
 
 def test_workers_sleep_as_was_drawn_for_each(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class MapCase:
 
     @property
     def is_short(self) -> bool:
-        """Return whether the last block has fewer rows than all other blocks, so that rows of zeros fill it up."""
+        """Return whether the last block is shorter than all other blocks and is padded with zeros."""
         return self.rows is not None and len(self.blocks[-1]) < self.rows
 
     def _zeros_matter(self, expected: list[Any]) -> bool:
@@ -131,7 +131,7 @@ class MapCase:
         return False
 
     def _expected(self) -> tuple[list[Any], Exception | None]:
-        """The result of a plain map."""
+        """Return the results of a plain map, or the error it raises."""
         try:
             with np.errstate(all="ignore"):
                 return [self.f.call(block) for block in self.blocks], None
@@ -296,7 +296,7 @@ class Judge:
         return bool(faults.deceiving & set(self.report.unchecked))
 
     def _bounds(self) -> list[float]:
-        """Return the tolerance of each leaf: the bound that is reported, and the rounding of large numbers."""
+        """Return the tolerance of each leaf: the reported bound plus the rounding of large numbers."""
         bounds, case, report = [], self.case, self.report
         coarse, noise = max(map(oracle.epsilon, case.dtypes)), getattr(case.code, "noise", 1.0)
         amplification = 1e4 if case.is_estimated else max(1.0, report.amplification)

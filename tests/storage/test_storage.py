@@ -1,4 +1,4 @@
-"""What every store does, and keys that stay inside it."""
+"""The behavior of every store; keys cannot leave the store."""
 
 from __future__ import annotations
 

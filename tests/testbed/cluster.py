@@ -22,12 +22,12 @@ RAY_STORE_BYTES = 512 << 20  # of the shared memory of each node
 RAY_PATIENCE = ("RAY_agent_register_timeout_ms=300000", "RAY_worker_register_timeout_seconds=300")
 RAY_STARTS = 5  # of a node, at most
 RAY_IS_UP = "This command will now block forever"  # what a node prints once it has started
-# Standard output of processes that nobody reads.
+# The standard output of processes, which is not read.
 SILENT = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 class Driver:
-    """A process that runs maps when it is told to by lines of JSON; see `testbed.driver`."""
+    """A process that runs the maps requested by lines of JSON; see `testbed.driver`."""
 
     def __init__(self, machine: Machine, engine: str, address: str) -> None:
         self.machine = machine
@@ -152,7 +152,7 @@ class EngineNetwork:
 
 
 class DaskNetwork(EngineNetwork):
-    """Dask: the scheduler is on a machine of its own."""
+    """Dask: the scheduler has a separate machine."""
 
     engine = "dask"
 
@@ -245,15 +245,15 @@ def engine_network(
 
 
 def worker_names(count: int = MACHINES) -> list[str]:
-    """Return the names of so many machines of workers."""
+    """Return the names of the given number of worker machines."""
     return [f"worker-{number + 1}" for number in range(count)]
 
 
 def dask_network(count: int = MACHINES) -> contextlib.AbstractContextManager[EngineNetwork]:
-    """Start a driver, a scheduler and so many machines with a Dask worker each."""
+    """Start a driver, a scheduler and the given number of machines with a Dask worker each."""
     return engine_network(DaskNetwork, ["driver", "scheduler", *worker_names(count)])
 
 
 def ray_network(count: int = MACHINES) -> contextlib.AbstractContextManager[EngineNetwork]:
-    """Start a driver with the head node of Ray, and so many machines with another node each."""
+    """Start a driver with the head node of Ray, and the given number of machines with another node each."""
     return engine_network(RayNetwork, ["driver", *worker_names(count)])

@@ -35,7 +35,7 @@ class Maps:
         raise NotImplementedError
 
     def keep_on_cluster(self, data: Any, rows: int) -> Any:
-        """Store an array on the cluster, in blocks of so many rows, and return what a map takes for it."""
+        """Store an array on the cluster, in blocks of `rows` rows, and return the input of a map."""
         raise NotImplementedError
 
     def run_tasks(self, f: Callable[[Any], Any], blocks: list[Any]) -> None:
@@ -83,7 +83,7 @@ class Maps:
         on_client: bool = False,
         task_seconds: float = 0.0,
     ) -> dict[str, Any]:
-        """Run a map of new data: blocks of so many bytes, and results of about as many as asked for.
+        """Run a map of new data with the given sizes of blocks and (approximately) of results, in bytes.
 
         is_kept : whether the data is what `keep` has stored; on_client : whether the map runs without a pool.
         task_seconds : that each task takes at least: then each worker has one, and none has several.
@@ -125,7 +125,7 @@ class Maps:
         }
 
     def steps(self, block_bytes: int, count: int, engine_alone: bool = False) -> dict[str, Any]:
-        """Return the seconds of each of so many maps of the same data, after one that does not count."""
+        """Return the seconds of each map of the same data, after a warm-up map that is not counted."""
         data = self._stream.standard_normal((10 * BLOCKS, max(1, block_bytes // 80)))
         parts = np.split(data, BLOCKS)
         seconds = list[float]()

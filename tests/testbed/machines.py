@@ -105,7 +105,7 @@ class Machine:
 
     def close(self) -> None:
         """End all processes of this machine."""
-        self._holder.kill()  # its child is killed with it, and that ends the others
+        self._holder.kill()  # Its child is killed with it, which ends all other processes.
         for process in (self._holder, *self._started):
             process.wait()
         for stream in (self._holder.stdin, self._holder.stdout):
@@ -191,7 +191,7 @@ def command_line(path: Path) -> bytes:
 
 
 def wait_until(condition: Any, seconds: float = 60.0) -> None:
-    """Poll until the condition is true; TimeoutError after so many seconds."""
+    """Poll until the condition is true. Raises TimeoutError after the given number of seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

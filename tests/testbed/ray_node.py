@@ -11,7 +11,7 @@ from typing import Any
 from ray._private import services
 from ray.scripts.scripts import main
 
-START_SECONDS = 60.0  # that a node may take to start
+START_SECONDS = 60.0  # Seconds that a node may take to start
 _get_node = services.get_node
 
 

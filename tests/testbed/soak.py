@@ -37,7 +37,7 @@ class Fault:
     options: dict[str, Any] = field(default_factory=dict)
 
     def events(self, cluster: EngineNetwork) -> list[Event]:
-        """Return what is to be done, and how many seconds after the start of the map."""
+        """Return the action, and its time in seconds after the start of the map."""
         machine = cluster.workers[self.machine]
         if self.kind == "kill":
             return [(self.begin, lambda: cluster.kill_tasks(machine))]
@@ -61,7 +61,7 @@ class Case:
 
 @dataclass
 class Tally:
-    """Counts what became of the maps."""
+    """Counts the outcomes of the maps."""
 
     counts: Counter[str] = field(default_factory=Counter)
     n_faults: Counter[str] = field(default_factory=Counter)

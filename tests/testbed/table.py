@@ -1,4 +1,4 @@
-"""python -m testbed.table: measure maps while machines are slow or cut, beside full speed."""
+"""python -m testbed.table: measure maps with slow or disconnected machines, and at full speed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def spread(seconds: list[float]) -> str:
 
 
 def rows() -> list[Row]:
-    """Return the rows, each of which is measured on a cluster of its own."""
+    """Return the rows, each measured on a new cluster."""
 
     def blocks(megabytes: int, **options: Any) -> dict[str, Any]:
         return {"block_bytes": megabytes * MEGABYTE, **options}

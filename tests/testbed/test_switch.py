@@ -23,7 +23,7 @@ while True:
         while data := connection.recv(1 << 16):
             connection.sendall(data)
 """
-# Prints the seconds of a round trip of so many bytes, or the name of an error.
+# Prints the seconds of a round trip of the given number of bytes, or the name of an error.
 CALL = """
 import socket, sys, threading, time
 address, count = sys.argv[1], int(sys.argv[2])
