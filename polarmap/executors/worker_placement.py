@@ -32,6 +32,8 @@ def choose_machines(
     n_workers_by_machine : mapping of str to int
         The number of existing workers of each machine; 0 for machines that are not in the mapping.
 
+    Examples
+    --------
     >>> choose_machines(3, ["a", "b"], {"a": 2})
     ['b', 'b', 'a']
     """

@@ -477,6 +477,8 @@ def bisect_predicate(
     low, high : arrays of one shape
     max_bisections : int
 
+    Examples
+    --------
     >>> bisect_predicate(lambda number: number**2 >= 2, np.array([0.0]), np.array([2.0])).round(6).tolist()
     [1.414214]
     """

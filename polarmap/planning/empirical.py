@@ -278,6 +278,8 @@ def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, f
     remainder : float
         S after the last completion: the probability of longer run times.
 
+    Examples
+    --------
     >>> [part if isinstance(part, float) else part.round(3).tolist() for part in kaplan_meier(
     ...     np.array([1.0, 2.0, 3.0, 5.0]), np.array([True, False, True, False]))]
     [[1.0, 3.0], [0.25, 0.375], 0.375]

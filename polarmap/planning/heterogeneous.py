@@ -165,6 +165,8 @@ def simulate_heterogeneous_workers(
     jobs : SimulatedJobs
     n_arrivals : array (trials,)
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> times = [ShiftedExponential(1.0, 1e-9)] * 3 + [ShiftedExponential(2.0, 1e-9)] * 3
     >>> workers = HeterogeneousWorkers(times)

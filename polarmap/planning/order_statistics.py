@@ -70,6 +70,8 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
     ranks : array (j,)
         The ranks m, from 1 to n.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> distribution = ShiftedExponential(0.0, 1.0)
     >>> compute_order_statistic_means(distribution, 3, np.array([1, 3])).times.round(6).tolist()
@@ -120,6 +122,8 @@ def compute_completion_quantiles(
         The probability that j arrivals in random order are decodable, for j = 0..n.
     p : array
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # the earliest of four
     >>> distribution = ShiftedExponential(0.0, 1.0)
@@ -152,6 +156,8 @@ def compute_decoding_probability(
     arrival_probability : array
         a, the probability that one task has arrived. The result has the same shape.
 
+    Examples
+    --------
     >>> compute_decoding_probability(2, np.array([0.0, 0.0, 1.0]), np.array([0.5])).tolist()  # both
     [0.25]
     """

@@ -83,6 +83,8 @@ def bootstrap_worker_count_range(
     has_tail : bool
         Whether the distribution has an exponential tail (`Empirical.with_exponential_tail`).
 
+    Examples
+    --------
     >>> bootstrap_worker_count_range(Empirical([1.0] * 10), range(8, 17), Objective(), 8)[:2]
     (8, 8)
     """

@@ -83,7 +83,7 @@ class FolderCancelToken(NamedTuple):
 
     The driver removes the folder when its session ends, which cancels all attempts.
 
-    Parameters
+    Attributes
     ----------
     folder : str
         Path of the folder, which exists on the driver's machine only.

@@ -188,6 +188,8 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
         The run times of each trial, ascending.
     rule : BackupRule
 
+    Examples
+    --------
     >>> compute_backup_start_times(np.array([[1.0] * 9 + [8.0]]), CUBED_RULE).tolist()
     [3.0]
     """
