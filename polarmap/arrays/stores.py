@@ -48,13 +48,8 @@ def open_store(storage_spec: Any) -> Store:
 
 
 def get_store_location(store: Store) -> Location:
-    """Return the location by which workers access the objects of a store.
-
-    This is the attribute `location` of the store, if it has one. The driver reads the objects of any other
-    store and sends them to workers.
-    """
-    location = getattr(store, "location", None)
-    return location if isinstance(location, Location) else OpenStoreLocation(store)
+    """Return the location by which workers access the objects of a store."""
+    return store.location if isinstance(store, (FolderStore, ObjectStore)) else OpenStoreLocation(store)
 
 
 class SegmentStore:

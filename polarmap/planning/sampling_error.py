@@ -44,7 +44,7 @@ class WorkerCountRange(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.range_text} workers ({COVERAGE:.0%} range of a bootstrap); up to "
-            f"{self.max_unseen_fraction:.0%} of all tasks may be slow ones that were not observed"
+            f"{self.max_unseen_fraction:.0%} of tasks may be even slower"
         )
 
     @property

@@ -84,7 +84,7 @@ def test_only_data_and_parity_are_stored(store):
         (np.zeros((0, 3)), "no rows"),
         ([np.zeros(3), np.zeros(3)], "numpy.concatenate"),
         (np.ma.zeros(4), "masked"),
-        ("nothing.npy", "there is no file"),
+        ("nothing.npy", "this file does not exist"),
         (None, "must be an array"),
     ],
 )

@@ -217,7 +217,7 @@ def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int)
     served = Served(abs, NumberSequence(40), faults=faults, retries=retries)
     results = served.serve()
     assert {number for number, end in results.items() if end != number} == {doomed}
-    assert "struck by 'kill'" in results[doomed]
+    assert "injected fault 'kill'" in results[doomed]
     [batch, *later_batches] = [numbers for numbers in served.handed if {unlucky, doomed} & set(numbers)]
     assert {unlucky, doomed} < set(batch)
     assert sorted(later_batches) == [[unlucky]] * (retries + 1) + [[doomed]] * (retries + 1)

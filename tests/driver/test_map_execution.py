@@ -348,7 +348,7 @@ def test_failures_that_parity_covers_are_not_tried_again(kind: str) -> None:
     assert report.recovered == (0, 3)
     assert all(task.attempts == 1 for task in report.tasks)
     assert recorder.submitted() == [[*range(N)]]
-    text = "RuntimeError: injected fault" if kind == "raise" else f"struck by '{kind}'"
+    text = "RuntimeError: injected fault" if kind == "raise" else f"injected fault '{kind}'"
     assert text in report.tasks[0].failures[0]
 
 

@@ -88,5 +88,6 @@ def test_a_plan_says_when_tasks_start_and_which() -> None:
     assert isinstance(options.code, PolarCode)
     assert options.code.kernel == "arikan"
     assert repr(apply_plan(CodeOptions(8, plan.n, "arikan"), plan)) == repr(options)
-    with pytest.raises(CodeError, match="the plan says which code, 'sequential': leave code='rotation' out"):
+    words = r"code must be that of the plan, 'sequential', not 'rotation'\. Leave code out"
+    with pytest.raises(CodeError, match=words):
         apply_plan(CodeOptions(code="rotation"), plan)

@@ -207,7 +207,7 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
     workers = RemoteWorkerPool(site, None, True, 10**6, 1)
     with closing(workers):
         site.reach.check_job(job_reading(FolderLocation("/data")))
-        stores = "lies in far" if choice == "localhost" else "stores in localhost"
+        stores = "is stored in far" if choice == "localhost" else "uses localhost"
         with pytest.raises(ExecutorError, match=stores):
             site.reach.check_job(job_reading(BucketLocation("b", "far")))
         workers.request_workers(2)

@@ -255,7 +255,9 @@ def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: p
     assert side.links[0].send(call(1))
     side.all.flush_messages()  # does not wait for the storage
     assert until(lambda: side.all._failure is not None)
-    with pytest.raises(ExecutorError, match="cannot be told: ConnectionError: away"):
+    with pytest.raises(
+        ExecutorError, match="cannot be sent to the workers through the storage: ConnectionError: away"
+    ):
         side.all.flush_messages()
     side.storage.put_object = put
     side.tell(0, call(2))

@@ -387,7 +387,7 @@ def test_objects_that_are_not_copied_are_not_encrypted(store):
 def test_parts_that_no_cipher_takes(store, monkeypatch):
     monkeypatch.setattr("polarmap.executors.encryption_keys.MAX_PLAINTEXT_BYTES", 1_000)
     with pytest.raises(
-        CodeError, match=r"a part with this memory= has 1920 bytes, and at most 1000 are .* smaller memory="
+        CodeError, match=r"a part with this memory= has 1920 bytes, and at most 1000 can .* smaller memory="
     ):
         polarmap.encode(A, storage=store, **OPTIONS)
 

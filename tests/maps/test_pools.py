@@ -257,7 +257,7 @@ if __name__ == "__main__":
 def test_a_killed_process_breaks_its_pool_and_the_error_says_so() -> None:
     with process_pool(1) as pool:
         with pytest.raises(
-            NotDecodableError, match=r"of 6 needed.*a process died.*takes all tasks.*leave executor= out"
+            NotDecodableError, match=r"of 6 needed.*a process died.*breaks a Process.*Leave executor= out"
         ):
             coded(double, FaultyExecutor(pool, {0: Fault("kill")}))
         with pytest.raises(ExecutorError, match=r"ProcessPoolExecutor accepts no tasks: a process died"):
