@@ -207,7 +207,10 @@ def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
 
 
 def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
-    """Return the size of each object in bytes, None if it is missing, with one listing if possible."""
+    """Return the size of each object in bytes, or None for a missing object.
+
+    The sizes are read by one listing if the store supports that, else by one request per object.
+    """
     listed_sizes = (
         store.list_sizes(get_array_key_prefix(manifest.name)) if hasattr(store, "list_sizes") else {}
     )

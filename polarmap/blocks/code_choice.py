@@ -156,7 +156,7 @@ def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np
     if not isinstance(code, SecretSharing):
         if degree == 1:
             return max(1, n_needed)
-        from polarmap.codes.lagrange import compute_max_k  # most maps have degree 1
+        from polarmap.codes.lagrange import compute_max_k  # slow to import, and rarely needed
 
         return max(1, compute_max_k(n_needed, degree))
     if any(map(is_integer_dtype, dtypes)):

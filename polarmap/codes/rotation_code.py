@@ -148,7 +148,10 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
     def _compute_syndrome(
         self, received: ReceivedBlocks, columns: slice, sum_dtype: np.dtype[np.floating]
     ) -> Array:
-        """Compute the arrived parity minus the parity of the known data, with missing blocks set to zero."""
+        """Compute the syndrome: the received parity blocks minus the parity of the received data blocks.
+
+        Missing data blocks count as zero.
+        """
         zero_block = np.zeros(columns.stop - columns.start, sum_dtype)
         data_blocks = [zero_block] * self.code.k
         for block_index in self.arrived_data_indices.tolist():

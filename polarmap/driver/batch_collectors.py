@@ -59,7 +59,7 @@ class BatchCollector(FirstResultCollector):
         return self._results.is_complete
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise what f raises if it does so everywhere, unless failures count as outcomes."""
+        """Raise the exception of f if f fails for all tasks, unless failures count as outcomes."""
         if not self._results.values:
             super().raise_if_f_always_fails()
 

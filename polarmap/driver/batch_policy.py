@@ -89,7 +89,7 @@ class BatchPolicy(SchedulingPolicy):
 
     @property
     def has_queued_items(self) -> bool:
-        """Whether items are queued, besides the items of late batches."""
+        """Whether items are queued, not counting those of late batches."""
         return bool(self._queue)
 
     @property
@@ -186,7 +186,7 @@ class BatchPolicy(SchedulingPolicy):
         return min(task_table[task_index].dispatched_at.values(), default=inf) + LATE_BATCH_SECONDS
 
     def _split_late_batch(self, task_table: TaskTable, task_index: int) -> None:
-        """Cancel a batch, and let each of its items wait for a worker of its own."""
+        """Cancel a batch, and queue each of its items as a separate task."""
         items, item_indices = self._blocks.batches[task_index]
         if item_indices:
             self._record_run_time(items.item_class, LATE_BATCH_SECONDS / len(item_indices))
@@ -219,7 +219,7 @@ class BatchPolicy(SchedulingPolicy):
         return Batch(items, item_indices[:max_items])
 
     def _compute_max_batch_size(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
-        """Return how many of these queued items may share a task."""
+        """Return the number of these queued items that may share a task."""
         item_seconds = self._seconds_by_class.get(items.item_class)
         if not (self._allow_batches and item_seconds):
             return 1
@@ -228,7 +228,7 @@ class BatchPolicy(SchedulingPolicy):
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
 
     def _count_items_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
-        """Return how many of these items may share a task: an item that is to fail by itself is alone."""
+        """Return the number of items before the first with an injected fault, which is a separate task."""
         faulty_offsets = (
             offset
             for offset, item_index in enumerate(item_indices)
@@ -253,7 +253,7 @@ class BatchPolicy(SchedulingPolicy):
     def split_outcome(self, task_table: TaskTable, outcome: Outcome) -> BatchOutcome | None:
         """Return the outcome of each item of a task, or None if the task has been discarded.
 
-        Items that failed as a whole batch become tasks of their own, and have no outcome yet. Items that
+        Items of a batch that failed as a whole become separate tasks, and have no outcome yet. Items that
         were not processed return to the queue.
         """
         with self._blocks.lock:
@@ -287,7 +287,7 @@ class BatchPolicy(SchedulingPolicy):
         failure: Failure,
         is_batch_loss: bool = False,
     ) -> None:
-        """Make an item that failed in a batch a task of its own.
+        """Make an item that failed in a batch a separate task.
 
         Parameters
         ----------

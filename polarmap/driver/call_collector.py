@@ -88,7 +88,13 @@ def set_call_exception(
 ) -> None:
     """Set the exception of an item of calls, without the frames of polarmap in its traceback.
 
-    raised_by_f : whether the error is what f raised.
+    Parameters
+    ----------
+    calls : CallGroup
+    item_index : int
+    error : BaseException
+    raised_by_f : bool
+        Whether f raised the exception.
     """
     trim_traceback(error, raised_by_f)
     calls.set_exception(item_index, error)

@@ -23,7 +23,7 @@ from polarmap.worker.task_functions import execute_pickled_call
 
 
 class CallQueue:
-    """Runs the calls of an executor on one session after another, on a thread of its own.
+    """Runs the calls of an executor on one session after another, on a separate thread.
 
     Any thread may submit and cancel calls. The thread and its session end when no call is left, and the next
     call starts new ones. Run times of calls are remembered from session to session.

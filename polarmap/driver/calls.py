@@ -15,7 +15,7 @@ from polarmap.worker.pytree import Array
 
 
 class CallGroup(ItemSequence, ABC):
-    """Calls of one function, each with a result of its own. An item is a call, or a chunk of calls.
+    """Calls of one function with separate results. An item is a call, or a chunk of calls.
 
     `claim_items`, `select_claimed_items` and `cancel` must be called under one lock. Items that are claimed
     stay so, and a cancelled item is never claimed.

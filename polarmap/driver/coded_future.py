@@ -97,16 +97,16 @@ class MapFuture(Future[R]):
 class CodedFuture(MapFuture[R]):
     """The future of a map that `submit` returns: a `concurrent.futures.Future` that can also be awaited.
 
-    The map is cancelled when this future and those of its blocks are no longer referenced, unless callbacks
-    wait for it or its results are kept in storage.
+    The map is cancelled once this future and the futures of its blocks are no longer referenced, unless
+    callbacks wait for it or its results are kept in storage.
 
     Attributes
     ----------
     blocks : tuple of Future
-        One for each of the k results. Each is done as soon as its own worker has returned the result, or it
-        has been decoded. A result that comes before the others has not been checked and is read-only, as
-        the others may be decoded from it. Empty if the result of the map is not a sequence of blocks, or
-        is kept in storage.
+        One future for each of the k results. A future is done as soon as the worker of its block has returned
+        the result, or the result has been decoded. A result that arrives before the map is done has not been
+        checked, and its arrays are read-only, because missing results may be decoded from them. Empty if the
+        result of the map is not a sequence of blocks, or is kept in storage.
     """
 
     def __init__(self, background_map: BackgroundMap[R], n_blocks: int) -> None:
@@ -133,12 +133,12 @@ class CodedFuture(MapFuture[R]):
         return self._background_map.current_report()
 
     def estimates(self) -> Iterator[R]:
-        """Yield estimates of the results, each time that more have arrived, and at last the exact results.
+        """Yield an estimate of the results each time that more have arrived, and finally the exact results.
 
         Each estimate is what `on_timeout="estimate"` would return at that moment. Its report says how good it
         is: `errors` of each block, `error_p90` of all blocks together. An iterator that is slower than the
-        arrivals gets the latest estimate. Estimates are read-only. There are none while results contain NaN
-        or inf, nor once the results that arrived determine the others.
+        arrivals gets the latest estimate. Estimates are read-only. No estimate is made while results contain
+        NaN or inf, or once the results that have arrived determine the missing ones.
 
         Yields
         ------
@@ -195,7 +195,7 @@ class CodedFuture(MapFuture[R]):
 
 
 class _ReferenceToken:
-    """Referenced by the future of a map and those of its blocks; its finalizer runs when all are dropped."""
+    """An object that all futures of a map reference. Its finalizer runs once no future is referenced."""
 
     def __init__(self, background_map: BackgroundMap[Any]) -> None:
         weakref.finalize(self, background_map.on_futures_unreferenced).atexit = False
@@ -228,12 +228,12 @@ class BackgroundMap(Observer, Generic[R]):
         self._owner_pid = os.getpid()
         # Futures to be fulfilled even if no caller references them, and a mark for each wait for a future.
         self._pins: set[object] = set()
-        self._get_report = prepared_map.get_report  # None before the job starts, if sizes are not known
-        self._report: Report | None = None  # of the job that finished last
+        self._get_report = prepared_map.get_report  # None until the number of tasks is known
+        self._report: Report | None = None  # the report of the most recently finished job
         self._is_open = False  # whether a job has a session, which can be woken
         self._finished = threading.Event()
         self._estimate_stream = EstimateStream()
-        self._unchecked_blocks: set[int] = set()  # blocks whose results were handed out before the others'
+        self._unchecked_blocks: set[int] = set()  # blocks whose unchecked results were handed out
         self.has_started = False
         self._thread_id = 0  # the identifier of the thread on which the map runs
         self._has_polled = threading.Event()  # set whenever the map has looked at its tasks
@@ -255,12 +255,12 @@ class BackgroundMap(Observer, Generic[R]):
         return self._peek_report()
 
     def _peek_report(self) -> Report | None:
-        """Return the report as it is known without waking the map."""
+        """Return the report so far without waking the map."""
         get_report = self._get_report
         return self._report if get_report is None else get_report()
 
     def format_progress(self) -> str:
-        """Return how many results have arrived and are needed, as it is known without waking the map."""
+        """Describe the progress of the map for `repr`, without waking the map."""
         report = self._peek_report()
         if report is None:
             return ""
@@ -293,7 +293,10 @@ class BackgroundMap(Observer, Generic[R]):
     def check_not_forked(self, future: Future[Any]) -> None:
         """Raise ExecutorError in a process that was forked from the one in which the map runs."""
         if os.getpid() != self._owner_pid and not future.done():
-            raise ExecutorError("this process was forked while a map ran, which goes on in its parent only")
+            raise ExecutorError(
+                "this process was forked while a map ran, which continues only in the parent process: "
+                "wait for its results there"
+            )
 
     @contextmanager
     def keep_running_while_waiting(self, future: Future[Any]) -> Iterator[None]:
@@ -307,7 +310,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._pins.discard(pin)
 
     def wait_for_estimate(self, future: Future[Any], n_seen: int) -> EstimateSnapshot | None:
-        """Wait for an estimate from other than `n_seen` results and return it; None once the map is over."""
+        """Wait for the next estimate, which uses other than `n_seen` results. None once the map is over."""
         self.check_not_forked(future)
         return self._estimate_stream.wait_for_next_estimate(n_seen, self._cancellation.wake)
 
@@ -363,8 +366,8 @@ class BackgroundMap(Observer, Generic[R]):
         )
         if rejected_blocks:
             warn(
-                f"what future.blocks told of blocks {sorted(rejected_blocks)} before the others turned out "
-                "to be garbage: the results of the future itself are decoded from others"
+                f"future.blocks returned wrong results for blocks {sorted(rejected_blocks)}, as a check has "
+                "found since. Use the result of the future itself, which is decoded from other results"
             )
 
     @classmethod
@@ -390,7 +393,7 @@ class BackgroundMap(Observer, Generic[R]):
 
 
 def _has_other_threads() -> bool:
-    """Return whether the interpreter waits for other threads than this, the main one and those of pools."""
+    """Return whether non-daemon threads run besides this thread, the main thread and threads of pools."""
     other_threads = {thread for thread in threading.enumerate() if not thread.daemon} - {
         threading.current_thread()
     }
@@ -417,6 +420,6 @@ def _forget_maps_after_fork() -> None:
 
 
 register_before_exit(BackgroundMap.finish_maps_at_exit)
-atexit.register(BackgroundMap.finish_maps_at_exit)  # when no threads go on
+atexit.register(BackgroundMap.finish_maps_at_exit)  # for interpreters without non-daemon threads
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_maps_after_fork)

@@ -190,7 +190,10 @@ class Collector(ABC):
         """Return which failed tasks may be started again."""
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise the exception of f if no task returned and more tasks raised it than may be missing."""
+        """Raise the exception of f if so many tasks raised it that the results cannot be decoded any more.
+
+        Nothing is raised once any task has returned a result.
+        """
         error = find_common_exception(self.task_table, self.recovery_threshold)
         if error is not None:
             raise error

@@ -23,10 +23,16 @@ from polarmap.errors import CodeError, warn
 
 
 class Estimate(NamedTuple):
-    """Results of the k data tasks as leaves, and the relative error to expect of each.
+    """Estimated results of the k data tasks, with their expected relative errors.
 
-    errors : 0.0 for exact results, inf for those of unknown error.
-    error_p90 : the bound that the error of all results together meets in nine of ten orders of arrival.
+    Attributes
+    ----------
+    block_leaves : list of lists of arrays
+        The leaves of each result.
+    errors : tuple of float
+        The expected relative error of each result: 0.0 for exact results, inf if it is not known.
+    error_p90 : float
+        The 90th percentile of the error of all results together over orders of arrival.
     """
 
     block_leaves: list[list[Array]]
@@ -267,7 +273,12 @@ class EstimateStream:
 
         Returns None once the map is over.
 
-        wake : called with no arguments to wake the thread of the map.
+        Parameters
+        ----------
+        n_seen : int
+            The number of results of the estimate that the caller has.
+        wake : callable
+            Called with no arguments; wakes the thread of the map.
         """
 
         def has_next() -> bool:

@@ -17,9 +17,12 @@ from polarmap.report import Report
 
 @dataclass(frozen=True, slots=True)
 class JobStarted:
-    """A job is about to be opened on its executor.
+    """A job is about to open its session.
 
-    get_report : returns the report so far. Any thread may call it until the job has finished.
+    Attributes
+    ----------
+    get_report : callable
+        Called with no arguments, on any thread, until the job has finished; returns the report so far.
     """
 
     get_report: Callable[[], Report]
@@ -27,10 +30,16 @@ class JobStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptsStarted:
-    """Attempts were submitted after the first ones: held-back parity, backups, or failed tasks again.
+    """Attempts were submitted after the initial ones: parity on demand, backups, or retries of failed tasks.
 
-    attempts : the attempts, as (task, attempt).
-    pending_tasks : the other tasks that have an attempt which is queued or running.
+    Attributes
+    ----------
+    attempts : sequence of (int, int)
+        The task and the number of each attempt.
+    pending_tasks : collection of int
+        All other tasks that have a queued or running attempt.
+    elapsed_seconds : float
+        Seconds since the start of the job.
     """
 
     attempts: Sequence[AttemptId]
@@ -40,7 +49,14 @@ class AttemptsStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """An attempt returned a result, raised or was lost."""
+    """An attempt returned a result, raised an exception or was lost.
+
+    Attributes
+    ----------
+    outcome : Outcome
+    elapsed_seconds : float
+        Seconds since the start of the job.
+    """
 
     outcome: Outcome
     elapsed_seconds: float
@@ -48,11 +64,17 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class BlockReady:
-    """The result of a data block or of an item is there.
+    """The result of a data block or of an item is available.
 
-    get_result : returns the result.
-    is_final : whether the result has been accepted. Otherwise no check has seen it, and it is read-only,
-        because other results may still be decoded from it.
+    Attributes
+    ----------
+    index : int
+        The number of the block or item.
+    get_result : callable
+        Called with no arguments; returns the result.
+    is_final : bool
+        Whether the result has been accepted. Otherwise it has not been checked, and its arrays are read-only,
+        because missing results may still be decoded from them.
     """
 
     index: int
@@ -62,17 +84,28 @@ class BlockReady:
 
 @dataclass(frozen=True, slots=True)
 class JobPolled:
-    """The job has looked at its tasks, for the first time when it is open: `n_results` results count."""
+    """The job has polled its session; the first of these events follows the opening of the session.
+
+    Attributes
+    ----------
+    n_results : int
+        The number of results that have arrived and were not rejected.
+    """
 
     n_results: int
 
 
 @dataclass(frozen=True, slots=True)
 class EstimateReady:
-    """The results could be estimated from the `n_results` that have arrived.
+    """The missing results can be estimated from those that have arrived.
 
-    build_estimate : returns the estimated results, or None if nothing can be estimated from these. Only the
-        observer that gets the event may call it, and only until it returns.
+    Attributes
+    ----------
+    n_results : int
+        The number of results that have arrived and were not rejected.
+    build_estimate : callable
+        Called with no arguments; returns the estimated results, or None if they cannot be estimated yet. It
+        may be called only while the event is handled.
     """
 
     n_results: int
@@ -81,7 +114,7 @@ class EstimateReady:
 
 @dataclass(frozen=True, slots=True)
 class StripesEncoded:
-    """`n_done` of the `n_stripes` stripes that this process encodes are done."""
+    """`n_done` of the `n_stripes` stripes of an array have been encoded by this process."""
 
     n_done: int
     n_stripes: int
@@ -89,10 +122,14 @@ class StripesEncoded:
 
 @dataclass(frozen=True, slots=True)
 class JobFinished:
-    """The job has returned, or raised `error`, perhaps before it was open.
+    """The job has returned, or has raised an exception, perhaps before its session was open.
 
-    report : the final report, or the report so far of a job that raised. None after stripes were encoded
-        by this process.
+    Attributes
+    ----------
+    report : Report or None
+        The final report, or the report up to the exception. None after this process has encoded stripes.
+    error : BaseException or None
+        The exception; None if the job has returned.
     """
 
     report: Report | None
@@ -117,7 +154,7 @@ JobEvent = (
 class Observer(ABC):
     """Handles the events of a job, on the thread that runs it.
 
-    An exception that an observer raises ends the job, and the caller of the job gets it as it is.
+    An exception that an observer raises ends the job and is raised to the caller of the job.
 
     Attributes
     ----------
@@ -133,16 +170,19 @@ class Observer(ABC):
 
 
 class ResultCallback(Observer):
-    """Calls a function with the index and the result of each data block or item that is accepted.
+    """Calls a function of the user with each accepted result of a data block or item.
 
-    on_result : called as `on_result(index, result)`.
+    Parameters
+    ----------
+    on_result : callable
+        Called as `on_result(index, result)` on the thread that runs the job.
     """
 
     def __init__(self, on_result: Callable[[int, Any], object]) -> None:
         self._on_result = on_result
 
     def on_event(self, event: JobEvent) -> None:
-        """Pass on a result that has been accepted."""
+        """Call the function if the event is an accepted result."""
         if isinstance(event, BlockReady) and event.is_final:
             self._on_result(event.index, event.get_result())
 
@@ -214,10 +254,14 @@ class CancellationToken:
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What a job gets from its caller, which passes it on to all jobs that it consists of.
+    """The event stream and the cancellation token of a map, which are passed to each of its jobs.
 
-    events : where the job emits its events; None if it has no observers, so that no event is made.
-    cancellation : cancels the job; None if nothing does.
+    Attributes
+    ----------
+    events : EventStream or None
+        The stream to which jobs emit events. None without observers: then no event objects are created.
+    cancellation : CancellationToken or None
+        None if the map cannot be cancelled.
     """
 
     events: EventStream | None = None
@@ -245,4 +289,4 @@ class JobContext:
                 events.emit_last(JobFinished(None))
 
 
-PLAIN_CONTEXT = JobContext()  # of a job that nobody observes or cancels
+PLAIN_CONTEXT = JobContext()  # without observers, and without a way to cancel the job

@@ -2,8 +2,8 @@
 
 An attempt is late once it has run longer than all but a twelfth of the tasks are expected to, or, if there
 are few tasks, all but two. If no distribution of run times is known, the rule uses the tasks of the job. Once
-half of them have returned, their run times predict those of the others. Before that, an attempt is late after
-three times as long as half of the tasks would take at the pace so far. While no task has returned, one
+half of them have returned, their run times predict the remaining run times. Before that, an attempt is late
+after three times as long as half of the tasks would take at the pace so far. While no task has returned, one
 attempt after another becomes late, the first after a minute.
 """
 
@@ -41,7 +41,7 @@ class RunTimeQuantiles(Protocol):
 
 @dataclass(frozen=True)
 class LatenessRule:
-    """The rule by which a running attempt is late, given the run times of other tasks.
+    """A rule for when a running attempt is late, given the run times of tasks that have returned.
 
     Parameters
     ----------
@@ -114,18 +114,18 @@ class LatenessRule:
 
 
 def make_backup_lateness_rule(n_tasks: int) -> LatenessRule:
-    """Return the rule for backups of `n_tasks` tasks."""
+    """Return the lateness rule for backups: no attempt of the `n_tasks` tasks is late before 0.1 s."""
     return LatenessRule(n_tasks, min_seconds=MIN_BACKUP_SECONDS)
 
 
 @dataclass(frozen=True)
 class ParityRule:
-    """The rule by which parity tasks replace late and failed tasks.
+    """A rule for how many parity tasks to start in place of late and failed tasks.
 
     Parameters
     ----------
     recovery_threshold : int
-        The number of results that determine those of all data tasks.
+        The number of results that suffice to decode the results of all data tasks.
     run_times : Distribution, optional
         The distribution of the run time of a task. Without it the rule uses the tasks of the job.
 
@@ -146,9 +146,16 @@ class ParityRule:
         return LatenessRule(self.recovery_threshold, self.run_times)
 
     def count_parity_to_start(self, n_returned: int, n_on_time: int, n_held_back: int) -> int:
-        """Return how many of the `n_held_back` parity tasks to start.
+        """Return the number of parity tasks to start now.
 
-        n_returned, n_on_time : the numbers of tasks that have returned, and that run and are not late.
+        Parameters
+        ----------
+        n_returned : int
+            The number of tasks that have returned a result.
+        n_on_time : int
+            The number of running tasks that are not late.
+        n_held_back : int
+            The number of parity tasks that have not been started.
         """
         return min(n_held_back, max(0, self.recovery_threshold - n_returned - n_on_time))
 
@@ -163,8 +170,8 @@ class LateTracker(Generic[AttemptT]):
     ----------
     lateness_rule : LatenessRule
     is_open_ended : bool
-        Whether the number of tasks is not known in advance. The rule then uses the attempts seen so far
-        instead of its `n_tasks`.
+        Whether the number of tasks is not known in advance. Then the number of attempts up to now takes the
+        place of `lateness_rule.n_tasks`.
     n_initial_attempts : float
         Tasks with a smaller index start at once. Run times of other tasks and of restarts are used only
         until half of the initial tasks have returned.
@@ -210,7 +217,11 @@ class LateTracker(Generic[AttemptT]):
     def record_run_time(self, run_seconds: float, is_restart: bool = False) -> None:
         """Add the run time of an attempt that has returned.
 
-        is_restart : whether the attempt replaced a late or a failed one.
+        Parameters
+        ----------
+        run_seconds : float
+        is_restart : bool
+            Whether the attempt replaced a late or a failed attempt.
         """
         run_times = self._restart_run_times if is_restart else self._run_times
         insort(run_times, run_seconds)
@@ -235,9 +246,13 @@ class LateTracker(Generic[AttemptT]):
         return inf
 
     def seconds_until_next_late_attempt(self, has_queued: bool, now: float) -> float:
-        """Return the seconds until the next attempt may become late if nothing happens before.
+        """Return the seconds until the next attempt may become late, unless an attempt ends before.
 
-        has_queued : whether attempts are queued, one of which may start now.
+        Parameters
+        ----------
+        has_queued : bool
+            Whether attempts are queued, which may start at any moment.
+        now : float
         """
         wait_seconds = self.find_next_late_time(now) - now
         return max(
@@ -257,7 +272,7 @@ class LateTracker(Generic[AttemptT]):
 
 
 def compute_min_results_to_extrapolate(n_tasks: int) -> int:
-    """Return how many of `n_tasks` tasks must have returned to predict the run times of the others."""
+    """Return the number of run times that suffice to predict those of all `n_tasks` tasks: half of them."""
     return ceil(n_tasks / 2)
 
 
@@ -273,7 +288,7 @@ def compute_late_fraction(n_tasks: int) -> float:
 def compute_cautious_late_after_seconds(
     slowest_seconds: npt.ArrayLike, n_returned: npt.ArrayLike, half_n_tasks: int
 ) -> Floats:
-    """Return seconds that half of the tasks should not need, of which `n_returned` have returned by now."""
+    """Return three times the time in which half of the tasks would return at the pace until now."""
     pace_factor = EARLY_FACTOR * half_n_tasks / np.asarray(n_returned)
     return np.asarray(np.maximum(MIN_BACKUP_SECONDS, pace_factor * np.asarray(slowest_seconds)))
 

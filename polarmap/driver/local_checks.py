@@ -159,7 +159,11 @@ class LocalChecks:
     ) -> bool:
         """Return whether f on the driver equals a result up to rounding. Integers must be equal.
 
-        is_decoded : the result is decoded, so that decoding has multiplied the rounding of others.
+        Parameters
+        ----------
+        local_leaves, received_leaves : list of arrays
+        is_decoded : bool
+            Whether the result was decoded, which amplifies rounding errors.
         """
         if len(local_leaves) != len(received_leaves):
             return False

@@ -107,8 +107,12 @@ class LocalEvaluator:
 def copy_block(coded_data: CodedData, block_index: int, use_data_block: bool = False) -> Any:
     """Return a copy of a coded block, which f may change.
 
-    use_data_block : take the data block of this number if the code is not systematic, so that no coded block
-        is a data block.
+    Parameters
+    ----------
+    coded_data : CodedData
+    block_index : int
+    use_data_block : bool
+        Whether to copy the data block with this index instead if the code is not systematic.
     """
     blocks = (
         coded_data.data_blocks

@@ -72,9 +72,13 @@ class MapExecution:
         }
 
     def check_backend_limits(self, blocks: TaskBlocks, n_rows: int | None = None) -> None:
-        """Raise LimitError if the limits of the executor's platform do not allow these blocks.
+        """Raise LimitError if these blocks exceed a limit of the backend of the executor.
 
-        n_rows : rows of a block, where they are known.
+        Parameters
+        ----------
+        blocks : TaskBlocks
+        n_rows : int, optional
+            The number of rows of a block, if it is known.
         """
         worker_spec = self.executor.worker_spec
         if worker_spec is not None:
@@ -98,7 +102,7 @@ class MapExecution:
         policy : SchedulingPolicy
             Which tasks start at once and which later.
         options : MapOptions
-            Of which the timeout, the retries and the key are used.
+            The timeout, the retries and the key are used.
         make_collector : callable
             Called with the table of the tasks and the timer of the job, once its session is open.
         context : JobContext
@@ -207,7 +211,7 @@ class MapExecution:
         }
         if self.executor.is_local:
             report_fields["n_cores"] = count_available_cores()
-        if collector.task_table.has_known_hosts:  # of workers elsewhere
+        if collector.task_table.has_known_hosts:  # workers run on other machines
             report_fields["workers_by_host"] = self.executor.workers_by_host
             n, k = self._report_fields["n"], self._report_fields["k"]
             warn_if_machine_overloaded(collector.task_table, n, k)
@@ -232,7 +236,7 @@ class MapExecution:
 
 
 def _emit_attempt_ended(events: EventStream, collector: Collector, outcome: Outcome) -> None:
-    """Emit that an attempt has ended, and the result of its data block if that is there before the others."""
+    """Emit that an attempt has ended, and the result of its data block if it may be handed out unchecked."""
     events.emit(AttemptEnded(outcome, collector.timer.elapsed_seconds))
     get_result = collector.make_early_result_getter(outcome.task)
     if get_result is not None:

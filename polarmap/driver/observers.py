@@ -58,7 +58,7 @@ class ProgressBar(Observer):
             self._bar = None
 
     def _show_stripes(self, n_done: int, n_stripes: int) -> None:
-        """Show how many stripes are done, and how long the others will take."""
+        """Show the number of encoded stripes and the remaining time."""
         if self._bar is None:
             bar_format = "{bar} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]"
             self._bar = self._create_tqdm_bar(total=n_stripes, bar_format=bar_format)

@@ -68,9 +68,12 @@ class PaddedBlock:
         )
 
     def poll(self, is_accepted: bool) -> None:
-        """Wait a moment for the effects, once the other results are determined.
+        """Wait briefly for the effects of padding, once all other results are determined.
 
-        is_accepted : whether these have been accepted already.
+        Parameters
+        ----------
+        is_accepted : bool
+            Whether all other results have been accepted.
         """
         if not self.has_unpadded_result and (is_accepted or self.analyzer.is_evaluated_unpadded):
             self.analyzer.poll(self._timer.elapsed_seconds)
@@ -103,8 +106,12 @@ class PaddedBlock:
     ) -> Any:
         """Return the result of the rows of data.
 
-        padded_leaves : the result of the whole block, from which padding is cut off if need be.
-        transform : applied to each array that the task has returned for the rows of data.
+        Parameters
+        ----------
+        padded_leaves : list of arrays
+            The result of the padded block, used if the task has not returned the result without padding.
+        transform : callable, optional
+            Applied to each array of the result without padding.
         """
         unpadded_result = self._received.unpadded_result
         if unpadded_result is None:

@@ -26,7 +26,7 @@ from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
 PADDING_PROPERTY = "what rows of zeros do to f"
-SAMPLE_VALUES = np.arange(1, 8)  # Entries of the rows on which f is tried if those of the data show nothing.
+SAMPLE_VALUES = np.arange(1, 8)  # Entries of rows on which f is tried if the rows of the data are all zero.
 ROW_FACTOR_STEP = 0.25  # Rows on which f is tried are scaled by 1 + 0.25 row**2: sums of them seldom cancel.
 
 
@@ -41,9 +41,13 @@ class PaddingEffect(Enum):
 class KnownPaddingEffects(NamedTuple):
     """The effects of rows of zeros that earlier maps have found.
 
-    effects : the effect on each array of a result of f.
-    bitwise_equal_layouts : layouts of blocks, each with a number of rows of data, for which f has returned
-        the same bits with and without rows of zeros.
+    Attributes
+    ----------
+    effects : tuple of PaddingEffect
+        The effect on each array of a result of f.
+    bitwise_equal_layouts : frozenset
+        Layouts of blocks, with their numbers of rows of data, for which f has returned the same bits with and
+        without rows of zeros.
     """
 
     effects: tuple[PaddingEffect, ...]
@@ -250,10 +254,14 @@ class PaddingAnalyzer:
         padded_leaves: list[Array] | None,
         unpadded_result: TaskResult | None,
     ) -> None:
-        """Remember the effects for later maps, as far as they are known.
+        """Remember the effects that have been found, for later maps of the same function.
 
-        padded_leaves, unpadded_result : f of the block that is filled up, and f of its rows of data, if its
-            task has returned them.
+        Parameters
+        ----------
+        padded_leaves : list of arrays or None
+            The result of f for the padded block, if its task has returned it.
+        unpadded_result : TaskResult or None
+            The result of f for its rows of data, if its task has returned it.
         """
         if self._is_rowwise:
             return

@@ -21,9 +21,14 @@ from polarmap.worker.pytree import flatten, unflatten
 class ParityResiduals(NamedTuple):
     """The residuals of parity checks.
 
-    by_leaf : for each leaf the largest relative residual; None for a leaf that is not meant to be decoded.
-    is_violated : whether a residual is more than rounding.
-    suspects : the tasks each of which alone could have violated the checks; None if they do not tell.
+    Attributes
+    ----------
+    by_leaf : list of float or None
+        The largest relative residual of each leaf; None for a leaf that need not be decodable.
+    is_violated : bool
+        Whether a residual exceeds the rounding error.
+    suspects : set of int or None
+        The tasks that could each be the only cause of the violations; None if this cannot be determined.
     """
 
     by_leaf: list[float | None]
@@ -78,7 +83,10 @@ class ParityChecks:
     def evaluate_with_parity_block(self, parity_leaves: list[Array]) -> ParityResiduals:
         """Return the residuals of the results of all data blocks and of `densest_parity_block`.
 
-        parity_leaves : the result of that block, evaluated on the driver.
+        Parameters
+        ----------
+        parity_leaves : list of arrays
+            The result of this parity block, evaluated on the driver.
         """
         received, code = self._received, self._coded_data.code
         data_leaves = received.by_task[min(received.by_task)].leaves
@@ -160,9 +168,13 @@ class ParityChecks:
     def compute_max_magnitude(self, leaf_index: int, arrays: list[Array] | None = None) -> float:
         """Return the magnitude to which rounding errors of a leaf are relative: the largest absolute value.
 
-        Terms of a sum that cancel count before they do, if their magnitude is known.
+        If f sums terms that cancel and their magnitude is known, the magnitude of the terms counts.
 
-        arrays : the arrays of this leaf; by default in the received results.
+        Parameters
+        ----------
+        leaf_index : int
+        arrays : list of arrays, optional
+            The arrays of this leaf. By default those of the received results.
         """
         if arrays is None:
             arrays = [outcome.leaves[leaf_index] for outcome in self._received.by_task.values()]

@@ -83,7 +83,7 @@ class SchedulingPolicy(ABC):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks of which an attempt starts now, the first one or a further one."""
+        """Return the tasks for which to start an attempt now, be it their first or another one."""
 
     @abstractmethod
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:

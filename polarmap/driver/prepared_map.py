@@ -41,21 +41,28 @@ T = TypeVar("T")
 
 
 class PreparedMap(NamedTuple, Generic[R]):
-    """A map whose arguments are checked and whose data is cut into blocks, and which has not begun.
+    """A map that has not started: its arguments are checked, and its data is partitioned into blocks.
 
-    execute : runs the map and returns its result. The context is passed on to all jobs of the map.
-    get_report : returns the report of the map before it begins; None if the number of tasks is not known
-        yet.
-    n_blocks : the length of the result, whose items are the blocks of `CodedFuture`; 0 if it has none.
-    is_stored : whether the map goes on if nobody waits for its result, because it is kept in storage.
-    no_estimates_reason : why its results cannot be estimated while it runs, "" if they can.
+    Attributes
+    ----------
+    execute : callable
+        Called with a JobContext, which it passes to all jobs of the map; runs the map and returns its result.
+    get_report : callable or None
+        Called with no arguments before the map starts; returns its report. None if the number of tasks is not
+        known yet.
+    n_blocks : int
+        The number of block futures in `CodedFuture.blocks`; 0 if the result is not a sequence of blocks.
+    is_stored : bool
+        Whether the result is kept in storage, so that the map goes on even if its future is not referenced.
+    no_estimates_reason : str
+        Why the results cannot be estimated while the map runs, or "" if they can.
     """
 
     execute: Callable[[JobContext], R]
     get_report: Callable[[], Report] | None = None
     n_blocks: int = 0
     is_stored: bool = False
-    no_estimates_reason: str = "is of results that coded_map brings home: not of another map, nor with out="
+    no_estimates_reason: str = "supports only coded_map, and not with out="
 
 
 def map_function(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
@@ -71,11 +78,11 @@ def map_function(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
             observers = make_observers(options.get("progress"), options.get("on_result"))
             return prepared_map.execute(JobContext(EventStream(observers)) if observers else PLAIN_CONTEXT)
 
-    name = prepare.__name__  # of the only frame of this package that a traceback shows
+    name = prepare.__name__  # Tracebacks show a single frame of this package, under the name of the map.
     call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)
     call.prepare = prepare  # type: ignore[attr-defined]
     functools.update_wrapper(call, prepare)
-    signature = inspect.signature(prepare)  # as help() shows it: of the result, not of the prepared map
+    signature = inspect.signature(prepare)  # help() shows the type of the result, not of the prepared map.
     return_type = signature.return_annotation.removeprefix("PreparedMap[").removesuffix("]")
     call.__signature__ = signature.replace(return_annotation=return_type)  # type: ignore[attr-defined]
     return call
@@ -159,7 +166,7 @@ def _find_no_estimates_reason(coded_data: CodedData) -> str:
     """Return why blocks of a map cannot be estimated, "" if they can."""
     if coded_data.code.can_estimate:
         return ""
-    return f"estimates blocks of linear f: not with degree=, SecretSharing or the code {coded_data.code!r}"
+    return f"supports only linear f, and not degree=, SecretSharing or the code {coded_data.code!r}"
 
 
 def prepare_coded_execution(
@@ -215,7 +222,7 @@ def execute_coded(
     parity_tasks = range(len(coded_data.code.systematic_indices) or coded_data.n, coded_data.n)
     padded_block, padding_analyzer = coded_data.data_blocks.padded_block, None
     if padded_block is not None:
-        from polarmap.driver.padding import PaddingAnalyzer  # which few maps need
+        from polarmap.driver.padding import PaddingAnalyzer  # few maps need it
 
         padding_analyzer = PaddingAnalyzer(f, coded_data, options, is_stored=output is not None)
         padded_block = padded_block if padding_analyzer.is_evaluated_unpadded else None

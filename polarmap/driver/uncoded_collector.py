@@ -40,7 +40,7 @@ class FirstResultCollector(EveryTaskCollector):
         self._accept_failures = accept_failures
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise what f raises if it does so everywhere, unless failures count as outcomes."""
+        """Raise the exception of f if f fails for all tasks, unless failures count as outcomes."""
         if not self._accept_failures:
             super().raise_if_f_always_fails()
 

@@ -42,9 +42,15 @@ class Pending(NamedTuple):
 class Accepted(NamedTuple):
     """The results may be returned.
 
-    verification : how they were verified.
-    warning : what the caller of the map has to know; "" without a warning.
-    proves_f : whether the checks have shown that f is what the code assumes, so that later maps may trust f.
+    Attributes
+    ----------
+    verification : Verification
+        How the results were verified.
+    warning : str
+        The text of a warning to the caller of the map, or "".
+    proves_f : bool
+        Whether the checks have verified that f meets the requirement of the code, so that later maps need not
+        verify it again.
     """
 
     verification: Verification
@@ -118,7 +124,13 @@ class Verifier:
         return Rejected(task_index, Failure(FailureKind.GARBAGE, "GarbageResult", message))
 
     def refuse_f(self, finding: str) -> Refused:
-        """Return the verdict that f is not what the code assumes, because of `finding`."""
+        """Return the verdict that f does not meet the requirement of the code, for example that f is linear.
+
+        Parameters
+        ----------
+        finding : str
+            The check that failed and by how much, for the message.
+        """
         requirement = self._code.requirement
         requirement_name = "linear" if requirement == LINEAR_OR_AFFINE else "one"
         message = NOT_LINEAR_MESSAGE.format(requirement=requirement, finding=finding, kind=requirement_name)

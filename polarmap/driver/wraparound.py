@@ -39,13 +39,21 @@ def undo_wraparound(
 ) -> list[Array]:
     """Return Python integers, which do not wrap, given their residues modulo 2^64.
 
-    Raises CodeError for an integer that cannot be told from another one with the same residue. An integer
+    Raises CodeError for an integer that another integer with the same residue could replace. An integer
     that is negative, or 2^63 or more, is certain only if a received result of a data block is on the same
     side: otherwise f may have added in 64 bits, with a sign or without one.
 
-    received : the integers that arrived, by task.
-    weights : the missing integers are approximately weights @ received[arrived_indices].
-    modular_blocks : the residues of the missing integers.
+    Parameters
+    ----------
+    coded_data : CodedData
+    received : mapping from int to array (1,)
+        The integers that have arrived, by task.
+    arrived_indices : index array (arrived,)
+        The tasks whose integers have arrived.
+    weights : array (missing, arrived)
+        The missing integers are approximately weights @ received[arrived_indices].
+    modular_blocks : array (missing, 1)
+        The residues of the missing integers.
     """
     received_values = [int(received[task_index][0]) for task_index in arrived_indices.tolist()]
     n_data_results = int((arrived_indices < len(coded_data.code.systematic_indices)).sum())
@@ -82,7 +90,11 @@ def _has_unsigned_data(coded_data: CodedData) -> bool:
 def _may_exceed_int64(coded_data: CodedData, include_sums: bool) -> bool:
     """Return whether parity blocks of 64-bit integers may exceed 2^63.
 
-    include_sums : return whether a sum over all entries of one may.
+    Parameters
+    ----------
+    coded_data : CodedData
+    include_sums : bool
+        Whether to consider the sum over all entries of a block, rather than its largest entry.
     """
     blocks = coded_data.data_blocks
     sizes = [prod(shape) if include_sums else 1 for _, shape in coded_data.block_layout(0)]

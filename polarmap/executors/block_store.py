@@ -359,7 +359,7 @@ class DriverBlockStore(BlockStore):
         self.location, self._key_prefix = DriverLocation(key_prefix), key_prefix
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return the one key prefix of a set."""
+        """Return a single key prefix, which is different for each set of blocks."""
         return [f"{self._key_prefix}/blocks/{block_set_id}/"]
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> None:

@@ -241,10 +241,10 @@ class FuturesSession:
         self._finished_queue.put(None)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Cancel the queued attempts, and return the starts since the last `wait`.
+        """Cancel the queued attempts, and return the attempts that have started since the last `wait`.
 
-        If an engine's workers have left no start mark at all, they are on other machines, which cannot see
-        the folder. All their attempts then count as started.
+        Workers create a file when they start an attempt. If there is no such file at all, the workers are on
+        other machines, which do not share the folder. Then all attempts count as started.
         """
         started = self._collect_started_attempts(check_all=True)
         for attempt, future in self._not_started.items():

@@ -293,7 +293,10 @@ class LithopsWorkerProvider(WorkerProvider):
         return self._block_store
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Return the sources of modules that a pickled function needs and workers may lack, by name."""
+        """Return the modules that a pickled function needs and that workers may not have.
+
+        The result maps each module name to its source and whether it is a package.
+        """
         try:
             return collect_module_sources(pickled_function, self._invocations.function_executor)
         except Exception as error:  # Lithops queries the runtime for its modules

@@ -218,7 +218,8 @@ def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -
     """
     root_packages = set(root_packages)
     roots_pattern = b"|".join(re.escape(root.encode()) for root in root_packages)
-    # The pickle has module names as short strings: a length and bytes. pickletools is a hundred times slower.
+    # In a pickle, a module name is a short string: its length, followed by its bytes. Searching for these
+    # bytes is a hundred times faster than parsing the pickle with pickletools.
     matches = re.finditer(rb"(?s)\x8c(.)(?=%s)" % roots_pattern, pickle_bytes)
     names = {pickle_bytes[item.end() : item.end() + item[1][0]].decode(errors="ignore") for item in matches}
     return {name for name in names & sys.modules.keys() if name.partition(".")[0] in root_packages}

@@ -170,7 +170,10 @@ class WorkerProvider:
         return DriverBlockStore(self.key_prefix)
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Return the sources of modules that a pickled function needs and workers may lack, by name."""
+        """Return the modules that a pickled function needs and that workers may not have.
+
+        The result maps each module name to its source and whether it is a package.
+        """
         return {}
 
 

@@ -124,21 +124,12 @@ class DelegatingExecutor(ResolvedExecutor):
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._executor = executor
-        self.worker_spec, self.max_workers, self.faults = (
-            executor.worker_spec,
-            executor.max_workers,
-            executor.faults,
-        )
-        self.is_local, self.shares_memory, self.pickles_f = (
-            executor.is_local,
-            executor.shares_memory,
-            executor.pickles_f,
-        )
-        self.can_batch, self.has_persistent_workers, self.prefers_persistent_workers = (
-            executor.can_batch,
-            executor.has_persistent_workers,
-            executor.prefers_persistent_workers,
-        )
+        self.worker_spec, self.max_workers = executor.worker_spec, executor.max_workers
+        self.faults = executor.faults
+        self.is_local, self.shares_memory = executor.is_local, executor.shares_memory
+        self.pickles_f, self.can_batch = executor.pickles_f, executor.can_batch
+        self.has_persistent_workers = executor.has_persistent_workers
+        self.prefers_persistent_workers = executor.prefers_persistent_workers
 
     @property
     def name(self) -> str:

@@ -12,7 +12,9 @@ MSG_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class WakeSignal:
-    """An event with a descriptor to poll, which is readable from `set` to `clear`.
+    """An event like `threading.Event` that a thread can wait for with `select` or `poll`.
+
+    Its file descriptor is readable after `set()`, until `clear()`.
 
     >>> signal = WakeSignal()
     >>> signal.set(), signal.clear(), signal.clear(), signal.close(), signal.set()

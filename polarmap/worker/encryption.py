@@ -149,7 +149,10 @@ def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]
 
 
 def make_segment_associated_data(segment: Segment) -> str:
-    """Return the associated data of a segment. They are unique, as object keys are never reused."""
+    """Return the text that is authenticated with an encrypted segment (AES-GCM associated data).
+
+    It is different for each segment, because object keys are never reused.
+    """
     return f"part {segment.offset} {segment.size} {segment.key}"
 
 

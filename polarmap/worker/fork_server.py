@@ -55,7 +55,8 @@ class ForkServer:
     def serve(self) -> None:
         """Handle requests until the driver closes the connection or exits, then kill all workers."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # The byte that the signal writes wakes `serve`.
+        # With a handler, the signal also writes a byte to the wakeup descriptor, for which `serve` polls.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         self._signal_writer.setblocking(False)
         signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
         # Processes that a worker has started become children of this process when the worker exits.

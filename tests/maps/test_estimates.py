@@ -153,12 +153,15 @@ def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"degree": 2}, "estimates blocks of linear f: not with degree="),
-        ({"code": SecretSharing()}, "estimates blocks of linear f: not with degree="),
-        ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "estimates blocks of linear f"),
-        ({"verb": polarmap.hedged_map}, "not of another map"),
-        ({"verb": polarmap.coded_sum}, "not of another map"),
-        ({"out": "y"}, "not of another map, nor with out="),
+        ({"degree": 2}, "supports only linear f, and not degree="),
+        ({"code": SecretSharing()}, "supports only linear f, and not degree="),
+        (
+            {"code": LagrangeCode(12, 4, 2), "blocks": 4},
+            "supports only linear f, and not degree=, SecretSharing or the code",
+        ),
+        ({"verb": polarmap.hedged_map}, "supports only coded_map, and not with out="),
+        ({"verb": polarmap.coded_sum}, "supports only coded_map, and not with out="),
+        ({"out": "y"}, "supports only coded_map, and not with out="),
     ],
 )
 def test_other_maps_have_no_estimates(options: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
     garbage = polarmap.testing.FaultyExecutor(
         ReplayExecutor({0: 0.5}), {0: polarmap.testing.Fault("garbage", attempts=9)}
     )
-    warning = r"told of blocks \[0\] before the others turned out to be garbage"
+    warning = r"future.blocks returned wrong results for blocks \[0\], as a check has found since"
 
     def done() -> CodedFuture[Any]:
         future = polarmap.submit(
