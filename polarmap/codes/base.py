@@ -266,6 +266,27 @@ class ErasureDecoder(ABC):
         return received
 
 
+class SystematicEquations(ErasureDecoder):
+    """The equations of a code with G = [I; P] and T = I: each arrived parity block is one of them.
+
+    Their unknowns are the missing data blocks. Decoders over the reals and modulo 2^64 solve them.
+
+    Attributes
+    ----------
+    arrived_parity_indices : index array
+        Rows of P whose parity blocks have arrived, ascending.
+    """
+
+    def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
+        super().__init__(code, arrived_mask)
+        self.arrived_parity_indices = np.flatnonzero(arrived_mask[code.k :])
+
+    @cached_property
+    def system_matrix(self) -> Array:
+        """The submatrix of P for arrived parity blocks (rows) and missing data blocks (columns)."""
+        return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
+
+
 def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
     """Compute the masks that describe which arrived results the decoding weights use.
 

@@ -12,11 +12,16 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ErasureDecoder, ReceivedBlocks
+from polarmap.codes.base import (
+    MAX_MODULAR_CHECKS,
+    ErasureDecoder,
+    ReceivedBlocks,
+    SystematicEquations,
+)
 from polarmap.codes.compute import tiling
 from polarmap.codes.modular_linalg import find_independent_rows_gf2, invert_mod64, matmul_mod64
 from polarmap.codes.real_decoders import SystematicDecoder
-from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype
+from polarmap.dtypes import Array, DType, Floats, Indices, UInt64Array, is_integer_dtype
 from polarmap.errors import CodeError
 
 FLOAT_RESULT_ERROR = (
@@ -78,14 +83,12 @@ class EliminationDecoder(ModularDecoder):
 
     As many independent rows as there are unknowns determine the solution. The remaining rows are redundant
     parity checks.
-
-    Attributes
-    ----------
-    system_matrix : integer array (equations, unknowns)
-        Matrix of the linear system.
     """
 
-    system_matrix: Array
+    @property
+    @abstractmethod
+    def system_matrix(self) -> Array:
+        """The matrix of the linear system, integers (equations, unknowns)."""
 
     def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
         """Rewrite checks on the equations of the system as checks on all arrived blocks."""
@@ -124,25 +127,11 @@ class EliminationDecoder(ModularDecoder):
         return invert_mod64(self.system_matrix[self.pivot_row_indices])
 
 
-class ModularSystematicDecoder(EliminationDecoder):
+class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
     """An exact decoder for G = [I; P] with integer P, and T = I.
 
     It uses as many parity blocks as data blocks are missing.
-
-    Attributes
-    ----------
-    arrived_parity_indices : index array
-        Rows of P whose parity blocks have arrived, ascending.
     """
-
-    def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
-        super().__init__(code, arrived_mask)
-        self.arrived_parity_indices = np.flatnonzero(arrived_mask[code.k :])
-
-    @cached_property
-    def system_matrix(self) -> Array:  # type: ignore[override]
-        """The submatrix of P for arrived parity blocks (rows) and missing data blocks (columns)."""
-        return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
     def _make_real_decoder(self) -> ErasureDecoder:
         return SystematicDecoder(self.code, self.arrived_mask)
@@ -179,9 +168,10 @@ class ModularSystematicDecoder(EliminationDecoder):
 class ModularLinearDecoder(EliminationDecoder):
     """An exact decoder for arbitrary integer G and T, which solves for all unknowns modulo 2^64."""
 
-    def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
-        super().__init__(code, arrived_mask)
-        self.system_matrix = code.generator_matrix[self.arrived_indices]
+    @cached_property
+    def system_matrix(self) -> Array:
+        """The rows of G that belong to the arrived results."""
+        return self.code.generator_matrix[self.arrived_indices]
 
     def _make_real_decoder(self) -> ErasureDecoder:
         raise CodeError(FLOAT_RESULT_ERROR)

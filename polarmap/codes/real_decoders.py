@@ -13,9 +13,14 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.codes.base import MAX_CHECKS, CodeMatrices, ErasureDecoder, ReceivedBlocks
+from polarmap.codes.base import (
+    MAX_CHECKS,
+    ErasureDecoder,
+    ReceivedBlocks,
+    SystematicEquations,
+)
 from polarmap.codes.compute import block_matmul
-from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, to_real_dtype
+from polarmap.dtypes import Array, DType, Floats, Indices, is_integer_dtype, to_real_dtype
 
 # Relative singular value below which a system is treated as singular. Its solution would have no correct
 # digit in float32, and three in float64.
@@ -171,25 +176,11 @@ class PseudoInverseDecoder(RealDecoder):
         return self._compute_null_space_checks(max_checks)
 
 
-class SystematicDecoder(RealDecoder):
+class SystematicDecoder(SystematicEquations, RealDecoder):
     """A decoder for G = [I; P] and T = I that solves for the missing data blocks by least squares.
 
-        P[arrived, missing] missing blocks = parity - P[arrived, known] known blocks
-
-    Attributes
-    ----------
-    arrived_parity_indices : index array
-        Rows of P whose parity blocks have arrived, ascending.
+    P[arrived, missing] missing blocks = parity - P[arrived, known] known blocks
     """
-
-    def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
-        super().__init__(code, arrived_mask)
-        self.arrived_parity_indices = np.flatnonzero(arrived_mask[code.k :])
-
-    @cached_property
-    def system_matrix(self) -> Array:
-        """The submatrix of P for arrived parity blocks (rows) and missing data blocks (columns)."""
-        return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
         """Compute weights @ P[arrived parity, arrived data].
