@@ -47,7 +47,7 @@ def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_block
             tracker.add(block_index)
         weights[: len(data)] = tracker.decoder.over(dtype).weights
     if len(parity):
-        P = code.encoding_matrix[parity - code.k]
+        P = code.compute_encoding_matrix_rows(parity - code.k)
         available_data = available[available < code.k]
         weights[len(data) :, : len(available_data)] = P[:, available_data].astype(weights.dtype)
         multiply = modular_linalg.matmul_mod64 if is_integer else np.matmul

@@ -37,7 +37,7 @@ from polarmap.codes.integer_secret_sharing import (
     compute_min_tasks,
 )
 from polarmap.codes.linear_code import LinearCode
-from polarmap.codes.polar import MAX_N, PolarCode
+from polarmap.codes.polar import MAX_GROUPED_N, MAX_N, PolarCode
 from polarmap.codes.secret_sharing import SecretSharing, SecretSharingCode
 from polarmap.dtypes import get_default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError
@@ -50,6 +50,11 @@ CodeName = Literal["auto", "rotation", "arikan"]
 CODE_NAMES = ("auto", "rotation", "arikan")
 
 MAX_CACHED_N = 2048  # largest n of cached codes: the coefficients of 16 codes take at most 128 MB
+# The number of coded blocks up to which one code is faster than groups (measured with benchmarks/scale.py).
+MAX_UNGROUPED_N = 4096
+GROUP_SIZE = 1000  # The number of coded blocks in each group, about.
+# The smallest number of parity blocks in a group. A group with fewer could run out of them by chance.
+MIN_GROUP_PARITY = 64
 # Values of k for which an arikan code with a third more tasks leaves one block without a parity check.
 UNCHECKED_BLOCK_COUNTS = (2, 5)
 
@@ -152,7 +157,7 @@ def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype
 
 def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
     """Return the largest k for which about a quarter of the results of `n_tasks` tasks are spare."""
-    n_needed = 3 * min(n_tasks, MAX_N) // 4
+    n_needed = 3 * min(n_tasks, MAX_GROUPED_N if degree == 1 else MAX_N) // 4
     if not isinstance(code, SecretSharing):
         if degree == 1:
             return max(1, n_needed)
@@ -225,13 +230,27 @@ def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None,
     n = tasks or get_default_polar_n_tasks(k, kernel)
     if n <= k:
         raise CodeError(f"tasks={n} leaves no parity for {k} blocks: use tasks > {k}")
-    return _get_cached_polar_code(n, k, kernel) if n <= MAX_CACHED_N else PolarCode(n, k, kernel=kernel)
+    n_groups = choose_n_groups(n, k)
+    if n_groups == 1 and n > MAX_CACHED_N:
+        return PolarCode(n, k, kernel=kernel)
+    return _get_cached_polar_code(n, k, kernel, n_groups)
+
+
+def choose_n_groups(n: int, k: int) -> int:
+    """Return the number of groups of the default code for k data blocks in n coded blocks.
+
+    >>> [choose_n_groups(n, 3 * n // 4) for n in (32, 4096, 10_000, 100_000)], choose_n_groups(100_000, 99_000)
+    ([1, 1, 10, 100], 15)
+    """
+    if n <= MAX_UNGROUPED_N:
+        return 1
+    return max(-(-n // MAX_N), min(n // GROUP_SIZE, (n - k) // MIN_GROUP_PARITY))
 
 
 @lru_cache(maxsize=16)
-def _get_cached_polar_code(n: int, k: int, kernel: str) -> PolarCode:
+def _get_cached_polar_code(n: int, k: int, kernel: str, n_groups: int) -> PolarCode:
     """Return a code whose coefficients are computed once for all maps that use it."""
-    return PolarCode(n, k, kernel=kernel)
+    return PolarCode(n, k, kernel=kernel, groups=n_groups)
 
 
 def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol: float | None) -> None:

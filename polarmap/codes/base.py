@@ -96,6 +96,22 @@ class CodeMatrices(ABC):
         """The indices of the coded blocks that are unchanged data blocks."""
 
 
+class MatrixBlock(NamedTuple):
+    """A block of a block-diagonal matrix, whose other entries in these rows and columns are zero.
+
+    Attributes
+    ----------
+    rows, columns : index array or slice
+        The rows and the columns of the matrix in which the block lies.
+    entries : array (rows, columns)
+        The entries of the block.
+    """
+
+    rows: Indices | slice
+    columns: Indices | slice
+    entries: Array
+
+
 class WeightMasks(NamedTuple):
     """Boolean masks that describe how missing results depend on arrived results.
 
@@ -105,14 +121,28 @@ class WeightMasks(NamedTuple):
         Arrived results with a nonzero weight in at least one missing result.
     recombined_results_mask : boolean array (missing,)
         Missing results that combine two or more arrived results.
-    invertible_weights_mask : boolean array (missing, arrived)
-        Weights that never multiply an error to zero: all nonzero weights over the reals, odd weights
-        modulo 2^64.
+    invertible_weight_blocks : tuple of MatrixBlock
+        The blocks of a boolean matrix (missing, arrived). It marks the weights that never multiply an error
+        to zero: all nonzero weights over the reals, odd weights modulo 2^64.
     """
 
     used_arrivals_mask: Mask
     recombined_results_mask: Mask
-    invertible_weights_mask: Mask
+    invertible_weight_blocks: tuple[MatrixBlock, ...]
+
+    def count_invertible_weights(self, arrived_mask: Mask) -> Indices:
+        """Return how many of the results in `arrived_mask` each missing result depends on, (missing,)."""
+        counts = np.zeros(len(self.recombined_results_mask), np.intp)
+        for rows, columns, entries in self.invertible_weight_blocks:
+            counts[rows] = entries[:, arrived_mask[columns]].sum(axis=1)
+        return counts
+
+    def find_detectable_arrivals(self, missing_mask: Mask) -> Mask:
+        """Return a mask of the arrived results whose errors show in a missing result of `missing_mask`."""
+        detectable_mask = np.zeros(len(self.used_arrivals_mask), bool)
+        for rows, columns, entries in self.invertible_weight_blocks:
+            detectable_mask[columns] = entries[missing_mask[rows]].any(axis=0)
+        return detectable_mask
 
 
 def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
@@ -210,9 +240,23 @@ class ErasureDecoder(ABC):
         """The redundant parity checks that verify the results: check_matrix @ received = 0."""
 
     @property
+    def check_blocks(self) -> tuple[MatrixBlock, ...]:
+        """The blocks of `check_matrix`; by default, the whole matrix."""
+        return (as_single_block(self.check_matrix),)
+
+    @property
     @abstractmethod
     def weight_magnitudes(self) -> Floats:
         """The largest effect of a unit error in each result on each target, shape (missing, arrived)."""
+
+    def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
+        """Return the row `missing_position` of `weight_magnitudes`, shape (arrived,)."""
+        return np.asarray(self.weight_magnitudes[missing_position])
+
+    @property
+    def max_weight_sum(self) -> float:
+        """The largest sum of `weight_magnitudes` over the arrived results."""
+        return float(self.weight_magnitudes.sum(axis=1).max(initial=0.0))
 
     @property
     def max_weight_magnitudes(self) -> Floats:
@@ -297,4 +341,11 @@ def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
     """
     nonzero_mask = compute_nonzero_mask(weights)
     unit_mask = compute_invertible_mask(weights) if is_integer_dtype(weights.dtype) else nonzero_mask
-    return WeightMasks(np.asarray(nonzero_mask.any(axis=0)), nonzero_mask.sum(axis=1) > 1, unit_mask)
+    return WeightMasks(
+        np.asarray(nonzero_mask.any(axis=0)), nonzero_mask.sum(axis=1) > 1, (as_single_block(unit_mask),)
+    )
+
+
+def as_single_block(matrix: Array) -> MatrixBlock:
+    """Return the block that covers a whole matrix."""
+    return MatrixBlock(slice(None), slice(None), matrix)

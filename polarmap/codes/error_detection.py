@@ -51,11 +51,15 @@ class ParityCheckResidual(NamedTuple):
         Flat positions of the entries whose residual exceeds the tolerance; empty if all checks hold.
     is_finite : bool
         Whether the residual is finite in all entries.
+    violated_check_blocks : tuple of int
+        The positions in `ErasureDecoder.check_blocks` of the blocks with violated checks, if there are
+        violations.
     """
 
     max_relative: float
     violations: Indices
     is_finite: bool
+    violated_check_blocks: tuple[int, ...] = (0,)
 
 
 def compute_parity_check_tolerance(dtype: DType) -> float:
@@ -98,7 +102,10 @@ def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
     -------
     boolean array (arrived,)
     """
-    return np.asarray(compute_invertible_mask(decoder.over(dtype).check_matrix).any(axis=0))
+    checked_mask = np.zeros(len(decoder.arrived_indices), bool)
+    for _, columns, checks in decoder.over(dtype).check_blocks:
+        checked_mask[columns] = compute_invertible_mask(checks).any(axis=0)
+    return checked_mask
 
 
 def compute_max_blocks_per_parity_check(decoder: ErasureDecoder, dtype: DType) -> int:
@@ -106,7 +113,10 @@ def compute_max_blocks_per_parity_check(decoder: ErasureDecoder, dtype: DType) -
 
     A check that only compares two equal blocks holds for every f, so it does not test linearity.
     """
-    return int(compute_nonzero_mask(decoder.over(dtype).check_matrix).sum(axis=1).max(initial=0))
+    return max(
+        int(compute_nonzero_mask(checks).sum(axis=1).max(initial=0))
+        for _, _, checks in decoder.over(dtype).check_blocks
+    )
 
 
 def bound_undetected_error(
@@ -144,11 +154,12 @@ def bound_undetected_error(
         return 0.0
     error_gains = np.maximum(decoder.max_weight_magnitudes, decoder.arrived_indices < n_systematic)
     deviation_bounds = np.full(len(decoder.arrived_indices), np.inf)
-    if max_residual is not None and len(decoder.check_matrix):
-        deviation_bounds = _divide_or_inf(max_residual, np.abs(decoder.check_matrix).max(axis=0))
+    if max_residual is not None:
+        for _, columns, checks in decoder.check_blocks:
+            deviation_bounds[columns] = _divide_or_inf(max_residual, np.abs(checks).max(axis=0, initial=0))
     for block_index, local_error in error_by_data_block.items():
-        block_row = np.searchsorted(decoder.missing_indices, block_index)
-        local_bounds = _divide_or_inf(local_error, decoder.weight_magnitudes[block_row])
+        block_row = int(np.searchsorted(decoder.missing_indices, block_index))
+        local_bounds = _divide_or_inf(local_error, decoder.get_weight_magnitudes_of_target(block_row))
         deviation_bounds = np.minimum(deviation_bounds, local_bounds)
     finite_mask = np.isfinite(deviation_bounds)
     return float((error_gains[finite_mask] * deviation_bounds[finite_mask]).max(initial=0.0))
@@ -204,14 +215,43 @@ def evaluate_parity_checks(
         real_residual = evaluate_parity_checks(decoder, real_blocks, real_dtype, *tolerances)
         return real_residual._replace(violations=np.unique(real_residual.violations // 2))
     arrived_blocks = [received[int(block_index)] for block_index in decoder.arrived_indices]
-    checks = decoder.over(dtype).check_matrix
-    if is_integer_dtype(checks.dtype):
-        return _evaluate_modular_checks(checks, arrived_blocks, dtype)
+    check_blocks = decoder.over(dtype).check_blocks
+    blocks_by_check_block = [_select_blocks(arrived_blocks, columns) for _, columns, _ in check_blocks]
+    if is_integer_dtype(check_blocks[0].entries.dtype):
+        return _combine_residuals(
+            [
+                _evaluate_modular_checks(checks, blocks, dtype)
+                for (_, _, checks), blocks in zip(check_blocks, blocks_by_check_block)
+            ]
+        )
     rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
     max_value = max(compute_max_abs(arrived_blocks), magnitude_before_cancellation)
     absolute_tol = max(estimate_relative_rounding_error(rounding_dtype) * max_value, absolute_tolerance)
     relative_tol = max(compute_parity_check_tolerance(rounding_dtype), rtol or 0.0)
-    return _evaluate_real_checks(checks, arrived_blocks, relative_tol, absolute_tol, max_value)
+    return _combine_residuals(
+        [
+            _evaluate_real_checks(checks, blocks, relative_tol, absolute_tol, max_value)
+            for (_, _, checks), blocks in zip(check_blocks, blocks_by_check_block)
+        ]
+    )
+
+
+def _select_blocks(blocks: list[Array], positions: Indices | slice) -> list[Array]:
+    """Return the blocks at some positions of a list."""
+    return blocks[positions] if isinstance(positions, slice) else [blocks[i] for i in positions.tolist()]
+
+
+def _combine_residuals(residuals: list[ParityCheckResidual]) -> ParityCheckResidual:
+    """Return the residual of all parity checks from the residuals of disjoint sets of checks."""
+    if len(residuals) == 1:
+        return residuals[0]
+    violated_check_blocks = tuple(i for i, residual in enumerate(residuals) if len(residual.violations))
+    return ParityCheckResidual(
+        max(residuals[i].max_relative for i in violated_check_blocks or range(len(residuals))),
+        np.unique(np.concatenate([residual.violations for residual in residuals])),
+        all(residual.is_finite for residual in residuals),
+        violated_check_blocks,
+    )
 
 
 def _evaluate_real_checks(
@@ -249,6 +289,7 @@ def locate_erroneous_blocks(
     violated_entries: Indices,
     dtype: DType,
     lowest_precision_dtype: DType | None = None,
+    violated_check_blocks: Sequence[int] = (0,),
 ) -> list[int]:
     """Return the blocks that can each explain all violated entries as the only wrong block.
 
@@ -264,6 +305,8 @@ def locate_erroneous_blocks(
         Data type of the results.
     lowest_precision_dtype : dtype, optional
         Less precise dtype to which the blocks were rounded at some point. By default, `dtype`.
+    violated_check_blocks : sequence of int
+        `ParityCheckResidual.violated_check_blocks`.
 
     Returns
     -------
@@ -271,38 +314,45 @@ def locate_erroneous_blocks(
         Block indices, ascending. Empty if fewer than two checks are available, or if no single block explains
         the violations.
     """
+    if len(violated_check_blocks) > 1:  # Each result is in the checks of one matrix block only.
+        return []
+    _, columns, checks = decoder.over(dtype).check_blocks[violated_check_blocks[0]]
+    if len(checks) < 2:
+        return []
     n_violated = len(violated_entries)
     sample = np.linspace(0, n_violated - 1, min(n_violated, MAX_LOCATION_ENTRIES)).astype(int)
     entries = violated_entries[sample]
-    values = np.stack([received[int(block_index)][entries] for block_index in decoder.arrived_indices])
-    checks = decoder.over(dtype).check_matrix
-    if len(checks) < 2:
-        return []
+    checked_indices = decoder.arrived_indices[columns]
+    values = np.stack([received[block_index][entries] for block_index in checked_indices.tolist()])
     if is_integer_dtype(checks.dtype):
         modular_deviation = modular_linalg.matmul_mod64(checks, values.astype(np.int64))
-        culprit_indices = _locate_modular_errors(checks.view(np.uint64), modular_deviation, dtype)
-        return [int(block_index) for block_index in decoder.arrived_indices[culprit_indices]]
-    if dtype.kind == "c":
+        culprit_columns = _locate_modular_errors(checks.view(np.uint64), modular_deviation, dtype)
+    else:
+        rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
+        culprit_columns = _locate_real_errors(checks, values, rounding_dtype)
+    return [int(block_index) for block_index in checked_indices[culprit_columns]]
+
+
+def _locate_real_errors(checks: Floats, values: Array, rounding_dtype: DType) -> Indices:
+    """Return the columns of `checks` that can each explain all deviations alone.
+
+    A column explains the deviations if they are multiples of it, up to rounding.
+    """
+    if values.dtype.kind == "c":
         values = np.concatenate([values.real, values.imag], axis=1)
     deviation = checks @ values.astype(np.float64)
     # Scale the deviations, so that their squares do not overflow.
     deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)
-    rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
     relative_tol = max(1e-6, 8 * compute_parity_check_tolerance(rounding_dtype))
     max_residual_norm = relative_tol * np.linalg.norm(deviation)
     check_norms = np.linalg.norm(checks, axis=0)
-    checked_indices = np.flatnonzero(
-        check_norms > COEFFICIENT_TOL
-    )  # Blocks that no check involves are skipped.
-    directions = (checks[:, checked_indices] / check_norms[checked_indices]).T
-    residual_norms = [
-        np.linalg.norm(deviation - np.outer(direction, direction @ deviation)) for direction in directions
-    ]
-    return [
-        int(candidate_index)
-        for candidate_index, residual_norm in zip(decoder.arrived_indices[checked_indices], residual_norms)
-        if residual_norm <= max_residual_norm
-    ]
+    # Columns without coefficients belong to blocks that no check involves.
+    checked_columns = np.flatnonzero(check_norms > COEFFICIENT_TOL)
+    directions = (checks[:, checked_columns] / check_norms[checked_columns]).T
+    residual_norms = np.array(
+        [np.linalg.norm(deviation - np.outer(direction, direction @ deviation)) for direction in directions]
+    )
+    return checked_columns[residual_norms <= max_residual_norm]
 
 
 def _choose_tolerance_dtype(dtype: DType, lowest_precision_dtype: DType | None) -> DType:

@@ -102,6 +102,14 @@ class LinearCode(CodeMatrices):
         """The indices of the coded blocks that are unchanged data blocks; by default, empty."""
         return np.arange(0)
 
+    def compute_encoding_matrix_rows(self, row_indices: Indices) -> Array:
+        """Return the rows `row_indices` of E."""
+        return self.encoding_matrix[row_indices]
+
+    def count_blocks_per_parity_block(self) -> Indices:
+        """Return the number of input blocks that each row of E combines."""
+        return np.asarray(np.count_nonzero(self.encoding_matrix, axis=1))
+
     @property
     def norm_inf(self) -> float:
         """The infinity norm of E: the largest sum of absolute coefficients of a coded block."""

@@ -31,7 +31,8 @@ from polarmap.dtypes import Array, Floats, Indices, check_supported_dtype, is_in
 from polarmap.errors import CodeError, NotDecodableError, trimmed_tracebacks
 from polarmap.validation import is_choice, is_real_number
 
-MAX_N = 1 << 16  # The largest number of coded blocks.
+MAX_N = 1 << 16  # The largest number of coded blocks without groups.
+MAX_GROUPED_N = 1 << 20  # The largest number of coded blocks of all groups together.
 # The kernels; each is implemented in a module named <kernel>_code.
 KERNELS = ("rotation", "arikan", "hadamard")
 # The design erasure probability for the optimal decoder, as a fraction of (n - k) / n. From n = 128 on, this
@@ -60,7 +61,8 @@ class PolarCode(SystematicCode):
     Parameters
     ----------
     n : int
-        Number of coded blocks, one per worker; k < n <= 65,536, and at most 1,024 for "hadamard".
+        Number of coded blocks, one per worker; k < n <= 65,536 in each group, and at most 1,024 for
+        "hadamard".
     k : int
         Number of data blocks, at least 1.
     kernel : {"rotation", "arikan", "hadamard"}, optional
@@ -84,6 +86,11 @@ class PolarCode(SystematicCode):
         Number of stages of the arikan butterfly. By default, all log2(N) stages, where N is the smallest
         power of two >= n. Fewer stages need fewer additions and more results. The code then consists of
         several butterflies of 2^levels blocks, each with its own data blocks and parity blocks.
+    groups : int, optional
+        Number of groups into which the blocks are divided, each of which is encoded and decoded on its own.
+        With groups of about 1,000 blocks, n may be up to 1,048,576, and all operations take time in
+        proportion to n. Every group needs enough results, so that a few more than k results are needed in
+        all. The default is one group.
 
     Examples
     --------
@@ -98,22 +105,29 @@ class PolarCode(SystematicCode):
     requirement = "linear or affine in its block"
     can_estimate = supports_sparse = is_storable = True
 
-    kernel: ClassVar[str] = "rotation"
+    kernel: str = "rotation"
     _max_n: ClassVar[int] = MAX_N
     _supported_decoders: ClassVar[tuple[str, ...]] = ("optimal",)
     _classes_by_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
 
     def __init_subclass__(cls) -> None:
-        cls._classes_by_kernel.setdefault(cls.kernel, cls)
+        if "kernel" in vars(cls):
+            cls._classes_by_kernel.setdefault(cls.kernel, cls)
 
-    def __new__(cls, n: int, k: int, kernel: str | None = None, *args: Any, **kwargs: Any) -> PolarCode:
-        """Create an instance of the subclass that implements `kernel`."""
+    def __new__(
+        cls, n: int, k: int, kernel: str | None = None, *args: Any, groups: int | None = None, **kwargs: Any
+    ) -> PolarCode:
+        """Create an instance of the subclass that implements `kernel`, or of the one for groups."""
         kernel = cls.kernel if kernel is None else kernel
         if not is_choice(kernel, KERNELS):
             kernels_text = ", ".join(map(repr, KERNELS))
             raise CodeError(f"kernel must be one of {kernels_text}, not {kernel!r}")
         if kernel not in cls._classes_by_kernel:
             importlib.import_module(f"polarmap.codes.{kernel}_code")  # The import registers the class.
+        if cls is PolarCode and groups not in (None, 1):
+            from polarmap.codes.grouped_code import GroupedPolarCode  # Few maps are so large.
+
+            return GroupedPolarCode.__new__(GroupedPolarCode)
         if cls is PolarCode:
             return super().__new__(cls._classes_by_kernel[kernel])
         if kernel != cls.kernel:
@@ -132,6 +146,8 @@ class PolarCode(SystematicCode):
         erasure: float | npt.ArrayLike | None = None,
         seed: int | None = None,
         levels: int | None = None,
+        *,
+        groups: int | None = None,
     ) -> None:
         _check_code_size(n, k, self._max_n)
         if not is_choice(decoder, ("optimal", "sequential")):

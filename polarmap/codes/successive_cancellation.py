@@ -26,6 +26,7 @@ from polarmap.codes.base import (
     ErasureDecoder,
     ReceivedBlocks,
     WeightMasks,
+    as_single_block,
 )
 from polarmap.codes.compute import transforms
 from polarmap.codes.compute.row_program import (
@@ -254,7 +255,7 @@ class CancellationSolver:
         bit_table[missing_positions] = np.packbits(np.eye(n_missing, 64 * n_words, dtype=bool), axis=1)
         parity_bits = self._apply_adjoint_operations(batches, bit_table.view(np.uint64)).view(np.uint8)
         weight_parities = np.unpackbits(parity_bits, axis=1, count=n_missing)
-        return WeightMasks(used_mask, combined_mask, weight_parities.T.astype(bool))
+        return WeightMasks(used_mask, combined_mask, (as_single_block(weight_parities.T.astype(bool)),))
 
     @cached_property
     def _row_program(self) -> RowOperationProgram:

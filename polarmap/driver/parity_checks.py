@@ -115,7 +115,7 @@ class ParityChecks:
         k, code = len(self._coded_data.code.systematic_indices), self._coded_data.code
         if not code.has_uneven_parity:
             return k, code.k
-        n_data_blocks = np.count_nonzero(code.encoding_matrix, axis=1)
+        n_data_blocks = code.count_blocks_per_parity_block()
         return k + int(np.argmax(n_data_blocks)), int(n_data_blocks.max())
 
     def _measure_residuals(
@@ -149,7 +149,12 @@ class ParityChecks:
                 if decoder.n_redundant_checks > 1:
                     leaf_suspects = set(
                         error_detection.locate_erroneous_blocks(
-                            decoder, operands, leaf_residual.violations, dtype, precision_dtype
+                            decoder,
+                            operands,
+                            leaf_residual.violations,
+                            dtype,
+                            precision_dtype,
+                            leaf_residual.violated_check_blocks,
                         )
                     )
                     suspects = leaf_suspects if suspects is None else suspects & leaf_suspects

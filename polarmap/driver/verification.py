@@ -159,7 +159,7 @@ class Verifier:
         """Return the missing block that shows most of the unchecked results, whatever these deviate by."""
         decoder, unchecked_mask = self._erasure_decoder, self._find_unchecked_mask()
         scores = sum(
-            decoder.get_weight_masks(dtype).invertible_weights_mask[:, unchecked_mask].sum(axis=1)
+            decoder.get_weight_masks(dtype).count_invertible_weights(unchecked_mask)
             for dtype in self._decoder.result_dtypes()
         )
         mismatched_mask = self.local_checks.get_missing_block_mask(self._received.mismatched_blocks)
@@ -188,11 +188,11 @@ class Verifier:
         unchecked_mask = np.zeros(len(decoder.arrived_indices), bool)
         evaluated_mask = self.local_checks.checked_mask
         for dtype in set(self._decoder.result_dtypes()):
-            used_mask, _, detectable = decoder.get_weight_masks(dtype)
-            checked_mask = detectable[evaluated_mask].any(axis=0)
+            weight_masks = decoder.get_weight_masks(dtype)
+            checked_mask = weight_masks.find_detectable_arrivals(evaluated_mask)
             if self.parity_checks.residuals is not None:
                 checked_mask |= error_detection.compute_checked_blocks_mask(decoder, dtype)
-            unchecked_mask |= (used_mask | include_mask) & ~checked_mask
+            unchecked_mask |= (weight_masks.used_arrivals_mask | include_mask) & ~checked_mask
         return unchecked_mask
 
     @property
@@ -283,7 +283,7 @@ class Verifier:
                 # Integers that f made of floats, and so rounded, may be off by a half through every weight.
                 integer_rounding = 0.0
                 if is_integer:
-                    integer_rounding = 0.5 * float(decoder.weight_magnitudes.sum(axis=1).max()) + 0.5
+                    integer_rounding = 0.5 * decoder.max_weight_sum + 0.5
                 max_received = self.parity_checks.compute_max_magnitude(leaf_index)
                 error = undetected_error * max_received / max_magnitude
                 bound = max(bound, error + decoding_error + integer_rounding / max_magnitude)

@@ -162,7 +162,7 @@ def test_patterns_that_get_stuck_are_decided_and_decoded_as_by_dense_algebra(
         assert (weights.view("i8") @ coded[recovery.arrived_indices] == coded[recovery.missing_indices]).all()
         assert not (checks.view("i8") @ coded[recovery.arrived_indices]).any()
         assert len(checks) == min(recovery.n_redundant_checks, 16)
-        used, mixed, shown = recovery.get_weight_masks(np.dtype("i8"))
+        used, mixed, [(_, _, shown)] = recovery.get_weight_masks(np.dtype("i8"))
         assert (used == weights.any(axis=0)).all() and (shown == weights % 2).all()
         assert (mixed == (np.count_nonzero(weights, axis=1) > 1)).all()
     assert stuck or n == 16

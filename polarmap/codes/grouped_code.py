@@ -1,0 +1,529 @@
+"""Polar codes that consist of independent groups of about a thousand blocks, for tens of thousands of tasks.
+
+    coded blocks   0 1 2 3 4 5 ...     ->   group 0: blocks 0, 4, ...     C_0 x_0 = 0
+    (n = G n_0)                             group 1: blocks 1, 3, ...     C_1 x_1 = 0
+
+Each group is a codeword of a smaller `PolarCode`. The parity-check matrix C of all blocks is therefore
+block-diagonal after a permutation, and encoding, deciding and decoding take time and memory in proportion to
+n. The price is the guarantee: any results suffice in which *every* group has enough, instead of any k results
+of all blocks. `planning.group_losses` computes how likely a group is to run out.
+
+`code_choice` chooses groups for large maps. A code that the caller passes is used as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import count
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.codes.base import ErasureDecoder, MatrixBlock, ReceivedBlocks, WeightMasks
+from polarmap.codes.compute import tiling
+from polarmap.codes.polar import MAX_GROUPED_N, PolarCode
+from polarmap.codes.splitmix import SplitMix64
+from polarmap.dtypes import (
+    Array,
+    DType,
+    Floats,
+    Indices,
+    Mask,
+    UInt64Array,
+    is_integer,
+    is_integer_dtype,
+)
+from polarmap.errors import CodeError
+
+
+class GroupedPolarCode(PolarCode):
+    """A polar code whose blocks are divided into groups, each of which is a codeword of its own.
+
+    The parameters are those of `PolarCode`, with `groups` >= 2. Blocks are dealt to the groups in turn, and
+    each round begins at a pseudo-random group. The blocks of one group are thus spread over the workers,
+    however these share out the tasks among them.
+
+    Attributes
+    ----------
+    n_groups : int
+        The number of groups.
+    group_codes : list of PolarCode
+        The code of each group. Groups of equal size share one object.
+    group_blocks : list of index arrays
+        The coded blocks of each group: first its data blocks, then its parity blocks, both ascending.
+
+    Examples
+    --------
+    >>> code = PolarCode(16, 12, groups=2)
+    >>> [len(block_indices) for block_indices in code.group_blocks]
+    [8, 8]
+    >>> coded = code.encode(np.arange(24.0).reshape(12, 2))
+    >>> np.allclose(code.parity_check_matrix @ coded, 0)
+    True
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> GroupedPolarCode:
+        """Create an instance without choosing a subclass by the kernel."""
+        return object.__new__(cls)
+
+    def __init__(
+        self,
+        n: int,
+        k: int,
+        kernel: str | None = None,
+        decoder: str = "optimal",
+        erasure: float | None = None,
+        seed: int | None = None,
+        levels: int | None = None,
+        *,
+        groups: int | None = None,
+    ) -> None:
+        self.kernel = PolarCode.kernel if kernel is None else kernel
+        self.n_groups = self._check_group_count(n, k, groups)
+        if erasure is not None and np.ndim(erasure):
+            raise CodeError(
+                f"erasure has one probability per worker, which groups={groups} does not support. Pass a "
+                "single number as erasure, or leave groups out."
+            )
+        data_groups = _deal_to_groups(int(k), self.n_groups, 0)
+        parity_groups = _deal_to_groups(int(n - k), self.n_groups, 1)
+        group_pairs = list(zip(data_groups, parity_groups))
+        self.group_blocks = [
+            np.concatenate([data_indices, k + parity_indices]) for data_indices, parity_indices in group_pairs
+        ]
+        group_sizes = [(len(data) + len(parity), len(data)) for data, parity in group_pairs]
+        codes_by_size = {
+            (n_blocks, n_data): PolarCode(n_blocks, n_data, kernel, decoder, erasure, seed, levels)
+            for n_blocks, n_data in set(group_sizes)
+        }
+        self.group_codes = [codes_by_size[sizes] for sizes in group_sizes]
+        largest_code = codes_by_size[max(codes_by_size)]
+        self.n, self.k, self.decoder, self.erasure = int(n), int(k), decoder, largest_code.erasure
+        self.levels, self.name = largest_code.levels, f"{largest_code.name}, {self.n_groups} groups"
+        self._seed, self._erasure_option, self._levels_option = seed, erasure, levels
+        self.option_name, self.is_mds = largest_code.option_name, False
+        self.supports_integers = largest_code.supports_integers
+        self.integer_error_template = largest_code.integer_error_template
+        self.has_uneven_parity = largest_code.has_uneven_parity
+
+    @staticmethod
+    def _check_group_count(n: Any, k: Any, groups: Any) -> int:
+        """Return the number of groups; raise CodeError if it does not fit n and k."""
+        if not (is_integer(n) and is_integer(k) and 1 <= k < n <= MAX_GROUPED_N):
+            raise CodeError(f"groups require 1 <= k < n <= {MAX_GROUPED_N}, not n = {n!r}, k = {k!r}")
+        max_groups = min(k, n - k)
+        if not is_integer(groups) or not 2 <= groups <= max_groups:
+            raise CodeError(
+                f"groups must be an integer from 1 to {max_groups}, not {groups!r}: each group needs a data "
+                "block and a parity block"
+            )
+        return int(groups)
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), {}
+
+    def __repr__(self) -> str:
+        return (
+            f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}, "
+            f"groups={self.n_groups})"
+        )
+
+    def with_sizes(self, n: int, k: int) -> PolarCode:
+        """Return a code with the same options and number of groups for different numbers of blocks."""
+        if (n, k) == (self.n, self.k):
+            return self
+        options = self.kernel, self.decoder, self._erasure_option, self._seed, self._levels_option
+        return PolarCode(n, k, *options, groups=min(self.n_groups, k, n - k))
+
+    # -- matrices ---------------------------------------------------------------------------
+
+    @property
+    def _group_pairs(self) -> zip[tuple[PolarCode, Indices]]:
+        """The code and the coded blocks of each group."""
+        return zip(self.group_codes, self.group_blocks)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the group codes."""
+        return self.group_codes[0].seed
+
+    @property
+    def frozen_set(self) -> Indices:
+        """The frozen inputs of all groups, each numbered after the inputs of the groups before it."""
+        return self._concatenate_with_offsets([code.frozen_set for code in self.group_codes])
+
+    @property
+    def codeword_positions(self) -> Indices:
+        """The codeword position of each coded block, numbered after those of the groups before it, (n,)."""
+        positions = np.empty(self.n, np.intp)
+        offset_positions = self._concatenate_with_offsets(
+            [code.codeword_positions for code in self.group_codes]
+        )
+        positions[np.concatenate(self.group_blocks)] = offset_positions
+        return positions
+
+    def _concatenate_with_offsets(self, index_arrays: Sequence[Indices]) -> Indices:
+        """Concatenate one index array per group, shifted by the number of positions of earlier groups."""
+        lengths = [int(code.codeword_positions.max()) + 1 for code in self.group_codes]
+        offsets = np.cumsum([0, *lengths[:-1]])
+        return np.concatenate([indices + offset for indices, offset in zip(index_arrays, offsets)])
+
+    @cached_property
+    def encoding_matrix(self) -> Array:
+        """The parity matrix P, shape (n - k, k), with zeros where a row and a column are of two groups."""
+        matrix = np.zeros((self.n - self.k, self.k), self.group_codes[0].encoding_matrix.dtype)
+        for code, block_indices in self._group_pairs:
+            data_indices, parity_indices = np.split(block_indices, [code.k])
+            matrix[np.ix_(parity_indices - self.k, data_indices)] = code.encoding_matrix
+        return matrix
+
+    def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
+        """Return the columns of P that belong to the data blocks `block_indices`, without forming P."""
+        columns = np.zeros((self.n - self.k, len(block_indices)), self.group_codes[0].encoding_matrix.dtype)
+        for code, group_blocks in self._group_pairs:
+            data_indices, parity_indices = np.split(group_blocks, [code.k])
+            _, positions, positions_in_group = np.intersect1d(
+                block_indices, data_indices, assume_unique=True, return_indices=True
+            )
+            group_columns = code.encoding_matrix[:, positions_in_group]
+            columns[np.ix_(parity_indices - self.k, positions)] = group_columns
+        return columns
+
+    def compute_encoding_matrix_rows(self, parity_indices: Indices) -> Array:
+        """Return the rows of P that belong to the parity blocks k + `parity_indices`, without forming P."""
+        rows = np.zeros((len(parity_indices), self.k), self.group_codes[0].encoding_matrix.dtype)
+        for code, group_blocks in self._group_pairs:
+            data_indices, group_parity = np.split(group_blocks, [code.k])
+            _, positions, positions_in_group = np.intersect1d(
+                parity_indices, group_parity - self.k, assume_unique=True, return_indices=True
+            )
+            rows[np.ix_(positions, data_indices)] = code.encoding_matrix[positions_in_group]
+        return rows
+
+    def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
+        """Compute weights @ P, group by group."""
+        products = np.empty((len(weights), self.k))
+        for code, group_blocks in self._group_pairs:
+            data_indices, parity_indices = np.split(group_blocks, [code.k])
+            group_weights = np.ascontiguousarray(weights[:, parity_indices - self.k])
+            products[:, data_indices] = code.left_multiply_encoding_matrix(group_weights)
+        return products
+
+    def count_blocks_per_parity_block(self) -> Indices:
+        """Return the number of data blocks that each parity block combines, (n - k,)."""
+        counts = np.empty(self.n - self.k, np.intp)
+        for code, group_blocks in self._group_pairs:
+            counts[group_blocks[code.k :] - self.k] = code.count_blocks_per_parity_block()
+        return counts
+
+    @cached_property
+    def norm_inf(self) -> int:
+        """The infinity norm of P: the largest of all groups."""
+        return max(code.norm_inf for code in self._distinct_codes)
+
+    @property
+    def _distinct_codes(self) -> set[PolarCode]:
+        """The codes of groups of different sizes."""
+        return set(self.group_codes)
+
+    # -- encoding ---------------------------------------------------------------------------
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
+        """Return the dtype of the parity blocks: the widest that a group needs."""
+        return max((code.parity_dtype(dtype) for code in self._distinct_codes), key=attrgetter("itemsize"))
+
+    def precompute_encoding(self) -> None:
+        """Compute and cache the matrices of all groups."""
+        for code in self._distinct_codes:
+            code.precompute_encoding()
+
+    def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+        for code, group_blocks in self._group_pairs:
+            data_indices, parity_indices = np.split(group_blocks, [code.k])
+            rows = [blocks[block_index] for block_index in data_indices.tolist()]
+            out[parity_indices - self.k] = code.encode_parity(rows)
+
+    # -- decoding ---------------------------------------------------------------------------
+
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> GroupedDecoder:
+        """Build the erasure decoder, which consists of one decoder for each group."""
+        group_decoders = [
+            code.make_decoder(arrived_mask[group_blocks], modular) for code, group_blocks in self._group_pairs
+        ]
+        return GroupedDecoder(self, arrived_mask, group_decoders)
+
+    def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool]:
+        """Return a function that records an arrival and returns whether every group may be decodable.
+
+        Parameters
+        ----------
+        modular : bool
+            Track decodability modulo 2^64 instead of over the reals.
+
+        Returns
+        -------
+        callable
+            Called with the index of each block that arrives.
+        """
+        return GroupedDecodabilityTracker(self, modular).add
+
+
+def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
+    """Divide range(n_blocks) into groups whose sizes differ by one at most.
+
+    Blocks are dealt in rounds of one block per group, and each round begins at a pseudo-random group. With a
+    fixed beginning, a worker that gets every n_groups-th task would get all tasks of one group.
+
+    Parameters
+    ----------
+    n_blocks, n_groups : int
+        Number of blocks, at least `n_groups`, and of groups.
+    stream : int
+        Selects the pseudo-random numbers.
+
+    Returns
+    -------
+    list of index arrays, each ascending
+
+    Examples
+    --------
+    >>> [group.tolist() for group in _deal_to_groups(7, 2, 0)]
+    [[1, 2, 4, 7], [0, 3, 5, 6]]
+    """
+    block_indices = np.arange(n_blocks)
+    first_groups = SplitMix64(n_blocks, n_groups, stream).integers(-(-n_blocks // n_groups)) % n_groups
+    groups = (block_indices + first_groups[block_indices // n_groups]) % n_groups
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(groups, minlength=n_groups))[:-1])
+
+
+class GroupedDecodabilityTracker:
+    """A tracker that decides whether the arrivals determine all blocks of every group.
+
+    A group whose code has a tracker of its own is decided exactly. Any other group counts as decodable once
+    k of its results have arrived, and its rank decides afterwards.
+
+    Parameters
+    ----------
+    code : GroupedPolarCode
+        Code of the blocks.
+    modular : bool
+        Track decodability modulo 2^64 instead of over the reals.
+    """
+
+    def __init__(self, code: GroupedPolarCode, modular: bool) -> None:
+        self._group_of_block = np.empty(code.n, np.intp)
+        self._position_in_group = np.empty(code.n, np.intp)
+        for group, block_indices in enumerate(code.group_blocks):
+            self._group_of_block[block_indices] = group
+            self._position_in_group[block_indices] = np.arange(len(block_indices))
+        self._trackers = [
+            group_code.make_decodability_tracker(modular) or _make_arrival_counter(group_code.k)
+            for group_code in code.group_codes
+        ]
+        self._undecodable_groups = set(range(code.n_groups))
+
+    def add(self, block_index: int) -> bool:
+        """Record the arrival of a block, and return whether no group lacks results."""
+        group = int(self._group_of_block[block_index])
+        if group in self._undecodable_groups and self._trackers[group](
+            int(self._position_in_group[block_index])
+        ):
+            self._undecodable_groups.remove(group)
+        return not self._undecodable_groups
+
+
+def _make_arrival_counter(n_needed: int) -> Callable[[int], bool]:
+    """Return a function that returns whether it has been called `n_needed` times, whatever its argument."""
+    arrival_numbers = count(1)
+    return lambda block_index: next(arrival_numbers) >= n_needed
+
+
+class GroupPositions(NamedTuple):
+    """The positions of the blocks of one group among those of the whole code.
+
+    Attributes
+    ----------
+    blocks : index array
+        Coded blocks, in the order of the group's code.
+    arrived, missing : index array
+        Positions in `arrived_indices` and in `missing_indices` of the whole code, in the order of the same
+        arrays of the group's decoder.
+    """
+
+    blocks: Indices
+    arrived: Indices
+    missing: Indices
+
+
+class GroupedDecoder(ErasureDecoder):
+    """An erasure decoder that consists of one decoder for each group of a `GroupedPolarCode`.
+
+    Parameters
+    ----------
+    code : GroupedPolarCode
+        Code of the blocks.
+    arrived_mask : boolean array (n,)
+        True for each result that has arrived.
+    group_decoders : list of ErasureDecoder
+        The decoder of each group for these arrivals.
+    """
+
+    code: GroupedPolarCode
+
+    def __init__(
+        self, code: GroupedPolarCode, arrived_mask: Mask, group_decoders: list[ErasureDecoder]
+    ) -> None:
+        super().__init__(code, arrived_mask)
+        self.group_decoders = group_decoders
+        self.modular = group_decoders[0].modular
+
+    @property
+    def rounds_integers(self) -> bool:
+        """Whether integers are decoded as real numbers and then rounded."""
+        return self.group_decoders[0].rounds_integers
+
+    @cached_property
+    def group_positions(self) -> list[GroupPositions]:
+        """The positions of the blocks of each group among those of the whole code."""
+        position_of_block = np.empty(self.code.n, np.intp)
+        position_of_block[self.arrived_indices] = np.arange(len(self.arrived_indices))
+        position_of_block[self.missing_indices] = np.arange(len(self.missing_indices))
+        return [
+            GroupPositions(
+                group_blocks,
+                position_of_block[group_blocks[decoder.arrived_indices]],
+                position_of_block[group_blocks[decoder.missing_indices]],
+            )
+            for group_blocks, decoder in zip(self.code.group_blocks, self.group_decoders)
+        ]
+
+    @property
+    def _group_pairs(self) -> zip[tuple[ErasureDecoder, GroupPositions]]:
+        """The decoder and the positions of each group."""
+        return zip(self.group_decoders, self.group_positions)
+
+    def over(self, dtype: DType) -> ErasureDecoder:
+        """Return the decoder for the same arrivals in the arithmetic of `dtype`."""
+        return self if not self.modular or is_integer_dtype(dtype) else self._real_decoder
+
+    @cached_property
+    def _real_decoder(self) -> GroupedDecoder:
+        real_decoders = [decoder.over(np.dtype(np.float64)) for decoder in self.group_decoders]
+        return GroupedDecoder(self.code, self.arrived_mask, real_decoders)
+
+    def reuse_computations_of(self, previous: ErasureDecoder) -> None:
+        """Take over the decoders of groups without new arrivals, and let the other groups update theirs."""
+        if not isinstance(previous, GroupedDecoder):
+            return
+        for group, previous_decoder in enumerate(previous.group_decoders):
+            decoder = self.group_decoders[group]
+            if len(decoder.arrived_indices) == len(previous_decoder.arrived_indices):
+                self.group_decoders[group] = previous_decoder
+            else:
+                decoder.reuse_computations_of(previous_decoder)
+
+    @property
+    def rank_deficit(self) -> int:
+        """A lower bound on the number of further results needed; 0 if the targets are decodable."""
+        return sum(decoder.rank_deficit for decoder in self.group_decoders)
+
+    @property
+    def n_redundant_checks(self) -> int:
+        """The number of redundant parity checks; negative while a group has too few results."""
+        counts = [decoder.n_redundant_checks for decoder in self.group_decoders]
+        return sum(min(0, n_checks) for n_checks in counts) or sum(counts)
+
+    @property
+    def weights(self) -> Floats | UInt64Array:
+        """The decoding weights, shape (missing, arrived), with zeros between blocks of different groups."""
+        return self._assemble_blocks([decoder.weights for decoder in self.group_decoders])
+
+    @property
+    def weight_magnitudes(self) -> Floats:
+        """The largest effect of a unit error in each result on each target, shape (missing, arrived)."""
+        return self._assemble_blocks([decoder.weight_magnitudes for decoder in self.group_decoders])
+
+    def _assemble_blocks(self, group_matrices: list[Array]) -> Array:
+        """Return the matrix (missing, arrived) whose blocks are the matrices of the groups."""
+        shape = len(self.missing_indices), len(self.arrived_indices)
+        matrix = np.zeros(shape, group_matrices[0].dtype)
+        for group_matrix, positions in zip(group_matrices, self.group_positions):
+            matrix[np.ix_(positions.missing, positions.arrived)] = group_matrix
+        return matrix
+
+    def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
+        """Return the row `missing_position` of `weight_magnitudes`, shape (arrived,)."""
+        row = np.zeros(len(self.arrived_indices))
+        for decoder, positions in self._group_pairs:
+            position_in_group = int(np.searchsorted(positions.missing, missing_position))
+            if missing_position in positions.missing[position_in_group : position_in_group + 1]:
+                row[positions.arrived] = decoder.get_weight_magnitudes_of_target(position_in_group)
+        return row
+
+    @property
+    def max_weight_magnitudes(self) -> Floats:
+        """The maximum of `weight_magnitudes` over the targets, for each arrived result, shape (arrived,)."""
+        maxima = np.empty(len(self.arrived_indices))
+        for decoder, positions in self._group_pairs:
+            maxima[positions.arrived] = decoder.max_weight_magnitudes
+        return maxima
+
+    @property
+    def max_weight_sum(self) -> float:
+        """The largest sum of `weight_magnitudes` over the arrived results."""
+        return max(decoder.max_weight_sum for decoder in self.group_decoders)
+
+    @property
+    def check_matrix(self) -> Floats | UInt64Array:
+        """The redundant parity checks of all groups, shape (checks, arrived)."""
+        matrix = np.zeros(
+            (sum(len(block.entries) for block in self.check_blocks), len(self.arrived_indices)),
+            self.check_blocks[0].entries.dtype,
+        )
+        for rows, columns, entries in self.check_blocks:
+            matrix[rows, columns] = entries
+        return matrix
+
+    @cached_property
+    def check_blocks(self) -> tuple[MatrixBlock, ...]:
+        """The redundant parity checks of each group, as blocks of `check_matrix`."""
+        check_blocks, n_checks = [], 0
+        for decoder, positions in self._group_pairs:
+            checks = decoder.check_matrix
+            rows = slice(n_checks, n_checks + len(checks))
+            check_blocks.append(MatrixBlock(rows, positions.arrived, checks))
+            n_checks = rows.stop
+        return tuple(check_blocks)
+
+    def _compute_weight_masks(self) -> WeightMasks:
+        used_mask = np.zeros(len(self.arrived_indices), bool)
+        recombined_mask, blocks = np.zeros(len(self.missing_indices), bool), []
+        for decoder, positions in self._group_pairs:
+            used_in_group, recombined_in_group, [(_, _, invertible)] = decoder.weight_masks
+            used_mask[positions.arrived], recombined_mask[positions.missing] = (
+                used_in_group,
+                recombined_in_group,
+            )
+            blocks.append(MatrixBlock(positions.missing, positions.arrived, invertible))
+        return WeightMasks(used_mask, recombined_mask, tuple(blocks))
+
+    @cached_property
+    def amplification(self) -> float:
+        """The factor by which decoding multiplies errors at most, over all groups."""
+        return max(decoder.amplification for decoder in self.group_decoders)
+
+    def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
+        """Compute the missing targets, shape (missing, b), group by group."""
+        out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
+        for decoder, positions in self._group_pairs:
+            blocks_in_group = decoder.arrived_indices.tolist()
+            arrived_blocks = positions.blocks[decoder.arrived_indices].tolist()
+            group_received = {
+                index: received[block_index] for index, block_index in zip(blocks_in_group, arrived_blocks)
+            }
+            out[positions.missing] = decoder.decode(group_received, dtype)
+        return out
