@@ -46,7 +46,7 @@ def sum_rows(block: np.ndarray) -> Any:
 
 
 def run_map(n: int, dtype: str) -> tuple[float, float, float, int]:
-    """Run one map, and return seconds of processor time, seconds, peak MiB and the results that were needed."""
+    """Run one map, and return its processor seconds, seconds, peak MiB and number of needed results."""
     rng, k = np.random.default_rng(n), 3 * n // 4
     data = rng.integers(-1000, 1000, (k, *BLOCK_SHAPE)).astype(dtype)
     lost = rng.choice(n, int(LOST_FRACTION * n), replace=False).tolist()
@@ -95,7 +95,9 @@ def run_storage(n: int) -> tuple[float, float, float]:
         times = [time.perf_counter()]
         polarmap.encode(data, blocks=k, tasks=n, name="A", storage=folder)
         times.append(time.perf_counter())
-        stored = polarmap.open(storage=folder, name="A") if False else polarmap.open_array("A", storage=folder)
+        stored = (
+            polarmap.open(storage=folder, name="A") if False else polarmap.open_array("A", storage=folder)
+        )
         times.append(time.perf_counter())
         assert np.array_equal(np.asarray(stored), data)
         times.append(time.perf_counter())

@@ -418,10 +418,14 @@ def _restore_pickled_manifest(json_bytes: bytes, key: str | None) -> Manifest:
 def get_code_parameters(code: PolarCode) -> dict[str, Any]:
     """Return the arguments of `PolarCode` that rebuild a code."""
     parameters = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
-    if code.levels < (code.n - 1).bit_length():
-        parameters["levels"] = code.levels
-    erasure_probabilities = np.asarray(code.erasure, float).tolist()  # one for all workers, or one per worker
-    return {**parameters, "erasure": erasure_probabilities, "seed": int(code.seed)}
+    if code.levels_option is not None:
+        parameters["levels"] = code.levels_option
+    if code.n_groups > 1:
+        parameters["groups"] = code.n_groups
+    # None for the default, one number for all workers, or one number per worker.
+    erasure = code.erasure_option
+    erasure_field = None if erasure is None else np.asarray(erasure, float).tolist()
+    return {**parameters, "erasure": erasure_field, "seed": int(code.seed)}
 
 
 def serialize_code(code: PolarCode) -> dict[str, Any]:

@@ -52,7 +52,9 @@ CODE_NAMES = ("auto", "rotation", "arikan")
 MAX_CACHED_N = 2048  # largest n of cached codes: the coefficients of 16 codes take at most 128 MB
 # The number of coded blocks up to which one code is faster than groups (measured with benchmarks/scale.py).
 MAX_UNGROUPED_N = 4096
-GROUP_SIZE = 1000  # The number of coded blocks in each group, about.
+# The largest number of coded blocks in a group, if there are enough parity blocks. A power of two needs the
+# fewest results for integers.
+GROUP_SIZE = 1024
 # The smallest number of parity blocks in a group. A group with fewer could run out of them by chance.
 MIN_GROUP_PARITY = 64
 # Values of k for which an arikan code with a third more tasks leaves one block without a parity check.
@@ -239,12 +241,14 @@ def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None,
 def choose_n_groups(n: int, k: int) -> int:
     """Return the number of groups of the default code for k data blocks in n coded blocks.
 
-    >>> [choose_n_groups(n, 3 * n // 4) for n in (32, 4096, 10_000, 100_000)], choose_n_groups(100_000, 99_000)
-    ([1, 1, 10, 100], 15)
+    >>> [choose_n_groups(n, 3 * n // 4) for n in (32, 4096, 10_000, 100_000)]
+    [1, 1, 10, 98]
+    >>> choose_n_groups(100_000, 99_000)
+    15
     """
     if n <= MAX_UNGROUPED_N:
         return 1
-    return max(-(-n // MAX_N), min(n // GROUP_SIZE, (n - k) // MIN_GROUP_PARITY))
+    return max(-(-n // MAX_N), min(-(-n // GROUP_SIZE), (n - k) // MIN_GROUP_PARITY))
 
 
 @lru_cache(maxsize=16)

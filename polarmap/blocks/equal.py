@@ -138,9 +138,10 @@ def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
         raise CodeError(f"a block cannot be encoded: {error}") from error
     structure = flattened[0][1]
     first_leaves = flattened[0][0]
+    first_shapes = [(leaf.shape, leaf.dtype) for leaf in first_leaves]
     for block_index, (leaves, other_structure) in enumerate(flattened):
         shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
-        if other_structure != structure or shapes != [(leaf.shape, leaf.dtype) for leaf in first_leaves]:
+        if other_structure != structure or shapes != first_shapes:
             raise CodeError(
                 f"block {block_index} differs from block 0 in structure, shape or dtype: "
                 f"{describe_leaves(leaves)} against {describe_leaves(first_leaves)}"

@@ -13,13 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.codes import modular_linalg
-from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
 from polarmap.codes.compute import block_matmul, row_program, tiling, transforms
 from polarmap.codes.compute.row_program import RowOperationBatch, RowOperationProgram
+from polarmap.codes.modular_decoders import ModularSystematicDecoder
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.polar_construction import choose_frozen_set, compute_transform_shape
+from polarmap.codes.polar_construction import (
+    choose_frozen_set,
+    choose_low_weight_frozen_set,
+    compute_transform_shape,
+)
+from polarmap.codes.real_decoders import has_dense_parity_matrix
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.codes.successive_cancellation import (
+    CancellationSolver,
     CancellationTracker,
     InactivationDecoder,
     ModularCancellationDecoder,
@@ -42,6 +49,12 @@ from polarmap.errors import CodeError
 # The number of parity rows up to which a BLAS product is faster than additions for 32-bit integers, whose
 # sums need 64 bits (measured with benchmarks/coding.py).
 MAX_BLAS_INTEGER_ROWS = 16
+# The cost of decoding by row additions, in multiply-additions modulo 2^64: per row and stage of the butterfly
+# for each number in a block, and once per row to list the additions. Measured with benchmarks/coding.py.
+ADDITION_COST, PROGRAM_COST = 0.7, 4000
+# The number of coded blocks up to which parity blocks are ordered by the number of data blocks that they
+# combine. The order of more blocks takes seconds to compute.
+MAX_ORDERED_N = 4096
 
 
 class ArikanCode(PolarCode):
@@ -69,6 +82,8 @@ class ArikanCode(PolarCode):
     @cached_property
     def frozen_set(self) -> Indices:
         """The n - k frozen inputs of the butterflies, ascending, between 0 and `mother_code_length` - 1."""
+        if self.erasure_option is None and self.decoder == "optimal":
+            return choose_low_weight_frozen_set(self.n, self.k, self.seed, self.levels)
         return choose_frozen_set(self.n, self.k, self._position_erasure_probabilities, self.levels)
 
     @property
@@ -81,11 +96,34 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block, data blocks first, (n,)."""
+        """The codeword position of each coded block, data blocks first, (n,).
+
+        The first parity blocks combine the most data blocks. Workers usually return data blocks first, and
+        then few of these parity blocks determine the missing results.
+        """
         parity_mask = np.zeros(self.mother_code_length, bool)
         parity_mask[self.frozen_set] = True
         sent_positions = np.arange(self.mother_code_length - self.n, self.mother_code_length)
-        return np.concatenate([sent_positions[~parity_mask[sent_positions]], self.frozen_set])
+        data_positions, parity_positions = sent_positions[~parity_mask[sent_positions]], self.frozen_set
+        if self.n <= MAX_ORDERED_N:
+            n_odd = self._count_odd_coefficients(data_positions, parity_positions)
+            ties = SplitMix64(self.n, self.k).random(len(n_odd))
+            parity_positions = parity_positions[np.lexsort((ties, -n_odd))]
+        return np.concatenate([data_positions, parity_positions])
+
+    def _count_odd_coefficients(self, data_positions: Indices, parity_positions: Indices) -> Indices:
+        """Return how many data blocks each parity position combines with an odd coefficient.
+
+        The systematic encoder is applied modulo 2 to all unit vectors, packed as bits.
+        """
+        bits = np.packbits(np.eye(self.k, 64 * -(-self.k // 64), dtype=bool), axis=1)
+        table = np.zeros((self.mother_code_length, bits.shape[1]), np.uint8)
+        table[data_positions] = bits
+        words = table.view(np.uint64).reshape(self.transform_shape[0], -1)
+        transforms.apply_arikan_transform(words, gf2=True)
+        table[self.zero_input_mask.reshape(-1)] = 0
+        transforms.apply_arikan_transform(words, gf2=True)
+        return np.asarray(np.unpackbits(table[parity_positions], axis=1).sum(axis=1, dtype=np.intp))
 
     @cached_property
     def encoding_matrix(self) -> Array:
@@ -134,9 +172,11 @@ class ArikanCode(PolarCode):
         if self.decoder == "sequential":
             decoder_class = ModularCancellationDecoder if modular else SuccessiveCancellationDecoder
             return decoder_class(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
-        if modular:
-            return self._make_inactivation_decoder(arrived_mask)
-        return super().make_decoder(arrived_mask, modular)
+        if not modular:
+            return super().make_decoder(arrived_mask, modular)
+        if has_dense_parity_matrix(self.n, self.k):
+            return ModularArikanDecoder(self, arrived_mask)
+        return self._make_inactivation_decoder(arrived_mask)
 
     def _make_inactivation_decoder(self, arrived_mask: Mask) -> InactivationDecoder:
         return InactivationDecoder(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
@@ -144,12 +184,12 @@ class ArikanCode(PolarCode):
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
         """Return a function that records an arrival and returns whether all blocks are determined.
 
-        Return None for floats with the optimal decoder, whose rank is computed instead.
+        Return None for floats with the optimal decoder, and for small codes, whose rank is computed instead.
         """
         if self.decoder == "sequential":
             tracker, positions = CancellationTracker(self.zero_input_mask), self.codeword_positions
             return lambda block_index: tracker.add_known_position(int(positions[block_index]))
-        if not modular:
+        if not modular or has_dense_parity_matrix(self.n, self.k):
             return None
         return ModularDecodabilityTracker(self.n, self.k, self._make_inactivation_decoder).add
 
@@ -239,6 +279,31 @@ class ArikanCode(PolarCode):
                 f"{self.n - self.k} parity blocks. Use levels={feasible_levels} or more."
             )
         return n_levels
+
+
+class ModularArikanDecoder(ModularSystematicDecoder):
+    """A decoder of integers for small codes, which solves with P or decodes by row additions.
+
+    The weights and checks come from P. Wide blocks are decoded by the additions of inactivation decoding if
+    these are faster than products with the weights.
+    """
+
+    code: ArikanCode
+
+    @cached_property
+    def _solver(self) -> CancellationSolver:
+        code = self.code
+        leaves = code.codeword_positions, code.zero_input_mask
+        return CancellationSolver(*leaves, self.arrived_indices, self.missing_indices)
+
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
+        """Write the missing data blocks to `out`, by the faster of both ways."""
+        n_products = len(self.missing_indices) * len(self.arrived_indices)
+        n_additions = ADDITION_COST * self.code.n * self.code.levels
+        if out.shape[1] * (n_products - n_additions) < PROGRAM_COST * self.code.n:
+            super().decode_into(received, out)
+        else:
+            self._solver.compute_missing(received, out)
 
 
 def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) -> list[RowOperationBatch]:

@@ -244,6 +244,14 @@ class ErasureDecoder(ABC):
         """The blocks of `check_matrix`; by default, the whole matrix."""
         return (as_single_block(self.check_matrix),)
 
+    @cached_property
+    def checked_arrivals_mask(self) -> Mask:
+        """A mask (arrived,) of the results whose errors the redundant parity checks always detect."""
+        checked_mask = np.zeros(len(self.arrived_indices), bool)
+        for _, columns, checks in self.check_blocks:
+            checked_mask[columns] = compute_invertible_mask(checks).any(axis=0)
+        return checked_mask
+
     @property
     @abstractmethod
     def weight_magnitudes(self) -> Floats:

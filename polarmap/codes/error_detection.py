@@ -8,7 +8,7 @@ block. The verification step of the driver calls `evaluate_parity_checks`, `loca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,6 @@ from polarmap.codes.base import (
     COEFFICIENT_TOL,
     ErasureDecoder,
     ReceivedBlocks,
-    compute_invertible_mask,
     compute_nonzero_mask,
 )
 from polarmap.codes.compute import block_matmul, tiling
@@ -82,10 +81,19 @@ def compute_max_abs(arrays: Sequence[Array]) -> float:
     >>> compute_max_abs([np.zeros(2), np.array(-3)]), compute_max_abs([np.empty(0)])
     (3.0, 0.0)
     """
-    if sum([array.nbytes for array in arrays]) <= tiling.TILE_BYTES:
-        # For small arrays, one call on a copy is faster than many calls.
-        arrays = [np.concatenate(arrays, axis=None)]
-    return max(float(np.abs(array).max(initial=0)) for array in arrays)
+    return max(float(np.abs(batch).max(initial=0)) for batch in _iter_concatenated_batches(arrays))
+
+
+def _iter_concatenated_batches(arrays: Sequence[Array]) -> Iterator[Array]:
+    """Yield the numbers of small arrays in batches: one call on a copy is faster than many calls."""
+    start, batch_bytes = 0, 0
+    for stop, array in enumerate(arrays):
+        batch_bytes += array.nbytes
+        if batch_bytes > tiling.TILE_BYTES:
+            if start < stop:
+                yield np.concatenate(arrays[start:stop], axis=None)
+            start, batch_bytes = stop, array.nbytes
+    yield arrays[start] if start == len(arrays) - 1 else np.concatenate(arrays[start:], axis=None)
 
 
 def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
@@ -102,10 +110,7 @@ def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
     -------
     boolean array (arrived,)
     """
-    checked_mask = np.zeros(len(decoder.arrived_indices), bool)
-    for _, columns, checks in decoder.over(dtype).check_blocks:
-        checked_mask[columns] = compute_invertible_mask(checks).any(axis=0)
-    return checked_mask
+    return decoder.over(dtype).checked_arrivals_mask
 
 
 def compute_max_blocks_per_parity_check(decoder: ErasureDecoder, dtype: DType) -> int:

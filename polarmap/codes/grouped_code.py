@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import count
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder, MatrixBlock, ReceivedBlocks, WeightMasks
 from polarmap.codes.compute import tiling
 from polarmap.codes.polar import MAX_GROUPED_N, PolarCode
@@ -102,8 +102,9 @@ class GroupedPolarCode(PolarCode):
         self.group_codes = [codes_by_size[sizes] for sizes in group_sizes]
         largest_code = codes_by_size[max(codes_by_size)]
         self.n, self.k, self.decoder, self.erasure = int(n), int(k), decoder, largest_code.erasure
-        self.levels, self.name = largest_code.levels, f"{largest_code.name}, {self.n_groups} groups"
-        self._seed, self._erasure_option, self._levels_option = seed, erasure, levels
+        self.levels, self.levels_option = largest_code.levels, largest_code.levels_option
+        self._seed, self.erasure_option = seed, erasure
+        self.name = f"{largest_code.name}, {self.n_groups} groups"
         self.option_name, self.is_mds = largest_code.option_name, False
         self.supports_integers = largest_code.supports_integers
         self.integer_error_template = largest_code.integer_error_template
@@ -135,7 +136,7 @@ class GroupedPolarCode(PolarCode):
         """Return a code with the same options and number of groups for different numbers of blocks."""
         if (n, k) == (self.n, self.k):
             return self
-        options = self.kernel, self.decoder, self._erasure_option, self._seed, self._levels_option
+        options = self.kernel, self.decoder, self.erasure_option, self._seed, self.levels_option
         return PolarCode(n, k, *options, groups=min(self.n_groups, k, n - k))
 
     # -- matrices ---------------------------------------------------------------------------
@@ -256,7 +257,7 @@ class GroupedPolarCode(PolarCode):
         return GroupedDecoder(self, arrived_mask, group_decoders)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool]:
-        """Return a function that records an arrival and returns whether every group may be decodable.
+        """Return a function that records an arrival and returns whether all groups are decodable.
 
         Parameters
         ----------
@@ -303,9 +304,6 @@ def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
 class GroupedDecodabilityTracker:
     """A tracker that decides whether the arrivals determine all blocks of every group.
 
-    A group whose code has a tracker of its own is decided exactly. Any other group counts as decodable once
-    k of its results have arrived, and its rank decides afterwards.
-
     Parameters
     ----------
     code : GroupedPolarCode
@@ -315,31 +313,24 @@ class GroupedDecodabilityTracker:
     """
 
     def __init__(self, code: GroupedPolarCode, modular: bool) -> None:
-        self._group_of_block = np.empty(code.n, np.intp)
-        self._position_in_group = np.empty(code.n, np.intp)
+        group_of_block, position_in_group = np.empty(code.n, np.intp), np.empty(code.n, np.intp)
         for group, block_indices in enumerate(code.group_blocks):
-            self._group_of_block[block_indices] = group
-            self._position_in_group[block_indices] = np.arange(len(block_indices))
-        self._trackers = [
-            group_code.make_decodability_tracker(modular) or _make_arrival_counter(group_code.k)
-            for group_code in code.group_codes
-        ]
-        self._undecodable_groups = set(range(code.n_groups))
+            group_of_block[block_indices] = group
+            position_in_group[block_indices] = np.arange(len(block_indices))
+        self._group_of_block: list[int] = group_of_block.tolist()
+        self._position_in_group: list[int] = position_in_group.tolist()
+        # A tracker for each group that is not decodable yet.
+        self._trackers = {
+            group: ArrivalTracker(group_code, modular=modular)
+            for group, group_code in enumerate(code.group_codes)
+        }
 
     def add(self, block_index: int) -> bool:
-        """Record the arrival of a block, and return whether no group lacks results."""
-        group = int(self._group_of_block[block_index])
-        if group in self._undecodable_groups and self._trackers[group](
-            int(self._position_in_group[block_index])
-        ):
-            self._undecodable_groups.remove(group)
-        return not self._undecodable_groups
-
-
-def _make_arrival_counter(n_needed: int) -> Callable[[int], bool]:
-    """Return a function that returns whether it has been called `n_needed` times, whatever its argument."""
-    arrival_numbers = count(1)
-    return lambda block_index: next(arrival_numbers) >= n_needed
+        """Record the arrival of a block, and return whether the arrivals determine all blocks."""
+        group = self._group_of_block[block_index]
+        if group in self._trackers and self._trackers[group].add(self._position_in_group[block_index]):
+            del self._trackers[group]
+        return not self._trackers
 
 
 class GroupPositions(NamedTuple):

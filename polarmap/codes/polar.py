@@ -75,13 +75,15 @@ class PolarCode(SystematicCode):
         "optimal" decodes every erasure pattern that any decoder can decode. "sequential" (arikan only) is
         successive cancellation. It takes n log n additions and decodes fewer patterns.
     erasure : float or array-like (n,), optional
-        Erasure probability for which the arikan frozen set is chosen. The default is (n - k) / n for the
-        sequential decoder, and a quarter of that for the optimal decoder. Pass an array with one probability
-        per worker if the workers differ. `worker_indices` then assigns the blocks to the workers.
+        Erasure probability for which the arikan frozen set is chosen by channel polarization. The default is
+        (n - k) / n for the sequential decoder. For the optimal decoder, the inputs of lowest weight are
+        frozen by default, as in a Reed-Muller code. Pass an array with one probability per worker if the
+        workers differ. `worker_indices` then assigns the blocks to the workers.
     seed : int, optional
-        Seed of the rotation angles or of the hadamard frozen set. The default is 0 for more than 64 blocks,
-        and otherwise the best of eight seeds: the one with the lowest amplification (rotation) or with the
-        most decodable erasure patterns (hadamard).
+        Seed of the rotation angles, of the hadamard frozen set, or of the choice between arikan inputs of
+        equal weight. The default is 0 for arikan and for more than 64 blocks, and otherwise the best of eight
+        seeds: the one with the lowest amplification (rotation) or with the most decodable erasure patterns
+        (hadamard).
     levels : int, optional
         Number of stages of the arikan butterfly. By default, all log2(N) stages, where N is the smallest
         power of two >= n. Fewer stages need fewer additions and more results. The code then consists of
@@ -106,6 +108,7 @@ class PolarCode(SystematicCode):
     can_estimate = supports_sparse = is_storable = True
 
     kernel: str = "rotation"
+    n_groups = 1
     _max_n: ClassVar[int] = MAX_N
     _supported_decoders: ClassVar[tuple[str, ...]] = ("optimal",)
     _classes_by_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
@@ -163,11 +166,12 @@ class PolarCode(SystematicCode):
             else _check_erasure_probabilities(erasure, self.n)
         )
         self.levels = self._check_levels(levels)
-        self._seed, self._erasure_option = seed, erasure
+        self._seed, self.erasure_option = seed, erasure
+        self.levels_option = self.levels if self.levels < (self.n - 1).bit_length() else None
         self.name = f"{self.kernel} code" + ", sequential decoder" * (decoder == "sequential")
 
     def __repr__(self) -> str:
-        levels_text = f", levels={self.levels}" if self.levels < (self.n - 1).bit_length() else ""
+        levels_text = f", levels={self.levels}" if self.levels_option is not None else ""
         return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels_text})"
 
     def _check_levels(self, levels: object) -> int:
@@ -211,7 +215,7 @@ class PolarCode(SystematicCode):
             )
         levels = self.levels if self.levels < min(self.n - 1, n - 1).bit_length() else None
         return type(self)(
-            n, k, self.kernel, self.decoder, self._erasure_option, seed=self._seed, levels=levels
+            n, k, self.kernel, self.decoder, self.erasure_option, seed=self._seed, levels=levels
         )
 
     @property

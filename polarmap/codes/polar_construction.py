@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Floats, Indices
 
 
@@ -117,10 +118,61 @@ def choose_frozen_set(
         pairs = envelope.reshape(-1, 2, half, n_transforms)
         np.minimum(pairs[:, 0], pairs[:, 1], out=pairs[:, 1])
         half //= 2
+    return _freeze_worst_inputs(envelope, n, k)
+
+
+def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None = None) -> Indices:
+    """Choose the n - k inputs of lowest weight, with pseudo-random ties, as in a Reed-Muller code.
+
+    The weight of an input is the number of sent positions to which it contributes. A codeword that contains
+    the input has about that many nonzero blocks, so the optimal decoder fails for few erasure patterns if
+    inputs of low weight are frozen. The set is closed downwards, like that of `choose_frozen_set`.
+
+    Parameters
+    ----------
+    n, k : int
+        Number of coded blocks and of data blocks.
+    seed : int
+        Seed of the ties.
+    levels : int, optional
+        Number of stages, as in `choose_frozen_set`.
+
+    Returns
+    -------
+    index array (n - k,), ascending
+
+    Examples
+    --------
+    >>> choose_low_weight_frozen_set(8, 4, 0).tolist()
+    [0, 1, 2, 4]
+    """
+    transform_size, n_transforms = compute_transform_shape(n, levels)
+    weights = np.ones((transform_size, n_transforms))
+    weights.flat[: weights.size - n] = 0.0
+    half = 1
+    while half < transform_size:  # Add up the sent positions whose bits are a subset of those of the input.
+        pairs = weights.reshape(-1, 2, half, n_transforms)
+        pairs[:, 1] += pairs[:, 0]
+        half *= 2
+    ties = SplitMix64(n, k, seed).random(weights.size).reshape(weights.shape)
+    return _freeze_worst_inputs(-weights - ties / 2, n, k)
+
+
+def _freeze_worst_inputs(badness: Floats, n: int, k: int) -> Indices:
+    """Return the n - k sent inputs with the largest badness, ascending.
+
+    Parameters
+    ----------
+    badness : array (size, butterflies)
+        Changed in place: with several butterflies, each keeps at least one frozen and one free input.
+    n, k : int
+        Number of coded blocks and of data blocks.
+    """
+    n_transforms, n_punctured = badness.shape[1], badness.size - n
     if n_transforms > 1:
         transform_indices = np.arange(n_transforms)
         first_sent_inputs = -((transform_indices - n_punctured) // n_transforms)
-        envelope[first_sent_inputs, transform_indices], envelope[-1] = 2.0, -1.0
-    sent_inputs = np.arange(n_punctured, transform_size * n_transforms)
-    worst_first = sent_inputs[np.argsort(-envelope.ravel()[sent_inputs], kind="stable")]
+        badness[first_sent_inputs, transform_indices], badness[-1] = np.inf, -np.inf
+    sent_inputs = np.arange(n_punctured, badness.size)
+    worst_first = sent_inputs[np.argsort(-badness.ravel()[sent_inputs], kind="stable")]
     return np.sort(worst_first[: n - k])

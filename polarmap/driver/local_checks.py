@@ -122,10 +122,17 @@ class LocalChecks:
         results, missing_blocks = self._decoder.decode(), self._decoder.tracker.decoder.missing_indices
         differing = [
             index
-            for index, leaves in self.results.items()
-            if index in missing_blocks and not self.agrees(leaves, results[index], is_decoded=True)
+            for index in self.results
+            if index in missing_blocks and self._differs(index, results[index])
         ]
         return differing or self._find_differing_reflection(results)
+
+    def _differs(self, block_index: int, decoded_leaves: list[Array]) -> bool:
+        """Return whether a decoded result differs from f on the driver."""
+        return self._decoder.compute_once(
+            ("differs", block_index),
+            lambda: not self.agrees(self.results[block_index], decoded_leaves, is_decoded=True),
+        )
 
     def _find_differing_reflection(self, results: list[list[Array]]) -> list[int]:
         """Return the block evaluated last if f of the image behind it is not what its result implies."""

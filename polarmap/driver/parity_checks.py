@@ -164,11 +164,10 @@ class ParityChecks:
 
     def compute_leaf_error_bounds(self) -> list[float]:
         """Return for each leaf by how much its entries may be off although f is as linear as it should be."""
-        received_leaves = [outcome.leaves for outcome in self._received.by_task.values()]
         compute_error_bounds = self._options.traits.error_bounds
         if compute_error_bounds is None:
-            return [0.0] * len(received_leaves[0])
-        return compute_error_bounds(received_leaves)
+            return [0.0] * len(self._received.first_received.leaves)
+        return compute_error_bounds([outcome.leaves for outcome in self._received.by_task.values()])
 
     def compute_max_magnitude(self, leaf_index: int, arrays: list[Array] | None = None) -> float:
         """Return the magnitude to which rounding errors of a leaf are relative: the largest absolute value.
@@ -181,10 +180,17 @@ class ParityChecks:
         arrays : list of arrays, optional
             The arrays of this leaf. By default those of the received results.
         """
-        if arrays is None:
-            arrays = [outcome.leaves[leaf_index] for outcome in self._received.by_task.values()]
-        uncancelled = self._uncancelled_magnitudes[leaf_index : leaf_index + 1]
-        return max([error_detection.compute_max_abs(arrays), *uncancelled])
+        if arrays is not None:
+            max_abs = error_detection.compute_max_abs(arrays)
+        else:
+            compute = partial(self._compute_max_received_magnitude, leaf_index)
+            max_abs = self._decoder.compute_once(("max magnitude", leaf_index), compute)
+        return max([max_abs, *self._uncancelled_magnitudes[leaf_index : leaf_index + 1]])
+
+    def _compute_max_received_magnitude(self, leaf_index: int) -> float:
+        """Return the largest absolute value of a leaf in the received results."""
+        outcomes = self._received.by_task.values()
+        return error_detection.compute_max_abs([outcome.leaves[leaf_index] for outcome in outcomes])
 
     def _compute_uncancelled_magnitudes(self) -> list[float]:
         """Return how large the products in f are before they cancel in a sum, if f is one of polarmap's own.

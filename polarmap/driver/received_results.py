@@ -167,12 +167,12 @@ class ReceivedResults:
     @property
     def mismatched_blocks(self) -> set[int]:
         """The data blocks for which a worker has returned a result of another structure or shape."""
-        table, data_tasks = self._task_table, self._systematic_indices.tolist()
-        failed_tasks = [task for task in data_tasks if table[task].failures]
+        n_data_tasks = len(self._systematic_indices)
         return {
             task
-            for task in failed_tasks
-            if any(failure.kind == FailureKind.SHAPE for failure in table[task].failures)
+            for task in self._task_table.tasks_with_failures
+            if task < n_data_tasks
+            and any(failure.kind == FailureKind.SHAPE for failure in self._task_table[task].failures)
         }
 
     def has_all_data_results(self, task_indices: Collection[int]) -> bool:

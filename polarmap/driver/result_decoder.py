@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import cached_property
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from polarmap.dtypes import (
     machine_epsilon,
 )
 from polarmap.errors import CodeError
+
+T = TypeVar("T")
 
 MAX_TRIALS = 4  # sets of tasks for which is cached whether their results would suffice
 
@@ -95,6 +97,8 @@ class ResultDecoder:
         self.decode_seconds = 0.0
         self._latest_decoder: ErasureDecoder | None = None  # It has computed `decoded_results`.
         self._local_sample: list[Array] | None = None  # f of a data block, evaluated on the driver
+        self._cached_decoder: ErasureDecoder | None = None  # `_cached_values` belong to it.
+        self._cached_values: dict[Hashable, Any] = {}
         self._trial_cache: dict[Any, bool] = {}  # whether results of a set of tasks would suffice
 
     # -- arrivals ---------------------------------------------------------------------------
@@ -175,6 +179,23 @@ class ResultDecoder:
                 trial.add(task_index)
             self._trial_cache[cache_key] = trial.is_ready
         return self._trial_cache[cache_key]
+
+    def compute_once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return `compute()`, which is called again only after a further result has arrived.
+
+        Parameters
+        ----------
+        key : hashable
+            Identifies the value.
+        compute : callable
+            Called with no arguments; computes the value from the received results.
+        """
+        if self._cached_decoder is not self.tracker.decoder:
+            self._cached_decoder, self._cached_values = self.tracker.decoder, {}
+        if key not in self._cached_values:
+            self._cached_values[key] = compute()
+        value: T = self._cached_values[key]
+        return value
 
     # -- dtypes -----------------------------------------------------------------------------
 

@@ -139,6 +139,8 @@ class TaskTable:
         Tasks that have not been started.
     queued : set of int
         Tasks whose latest attempt has not ended, and has not been reported as started.
+    tasks_with_failures : set of int
+        Tasks of which an attempt has failed or a result was rejected, even if they have a valid result now.
     attempts_to_cancel : list of (task, attempt)
         Attempts of discarded tasks. The scheduler passes them to the session, which cancels them.
     no_worker_reason : str
@@ -157,6 +159,7 @@ class TaskTable:
         self.failed: set[int] = set()
         self.held_back = set(range(n_tasks))
         self.queued: set[int] = set()
+        self.tasks_with_failures: set[int] = set()
         self.attempts_to_cancel: list[AttemptId] = []
 
     def __len__(self) -> int:
@@ -185,7 +188,7 @@ class TaskTable:
                 task.late_tracker.on_end((task_index, attempt))
         self.arrived.pop(task_index, None)
         self.attempts_to_cancel += [(task_index, attempt) for attempt in self.in_flight.pop(task_index, ())]
-        for task_set in (self.failed, self.held_back, self.queued):
+        for task_set in (self.failed, self.held_back, self.queued, self.tasks_with_failures):
             task_set.discard(task_index)
 
     def split_off_task(
@@ -222,6 +225,7 @@ class TaskTable:
         )
         task.n_batch_losses = task.n_attempts if is_batch_loss else 0
         self.failed.add(new_task_index)
+        self.tasks_with_failures.add(new_task_index)
 
     def build_item_table(self, items_by_task: Mapping[int, Sequence[int]], n_items: int) -> TaskTable:
         """Return a table with one task for each item, given which items each task of this table consists of.
@@ -311,6 +315,7 @@ class TaskTable:
                 )
         elif outcome.failure is not None and not task.has_result:
             task.failures.append(outcome.failure)
+            self.tasks_with_failures.add(task_index)
             if task.late_tracker is not None:
                 task.late_tracker.on_end((task_index, outcome.attempt))
         self._set_attempt_states([(task_index, outcome.attempt)], state)
@@ -325,6 +330,7 @@ class TaskTable:
         task = self._records[task_index]
         task.has_result = False
         task.failures.append(failure)
+        self.tasks_with_failures.add(task_index)
         self.arrived.pop(task_index, None)
         if task.late_tracker is not None:
             # Pending attempts of this task are needed again, so lateness is tracked for them.

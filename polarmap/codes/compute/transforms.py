@@ -18,7 +18,9 @@ from polarmap.dtypes import Array, Floats
 DENSE_BASE_SIZE = 64  # The number of rows of a butterfly up to which its dense matrix is used.
 
 
-def apply_arikan_transform(x: Array, *, inverse: bool = False, transpose: bool = False) -> Array:
+def apply_arikan_transform(
+    x: Array, *, inverse: bool = False, transpose: bool = False, gf2: bool = False
+) -> Array:
     """Apply the butterfly T of [[1, 1], [0, 1]] to the rows of x, in place.
 
     Integers are exact and wrap on overflow.
@@ -31,6 +33,8 @@ def apply_arikan_transform(x: Array, *, inverse: bool = False, transpose: bool =
         Apply the inverse of T, which subtracts instead of adding.
     transpose : bool
         Apply the transpose of T, or of its inverse.
+    gf2 : bool
+        Add modulo 2. The unsigned integers in x are then sets of bits, and T is its own inverse.
 
     Returns
     -------
@@ -43,7 +47,8 @@ def apply_arikan_transform(x: Array, *, inverse: bool = False, transpose: bool =
     >>> sums.ravel().tolist(), apply_arikan_transform(sums, inverse=True).ravel().tolist()
     ([10, 6, 7, 4], [1, 2, 3, 4])
     """
-    half, target_index, combine = 1, int(transpose), np.subtract if inverse else np.add
+    half, target_index = 1, int(transpose)
+    combine: np.ufunc = np.bitwise_xor if gf2 else np.subtract if inverse else np.add
     while half < len(x):
         pairs = x.reshape(len(x) // (2 * half), 2, half, x.shape[1])
         combine(pairs[:, target_index], pairs[:, 1 - target_index], out=pairs[:, target_index])
