@@ -7,7 +7,7 @@ integer data, and the only kernel with the sequential decoder.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from polarmap.codes.polar_construction import (
     choose_frozen_set,
     choose_low_weight_frozen_set,
     compute_transform_shape,
+    count_undecodable_losses,
 )
 from polarmap.codes.real_decoders import has_dense_parity_matrix
 from polarmap.codes.splitmix import SplitMix64
@@ -52,9 +53,13 @@ MAX_BLAS_INTEGER_ROWS = 16
 # The cost of decoding by row additions, in multiply-additions modulo 2^64: per row and stage of the butterfly
 # for each number in a block, and once per row to list the additions. Measured with benchmarks/coding.py.
 ADDITION_COST, PROGRAM_COST = 0.7, 4000
-# The number of coded blocks up to which parity blocks are ordered by the number of data blocks that they
-# combine. The order of more blocks takes seconds to compute.
-MAX_ORDERED_N = 4096
+# The number of coded blocks up to which inputs of low weight are frozen by default, and parity blocks ordered
+# by the number of data blocks that they combine. Codes with more blocks are decoded by successive
+# cancellation, which is faster for frozen sets of channel polarization.
+MAX_LOW_WEIGHT_N = 4096
+# The number of coded blocks up to which the frozen set of channel polarization is preferred if it survives
+# more losses of two blocks. It does so for a few codes of up to 27 blocks.
+MAX_COMPARED_N = 64
 
 
 class ArikanCode(PolarCode):
@@ -82,9 +87,20 @@ class ArikanCode(PolarCode):
     @cached_property
     def frozen_set(self) -> Indices:
         """The n - k frozen inputs of the butterflies, ascending, between 0 and `mother_code_length` - 1."""
-        if self.erasure_option is None and self.decoder == "optimal":
-            return choose_low_weight_frozen_set(self.n, self.k, self.seed, self.levels)
-        return choose_frozen_set(self.n, self.k, self._position_erasure_probabilities, self.levels)
+        sizes = self.n, self.k
+        if not self._has_low_weight_design:
+            return choose_frozen_set(*sizes, self._position_erasure_probabilities, self.levels)
+        frozen_set = choose_low_weight_frozen_set(*sizes, self.seed, self.levels)
+        if self.n <= MAX_COMPARED_N and self.levels_option is None:
+            polarized_set = choose_frozen_set(*sizes, self._position_erasure_probabilities)
+            return min(frozen_set, polarized_set, key=partial(count_undecodable_losses, self.n))
+        return frozen_set
+
+    @property
+    def _has_low_weight_design(self) -> bool:
+        """Whether inputs of low weight are frozen, rather than those chosen by channel polarization."""
+        is_default = self.erasure_option is None and self.decoder == "optimal"
+        return is_default and self.n <= MAX_LOW_WEIGHT_N
 
     @property
     def zero_input_mask(self) -> Mask:
@@ -105,14 +121,14 @@ class ArikanCode(PolarCode):
         parity_mask[self.frozen_set] = True
         sent_positions = np.arange(self.mother_code_length - self.n, self.mother_code_length)
         data_positions, parity_positions = sent_positions[~parity_mask[sent_positions]], self.frozen_set
-        if self.n <= MAX_ORDERED_N:
-            n_odd = self._count_odd_coefficients(data_positions, parity_positions)
-            ties = SplitMix64(self.n, self.k).random(len(n_odd))
-            parity_positions = parity_positions[np.lexsort((ties, -n_odd))]
+        if self._has_low_weight_design:
+            counts = self._count_data_blocks_gf2(data_positions, parity_positions)
+            ties = SplitMix64(self.n, self.k).random(len(counts))
+            parity_positions = parity_positions[np.lexsort((ties, -counts))]
         return np.concatenate([data_positions, parity_positions])
 
-    def _count_odd_coefficients(self, data_positions: Indices, parity_positions: Indices) -> Indices:
-        """Return how many data blocks each parity position combines with an odd coefficient.
+    def _count_data_blocks_gf2(self, data_positions: Indices, parity_positions: Indices) -> Indices:
+        """Return how many data blocks each parity position combines modulo 2, with odd coefficients.
 
         The systematic encoder is applied modulo 2 to all unit vectors, packed as bits.
         """

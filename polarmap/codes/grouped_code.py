@@ -24,7 +24,7 @@ import numpy.typing as npt
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder, MatrixBlock, ReceivedBlocks, WeightMasks
 from polarmap.codes.compute import tiling
-from polarmap.codes.polar import MAX_GROUPED_N, PolarCode
+from polarmap.codes.polar import GROUPED, MAX_GROUPED_N, PolarCode
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import (
     Array,
@@ -39,7 +39,7 @@ from polarmap.dtypes import (
 from polarmap.errors import CodeError
 
 
-class GroupedPolarCode(PolarCode):
+class GroupedPolarCode(PolarCode, variant=GROUPED):
     """A polar code whose blocks are divided into groups, each of which is a codeword of its own.
 
     The parameters are those of `PolarCode`, with `groups` >= 2. Blocks are dealt to the groups in turn, and
@@ -167,7 +167,7 @@ class GroupedPolarCode(PolarCode):
         return positions
 
     def _concatenate_with_offsets(self, index_arrays: Sequence[Indices]) -> Indices:
-        """Concatenate one index array per group, shifted by the number of positions of earlier groups."""
+        """Return all index arrays, one per group, shifted by the positions of the groups before each."""
         lengths = [int(code.codeword_positions.max()) + 1 for code in self.group_codes]
         offsets = np.cumsum([0, *lengths[:-1]])
         return np.concatenate([indices + offset for indices, offset in zip(index_arrays, offsets)])

@@ -35,6 +35,7 @@ MAX_N = 1 << 16  # The largest number of coded blocks without groups.
 MAX_GROUPED_N = 1 << 20  # The largest number of coded blocks of all groups together.
 # The kernels; each is implemented in a module named <kernel>_code.
 KERNELS = ("rotation", "arikan", "hadamard")
+GROUPED = "grouped"  # The variant of codes with groups of blocks.
 # The design erasure probability for the optimal decoder, as a fraction of (n - k) / n. From n = 128 on, this
 # design needs 2 to 25 times fewer arrivals beyond k than a fraction of 1, and never more below (measured with
 # planning.arrivals_needed), because an optimal decoder benefits from rows of larger weight.
@@ -111,11 +112,11 @@ class PolarCode(SystematicCode):
     n_groups = 1
     _max_n: ClassVar[int] = MAX_N
     _supported_decoders: ClassVar[tuple[str, ...]] = ("optimal",)
-    _classes_by_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
+    # The class of each kernel, and that of grouped codes; each is in a module named <variant>_code.
+    _classes_by_variant: ClassVar[dict[str, type[PolarCode]]] = {}
 
-    def __init_subclass__(cls) -> None:
-        if "kernel" in vars(cls):
-            cls._classes_by_kernel.setdefault(cls.kernel, cls)
+    def __init_subclass__(cls, variant: str = "") -> None:
+        cls._classes_by_variant.setdefault(variant or cls.kernel, cls)
 
     def __new__(
         cls, n: int, k: int, kernel: str | None = None, *args: Any, groups: int | None = None, **kwargs: Any
@@ -125,17 +126,14 @@ class PolarCode(SystematicCode):
         if not is_choice(kernel, KERNELS):
             kernels_text = ", ".join(map(repr, KERNELS))
             raise CodeError(f"kernel must be one of {kernels_text}, not {kernel!r}")
-        if kernel not in cls._classes_by_kernel:
-            importlib.import_module(f"polarmap.codes.{kernel}_code")  # The import registers the class.
-        if cls is PolarCode and groups not in (None, 1):
-            from polarmap.codes.grouped_code import GroupedPolarCode  # Few maps are so large.
-
-            return GroupedPolarCode.__new__(GroupedPolarCode)
+        variant = kernel if groups in (None, 1) else GROUPED
+        if variant not in cls._classes_by_variant:
+            importlib.import_module(f"polarmap.codes.{variant}_code")  # The import registers the class.
         if cls is PolarCode:
-            return super().__new__(cls._classes_by_kernel[kernel])
+            return object.__new__(cls._classes_by_variant[variant])
         if kernel != cls.kernel:
             raise CodeError(f"{cls.__name__} has kernel={cls.kernel!r}, not {kernel!r}. Use PolarCode.")
-        return super().__new__(cls)
+        return object.__new__(cls)
 
     def __getnewargs__(self) -> tuple[int, int, str]:
         return self.n, self.k, self.kernel

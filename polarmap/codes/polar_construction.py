@@ -122,11 +122,13 @@ def choose_frozen_set(
 
 
 def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None = None) -> Indices:
-    """Choose the n - k inputs of lowest weight, with pseudo-random ties, as in a Reed-Muller code.
+    """Choose the n - k inputs of lowest weight, as in a Reed-Muller code.
 
     The weight of an input is the number of sent positions to which it contributes. A codeword that contains
     the input has about that many nonzero blocks, so the optimal decoder fails for few erasure patterns if
-    inputs of low weight are frozen. The set is closed downwards, like that of `choose_frozen_set`.
+    inputs of low weight are frozen. Of inputs with equal weight, those are frozen first whose parity check
+    involves the most sent positions, so that each block is in a check. The remaining ties are pseudo-random.
+    The set is closed downwards, like that of `choose_frozen_set`.
 
     Parameters
     ----------
@@ -149,13 +151,43 @@ def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None =
     transform_size, n_transforms = compute_transform_shape(n, levels)
     weights = np.ones((transform_size, n_transforms))
     weights.flat[: weights.size - n] = 0.0
-    half = 1
-    while half < transform_size:  # Add up the sent positions whose bits are a subset of those of the input.
-        pairs = weights.reshape(-1, 2, half, n_transforms)
+    check_weights, half = weights.copy(), 1
+    while (
+        half < transform_size
+    ):  # Count the sent positions whose bits are a subset, or a superset, of the input's.
+        pairs, check_pairs = (table.reshape(-1, 2, half, n_transforms) for table in (weights, check_weights))
         pairs[:, 1] += pairs[:, 0]
+        check_pairs[:, 0] += check_pairs[:, 1]
         half *= 2
     ties = SplitMix64(n, k, seed).random(weights.size).reshape(weights.shape)
-    return _freeze_worst_inputs(-weights - ties / 2, n, k)
+    # The weights are integers, so that each term decides only between equal values of the terms before it.
+    return _freeze_worst_inputs((check_weights + ties) / (n + 2) - weights, n, k)
+
+
+def count_undecodable_losses(n: int, frozen_set: Indices) -> tuple[int, int]:
+    """Count the single blocks, and the pairs of blocks, whose loss cannot be decoded modulo 2.
+
+    Parameters
+    ----------
+    n : int
+        Number of coded blocks of one butterfly.
+    frozen_set : index array
+        Frozen inputs.
+
+    Returns
+    -------
+    n_blocks, n_pairs : int
+
+    Examples
+    --------
+    >>> count_undecodable_losses(4, np.array([0])), count_undecodable_losses(4, np.array([0, 1, 2]))
+    ((0, 6), (0, 0))
+    """
+    positions = np.arange(n) + round_up_to_power_of_two(n) - n
+    # The check of input i involves the positions whose bits are a superset of those of i.
+    checks = (frozen_set[:, None] & positions) == frozen_set[:, None]
+    _, multiplicities = np.unique(checks, axis=1, return_counts=True)
+    return int((~checks.any(axis=0)).sum()), int((multiplicities * (multiplicities - 1) // 2).sum())
 
 
 def _freeze_worst_inputs(badness: Floats, n: int, k: int) -> Indices:

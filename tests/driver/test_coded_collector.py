@@ -232,7 +232,15 @@ def test_results_that_contradict_each_other_are_looked_at_again_when_another_com
 
 PREDICATES = ("is_", "has_", "can_", "must_", "would_")
 # Computed when they are first asked for, and kept; they do not show outside.
-CACHED = {"_decoder", "_missing_indices", "_previous_decoder", "_trial_cache", "_effects"}
+CACHED = {
+    "_decoder",
+    "_missing_indices",
+    "_previous_decoder",
+    "_trial_cache",
+    "_cached_decoder",
+    "_cached_values",
+    "_effects",
+}
 AFTER_ARRIVAL = PaddedBlock
 WHEN_DETERMINED = AcceptancePolicy, LocalChecks, Verifier
 MAX_POLLS = 20  # at which predicates are called: f on the driver is polled for much more often

@@ -110,7 +110,7 @@ def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
 
 def test_while_several_workers_are_suspected_another_result_is_awaited() -> None:
     """Two broken equations that two workers could have broken alike; the next result tells which."""
-    code = PolarCode(N, K, "arikan")
+    code = PolarCode(N, K, "arikan", erasure=1 / 12)
     order, culprit = [3, 7, 8, 6, 5, 2, 11, 10, 9, 0, 1], 7
     assert explanations(code, order[:9], culprit) == []
     assert explanations(code, order[:10], culprit) == [7, 0]

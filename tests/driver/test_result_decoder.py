@@ -136,14 +136,14 @@ def test_integers_have_no_error_but_floats_made_of_them_have() -> None:
 
 
 def test_floats_made_of_integers_need_not_wait_until_integers_could_be_decoded() -> None:
-    code = PolarCode(N, K, "arikan")
+    code = PolarCode(N, K, "arikan", erasure=1 / 12)
     orders = [np.random.default_rng(seed).permutation(N).tolist() for seed in range(20)]
     needed = [
         [needed_by(ArrivalTracker(code, modular=exact), order) for exact in (True, False)] for order in orders
     ]
     assert [1, 1] in [[exact > inexact, inexact < N] for exact, inexact in needed]
     for order, (exact, inexact) in zip(orders, needed):
-        options = {"executor": arriving(order, N), "verify": False}
+        options = {"executor": arriving(order, N), "verify": False, "code": code}
         assert coded(np.copy, WHOLE, **options).report.needed == exact
         assert coded(product, WHOLE, **options).report.needed == inexact
 
