@@ -257,7 +257,7 @@ class AcceptancePolicy:
     # ---------------------------------------------------------------------------------------
 
     def _judge_contradiction(self) -> Verdict | None:
-        """Return the verdict on results that violate parity checks (linear equations), or None if they do not.
+        """Return the verdict on results that violate parity checks (linear equations), else None.
 
         A violation means that one worker returned garbage or that f is not linear. While the checks cannot
         tell which, the verdict is `Pending`: another result may settle the question.

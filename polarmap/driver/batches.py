@@ -59,7 +59,7 @@ class ItemSequence:
         return item_indices
 
     def record_submission(self, item_indices: Sequence[int], submission_index: int) -> None:
-        """Record that these items were submitted in order, the first as number `submission_index` of the job."""
+        """Record that these items were submitted in order, the first as item `submission_index` of a job."""
         offset = submission_index - item_indices[0]
         if not self._submission_offsets or self._submission_offsets[-1][1] != offset:
             self._submission_offsets.append((item_indices[0], offset))
