@@ -95,9 +95,8 @@ class ResultDecoder:
         self.decoded_results: list[list[Array]] = []
         self.decode_seconds = 0.0
         self._latest_decoder: ErasureDecoder | None = None  # the decoder that computed `decoded_results`
-        self._local_sample: list[Array] | None = (
-            None  # the result of f for a data block, computed on the driver
-        )
+        # The result of f for a data block, computed on the driver.
+        self._local_sample: list[Array] | None = None
         self._trial_cache: dict[Any, bool] = {}  # the cached answers of `would_suffice`
 
     # -- arrivals ---------------------------------------------------------------------------
