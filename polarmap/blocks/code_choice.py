@@ -49,11 +49,9 @@ if TYPE_CHECKING:
 CodeName = Literal["auto", "rotation", "arikan"]
 CODE_NAMES = ("auto", "rotation", "arikan")
 
-# The largest number of tasks for which codes are cached. The coefficients of 16 codes take at most 128 MB
-# then.
+# Codes for more tasks than this are not cached, so that the coefficients of 16 cached codes fit in 128 MB.
 MAX_CACHED_N = 2048
-# The numbers of data blocks for which an "arikan" code with a third more tasks would leave a block
-# unprotected.
+# The numbers of data blocks for which an "arikan" code with a third more tasks leaves a block unprotected.
 UNCHECKED_BLOCK_COUNTS = (2, 5)
 
 

@@ -104,7 +104,7 @@ class CodedBlocks(CodedData):
     def release_memory(self) -> None:
         """Free the memory of the parity blocks, unless `keep_parity` is set.
 
-        They are recomputed if needed.
+        If the parity blocks are needed again, they are recomputed.
         """
         with self._encode_lock:
             if not self._keep_parity:

@@ -58,16 +58,16 @@ class DataBlocks:
 
     @cached_property
     def dtypes(self) -> list[np.dtype[Any]]:
-        """The dtypes of the leaves of a block."""
+        """The dtypes of the arrays (leaves) in a block."""
         return [np.dtype(name) for name, _ in self.block_layout]
 
     @cached_property
     def block_layout(self) -> Layout:
-        """The dtype and shape of each leaf of a block."""
+        """The dtype and shape of each array (leaf) in a block."""
         return get_layout(self._leaves_by_block[0])
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """Return the arrays of block `block_index`, in the shapes that f receives."""
+        """Return the arrays of block `block_index`, in the shapes that the mapped function receives."""
         return list(self._leaves_by_block[block_index])
 
     def compute_max_abs(self, leaf_index: int) -> int:
@@ -80,7 +80,7 @@ class DataBlocks:
         return maximum
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return a copy of the first `n_rows` rows of block 0, on which f can be tried."""
+        """Return a copy of the first `n_rows` rows of block 0, for a trial of the mapped function."""
         return [leaf[:n_rows].copy() for leaf in self.block_leaves(0)]
 
     def copy_padded_rows(self, leaves: Sequence[Array], n_rows: int, padded_length: int) -> list[Array]:

@@ -232,5 +232,5 @@ def join_stripes_into_block(shape: tuple[int, ...], *stripes: Array) -> Array:
 
 
 def _unwrap_single_output(outputs: Sequence[Array]) -> Any:
-    """Return a single output without its sequence, as Dask and Ray expect, and several as a sequence."""
+    """Return `outputs`, or the only output itself if there is one, as Dask and Ray expect."""
     return outputs if len(outputs) > 1 else outputs[0]

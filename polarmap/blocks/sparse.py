@@ -29,7 +29,8 @@ from polarmap.worker.task_functions import make_csr_task
 # The fixed cost of a task, as the number of nonzeros that a matrix-vector product processes in the same time
 # (measured by benchmarks/sparse.py).
 TASK_OVERHEAD_NONZEROS = 400_000
-MAX_SAMPLE_COLUMNS = 3  # the number of nonzero columns in synthetic sample rows
+MAX_SAMPLE_COLUMNS = 3  # the number of nonzero columns in made-up sample rows
+
 # A code is used only up to this cost, relative to a map whose parity blocks are as sparse as its data blocks.
 MAX_RELATIVE_WORK = 1.6
 
@@ -90,7 +91,7 @@ class SparseDataBlocks(DataBlocks):
         return [len(data) for data, _, _ in self._leaves_by_block]
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return `n_rows` made-up rows on which f can be tried, because actual rows may be empty."""
+        """Return `n_rows` made-up rows for a trial of the mapped function, as actual rows may be empty."""
         matrix, n_columns = self.matrix, min(MAX_SAMPLE_COLUMNS, self.matrix.shape[1])
         data = np.resize(np.arange(1, 8), n_rows * n_columns).astype(matrix.dtype)
         indices = np.tile(np.arange(n_columns, dtype=matrix.indices.dtype), n_rows)

@@ -25,7 +25,7 @@ from polarmap.worker.pytree import Layout, Structure, describe_type, flatten, ge
 
 
 def cut_data_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array]], Structure]:
-    """Return the leaves of each part of the data, and the structure that all parts share.
+    """Return the arrays (leaves) of each part of the data, and the structure that all parts share.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ class UncodedBlocks(TaskBlocks):
         self._parts, self.structure, self.n = parts, structure, len(parts)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the leaves of part `component`."""
+        """Return the arrays (leaves) of part number `component`."""
         return self._parts[component]
 
 

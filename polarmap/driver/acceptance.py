@@ -78,7 +78,7 @@ class AcceptancePolicy:
     # -- where results are missing ----------------------------------------------------------
 
     def _judge_decoded_results(self) -> Verdict:
-        """Return the verdict for a map in which some results are missing and have to be decoded."""
+        """Return the verdict on results of which some are missing and have to be decoded."""
         if self._decoder.undecodable_reason:
             raise CodeError(f"a result is missing and cannot be decoded: {self._decoder.undecodable_reason}")
         if self._options.verify is False:
@@ -111,7 +111,7 @@ class AcceptancePolicy:
         return self._judge_by_local_evaluation()
 
     def _judge_by_local_evaluation(self) -> Verdict:
-        """Check decoded results by calling f on their blocks on the driver, and return the verdict so far.
+        """Check decoded results by calling the mapped function f here on the same blocks. Return the verdict.
 
         The verdict is `Pending` while f runs, or while another result may arrive that settles the question.
         """
@@ -150,7 +150,7 @@ class AcceptancePolicy:
         )
 
     def _is_evaluation_hopeless(self, evaluation: LocalEvaluation) -> bool:
-        """Return whether to stop waiting for the call of f on the driver, and for another result."""
+        """Return whether to give up waiting for the check of f in this process, and for further results."""
         if self._decoder.seconds_since_ready > self._limits.max_wait_seconds:
             return True
         if evaluation.error is None:
@@ -164,10 +164,10 @@ class AcceptancePolicy:
     # -- where no result is missing ---------------------------------------------------------
 
     def _judge_complete_results(self) -> Verdict:
-        """Return the verdict for a map in which every data task has returned, so that nothing is decoded.
+        """Return the verdict on the results of all data blocks, of which nothing has to be decoded.
 
-        The results are right whether or not f is linear. If f has not been verified yet, it is checked
-        nevertheless: better to warn now than to fail in a later map that loses a worker.
+        They can be returned whether or not the mapped function f is linear. If f has not been verified yet,
+        it is checked nevertheless: better to warn now than to fail in a later map that loses a worker.
         """
         decoder, code = self._decoder, self._code
         residuals = self._verifier.parity_checks.residuals
@@ -192,7 +192,10 @@ class AcceptancePolicy:
         return self._judge_by_parity_evaluation()
 
     def _judge_by_parity_evaluation(self) -> Verdict:
-        """Check f by calling it on a parity block on the driver, because no parity result has arrived."""
+        """Check whether f is linear by calling it on a parity block in this process.
+
+        Used if all results of data blocks, but none of a parity block, have arrived.
+        """
         decoder, code, limits = self._decoder, self._code, self._limits
         if code.recovery_threshold > code.n_targets:
             # For a polynomial f, one parity result is not enough for a check.
@@ -201,14 +204,14 @@ class AcceptancePolicy:
         if not evaluation.poll():
             max_seconds = (
                 limits.max_wait_seconds
-                if self._options.verify is True  # The caller asked for it: wait longer.
+                if self._options.verify is True  # The caller insists, so wait longer.
                 else 2 * limits.redundancy_wait_seconds
             )
             if decoder.seconds_since_ready <= max_seconds and limits.remaining_seconds > 0:
                 return Pending()
             return self._accept_unverified(f"here it had not ended after {decoder.seconds_since_ready:.3g} s")
         if evaluation.leaves is None:
-            if isinstance(evaluation.error, DamagedError):  # The data is at fault, not f.
+            if isinstance(evaluation.error, DamagedError):  # Stored data is damaged.
                 return self._accept_unverified(
                     f"a parity block could not be read here: {evaluation.error_text}"
                 )
@@ -234,7 +237,7 @@ class AcceptancePolicy:
         return Accepted(Verification.NOT_NEEDED, proves_f=proves_f)
 
     def _accept_undecodable(self, reason: str) -> Accepted:
-        """Accept complete results with a warning that a lost result could not have been decoded.
+        """Accept the complete results, with a warning that decoding would have been impossible.
 
         Raises CodeError instead if the caller asked for verification (`verify=True`).
         """
@@ -246,7 +249,10 @@ class AcceptancePolicy:
         )
 
     def _accept_unverified(self, reason: str) -> Accepted:
-        """Accept complete results although f could not be checked. Warns if the caller set `verify=True`."""
+        """Accept the complete results although the mapped function f could not be checked.
+
+        The verdict has a warning if the caller asked for verification (`verify=True`).
+        """
         warning = (
             f"f could not be verified: all data tasks reported, no result beyond theirs did, and {reason}"
             if self._options.verify is True
@@ -276,7 +282,7 @@ class AcceptancePolicy:
 
     @property
     def _is_redundancy_wait_over(self) -> bool:
-        """Whether to stop waiting for redundant results: no task is pending, or the waiting time is over."""
+        """Whether to stop waiting for redundant results, which are needed only for checks."""
         return (
             not self._task_table.pending_tasks
             or self._decoder.seconds_since_ready >= self._limits.redundancy_wait_seconds

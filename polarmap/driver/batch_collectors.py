@@ -19,7 +19,7 @@ from polarmap.executors.interface import Failure, Outcome
 
 
 class BatchCollector(FirstResultCollector):
-    """Base class of the collectors for a map over many small items, several of which share a task.
+    """Base class of collectors of maps that call f on many small items, several of which share a task.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class BatchCollector(FirstResultCollector):
     ) -> None:
         super().__init__(results.keep_exceptions, task_table, timer)
         self._blocks, self._results = blocks, results
-        self._failure_by_item: dict[int, Failure] = {}  # failures of single items in batches that returned
+        self._failure_by_item: dict[int, Failure] = {}  # by item, if other items of its batch returned
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Store the result of each item that has none yet, and arrange a retry of each item that failed."""
@@ -70,7 +70,7 @@ class BatchCollector(FirstResultCollector):
         return [item for item in self._blocks.batches[task_index].indices if item not in self._results.values]
 
     def _accept_failure(self, task_index: int, failure: Failure) -> None:
-        """Store the failure of each unfinished item: its own, or else the failure of the whole task."""
+        """Store a failure for each unfinished item of a task: its own, or else that of the whole task."""
         for item_index in self._get_unfinished_items(task_index):
             if (item_failure := self._failure_by_item.get(item_index)) is not None:
                 self._results.add_failure([item_index], item_failure)
@@ -85,7 +85,7 @@ class BatchCollector(FirstResultCollector):
 
 
 class FixedBatchCollector(BatchCollector):
-    """A collector for batches that stay the same: if one item fails, the task of its batch is retried."""
+    """A collector for fixed batches of items: if one item fails, the whole batch is retried."""
 
     _n_failed_tasks = 0
 
@@ -144,11 +144,11 @@ class QueuedBatchCollector(BatchCollector):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of items."""
+        """The number of results that are needed: one for each item."""
         return self._results.n_items
 
     def poll_interval(self) -> float:
-        """Return 0 until the policy has formed the first tasks."""
+        """Return the seconds until the next poll, which is due at once before any task has been formed."""
         return super().poll_interval() if len(self.task_table) else 0.0
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:

@@ -25,20 +25,22 @@ from polarmap.worker.environment import count_available_cores
 from polarmap.worker.task_functions import MAX_BATCH_SECONDS
 from polarmap.worker.task_records import Fault
 
-# The largest number of batches in flight. It is limited because the run times of queued items are not known
-# yet: if they turn out to be short, larger batches can be formed of them.
+# The largest number of batches in flight (submitted and not finished). The other items stay in the queue: if
+# items turn out to be short, larger batches can be formed from them.
 MAX_BATCHES = 128
 # The number of batches in flight before a worker has started any. Each running batch adds two.
 N_INITIAL_BATCHES = 8
 TARGET_BATCH_SECONDS = 0.02  # the longest expected run time of a batch
 MIN_BATCH_SECONDS = 0.002  # the shortest expected run time of a batch, ten times what sending it takes
-LATE_BATCH_SECONDS = 4 * MAX_BATCH_SECONDS  # the run time after which a batch is split into single items
+# The run time after which a batch is split into single items.
+LATE_BATCH_SECONDS = 4 * MAX_BATCH_SECONDS
 # The largest number of items in a batch. An item waits for all items before it in the batch, so one slow item
 # delays many if batches are large.
 MAX_BATCH_ITEMS = 1024
 MAX_ITEM_CLASSES = 64  # the number of item classes (items that take about as long) with a known run time
 BATCHES_PER_CORE = 4  # the number of batches for each core if only a few items are queued
-SINGLE_ITEM_FAULTS = "raise", "garbage"  # injected faults that strike one item rather than a whole batch
+# Injected faults (for tests) that strike one item rather than a whole batch.
+SINGLE_ITEM_FAULTS = "raise", "garbage"
 # The rule for when an item is late. The number of items is not known in advance, so `LateTracker` replaces
 # the 1 by the number of items so far.
 OPEN_ENDED_RULE = LatenessRule(1, min_seconds=MIN_BACKUP_SECONDS)
@@ -88,7 +90,7 @@ class BatchPolicy(SchedulingPolicy):
         self._seconds_by_class: dict[Hashable, float] = {}  # run time of an item, measured by workers
         self._backup_policy = BackupPolicy(0, OPEN_ENDED_RULE, max_backups)
         self.late_tracker = self._backup_policy.late_tracker
-        # A tracker is kept while a task uses it or `_recent_trackers` holds it.
+        # References are weak: a tracker is kept only while a task uses it or it is among the recent ones.
         self._trackers_by_class = weakref.WeakValueDictionary[Hashable, LateTracker[AttemptId]]()
         self._recent_trackers = deque[LateTracker[AttemptId]](maxlen=MAX_ITEM_CLASSES)
 
@@ -119,7 +121,7 @@ class BatchPolicy(SchedulingPolicy):
         def is_batchable(item_index: int) -> bool:
             return isinstance(items.blocks[item_index], bytes)
 
-        if all(map(is_batchable, item_indices)):  # A range stays a range, which is fast to slice.
+        if all(map(is_batchable, item_indices)):  # Keep a range as it is: slicing it is fast.
             self._queue.append(Batch(items, item_indices))
             return
         for is_group_batchable, group in groupby(item_indices, is_batchable):
@@ -130,11 +132,10 @@ class BatchPolicy(SchedulingPolicy):
     def remove_queued_items(
         self, select_items: Callable[[ItemSequence, Sequence[int]], Collection[int]]
     ) -> list[Batch]:
-        """Remove items from the queue and return them, grouped in batches.
+        """Remove items from the queue, and return them in batches.
 
         select_items : called as `select_items(items, item_indices)` for each queued batch; returns the
-        indices
-            of the items to remove.
+            indices of the items to remove.
         """
         removed_batches, queued_batches, self._queue = list[Batch](), self._queue, deque()
         for items, item_indices in queued_batches:
@@ -178,8 +179,7 @@ class BatchPolicy(SchedulingPolicy):
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Return the seconds until a running task may become late and need a backup.
 
-        While a task is queued at the executor no backup starts, but that task may start running at any
-        moment.
+        If a task is queued, no backup is due, but the queued task may start running at any moment.
         """
         late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
         seconds_until_late = min(late_times, default=inf) - elapsed_seconds
@@ -210,8 +210,7 @@ class BatchPolicy(SchedulingPolicy):
         """Remove and return the items of the next task.
 
         Returns None if no item is queued or enough tasks are in flight. Single items also wait until no batch
-        is running: that batch may still be split, and items must start in order, since one may wait for
-        another.
+        is running: that batch may still be split, and items must start in order, as one may need another.
         """
         queue = self._single_items or self._queue
         if not queue:
@@ -219,8 +218,7 @@ class BatchPolicy(SchedulingPolicy):
         items, item_indices = queue[0]
         max_items = self._compute_max_batch_size(items, item_indices)
         max_in_flight, n_running = self._max_in_flight, len(task_table.in_flight) - len(task_table.queued)
-        # Limit the tasks in flight only for items that are short, or may be: they can form larger batches
-        # later.
+        # If items are short, or may be, submit only a few at first: later batches can be larger.
         if self._allow_batches and (max_items > 1 or items.item_class not in self._seconds_by_class):
             max_in_flight = min(max_in_flight, 2 * n_running + N_INITIAL_BATCHES)
         n_open_tasks = len(task_table.in_flight) + len(task_table.held_back)

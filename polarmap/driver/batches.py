@@ -48,7 +48,7 @@ class ItemSequence:
         self, item_class: Hashable, context: object = None, blocks: Iterable[bytes | Array] = ()
     ) -> None:
         self.item_class, self.context, self.blocks = item_class, context, list(blocks)
-        self._submission_offsets = list[tuple[int, int]]()  # (first item, submission index - item index)
+        self._submission_offsets = list[tuple[int, int]]()  # (first item, submission index minus item index)
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
         """Return the items that are not cancelled. From now on, they can no longer be cancelled."""
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 
 
 class BatchOutcome(NamedTuple):
-    """The outcome of a batch, item by item.
+    """The results and failures of the items in a batch.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class BatchBlocks(TaskBlocks):
         return len(self.batches)
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Return the block of a task, as a list of one array."""
+        """Return the input block of a task, as a list of one array."""
         with self.lock:
             if self._cached_block[0] != task:
                 self._cached_block = task, [self._build_block(task)]
@@ -189,7 +189,7 @@ class QueuedBatchBlocks(BatchBlocks):
         return task_index
 
     def _build_block(self, task: int) -> Array:
-        """Build the block of a task, whose items can no longer be cancelled from now on.
+        """Build the input block of a task. From now on, its items can no longer be cancelled.
 
         Raises CancelledError if all of them are cancelled already.
         """

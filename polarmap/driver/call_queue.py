@@ -67,8 +67,8 @@ class CallQueue:
             self._max_backups,
             self._executor.faults,
         )
-        # Prevents that a call is started while another thread cancels it. The lock is reentrant because the
-        # garbage collector may shut down an executor at any moment, also in a thread that holds the lock.
+        # The lock keeps a call from being started while another thread cancels it. It is reentrant because
+        # the garbage collector may shut down an executor at any moment, also in a thread that holds the lock.
         self._lock = self._blocks.lock
         self._session: Session | None = None
         self._thread: threading.Thread | None = None  # the latest one
@@ -82,7 +82,7 @@ class CallQueue:
             self.check_open()
             if not item_indices:
                 return
-            must_wake = not self._policy.has_queued_items  # Otherwise the thread polls the queue by itself.
+            must_wake = not self._policy.has_queued_items  # If items are queued, the thread will poll.
             if must_wake and not self._policy.has_items:
                 calls.claim_items([item_indices[0]])  # The first call starts at once.
             self._policy.enqueue_items(calls, item_indices)
@@ -96,7 +96,7 @@ class CallQueue:
             self._wake_session()
 
     def check_open(self) -> None:
-        """Raise RuntimeError after `shutdown`."""
+        """Raise RuntimeError if the executor has been shut down or the interpreter is exiting."""
         if self._is_shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if _is_exiting:

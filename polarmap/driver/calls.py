@@ -39,11 +39,11 @@ class CallGroup(ItemSequence, ABC):
 
     @abstractmethod
     def set_exception(self, item_index: int, error: BaseException) -> None:
-        """Set the exception of an item that has no result."""
+        """Set the exception of an item in place of a result."""
 
 
 class SubmittedCall(CallGroup):
-    """One call and its future.
+    """A call that was submitted to an executor, and its future.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class SubmittedCall(CallGroup):
         return [] if self._is_cancelled else item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the index of the call if it has been claimed."""
+        """Return the index of the call if it has been claimed, that is, can no longer be cancelled."""
         return item_indices if self.future.running() else []
 
     def cancel(self) -> None:
@@ -94,7 +94,7 @@ class SubmittedCall(CallGroup):
 
 
 class MappedCalls(CallGroup):
-    """The calls of one `map`, in chunks. Results are yielded in the order of the calls.
+    """All calls of one `Executor.map`, in chunks. Results are yielded in the order of the calls.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class MappedCalls(CallGroup):
         self._function_key, self._chunksize = function_key, chunksize
         self._is_cancelled = False
         self._claimed = set[int]()
-        self._outcomes: dict[int, tuple[bool, Any]] = {}  # (has returned, result or exception)
+        self._outcomes: dict[int, tuple[bool, Any]] = {}  # by item: (has returned, result or exception)
         self._awaited_index, self._changed = -1, threading.Condition()
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
@@ -120,11 +120,11 @@ class MappedCalls(CallGroup):
         return item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return which of these items have been claimed."""
+        """Return which of these items have been claimed, that is, can no longer be cancelled."""
         return [item_index for item_index in item_indices if item_index in self._claimed]
 
     def cancel(self) -> None:
-        """Cancel all items that have not been claimed."""
+        """Cancel all items that have not been sent to a worker yet."""
         self._is_cancelled = True
         with self._changed:
             self._changed.notify_all()

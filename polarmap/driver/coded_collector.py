@@ -52,8 +52,7 @@ if TYPE_CHECKING:
 # Errors that rule out decoding for good. They end a map unless all data tasks return, so that no result has
 # to be decoded.
 PERMANENT_DECODING_ERRORS = NotLinearError, CodeError
-# The longest interval, in seconds, between polls for the end of a check or for a result that improves
-# accuracy.
+# The longest interval, in seconds, between polls for a check or for a result that improves accuracy.
 MAX_SETTLE_INTERVAL = 0.25
 
 
@@ -163,13 +162,13 @@ class CodedCollector(Collector):
         return True
 
     def _should_accept_ill_conditioned(self, decodable_at: float) -> bool:
-        """Return whether to stop waiting for further results that would make decoding more accurate."""
+        """Return whether to decode less accurately than `rtol` asks for, instead of waiting any longer."""
         if self.has_sufficient_results or self.decoding_error is not None:
             return False
         return self.timer.elapsed_seconds - decodable_at > self._limits.max_wait_seconds
 
     def _try_settle(self) -> bool:
-        """Return whether all results are accepted, after polling for that of a block with padding."""
+        """Return whether all results are accepted, including that of a padded block if there is one."""
         padded_block, is_accepted = self.padded_block, self.verification is not None
         if padded_block is None:
             return is_accepted
@@ -221,18 +220,21 @@ class CodedCollector(Collector):
         self.verification, self.received.is_frozen = verification, True
 
     def _accept_complete_results(self) -> None:
-        """Accept the results of all data tasks. Nothing has to be decoded."""
+        """Accept the results of all data blocks, all of which have arrived."""
         self.decoder.decode()
         self._accept(Verification.NOT_NEEDED)
 
     def _accept_unpadded_results(self) -> None:
-        """Accept the results of all data tasks if f failed on a block with padding rows of zeros."""
+        """Accept the results of all data blocks, although f failed on the block with padding.
+
+        The result without padding is used for this block.
+        """
         self.decoder.use_unpadded_results()
         warning = "f could not be verified: it raised an exception, or gave another shape, of rows of zeros"
         self._accept(Verification.NOT_NEEDED, warning if self._options.verify is True else "")
 
     def _wait_for_all_data(self, error: NonFiniteResultError | NotLinearError | CodeError) -> None:
-        """Give up decoding and wait for all data tasks, or raise `error` if that cannot help."""
+        """Give up decoding and wait for results of all data blocks, or raise `error` if that is useless."""
         is_complete = not len(self.decoder.tracker.missing_indices)
         has_data_tasks = len(self._code.systematic_indices) > 0
         if isinstance(error, NonFiniteResultError):
@@ -250,9 +252,9 @@ class CodedCollector(Collector):
     # -- the deadline -----------------------------------------------------------------------
 
     def _try_estimate(self) -> bool:
-        """Estimate missing results if the deadline has passed and the caller asked for that.
+        """Estimate and accept missing results if the deadline has passed and the caller asked for this.
 
-        Return whether.
+        Returns whether the results were accepted.
         """
         estimator = self._deadline_estimator
         if estimator is None or self.timer.remaining_seconds > 0:
@@ -283,7 +285,7 @@ class CodedCollector(Collector):
 
     @property
     def _has_finite_results(self) -> bool:
-        """Whether all data tasks have returned a result, or no received result contains NaN or inf."""
+        """Whether NaN and inf are harmless: none were received, or no result has to be decoded."""
         if isinstance(self.decoding_error, NonFiniteResultError):
             return False
         return self.received.has_all_data_results(self.received.by_task) or self.received.has_finite_values
@@ -327,7 +329,7 @@ class CodedCollector(Collector):
 
     @property
     def awaited_task(self) -> int | None:
-        """The task of the block with padding if only its result is missing and cannot be decoded."""
+        """The task of a padded block if only its result is missing and cannot be decoded, else None."""
         padded_block = self.padded_block
         if padded_block is None or self.decoder.ready_at is None:
             return None
@@ -336,7 +338,7 @@ class CodedCollector(Collector):
         return padded_block.task_index if padded_block.must_be_awaited else None
 
     def would_suffice(self, task_indices: Collection[int], within_rtol: bool = True) -> bool:
-        """Return whether results of these tasks alone would suffice.
+        """Return whether the map could finish with results of these tasks alone.
 
         If decoding has been ruled out, all data tasks are needed.
 
@@ -371,8 +373,7 @@ class CodedCollector(Collector):
         """Return the seconds after which to call `try_finish` although no task has ended, or inf.
 
         Polling begins once results can be decoded, for checks on the driver and for more accurate results.
-        The interval grows slowly. Refused results are not polled for: only another result can change that
-        verdict.
+        The interval grows slowly. After results were refused, only another result helps, so no poll is due.
         """
         decoder = self.decoder
         decodable_at = decoder.decodable_at if decoder.ready_at is None else decoder.ready_at
@@ -383,7 +384,7 @@ class CodedCollector(Collector):
         return min(max(0.02, (self.timer.elapsed_seconds - decodable_at) / 20), MAX_SETTLE_INTERVAL)
 
     def on_tasks_exhausted(self) -> None:
-        """Handle that no further result can arrive: decode as accurately as possible, or raise an error.
+        """Decode as accurately as possible, or raise an error. Called when no further result can arrive.
 
         If missing results are to be estimated at the deadline, wait for the deadline instead of raising.
         """
@@ -433,7 +434,7 @@ class CodedCollector(Collector):
         self._raise_with_cause(CodedTimeoutError(message))
 
     def _raise_awaited_task_failed(self, padded_block: PaddedBlock) -> NoReturn:
-        """Raise the exception of the task of the block with padding, whose result cannot be decoded."""
+        """Raise an exception because the task of a padded block failed and its result cannot be decoded."""
         task_index, analyzer = padded_block.task_index, padded_block.analyzer
         failure = self.task_table[task_index].last_failure
         label = f"task {task_index} of {self._code.n}: {analyzer.padded_block_description}"
@@ -507,7 +508,7 @@ class CodedCollector(Collector):
         return CodedResult(self.block_results, report)
 
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Yield index and getter of each result of a data block: first received, then decoded results."""
+        """Yield the index of each result and a function to get it, first for the received results."""
         if self.received.result_refs:  # The results are in storage, and only samples were received.
             return
         arrived_at = self.task_table.arrived

@@ -236,8 +236,7 @@ class BackgroundMap(Observer, Generic[R]):
         self._cancellation = CancellationToken()
         self._context = JobContext(EventStream((self, *observers)), self._cancellation)
         self._owner_pid = os.getpid()
-        # Objects that keep the map running: futures with callbacks, and one object for each thread that
-        # waits.
+        # Objects that keep the map running: futures with callbacks, and one object for each waiting thread.
         self._pins: set[object] = set()
         self._get_report = prepared_map.get_report  # None until the number of tasks is known
         self._report: Report | None = None  # the report of the most recently finished job
@@ -271,7 +270,7 @@ class BackgroundMap(Observer, Generic[R]):
         return self._report if get_report is None else get_report()
 
     def format_progress(self) -> str:
-        """Return the progress of the map as a text for `repr`."""
+        """Return a text with the progress of the map, for `repr`."""
         report = self._peek_report()
         if report is None:
             return ""
@@ -324,7 +323,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._pins.discard(pin)
 
     def wait_for_estimate(self, future: Future[Any], n_seen: int) -> EstimateSnapshot | None:
-        """Wait for an estimate that is not based on exactly `n_seen` results.
+        """Wait for an estimate of the results that differs from the one based on `n_seen` results.
 
         Return None once the map is over.
         """

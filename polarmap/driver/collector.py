@@ -23,12 +23,12 @@ from polarmap.errors import CodedTimeoutError
 from polarmap.executors.interface import Outcome
 from polarmap.report import Report, Verification
 
-# The longest wait for a result that is only needed as a check, or for a check on the driver: this many
-# seconds, or WAIT_TASK_FACTOR times the longest run time of a task if that is longer.
+# The longest wait for checks of the results is this many seconds, or WAIT_TASK_FACTOR times the longest run
+# time of a task if that is longer.
 BASE_WAIT_SECONDS = 20.0
 WAIT_TASK_FACTOR = 4.0
-# The shortest and the longest wait, in seconds, for a result that is only needed as a check. After it, the
-# mapped function is called on the driver instead.
+# The shortest and the longest wait, in seconds, for a redundant result, which is needed only as a check.
+# After that, the mapped function is called in this process as a check.
 REDUNDANCY_WAIT_BOUNDS = (0.2, 10.0)
 
 
@@ -88,12 +88,12 @@ class WaitLimits:
 
     @property
     def max_wait_seconds(self) -> float:
-        """The longest wait, in seconds, for a result that is only a check, or for a check on the driver."""
+        """The longest wait, in seconds, for checks: a redundant result, or a call of f in this process."""
         return max(BASE_WAIT_SECONDS, WAIT_TASK_FACTOR * max(self._task_table.worker_seconds, default=0.0))
 
     @property
     def redundancy_wait_seconds(self) -> float:
-        """How long to wait for a result that is only a check: the median task time, within bounds."""
+        """How long to wait for a redundant result as a check: the median task time, within bounds."""
         seconds = sorted(self._task_table.worker_seconds)
         # `np.median` would import numpy.ma, which takes long.
         median_seconds = (seconds[(len(seconds) - 1) // 2] + seconds[len(seconds) // 2]) / 2
@@ -102,7 +102,7 @@ class WaitLimits:
 
     @property
     def local_evaluation_timeout(self) -> float:
-        """The longest time that the driver blocks for one call of f. It is short after the deadline."""
+        """The longest time to block for one call of f in this process, which is short after the deadline."""
         return min(self.max_wait_seconds, max(REDUNDANCY_WAIT_BOUNDS[0], self._timer.remaining_seconds))
 
     @property
@@ -148,7 +148,7 @@ class Collector(ABC):
 
         Called when the deadline of the map has passed.
 
-        n_receiving_workers : the number of workers that have not received their data yet, for the message.
+        n_receiving_workers : the number of workers that are still receiving their data, for the message.
         """
 
     # -- what the scheduler asks ------------------------------------------------------------
@@ -185,7 +185,7 @@ class Collector(ABC):
 
     @abstractmethod
     def would_suffice(self, task_indices: Collection[int]) -> bool:
-        """Return whether results of these tasks alone would suffice."""
+        """Return whether the map could finish with results of these tasks alone."""
 
     @abstractmethod
     def can_pending_tasks_suffice(self) -> bool:
@@ -226,9 +226,9 @@ class Collector(ABC):
 
     @abstractmethod
     def build_interim_estimate(self, report: Report) -> CodedResult[Any] | None:
-        """Return estimates of all results while the map runs, or None if they cannot be estimated.
+        """Return estimates of all results of a running map, or None if they cannot be estimated.
 
-        report : the report of the map so far, which becomes that of the estimates.
+        report : the report of the map so far, to attach to the estimates.
         """
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:
@@ -254,7 +254,7 @@ class EveryTaskCollector(Collector):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of tasks."""
+        """The number of results that are needed: one for each task."""
         return len(self.task_table)
 
     @property
@@ -273,7 +273,7 @@ class EveryTaskCollector(Collector):
         return None
 
     def would_suffice(self, task_indices: Collection[int]) -> bool:
-        """Return whether all tasks are among these."""
+        """Return whether `task_indices` contains all tasks."""
         return len(set(task_indices)) == len(self.task_table)
 
     def can_pending_tasks_suffice(self) -> bool:
@@ -294,7 +294,7 @@ class EveryTaskCollector(Collector):
         return self.has_sufficient_results
 
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
-        """Raise CodedTimeoutError."""
+        """Raise CodedTimeoutError, because tasks are missing at the deadline."""
         reported_tasks = self.make_report_table_builder()()
         message = format_timeout_message(
             reported_tasks,

@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
     errors : tuple of float
         The expected relative error of each result: 0.0 for exact results, inf if the error is not known.
     error_p90 : float
-        The relative error of all results together that is not exceeded in 90 % of the orders in which results
+        The 90th percentile of the relative error of all results together, over the orders in which results
         can arrive.
     """
 
@@ -127,7 +127,7 @@ def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
 def _compute_error_p90(
     predictor: MissingBlockPredictor, received: Array, expected_errors: list[float], k: int
 ) -> float:
-    """Return the relative error of all k blocks together that 90 % of the orders of arrival do not exceed."""
+    """Return the 90th percentile, over orders of arrival, of the relative error of all k blocks together."""
     joint_error = float(np.linalg.norm(expected_errors)) / float(np.sqrt(k))
     return joint_error and joint_error * predictor.estimate_error_to_std_ratio_p90(
         _to_normalized_reals(received)
@@ -139,7 +139,7 @@ def _compute_expected_errors(
 ) -> list[float]:
     """Return the expected relative error of each missing block, 0.0 if it can be decoded within `rtol`."""
     rounding_errors = np.linalg.norm(predictor.weights, axis=1)
-    if is_integer_dtype(dtype):  # The predictions are rounded to integers, by at most one.
+    if is_integer_dtype(dtype):  # Rounding to integers adds errors of up to one.
         rounding_errors /= float(np.abs(received).max(initial=0)) or 1.0
     else:
         rounding_errors *= machine_epsilon(decoder.get_accuracy_limiting_dtype(dtype))

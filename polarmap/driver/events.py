@@ -158,7 +158,7 @@ JobEvent = (
 
 
 class Observer(ABC):
-    """Base class of objects that handle the events of a job, on the thread that runs the job.
+    """Base class of observers, which handle the events of a job (a run of a map) on the thread of the job.
 
     An exception that an observer raises ends the job and is raised to the caller of the job.
 
@@ -261,7 +261,7 @@ class CancellationToken:
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """The observers and the cancellation token of a map, which are passed to each of its jobs.
+    """The observers of a map and its cancellation token, which are passed to each job of the map.
 
     Attributes
     ----------

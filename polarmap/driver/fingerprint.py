@@ -163,9 +163,9 @@ class _FingerprintPickler(pickle.Pickler):
         return state
 
     def _dump_module_attributes(self) -> None:
-        """Hash the attributes of reached modules that reached code mentions.
+        """Hash the attributes of modules that the function can reach and its code mentions.
 
-        These may reach further modules.
+        The attributes may lead to further modules, so this is repeated until there are no new ones.
         """
         dumped: set[tuple[str, str]] = set()
         while True:

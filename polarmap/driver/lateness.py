@@ -25,14 +25,16 @@ Floats = npt.NDArray[np.float64]
 
 LATE_FRACTION = 1 / 12  # the share of tasks that become late by chance if all workers are healthy
 MIN_LATE_TASKS = 2.0  # the smallest number of tasks that may become late by chance
-MIN_MEDIAN_FACTOR = 1.1  # An attempt is never late before this multiple of the median run time.
+# An attempt is never late before this multiple of the median run time.
+MIN_MEDIAN_FACTOR = 1.1
 # Until half of the tasks have returned, an attempt is late after this multiple of the time that half of the
 # tasks would take at the pace so far.
 EARLY_FACTOR = 3.0
 NO_RESULT_SECONDS = 60.0  # the run time after which the first attempt is late if no task has returned
 MIN_WAIT_SECONDS = 1e-9  # the shortest wait: rounding could keep a clock from advancing by less
-MIN_BACKUP_SECONDS = 0.1  # the run time before which no backup is started, since the task may end soon
-# The number of run times to keep in a job without a known number of tasks. Beyond it, every other one is
+# The run time before which no backup is started, because a short task is not worth another attempt.
+MIN_BACKUP_SECONDS = 0.1
+# The largest number of run times to keep if the number of tasks is unknown. Beyond it, every other is
 # dropped.
 RUN_TIME_HISTORY_SIZE = 512
 

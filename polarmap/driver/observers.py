@@ -28,8 +28,7 @@ LOG.addHandler(logging.NullHandler())
 
 TELEMETRY_NAME = "polarmap"  # the prefix of all OpenTelemetry names of spans, attributes and counters
 
-# The run time of a map after which its notebook widget is created. Creating one takes longer than a short
-# map.
+# The run time of a map after which its notebook widget is created, which takes longer than a short map.
 NOTEBOOK_DELAY_SECONDS = 0.3
 
 _MAP_IDS = itertools.count(1)

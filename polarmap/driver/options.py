@@ -95,8 +95,8 @@ class MapOptions:
     schedule: str = "upfront"
     n_upfront_parity: int = 0  # the number of parity tasks that start with the data tasks if "on_demand"
     run_times: RunTimeQuantiles | None = None  # the distribution of the run time of a task, from a plan
-    # The option that needs parity tasks, which an error message names if the data cannot be coded. "" if
-    # none.
+
+    # The option that needs parity tasks, or "". An error message names it if the data cannot be coded.
     parity_required_by: str = ""
     key: str | bytes | None = None
     traits: FunctionTraits = FunctionTraits()
@@ -178,5 +178,5 @@ def check_options(
 
 
 def apply_plan(code_options: CodeOptions, schedule: Schedule) -> CodeOptions:
-    """Return `code_options` unchanged, or with the sizes and the code of `schedule` if that is a plan."""
+    """Return `code_options`, with the numbers of blocks and tasks of `schedule` if that is a plan."""
     return schedule.apply_to(code_options) if isinstance(schedule, PlannedSchedule) else code_options

@@ -46,7 +46,10 @@ class PaddedBlock:
 
     @property
     def effects(self) -> tuple[PaddingEffect, ...]:
-        """How rows of zeros affect each array of the result. If that is unknown, a change is assumed."""
+        """How padding with rows of zeros affects each array of the result.
+
+        If unknown, a change is assumed.
+        """
         return self.analyzer.get_padding_effects(self._received.leaf_shapes)
 
     # -- while the map runs -----------------------------------------------------------------
@@ -104,7 +107,7 @@ class PaddedBlock:
     def wait_for_effects(self) -> None:
         """Wait, within limits, for the trial that finds out the effect of padding.
 
-        Skip this if not needed.
+        Does not wait if the result without padding has arrived.
         """
         if not self.has_unpadded_result:
             self.analyzer.wait_for_padding_effects(self._limits.local_evaluation_timeout)
@@ -158,6 +161,6 @@ class PaddedBlock:
         return "rows cut off" if PaddingEffect.ROWWISE in effects else "zeros ignored"
 
     def record_effects(self) -> None:
-        """Cache the effect of rows of zeros for later maps of the same function."""
+        """Cache the effect of padding for later maps of the same function."""
         outcome = self._received.by_task.get(self.task_index)
         self.analyzer.record_padding_effects(outcome and outcome.leaves, self._received.unpadded_result)

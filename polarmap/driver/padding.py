@@ -27,13 +27,14 @@ from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
 PADDING_PROPERTY = "what rows of zeros do to f"
-SAMPLE_VALUES = np.arange(1, 8)  # the values of trial rows in place of rows of the data that are all zero
+# The values with which rows of zeros are replaced for a trial of the mapped function.
+SAMPLE_VALUES = np.arange(1, 8)
 # Trial row number i is multiplied by 1 + ROW_FACTOR_STEP * i**2, so that sums of rows are unlikely to cancel.
 ROW_FACTOR_STEP = 0.25
 
 
 class PaddingEffect(Enum):
-    """How rows of zeros at the end of a block affect one array of the result of f."""
+    """How padding a block with rows of zeros affects an array in the result of the mapped function."""
 
     ROWWISE = "one row of the result for each row of the block"
     NO_EFFECT = "rows of zeros make no difference"
@@ -41,7 +42,7 @@ class PaddingEffect(Enum):
 
 
 class KnownPaddingEffects(NamedTuple):
-    """The effects of rows of zeros on a function, as found by earlier maps.
+    """The effects of padding with rows of zeros on the results of a function, as found by earlier maps.
 
     Attributes
     ----------
@@ -112,7 +113,7 @@ class PaddingAnalyzer:
         self._f = f
 
     def start_trial_evaluation(self) -> None:
-        """Start to call f on a few rows, in a thread, unless the effects of padding are known already."""
+        """Start a trial of f on a few rows, in a thread, unless the effects of padding are known already."""
         if not self._is_rowwise and self._known_effects is None:
             f = self._f
             self._evaluation = LocalEvaluation(lambda blocks: tuple(map(f, blocks)), self._build_trial_blocks)

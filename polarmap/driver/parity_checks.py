@@ -27,8 +27,7 @@ class ParityResiduals(NamedTuple):
     Attributes
     ----------
     by_leaf : list of float or None
-        The largest relative residual of each array (leaf) of a result, or None for an array that is not
-        decoded.
+        The largest relative residual of each array (leaf) of a result. None for arrays that are not decoded.
     is_violated : bool
         Whether any residual is larger than rounding errors can explain.
     suspects : set of int or None
@@ -67,9 +66,9 @@ class ParityChecks:
         self._coded_data, self._options = coded_data, options
         self._decoder, self._received, self._evaluator = decoder, decoder.received, evaluator
         self.residuals: ParityResiduals | None = None
-        self._checked_decoder: ErasureDecoder | None = None  # the decoder for which `residuals` were computed
-        # The largest magnitude, for each array, of terms that cancel in sums. [] until a residual is
-        # suspicious.
+        self._checked_decoder: ErasureDecoder | None = None  # `residuals` were computed for this decoder
+
+        # The largest magnitude, for each array, of terms that cancel in sums. [] until it is needed.
         self._uncancelled_magnitudes: list[float] = []
 
     def evaluate(self) -> ParityResiduals:
@@ -176,8 +175,7 @@ class ParityChecks:
     def compute_max_magnitude(self, leaf_index: int, arrays: list[Array] | None = None) -> float:
         """Return the magnitude of an array (leaf) of the results, to which rounding errors are relative.
 
-        It is the largest absolute value. If f is known to sum larger terms that cancel, it is their
-        magnitude.
+        It is the largest absolute value, or that of the terms in sums of f if these are known to cancel.
 
         Parameters
         ----------

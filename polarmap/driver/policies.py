@@ -45,7 +45,7 @@ class RetryRule:
     delay_seconds: float = 0.0
 
     def allows_retry(self, task: TaskRecord) -> bool:
-        """Return whether a failed task has an attempt left."""
+        """Return whether a failed task may be retried."""
         return task.n_counted_attempts <= self.max_retries
 
     def next_attempt_at(self, task: TaskRecord) -> float:
@@ -55,7 +55,7 @@ class RetryRule:
         return task.ended_at + self.compute_delay(task.n_counted_attempts)
 
     def compute_delay(self, n_attempts: int) -> float:
-        """Return the seconds to wait before the next attempt after `n_attempts` failed attempts."""
+        """Return the delay, in seconds, before the next attempt after `n_attempts` failed attempts."""
         n_doublings = min(max(n_attempts - 1, 0), MAX_DOUBLINGS)
         return min(MAX_RETRY_DELAY, self.delay_seconds * 2.0**n_doublings)
 
@@ -198,7 +198,7 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
     ) -> Sequence[int]:
         """Return the tasks of the base policy.
 
-        While the map waits for the one task, return it if it is late.
+        If the map waits only for the task to back up, return this task once it is late.
         """
         if collector.awaited_task != self._task_index:
             return self._base_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)

@@ -132,7 +132,7 @@ def make_observers(progress: Any, on_result: Any = None) -> tuple[Observer, ...]
 
 
 def _is_in_notebook() -> bool:
-    """Return whether this process is the kernel of a notebook."""
+    """Return whether this process is the kernel of a Jupyter notebook."""
     get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
     shell = None if get_ipython is None else get_ipython()
     return shell is not None and "IPKernelApp" in shell.config

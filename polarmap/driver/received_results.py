@@ -39,7 +39,7 @@ def get_leaf_types(structure: Structure) -> list[str]:
 
 
 def has_valid_scalar_shapes(result: Outcome | TaskResult) -> bool:
-    """Return whether every leaf that was a single number has one entry. A damaged result may not."""
+    """Return whether each number in a result is stored as one value, as it must be unless it is damaged."""
     leaf_types = get_leaf_types(result.structure)
     return all(
         leaf.size == 1
@@ -86,7 +86,7 @@ class ReceivedResults:
     ) -> None:
         self._coded_data, self._expected_shape, self._task_table = coded_data, expected_shape, task_table
         self._systematic_indices = coded_data.code.systematic_indices
-        self._groups: dict[Any, dict[int, Outcome]] = {}  # by structure, types and shapes
+        self._groups: dict[Any, dict[int, Outcome]] = {}  # key: structure, types and shapes
         self.by_task: dict[int, Outcome] = {}
         self.unpadded_result: TaskResult | None = None
         self.is_frozen = False
@@ -123,7 +123,7 @@ class ReceivedResults:
         return self._reject_mismatched_result(outcome)
 
     def discard(self, task_index: int, failure: Failure) -> None:
-        """Remove a used result, and record `failure` for its task."""
+        """Remove the result of a task, and record `failure` for the task."""
         del self.by_task[task_index]
         self._discard_unpadded_result(task_index)
         self._task_table.reject_result(task_index, failure)
@@ -132,12 +132,12 @@ class ReceivedResults:
 
     @property
     def first_received(self) -> Outcome:
-        """The used result that arrived first."""
+        """The first result to arrive, of those that are used for decoding."""
         return next(iter(self.by_task.values()))
 
     @property
     def structure(self) -> Structure:
-        """The structure of a result: how it is nested of arrays (leaves)."""
+        """The structure of a result: how its arrays (leaves) are nested in tuples, lists and dicts."""
         return self.by_task[min(self.by_task)].structure
 
     @property
@@ -160,7 +160,7 @@ class ReceivedResults:
 
     @property
     def n_data_results(self) -> int:
-        """The number of used results of data blocks."""
+        """The number of data blocks with a result that is used."""
         return sum(int(block_index) in self.by_task for block_index in self._systematic_indices)
 
     @property
@@ -180,7 +180,7 @@ class ReceivedResults:
         }
 
     def has_all_data_results(self, task_indices: Collection[int]) -> bool:
-        """Return whether these tasks include all data tasks. A result without padding is counted as well."""
+        """Return whether these tasks, or a result without padding, cover all data blocks."""
         available, n_data_tasks = set(task_indices), len(self._systematic_indices)
         if self.unpadded_result is not None:
             available.add(n_data_tasks - 1)

@@ -95,14 +95,15 @@ class ResultDecoder:
         self.decoded_results: list[list[Array]] = []
         self.decode_seconds = 0.0
         self._latest_decoder: ErasureDecoder | None = None  # the decoder that computed `decoded_results`
-        # The result of f for a data block, computed on the driver.
+
+        # The result of the mapped function f for a data block, computed in this process.
         self._local_sample: list[Array] | None = None
         self._trial_cache: dict[Any, bool] = {}  # the cached answers of `would_suffice`
 
     # -- arrivals ---------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Start tracking from scratch, after other results are used or a result was rejected."""
+        """Reset the decoder, after the set of usable results has changed other than by a new result."""
         self.ready_at = self.decodable_at = None
         self.is_ill_conditioned = False
         self.__dict__.pop("undecodable_reason", None)
@@ -132,7 +133,7 @@ class ResultDecoder:
             self.record_all_data_arrived()
 
     def record_all_data_arrived(self) -> None:
-        """Record that nothing has to be decoded, if every data task has a result, with or without padding."""
+        """Record that nothing has to be decoded, if a result of every data block has arrived."""
         received = self.received
         if self.ready_at is None and received.has_all_data_results(received.by_task):
             self.ready_at, self.n_needed = self._timer.elapsed_seconds, received.n_arrived_tasks
@@ -209,7 +210,10 @@ class ResultDecoder:
 
     @cached_property
     def undecodable_reason(self) -> str:
-        """Why integer data cannot be decoded: f returns floats, and parity integers may overflow. Else ""."""
+        """The reason why results of integer data cannot be decoded, or "" if they can.
+
+        They cannot if f returns floats and the integers in parity blocks may overflow.
+        """
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes))
         if self._options.traits.meets_requirement or not has_integers:
             return ""

@@ -95,7 +95,10 @@ class CodedResult(Sequence[T]):
 
 
 def build_interim_report(report_fields: Mapping[str, Any], task_table: TaskTable) -> Report:
-    """Return the report of a map that is still running. `report_fields` are all fields except the tasks."""
+    """Return the report of a running map.
+
+    report_fields : all fields of the report except the tasks.
+    """
     return Report(**report_fields, tasks=_build_task_reports(task_table), is_final=False)
 
 
@@ -147,7 +150,7 @@ def _build_task_report(task_index: int, record: TaskRecord) -> TaskReport:
 
 
 def warn_if_machine_overloaded(task_table: TaskTable, n: int, k: int) -> None:
-    """Log a warning if a machine ran more than n - k tasks, as the map could not survive its loss.
+    """Log a warning if one machine ran so many tasks that the map could not have survived its loss.
 
     Each text is logged only once per process.
     """

@@ -29,8 +29,7 @@ from polarmap.executors.interface import (
     Session,
 )
 
-# While other tasks still run, failed tasks are retried only after this many seconds without a start or
-# outcome.
+# While other tasks run, failed tasks are retried only after this many seconds without a start or an outcome.
 RETRY_IDLE_SECONDS = 1.0
 MAX_POLL_INTERVAL = 5.0  # the longest wait for events in seconds, in case a wake-up is missed
 
@@ -97,8 +96,7 @@ def schedule_tasks(
     session.submit(task_table.start_attempts(policy.initial_tasks, 0.0))
     while True:
         timeout = min(poll_interval, collector.poll_interval(), timer.remaining_seconds)
-        # `polled_at` rather than the current time, so that no start that is due since the last poll is
-        # missed.
+        # Count from the previous poll rather than from now: a start may have become due since then.
         if collector.can_use_parity:
             timeout = min(timeout, policy.seconds_until_next_start(task_table, polled_at))
         if next_retry_at < inf:
@@ -133,8 +131,7 @@ def schedule_tasks(
             if is_stalled:
                 collector.on_tasks_exhausted()
         elif is_stalled or not task_table.held_back:
-            # Retry immediately if no pending task can help, and otherwise only after some time without an
-            # event.
+            # Retry immediately if no pending task can help, and otherwise only after a quiet period.
             earliest_at = 0.0 if is_stalled else last_event_at + RETRY_IDLE_SECONDS
             if retryable_tasks := [
                 task for task in retry_times if max(retry_times[task], earliest_at) <= now

@@ -79,7 +79,7 @@ class TaskRecord:
 
     @property
     def n_attempts(self) -> int:
-        """The number of attempts that have been started."""
+        """The number of attempts (runs) of the task that have been started."""
         return len(self.submitted_at)
 
     @property
@@ -121,7 +121,7 @@ class TaskRecord:
         return next((failure for failure in reversed(self.failures) if failure.kind == "raised"), None)
 
     def drop_shape_failures(self) -> None:
-        """Remove the failures because of a wrong shape, after a result was accepted."""
+        """Remove failures that were recorded because a result had the wrong shape."""
         self.failures = [failure for failure in self.failures if failure.kind != "shape"]
 
 
@@ -175,7 +175,7 @@ class TaskTable:
         self.held_back.add(task_index)
 
     def task_indices(self) -> list[int]:
-        """Return the numbers of all tasks."""
+        """Return the indices of all tasks."""
         return list(self._records)
 
     def discard_task(self, task_index: int) -> None:

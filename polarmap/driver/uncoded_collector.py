@@ -48,7 +48,7 @@ class FirstResultCollector(EveryTaskCollector):
             super().raise_if_f_always_fails()
 
     def poll_interval(self) -> float:
-        """Return inf. Return 0 if the map is complete, because accepted failures end it without an event."""
+        """Return the seconds until the next poll: 0 if the map is complete, and otherwise inf."""
         return 0.0 if self.has_sufficient_results else inf
 
     def on_tasks_exhausted(self) -> None:

@@ -50,8 +50,7 @@ class Accepted(NamedTuple):
     warning : str
         A warning for the caller of the map, or "".
     proves_f : bool
-        Whether the checks prove that f meets the assumption of the code, so that later maps need not check
-        it.
+        Whether the checks prove that f meets the assumption of the code, so later maps need not check it.
     """
 
     verification: Verification
@@ -220,9 +219,9 @@ class Verifier:
 
     @property
     def has_check_of_block_sum(self) -> bool:
-        """Whether any check involves a real combination of blocks.
+        """Whether any check involves a combination of several blocks.
 
-        A copy of a block cannot test linearity.
+        A parity block that is a copy of a data block cannot show whether f is linear.
         """
         is_decoded = len(self._erasure_decoder.missing_indices) > 0
         if is_decoded and self._block_sum_mask[self.local_checks.checked_mask].any():
@@ -242,9 +241,9 @@ class Verifier:
         return combination_mask
 
     def has_differing_results(self) -> bool:
-        """Return whether results of different tasks differ by more than rounding.
+        """Return whether results of different tasks differ by more than rounding errors.
 
-        Equal ones prove nothing.
+        If all results are equal, parity checks prove nothing about f.
         """
         for leaf_index, dtype in enumerate(self._decoder.result_dtypes()):
             first, *others = self._received.get_flat_leaves_by_task(leaf_index).values()
@@ -260,7 +259,7 @@ class Verifier:
     # -- accuracy ---------------------------------------------------------------------------
 
     def compute_error_bound(self) -> float:
-        """Return a bound of the relative error of the results that the checks cannot exclude.
+        """Return a bound of the relative error that the results may have although all checks have passed.
 
         The error may come from rounding, which decoding amplifies, and from one wrong result whose deviation
         is so small that the checks take it for rounding. It is relative to the largest value of an array.
@@ -288,9 +287,8 @@ class Verifier:
             )
             decoded = [leaves[leaf_index] for leaves in self._decoder.decoded_results]
             max_magnitude = self.parity_checks.compute_max_magnitude(leaf_index, decoded)
-            if max_magnitude:  # The magnitudes of parity results may be larger.
-                # f rounds floats to integers, each by up to a half, and decoding multiplies this by the
-                # weights.
+            if max_magnitude:
+                # If f rounds to integers, each result may be off by a half, which decoding weights multiply.
                 integer_rounding = 0.0
                 if is_integer:
                     integer_rounding = 0.5 * float(decoder.weight_magnitudes.sum(axis=1).max()) + 0.5
@@ -301,5 +299,5 @@ class Verifier:
 
     @property
     def amplification(self) -> float:
-        """The factor by which decoding multiplies rounding errors of floats, at most."""
+        """The largest factor by which decoding multiplies rounding errors of floats."""
         return self._erasure_decoder.over(np.dtype(np.float64)).amplification

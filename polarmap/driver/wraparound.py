@@ -17,7 +17,7 @@ from polarmap.errors import CodeError
 
 
 def find_wraparound_reason(coded_data: CodedData, result_dtypes: Sequence[DType]) -> str:
-    """Return a message if results of these dtypes cannot be decoded because integers may wrap, else "".
+    """Return an error message if results cannot be decoded because integers may overflow, else "".
 
     That is the case if f turns integers into floats, and parity blocks or sums over them may exceed 64 bits.
     """

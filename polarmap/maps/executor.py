@@ -130,7 +130,7 @@ class Executor(ExecutorHandle, futures.Executor):
         return self._executor.workers_by_host
 
     def resolve(self) -> ResolvedExecutor:
-        """Return an executor on which maps can run, together with the calls of this one."""
+        """Return the executor to use for maps, which runs tasks of maps on the same workers as calls."""
         return ExecutorOfCalls(self, self._executor)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
@@ -215,9 +215,9 @@ class Executor(ExecutorHandle, futures.Executor):
         )
 
     def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> bool:
-        """Pickle chunks of arguments, and submit each as one call of a map.
+        """Pickle chunks of arguments, and submit each chunk as one item of a map.
 
-        Chunks that cannot be pickled fail.
+        If a chunk cannot be pickled, its item fails with the reason.
         """
         first_index, new_indices = len(mapped_calls.blocks), list[int]()
         mapped_calls.blocks += [b""] * len(chunks)

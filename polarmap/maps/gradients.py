@@ -33,8 +33,7 @@ from polarmap.worker.finite_differences import (
 
 # The step h for which the rounding error, eps / h, equals the truncation error, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
-# The largest factor by which decoding may amplify the error of slopes. Beyond it, one more result is waited
-# for.
+# The largest factor by which decoding may amplify the error of slopes. Otherwise, wait for one more result.
 MAX_AMPLIFICATION = 1e3
 # f counts as not smooth if a residual exceeds the estimated error of slopes by this factor.
 ERROR_SAFETY_FACTOR = 64

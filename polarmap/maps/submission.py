@@ -18,8 +18,7 @@ from polarmap.executors.pickling import copy_by_pickling
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The parameters of map functions that hold data. Their values are copied, so that later changes have no
-# effect.
+# The parameters of map functions that hold data. `submit` copies their values, as the caller may change them.
 DATA_PARAMETERS = {
     "data",
     "parts",
@@ -90,7 +89,10 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
 
 
 def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:
-    """Return a copy of an argument if it is data in memory, or f and `pickle_f`, else the argument itself."""
+    """Return a copy of an argument of a map function, so that the caller can change the original.
+
+    Arguments other than data in memory and f are returned themselves. f is copied only if `pickle_f` is set.
+    """
     if name in DATA_PARAMETERS:
         return _copy_if_in_memory(argument)
     return _copy_by_pickle_round_trip(argument) if name == "f" and pickle_f else argument
