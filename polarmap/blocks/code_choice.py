@@ -157,7 +157,7 @@ def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np
     if not isinstance(code, SecretSharing):
         if degree == 1:
             return max(1, n_needed)
-        from polarmap.codes.lagrange import compute_max_k  # imported late: slow, and rarely needed
+        from polarmap.codes.lagrange import compute_max_k  # lazy import: slow, and rarely needed
 
         return max(1, compute_max_k(n_needed, degree))
     if any(map(is_integer_dtype, dtypes)):
@@ -178,7 +178,7 @@ def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) ->
         from polarmap.codes.lagrange import (
             LagrangeCode,
             compute_recovery_threshold,
-        )  # imported late: most maps have degree 1
+        )  # lazy import: most maps have degree 1
 
         n_needed = compute_recovery_threshold(k, degree, "circle")
         chosen_code = LagrangeCode(n_tasks or get_default_n_tasks(n_needed), k, degree)

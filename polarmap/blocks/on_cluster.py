@@ -217,7 +217,7 @@ def _chunk_to_array(chunk: Any) -> Array:
 
 
 def split_block_into_stripes(block: Array, n_stripes: int) -> Any:
-    """Flatten a block, and split it into `n_stripes` slices of nearly equal length."""
+    """Split the flattened block into `n_stripes` slices of nearly equal length."""
     return _unwrap_single_output(np.array_split(block.reshape(-1), n_stripes))
 
 

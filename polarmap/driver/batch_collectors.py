@@ -40,7 +40,7 @@ class BatchCollector(FirstResultCollector):
         self._failure_by_item: dict[int, Failure] = {}  # by item, if other items of its batch returned
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Store the result of each item that has none yet, and arrange a retry of each item that failed."""
+        """Store the result of each item that has none yet, and schedule a retry of each item that failed."""
         batch_outcome = self._split_outcome(outcome)
         if batch_outcome is None:
             return
@@ -54,7 +54,7 @@ class BatchCollector(FirstResultCollector):
 
     @abstractmethod
     def _retry_items(self, outcome: Outcome, failures: Sequence[tuple[int, Failure]]) -> None:
-        """Arrange a retry of the items that failed in a batch whose other items returned."""
+        """Schedule a retry of the items that failed in a batch whose other items returned."""
 
     @property
     def has_sufficient_results(self) -> bool:

@@ -37,8 +37,9 @@ LATE_BATCH_SECONDS = 4 * MAX_BATCH_SECONDS
 # The largest number of items in a batch. An item waits for all items before it in the batch, so one slow item
 # delays many if batches are large.
 MAX_BATCH_ITEMS = 1024
-MAX_ITEM_CLASSES = 64  # the number of item classes (items that take about as long) with a known run time
-BATCHES_PER_CORE = 4  # the number of batches for each core if only a few items are queued
+MAX_ITEM_CLASSES = 64  # the largest number of classes of similar items whose run times are remembered
+# The number of batches for each core if only a few items are queued.
+BATCHES_PER_CORE = 4
 # Injected faults (for tests) that strike one item rather than a whole batch.
 SINGLE_ITEM_FAULTS = "raise", "garbage"
 # The rule for when an item is late. The number of items is not known in advance, so `LateTracker` replaces
@@ -86,8 +87,8 @@ class BatchPolicy(SchedulingPolicy):
         self._max_in_flight = MAX_BATCHES if allow_batches else max_in_flight
         self._queue = deque[Batch]()
         self._single_items = deque[Batch]()  # the items of late batches, which start before the queue
-        self._multi_item_tasks = set[int]()  # tasks of several items that have not ended
-        self._seconds_by_class: dict[Hashable, float] = {}  # run time of an item, measured by workers
+        self._multi_item_tasks = set[int]()  # unfinished tasks with several items
+        self._seconds_by_class: dict[Hashable, float] = {}  # the run time of one item, as workers measured it
         self._backup_policy = BackupPolicy(0, OPEN_ENDED_RULE, max_backups)
         self.late_tracker = self._backup_policy.late_tracker
         # References are weak: a tracker is kept only while a task uses it or it is among the recent ones.
@@ -108,7 +109,7 @@ class BatchPolicy(SchedulingPolicy):
             return bool(self._queue or self._single_items) or self._blocks.has_items
 
     def collect_sequences(self) -> list[ItemSequence]:
-        """Return all item sequences of which an item is queued or belongs to a task."""
+        """Return all item sequences with items that are queued or belong to a task."""
         with self._blocks.lock:
             batches = [*self._blocks.batches.values(), *self._single_items, *self._queue]
         return list(dict.fromkeys(batch.items for batch in batches))

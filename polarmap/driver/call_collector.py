@@ -17,7 +17,7 @@ from polarmap.executors.interface import FailureKind, Outcome
 from polarmap.worker.pickled_values import unpickle_item
 from polarmap.worker.pytree import Array
 
-SESSION_IDLE_SECONDS = 0.05  # seconds without calls after which the session with the workers is closed
+SESSION_IDLE_SECONDS = 0.05  # the session with the workers is closed after this time without calls
 
 
 class CallCollector(EveryTaskCollector):
@@ -105,7 +105,7 @@ def set_call_exception(
 
 
 def _set_call_result(calls: CallGroup, item_index: int, data: bytes | Array) -> None:
-    """Unpickle the result of a call and set it, or set the exception that unpickling raises."""
+    """Set the unpickled result of a call, or the exception if unpickling fails."""
     try:
         value = unpickle_item(data)
     except BaseException as error:

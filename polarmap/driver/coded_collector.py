@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from polarmap.driver.padded_block import PaddedBlock
     from polarmap.driver.padding import PaddingAnalyzer
 
-# Errors that rule out decoding for good. They end a map unless all data tasks return, so that no result has
-# to be decoded.
+# Errors after which nothing can be decoded. They end a map unless the results of all data blocks arrive.
 PERMANENT_DECODING_ERRORS = NotLinearError, CodeError
 # The longest interval, in seconds, between polls for a check or for a result that improves accuracy.
 MAX_SETTLE_INTERVAL = 0.25
@@ -115,7 +114,7 @@ class CodedCollector(Collector):
         )
         self.padded_block: PaddedBlock | None = None
         if padding_analyzer is not None:
-            from polarmap.driver.padded_block import PaddedBlock  # imported late: few maps need it
+            from polarmap.driver.padded_block import PaddedBlock  # lazy import: few maps need it
 
             self.padded_block = PaddedBlock(padding_analyzer, received, limits, timer)
         self._deadline_estimator = deadline_estimator
@@ -220,7 +219,7 @@ class CodedCollector(Collector):
         self.verification, self.received.is_frozen = verification, True
 
     def _accept_complete_results(self) -> None:
-        """Accept the results of all data blocks, all of which have arrived."""
+        """Accept the results of all data blocks as received, without decoding."""
         self.decoder.decode()
         self._accept(Verification.NOT_NEEDED)
 
@@ -234,7 +233,7 @@ class CodedCollector(Collector):
         self._accept(Verification.NOT_NEEDED, warning if self._options.verify is True else "")
 
     def _wait_for_all_data(self, error: NonFiniteResultError | NotLinearError | CodeError) -> None:
-        """Give up decoding and wait for results of all data blocks, or raise `error` if that is useless."""
+        """Stop decoding and wait for the results of all data blocks, or raise `error` if that is useless."""
         is_complete = not len(self.decoder.tracker.missing_indices)
         has_data_tasks = len(self._code.systematic_indices) > 0
         if isinstance(error, NonFiniteResultError):
@@ -489,7 +488,7 @@ class CodedCollector(Collector):
             padded_block.has_unpadded_result or padded_block.analyzer.has_known_effects
         ):
             return None
-        from polarmap.driver.estimates import estimate_missing_results  # imported late: few maps need it
+        from polarmap.driver.estimates import estimate_missing_results  # lazy import: few maps need it
 
         estimate = estimate_missing_results(decoder).with_padded_block(padded_block)
         errors = estimate.errors if any(estimate.errors) else ()

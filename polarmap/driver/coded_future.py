@@ -96,7 +96,7 @@ class MapFuture(Future[R]):
         super().add_done_callback(fn)
 
     def __await__(self) -> Generator[Any, None, R]:
-        import asyncio  # imported late: takes longer to import than most of polarmap
+        import asyncio  # lazy import: takes longer to import than most of polarmap
 
         return asyncio.wrap_future(self).__await__()
 
@@ -238,7 +238,7 @@ class BackgroundMap(Observer, Generic[R]):
         self._owner_pid = os.getpid()
         # Objects that keep the map running: futures with callbacks, and one object for each waiting thread.
         self._pins: set[object] = set()
-        self._get_report = prepared_map.get_report  # None until the number of tasks is known
+        self._get_report = prepared_map.get_report  # None while the number of tasks is unknown
         self._report: Report | None = None  # the report of the most recently finished job
         self._is_open = False  # whether the map has workers and can be woken to poll its tasks
         self._finished = threading.Event()
@@ -360,7 +360,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._report, self._get_report = getattr(result, "report", self._report), None
             self._warn_about_wrong_early_results()
         except JobCancelled:
-            if (future := self._future_ref()) is not None:  # A caller may still have it at exit.
+            if (future := self._future_ref()) is not None:  # At exit, a caller may still wait.
                 future.cancel()
         except BaseException as error:
             trim_traceback(error)

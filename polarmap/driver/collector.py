@@ -171,7 +171,7 @@ class Collector(ABC):
     @property
     @abstractmethod
     def decodable_tasks(self) -> Collection[int]:
-        """The tasks whose results are returned to the caller or can be used for decoding."""
+        """The tasks with results that can be returned to the caller or used for decoding."""
 
     @property
     @abstractmethod
@@ -196,7 +196,7 @@ class Collector(ABC):
         """Return which of the failed tasks are worth a retry."""
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise the exception of the mapped function f if so many tasks raised it that the map must fail.
+        """Raise the exception of the mapped function f if too many tasks raised it for the map to succeed.
 
         Does nothing once any task has returned a result.
         """
@@ -277,7 +277,7 @@ class EveryTaskCollector(Collector):
         return len(set(task_indices)) == len(self.task_table)
 
     def can_pending_tasks_suffice(self) -> bool:
-        """Return whether every task has returned, is in flight (submitted), or has yet to start."""
+        """Return whether every task has returned, is in flight (submitted), or is yet to be started."""
         tasks = self.task_table
         return self.would_suffice(tasks.arrived.keys() | tasks.in_flight.keys() | tasks.held_back)
 
@@ -286,7 +286,7 @@ class EveryTaskCollector(Collector):
         return failed_tasks
 
     def poll_interval(self) -> float:
-        """Return inf: without a new result there is nothing to poll for."""
+        """Return inf: only the arrival of a result can finish the map, so no polls are needed."""
         return inf
 
     def try_finish(self) -> bool:
@@ -322,5 +322,5 @@ class EveryTaskCollector(Collector):
         return ()
 
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
-        """Return a field which says that no verification was needed, because nothing was decoded."""
+        """Return the report field for verification, which was not needed because nothing was decoded."""
         return {"verified": str(Verification.NOT_NEEDED)}

@@ -110,7 +110,7 @@ def _format_failures(task_table: TaskTable) -> str:
 
 
 def _format_failed_hosts(task_table: TaskTable) -> str:
-    """Return a phrase with the machines on which tasks failed for good, such as " (on node1, node2)"."""
+    """Return a phrase with the machines of failed tasks, such as " (on node1, node2)"."""
     arrived = task_table.arrived
     failed_records = [task for index, task in enumerate(task_table) if task.failures and index not in arrived]
     hosts = [host for host, _ in Counter(task.host for task in failed_records if task.host).most_common()]

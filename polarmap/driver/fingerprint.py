@@ -163,7 +163,7 @@ class _FingerprintPickler(pickle.Pickler):
         return state
 
     def _dump_module_attributes(self) -> None:
-        """Hash the attributes of modules that the function can reach and its code mentions.
+        """Add the attributes of reachable modules to the hash, if the code of the function mentions them.
 
         The attributes may lead to further modules, so this is repeated until there are no new ones.
         """
@@ -182,7 +182,7 @@ class _FingerprintPickler(pickle.Pickler):
             dumped = reached
 
     def _dump_module_attribute(self, module_name: str, value: Any) -> None:
-        """Hash an attribute of a module. Library objects that cannot be pickled count by name alone."""
+        """Add an attribute of a module to the hash. Library objects that cannot be pickled count by name."""
         try:
             self.dump(value)
         except Exception:

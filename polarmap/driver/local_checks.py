@@ -95,9 +95,9 @@ class LocalChecks:
     def _start_reflection(self, block_index: int) -> tuple[int, LocalEvaluation] | None:
         """Start an extra check of f if the coded blocks contain noise (secret sharing), else return None.
 
-        With strong noise, all coded blocks may lie on the same side of a kink of f, such as that of |x|, so
+        With strong noise, all coded blocks may be on the same side of a kink of f, such as that of |x|, so
         that f looks linear. Therefore f is called on 2 * data block - coded block, the reflection of a coded
-        block at a data block, which lies on the other side of the kink if the coded block is far enough away.
+        block at a data block, which is on the other side of the kink if the coded block is far enough away.
         So the coded block with the largest value in its result is used. If f is affine, the result must be
         2 * f(data block) - f(coded block).
         """

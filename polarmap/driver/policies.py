@@ -85,7 +85,7 @@ class SchedulingPolicy(ABC):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks of which to start an attempt now. It may be the first attempt or a backup."""
+        """Return the tasks that should start now, for the first time or as backups of late attempts."""
 
     @abstractmethod
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
@@ -250,13 +250,13 @@ class BackupPolicy(SchedulingPolicy):
         self._late_trackers = weakref.WeakSet([self.late_tracker])
 
     def add_late_tracker(self, late_tracker: LateTracker[AttemptId]) -> None:
-        """Start backups for the late attempts of a further tracker, which is referenced weakly."""
+        """Start backups for the late attempts in this tracker, too. Only a weak reference to it is kept."""
         self._late_trackers.add(late_tracker)
 
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks to back up: the latest attempt is late, and backups are left."""
+        """Return the tasks that need a backup, because their latest attempt (run) is late."""
         trackers, in_flight = self._late_trackers, task_table.in_flight
         late_attempts = set().union(*(tracker.find_late_attempts(elapsed_seconds) for tracker in trackers))
         late_tasks = sorted(task for task, attempt in late_attempts if attempt == max(in_flight[task]))

@@ -231,7 +231,7 @@ def execute_coded(
     parity_tasks = range(len(coded_data.code.systematic_indices) or coded_data.n, coded_data.n)
     padded_block, padding_analyzer = coded_data.data_blocks.padded_block, None
     if padded_block is not None:
-        from polarmap.driver.padding import PaddingAnalyzer  # imported late: few maps need it
+        from polarmap.driver.padding import PaddingAnalyzer  # lazy import: few maps need it
 
         padding_analyzer = PaddingAnalyzer(f, coded_data, options, is_stored=output is not None)
         padded_block = padded_block if padding_analyzer.is_evaluated_unpadded else None
@@ -240,7 +240,7 @@ def execute_coded(
     )
     deadline_estimator = None
     if options.estimate_on_timeout:
-        from polarmap.driver.estimates import DeadlineEstimator  # imported late: few maps need it
+        from polarmap.driver.estimates import DeadlineEstimator  # lazy import: few maps need it
 
         deadline_estimator = DeadlineEstimator()
     make_collector = functools.partial(

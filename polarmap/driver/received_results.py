@@ -132,7 +132,7 @@ class ReceivedResults:
 
     @property
     def first_received(self) -> Outcome:
-        """The first result to arrive, of those that are used for decoding."""
+        """The first received result that is used for decoding."""
         return next(iter(self.by_task.values()))
 
     @property
@@ -223,7 +223,10 @@ class ReceivedResults:
         return len(candidates) > len(self.by_task)
 
     def _switch_to_group(self, candidates: dict[int, Outcome]) -> None:
-        """Use the group `candidates` from now on. The results used before become failures of their tasks."""
+        """Replace the used results by the group `candidates`.
+
+        Replaced results become failures of their tasks.
+        """
         rejected, self.by_task = self.by_task, candidates
         for task_index in candidates:
             self._task_table.restore_result(task_index)

@@ -139,7 +139,7 @@ class ResultDecoder:
             self.ready_at, self.n_needed = self._timer.elapsed_seconds, received.n_arrived_tasks
 
     def accept_ill_conditioned(self) -> bool:
-        """Allow decoding regardless of `rtol`. Return whether decoding is possible at all."""
+        """Accept decoding less accurately than `rtol`. Return whether decoding is possible at all."""
         if not self.received.by_task or self.tracker.state is not DecodingState.ILL_CONDITIONED:
             return False
         self.tracker.accept_ill_conditioned()
@@ -217,7 +217,7 @@ class ResultDecoder:
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes))
         if self._options.traits.meets_requirement or not has_integers:
             return ""
-        from polarmap.driver.wraparound import find_wraparound_reason  # imported late: few maps need it
+        from polarmap.driver.wraparound import find_wraparound_reason  # lazy import: few maps need it
 
         return find_wraparound_reason(self.coded_data, self.result_dtypes())
 
@@ -262,7 +262,7 @@ class ResultDecoder:
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []
             if leaf_types[leaf_index] == "python" and is_integer_dtype(dtype) and decoder.modular:
-                from polarmap.driver.wraparound import undo_wraparound  # imported late: few maps need it
+                from polarmap.driver.wraparound import undo_wraparound  # lazy import: few maps need it
 
                 arrived, weights = decoder.arrived_indices, decoder.approximate_weights
                 recovered.append(undo_wraparound(self.coded_data, received, arrived, weights, blocks))

@@ -71,7 +71,7 @@ class FirstResultCollector(EveryTaskCollector):
 
     @abstractmethod
     def _accept_failure(self, task_index: int, failure: Failure) -> None:
-        """Use `failure` as the outcome of a task, or of those of its items that have no outcome yet."""
+        """Record `failure` as the outcome of a task, or of all items in it without an outcome."""
 
     @abstractmethod
     def _label_failure(self, task_index: int, failure: Failure) -> str:
