@@ -77,7 +77,11 @@ class CallCollector(EveryTaskCollector):
         return not self.task_table.failed
 
     def poll_interval(self) -> float:
-        """Return how many seconds to wait for new calls if none is left, and inf while calls are running."""
+        """Return the seconds until the next poll.
+
+        It is the time to wait for new calls if no call is left, 0 before any task is formed, and otherwise
+        inf.
+        """
         if not self._policy.has_items:
             return SESSION_IDLE_SECONDS
         return inf if len(self.task_table) else 0.0

@@ -360,7 +360,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._report, self._get_report = getattr(result, "report", self._report), None
             self._warn_about_wrong_early_results()
         except JobCancelled:
-            if (future := self._future_ref()) is not None:  # At exit, a caller may still wait.
+            if (future := self._future_ref()) is not None:  # A caller may still hold it at exit.
                 future.cancel()
         except BaseException as error:
             trim_traceback(error)

@@ -178,5 +178,5 @@ def check_options(
 
 
 def apply_plan(code_options: CodeOptions, schedule: Schedule) -> CodeOptions:
-    """Return `code_options`, with the numbers of blocks and tasks of `schedule` if that is a plan."""
+    """Return `code_options`, completed with the sizes and the code of `schedule` if that is a plan."""
     return schedule.apply_to(code_options) if isinstance(schedule, PlannedSchedule) else code_options

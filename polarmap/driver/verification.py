@@ -59,7 +59,7 @@ class Accepted(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The verdict that one result is wrong: it contradicts others and the result of f on the driver."""
+    """The verdict that one result is wrong: it contradicts others, and calling f here does not confirm it."""
 
     task_index: int
     failure: Failure

@@ -46,7 +46,7 @@ class Executor(ExecutorHandle, futures.Executor):
 
     Use it with tools that take an executor, and for calls that come one by one. A call returns or raises what
     it would in a `ProcessPoolExecutor`. In addition, a call is retried if its worker dies. If a call takes
-    much longer than earlier calls of the same function, it is started a second time (a backup) once no other
+    much longer than earlier calls of the same function, it is started again (as a backup) once no other
     call is queued, and the first result counts. Arguments and results are pickled with cloudpickle, so
     functions may be defined anywhere. If a call raises `SystemExit`, `StopIteration` or the like, its future
     holds a `FunctionExitError`. A map with `executor=` an Executor runs where the calls run.

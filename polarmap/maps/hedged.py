@@ -54,8 +54,9 @@ def hedged_map(
 ) -> PreparedMap[CodedResult[T]]:
     """Apply any function to any items, starting a backup of each task that is late.
 
-    Use it for functions that `coded_map` cannot handle, such as nonlinear ones. The first result of each item
-    counts. A slow worker costs the time until its task is recognized as late, plus one more run of the task.
+    Use it for functions that `coded_map` cannot handle, such as most nonlinear ones. The first result of each
+    item counts. A slow worker costs the time until its task is recognized as late, plus one more run of the
+    task.
 
     Parameters
     ----------
