@@ -42,7 +42,7 @@ class CodedPairs(CodedData):
 
     def __init__(self, left: CodedData, right: CodedData, upper_triangle: bool = False) -> None:
         self.left, self.right = left, right
-        self._right_offset = 0 if left is right else left.n  # the first component of B
+        self._right_offset = 0 if left is right else left.n  # the number of the first block of B
         block_rows = left.block_layout(0)[0][1][0]
         left_code, right_code = cast(PolarCode, left.code), cast(PolarCode, right.code)
         code = (

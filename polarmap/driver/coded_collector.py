@@ -362,7 +362,7 @@ class CodedCollector(Collector):
         )
 
     def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
-        """Return which failed tasks may be retried: only `awaited_task` if that is not None."""
+        """Return which failed tasks may be retried: only `awaited_task` if the map waits for nothing else."""
         awaited_task = self.awaited_task
         if awaited_task is None:
             return failed_tasks
@@ -372,7 +372,8 @@ class CodedCollector(Collector):
         """Return the seconds after which to call `try_finish` although no task has ended, or inf.
 
         Polling begins once results can be decoded, for checks on the driver and for more accurate results.
-        The interval grows slowly. After results were refused, only another result helps, so no poll is due.
+        The interval grows slowly. If the results have been refused as wrong, only another result helps, so
+        inf is returned.
         """
         decoder = self.decoder
         decodable_at = decoder.decodable_at if decoder.ready_at is None else decoder.ready_at

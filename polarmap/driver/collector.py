@@ -264,7 +264,7 @@ class EveryTaskCollector(Collector):
 
     @property
     def can_use_parity(self) -> bool:
-        """Always True: every task is needed, so every held-back task would help."""
+        """Always True: every task is needed, so starting further tasks always helps."""
         return True
 
     @property
