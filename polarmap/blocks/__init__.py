@@ -1,4 +1,4 @@
-"""Cut data into blocks, and encode the blocks in memory.
+"""Cut the data of a map into blocks, and add parity blocks in memory.
 
     data --array_like--> array --equal--> k data blocks --coded--> n coded blocks, the input of n tasks
 

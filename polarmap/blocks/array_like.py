@@ -1,4 +1,4 @@
-"""Convert the data that users pass to something that can be sliced like a numpy array.
+"""Convert the data that users pass to objects that can be sliced like NumPy arrays.
 
 This module recognizes the kinds of data, and `conversions` converts tables, tensors and .npy files.
 """
@@ -27,15 +27,14 @@ from polarmap.worker.pytree import describe_type
 def as_array_like(data: Any, argument_name: str = "data") -> Any:
     """Convert tables and tensors to numpy arrays, without a copy if possible.
 
-    Other objects are returned unchanged: arrays of numpy, Zarr, HDF5 and dask, and objects that are no
-    arrays.
+    All other objects are returned unchanged, including arrays of numpy, Zarr, HDF5 and dask.
 
     Parameters
     ----------
     data : object
-        What the user passed.
+        The data that the user passed.
     argument_name : str
-        Name of the argument, for error messages.
+        The name of the argument, for error messages.
 
     Raises
     ------
@@ -73,14 +72,14 @@ def as_array_like(data: Any, argument_name: str = "data") -> Any:
 
 
 def load_array_like(data: Any, argument_name: str = "data") -> Any:
-    """Convert data as `as_array_like` does, or memory-map the .npy file if `data` is a path."""
+    """Memory-map the .npy file if `data` is a path. Convert other data as `as_array_like` does."""
     if isinstance(data, (str, os.PathLike)):
         return memory_map_npy_file(Path(data), argument_name)
     return as_array_like(data, argument_name)
 
 
 def load_block_array(value: Any) -> Any:
-    """Convert a value in a block to a numpy array if it is array-like (table, tensor, Zarr, HDF5, dask)."""
+    """Convert `value`, a part of a block, to a numpy array if it is any kind of array, table or tensor."""
     value = as_array_like(value, "a block")
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "toarray"):
         return value

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 CodeName = Literal["auto", "rotation", "arikan"]
 CODE_NAMES = ("auto", "rotation", "arikan")
 
-MAX_CACHED_N = 2048  # largest n of cached codes: the coefficients of 16 codes take at most 128 MB
+# Codes for more tasks than this are not cached, so that the coefficients of 16 cached codes fit in 128 MB.
+MAX_CACHED_N = 2048
 # The number of coded blocks up to which one code is faster than groups (measured with benchmarks/scale.py).
 MAX_UNGROUPED_N = 4096
 # The largest number of coded blocks in a group, if there are enough parity blocks. A power of two needs the
@@ -57,12 +58,12 @@ MAX_UNGROUPED_N = 4096
 GROUP_SIZE = 1024
 # The smallest number of parity blocks in a group. A group with fewer could run out of them by chance.
 MIN_GROUP_PARITY = 64
-# Values of k for which an arikan code with a third more tasks leaves one block without a parity check.
+# The numbers of data blocks for which an "arikan" code with a third more tasks leaves a block unprotected.
 UNCHECKED_BLOCK_COUNTS = (2, 5)
 
 
 class CodeOptions(NamedTuple):
-    """The options of `coded_map` for encoding data. None and "auto" leave the choice to polarmap."""
+    """The options of `coded_map` that determine the code. None and "auto" leave the choice to polarmap."""
 
     blocks: int | None = None
     tasks: int | None = None
@@ -71,22 +72,22 @@ class CodeOptions(NamedTuple):
 
     @property
     def given_code(self) -> LinearCode | None:
-        """The code object that the user passed; None if a code is to be chosen."""
+        """The code object that the user passed, or None if polarmap chooses the code."""
         return self.code if isinstance(self.code, LinearCode) else None
 
     @property
     def is_plain_linear(self) -> bool:
-        """Whether f is linear and no data is hidden; other codes lose digits as k grows."""
+        """Whether f is linear and the data is not hidden by noise. Other codes lose accuracy as k grows."""
         return self.degree == 1 and not isinstance(self.code, SecretSharing)
 
     @property
     def requested_k(self) -> int | None:
-        """The number of blocks that the user asks for; None if it is to be chosen."""
+        """The number of blocks that the user asked for, or None if polarmap chooses it."""
         given_code = self.given_code
         return given_code.k if self.blocks is None and given_code is not None else self.blocks
 
     def check(self) -> CodeOptions:
-        """Return the options with integer counts; raise CodeError if they are invalid or contradictory."""
+        """Validate the options, and return them with counts as int. Raise CodeError if they are invalid."""
         blocks, tasks, code, degree = self
         degree = check_positive_int("degree", degree)
         if isinstance(code, LinearCode):
@@ -124,7 +125,7 @@ def cut_blocks_and_choose_code(
 def choose_polar_code(
     n_rows: int, dtype: np.dtype[Any], n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
-    """Choose the code for an array of `n_rows` rows, without cutting the array."""
+    """Choose the number of blocks and the code for an array of `n_rows` rows."""
     check_polar_code_or_name(code)
     options = CodeOptions(n_blocks, n_tasks, code).check()
     return cast(PolarCode, _make_code(choose_n_blocks(n_rows, options, [dtype]), [dtype], options))
@@ -137,7 +138,7 @@ def check_polar_code_or_name(code: object) -> None:
 
 
 def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """Return k for `n_rows` rows: about 24, or as many blocks as the number of tasks permits.
+    """Return the number of blocks for `n_rows` rows: about 24, or as many as the number of tasks allows.
 
     Raises CodeError if the number of blocks in `options` would leave a block without rows.
     """
@@ -158,12 +159,12 @@ def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype
 
 
 def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """Return the largest k for which about a quarter of the results of `n_tasks` tasks are spare."""
+    """Return the largest number of blocks such that about a quarter of `n_tasks` results may be missing."""
     n_needed = 3 * min(n_tasks, MAX_GROUPED_N if degree == 1 else MAX_N) // 4
     if not isinstance(code, SecretSharing):
         if degree == 1:
             return max(1, n_needed)
-        from polarmap.codes.lagrange import compute_max_k  # slow to import, and rarely needed
+        from polarmap.codes.lagrange import compute_max_k  # lazy import: slow, and rarely needed
 
         return max(1, compute_max_k(n_needed, degree))
     if any(map(is_integer_dtype, dtypes)):
@@ -172,7 +173,7 @@ def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np
 
 
 def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
-    """Return the code for k blocks with leaves of these dtypes; raise CodeError if it does not fit them."""
+    """Return the code for k blocks of these dtypes. Raise CodeError if the options do not fit them."""
     _, n_tasks, code, degree = options
     if (given_code := options.given_code) is not None:
         if (given_code.n, given_code.k) != (n_tasks or given_code.n, k):
@@ -184,7 +185,7 @@ def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) ->
         from polarmap.codes.lagrange import (
             LagrangeCode,
             compute_recovery_threshold,
-        )  # most maps have degree 1
+        )  # lazy import: most maps have degree 1
 
         n_needed = compute_recovery_threshold(k, degree, "circle")
         chosen_code = LagrangeCode(n_tasks or get_default_n_tasks(n_needed), k, degree)
@@ -196,12 +197,12 @@ def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) ->
 
 
 def get_default_n_tasks(n_needed_results: int) -> int:
-    """Return the default number of tasks if `n_needed_results` results are needed: a third more."""
+    """Return the default number of tasks: a third more than the number of results that are needed."""
     return n_needed_results + math.ceil(n_needed_results / 3)
 
 
 def get_default_polar_n_tasks(k: int, kernel: str) -> int:
-    """Return the default number of coded blocks for k data blocks; any one of these may be lost.
+    """Return the default number of tasks for k data blocks, such that any one result may be missing.
 
     >>> [get_default_polar_n_tasks(k, "arikan") for k in (24, 5)], get_default_polar_n_tasks(5, "rotation")
     ([32, 8], 7)
@@ -212,7 +213,7 @@ def get_default_polar_n_tasks(k: int, kernel: str) -> int:
 def _make_secret_sharing_code(
     k: int, dtypes: Sequence[np.dtype[Any]], n_tasks: int | None, code: SecretSharing
 ) -> LinearCode:
-    """Return a secret-sharing code: over the reals for floats, modulo 2^64 for integers."""
+    """Return a code that hides data from workers: over the reals for floats, modulo 2^64 for integers."""
     n_colluders = int(code.n_colluders)
     is_integer = [is_integer_dtype(dtype) for dtype in dtypes]
     if not any(is_integer):
@@ -253,12 +254,12 @@ def choose_n_groups(n: int, k: int) -> int:
 
 @lru_cache(maxsize=16)
 def _get_cached_polar_code(n: int, k: int, kernel: str, n_groups: int) -> PolarCode:
-    """Return a code whose coefficients are computed once for all maps that use it."""
+    """Return a code from the cache, so that maps of the same size compute its coefficients only once."""
     return PolarCode(n, k, kernel=kernel, groups=n_groups)
 
 
 def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol: float | None) -> None:
-    """Raise CodeError if the code would seldom decode within `rtol`."""
+    """Raise CodeError if decoding with this code would rarely be as accurate as `rtol`."""
     inexact_dtypes = [dtype for dtype in data_blocks.dtypes if not is_integer_dtype(dtype)]
     amplification_limits = [
         (get_default_rtol(inexact_dtype) if rtol is None else rtol) / machine_epsilon(inexact_dtype)
@@ -272,18 +273,18 @@ def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol:
 def encode_blocks(
     data: Any, options: CodeOptions, rtol: float | None, parity_required_by: str = ""
 ) -> CodedData:
-    """Return the coded blocks of the data, which may be encoded already.
+    """Return the coded blocks of the data of a map, unless the data is encoded already.
 
     Parameters
     ----------
     data : object
-        Data of a map; `coded_blocks()` is called if it has this method.
+        The data of a map. If it has a method `coded_blocks`, it is encoded already.
     options : CodeOptions
     rtol : float or None
-        Relative tolerance of the map; None for the default.
+        The relative error that decoding may have. None for the default.
     parity_required_by : str
-        Option of the map that needs parity blocks, such as "out=". Empty if backups of late tasks may replace
-        parity blocks, as they do for some sparse data.
+        The option that needs parity blocks, such as "out=", or "". Without such an option, backups of
+        late tasks may replace parity blocks, as they do for some sparse data.
     """
     if is_scipy_sparse(data):
         return encode_sparse(data, options, parity_required_by=parity_required_by)
@@ -310,7 +311,7 @@ def encode_blocks(
 def encode_on_cluster(
     partitioned_data: PartitionedData, options: CodeOptions, rtol: float | None
 ) -> CodedData:
-    """Return the coded blocks of data that stays on a cluster."""
+    """Return the coded blocks of data that is on a cluster and is encoded there."""
     from polarmap.blocks.on_cluster import ClusterCodedBlocks, ClusterDataBlocks
 
     data_blocks, options = ClusterDataBlocks(partitioned_data), options.check()
@@ -332,20 +333,20 @@ def encode_sparse(
     parity_required_by: str = "",
     argument_name: str = "data",
 ) -> SparseCodedBlocks:
-    """Return the coded blocks of a sparse matrix, or only its data blocks if coding would cost too much.
+    """Return the coded blocks of a sparse matrix, or only data blocks if parity blocks would be too dense.
 
-    Without a code, late tasks get backups.
+    Without parity blocks, late tasks get backups.
 
     Parameters
     ----------
     data : scipy.sparse matrix or array
     options : CodeOptions
     keep_parity : bool
-        Keep the parity blocks in memory for the next map of the same matrix.
+        Whether to keep the parity blocks in memory for the next map of the same matrix.
     parity_required_by : str
-        Option that needs parity blocks; empty if backups may replace them.
+        The option that needs parity blocks, or "" if backups may replace them.
     argument_name : str
-        Name of the argument, for error messages.
+        The name of the argument, for error messages.
     """
     n_blocks, n_tasks, code, degree = options
     given_code = options.given_code
@@ -373,14 +374,17 @@ def encode_sparse(
 def encode_for_reuse(
     data: Any, n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> CodedBlocks:
-    """Return data for `coded_map` that is encoded by its first map, and kept for later maps."""
+    """Return coded blocks for several maps.
+
+    The first map computes the parity blocks, and later ones reuse them.
+    """
     return CodedBlocks(
         *cut_blocks_and_choose_code(data, CodeOptions(n_blocks, n_tasks, code)), keep_parity=True
     )
 
 
 def check_not_secret_sharing(code: object) -> None:
-    """Raise CodeError for a secret-sharing code, which cannot encode a matrix for several products."""
+    """Raise CodeError for a secret-sharing code, which hides the data for a single map only."""
     if isinstance(code, SecretSharing) or (isinstance(code, LinearCode) and code.adds_noise):
         raise CodeError(
             f"{code!r} masks data for a single map: use coded_map(lambda block: block @ x, A, code=...)"

@@ -1,7 +1,8 @@
-"""Coded blocks, the input of the tasks of a coded map.
+"""Hold the coded blocks of a map, which are the inputs of its tasks.
 
-`CodedData` is the interface to the rest of polarmap. `CodedBlocks` encodes data in memory, when a task first
-needs a parity block. `SecretSharingBlocks` hides the data in noise.
+Coded blocks are data blocks and parity blocks (combinations of data blocks). `CodedData` is the interface to
+the rest of polarmap. `CodedBlocks` encodes data in memory, when a task first needs a parity block.
+`SecretSharingBlocks` hides the data in noise.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from polarmap.worker.pytree import Layout
 
 
 class CodedData(TaskBlocks):
-    """The n coded blocks of a map, in memory, in storage or on a cluster.
+    """Base class of the n coded blocks of a map, which are in memory, in storage or on a cluster.
 
-    `coded_map` does not encode data that has a method `coded_blocks() -> CodedData`.
+    If data has a method `coded_blocks() -> CodedData`, `coded_map` calls it instead of encoding the data.
 
     Attributes
     ----------
     code : LinearCode
-        Code with which the blocks are encoded.
+        The code with which the blocks are encoded.
     data_blocks : DataBlocks
-        Data blocks.
+        The data blocks.
     encode_seconds : float
-        Seconds spent on encoding so far.
+        The seconds spent on encoding so far.
     parity_warning : str
-        Warning about data for which parity blocks are useless, such as NaN; empty if there is none.
+        A warning about data for which parity blocks are useless, such as NaN, or "".
     code_reason : str
-        Why this code was chosen, for the report; empty if there is no particular reason.
+        The reason for choosing this code, for the report, or "".
     """
 
     encode_seconds = 0.0
@@ -53,11 +54,11 @@ class CodedData(TaskBlocks):
         self._n_data_blocks = len(code.systematic_indices)
 
     def coded_blocks(self) -> CodedData:
-        """Return self, because the data is already encoded."""
+        """Return self, because the data is encoded already."""
         return self
 
     def wrap_function_for_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return the function that workers call with a block as they receive it: f, or a wrapper of f."""
+        """Return the function that workers call with a block: f, or a wrapper that converts the block."""
         return f
 
     def block_layout(self, task: int) -> Layout:
@@ -74,14 +75,14 @@ class CodedData(TaskBlocks):
 
 
 class CodedBlocks(CodedData):
-    """The n coded blocks of data in memory. All parity blocks are encoded when one is first needed.
+    """The n coded blocks of data in memory. All parity blocks are computed when one is first needed.
 
     Parameters
     ----------
     data_blocks : DataBlocks
     code : LinearCode
     keep_parity : bool
-        Keep the parity blocks after a map, for the next map of the same data.
+        Whether to keep the parity blocks after a map, for the next map of the same data.
     """
 
     def __init__(self, data_blocks: DataBlocks, code: LinearCode, keep_parity: bool = False) -> None:
@@ -97,17 +98,20 @@ class CodedBlocks(CodedData):
         return [row.reshape(shape) for row, (_, shape) in zip(rows, self.data_blocks.block_layout)]
 
     def prepare_encoding(self) -> None:
-        """Compute the coefficients of the code."""
+        """Compute the coefficients of the code in advance."""
         self.code.precompute_encoding()
 
     def release_memory(self) -> None:
-        """Release the parity blocks, unless they are to be kept. They are encoded again when needed."""
+        """Free the memory of the parity blocks, unless `keep_parity` is set.
+
+        If the parity blocks are needed again, they are recomputed.
+        """
         with self._encode_lock:
             if not self._keep_parity:
                 self._parity = None
 
     def _get_parity(self) -> list[Array]:
-        """Return the parity blocks of each leaf; the first thread that calls encodes them."""
+        """Return the parity blocks of each array (leaf) of a block. The first call computes them."""
         with self._encode_lock:
             if self._parity is None:
                 started_at = time.perf_counter()
@@ -118,11 +122,11 @@ class CodedBlocks(CodedData):
             return self._parity
 
     def _encode_leaf(self, leaf_index: int) -> Array:
-        """Return the parity blocks of a leaf as flat rows."""
+        """Return the parity blocks of one array (leaf) of a block, as flat rows."""
         return self.code.encode_parity(self.data_blocks.stack_leaf_as_rows(leaf_index))
 
     def _describe_nonfinite_parity(self, parity: Sequence[Array]) -> str:
-        """Return a warning about NaN and inf in parity blocks, or an empty string if there are none."""
+        """Return a warning if parity blocks contain NaN or inf, else an empty string."""
         for leaf_index, rows in enumerate(parity):
             if rows.dtype.kind in "fc" and not is_all_finite(rows.view(to_real_dtype(rows.dtype))):
                 return _describe_nonfinite_location(self.data_blocks, leaf_index)
@@ -130,7 +134,7 @@ class CodedBlocks(CodedData):
 
 
 class SecretSharingBlocks(CodedBlocks):
-    """The n coded blocks of data and random noise, each of which hides the data.
+    """The n coded blocks of data that is hidden from workers by random noise in each block.
 
     The coded blocks are kept until the map ends, because encoding them again would draw different noise.
     """
@@ -154,16 +158,16 @@ class SecretSharingBlocks(CodedBlocks):
 def draw_uniform_noise(
     block_size: int, n_blocks: int, dtype: np.dtype[np.signedinteger | np.unsignedinteger]
 ) -> list[Array]:
-    """Draw blocks of uniform 64-bit integers from the cryptographic generator of the operating system."""
+    """Draw blocks of uniform 64-bit integers from the cryptographic generator of the system."""
     return [np.frombuffer(os.urandom(8 * block_size), dtype) for _ in range(n_blocks)]
 
 
 def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: float) -> list[Array]:
-    """Draw blocks of normal noise with the size and dtype of a row, seeded by the operating system.
+    """Draw blocks of normally distributed noise with the size and dtype of the rows.
 
     The standard deviation is `relative_deviation` times the root mean square of the rows (of the real and
     imaginary parts of complex numbers), or `relative_deviation` itself if all rows are zero. The generator,
-    PCG64, is statistically good but not cryptographic.
+    PCG64, is seeded by the operating system. It is statistically good but not cryptographic.
     """
     generator = np.random.default_rng()
     real_dtype = to_real_dtype(rows[0].dtype)
@@ -182,12 +186,12 @@ def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: floa
 
 
 def is_all_finite(array: Array) -> bool:
-    """Return whether an array has no NaN or inf, from its maximum and minimum, without allocating a mask."""
+    """Return whether an array contains neither NaN nor inf, without allocating a mask."""
     return not array.size or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
 def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> str:
-    """Return a warning that locates the NaN and inf in the data, or says that sums of the data overflow."""
+    """Return a warning that says where the data contains NaN or inf, or that sums of the data overflow."""
     n_nonfinite, first_position = 0, ""
     for block_index in range(data_blocks.k):
         array = data_blocks.block_leaves(block_index)[leaf_index]
@@ -206,7 +210,7 @@ def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> st
 
 
 def format_nonfinite_warning(dtype: np.dtype[Any], n_nonfinite: int, first_position: str) -> str:
-    """Return a warning about `n_nonfinite` NaN and inf in the data, or about overflows if it is 0."""
+    """Return a warning about `n_nonfinite` NaN and inf in the data, or about overflow if that is 0."""
     problem = f"sums of the data overflow {dtype}"
     if n_nonfinite:
         places = f"{n_nonfinite} position{'s' * (n_nonfinite > 1)}"

@@ -14,10 +14,10 @@ from polarmap.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import describe_type
 
-# DLPack device types whose memory the CPU can access: CPU, CUDA host, ROCm host, CUDA managed.
+# The DLPack device types with memory that the CPU can access: CPU, CUDA host, ROCm host, CUDA managed.
 HOST_DEVICE_TYPES = (1, 3, 11, 13)
 NUMERIC_KINDS = "iufc"
-# Suffix of a file that is not a .npy file -> expression that reads the file, for error messages.
+# Expressions that read files of other formats, by file suffix, to suggest in error messages.
 READER_BY_SUFFIX = {
     ".csv": "pandas.read_csv({!r})",
     ".parquet": "pandas.read_parquet({!r})",
@@ -38,7 +38,7 @@ def is_dataframe(data: Any) -> bool:
 
 
 def describe_missing_table_labels(data: Any) -> str:
-    """Return a note for errors of f that uses the labels of a table; empty if `data` has no labels."""
+    """Return a note for errors of a function f that uses labels of a table, or "" if `data` has no labels."""
     if not is_dataframe(data) or not len(data.columns):
         return ""
     return (
@@ -48,7 +48,7 @@ def describe_missing_table_labels(data: Any) -> str:
 
 
 def slice_dataframe(dataframe: Any, start: int, stop: int) -> Any:
-    """Return rows start..stop of a table, by position, as a table."""
+    """Return rows `start` to `stop` (exclusive) of a table, selected by position, as a table."""
     return dataframe.iloc[start:stop] if hasattr(dataframe, "iloc") else dataframe[start:stop]
 
 
@@ -78,14 +78,14 @@ def table_to_array(table: Any, argument_name: str) -> Array:
 
 
 def _column_to_array(column: Any, description: str, advice: str) -> Array:
-    """Return the values of a column; raise CodeError if they are not numbers."""
+    """Return the values of a column as an array. Raise CodeError if they are not numbers."""
     values = np.asarray(column.to_numpy())
     if values.dtype.kind == "b":
         cast_call = ".astype(int)" if hasattr(column, "iloc") else ".cast(int)"
         raise CodeError(
             f"{description} has dtype {column.dtype}, which is not numeric: convert it with {cast_call}"
         )
-    # Older versions of pandas convert integers with missing values to objects.
+    # Older versions of pandas convert integer columns with missing values to arrays of objects.
     if values.dtype.kind == "O" and _is_numeric_column(column):
         values = np.asarray(column.to_numpy(dtype=float, na_value=np.nan))
     if values.dtype.kind not in NUMERIC_KINDS:
@@ -94,7 +94,7 @@ def _column_to_array(column: Any, description: str, advice: str) -> Array:
 
 
 def _is_numeric_column(column: Any) -> bool:
-    """Return whether the column itself has a numeric dtype, even if numpy converts it to objects."""
+    """Return whether the column has a numeric dtype by its name, even if numpy converts it to objects."""
     return str(column.dtype).lower().startswith(("int", "uint", "float", "double"))
 
 
@@ -105,7 +105,7 @@ def tensor_to_array(data: Any, argument_name: str) -> Array:
     )
     try:
         device = int(data.__dlpack_device__()[0])
-    except Exception:  # Some libraries do not know DLPack devices: then try below.
+    except Exception:  # Some libraries cannot tell the device: try the conversion below.
         device = HOST_DEVICE_TYPES[0]
     if device not in HOST_DEVICE_TYPES:
         device_text = getattr(data, "device", f"with DLPack device type {device}")
@@ -122,7 +122,7 @@ def tensor_to_array(data: Any, argument_name: str) -> Array:
 
 
 def to_numeric_array(data: Any, argument_name: str) -> Array:
-    """Convert a value to an array by its method __array__; raise CodeError if the result is not numeric."""
+    """Convert a value to an array with `numpy.asarray`. Raise CodeError if the result is not numeric."""
     dtype = getattr(data, "dtype", None)
     try:
         array = np.asarray(data)
@@ -150,7 +150,7 @@ def _format_not_numeric_message(data: Any, dtype: Any, argument_name: str) -> st
 
 
 def memory_map_npy_file(path: Path, argument_name: str) -> Array:
-    """Memory-map a .npy file; raise CodeError if it is invalid or contains pickled objects."""
+    """Memory-map a .npy file. Raise CodeError if it is invalid or contains pickled objects."""
     if not path.is_file():
         raise CodeError(
             f"{argument_name} is the path {str(path)!r}, but this file does not exist. To map a Zarr or HDF5 "

@@ -21,18 +21,18 @@ from polarmap.worker.pytree import Layout, Structure, flatten, get_layout, is_ma
 
 
 class DataBlocks:
-    """The k data blocks of a map. Each block is a list of arrays, the leaves, of the same structure.
+    """The k data blocks of a map. Each block is stored as a list of arrays, called its leaves.
 
     Attributes
     ----------
     k : int
-        Number of blocks.
+        The number of blocks.
     structure : Structure
-        Structure of every block: how its leaves make up the argument of f.
+        The structure of every block, which says how its leaves are nested in tuples, lists and dicts.
     n_padding_rows : int
-        Number of padding rows at the end of the last block; 0 if k divides the rows of the array.
+        The number of padding rows at the end of the last block. 0 if k divides the number of rows.
     rows_per_block : int or None
-        Number of rows per block of an array that was cut; None for a sequence of blocks.
+        The number of rows per block if an array was cut, or None for a sequence of blocks.
     has_zero_padding : bool
         Whether all padding rows are known to be zeros.
     """
@@ -51,27 +51,27 @@ class DataBlocks:
 
     @property
     def padded_block(self) -> tuple[int, int] | None:
-        """The index of the block with padding rows, and its number of data rows; None without padding."""
+        """The index of the block with padding and its number of data rows, or None without padding."""
         if self.rows_per_block is None or not self.n_padding_rows:
             return None
         return self.k - 1, self.rows_per_block - self.n_padding_rows
 
     @cached_property
     def dtypes(self) -> list[np.dtype[Any]]:
-        """The dtypes of the leaves of a block."""
+        """The dtypes of the arrays (leaves) in a block."""
         return [np.dtype(name) for name, _ in self.block_layout]
 
     @cached_property
     def block_layout(self) -> Layout:
-        """The dtype and shape of each leaf of a block."""
+        """The dtype and shape of each array (leaf) in a block."""
         return get_layout(self._leaves_by_block[0])
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """Return the leaves of block `block_index`, in the shapes that f receives."""
+        """Return the arrays of block `block_index`, in the shapes that the mapped function receives."""
         return list(self._leaves_by_block[block_index])
 
     def compute_max_abs(self, leaf_index: int) -> int:
-        """Return the largest absolute value in an integer leaf, over all blocks."""
+        """Return the largest absolute value, over all blocks, of an array of integers."""
         maximum = 0
         for block_index in range(self.k):
             array = self.block_leaves(block_index)[leaf_index]
@@ -80,7 +80,7 @@ class DataBlocks:
         return maximum
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return `n_rows` rows on which f can be tried: the first rows of block 0."""
+        """Return a copy of the first `n_rows` rows of block 0, for a trial of the mapped function."""
         return [leaf[:n_rows].copy() for leaf in self.block_leaves(0)]
 
     def copy_padded_rows(self, leaves: Sequence[Array], n_rows: int, padded_length: int) -> list[Array]:
@@ -92,7 +92,7 @@ class DataBlocks:
         ]
 
     def stack_leaf_as_rows(self, leaf_index: int) -> Array | list[Array]:
-        """Return one leaf of all blocks as k flat rows, as a single array if this needs no copy."""
+        """Return one array (leaf) of each block as k flat rows, in a 2-D array if this needs no copy."""
         rows = [np.ascontiguousarray(block[leaf_index]).reshape(-1) for block in self._leaves_by_block]
         return _as_single_array(rows) if rows[0].nbytes else rows
 
@@ -111,7 +111,7 @@ def cut_array_into_blocks(data: Any, k: int) -> DataBlocks:
 
 
 def copy_block_rows(data: Any, rows_per_block: int, block_index: int) -> Array:
-    """Return a block of rows, contiguous and in native byte order; missing rows at the end are zeros."""
+    """Return one block of rows, contiguous and in native byte order, padded with zeros at the end."""
     block = np.asarray(data[block_index * rows_per_block : (block_index + 1) * rows_per_block])
     block = np.ascontiguousarray(block, dtype=check_supported_dtype(block.dtype, "the data"))
     if len(block) == rows_per_block:
@@ -122,7 +122,7 @@ def copy_block_rows(data: Any, rows_per_block: int, block_index: int) -> Array:
 
 
 def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
-    """Convert a sequence of blocks to DataBlocks; raise CodeError if the blocks are not equally shaped."""
+    """Convert a sequence of blocks to DataBlocks. Raise CodeError if their shapes or dtypes differ."""
     is_sequence = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if isinstance(data, (str, bytes, dict)) or not is_sequence:
         raise CodeError(
@@ -156,7 +156,7 @@ def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
 
 
 def _as_single_array(rows: list[Array]) -> Array | list[Array]:
-    """Return adjacent rows of one buffer as a 2-D view; return other rows unchanged."""
+    """Return rows as one 2-D view if they are adjacent in memory, and unchanged otherwise."""
     row_bytes = rows[0].nbytes
     start = rows[0].__array_interface__["data"][0]
     for index, row in enumerate(rows):
@@ -174,7 +174,7 @@ def describe_leaves(leaves: Sequence[Array]) -> str:
     return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
 
 
-DEFAULT_N_BLOCKS = 24  # data blocks
+DEFAULT_N_BLOCKS = 24  # the default number of data blocks
 
 
 def find_divisors_near(n_rows: int, target: int) -> list[int]:
@@ -213,7 +213,7 @@ def compute_min_nonempty_blocks(n_rows: int, min_blocks: int) -> int:
 
 
 def check_no_empty_blocks(n_rows: int, n_blocks: int) -> None:
-    """Raise CodeError if some of `n_blocks` blocks of ceil(rows / blocks) rows would be empty."""
+    """Raise CodeError if some of `n_blocks` blocks of ceil(n_rows / n_blocks) rows would be empty."""
     smaller_n_blocks = compute_max_nonempty_blocks(n_rows, n_blocks)
     if smaller_n_blocks == n_blocks:
         return
@@ -249,13 +249,16 @@ def check_encodable_array(data: Any, argument_name: str = "data") -> None:
     """Raise CodeError if an array cannot be cut into blocks and encoded."""
     check_not_masked_or_sparse(data, argument_name)
     check_array_class_and_dtype(data, argument_name)
-    if not data.shape or data.shape[0] == 0:  # An empty HDF5 dataset has no shape.
+    if not data.shape or data.shape[0] == 0:  # Empty HDF5 datasets have no shape.
         raise CodeError(f"data of shape {tuple(data.shape or ())} has no rows to cut into blocks")
     check_supported_dtype(data.dtype, "the data")
 
 
 def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str = "") -> None:
-    """Raise CodeError for masked arrays and sparse matrices; `sparse_advice` says what to pass instead."""
+    """Raise CodeError for masked arrays and sparse matrices.
+
+    sparse_advice : says what to pass instead of a sparse matrix, for the message.
+    """
     if is_masked_array(data):
         raise CodeError(
             f"{argument_name} is a masked array, which cannot be encoded, because parity blocks have no "
@@ -269,7 +272,7 @@ def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str
 
 
 def check_array_class_and_dtype(data: Any, argument_name: str = "data") -> None:
-    """Raise CodeError for arrays with a dtype that numpy does not have, and for subclasses of ndarray."""
+    """Raise CodeError for dtypes that numpy does not have, and for subclasses of ndarray."""
     array_class = type(data)
     if is_array_like(data) and get_numpy_dtype(data) is None:
         raise CodeError(
@@ -284,7 +287,7 @@ def check_array_class_and_dtype(data: Any, argument_name: str = "data") -> None:
 
 
 def concatenate_results(results: Sequence[Any], axis: int) -> Any:
-    """Join the results of a map along `axis`; scalar results become a vector."""
+    """Join the results of a map along `axis`. Scalar results are stacked to a vector."""
     try:
         flattened = [flatten(result) for result in results]
     except TypeError as error:

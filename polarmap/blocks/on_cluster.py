@@ -1,4 +1,4 @@
-"""Coded blocks of data that is already on a Dask or Ray cluster and stays there.
+"""Encode data that is already on a Dask or Ray cluster, without moving it to this process.
 
     chunks --> k data blocks --split--> stripes --encode--> parity stripes --join--> n - k parity blocks
 
@@ -24,25 +24,25 @@ from polarmap.executors.engine import PartitionedData
 from polarmap.worker.pytree import Layout, count_layout_bytes
 from polarmap.worker.segments import Segment
 
-DEFAULT_N_STRIPES = 16  # number of encoding calls, so that several workers encode in parallel
-MAX_STRIPE_BYTES = 256 << 20  # input of one encoding call: larger data is encoded by more calls
+DEFAULT_N_STRIPES = 16  # the number of encoding calls, so that several workers encode in parallel
+MAX_STRIPE_BYTES = 256 << 20  # the largest input of one encoding call, so larger data takes more calls
 
 
 class BlockSummary(NamedTuple):
-    """The properties of a block on the cluster.
+    """Properties of a block on the cluster, which are sent to this process instead of the block.
 
     Attributes
     ----------
     dtype, shape
-        Dtype and shape of the block.
+        The dtype and shape of the block.
     is_original_chunk : bool
-        Whether the block is identical to the only chunk that it consists of, so that no copy is needed.
+        Whether the block is identical to a single chunk of the data, so that no copy is needed.
     n_nonfinite : int
-        Number of entries that are NaN or inf.
+        The number of entries that are NaN or inf.
     first_nonfinite : tuple of int
-        Index of the first such entry; empty if there is none.
+        The index of the first NaN or inf, or () if there is none.
     max_abs : int
-        Largest absolute value of integers; 0 for other dtypes.
+        The largest absolute value of a block of integers. 0 for other dtypes.
     """
 
     dtype: np.dtype[Any]
@@ -57,7 +57,10 @@ class BlockSummary(NamedTuple):
 
 
 class ClusterDataBlocks(DataBlocks):
-    """The k data blocks of data on a cluster. Blocks are fetched to this process only when needed."""
+    """The k data blocks of data on a cluster.
+
+    A block is fetched to this process only if it is needed here.
+    """
 
     def __init__(self, partitioned_data: PartitionedData) -> None:
         self.cluster, k = partitioned_data.engine, len(partitioned_data.chunk_references)
@@ -101,12 +104,12 @@ class ClusterDataBlocks(DataBlocks):
         return self.cluster.fetch_values(self.references[block_index : block_index + 1])
 
     def compute_max_abs(self, leaf_index: int) -> int:
-        """Return the largest absolute value of integers in any block."""
+        """Return the largest absolute value of integers in all blocks."""
         return max(summary.max_abs for summary in self.summaries)
 
     @property
     def nonfinite_warning(self) -> str:
-        """A warning about NaN and inf in the data; empty if there are none."""
+        """A warning about NaN and inf in the data, or "" if there are none."""
         n_nonfinite = sum(summary.n_nonfinite for summary in self.summaries)
         positions = [
             f"block {block_index}, entry {summary.first_nonfinite}"
@@ -117,9 +120,10 @@ class ClusterDataBlocks(DataBlocks):
 
 
 class ClusterCodedBlocks(CodedData):
-    """The n coded blocks of data on a cluster. All parity blocks are encoded when one is first needed.
+    """The n coded blocks of data on a cluster. All parity blocks are computed when one is first needed.
 
-    Each encoding call receives the same columns of all data blocks, so that every number is sent only once.
+    Encoding is split into several calls on the cluster. Each receives the same slice (stripe) of all data
+    blocks, so every number is sent only once.
     """
 
     data_blocks: ClusterDataBlocks
@@ -130,10 +134,10 @@ class ClusterCodedBlocks(CodedData):
         self.parity_warning = data_blocks.nonfinite_warning
         self._lock = threading.Lock()
         self._parity_references: list[Any] = []
-        self._worker_names: dict[bool, list[Any]] = {}  # key: whether the blocks are data blocks
+        self._worker_names: dict[bool, list[Any]] = {}  # the key tells whether they are data blocks
 
     def cluster_reference(self, task: int) -> Any:
-        """Return a reference to block `task`, which calls on the cluster take as an argument."""
+        """Return a reference to block `task`, to pass as an argument to calls on the cluster."""
         if task < self._n_data_blocks:
             return self.data_blocks.references[task]
         with self._lock:
@@ -145,9 +149,9 @@ class ClusterCodedBlocks(CodedData):
         return self.data_blocks.cluster.fetch_values([self.cluster_reference(task)])
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segment by which a persistent worker requests block `task` from the engine."""
+        """Return the location from which a persistent worker fetches block `task` on the cluster."""
         is_data, layout = task < self._n_data_blocks, self.block_layout(task)
-        self.cluster_reference(task)  # Encode the parity blocks first.
+        self.cluster_reference(task)  # Make sure that the parity blocks exist.
         with self._lock:
             if is_data not in self._worker_names:
                 references = self.data_blocks.references if is_data else self._parity_references
@@ -180,9 +184,10 @@ class ClusterCodedBlocks(CodedData):
 
 
 def build_block_and_summary(rows_per_block: int | None, *chunks: Any) -> tuple[Array | None, BlockSummary]:
-    """Build a block of `rows_per_block` rows from its chunks; return it and its summary.
+    """Build a block of `rows_per_block` rows from chunks, and return the block and its summary.
 
-    Padding rows are zeros. The block is None if it is identical to its only chunk.
+    The block is padded with rows of zeros. None is returned in its place if it is identical to a single
+    chunk.
     """
     arrays = [_chunk_to_array(chunk) for chunk in chunks]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -204,7 +209,7 @@ def build_block_and_summary(rows_per_block: int | None, *chunks: Any) -> tuple[A
 
 
 def _chunk_to_array(chunk: Any) -> Array:
-    """Convert a chunk to an array; a dict of columns becomes a 2-D array."""
+    """Convert a chunk to an array. A dict of columns becomes a 2-D array."""
     if isinstance(chunk, dict):
         columns = list(chunk.values())
         return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
@@ -212,20 +217,20 @@ def _chunk_to_array(chunk: Any) -> Array:
 
 
 def split_block_into_stripes(block: Array, n_stripes: int) -> Any:
-    """Split the flattened block into `n_stripes` stripes of nearly equal length."""
+    """Split the flattened block into `n_stripes` slices of nearly equal length."""
     return _unwrap_single_output(np.array_split(block.reshape(-1), n_stripes))
 
 
 def encode_parity_stripe(code: LinearCode, *stripes: Array) -> Any:
-    """Encode one stripe of all data blocks; return the same stripe of each parity block."""
+    """Encode the same slice (stripe) of all data blocks, and return that slice of each parity block."""
     return _unwrap_single_output(list(code.encode_parity(stripes)))
 
 
 def join_stripes_into_block(shape: tuple[int, ...], *stripes: Array) -> Array:
-    """Join the stripes of a block, and restore its shape."""
+    """Join the slices of a block, and restore its shape."""
     return np.concatenate(stripes).reshape(shape)
 
 
 def _unwrap_single_output(outputs: Sequence[Array]) -> Any:
-    """Return the only output itself, as engines expect it, or the sequence of several outputs."""
+    """Return `outputs`, or the only output itself if there is one, as Dask and Ray expect."""
     return outputs if len(outputs) > 1 else outputs[0]

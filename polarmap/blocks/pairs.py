@@ -1,8 +1,8 @@
-"""Pairs of coded blocks, the input of the tasks of a coded matrix product A B.
+"""Pair coded blocks of two matrices A and B, as inputs of the tasks of a coded matrix product A B.
 
-    task (i, j) gets the pair (A_i, B_j) and returns a block of the product
+    task (i, j) receives the pair (A_i, B_j) and returns a block of the product
 
-Each block of a factor is one component, which is stored once for all pairs that contain it.
+Each block of A or B is stored only once, although several pairs contain it. It is called a component.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ PAIR_STRUCTURE: Structure = (tuple, (), (("array",), ("array",)))
 
 
 class CodedPairs(CodedData):
-    """Pairs (A_i, B_j) of coded blocks: first the pairs of data blocks, row by row, then the other pairs.
+    """The pairs (A_i, B_j) of coded blocks of two factors A and B of a product, one pair for each task.
+
+    The pairs of data blocks come first, row by row, and then all pairs with a parity block.
 
     The factors must not contain NaN or inf, because there is no warning about them.
 
     Parameters
     ----------
     left, right : CodedData
-        Coded blocks of the two factors.
+        The coded blocks of the two factors.
     upper_triangle : bool
-        Use only the pairs with i <= j, if both factors are the same.
+        Whether to use only the pairs with i <= j. This is possible if both factors are the same.
     """
 
     code: ProductCode | SymmetricProductCode
 
     def __init__(self, left: CodedData, right: CodedData, upper_triangle: bool = False) -> None:
         self.left, self.right = left, right
-        self._right_offset = 0 if left is right else left.n  # index of the first component of B
+        self._right_offset = 0 if left is right else left.n  # the number of the first block of B
         block_rows = left.block_layout(0)[0][1][0]
         left_code, right_code = cast(PolarCode, left.code), cast(PolarCode, right.code)
         code = (
@@ -62,17 +64,17 @@ class CodedPairs(CodedData):
         return self.left.block_layout(row) + self.right.block_layout(column)
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments of both blocks of pair `task`."""
+        """Return the locations in storage of both blocks of pair `task`."""
         row, column = self.code.grid_coordinates[task].tolist()
         return self.left.block_segments(row) + self.right.block_segments(column)
 
     def block_components(self, task: int) -> tuple[int, int]:
-        """Return the components of pair `task`: its block of A and its block of B."""
+        """Return the numbers of the two components of pair `task`: its block of A and its block of B."""
         row, column = self.code.grid_coordinates[task].tolist()
         return row, self._right_offset + column
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the leaf of a component, which is a block of one factor."""
+        """Return the array of a component (a block of one factor), as a list of one array."""
         if component < self.left.n:
             return self.left.block_leaves(component)
         return self.right.block_leaves(component - self._right_offset)
@@ -83,13 +85,13 @@ class CodedPairs(CodedData):
         self.right.on_damage_found()
 
     def release_memory(self) -> None:
-        """Release the parity blocks of both factors."""
+        """Free the memory of the parity blocks of both factors."""
         self.left.release_memory()
         self.right.release_memory()
 
 
 class _PairedDataBlocks(DataBlocks):
-    """The pairs of data blocks, with the attributes that a map uses."""
+    """The pairs of data blocks of a matrix product, in the form that a coded map expects."""
 
     def __init__(self, coded_pairs: CodedPairs, k: int) -> None:
         self._coded_pairs, self.k, self.structure = coded_pairs, k, PAIR_STRUCTURE

@@ -1,7 +1,7 @@
-"""Sparse matrices as coded blocks: blocks of rows in CSR format, with sparse parity blocks.
+"""Cut sparse matrices into blocks of rows in CSR format, and encode them with sparse parity blocks.
 
-A parity block is a sum of data blocks, so it may have many times as many nonzeros. If coding would cost too
-much, `choose_code_or_backups` uses no code, and late tasks get backups.
+A parity block is a sum of data blocks, so it may have many times as many nonzeros. If this would cost too
+much, `choose_code_or_backups` does without a code, and late tasks get backups instead.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, get_layout
 from polarmap.worker.task_functions import make_csr_task
 
-# Fixed cost of a task, in nonzeros that a product with a vector processes in the same time
-# (benchmarks/sparse.py).
+# The fixed cost of a task, as the number of nonzeros that a matrix-vector product processes in the same time
+# (measured by benchmarks/sparse.py).
 TASK_OVERHEAD_NONZEROS = 400_000
-MAX_SAMPLE_COLUMNS = 3  # number of columns with entries in synthetic sample rows
-# Maximum cost of a coded map, relative to one whose parity blocks have as many nonzeros as its data blocks.
+MAX_SAMPLE_COLUMNS = 3  # the number of nonzero columns in made-up sample rows
+
+# A code is used only up to this cost, relative to a map whose parity blocks are as sparse as its data blocks.
 MAX_RELATIVE_WORK = 1.6
 
 
@@ -56,7 +57,9 @@ def to_canonical_csr(data: Any, argument_name: str = "data") -> Any:
 
 
 class SparseDataBlocks(DataBlocks):
-    """The k blocks of rows of a matrix in CSR format. The leaves of a block are data, indices and indptr.
+    """The k blocks of rows of a sparse matrix.
+
+    Each block consists of the CSR arrays data, indices and indptr.
 
     Attributes
     ----------
@@ -79,7 +82,7 @@ class SparseDataBlocks(DataBlocks):
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
-        """The dtype of the entries, in a list; the index arrays are not encoded."""
+        """The dtype of the entries, in a list. The index arrays are not encoded."""
         return [self.matrix.dtype]
 
     @property
@@ -88,7 +91,7 @@ class SparseDataBlocks(DataBlocks):
         return [len(data) for data, _, _ in self._leaves_by_block]
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return `n_rows` synthetic rows on which f can be tried, because actual rows may have no entries."""
+        """Return `n_rows` made-up rows for a trial of the mapped function, as actual rows may be empty."""
         matrix, n_columns = self.matrix, min(MAX_SAMPLE_COLUMNS, self.matrix.shape[1])
         data = np.resize(np.arange(1, 8), n_rows * n_columns).astype(matrix.dtype)
         indices = np.tile(np.arange(n_columns, dtype=matrix.indices.dtype), n_rows)
@@ -103,7 +106,7 @@ class SparseDataBlocks(DataBlocks):
 
 
 class SparseCodedBlocks(CodedBlocks):
-    """The coded blocks of a sparse matrix. Parity blocks are sparse sums of data blocks.
+    """The coded blocks of a sparse matrix, in which parity blocks are sparse as well.
 
     See `CodedBlocks` for the parameters. `code_reason` says why this code was chosen.
     """
@@ -122,7 +125,7 @@ class SparseCodedBlocks(CodedBlocks):
         self._parity_layouts: list[Layout] = []  # empty until the parity blocks are encoded
 
     def wrap_function_for_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return a function of the three arrays of a block that calls f with a sparse matrix."""
+        """Return a function that calls f with a sparse matrix made of the three arrays of a block."""
         return make_csr_task(f, type(self.data_blocks.matrix), self.data_blocks.matrix.shape[1])
 
     def block_leaves(self, task: int) -> list[Array]:
@@ -133,7 +136,7 @@ class SparseCodedBlocks(CodedBlocks):
         return [parity.data, parity.indices, parity.indptr]
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each array of block `task`; encode the parity blocks if needed."""
+        """Return the dtype and shape of each array of block `task`, which may compute the parity blocks."""
         if task < self._n_data_blocks:
             return get_layout(self.data_blocks.block_leaves(task))
         if not self._parity_layouts:
@@ -142,12 +145,12 @@ class SparseCodedBlocks(CodedBlocks):
         return self._parity_layouts[task - self._n_data_blocks]
 
     def _encode_leaf(self, leaf_index: int) -> Any:
-        """Return the parity blocks as matrices in CSR format."""
+        """Return the parity blocks as sparse matrices in CSR format."""
         dtype = self.code.parity_dtype(self.data_blocks.matrix.dtype)
         return [build_parity_block(self.data_blocks, row, dtype) for row in self._encoding_matrix]
 
     def _describe_nonfinite_parity(self, parity: Sequence[Any]) -> str:
-        """Return a warning about NaN and inf in parity blocks, or an empty string if there are none."""
+        """Return a warning if parity blocks contain NaN or inf, else an empty string."""
         dtype = self.data_blocks.matrix.dtype
         if is_integer_dtype(dtype) or all(
             is_all_finite(parity_matrix.data.view(to_real_dtype(dtype))) for parity_matrix in parity[0]
@@ -157,7 +160,7 @@ class SparseCodedBlocks(CodedBlocks):
 
 
 def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype: np.dtype[Any]) -> Any:
-    """Compute a parity block, the sum of the data blocks times `coefficients`, in CSR format.
+    """Return a parity block in CSR format: the sum of the data blocks, weighted by `coefficients`.
 
     Its sparsity pattern is the union of the patterns of the data blocks with a nonzero coefficient. Integers
     are summed modulo 2^64, and floats in the accumulator dtype of `dtype`.
@@ -176,7 +179,7 @@ def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype
 
 
 def count_parity_nonzeros(data_blocks: SparseDataBlocks, encoding_matrix: Array) -> list[int]:
-    """Count the entries of each parity block, without computing it, from the patterns of its data blocks."""
+    """Return the number of nonzeros of each parity block, from the sparsity patterns of the data blocks."""
     supports, support_indices = np.unique(encoding_matrix != 0, axis=0, return_inverse=True)
     pattern = _replace_csr_values(data_blocks.matrix, np.ones(data_blocks.matrix.nnz, np.int32))
     counts = [int(_combine_row_blocks(pattern, support.astype(np.int32)).nnz) for support in supports]
@@ -184,12 +187,12 @@ def count_parity_nonzeros(data_blocks: SparseDataBlocks, encoding_matrix: Array)
 
 
 def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequence[int]) -> float:
-    """Return the cost of all tasks, relative to that with parity blocks as sparse as the data blocks.
+    """Return the cost of all tasks, relative to the cost if parity blocks were as sparse as data blocks.
 
     Parameters
     ----------
     data_nonzeros, parity_nonzeros : sequence of int
-        Number of nonzeros of each data block and of each parity block.
+        The number of nonzeros of each data block and of each parity block.
 
     Examples
     --------
@@ -205,7 +208,7 @@ def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequenc
 
 
 def choose_code_or_backups(data_blocks: SparseDataBlocks, code: LinearCode) -> tuple[LinearCode, str]:
-    """Return the code, or no code with backups of late tasks if the code costs too much; and the reason."""
+    """Return the code to use and the reason: `code`, or no code but backups if `code` costs too much."""
     data_nonzeros = data_blocks.nonzeros_per_block
     parity_nonzeros = count_parity_nonzeros(data_blocks, code.encoding_matrix)
     relative_work = compute_relative_work(data_nonzeros, parity_nonzeros)
@@ -222,24 +225,24 @@ def choose_code_or_backups(data_blocks: SparseDataBlocks, code: LinearCode) -> t
 
 
 def _slice_csr_rows(matrix: Any, start: int, stop: int) -> list[Array]:
-    """Return data, indices and indptr of rows start..stop; data and indices are views."""
+    """Return the CSR arrays of rows `start` to `stop` (exclusive). Data and indices are views."""
     indptr = matrix.indptr[start : stop + 1]
     entries = slice(int(indptr[0]), int(indptr[-1]))
     return [matrix.data[entries], matrix.indices[entries], indptr - indptr[0]]
 
 
 def _replace_csr_values(matrix: Any, new_values: Array) -> Any:
-    """Return a matrix with the sparsity pattern of `matrix` and other values."""
+    """Return a matrix with the sparsity pattern of `matrix` and new values."""
     return type(matrix)((new_values, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def _convert_to_uint64(integers: Array) -> Array:
-    """Convert integers to uint64 modulo 2^64, whose overflow is defined."""
+    """Convert integers to uint64, modulo 2^64, so that overflow is well defined."""
     return integers.astype(np.uint64 if integers.dtype.kind == "u" else np.int64).view(np.uint64)
 
 
 def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
-    """Sum blocks of rows times coefficients, by one sparse product; the result has sorted indices."""
+    """Return the weighted sum of the blocks of rows of a matrix, computed by one sparse product."""
     from scipy.sparse import csr_array
 
     nonzero_indices = np.flatnonzero(coefficients)
@@ -260,7 +263,7 @@ def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
 
 
 def _describe_nonfinite_location(data_blocks: SparseDataBlocks) -> str:
-    """Return a warning that locates the NaN and inf in the matrix, or says that sums of rows overflow."""
+    """Return a warning that says where the matrix contains NaN or inf, or that sums of rows overflow."""
     matrix = data_blocks.matrix
     positions = np.flatnonzero(~np.isfinite(matrix.data))
     row = int(np.searchsorted(matrix.indptr, positions[0], side="right")) - 1 if len(positions) else None

@@ -25,14 +25,14 @@ from polarmap.worker.pytree import Layout, Structure, describe_type, flatten, ge
 
 
 def cut_data_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array]], Structure]:
-    """Return the leaves of each part of the data, and the structure that all parts share.
+    """Return the arrays (leaves) of each part of the data, and the structure that all parts share.
 
     Parameters
     ----------
     data : array or sequence
-        An array is cut along its first axis into nearly equal parts. A sequence consists of the parts.
+        An array is cut along its first axis into nearly equal parts. The items of a sequence are the parts.
     n_parts : int or None
-        Number of parts of an array; None for at most DEFAULT_N_BLOCKS parts.
+        The number of parts of an array. None for at most DEFAULT_N_BLOCKS parts.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def cut_data_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array
 
 
 def cut_data_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]:
-    """Return the items of a map, the values that f is called with.
+    """Return the list of items that a map calls f with.
 
     Parameters
     ----------
@@ -71,9 +71,9 @@ def cut_data_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]
         An array or table is cut along its first axis into nearly equal items. Other iterables yield the
         items.
     n_items : int or None
-        Number of items of an array or table; None for at most DEFAULT_N_BLOCKS items.
+        The number of items of an array or table. None for at most DEFAULT_N_BLOCKS items.
     star : bool
-        Whether each item is a tuple of arguments of f.
+        Whether each item is a tuple of arguments, for calls f(*item).
 
     Raises
     ------
@@ -134,7 +134,7 @@ def convert_items_to_blocks(
     batch_small_items: bool = False,
     pickle_arrays: bool = False,
 ) -> tuple[Sequence[Array | bytes], bool]:
-    """Serialize items for workers; return the blocks to send, and whether they are pickled.
+    """Serialize items for workers. Return the blocks to send, and whether they are pickled.
 
     If all items are arrays, they are not pickled. Otherwise every item is pickled, to bytes if it is small,
     and else to an array.
@@ -142,14 +142,14 @@ def convert_items_to_blocks(
     Parameters
     ----------
     items : sequence
-        Items of a map.
+        The items of a map.
     referenced_objects : list
-        Is extended by the classes and functions of the user's modules that the items refer to. They must be
-        sent together with f.
+        A list to which the classes and functions of the user's modules that the items refer to are appended.
+        They must be sent together with f.
     batch_small_items : bool
-        Pickle small items to bytes, so that several items can share a task.
+        Whether to pickle small items to bytes, so that several items can share a task.
     pickle_arrays : bool
-        Pickle the items even if all of them are arrays.
+        Whether to pickle the items even if all of them are arrays.
     """
     items = [np.asarray(item) if type(item) is np.memmap else item for item in items]
     if not pickle_arrays and all(type(item) is np.ndarray and not item.dtype.hasobject for item in items):
@@ -193,32 +193,32 @@ def split_range_evenly(length: int, n_parts: int) -> Iterator[tuple[int, int]]:
 
 
 class UncodedBlocks(TaskBlocks):
-    """The input of the tasks of an uncoded map: one part per task."""
+    """The inputs of the tasks of a map without a code: one part of the data for each task."""
 
     def __init__(self, parts: Sequence[list[Array]], structure: Structure) -> None:
         self._parts, self.structure, self.n = parts, structure, len(parts)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the leaves of part `component`."""
+        """Return the arrays (leaves) of part number `component`."""
         return self._parts[component]
 
 
 class GradientCodedBlocks(CodedData):
-    """The input of the tasks of a gradient code: the coefficients of the task, and several parts.
+    """The inputs of the tasks of `coded_sum`: several parts of the data, and coefficients for each task.
 
-    Workers combine results instead of parts, so the parts are not encoded. Each part is stored once for all
-    tasks that receive it.
+    In gradient coding, the parts are not encoded. Each worker returns a combination of the results of its
+    parts, with these coefficients. A part is stored once, even if several tasks receive it.
 
     Parameters
     ----------
     parts : list of lists of arrays
-        Leaves of each part.
+        The arrays (leaves) of each part.
     structure : Structure
-        Structure of every part.
+        The structure of every part.
     n_tasks : int or None
-        Number of tasks, which must divide the number of parts; None for one task per part.
+        The number of tasks, which must divide the number of parts. None for one task per part.
     max_stragglers : int
-        Number of results that may be missing.
+        The number of results that may be missing.
     """
 
     code: GradientCode
@@ -236,17 +236,17 @@ class GradientCodedBlocks(CodedData):
         super().__init__(code, data_blocks)
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of the coefficients and of each leaf of the parts of a task."""
+        """Return the dtypes and shapes of the coefficients and of all arrays in the parts of a task."""
         return get_layout(self.block_leaves(task))
 
     def block_components(self, task: int) -> Sequence[int]:
-        """Return the components of a task: its coefficients, n_parts + task, and the indices of its parts."""
+        """Return the component numbers of a task: n_parts + task for its coefficients, then its parts."""
         group_indices = np.flatnonzero(self.code.generator_matrix[task])
         parts = (group_indices[:, None] * self._parts_per_group + np.arange(self._parts_per_group)).ravel()
         return (self.n_parts + task, *parts.tolist())
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the leaves of a part, or the coefficients of a task."""
+        """Return the arrays of a component, which is a part or the coefficients of a task."""
         if component < self.n_parts:
             return self._parts[component]
         row = self.code.generator_matrix[component - self.n_parts]

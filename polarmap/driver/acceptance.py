@@ -1,4 +1,9 @@
-"""Decides when results have been checked enough to be returned, and how long to wait for a further check."""
+"""Decide whether the results of a coded map have been checked well enough to be returned to the caller.
+
+A coded map decodes missing results, which is right only if the mapped function f is linear (or a polynomial
+of low degree, for some codes). So decoded results are checked first, and this module decides how long to wait
+for the checks.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +19,16 @@ from polarmap.executors.interface import FailureKind
 from polarmap.report import Verification
 from polarmap.worker.segments import DamagedError
 
-MAX_EVALUATIONS_PER_POLL = 100  # blocks on which a fast f is evaluated before results are taken in again
+# The largest number of blocks on which f is evaluated on the driver in one poll. Further results are received
+# only between two polls.
+MAX_EVALUATIONS_PER_POLL = 100
 ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain map"
 
 
 class AcceptancePolicy:
-    """Judges results once they determine the missing ones, while more may arrive. It does not change them.
+    """Decides whether the results that have arrived can be accepted, must be refused, or need further checks.
+
+    It is asked once the arrived results suffice to decode the missing ones.
 
     Parameters
     ----------
@@ -29,9 +38,10 @@ class AcceptancePolicy:
     verifier : Verifier
     limits : WaitLimits
     task_table : TaskTable
-        Tells which results may still come, and why tasks failed.
+        Shows which results may still arrive, and why tasks failed.
     is_f_known : bool
-        Whether an earlier map has found that f is what the code assumes, or f is by construction.
+        Whether f is already known to be what the code assumes, for example linear. An earlier map may have
+        verified it, or f may have the property by construction.
     """
 
     def __init__(
@@ -50,7 +60,7 @@ class AcceptancePolicy:
         self._must_verify = options.verify is True or (options.verify == "auto" and not is_f_known)
 
     def judge(self) -> Verdict:
-        """Return a verdict on the results that have arrived. Missing ones are decoded if it accepts them."""
+        """Judge the results that have arrived, and decode the missing ones if the verdict is to accept."""
         try:
             if len(self._decoder.tracker.missing_indices):
                 verdict = self._judge_decoded_results()
@@ -68,7 +78,7 @@ class AcceptancePolicy:
     # -- where results are missing ----------------------------------------------------------
 
     def _judge_decoded_results(self) -> Verdict:
-        """Judge results some of which have to be decoded."""
+        """Return the verdict on results of which some are missing and have to be decoded."""
         if self._decoder.undecodable_reason:
             raise CodeError(f"a result is missing and cannot be decoded: {self._decoder.undecodable_reason}")
         if self._options.verify is False:
@@ -101,7 +111,10 @@ class AcceptancePolicy:
         return self._judge_by_local_evaluation()
 
     def _judge_by_local_evaluation(self) -> Verdict:
-        """Evaluate f on missing blocks on the driver, while further results may arrive."""
+        """Check decoded results by calling the mapped function f here on the same blocks. Return the verdict.
+
+        The verdict is `Pending` while f runs, or while another result may arrive that settles the question.
+        """
         verifier, local_checks = self._verifier, self._verifier.local_checks
         evaluation = verifier.poll_local_evaluation()
         for _ in range(MAX_EVALUATIONS_PER_POLL):
@@ -137,7 +150,7 @@ class AcceptancePolicy:
         )
 
     def _is_evaluation_hopeless(self, evaluation: LocalEvaluation) -> bool:
-        """Return whether neither f on the driver nor another result is worth waiting for any longer."""
+        """Return whether to give up waiting for the check of f in this process, and for further results."""
         if self._decoder.seconds_since_ready > self._limits.max_wait_seconds:
             return True
         if evaluation.error is None:
@@ -151,10 +164,10 @@ class AcceptancePolicy:
     # -- where no result is missing ---------------------------------------------------------
 
     def _judge_complete_results(self) -> Verdict:
-        """Judge the results of all data tasks, which may be returned whatever f is.
+        """Return the verdict on the results of all data blocks, of which nothing has to be decoded.
 
-        If f is not known, one parity check is made nevertheless: a warning now is better than an error once
-        a worker is lost.
+        They can be returned whether or not the mapped function f is linear. If f has not been verified yet,
+        it is checked nevertheless: better to warn now than to fail in a later map that loses a worker.
         """
         decoder, code = self._decoder, self._code
         residuals = self._verifier.parity_checks.residuals
@@ -162,14 +175,14 @@ class AcceptancePolicy:
             return Accepted(Verification.NOT_NEEDED)
         if code.n == code.n_targets:
             return Accepted(Verification.NOT_NEEDED)
-        # If the data is in storage, all blocks would have to be read to know the reason.
+        # Finding the reason takes a pass over all blocks, which is too slow if the data is in storage.
         if self._coded_data.location is None and decoder.undecodable_reason:
             return self._accept_undecodable(decoder.undecodable_reason)
         if decoder.tracker.n_redundant_checks:
             contradiction = self._judge_contradiction()
             if contradiction is not None:
                 return contradiction
-        # Copies of blocks tell nothing of f.
+        # A parity block that merely copies a data block cannot show whether f is linear.
         if not self._must_verify or self._verifier.parity_checks.densest_parity_block[1] == 1:
             return Accepted(Verification.NOT_NEEDED)
         if self._verifier.has_check_of_block_sum:
@@ -179,22 +192,26 @@ class AcceptancePolicy:
         return self._judge_by_parity_evaluation()
 
     def _judge_by_parity_evaluation(self) -> Verdict:
-        """Evaluate f on a parity block on the driver, as no parity result has arrived."""
+        """Check whether f is linear by calling it on a parity block in this process.
+
+        Used if all results of data blocks, but none of a parity block, have arrived.
+        """
         decoder, code, limits = self._decoder, self._code, self._limits
-        if code.recovery_threshold > code.n_targets:  # A polynomial takes more than one parity result.
+        if code.recovery_threshold > code.n_targets:
+            # For a polynomial f, one parity result is not enough for a check.
             return self._accept_unverified("too few results beyond those of the data came")
         evaluation = self._verifier.parity_checks.parity_evaluation
         if not evaluation.poll():
             max_seconds = (
                 limits.max_wait_seconds
-                if self._options.verify is True  # The caller insists.
+                if self._options.verify is True  # The caller insists, so wait longer.
                 else 2 * limits.redundancy_wait_seconds
             )
             if decoder.seconds_since_ready <= max_seconds and limits.remaining_seconds > 0:
                 return Pending()
             return self._accept_unverified(f"here it had not ended after {decoder.seconds_since_ready:.3g} s")
         if evaluation.leaves is None:
-            if isinstance(evaluation.error, DamagedError):  # It tells nothing of f.
+            if isinstance(evaluation.error, DamagedError):  # Stored data is damaged.
                 return self._accept_unverified(
                     f"a parity block could not be read here: {evaluation.error_text}"
                 )
@@ -220,7 +237,10 @@ class AcceptancePolicy:
         return Accepted(Verification.NOT_NEEDED, proves_f=proves_f)
 
     def _accept_undecodable(self, reason: str) -> Accepted:
-        """Warn that a lost result could not have been decoded, or raise CodeError if the caller insists."""
+        """Accept the complete results, with a warning that decoding would have been impossible.
+
+        Raises CodeError instead if the caller asked for verification (`verify=True`).
+        """
         if self._options.verify is True:
             raise CodeError(reason)
         return Accepted(
@@ -229,7 +249,10 @@ class AcceptancePolicy:
         )
 
     def _accept_unverified(self, reason: str) -> Accepted:
-        """Warn a caller who insists that nothing is known of f."""
+        """Accept the complete results although the mapped function f could not be checked.
+
+        The verdict has a warning if the caller asked for verification (`verify=True`).
+        """
         warning = (
             f"f could not be verified: all data tasks reported, no result beyond theirs did, and {reason}"
             if self._options.verify is True
@@ -240,9 +263,10 @@ class AcceptancePolicy:
     # ---------------------------------------------------------------------------------------
 
     def _judge_contradiction(self) -> Verdict | None:
-        """Return a verdict on results that violate parity checks, or None if they do not.
+        """Return the verdict on results that violate parity checks (linear equations), else None.
 
-        Another result is waited for as long as the checks cannot tell garbage from an f that is not linear.
+        A violation means that one worker returned garbage or that f is not linear. While the checks cannot
+        tell which, the verdict is `Pending`: another result may settle the question.
         """
         residuals = self._verifier.parity_checks.evaluate()
         if not residuals.is_violated:
@@ -258,7 +282,7 @@ class AcceptancePolicy:
 
     @property
     def _is_redundancy_wait_over(self) -> bool:
-        """Whether no further result will come, or not soon enough to be waited for."""
+        """Whether to stop waiting for redundant results, which are needed only for checks."""
         return (
             not self._task_table.pending_tasks
             or self._decoder.seconds_since_ready >= self._limits.redundancy_wait_seconds

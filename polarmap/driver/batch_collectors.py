@@ -1,4 +1,7 @@
-"""Collectors of items that travel in batches: the first result of each item counts."""
+"""Collect the results of items that are sent to workers in batches.
+
+An item may be run more than once, by backups and retries. Its first result counts.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from polarmap.executors.interface import Failure, Outcome
 
 
 class BatchCollector(FirstResultCollector):
-    """A collector of the items of one sequence.
+    """Base class of collectors of maps that call f on many small items, several of which share a task.
 
     Parameters
     ----------
     blocks : BatchBlocks
         The batch of each task.
     results : ItemResults
-        Gets the result of each item, and, if it keeps exceptions, the failures of items that are not tried
-        again. If not, such a failure ends the map.
+        Receives the result of each item. If it keeps exceptions, it also receives the failures of items that
+        are not retried. Otherwise such a failure ends the map.
     task_table : TaskTable
     timer : JobTimer
     """
@@ -34,10 +37,10 @@ class BatchCollector(FirstResultCollector):
     ) -> None:
         super().__init__(results.keep_exceptions, task_table, timer)
         self._blocks, self._results = blocks, results
-        self._failure_by_item: dict[int, Failure] = {}  # items that failed while others returned
+        self._failure_by_item: dict[int, Failure] = {}  # by item, if other items of its batch returned
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Take the results of items that have none, and see that items which failed are tried again."""
+        """Store the result of each item that has none yet, and schedule a retry of each item that failed."""
         batch_outcome = self._split_outcome(outcome)
         if batch_outcome is None:
             return
@@ -47,19 +50,19 @@ class BatchCollector(FirstResultCollector):
 
     @abstractmethod
     def _split_outcome(self, outcome: Outcome) -> BatchOutcome | None:
-        """Return the outcome of each item of a task; None if it is not needed any more."""
+        """Return the outcome of each item of a task, or None if the task is no longer needed."""
 
     @abstractmethod
     def _retry_items(self, outcome: Outcome, failures: Sequence[tuple[int, Failure]]) -> None:
-        """See that the items of a batch which failed, while others returned, are tried again."""
+        """Schedule a retry of the items that failed in a batch whose other items returned."""
 
     @property
     def has_sufficient_results(self) -> bool:
-        """Whether every item has a result, or a failure that counts."""
+        """Whether every item has a result or a final failure."""
         return self._results.is_complete
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise the exception of f if f fails for all tasks, unless failures count as outcomes."""
+        """Raise the exception of f if f fails for all tasks and no item has a result or final failure yet."""
         if not self._results.values:
             super().raise_if_f_always_fails()
 
@@ -67,7 +70,7 @@ class BatchCollector(FirstResultCollector):
         return [item for item in self._blocks.batches[task_index].indices if item not in self._results.values]
 
     def _accept_failure(self, task_index: int, failure: Failure) -> None:
-        """Take the failure of each item, or that of the task for those items that have none."""
+        """Store a failure for each unfinished item of a task: its own, or else that of the whole task."""
         for item_index in self._get_unfinished_items(task_index):
             if (item_failure := self._failure_by_item.get(item_index)) is not None:
                 self._results.add_failure([item_index], item_failure)
@@ -75,27 +78,27 @@ class BatchCollector(FirstResultCollector):
             self._results.add_failure(remaining_items, failure)
 
     def _label_failure(self, task_index: int, failure: Failure) -> str:
-        """Name the item that has this failure, or all items of the task if none has it by itself."""
+        """Return a text that names the items with this failure, for the message of an exception."""
         item_indices = self._blocks.batches[task_index].indices
         failed_items = [index for index in item_indices if self._failure_by_item.get(index) is failure]
         return self._results.label_items(failed_items or item_indices)
 
 
 class FixedBatchCollector(BatchCollector):
-    """A collector of batches that never change: a task with an item that failed is started again."""
+    """A collector for fixed batches of items: if one item fails, the whole batch is retried."""
 
     _n_failed_tasks = 0
 
     @property
     def n_results(self) -> int:
-        """The number of tasks with results of all items, or with a failure that counts."""
+        """The number of tasks that have results of all their items, or a final failure."""
         return len(self.task_table.arrived) + self._n_failed_tasks
 
     def _split_outcome(self, outcome: Outcome) -> BatchOutcome:
         return split_outcome_by_item(self._blocks.batches[outcome.task], outcome)
 
     def _retry_items(self, outcome: Outcome, failures: Sequence[tuple[int, Failure]]) -> None:
-        """Reject the result of the task, unless all its items have one from this or another attempt."""
+        """Reject the result of the task so that it is retried, unless all its items have results by now."""
         task_index, record = outcome.task, self.task_table[outcome.task]
         if record.has_result and record.result_attempt == outcome.attempt:
             pending_failures = [failure for failure in failures if failure[0] not in self._results.values]
@@ -111,9 +114,9 @@ class FixedBatchCollector(BatchCollector):
 
 
 class QueuedBatchCollector(BatchCollector):
-    """A collector of batches that a `BatchPolicy` forms. Reports count items as tasks.
+    """A collector for batches that a `BatchPolicy` forms while the map runs. Reports count items as tasks.
 
-    Items that fail while others of their batch return become tasks of their own.
+    An item that fails while other items of its batch return becomes a separate task.
 
     Parameters
     ----------
@@ -136,20 +139,20 @@ class QueuedBatchCollector(BatchCollector):
 
     @property
     def n_results(self) -> int:
-        """The number of items with a result, or a failure that counts."""
+        """The number of items with a result or a final failure."""
         return len(self._results.values)
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of items."""
+        """The number of results that are needed: one for each item."""
         return self._results.n_items
 
     def poll_interval(self) -> float:
-        """Return 0 until the policy has formed the first tasks."""
+        """Return the seconds until the next poll, which is due at once before any task has been formed."""
         return super().poll_interval() if len(self.task_table) else 0.0
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:
-        """Return a function that builds a table with each item as a task."""
+        """Return a function that builds a task table in which each item counts as a task."""
         items_by_task = {task: batch.indices for task, batch in self._blocks.batches.copy().items()}
         return partial(self.task_table.build_item_table, items_by_task, self._results.n_items)
 

@@ -1,4 +1,4 @@
-"""Batch short items into tasks, and split a batch again if it is late or lost."""
+"""Group short items into batches, each of which is one task, and split a batch that is late or lost."""
 
 from __future__ import annotations
 
@@ -25,39 +25,49 @@ from polarmap.worker.environment import count_available_cores
 from polarmap.worker.task_functions import MAX_BATCH_SECONDS
 from polarmap.worker.task_records import Fault
 
-MAX_BATCHES = 128  # batches in flight at a time, as queued items may turn out to be short
-N_INITIAL_BATCHES = 8  # batches in flight before a worker has started one; later two for each running one
-TARGET_BATCH_SECONDS = 0.02  # maximum expected run time of a batch
-MIN_BATCH_SECONDS = 0.002  # minimum expected run time of a batch: to send it takes a tenth of that
-LATE_BATCH_SECONDS = 4 * MAX_BATCH_SECONDS  # run time after which the items of a batch are started alone
-MAX_BATCH_ITEMS = 1024  # items of a batch: each waits for those before it, and is late where one of these is
-MAX_ITEM_CLASSES = 64  # classes of items whose run time is remembered
-BATCHES_PER_CORE = 4  # batches into which the queued items are divided if they are few
-SINGLE_ITEM_FAULTS = "raise", "garbage"  # faults of one item, and not of a whole batch
-OPEN_ENDED_RULE = LatenessRule(1, min_seconds=MIN_BACKUP_SECONDS)  # no item is late before
+# The largest number of batches in flight (submitted and not finished). The other items stay in the queue: if
+# items turn out to be short, larger batches can be formed from them.
+MAX_BATCHES = 128
+# The number of batches in flight before a worker has started any. Each running batch adds two.
+N_INITIAL_BATCHES = 8
+TARGET_BATCH_SECONDS = 0.02  # the longest expected run time of a batch
+MIN_BATCH_SECONDS = 0.002  # the shortest expected run time of a batch, ten times what sending it takes
+# The run time after which a batch is split into single items.
+LATE_BATCH_SECONDS = 4 * MAX_BATCH_SECONDS
+# The largest number of items in a batch. An item waits for all items before it in the batch, so one slow item
+# delays many if batches are large.
+MAX_BATCH_ITEMS = 1024
+MAX_ITEM_CLASSES = 64  # the largest number of classes of similar items whose run times are remembered
+# The number of batches for each core if only a few items are queued.
+BATCHES_PER_CORE = 4
+# Injected faults (for tests) that strike one item rather than a whole batch.
+SINGLE_ITEM_FAULTS = "raise", "garbage"
+# The rule for when an item is late. The number of items is not known in advance, so `LateTracker` replaces
+# the 1 by the number of items so far.
+OPEN_ENDED_RULE = LatenessRule(1, min_seconds=MIN_BACKUP_SECONDS)
 
 
 class BatchPolicy(SchedulingPolicy):
-    """A policy that forms tasks from queued items. Short items share a task.
+    """A scheduling policy for many items (calls of f), which puts several short items into one task.
 
-    Items are known to be short once one of their class has returned. An item that is lost with others is
-    started again alone, and the loss does not count against its retries. So an item that kills its worker
-    each time kills one worker with a batch, and then one with each attempt of its own. A batch that takes
-    long is cancelled, and its items are started alone: no item waits for one that sleeps or waits for another
-    item. Late items get backups once no item is queued.
+    The run time of items is estimated from earlier items of the same class, so the first ones run alone. If a
+    batch is lost with its worker, each of its items is retried alone, and the loss does not count against the
+    retries of an item, because any of the items may have killed the worker. A batch that runs for too long is
+    cancelled and its items are started alone, so that no item waits for one that sleeps or is blocked. Once
+    no item is queued, late items get backups (second attempts).
 
     Parameters
     ----------
     blocks : QueuedBatchBlocks
-        Gets the batch of each task.
+        Stores the batch of each task that the policy forms.
     allow_batches : bool
         Whether short items may share a task.
     max_in_flight : int
-        The number of tasks in flight at a time, if items may not share tasks.
+        The largest number of tasks in flight. Used only if items may not share tasks.
     max_backups : int
         The number of backups that a late item may get.
     faults : mapping from int to Fault
-        Injected faults, by the number of the item in the order of submission.
+        The faults to inject, for tests, by the position of the item in the order of submission.
     """
 
     def __init__(
@@ -76,12 +86,12 @@ class BatchPolicy(SchedulingPolicy):
         }
         self._max_in_flight = MAX_BATCHES if allow_batches else max_in_flight
         self._queue = deque[Batch]()
-        self._single_items = deque[Batch]()  # started before the queue, one by one
-        self._multi_item_tasks = set[int]()  # tasks of several items that have not ended
-        self._seconds_by_class: dict[Hashable, float] = {}  # run time of an item, measured by workers
+        self._single_items = deque[Batch]()  # the items of late batches, which start before the queue
+        self._multi_item_tasks = set[int]()  # unfinished tasks with several items
+        self._seconds_by_class: dict[Hashable, float] = {}  # the run time of one item, as workers measured it
         self._backup_policy = BackupPolicy(0, OPEN_ENDED_RULE, max_backups)
         self.late_tracker = self._backup_policy.late_tracker
-        # Trackers live as long as a task has them, or they are among the most recent ones.
+        # References are weak: a tracker is kept only while a task uses it or it is among the recent ones.
         self._trackers_by_class = weakref.WeakValueDictionary[Hashable, LateTracker[AttemptId]]()
         self._recent_trackers = deque[LateTracker[AttemptId]](maxlen=MAX_ITEM_CLASSES)
 
@@ -89,30 +99,30 @@ class BatchPolicy(SchedulingPolicy):
 
     @property
     def has_queued_items(self) -> bool:
-        """Whether items are queued, not counting those of late batches."""
+        """Whether items are queued, apart from the single items of batches that were late."""
         return bool(self._queue)
 
     @property
     def has_items(self) -> bool:
-        """Whether any item is queued, or part of a task."""
+        """Whether any item is queued or belongs to a task."""
         with self._blocks.lock:
             return bool(self._queue or self._single_items) or self._blocks.has_items
 
     def collect_sequences(self) -> list[ItemSequence]:
-        """Return all sequences that have queued items, or items of tasks."""
+        """Return all item sequences with items that are queued or belong to a task."""
         with self._blocks.lock:
             batches = [*self._blocks.batches.values(), *self._single_items, *self._queue]
         return list(dict.fromkeys(batch.items for batch in batches))
 
     def enqueue_items(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
-        """Append items to the queue."""
+        """Append the items with these indices to the queue."""
         items.record_submission(item_indices, self._n_submitted)
         self._n_submitted += item_indices[-1] + 1 - item_indices[0]
 
         def is_batchable(item_index: int) -> bool:
             return isinstance(items.blocks[item_index], bytes)
 
-        if all(map(is_batchable, item_indices)):  # A range stays a range, which takes no time to cut.
+        if all(map(is_batchable, item_indices)):  # Keep a range as it is: slicing it is fast.
             self._queue.append(Batch(items, item_indices))
             return
         for is_group_batchable, group in groupby(item_indices, is_batchable):
@@ -123,7 +133,11 @@ class BatchPolicy(SchedulingPolicy):
     def remove_queued_items(
         self, select_items: Callable[[ItemSequence, Sequence[int]], Collection[int]]
     ) -> list[Batch]:
-        """Remove from the queue those items that `select_items` returns for a batch, and return them."""
+        """Remove items from the queue, and return them in batches.
+
+        select_items : called as `select_items(items, item_indices)` for each queued batch; returns the
+            indices of the items to remove.
+        """
         removed_batches, queued_batches, self._queue = list[Batch](), self._queue, deque()
         for items, item_indices in queued_batches:
             removed_indices = select_items(items, item_indices)
@@ -135,7 +149,7 @@ class BatchPolicy(SchedulingPolicy):
         return removed_batches
 
     def requeue_all_items(self, task_table: TaskTable) -> None:
-        """Put the items of all tasks back to the front of the queue, and discard the tasks."""
+        """Discard all tasks and put their items back at the front of the queue."""
         batches = [*self._blocks.batches.values(), *self._single_items]
         self._queue.extendleft(reversed([batch for batch in batches if batch.indices]))
         self._single_items.clear()
@@ -147,7 +161,7 @@ class BatchPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Form tasks from queued items and return them, or late tasks if no item is queued."""
+        """Return the tasks to start now: new ones formed from queued items, or else backups of late tasks."""
         with self._blocks.lock:
             late_batches = [
                 task
@@ -164,9 +178,9 @@ class BatchPolicy(SchedulingPolicy):
         return self._backup_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds until a task may be late.
+        """Return the seconds until a running task may become late and need a backup.
 
-        While a task is queued no other is late, and the queued one may start at any moment.
+        If a task is queued, no backup is due, but the queued task may start running at any moment.
         """
         late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
         seconds_until_late = min(late_times, default=inf) - elapsed_seconds
@@ -182,11 +196,11 @@ class BatchPolicy(SchedulingPolicy):
         task_table.add_task(task_index, self._get_late_tracker(batch.items) if is_single else None)
 
     def _compute_batch_late_time(self, task_table: TaskTable, task_index: int) -> float:
-        """Return when a batch becomes late; inf while no worker has started it."""
+        """Return the time at which a batch becomes late, or inf while no worker has started it."""
         return min(task_table[task_index].dispatched_at.values(), default=inf) + LATE_BATCH_SECONDS
 
     def _split_late_batch(self, task_table: TaskTable, task_index: int) -> None:
-        """Cancel a batch, and queue each of its items as a separate task."""
+        """Cancel the task of a batch that runs for too long, and queue each of its items separately."""
         items, item_indices = self._blocks.batches[task_index]
         if item_indices:
             self._record_run_time(items.item_class, LATE_BATCH_SECONDS / len(item_indices))
@@ -194,10 +208,10 @@ class BatchPolicy(SchedulingPolicy):
         self.discard_task(task_table, task_index)
 
     def _pop_next_batch(self, task_table: TaskTable) -> Batch | None:
-        """Return the items of the next task; None if none is queued, or enough tasks are in flight.
+        """Remove and return the items of the next task.
 
-        Single items start once no batch is left that may be split: they then start in their order, as one may
-        wait for the next.
+        Returns None if no item is queued or enough tasks are in flight. Single items also wait until no batch
+        is running: that batch may still be split, and items must start in order, as one may need another.
         """
         queue = self._single_items or self._queue
         if not queue:
@@ -205,7 +219,7 @@ class BatchPolicy(SchedulingPolicy):
         items, item_indices = queue[0]
         max_items = self._compute_max_batch_size(items, item_indices)
         max_in_flight, n_running = self._max_in_flight, len(task_table.in_flight) - len(task_table.queued)
-        # Items that are known to be long are not limited further.
+        # If items are short, or may be, submit only a few at first: later batches can be larger.
         if self._allow_batches and (max_items > 1 or items.item_class not in self._seconds_by_class):
             max_in_flight = min(max_in_flight, 2 * n_running + N_INITIAL_BATCHES)
         n_open_tasks = len(task_table.in_flight) + len(task_table.held_back)
@@ -219,7 +233,7 @@ class BatchPolicy(SchedulingPolicy):
         return Batch(items, item_indices[:max_items])
 
     def _compute_max_batch_size(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
-        """Return the number of these queued items that may share a task."""
+        """Return how many of these queued items may share a task, given the run time of their class."""
         item_seconds = self._seconds_by_class.get(items.item_class)
         if not (self._allow_batches and item_seconds):
             return 1
@@ -228,7 +242,7 @@ class BatchPolicy(SchedulingPolicy):
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
 
     def _count_items_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
-        """Return the number of items before the first with an injected fault, which is a separate task."""
+        """Return the number of items before the first item with an injected fault, which must run alone."""
         faulty_offsets = (
             offset
             for offset, item_index in enumerate(item_indices)
@@ -237,7 +251,7 @@ class BatchPolicy(SchedulingPolicy):
         return max(1, next(faulty_offsets, len(item_indices)))
 
     def _get_late_tracker(self, items: ItemSequence) -> LateTracker[AttemptId]:
-        """Return the late tracker of all items of a class, which becomes the most recent one."""
+        """Return the tracker of late attempts for the class of `items`, and mark it as recently used."""
         tracker = self._trackers_by_class.get(items.item_class)
         if tracker is None:
             tracker = LateTracker(OPEN_ENDED_RULE, is_open_ended=True)
@@ -251,10 +265,10 @@ class BatchPolicy(SchedulingPolicy):
     # -- as tasks end --------------------------------------------------------------------------
 
     def split_outcome(self, task_table: TaskTable, outcome: Outcome) -> BatchOutcome | None:
-        """Return the outcome of each item of a task, or None if the task has been discarded.
+        """Split the outcome of a task into outcomes of its items, or return None if the task was discarded.
 
-        Items of a batch that failed as a whole become separate tasks, and have no outcome yet. Items that
-        were not processed return to the queue.
+        If a batch failed as a whole, its items become separate tasks and have no outcome yet. Items that the
+        worker did not process are queued again.
         """
         with self._blocks.lock:
             task_index = outcome.task
@@ -287,7 +301,7 @@ class BatchPolicy(SchedulingPolicy):
         failure: Failure,
         is_batch_loss: bool = False,
     ) -> None:
-        """Make an item that failed in a batch a separate task.
+        """Move an item that failed out of its batch and into a new task, so that it is retried alone.
 
         Parameters
         ----------
@@ -296,8 +310,8 @@ class BatchPolicy(SchedulingPolicy):
             The task of the batch, and the item.
         failure : Failure
         is_batch_loss : bool
-            Whether all items of the batch failed with it. The attempt then does not count against the
-            retries, as any of the other items may have killed the worker.
+            Whether the whole batch failed. The attempt then does not count against the retries of the item,
+            because any other item may have killed the worker.
         """
         items, item_indices = self._blocks.batches[task_index]
         new_task_index = self._blocks.add_batch(Batch(items, [item_index]))
@@ -310,11 +324,11 @@ class BatchPolicy(SchedulingPolicy):
             self.discard_task(task_table, task_index)
 
     def get_batch(self, task_index: int) -> Batch:
-        """Return the items of a task that has not been discarded."""
+        """Return the batch of a task, which must not have been discarded."""
         return self._blocks.batches[task_index]
 
     def discard_task(self, task_table: TaskTable, task_index: int) -> None:
-        """Discard all state of a task, whose outcome is not needed any more."""
+        """Discard all state of a task whose outcome is no longer needed."""
         with self._blocks.lock:
             self._blocks.batches.pop(task_index, None)
         self._multi_item_tasks.discard(task_index)
@@ -323,10 +337,13 @@ class BatchPolicy(SchedulingPolicy):
     def _record_run_time(self, item_class: Hashable, run_seconds: float) -> None:
         earlier_seconds = self._seconds_by_class.pop(item_class, run_seconds)
         self._seconds_by_class[item_class] = (earlier_seconds + run_seconds) / 2
-        if len(self._seconds_by_class) > MAX_ITEM_CLASSES:  # Forget the class that has not ended for longest.
+        if len(self._seconds_by_class) > MAX_ITEM_CLASSES:  # Forget the least recently used class.
             del self._seconds_by_class[next(iter(self._seconds_by_class))]
 
 
 def can_batch_items(executor: ResolvedExecutor, backups: int, retries: int) -> bool:
-    """Return whether short items may share a task: each that is lost or late with others is tried again."""
+    """Return whether short items may share a task.
+
+    That takes backups and retries, because a lost or late batch is rerun item by item.
+    """
     return executor.can_batch and backups > 0 and retries > 0

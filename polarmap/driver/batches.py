@@ -1,4 +1,8 @@
-"""Items that travel to workers in batches, and the blocks of tasks that consist of such batches."""
+"""Pack items (the inputs of single calls) into batches, which are sent to workers as tasks.
+
+A batch of several items is pickled into one array of bytes, the block of its task. `split_outcome_by_item`
+splits what the worker returns into the results and failures of the items.
+"""
 
 from __future__ import annotations
 
@@ -27,62 +31,63 @@ from polarmap.worker.task_records import ErrorInfo, Fault
 
 
 class ItemSequence:
-    """Items that one function is called with, in order.
+    """The ordered inputs of one function, each of which is called an item.
 
     Parameters
     ----------
     item_class : hashable
-        Equal for items that take about as long.
+        A key that is equal for items with about the same run time.
     context : object
-        Sent with each batch of pickled items, such as the pickle of the function.
+        An object to send with each batch of pickled items, such as the pickled function.
     blocks : iterable of bytes or array
-        Each item as it is sent: a pickle, or an array, which travels alone if batches are formed at run time.
+        The items as they are sent: pickles or arrays. If batches are formed at run time, an array is never
+        batched with other items.
     """
 
     def __init__(
         self, item_class: Hashable, context: object = None, blocks: Iterable[bytes | Array] = ()
     ) -> None:
         self.item_class, self.context, self.blocks = item_class, context, list(blocks)
-        self._submission_offsets = list[tuple[int, int]]()  # (first item, submission index - item index)
+        self._submission_offsets = list[tuple[int, int]]()  # (first item, submission index minus item index)
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the items that are not cancelled. From now on they cannot be cancelled."""
+        """Return the items that are not cancelled. From now on, they can no longer be cancelled."""
         return item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the items that are claimed."""
+        """Return which of these items are claimed, that is, can no longer be cancelled."""
         return item_indices
 
     def record_submission(self, item_indices: Sequence[int], submission_index: int) -> None:
-        """Note that the first of these items is number `submission_index` of all items of a job."""
+        """Record that these items were submitted in order, the first as item `submission_index` of a job."""
         offset = submission_index - item_indices[0]
         if not self._submission_offsets or self._submission_offsets[-1][1] != offset:
             self._submission_offsets.append((item_indices[0], offset))
 
     def get_submission_index(self, item_index: int) -> int:
-        """Return the number of an item among all items of a job, in the order of submission."""
+        """Return the position of an item among all items of a job, in the order of submission."""
         offsets = self._submission_offsets
         return item_index + offsets[bisect_right(offsets, (item_index, inf)) - 1][1]
 
 
 class Batch(NamedTuple):
-    """Items of one sequence, by index, that travel together."""
+    """Items of one sequence that are sent to a worker together, given by their indices."""
 
     items: ItemSequence
     indices: Sequence[int]
 
 
 class BatchOutcome(NamedTuple):
-    """The outcome of a batch, item by item.
+    """The results and failures of the items in a batch.
 
     Attributes
     ----------
     items : ItemSequence
     results : sequence of (item index, bytes or array)
-        What f returned, for `unpickle_item`.
+        The serialized return values of f, to be passed to `unpickle_item`.
     failures : sequence of (item index, Failure)
     unprocessed : sequence of int
-        Items that the worker has not started, as the ones before took long.
+        Items that the worker did not start because the items before them took too long.
     """
 
     items: ItemSequence
@@ -92,7 +97,7 @@ class BatchOutcome(NamedTuple):
 
 
 def split_outcome_by_item(batch: Batch, outcome: Outcome) -> BatchOutcome:
-    """Return the outcome of each item of a batch."""
+    """Split the outcome of a batch into the results and failures of its items."""
     items, item_indices = batch
     if outcome.failure is not None:
         return BatchOutcome(items, failures=[(item_index, outcome.failure) for item_index in item_indices])
@@ -109,10 +114,10 @@ def split_outcome_by_item(batch: Batch, outcome: Outcome) -> BatchOutcome:
 
 
 class BatchBlocks(TaskBlocks):
-    """The blocks of tasks that consist of one item or a batch of items each.
+    """The input blocks of tasks, where each task is a batch of one or more items.
 
-    The block of an item that is sent as an array is this array. All other blocks are pickles of the context
-    and the items, as integers of 8 bits.
+    If a batch is a single item that is an array, this array is the block. All other blocks are pickles of the
+    context and the items, as an array of bytes.
 
     Parameters
     ----------
@@ -128,7 +133,7 @@ class BatchBlocks(TaskBlocks):
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = dict(enumerate(batches))
-        self.lock = threading.RLock()  # several blocks may be stored at a time
+        self.lock = threading.RLock()  # several threads may ask for blocks at the same time
         self._cached_block: tuple[int, list[Array]] = -1, []
 
     @property
@@ -137,7 +142,7 @@ class BatchBlocks(TaskBlocks):
         return len(self.batches)
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Return the one array that the block of a task consists of."""
+        """Return the input block of a task, as a list of one array."""
         with self.lock:
             if self._cached_block[0] != task:
                 self._cached_block = task, [self._build_block(task)]
@@ -152,15 +157,15 @@ class BatchBlocks(TaskBlocks):
 
 
 class QueuedBatchBlocks(BatchBlocks):
-    """The blocks of tasks that are formed while a job runs, from items that may be cancelled meanwhile.
+    """The input blocks of tasks that are formed while a job runs. Items may be cancelled until they are sent.
 
-    Task indices are never used again. Faults strike items, by the order of their submission, because an item
-    may go from one task to another.
+    Task indices are never reused. Injected faults (for tests) belong to items, by the order of submission,
+    because an item may move from one task to another.
 
     Attributes
     ----------
     lock : RLock
-        Guards which items are queued, started or part of a task.
+        Guards the sets of items that are queued, started or part of a task.
     """
 
     location = INLINE
@@ -168,23 +173,26 @@ class QueuedBatchBlocks(BatchBlocks):
     def __init__(self) -> None:
         super().__init__(())
         self._next_task_index = 0
-        # by the submission index of an item that has a fault
+        # The attempts that have suffered a fault, by the submission index of the item with the fault.
         self._attempts_with_fault: dict[int, set[AttemptId]] = {}
 
     @property
     def has_items(self) -> bool:
-        """Whether any task has an item that has not been cancelled. Hold the lock."""
+        """Whether any task has an item that has not been cancelled. The caller must hold the lock."""
         return any(batch.indices for batch in self.batches.values())
 
     def add_batch(self, batch: Batch) -> int:
-        """Make a batch a task, and return the index of the task."""
+        """Create a task for a batch, and return the index of the task."""
         task_index = self._next_task_index
         self.batches[task_index] = batch
         self._next_task_index += 1
         return task_index
 
     def _build_block(self, task: int) -> Array:
-        """Claim the items of a task and build its block. Raises CancelledError if all are cancelled."""
+        """Build the input block of a task. From now on, its items can no longer be cancelled.
+
+        Raises CancelledError if all of them are cancelled already.
+        """
         batch = self.batches.get(task)
         if batch is None:
             raise CancelledError
@@ -195,7 +203,10 @@ class QueuedBatchBlocks(BatchBlocks):
         return super()._build_block(task)
 
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
-        """Return the fault that an attempt is to suffer: the first that one of its items has left."""
+        """Return the fault to inject into an attempt, or None.
+
+        The fault is that of the first item of the task with a fault that has not struck often enough yet.
+        """
         batch = self.batches.get(task)
         if batch is None:
             return None

@@ -1,4 +1,7 @@
-"""The collector of an executor's calls: the first attempt that returns or raises ends a call."""
+"""Collect the outcomes of calls that were submitted to a `polarmap.Executor`, and set their futures.
+
+A call may be run more than once, by backups and retries. The first attempt that returns or raises counts.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from polarmap.executors.interface import FailureKind, Outcome
 from polarmap.worker.pickled_values import unpickle_item
 from polarmap.worker.pytree import Array
 
-SESSION_IDLE_SECONDS = 0.05  # seconds without calls after which a session is closed
+SESSION_IDLE_SECONDS = 0.05  # the session with the workers is closed after this time without calls
 
 
 class CallCollector(EveryTaskCollector):
-    """Sets the results and exceptions of calls as their attempts end, for as long as there are calls.
+    """Sets the results and exceptions of submitted calls as attempts end, until no call is left.
 
     Parameters
     ----------
     policy : BatchPolicy
         Forms the tasks from the calls.
     retry_rule : RetryRule
-        How often a call is started again whose worker was lost. What a call raises is final.
+        How often to retry a call whose worker was lost. An exception that the call itself raises is final.
     task_table : TaskTable
     timer : JobTimer
     """
@@ -37,7 +40,7 @@ class CallCollector(EveryTaskCollector):
         self._policy, self._retry_rule = policy, retry_rule
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Set the results and exceptions of the calls that an attempt has ended."""
+        """Set the result or exception of each call in a batch that has returned or failed."""
         batch_outcome = self._policy.split_outcome(self.task_table, outcome)
         if batch_outcome is None:
             return
@@ -54,7 +57,7 @@ class CallCollector(EveryTaskCollector):
             _set_call_result(calls, item_index, data)
 
     def try_finish(self) -> bool:
-        """Fail the calls that were lost too often, and return whether no call is left."""
+        """Fail the calls that have used up their retries, and return whether no call is left."""
         for task_index in sorted(self.task_table.failed):
             record = self.task_table[task_index]
             if record.last_failure is not None and not self._retry_rule.allows_retry(record):
@@ -70,38 +73,43 @@ class CallCollector(EveryTaskCollector):
 
     @property
     def has_sufficient_results(self) -> bool:
-        """Whether no call has to be started again because its worker was lost."""
+        """Whether no lost call is waiting for a retry."""
         return not self.task_table.failed
 
     def poll_interval(self) -> float:
-        """Return inf, or how long to wait for further calls if none is left."""
+        """Return the seconds until the next poll.
+
+        It is the time to wait for new calls if no call is left, 0 before any task is formed, and otherwise
+        inf.
+        """
         if not self._policy.has_items:
             return SESSION_IDLE_SECONDS
         return inf if len(self.task_table) else 0.0
 
     def on_tasks_exhausted(self) -> None:
-        """Do nothing: `try_finish` fails calls that are not tried again."""
+        """Do nothing: `try_finish` fails the calls that are not retried."""
 
 
 def set_call_exception(
     calls: CallGroup, item_index: int, error: BaseException, raised_by_f: bool = False
 ) -> None:
-    """Set the exception of an item of calls, without the frames of polarmap in its traceback.
+    """Set the exception of a call, after removing the frames of polarmap from its traceback.
 
     Parameters
     ----------
     calls : CallGroup
     item_index : int
+        The index of the call, or chunk of calls, in `calls`.
     error : BaseException
     raised_by_f : bool
-        Whether f raised the exception.
+        Whether the called function raised the exception, rather than polarmap.
     """
     trim_traceback(error, raised_by_f)
     calls.set_exception(item_index, error)
 
 
 def _set_call_result(calls: CallGroup, item_index: int, data: bytes | Array) -> None:
-    """Set the result of an item of calls, or the exception if it cannot be unpickled here."""
+    """Set the unpickled result of a call, or the exception if unpickling fails."""
     try:
         value = unpickle_item(data)
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""The queue of an executor's calls, and the thread that runs them on sessions."""
+"""Queue the calls that are submitted to a `polarmap.Executor`, and run them from a background thread."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from polarmap.worker.task_functions import execute_pickled_call
 
 
 class CallQueue:
-    """Runs the calls of an executor on one session after another, on a separate thread.
+    """A queue of calls and the background thread that runs them on an executor.
 
-    Any thread may submit and cancel calls. The thread and its session end when no call is left, and the next
-    call starts new ones. Run times of calls are remembered from session to session.
+    Any thread may submit and cancel calls. The background thread opens a session (a connection to the
+    workers) and closes it when no call is left. The next call starts a new thread and session. The run times
+    of earlier calls are remembered.
 
     Parameters
     ----------
     executor : ResolvedExecutor
         Opens sessions.
     on_close : callable
-        Called once with no arguments, after `shutdown` and when no call is left.
+        Called once with no arguments, when `shutdown` has been called and no call is left.
     max_in_flight : int
-        The number of calls that a session is given at a time.
+        The largest number of calls that are submitted to the workers at a time.
     max_backups : int
         The number of backups that a late call may get.
     retry_rule : RetryRule
-        How often, and when, a call is started again whose worker was lost.
+        How often, and after which delay, to retry a call whose worker was lost.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class CallQueue:
         _call_queues.add(self)
 
     def after_fork(self) -> None:
-        """Drop all calls and the thread, which a forked child does not have."""
+        """Reset the queue in a forked child process, where the background thread does not exist."""
         self._blocks = QueuedBatchBlocks()
         self._policy = BatchPolicy(
             self._blocks,
@@ -66,8 +67,8 @@ class CallQueue:
             self._max_backups,
             self._executor.faults,
         )
-        # A call must not be claimed while another thread cancels it. The lock is reentrant, because an
-        # executor may be dropped at any moment.
+        # The lock keeps a call from being started while another thread cancels it. It is reentrant because
+        # the garbage collector may shut down an executor at any moment, also in a thread that holds the lock.
         self._lock = self._blocks.lock
         self._session: Session | None = None
         self._thread: threading.Thread | None = None  # the latest one
@@ -76,14 +77,14 @@ class CallQueue:
     # -- by any thread -------------------------------------------------------------------------
 
     def submit(self, calls: CallGroup, item_indices: Sequence[int]) -> None:
-        """Append items of calls to the queue. Raises RuntimeError after `shutdown`."""
+        """Append calls to the queue. Raises RuntimeError after `shutdown`."""
         with self._lock:
             self.check_open()
             if not item_indices:
                 return
-            must_wake = not self._policy.has_queued_items  # Else the thread looks when it has room for more.
+            must_wake = not self._policy.has_queued_items  # If items are queued, the thread will poll.
             if must_wake and not self._policy.has_items:
-                calls.claim_items([item_indices[0]])  # It starts at once.
+                calls.claim_items([item_indices[0]])  # The first call starts at once.
             self._policy.enqueue_items(calls, item_indices)
             if not self._is_thread_running:
                 self._thread = threading.Thread(
@@ -95,14 +96,14 @@ class CallQueue:
             self._wake_session()
 
     def check_open(self) -> None:
-        """Raise RuntimeError after `shutdown`."""
+        """Raise RuntimeError if the executor has been shut down or the interpreter is exiting."""
         if self._is_shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if _is_exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def shutdown(self, cancel_futures: bool = False) -> None:
-        """Accept no more calls. With `cancel_futures`, cancel all that no worker was given."""
+        """Accept no more calls. With `cancel_futures`, cancel all calls that no worker has received yet."""
         self._is_shut_down = True
         if cancel_futures:
             self.cancel_calls(
@@ -119,7 +120,7 @@ class CallQueue:
             thread.join()
 
     def cancel_calls(self, call_groups: Collection[CallGroup]) -> None:
-        """Cancel the calls of these groups that no worker was given."""
+        """Cancel all calls of these groups that no worker has received yet."""
 
         def select_unclaimed(items: ItemSequence, item_indices: Sequence[int]) -> Collection[int]:
             if items not in call_groups:
@@ -146,7 +147,7 @@ class CallQueue:
     # -- on its thread -------------------------------------------------------------------------
 
     def _run_sessions_in_thread(self) -> None:
-        """Run sessions until one has ended and no call has been submitted meanwhile."""
+        """Run one session after another until a session ends and no call is left."""
         must_continue = True
         while must_continue:
             self._run_session()
@@ -155,7 +156,7 @@ class CallQueue:
         self._close_if_drained()
 
     def _run_session(self) -> None:
-        """Run calls on a session of the executor until none has been submitted for a while."""
+        """Open a session of the executor and run calls on it until none has been submitted for a while."""
         task_table = TaskTable(0)
         try:
             with closing(self._executor.open(JobSpec(execute_pickled_call, self._blocks))) as session:
@@ -164,7 +165,7 @@ class CallQueue:
                 collector = CallCollector(self._policy, self._retry_rule, task_table, timer)
                 for outcomes in schedule_tasks(session, self._policy, self._retry_rule, collector):
                     has_events = bool(outcomes)
-                    while outcomes:  # No reference to a result is kept.
+                    while outcomes:  # Pop each outcome, so that no reference to a result is kept.
                         collector.add_outcome(outcomes.pop(0))
                     if collector.try_finish() and not has_events:
                         break
@@ -176,7 +177,10 @@ class CallQueue:
             self._session = None
 
     def _on_session_end(self, task_table: TaskTable, error: BaseException | None = None) -> None:
-        """Leave all items to the next session. An error fails all claimed items, or all items if none is."""
+        """Queue the unfinished calls again for the next session.
+
+        An error of the session fails the calls that were sent to workers, or all calls if none was sent.
+        """
         with self._lock:  # Other threads may submit at this moment.
             self._policy.requeue_all_items(task_table)
             if error is None:
@@ -196,7 +200,7 @@ _is_exiting = False
 
 
 def _wait_for_calls_at_exit() -> None:
-    """Wait until all calls have ended, as other executors do at exit."""
+    """Wait until all calls have ended, as the executors of `concurrent.futures` do at exit."""
     global _is_exiting
     _is_exiting = True
     for calls in list(_call_queues):

@@ -1,4 +1,7 @@
-"""The calls of an executor: one call and its future, or the calls of one `map` and their results."""
+"""The calls that users submit to a `polarmap.Executor`, with their results.
+
+`SubmittedCall` is one call of `submit` and its future. `MappedCalls` are all calls of one `map`.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,20 @@ from polarmap.worker.pytree import Array
 
 
 class CallGroup(ItemSequence, ABC):
-    """Calls of one function with separate results. An item is a call, or a chunk of calls.
+    """Calls of one function. An item is one call or a chunk of calls, which are sent and returned together.
 
-    `claim_items`, `select_claimed_items` and `cancel` must be called under one lock. Items that are claimed
-    stay so, and a cancelled item is never claimed.
+    An item is claimed when it is about to be sent to a worker. A claimed item cannot be cancelled, and a
+    cancelled item cannot be claimed. Hold the same lock while calling `claim_items`, `select_claimed_items`
+    or `cancel`.
     """
 
     @abstractmethod
     def cancel(self) -> None:
-        """Cancel all items that are not claimed."""
+        """Cancel all items that have not been sent to a worker."""
 
     @abstractmethod
     def describe_item(self, item_index: int) -> str:
-        """Return the words by which an error names an item."""
+        """Return a description of an item for error messages."""
 
     @abstractmethod
     def set_result(self, item_index: int, value: Any) -> None:
@@ -35,20 +39,20 @@ class CallGroup(ItemSequence, ABC):
 
     @abstractmethod
     def set_exception(self, item_index: int, error: BaseException) -> None:
-        """Set the exception of an item, in place of a result."""
+        """Set the exception of an item in place of a result."""
 
 
 class SubmittedCall(CallGroup):
-    """One call and its future.
+    """A call that was submitted to an executor, and its future.
 
     Parameters
     ----------
     future : Future
-        Gets the result.
+        Receives the result or the exception.
     function_key : hashable
         The key of the function, as `get_function_key` returns it.
     block : bytes or array
-        The function and its arguments, as they are sent.
+        The function and its arguments, serialized to be sent to a worker.
     """
 
     def __init__(self, future: Future[Any], function_key: Hashable, block: bytes | Array) -> None:
@@ -56,45 +60,48 @@ class SubmittedCall(CallGroup):
         self.future, self._is_cancelled = future, False
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the call unless its future is cancelled; from now on it cannot be."""
+        """Return the index of the call unless its future is cancelled.
+
+        From now on, it cannot be cancelled.
+        """
         if not (self._is_cancelled or self.future.running()):
             self._is_cancelled = not self.future.set_running_or_notify_cancel()
         return [] if self._is_cancelled else item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the call if it is claimed."""
+        """Return the index of the call if it has been claimed, that is, can no longer be cancelled."""
         return item_indices if self.future.running() else []
 
     def cancel(self) -> None:
-        """Cancel the call unless it is claimed."""
+        """Cancel the call unless it has been sent to a worker."""
         if not self._is_cancelled and self.future.cancel():
             self._is_cancelled = True
             self.future.set_running_or_notify_cancel()  # Wakes threads that wait for the future.
 
     def describe_item(self, item_index: int) -> str:
-        """Return the words by which an error names the call."""
+        """Return a description of the call for error messages."""
         return f"a call of {_get_function_name(self.item_class)}"
 
     def set_result(self, item_index: int, value: Any) -> None:
-        """Set the result of the future, unless it has one."""
-        with suppress(InvalidStateError):  # the caller has set it
+        """Set the result of the future, unless it is done already."""
+        with suppress(InvalidStateError):  # The user may have set a result.
             self.future.set_result(value)
 
     def set_exception(self, item_index: int, error: BaseException) -> None:
-        """Set the exception of the future, unless it has a result."""
+        """Set the exception of the future, unless it is done already."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
 class MappedCalls(CallGroup):
-    """The calls of one `map`, in chunks. Results are taken in the order of the calls.
+    """All calls of one `Executor.map`, in chunks. Results are yielded in the order of the calls.
 
     Parameters
     ----------
     function_key : hashable
         The key of the function, as `get_function_key` returns it.
     chunksize : int
-        The number of calls of an item, which returns the list of their results.
+        The number of calls in an item. The result of an item is the list of their results.
     """
 
     def __init__(self, function_key: Hashable, chunksize: int = 1) -> None:
@@ -102,39 +109,39 @@ class MappedCalls(CallGroup):
         self._function_key, self._chunksize = function_key, chunksize
         self._is_cancelled = False
         self._claimed = set[int]()
-        self._outcomes: dict[int, tuple[bool, Any]] = {}  # (has returned, result or exception), until taken
+        self._outcomes: dict[int, tuple[bool, Any]] = {}  # by item: (has returned, result or exception)
         self._awaited_index, self._changed = -1, threading.Condition()
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the items that are not cancelled. From now on they cannot be cancelled."""
+        """Return the items that are not cancelled. From now on, they cannot be cancelled."""
         if self._is_cancelled:
             return self.select_claimed_items(item_indices)
         self._claimed.update(item_indices)
         return item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the items that are claimed."""
+        """Return which of these items have been claimed, that is, can no longer be cancelled."""
         return [item_index for item_index in item_indices if item_index in self._claimed]
 
     def cancel(self) -> None:
-        """Cancel all items that are not claimed."""
+        """Cancel all items that have not been sent to a worker yet."""
         self._is_cancelled = True
         with self._changed:
             self._changed.notify_all()
 
     def describe_item(self, item_index: int) -> str:
-        """Return the words by which an error names the calls of an item."""
+        """Return a description of the calls in an item for error messages."""
         first_call, name = item_index * self._chunksize, _get_function_name(self._function_key)
         if self._chunksize == 1:
             return f"call {first_call} of map({name})"
         return f"one of calls {first_call} to {first_call + self._chunksize - 1} of map({name})"
 
     def set_result(self, item_index: int, value: Any) -> None:
-        """Keep the results of an item until they are taken."""
+        """Store the results of an item until `iterate_results` yields them."""
         self._store_item_outcome(item_index, (True, value))
 
     def set_exception(self, item_index: int, error: BaseException) -> None:
-        """Keep the exception of an item until it is raised."""
+        """Store the exception of an item until `iterate_results` raises it."""
         self._store_item_outcome(item_index, (False, error))
 
     def _store_item_outcome(self, item_index: int, outcome: tuple[bool, Any]) -> None:
@@ -146,15 +153,17 @@ class MappedCalls(CallGroup):
     def iterate_results(
         self, deadline: float | None, submissions: Iterator[object], on_close: Callable[[], object]
     ) -> Iterator[Any]:
-        """Yield the results of all calls in their order, and keep none of them.
+        """Yield the results of all calls in order, waiting for each.
+
+        No reference to a yielded result is kept.
 
         Parameters
         ----------
         deadline : float or None
-            The time, on the monotonic clock, after which TimeoutError is raised if the next result has not
-            arrived.
+            The time by `time.monotonic` at which TimeoutError is raised if the next result has not arrived.
+            None waits without limit.
         submissions : iterator
-            Advanced once for each item whose results are taken; may add items.
+            Advanced once before each item is waited for. It may submit further items.
         on_close : callable
             Called with no arguments once the iteration ends.
         """
@@ -171,7 +180,7 @@ class MappedCalls(CallGroup):
             on_close()
 
     def _pop_result(self, item_index: int, deadline: float | None) -> list[Any]:
-        """Wait for the results of an item and remove them, or raise its exception."""
+        """Wait for an item. Then remove and return its results, or raise its exception."""
         if item_index not in self._outcomes:
             with self._changed:
                 self._awaited_index = item_index
@@ -186,18 +195,18 @@ class MappedCalls(CallGroup):
         try:
             raise value
         finally:
-            del value  # Its traceback holds this frame, which would hold it.
+            del value  # Break the reference cycle: exception, traceback, this frame.
 
 
 def get_function_key(f: Callable[..., Any]) -> Hashable:
-    """Return a key that is equal for calls of one function: its code if it is written in Python.
+    """Return a key that identifies a function: its code object, or its name if it is not written in Python.
 
     >>> get_function_key(min) == get_function_key(max)
     False
     >>> get_function_key("a".join) == get_function_key("b".join)
     True
     """
-    unwrapped: Any = getattr(f, "func", f)  # of a partial
+    unwrapped: Any = getattr(f, "func", f)  # `functools.partial` has `func`.
     code = getattr(getattr(unwrapped, "__func__", unwrapped), "__code__", None)
     if code is not None:
         return code  # type: ignore[no-any-return]
@@ -206,7 +215,7 @@ def get_function_key(f: Callable[..., Any]) -> Hashable:
 
 
 def _get_function_name(function_key: Hashable) -> str:
-    """Return the name of the function that has this key.
+    """Return the name of the function with this key.
 
     >>> _get_function_name(get_function_key(_get_function_name))
     '_get_function_name'

@@ -1,10 +1,10 @@
-"""The collector of a coded map, which accepts results once they are decoded and verified.
+"""Collect the results of a coded map until the missing ones can be decoded and the results are verified.
 
     outcome -> ReceivedResults -> ResultDecoder -> AcceptancePolicy -> Accepted: the map is over
                (shapes agree)     (decodable?)     (Verifier: is f     Rejected: drop one result
                                                    linear?)            Refused: wait for all data tasks
 
-It also builds the final results and the fields of the report.
+The collector also builds the final results of the map and the fields of its report.
 """
 
 from __future__ import annotations
@@ -49,21 +49,23 @@ if TYPE_CHECKING:
     from polarmap.driver.padded_block import PaddedBlock
     from polarmap.driver.padding import PaddingAnalyzer
 
-PERMANENT_DECODING_ERRORS = NotLinearError, CodeError  # Each ends a map whose data tasks do not all report.
-MAX_SETTLE_INTERVAL = 0.25  # seconds between polls for a check, or for a more accurate result
+# Errors after which nothing can be decoded. They end a map unless the results of all data blocks arrive.
+PERMANENT_DECODING_ERRORS = NotLinearError, CodeError
+# The longest interval, in seconds, between polls for a check or for a result that improves accuracy.
+MAX_SETTLE_INTERVAL = 0.25
 
 
 class CodedCollector(Collector):
-    """Collects the results of a coded map, and finishes the map once they have been accepted.
+    """Collects the results of a coded map, decodes the missing ones, and finishes the map after verification.
 
     Parameters
     ----------
     padding_analyzer : PaddingAnalyzer or None
-        Of the last block, if rows of padding fill it up.
+        Analyzes how padding affects the result of the last block. None if no block is padded.
     deadline_estimator : DeadlineEstimator or None
-        Estimates the results that are not determined at the deadline. None lets the map fail then.
+        Estimates the results that are still missing at the deadline. None lets the map fail then.
     driver_f : callable
-        The function of the map as the driver calls it, to check results.
+        The mapped function, in a form that can be called on the driver (this process) to check results.
     coded_data : CodedData
     options : MapOptions
     task_table : TaskTable
@@ -74,15 +76,15 @@ class CodedCollector(Collector):
     received : ReceivedResults
         The results that have arrived.
     decoder : ResultDecoder
-        Tracks whether they determine the missing results, and decodes these.
+        Tracks whether the arrived results suffice to decode the missing ones, and decodes them.
     verifier : Verifier
-        Checks them.
+        Checks the decoded results.
     padded_block : PaddedBlock or None
-        The block that rows of padding fill up, if there is one.
+        The last block, if rows of padding were appended to it.
     verification : Verification or None
-        How the results were verified, once they have been accepted. They do not change after that.
+        How the results were verified. None until they have been accepted, after which they do not change.
     decoding_error : NonFiniteResultError, NotLinearError, CodeError or None
-        Why nothing can be decoded from these results, so that every data task has to report.
+        Why nothing can be decoded from these results. The map then waits for the results of all data tasks.
     """
 
     def __init__(
@@ -112,21 +114,23 @@ class CodedCollector(Collector):
         )
         self.padded_block: PaddedBlock | None = None
         if padding_analyzer is not None:
-            from polarmap.driver.padded_block import PaddedBlock  # Few maps need it.
+            from polarmap.driver.padded_block import PaddedBlock  # lazy import: few maps need it
 
             self.padded_block = PaddedBlock(padding_analyzer, received, limits, timer)
         self._deadline_estimator = deadline_estimator
         self._accepted_estimate: Estimate | None = None
         self.verification: Verification | None = None
         self.decoding_error: NonFiniteResultError | NotLinearError | CodeError | None = None
-        self._refused_decoder: ErasureDecoder | None = None  # `decoding_error` lasts until a further result
-        self._earlier_encode_seconds = coded_data.encode_seconds  # by other maps of the same blocks
+        # The decoder at the time of `decoding_error`. The error is cleared once a further result has arrived.
+        self._refused_decoder: ErasureDecoder | None = None
+        # The seconds that earlier maps have spent on encoding the same blocks.
+        self._earlier_encode_seconds = coded_data.encode_seconds
         self._has_warned_of_parity = False
 
     # -- what arrives -----------------------------------------------------------------------
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Take in a result, unless the results have been accepted. Failures are in the table of tasks."""
+        """Store the result of an attempt, unless the results of the map have been accepted already."""
         reception = self.received.add(outcome)
         if reception is Reception.ADDED:
             self.decoder.record_arrival(outcome.task)
@@ -136,8 +140,8 @@ class CodedCollector(Collector):
             self.decoder.record_all_data_arrived()
 
     def try_finish(self) -> bool:
-        """Judge the results, and return whether the map is over."""
-        # The warning is known once the blocks have been encoded.
+        """Judge the results that have arrived, and return whether the map is over."""
+        # Encoding sets the warning, so it may appear only after the map has started.
         if self._coded_data.parity_warning and not self._has_warned_of_parity:
             self._has_warned_of_parity = True
             warn(self._coded_data.parity_warning)
@@ -157,13 +161,13 @@ class CodedCollector(Collector):
         return True
 
     def _should_accept_ill_conditioned(self, decodable_at: float) -> bool:
-        """Return whether no result that makes decoding more accurate is worth waiting for any longer."""
+        """Return whether to decode less accurately than `rtol` asks for, instead of waiting any longer."""
         if self.has_sufficient_results or self.decoding_error is not None:
             return False
         return self.timer.elapsed_seconds - decodable_at > self._limits.max_wait_seconds
 
     def _try_settle(self) -> bool:
-        """Poll for the block that is filled up, and return whether all results are accepted."""
+        """Return whether all results are accepted, including that of a padded block if there is one."""
         padded_block, is_accepted = self.padded_block, self.verification is not None
         if padded_block is None:
             return is_accepted
@@ -174,10 +178,10 @@ class CodedCollector(Collector):
     # -- acceptance -------------------------------------------------------------------------
 
     def _judge_results(self) -> None:
-        """Accept the results if they are determined and verified.
+        """Accept the results if the missing ones can be decoded and the checks pass.
 
-        Results that contradict each other, or do not determine an integer, are judged again with every
-        further one: it may tell which task is to blame, or determine the integer.
+        Results that were refused are judged again whenever another result arrives. That result may show which
+        task returned garbage, or may determine integers that could not be decoded before.
         """
         decoder, received, tracker = self.decoder, self.received, self.decoder.tracker
         has_padding = received.unpadded_result is not None and len(tracker.missing_indices) > 0
@@ -209,24 +213,27 @@ class CodedCollector(Collector):
             self._wait_for_all_data(verdict.error)
 
     def _accept(self, verification: Verification, warning: str = "") -> None:
-        """Let the results be final, and warn the caller of the map."""
+        """Accept the results as final, and issue `warning` to the caller of the map if it is not empty."""
         if warning:
             warn(warning)
         self.verification, self.received.is_frozen = verification, True
 
     def _accept_complete_results(self) -> None:
-        """Accept the results of all data tasks, from which nothing is decoded."""
+        """Accept the results of all data blocks as received, without decoding."""
         self.decoder.decode()
         self._accept(Verification.NOT_NEEDED)
 
     def _accept_unpadded_results(self) -> None:
-        """Accept the results of all data tasks, although f failed on a block with padding."""
+        """Accept the results of all data blocks, although f failed on the block with padding.
+
+        The result without padding is used for this block.
+        """
         self.decoder.use_unpadded_results()
         warning = "f could not be verified: it raised an exception, or gave another shape, of rows of zeros"
         self._accept(Verification.NOT_NEEDED, warning if self._options.verify is True else "")
 
     def _wait_for_all_data(self, error: NonFiniteResultError | NotLinearError | CodeError) -> None:
-        """Decode nothing from refused results, or raise the error if further results would not help."""
+        """Stop decoding and wait for the results of all data blocks, or raise `error` if that is useless."""
         is_complete = not len(self.decoder.tracker.missing_indices)
         has_data_tasks = len(self._code.systematic_indices) > 0
         if isinstance(error, NonFiniteResultError):
@@ -244,7 +251,10 @@ class CodedCollector(Collector):
     # -- the deadline -----------------------------------------------------------------------
 
     def _try_estimate(self) -> bool:
-        """Accept results and estimates if the deadline has come and it has to be met, and return whether."""
+        """Estimate and accept missing results if the deadline has passed and the caller asked for this.
+
+        Returns whether the results were accepted.
+        """
         estimator = self._deadline_estimator
         if estimator is None or self.timer.remaining_seconds > 0:
             return False
@@ -274,13 +284,13 @@ class CodedCollector(Collector):
 
     @property
     def _has_finite_results(self) -> bool:
-        """Whether all data tasks have returned a result, or no received result contains NaN or inf."""
+        """Whether NaN and inf are harmless: none were received, or no result has to be decoded."""
         if isinstance(self.decoding_error, NonFiniteResultError):
             return False
         return self.received.has_all_data_results(self.received.by_task) or self.received.has_finite_values
 
     def _describe_contradiction(self) -> str:
-        """Evaluate the parity checks, and return a message if they are violated, else ""."""
+        """Evaluate the parity checks, and return a message if they are violated or "" if they are not."""
         residuals = self.verifier.evaluate_redundant_checks()
         if residuals is None or not residuals.is_violated:
             return ""
@@ -298,28 +308,27 @@ class CodedCollector(Collector):
 
     @property
     def has_sufficient_results(self) -> bool:
-        """Whether no more results are needed."""
+        """Whether the results that have arrived suffice, so that no further result is needed."""
         if self.verification is None and (self.decoder.ready_at is None or self.decoding_error is not None):
             return False
         return self.awaited_task is None
 
     @property
     def decodable_tasks(self) -> Collection[int]:
-        """The tasks whose results can be decoded from.
+        """The tasks whose results can be used for decoding.
 
-        The task of the block that is filled up is not among them if it has returned the result of its rows of
-        data only.
+        The task of a block with padding is missing here if it returned the result of its data rows only.
         """
         return self.received.by_task.keys()
 
     @property
     def can_use_parity(self) -> bool:
-        """Whether parity helps, which it does unless decoding is ruled out."""
+        """Whether results of parity tasks would help, which is so unless decoding has been ruled out."""
         return self.decoding_error is None
 
     @property
     def awaited_task(self) -> int | None:
-        """The task of the block that is filled up, if only its result is missing, which cannot be decoded."""
+        """The task of a padded block if only its result is missing and cannot be decoded, else None."""
         padded_block = self.padded_block
         if padded_block is None or self.decoder.ready_at is None:
             return None
@@ -328,20 +337,20 @@ class CodedCollector(Collector):
         return padded_block.task_index if padded_block.must_be_awaited else None
 
     def would_suffice(self, task_indices: Collection[int], within_rtol: bool = True) -> bool:
-        """Return whether results of these tasks alone would suffice.
+        """Return whether the map could finish with results of these tasks alone.
 
-        If nothing can be decoded, every data task has to report.
+        If decoding has been ruled out, all data tasks are needed.
 
-        within_rtol : also require the accuracy that `rtol` asks for.
+        within_rtol : whether the decoded results must also be as accurate as `rtol` asks for.
         """
         if self.decoding_error is not None:
             return self.received.has_all_data_results(task_indices)
         return self.decoder.would_suffice(task_indices, within_rtol)
 
     def can_pending_tasks_suffice(self, within_rtol: bool = True) -> bool:
-        """Return whether the tasks that have arrived, run or are held back would suffice.
+        """Return whether the map can succeed with the tasks that have returned or may still return.
 
-        Results of an unusual shape may turn out to be the usual ones.
+        If results differ in shape, each shape may turn out to be the right one, so each is considered.
         """
         awaited_task = self.awaited_task
         if awaited_task is not None:
@@ -353,16 +362,18 @@ class CodedCollector(Collector):
         )
 
     def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
-        """Return which failed tasks may be started again: the awaited one alone, if there is one."""
+        """Return which failed tasks may be retried: only `awaited_task` if the map waits for nothing else."""
         awaited_task = self.awaited_task
         if awaited_task is None:
             return failed_tasks
         return [awaited_task] if awaited_task in failed_tasks else []
 
     def poll_interval(self) -> float:
-        """Return a short interval once f may run on the driver or results are not accurate, at first shorter.
+        """Return the seconds after which to call `try_finish` although no task has ended, or inf.
 
-        Results that contradict each other are not polled for: only a further one tells more.
+        Polling begins once results can be decoded, for checks on the driver and for more accurate results.
+        The interval grows slowly. If the results have been refused as wrong, only another result helps, so
+        inf is returned.
         """
         decoder = self.decoder
         decodable_at = decoder.decodable_at if decoder.ready_at is None else decoder.ready_at
@@ -373,9 +384,9 @@ class CodedCollector(Collector):
         return min(max(0.02, (self.timer.elapsed_seconds - decodable_at) / 20), MAX_SETTLE_INTERVAL)
 
     def on_tasks_exhausted(self) -> None:
-        """Decode what has arrived as accurately as possible, wait for the deadline, or raise an error.
+        """Decode as accurately as possible, or raise an error. Called when no further result can arrive.
 
-        The deadline is waited for if results are estimated then, and there are any.
+        If missing results are to be estimated at the deadline, wait for the deadline instead of raising.
         """
         if self._deadline_estimator is not None and (
             self._try_accept_ill_conditioned() or self.received.by_task
@@ -396,13 +407,13 @@ class CodedCollector(Collector):
         self._raise_with_cause(NotDecodableError(message))
 
     def _try_accept_ill_conditioned(self) -> bool:
-        """Decode at any accuracy, and return whether that is possible, or may become so."""
+        """Decode regardless of `rtol`, and return whether that is possible now or may become possible."""
         if self.task_table.pending_tasks and self.can_pending_tasks_suffice(within_rtol=False):
             return True
         return self.decoding_error is None and self.decoder.accept_ill_conditioned()
 
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
-        """Raise CodedTimeoutError, which tells what was missing, unless the results are estimated."""
+        """Raise CodedTimeoutError with the reason, unless missing results are to be estimated."""
         if self._deadline_estimator is not None:
             return
         reason, decoder = "", self.decoder
@@ -423,7 +434,7 @@ class CodedCollector(Collector):
         self._raise_with_cause(CodedTimeoutError(message))
 
     def _raise_awaited_task_failed(self, padded_block: PaddedBlock) -> NoReturn:
-        """Raise what f raised of the rows of the block that is filled up, or that its task was lost."""
+        """Raise an exception because the task of a padded block failed and its result cannot be decoded."""
         task_index, analyzer = padded_block.task_index, padded_block.analyzer
         failure = self.task_table[task_index].last_failure
         label = f"task {task_index} of {self._code.n}: {analyzer.padded_block_description}"
@@ -442,7 +453,7 @@ class CodedCollector(Collector):
         )
 
     def _raise_with_cause(self, error: Exception) -> NoReturn:
-        """Raise an error, or the one that keeps results from being decoded which would suffice otherwise."""
+        """Raise `error`, or `decoding_error` if that is why the arrived results could not be decoded."""
         if isinstance(self.decoding_error, PERMANENT_DECODING_ERRORS):
             error = self.decoding_error
         raise error from self.task_table.first_exception
@@ -450,10 +461,10 @@ class CodedCollector(Collector):
     # -- what the caller of the map gets ----------------------------------------------------
 
     def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
-        """Return a function that builds the result of a data block as its worker returned it.
+        """Return a function that builds the unchecked result of a data block before the map is over.
 
-        The arrays cannot be written to, as blocks may still be decoded from them. None if the task has
-        returned no such result, or one that may have padding.
+        Its arrays are read-only, because missing results may still be decoded from them. Returns None if the
+        task has not returned a result of a data block, or only one that may be affected by padding.
         """
         outcome, k = self.received.by_task.get(task_index), len(self._code.systematic_indices)
         if self.padded_block is not None and task_index == k - 1:
@@ -465,9 +476,9 @@ class CodedCollector(Collector):
         return lambda: unflatten(structure, list(map(read_only_view, leaves)))
 
     def build_interim_estimate(self, report: Report) -> CodedResult[Any] | None:
-        """Return what a deadline would give now; None if nothing can be estimated.
+        """Return all results, with estimates of the missing ones, or None if these cannot be estimated.
 
-        None, too, once the results are determined: they come when they have been checked.
+        Also returns None once the missing results can be decoded exactly.
         """
         decoder, padded_block = self.decoder, self.padded_block
         if not self.received.by_task or decoder.tracker.is_ready:
@@ -478,18 +489,18 @@ class CodedCollector(Collector):
             padded_block.has_unpadded_result or padded_block.analyzer.has_known_effects
         ):
             return None
-        from polarmap.driver.estimates import estimate_missing_results  # Few maps need it.
+        from polarmap.driver.estimates import estimate_missing_results  # lazy import: few maps need it
 
         estimate = estimate_missing_results(decoder).with_padded_block(padded_block)
         errors = estimate.errors if any(estimate.errors) else ()
         build_report = partial(replace, report, errors=errors, error_p90=estimate.error_p90)
-        # Blocks may still be decoded from received arrays, so these must not be written to.
+        # The arrays are made read-only, because missing results may still be decoded from them.
         block_results = self._unflatten_blocks(estimate.block_leaves, read_only_view)
         return CodedResult(block_results, LazyReport(build_report))
 
     @cached_property
     def block_results(self) -> list[Any]:
-        """The accepted results of the data blocks, as the caller of the map gets them."""
+        """The accepted results of the data blocks, in the form that the caller of the map receives."""
         return self._unflatten_blocks(self.decoder.decoded_results)
 
     def build_result(self, report: LazyReport) -> CodedResult[Any]:
@@ -497,8 +508,8 @@ class CodedCollector(Collector):
         return CodedResult(self.block_results, report)
 
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Yield the received results in the order of their arrival, then the decoded results."""
-        if self.received.result_refs:  # The received arrays are only samples of the stored results.
+        """Yield the index of each result and a function to get it, first for the received results."""
+        if self.received.result_refs:  # The results are in storage, and only samples were received.
             return
         arrived_at = self.task_table.arrived
         indices = range(len(self.decoder.decoded_results))
@@ -508,7 +519,7 @@ class CodedCollector(Collector):
     def _unflatten_blocks(
         self, block_leaves: list[list[Array]], transform: Callable[[Array], Array] | None = None
     ) -> list[Any]:
-        """Return results of data blocks without padding, with `transform` applied to each array."""
+        """Return the results of the data blocks without padding, with `transform` applied to each array."""
         structure, padded_block = self.received.structure, self.padded_block
         if transform is not None:
             block_leaves = [list(map(transform, leaves)) for leaves in block_leaves]
@@ -522,7 +533,7 @@ class CodedCollector(Collector):
 
     @property
     def unneeded_tasks(self) -> list[int]:
-        """The parity tasks whose results nothing was decoded from."""
+        """The parity tasks whose results were not used for decoding."""
         tracker = self.decoder.tracker
         used_mask = tracker.arrived_mask if len(tracker.missing_indices) else np.zeros(self._code.n, bool)
         parity_tasks = range(len(self._code.systematic_indices), self._code.n)
@@ -530,14 +541,17 @@ class CodedCollector(Collector):
 
     @property
     def recovered_blocks(self) -> list[int]:
-        """The data blocks whose results are decoded or estimated."""
+        """The data blocks whose results were decoded or estimated rather than received."""
         missing_blocks: list[int] = self.decoder.tracker.missing_indices.tolist()
         if self.received.unpadded_result is None or self.padded_block is None:
             return missing_blocks
         return [index for index in missing_blocks if index != self.padded_block.task_index]
 
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
-        """Return fields of the report of a map that was over after `elapsed_seconds`."""
+        """Return the fields of the report about decoding and verification.
+
+        elapsed_seconds : the run time of the map.
+        """
         decoder, verification, padded_block = self.decoder, self.verification, self.padded_block
         wait_seconds, unchecked_tasks, residuals = (
             0.0,
@@ -566,7 +580,7 @@ class CodedCollector(Collector):
         }
 
     def _build_accuracy_fields(self) -> dict[str, Any]:
-        """Return fields of the report: which results were decoded or estimated, and how accurately."""
+        """Return the fields of the report about decoded and estimated results and their accuracy."""
         estimate, recovered = self._accepted_estimate, self.recovered_blocks
         if estimate is not None:
             recovered = [block_index for block_index in recovered if estimate.errors[block_index] == 0]

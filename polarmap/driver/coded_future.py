@@ -1,4 +1,8 @@
-"""Futures of a map that runs in the background, and of its blocks."""
+"""Futures of maps that run in the background.
+
+`submit` starts a `BackgroundMap` and returns its `CodedFuture`, which has a further future for each block.
+The map is cancelled when no future of it is referenced any more.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +39,13 @@ from polarmap.errors import CodeError, ExecutorError, trim_traceback, trimmed_tr
 from polarmap.report import Report
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 
-MAX_REFRESH_SECONDS = 0.1  # the longest wait of a report for the start times of running tasks
+MAX_REFRESH_SECONDS = 0.1  # the longest time that `report` waits for the start times of running tasks
 
 R = TypeVar("R")
 
 
 class MapFuture(Future[R]):
-    """A future of a map, or of one of its blocks. The map goes on while one of its futures is referenced."""
+    """A future of a map or of one of its blocks. The map runs as long as one of its futures is referenced."""
 
     def __init__(self, reference_token: _ReferenceToken, background_map: BackgroundMap[Any]) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class MapFuture(Future[R]):
         Parameters
         ----------
         timeout : float, optional
-            The longest wait, in seconds. The map goes on after it.
+            The longest wait, in seconds. The map continues after a timeout.
 
         Raises
         ------
@@ -73,23 +77,26 @@ class MapFuture(Future[R]):
         CancelledError
             If the future was cancelled.
         PolarmapError
-            What the map raised.
+            If the map failed. The exception is the one that the map raised.
         """
         with trimmed_tracebacks, self._background_map.keep_running_while_waiting(self):
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the map and return the exception that it raised, or None if it returned."""
+        """Wait for the map, and return the exception that it raised, or None if it succeeded."""
         with self._background_map.keep_running_while_waiting(self):
             return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
-        """Call `fn` with this future when it is done, or at once if it is. The map goes on until then."""
+        """Call `fn` with this future when it is done, or immediately if it is done already.
+
+        The map keeps running until then, even if no future is referenced.
+        """
         self._background_map.keep_running_for(self)
         super().add_done_callback(fn)
 
     def __await__(self) -> Generator[Any, None, R]:
-        import asyncio  # takes longer to import than most of polarmap
+        import asyncio  # lazy import: takes longer to import than most of polarmap
 
         return asyncio.wrap_future(self).__await__()
 
@@ -97,8 +104,8 @@ class MapFuture(Future[R]):
 class CodedFuture(MapFuture[R]):
     """The future of a map that `submit` returns: a `concurrent.futures.Future` that can also be awaited.
 
-    The map is cancelled once this future and the futures of its blocks are no longer referenced, unless
-    callbacks wait for it or its results are kept in storage.
+    The map is cancelled once this future and the futures of its blocks are no longer referenced, unless a
+    done callback was added or the results are written to storage.
 
     Attributes
     ----------
@@ -106,7 +113,7 @@ class CodedFuture(MapFuture[R]):
         One future for each of the k results. A future is done as soon as the worker of its block has returned
         the result, or the result has been decoded. A result that arrives before the map is done has not been
         checked, and its arrays are read-only, because missing results may be decoded from them. Empty if the
-        result of the map is not a sequence of blocks, or is kept in storage.
+        result of the map is not a sequence of blocks, or is written to storage.
     """
 
     def __init__(self, background_map: BackgroundMap[R], n_blocks: int) -> None:
@@ -117,7 +124,7 @@ class CodedFuture(MapFuture[R]):
         )
 
     def __repr__(self) -> str:
-        """Return the state, without waiting for anything."""
+        """Return a text with the state and the progress of the map. Does not block."""
         if self.cancelled():
             state = "cancelled"
         elif self.done():
@@ -129,16 +136,16 @@ class CodedFuture(MapFuture[R]):
 
     @property
     def report(self) -> Report | None:
-        """The report so far, or the final one. None while the sizes of the map are not known yet."""
+        """The report of the map so far, or the final report. None until the number of tasks is known."""
         return self._background_map.current_report()
 
     def estimates(self) -> Iterator[R]:
         """Yield an estimate of the results each time that more have arrived, and finally the exact results.
 
         Each estimate is what `on_timeout="estimate"` would return at that moment. Its report says how good it
-        is: `errors` of each block, `error_p90` of all blocks together. An iterator that is slower than the
-        arrivals gets the latest estimate. Estimates are read-only. No estimate is made while results contain
-        NaN or inf, or once the results that have arrived determine the missing ones.
+        is: `errors` of each block, `error_p90` of all blocks together. If results arrive faster than you
+        consume the estimates, you get the latest estimate. Estimates are read-only. No estimate is made while
+        results contain NaN or inf, or once the missing results can be decoded.
 
         Yields
         ------
@@ -148,9 +155,9 @@ class CodedFuture(MapFuture[R]):
         Raises
         ------
         CodeError
-            If the map is not a `coded_map` of a linear f, or its results are kept in storage.
+            If the map is not a `coded_map` of a linear f, or its results are written to storage.
         PolarmapError
-            What the map raised, in place of the last result.
+            If the map failed, in place of the last result.
 
         Examples
         --------
@@ -175,12 +182,12 @@ class CodedFuture(MapFuture[R]):
         yield self.result()
 
     def cancel(self) -> bool:
-        """Cancel the map, also while it runs: its workers stop.
+        """Cancel the map, even while it is running, and stop its workers.
 
         Returns
         -------
         bool
-            False if the map is done.
+            Whether the map was cancelled. False if it is done already.
         """
         if not super().cancel():
             return False
@@ -190,32 +197,35 @@ class CodedFuture(MapFuture[R]):
         return True
 
     def running(self) -> bool:
-        """Return whether the map has begun and is not done."""
+        """Return whether the map has started and is not done."""
         return self._background_map.has_started and not self.done()
 
 
 class _ReferenceToken:
-    """An object that all futures of a map reference. Its finalizer runs once no future is referenced."""
+    """An object that all futures of a map share.
+
+    Its finalizer runs once none of them is referenced any more.
+    """
 
     def __init__(self, background_map: BackgroundMap[Any]) -> None:
         weakref.finalize(self, background_map.on_futures_unreferenced).atexit = False
 
 
 class BackgroundMap(Observer, Generic[R]):
-    """Runs a map on a background thread and fulfils its futures, which it references weakly.
+    """Runs a map on a background thread and sets the results of its futures, which it references weakly.
 
     Parameters
     ----------
     prepared_map : PreparedMap
     observers : sequence of Observer
-        Further observers of the map.
+        Further observers that receive the events of the map.
 
     Attributes
     ----------
     no_estimates_reason : str
-        Why there are no estimates of the results of this map, "" if there are.
+        Why the results of this map cannot be estimated, or "" if they can.
     has_started : bool
-        Whether a thread has begun to run the map.
+        Whether a background thread has started to run the map.
     """
 
     _active_maps: ClassVar[set[BackgroundMap[Any]]] = set()
@@ -226,20 +236,20 @@ class BackgroundMap(Observer, Generic[R]):
         self._cancellation = CancellationToken()
         self._context = JobContext(EventStream((self, *observers)), self._cancellation)
         self._owner_pid = os.getpid()
-        # Futures to be fulfilled even if no caller references them, and a mark for each wait for a future.
+        # Objects that keep the map running: futures with callbacks, and one object for each waiting thread.
         self._pins: set[object] = set()
-        self._get_report = prepared_map.get_report  # None until the number of tasks is known
+        self._get_report = prepared_map.get_report  # None while the number of tasks is unknown
         self._report: Report | None = None  # the report of the most recently finished job
-        self._is_open = False  # whether a job has a session, which can be woken
+        self._is_open = False  # whether the map has workers and can be woken to poll its tasks
         self._finished = threading.Event()
         self._estimate_stream = EstimateStream()
         self._unchecked_blocks: set[int] = set()  # blocks whose unchecked results were handed out
         self.has_started = False
         self._thread_id = 0  # the identifier of the thread on which the map runs
-        self._has_polled = threading.Event()  # set whenever the map has looked at its tasks
+        self._has_polled = threading.Event()  # set whenever the map has polled its tasks
 
     def start(self) -> CodedFuture[R]:
-        """Return the future of the map, which begins as soon as a background thread is free."""
+        """Queue the map for a background thread, and return its future."""
         future = CodedFuture(self, self._prepared_map.n_blocks)
         self._future_ref = weakref.ref(future)
         self._block_future_refs = [weakref.ref(block_future) for block_future in future.blocks]
@@ -250,17 +260,17 @@ class BackgroundMap(Observer, Generic[R]):
         return future
 
     def current_report(self) -> Report | None:
-        """Return the report so far; any thread may call this method."""
+        """Return the report of the map so far. Any thread may call this method."""
         self._refresh_task_start_times()
         return self._peek_report()
 
     def _peek_report(self) -> Report | None:
-        """Return the report so far without waking the map."""
+        """Return the report so far without making the map poll its tasks first."""
         get_report = self._get_report
         return self._report if get_report is None else get_report()
 
     def format_progress(self) -> str:
-        """Describe the progress of the map for `repr`, without waking the map."""
+        """Return a text with the progress of the map, for `repr`."""
         report = self._peek_report()
         if report is None:
             return ""
@@ -268,7 +278,7 @@ class BackgroundMap(Observer, Generic[R]):
         return f", {n_arrived} of {report.n} results arrived, {report.needed} needed"
 
     def _refresh_task_start_times(self) -> None:
-        """Let the map note which tasks have started, which it does only when it looks at its tasks."""
+        """Make the map poll its tasks, so that the report shows which of them have started."""
         is_other_thread = threading.get_ident() != self._thread_id
         if self._is_open and is_other_thread and os.getpid() == self._owner_pid:
             self._has_polled.clear()
@@ -276,22 +286,25 @@ class BackgroundMap(Observer, Generic[R]):
             self._has_polled.wait(MAX_REFRESH_SECONDS)
 
     def keep_running_for(self, future: Future[Any]) -> None:
-        """Go on until this future is done, even if no caller references it."""
+        """Keep the map running until this future is done, even if no caller references it."""
         if not future.done():
             self._pins.add(future)
 
     def on_futures_unreferenced(self) -> None:
-        """Cancel the map unless a wait or a callback needs it: no caller has one of its futures any more."""
+        """Cancel the map unless a waiting thread or a callback needs it.
+
+        Called once no future is referenced.
+        """
         if not self._pins:
             self.cancel()
 
     def cancel(self) -> None:
-        """Let the map end: its results can reach no caller."""
+        """Cancel the map. Its thread ends soon afterwards."""
         self._pins.clear()
         self._cancellation.cancel()
 
     def check_not_forked(self, future: Future[Any]) -> None:
-        """Raise ExecutorError in a process that was forked from the one in which the map runs."""
+        """Raise ExecutorError in a forked child process, because the map runs only in the parent process."""
         if os.getpid() != self._owner_pid and not future.done():
             raise ExecutorError(
                 "this process was forked while a map ran, which continues only in the parent process: "
@@ -300,7 +313,7 @@ class BackgroundMap(Observer, Generic[R]):
 
     @contextmanager
     def keep_running_while_waiting(self, future: Future[Any]) -> Iterator[None]:
-        """Keep the map running inside this context, in which a thread waits for one of its futures."""
+        """Keep the map running inside this context, where a thread waits for one of its futures."""
         self.check_not_forked(future)
         pin = object()
         self._pins.add(pin)
@@ -310,14 +323,17 @@ class BackgroundMap(Observer, Generic[R]):
             self._pins.discard(pin)
 
     def wait_for_estimate(self, future: Future[Any], n_seen: int) -> EstimateSnapshot | None:
-        """Wait for the next estimate, which uses other than `n_seen` results. None once the map is over."""
+        """Wait for an estimate of the results that differs from the one based on `n_seen` results.
+
+        Return None once the map is over.
+        """
         self.check_not_forked(future)
         return self._estimate_stream.wait_for_next_estimate(n_seen, self._cancellation.wake)
 
     # -- on the thread of the map -----------------------------------------------------------
 
     def on_event(self, event: JobEvent) -> None:
-        """Fulfil futures of blocks and publish estimates, and keep the report for other threads."""
+        """Set the results of block futures, publish estimates, and keep the report for other threads."""
         if isinstance(event, JobPolled):
             self._is_open = True
             self._has_polled.set()
@@ -335,7 +351,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._report, self._get_report, self._is_open = event.report, None, False
 
     def _run_map_in_thread(self) -> None:
-        """Run the map, and fulfil the futures that are still referenced."""
+        """Run the map, and set the results of the futures that are still referenced."""
         self._thread_id = threading.get_ident()
         try:
             self._cancellation.raise_if_cancelled()
@@ -344,7 +360,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._report, self._get_report = getattr(result, "report", self._report), None
             self._warn_about_wrong_early_results()
         except JobCancelled:
-            if (future := self._future_ref()) is not None:  # at exit a caller may still have it
+            if (future := self._future_ref()) is not None:  # A caller may still hold it at exit.
                 future.cancel()
         except BaseException as error:
             trim_traceback(error)
@@ -360,7 +376,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._finished.set()
 
     def _warn_about_wrong_early_results(self) -> None:
-        """Warn about results that were handed out early, found wrong by a check, and decoded later."""
+        """Warn if block futures returned unchecked results that turned out to be wrong."""
         rejected_blocks = (
             self._unchecked_blocks.intersection(self._report.recovered) if self._report is not None else ()
         )
@@ -372,10 +388,9 @@ class BackgroundMap(Observer, Generic[R]):
 
     @classmethod
     def finish_maps_at_exit(cls) -> None:
-        """Cancel the maps whose results can reach no caller any more, and wait for the others.
+        """Cancel all maps that no one waits for, and wait for the remaining maps. Called at interpreter exit.
 
-        Called at exit. While other threads run that the interpreter waits for, no map is cancelled: they may
-        need it.
+        No map is cancelled while other non-daemon threads are running, because they may need its results.
         """
         maps = list(cls._active_maps)
         pinned_maps = [active_map for active_map in maps if active_map._pins]
@@ -393,7 +408,7 @@ class BackgroundMap(Observer, Generic[R]):
 
 
 def _has_other_threads() -> bool:
-    """Return whether non-daemon threads run besides this thread, the main thread and threads of pools."""
+    """Return whether a non-daemon thread runs besides this thread, the main thread and thread pools."""
     other_threads = {thread for thread in threading.enumerate() if not thread.daemon} - {
         threading.current_thread()
     }
@@ -401,25 +416,25 @@ def _has_other_threads() -> bool:
 
 
 def _set_result(future: Future[Any] | None, get_result: Callable[[], Any]) -> None:
-    """Set the result of a future that is still referenced and not done."""
+    """Set the result of a future, unless it is done or no longer referenced (None)."""
     if future is not None and not future.done():
-        with contextlib.suppress(InvalidStateError):  # cancelled this moment
+        with contextlib.suppress(InvalidStateError):  # The future may just have been cancelled.
             future.set_result(get_result())
 
 
 def _set_exception(future: Future[Any] | None, error: BaseException) -> None:
-    """Set the exception of a future that is still referenced and not done."""
+    """Set the exception of a future, unless it is done or no longer referenced (None)."""
     if future is not None and not future.done():
         with contextlib.suppress(InvalidStateError):
             future.set_exception(error)
 
 
 def _forget_maps_after_fork() -> None:
-    """Forget the maps of the parent, which do not run in a forked process."""
+    """Forget the maps of the parent process, which do not run in a forked child."""
     BackgroundMap._active_maps.clear()
 
 
 register_before_exit(BackgroundMap.finish_maps_at_exit)
-atexit.register(BackgroundMap.finish_maps_at_exit)  # for interpreters without non-daemon threads
+atexit.register(BackgroundMap.finish_maps_at_exit)  # for interpreters without `threading._register_atexit`
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_maps_after_fork)

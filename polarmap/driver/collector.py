@@ -1,4 +1,4 @@
-"""The interface of collectors, which receive the outcomes of tasks and decide when a map is over.
+"""Define collectors, which receive the outcomes of a map's tasks and decide when the map is over.
 
 For a map with k = 2 data blocks and n = 3 tasks, of which task 1 is late, the driver calls:
 
@@ -6,7 +6,7 @@ For a map with k = 2 data blocks and n = 3 tasks, of which task 1 is late, the d
     add_outcome(result of task 2)    try_finish() -> True     block 1 is decoded from blocks 0 and 2
 
 `CodedCollector` decodes and verifies results. The subclasses of `EveryTaskCollector` need a result of every
-task. The timer of a job and the limits of its waits are also defined here.
+task. This module also defines the timer of a map and limits for how long it waits.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from polarmap.errors import CodedTimeoutError
 from polarmap.executors.interface import Outcome
 from polarmap.report import Report, Verification
 
-# The longest wait for a redundant result or for f on the driver: this many seconds, or WAIT_TASK_FACTOR times
-# the longest run time of a task if that is longer.
+# The longest wait for checks of the results is this many seconds, or WAIT_TASK_FACTOR times the longest run
+# time of a task if that is longer.
 BASE_WAIT_SECONDS = 20.0
 WAIT_TASK_FACTOR = 4.0
-# Bounds in seconds of the wait for a redundant result, after which f is evaluated on the driver.
+# The shortest and the longest wait, in seconds, for a redundant result, which is needed only as a check.
+# After that, the mapped function is called in this process as a check.
 REDUNDANCY_WAIT_BOUNDS = (0.2, 10.0)
 
 
 class JobTimer:
-    """The time since a job began and until its deadline, on a clock that is passed in.
+    """A timer that measures the time since a job started and until its deadline.
 
     Parameters
     ----------
     clock : callable
-        Returns a time in seconds. It may be a virtual one.
+        Called without arguments; returns a time in seconds. Simulations pass a virtual clock.
     timeout : float
-        Seconds from the start to the deadline; inf without a deadline.
+        The seconds from the start to the deadline, or inf if there is no deadline.
 
     Attributes
     ----------
     started_at : float
-        The time of the start, by that clock.
+        The time of the start by `clock`.
 
     Examples
     --------
@@ -60,21 +61,21 @@ class JobTimer:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Seconds since the start."""
+        """The seconds since the start."""
         return self._clock() - self.started_at
 
     def seconds_since(self, instant: float) -> float:
-        """Return the seconds since an earlier time, or since the start if the clock is a virtual one."""
+        """Return the seconds since `instant`, or since the start of the job if that was earlier."""
         return self._clock() - min(instant, self.started_at)
 
     @property
     def remaining_seconds(self) -> float:
-        """Seconds until the deadline, below 0 after it; inf without a deadline."""
+        """The seconds until the deadline: negative after it, and inf if there is none."""
         return inf if self.timeout == inf else self.timeout - self.elapsed_seconds
 
 
 class WaitLimits:
-    """Limits in seconds that follow from the run times of a map's tasks and from its deadline.
+    """Computes how long a map waits for checks, from the run times of its tasks and its deadline.
 
     Parameters
     ----------
@@ -87,36 +88,36 @@ class WaitLimits:
 
     @property
     def max_wait_seconds(self) -> float:
-        """The longest wait for a result that is not needed, or for f on the driver."""
+        """The longest wait, in seconds, for checks: a redundant result, or a call of f in this process."""
         return max(BASE_WAIT_SECONDS, WAIT_TASK_FACTOR * max(self._task_table.worker_seconds, default=0.0))
 
     @property
     def redundancy_wait_seconds(self) -> float:
-        """The wait for a redundant result: one median task time, within REDUNDANCY_WAIT_BOUNDS."""
+        """How long to wait for a redundant result as a check: the median task time, within bounds."""
         seconds = sorted(self._task_table.worker_seconds)
-        # np.median would import numpy.ma.
+        # `np.median` would import numpy.ma, which takes long.
         median_seconds = (seconds[(len(seconds) - 1) // 2] + seconds[len(seconds) // 2]) / 2
         min_seconds, max_seconds = REDUNDANCY_WAIT_BOUNDS
         return max(min_seconds, min(median_seconds, max_seconds))
 
     @property
     def local_evaluation_timeout(self) -> float:
-        """The longest time that the driver stops for f on one block; a moment after the deadline."""
+        """The longest time to block for one call of f in this process, which is short after the deadline."""
         return min(self.max_wait_seconds, max(REDUNDANCY_WAIT_BOUNDS[0], self._timer.remaining_seconds))
 
     @property
     def remaining_seconds(self) -> float:
-        """Seconds until the deadline of the map, below 0 after it; inf without a deadline."""
+        """The seconds until the deadline of the map: negative after it, and inf if there is none."""
         return self._timer.remaining_seconds
 
 
 class Collector(ABC):
-    """Takes in the outcomes of a map's tasks, and decides when enough results have arrived.
+    """Base class of objects that receive the outcomes of a map's tasks and decide when the map is over.
 
     Parameters
     ----------
     task_table : TaskTable
-        The tasks of the map. Every outcome is recorded there before it comes here.
+        The tasks of the map. Each outcome is recorded there before `add_outcome` is called with it.
     timer : JobTimer
         The time since the map began, and its deadline.
     """
@@ -128,21 +129,26 @@ class Collector(ABC):
 
     @abstractmethod
     def add_outcome(self, outcome: Outcome) -> None:
-        """Store the result of an attempt. Its failure, if it failed, is in the table of tasks already."""
+        """Store the result of an attempt (one run of a task). A failure is already in the task table."""
 
     @abstractmethod
     def try_finish(self) -> bool:
-        """Judge the results that have arrived, and return whether the map is over."""
+        """Return whether the map is over, after judging the results that have arrived."""
 
     @abstractmethod
     def on_tasks_exhausted(self) -> None:
-        """Accept what has arrived, or raise: enough results cannot arrive, and no task is tried again."""
+        """Accept the results that have arrived, or raise an error.
+
+        Called when no further result can arrive.
+        """
 
     @abstractmethod
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
-        """Raise CodedTimeoutError, or accept what has arrived: the deadline of the map has passed.
+        """Raise CodedTimeoutError, or accept what has arrived.
 
-        n_receiving_workers : the number of workers that are still being sent their block, for the message.
+        Called when the deadline of the map has passed.
+
+        n_receiving_workers : the number of workers that are still receiving their data, for the message.
         """
 
     # -- what the scheduler asks ------------------------------------------------------------
@@ -150,11 +156,11 @@ class Collector(ABC):
     @property
     @abstractmethod
     def recovery_threshold(self) -> int:
-        """The smallest number of results that can suffice."""
+        """The smallest number of results with which the map can finish."""
 
     @property
     def n_results(self) -> int:
-        """The number of tasks with a result that counts."""
+        """The number of tasks with an accepted result."""
         return len(self.task_table.arrived)
 
     @property
@@ -165,34 +171,34 @@ class Collector(ABC):
     @property
     @abstractmethod
     def decodable_tasks(self) -> Collection[int]:
-        """The tasks whose results are returned, or can be decoded from."""
+        """The tasks with results that can be returned to the caller or used for decoding."""
 
     @property
     @abstractmethod
     def can_use_parity(self) -> bool:
-        """Whether results of tasks that are held back would help."""
+        """Whether results of held-back tasks (parity tasks that have not been started) would help."""
 
     @property
     @abstractmethod
     def awaited_task(self) -> int | None:
-        """The task whose own result is needed while all other results are determined, or None."""
+        """The only task whose result is still needed and cannot be decoded, or None."""
 
     @abstractmethod
     def would_suffice(self, task_indices: Collection[int]) -> bool:
-        """Return whether results of these tasks alone would suffice."""
+        """Return whether the map could finish with results of these tasks alone."""
 
     @abstractmethod
     def can_pending_tasks_suffice(self) -> bool:
-        """Return whether the tasks that have arrived, run or are held back would suffice without failures."""
+        """Return whether the map can finish if no further task fails."""
 
     @abstractmethod
     def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
-        """Return which failed tasks may be started again."""
+        """Return which of the failed tasks are worth a retry."""
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise the exception of f if so many tasks raised it that the results cannot be decoded any more.
+        """Raise the exception of the mapped function f if too many tasks raised it for the map to succeed.
 
-        Nothing is raised once any task has returned a result.
+        Does nothing once any task has returned a result.
         """
         error = find_common_exception(self.task_table, self.recovery_threshold)
         if error is not None:
@@ -200,49 +206,55 @@ class Collector(ABC):
 
     @abstractmethod
     def poll_interval(self) -> float:
-        """Return the seconds after which to call `try_finish` although no task has ended; inf: never."""
+        """Return the seconds after which to call `try_finish` even if no task has ended, or inf."""
 
     # -- what the caller of the map gets ----------------------------------------------------
 
     @abstractmethod
     def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
-        """Return a function that builds the result of a data block before the map is over.
+        """Return a function that builds the unchecked result of a data block before the map is over.
 
-        None if this task has returned no result of a data block.
+        Returns None if this task has not returned the result of a data block.
         """
 
     @abstractmethod
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Yield index and getter of the results of data blocks that are accepted together at the end.
+        """Yield the index of each result that is accepted at the end of the map, and a function to get it.
 
-        Called once the map is over. Results that are accepted one by one are not among them.
+        Called once the map is over. Yields nothing if results are accepted one by one as they arrive.
         """
 
     @abstractmethod
     def build_interim_estimate(self, report: Report) -> CodedResult[Any] | None:
-        """Return estimates of all results while the map runs, with its report so far; None without any."""
+        """Return estimates of all results of a running map, or None if they cannot be estimated.
+
+        report : the report of the map so far, to attach to the estimates.
+        """
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:
-        """Return a function that builds a table of the tasks as the caller of the map counts them."""
+        """Return a function that builds the task table for the report, in which items may count as tasks."""
         task_table = self.task_table
         return lambda: task_table
 
     @property
     @abstractmethod
     def unneeded_tasks(self) -> Collection[int]:
-        """The tasks whose results, if there are any, were not needed."""
+        """The tasks whose results were not needed."""
 
     @abstractmethod
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
-        """Return fields of the report of a map that was over after `elapsed_seconds`."""
+        """Return the fields of the final report that this collector knows.
+
+        elapsed_seconds : the run time of the map.
+        """
 
 
 class EveryTaskCollector(Collector):
-    """A collector that needs one result of every task, and decodes nothing."""
+    """Base class of collectors that need the result of every task, and decode nothing."""
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of tasks."""
+        """The number of results that are needed: one for each task."""
         return len(self.task_table)
 
     @property
@@ -252,20 +264,20 @@ class EveryTaskCollector(Collector):
 
     @property
     def can_use_parity(self) -> bool:
-        """Whether tasks that are held back would help: always."""
+        """Always True: every task is needed, so starting further tasks always helps."""
         return True
 
     @property
     def awaited_task(self) -> int | None:
-        """Always None: no task is awaited more than others."""
+        """Always None: no single task is awaited."""
         return None
 
     def would_suffice(self, task_indices: Collection[int]) -> bool:
-        """Return whether these are all tasks."""
+        """Return whether `task_indices` contains all tasks."""
         return len(set(task_indices)) == len(self.task_table)
 
     def can_pending_tasks_suffice(self) -> bool:
-        """Return whether each task has arrived, runs or is held back."""
+        """Return whether every task has returned, is in flight (submitted), or is yet to be started."""
         tasks = self.task_table
         return self.would_suffice(tasks.arrived.keys() | tasks.in_flight.keys() | tasks.held_back)
 
@@ -274,15 +286,15 @@ class EveryTaskCollector(Collector):
         return failed_tasks
 
     def poll_interval(self) -> float:
-        """Return inf: only tasks are waited for."""
+        """Return inf: only the arrival of a result can finish the map, so no polls are needed."""
         return inf
 
     def try_finish(self) -> bool:
-        """Return whether there is a result of every task."""
+        """Return whether every task has a result."""
         return self.has_sufficient_results
 
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
-        """Raise CodedTimeoutError."""
+        """Raise CodedTimeoutError, because tasks are missing at the deadline."""
         reported_tasks = self.make_report_table_builder()()
         message = format_timeout_message(
             reported_tasks,
@@ -293,22 +305,22 @@ class EveryTaskCollector(Collector):
         raise CodedTimeoutError(message) from reported_tasks.first_exception
 
     def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
-        """Return None: the map reports results by itself as they arrive."""
+        """Return None: each result is final, and is emitted as soon as it arrives."""
         return None
 
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Return nothing: each result is accepted when it arrives."""
+        """Return an empty iterable: each result is accepted when it arrives."""
         return ()
 
     def build_interim_estimate(self, report: Report) -> CodedResult[Any] | None:
-        """Return None: results that have not arrived cannot be estimated."""
+        """Return None: missing results cannot be estimated."""
         return None
 
     @property
     def unneeded_tasks(self) -> Collection[int]:
-        """No task: every result is needed."""
+        """Always empty: every result is needed."""
         return ()
 
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
-        """Return the way of verification: nothing is decoded, so that no verification is needed."""
+        """Return the report field for verification, which was not needed because nothing was decoded."""
         return {"verified": str(Verification.NOT_NEEDED)}

@@ -1,4 +1,4 @@
-"""A small pool of daemon threads that runs the maps behind `submit`, shared by all futures."""
+"""A small pool of daemon threads on which `submit` runs maps in the background."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 
-MAX_THREADS = 32  # The largest number of maps that run at a time. Further maps are queued.
+MAX_THREADS = 32  # the largest number of maps that run in the background at a time
 
 
 class DaemonThreadPool:
-    """A pool of daemon threads that runs calls in the order of their submission.
+    """A thread pool whose daemon threads run calls in the order of submission.
 
     Parameters
     ----------
     max_threads : int
-        The largest number of threads, and so of calls that run at a time.
+        The largest number of threads. Further calls are queued.
 
     Examples
     --------
@@ -40,7 +40,7 @@ class DaemonThreadPool:
         self._n_threads = 0
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Queue `call`, which a thread runs without arguments once it is free. It must not raise."""
+        """Queue `call`. A thread calls it without arguments as soon as one is free. It must not raise."""
         with self._lock:
             self._queue.append(call)
             if self._n_threads == self._max_threads:
@@ -59,7 +59,7 @@ class DaemonThreadPool:
             del call  # Release the objects that the call refers to before waiting for the next one.
 
     def _pop_call(self) -> Callable[[], None] | None:
-        """Return the next call, or None if the queue is empty, after which the thread has to end."""
+        """Return the next call of the queue. If it is empty, return None, after which the thread must end."""
         with self._lock:
             if self._queue:
                 return self._queue.popleft()
@@ -74,6 +74,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def register_before_exit(callback: Callable[[], None]) -> None:
-    """Register `callback` to be called, without arguments, at exit while thread pools still work."""
+    """Register `callback` to be called without arguments at exit, before thread pools are shut down."""
     register_in_threading = getattr(threading, "_register_atexit", None)
     (register_in_threading or atexit.register)(callback)

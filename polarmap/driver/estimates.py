@@ -1,4 +1,8 @@
-"""Estimates of results that have not arrived, at a deadline or while a map runs."""
+"""Estimate the results that have not arrived, at the deadline of a map or while it runs.
+
+The estimates are linear predictions from the results that have arrived, with an expected error for each
+block.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +27,17 @@ from polarmap.errors import CodeError, warn
 
 
 class Estimate(NamedTuple):
-    """Estimated results of the k data tasks, with their expected relative errors.
+    """The results of all k data blocks, some of them estimated, with their expected relative errors.
 
     Attributes
     ----------
     block_leaves : list of lists of arrays
-        The leaves of each result.
+        The arrays (leaves) that each result consists of.
     errors : tuple of float
-        The expected relative error of each result: 0.0 for exact results, inf if it is not known.
+        The expected relative error of each result: 0.0 for exact results, inf if the error is not known.
     error_p90 : float
-        The 90th percentile of the error of all results together over orders of arrival.
+        The 90th percentile of the relative error of all results together, over the orders in which results
+        can arrive.
     """
 
     block_leaves: list[list[Array]]
@@ -40,16 +45,17 @@ class Estimate(NamedTuple):
     error_p90: float
 
     def with_unknown_errors(self, block_indices: Collection[int]) -> Estimate:
-        """Return the same results where the errors of these blocks are unknown."""
+        """Return a copy in which the errors of these blocks are inf, that is, unknown."""
         errors = tuple(
             inf if block_index in block_indices else error for block_index, error in enumerate(self.errors)
         )
         return self._replace(errors=errors, error_p90=max(errors))
 
     def with_padded_block(self, padded_block: PaddedBlock | None) -> Estimate:
-        """Return the same results with the error of the block that rows of padding fill up, if there is one.
+        """Return a copy with the right error for the block that was padded with rows of zeros, if any.
 
-        It is exact once its task has returned. Its error is unknown if rows of zeros change the result of f.
+        The error is 0 once the task of that block has returned. It is inf (unknown) if rows of zeros change
+        the result of the mapped function.
         """
         if padded_block is None:
             return self
@@ -62,12 +68,14 @@ class Estimate(NamedTuple):
 
 
 def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
-    """Return estimates from the received results: at least one, and all of them finite.
+    """Estimate the missing results from the received ones, and return them together.
 
-    The error of a block is the root mean square over its entries, relative to that of the received results;
-    the largest of its leaves. Blocks that the equations determine are decoded: integers exactly.
+    At least one result must have been received, and all received values must be finite. Missing blocks that
+    can be decoded are decoded. The error of a block is its root mean square error relative to the root mean
+    square of the received results. If a result has several arrays, the largest of their errors counts.
 
-    Raises CodeError if integers that may wrap were turned into floats, so that parity is of no use.
+    Raises CodeError if the mapped function turns integers into floats and parity integers may overflow,
+    because parity results are of no use then.
     """
     code, received_results = decoder.coded_data.code, decoder.received
     arrived_mask = np.isin(np.arange(code.n), list(received_results.by_task))
@@ -119,7 +127,7 @@ def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
 def _compute_error_p90(
     predictor: MissingBlockPredictor, received: Array, expected_errors: list[float], k: int
 ) -> float:
-    """Return the bound that the relative error of all k blocks together meets in nine of ten orders."""
+    """Return the 90th percentile, over orders of arrival, of the relative error of all k blocks together."""
     joint_error = float(np.linalg.norm(expected_errors)) / float(np.sqrt(k))
     return joint_error and joint_error * predictor.estimate_error_to_std_ratio_p90(
         _to_normalized_reals(received)
@@ -129,16 +137,16 @@ def _compute_error_p90(
 def _compute_expected_errors(
     decoder: ResultDecoder, predictor: MissingBlockPredictor, received: Array, dtype: DType
 ) -> list[float]:
-    """Return the relative error to expect of each missing block: 0.0 if it is determined within rtol."""
+    """Return the expected relative error of each missing block, 0.0 if it can be decoded within `rtol`."""
     rounding_errors = np.linalg.norm(predictor.weights, axis=1)
-    if is_integer_dtype(dtype):  # made of floats: rounded to one
+    if is_integer_dtype(dtype):  # Rounding to integers adds errors of up to one.
         rounding_errors /= float(np.abs(received).max(initial=0)) or 1.0
     else:
         rounding_errors *= machine_epsilon(decoder.get_accuracy_limiting_dtype(dtype))
         rounding_errors[rounding_errors <= decoder.get_rtol(dtype)] = 0.0
     relative_scatter = _compute_relative_scatter(predictor, received)
     if relative_scatter <= estimate_relative_rounding_error(decoder.get_accuracy_limiting_dtype(dtype)):
-        relative_scatter = np.inf  # rounding is not scatter: nothing tells
+        relative_scatter = np.inf  # The differences are mere rounding, so the error is not known.
     expected_errors: list[float] = np.multiply(
         predictor.error_stds, relative_scatter, out=rounding_errors, where=predictor.error_stds > 0
     ).tolist()
@@ -146,14 +154,14 @@ def _compute_expected_errors(
 
 
 def _compute_relative_scatter(predictor: MissingBlockPredictor, received: Array) -> float:
-    """Return the standard deviation of blocks from their mean, relative to their root mean square."""
+    """Return the standard deviation between blocks, relative to the root mean square of all values."""
     reals = _to_normalized_reals(received)
     root_mean_square = float(np.sqrt(np.mean(reals**2))) if reals.size else 0.0
     return predictor.compute_block_std(reals) / root_mean_square if root_mean_square > 0 else 0.0
 
 
 def _to_normalized_reals(received: Array) -> Array:
-    """Return blocks as real numbers of at most 1, so that their squares neither overflow nor vanish."""
+    """Return blocks as real numbers scaled to at most 1, so that squares neither overflow nor underflow."""
     reals = np.concatenate([received.real, received.imag], axis=1).astype(np.float64)
     return np.asarray(reals / (np.abs(reals).max(initial=0.0) or 1.0))
 
@@ -172,7 +180,10 @@ def _round_to_dtype(values: Array, dtype: DType) -> Array:
 def _decode_modular(
     code: LinearCode, predictor: MissingBlockPredictor, received: dict[int, Array], dtype: DType
 ) -> dict[int, Array]:
-    """Return the missing blocks that are determined modulo 2^64, by their position among the missing ones."""
+    """Decode missing blocks of integers exactly, modulo 2^64, where the received results determine them.
+
+    Returns a dict from the position of a block among the missing blocks to its values.
+    """
     parity_indices = predictor.arrived_indices[predictor.arrived_indices >= code.k] - code.k
     known_indices = predictor.arrived_indices[predictor.arrived_indices < code.k]
     parity_matrix = code.encoding_matrix[np.ix_(parity_indices, predictor.missing_indices)]
@@ -197,23 +208,23 @@ def _decode_modular(
 
 
 class DeadlineEstimator:
-    """The policy of a coded map that accepts estimates at its deadline, rather than to fail."""
+    """Estimates missing results at the deadline of a coded map, so that the map does not fail."""
 
     def estimate(
         self, decoder: ResultDecoder, padded_block: PaddedBlock | None, is_accepted: bool
     ) -> Estimate:
-        """Return a result or an estimate for each data block.
+        """Return the results of all data blocks, with estimates in place of missing ones.
 
-        Warns if the estimate of the block that is filled up may be far off.
+        Warns if the estimate of a block that was padded with rows of zeros may be far off.
 
         Parameters
         ----------
         decoder : ResultDecoder
-            With at least one received result, and all of them finite.
+            Has at least one received result, and all received values are finite.
         padded_block : PaddedBlock or None
-            The block that rows of padding fill up, if there is one.
+            The last block if it was padded with rows of zeros, else None.
         is_accepted : bool
-            Whether all other results are determined and have been accepted.
+            Whether all other results have been received or decoded, and have been accepted.
         """
         if is_accepted:
             exact_results = decoder.decoded_results
@@ -237,14 +248,14 @@ class DeadlineEstimator:
 
 
 class EstimateSnapshot(NamedTuple):
-    """An estimate, and the number of results from which it was made."""
+    """An estimate and the number of received results that it is based on."""
 
     n_arrived: int
     result: Any
 
 
 class EstimateStream:
-    """Passes estimates from the thread of a map to other threads. Each of them gets the latest one."""
+    """Passes the latest estimate from the thread that runs a map to any threads that wait for it."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -253,7 +264,7 @@ class EstimateStream:
         self._is_closed = False
 
     def publish_estimate_if_awaited(self, n_arrived: int, build_estimate: Callable[[], Any]) -> None:
-        """Build and publish an estimate from `n_arrived` results if a thread waits for one."""
+        """Build and publish an estimate if a thread waits for one and further results have arrived."""
         with self._condition:
             is_new = self._latest is None or self._latest.n_arrived != n_arrived
             is_awaited = self._n_waiting > 0 and is_new
@@ -263,22 +274,22 @@ class EstimateStream:
                 self._condition.notify_all()
 
     def close(self) -> None:
-        """Wake all waiting threads, as no more estimates will come."""
+        """Wake all waiting threads, because no more estimates will be published."""
         with self._condition:
             self._is_closed = True
             self._condition.notify_all()
 
     def wait_for_next_estimate(self, n_seen: int, wake: Callable[[], None]) -> EstimateSnapshot | None:
-        """Block until there is an estimate from another number of results than `n_seen`, and return it.
+        """Block until a new estimate is published, and return it. Return None once the map is over.
 
-        Returns None once the map is over.
+        An estimate is new if it is based on a number of results other than `n_seen`.
 
         Parameters
         ----------
         n_seen : int
-            The number of results of the estimate that the caller has.
+            The number of results on which the last estimate of the caller was based, or 0.
         wake : callable
-            Called with no arguments; wakes the thread of the map.
+            Called with no arguments to wake the thread of the map.
         """
 
         def has_next() -> bool:

@@ -1,4 +1,8 @@
-"""The events of a job, the observers that handle them, and the context that a job gets from its caller."""
+"""Events that a running job (one run of a map on an executor) emits, and observers that handle them.
+
+Progress bars, logging, callbacks and futures are observers. A `JobContext` passes the observers and the means
+to cancel the job from the caller to the job.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,12 @@ from polarmap.report import Report
 
 @dataclass(frozen=True, slots=True)
 class JobStarted:
-    """A job is about to open its session.
+    """Emitted when a job starts, before it connects to its workers.
 
     Attributes
     ----------
     get_report : callable
-        Called with no arguments, on any thread, until the job has finished; returns the report so far.
+        Call it with no arguments to get the report so far, on any thread, until the job has finished.
     """
 
     get_report: Callable[[], Report]
@@ -30,12 +34,14 @@ class JobStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptsStarted:
-    """Attempts were submitted after the initial ones: parity on demand, backups, or retries of failed tasks.
+    """Emitted when further attempts start: parity tasks on demand, backups of late tasks, or retries.
+
+    An attempt is one run of a task. The attempts at the start of a job are not reported.
 
     Attributes
     ----------
     attempts : sequence of (int, int)
-        The task and the number of each attempt.
+        The task and the attempt number of each attempt.
     pending_tasks : collection of int
         All other tasks that have a queued or running attempt.
     elapsed_seconds : float
@@ -49,7 +55,7 @@ class AttemptsStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """An attempt returned a result, raised an exception or was lost.
+    """Emitted when an attempt (one run of a task) has returned, raised an exception, or was lost.
 
     Attributes
     ----------
@@ -64,17 +70,17 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class BlockReady:
-    """The result of a data block or of an item is available.
+    """Emitted when the result of a data block, or of an item, is available.
 
     Attributes
     ----------
     index : int
         The number of the block or item.
     get_result : callable
-        Called with no arguments; returns the result.
+        Call it with no arguments to get the result.
     is_final : bool
-        Whether the result has been accepted. Otherwise it has not been checked, and its arrays are read-only,
-        because missing results may still be decoded from them.
+        Whether the result has been accepted. Otherwise it has not been checked yet, and its arrays are
+        read-only, because missing results may still be decoded from them.
     """
 
     index: int
@@ -84,7 +90,7 @@ class BlockReady:
 
 @dataclass(frozen=True, slots=True)
 class JobPolled:
-    """The job has polled its session; the first of these events follows the opening of the session.
+    """Emitted each time the job has polled its workers, for the first time when it has just connected.
 
     Attributes
     ----------
@@ -97,15 +103,15 @@ class JobPolled:
 
 @dataclass(frozen=True, slots=True)
 class EstimateReady:
-    """The missing results can be estimated from those that have arrived.
+    """Emitted when the missing results might be estimated from those that have arrived.
 
     Attributes
     ----------
     n_results : int
         The number of results that have arrived and were not rejected.
     build_estimate : callable
-        Called with no arguments; returns the estimated results, or None if they cannot be estimated yet. It
-        may be called only while the event is handled.
+        Call it with no arguments to get the estimated results, or None if they cannot be estimated yet. It
+        may be called only while the event is being handled.
     """
 
     n_results: int
@@ -114,7 +120,7 @@ class EstimateReady:
 
 @dataclass(frozen=True, slots=True)
 class StripesEncoded:
-    """`n_done` of the `n_stripes` stripes of an array have been encoded by this process."""
+    """Emitted while this process encodes an array in `n_stripes` slices, of which `n_done` are done."""
 
     n_done: int
     n_stripes: int
@@ -122,14 +128,14 @@ class StripesEncoded:
 
 @dataclass(frozen=True, slots=True)
 class JobFinished:
-    """The job has returned, or has raised an exception, perhaps before its session was open.
+    """Emitted last, when the job has returned or raised an exception.
 
     Attributes
     ----------
     report : Report or None
-        The final report, or the report up to the exception. None after this process has encoded stripes.
+        The final report, or the report up to the exception. None if this process only encoded an array.
     error : BaseException or None
-        The exception; None if the job has returned.
+        The exception, or None if the job has returned.
     """
 
     report: Report | None
@@ -152,7 +158,7 @@ JobEvent = (
 
 
 class Observer(ABC):
-    """Handles the events of a job, on the thread that runs it.
+    """Base class of observers, which handle the events of a job (a run of a map) on the thread of the job.
 
     An exception that an observer raises ends the job and is raised to the caller of the job.
 
@@ -166,11 +172,11 @@ class Observer(ABC):
 
     @abstractmethod
     def on_event(self, event: JobEvent) -> None:
-        """Handle an event. Observers ignore events of other classes than those they are made for."""
+        """Handle an event. An observer should ignore classes of events that it does not know."""
 
 
 class ResultCallback(Observer):
-    """Calls a function of the user with each accepted result of a data block or item.
+    """An observer that calls a user function with each final result of a data block or item.
 
     Parameters
     ----------
@@ -182,7 +188,7 @@ class ResultCallback(Observer):
         self._on_result = on_result
 
     def on_event(self, event: JobEvent) -> None:
-        """Call the function if the event is an accepted result."""
+        """Call the function if the event is a final result."""
         if isinstance(event, BlockReady) and event.is_final:
             self._on_result(event.index, event.get_result())
 
@@ -193,13 +199,14 @@ class EventStream:
     Parameters
     ----------
     observers : sequence of Observer
-        They get each event in this order, and the last one in reverse: what an observer opens when a job
-        starts is closed after what later ones have opened.
+        They receive each event in this order, but the last event of a job in reverse order. So an observer
+        that opens something when a job starts closes it after the observers that follow it, like nested
+        `with` statements.
 
     Attributes
     ----------
     poll_interval : float
-        The shortest one of the observers.
+        The shortest `poll_interval` of the observers.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -207,12 +214,12 @@ class EventStream:
         self.poll_interval = min((observer.poll_interval for observer in self.observers), default=inf)
 
     def emit(self, event: JobEvent) -> None:
-        """Let each observer handle an event."""
+        """Pass an event to each observer."""
         for observer in self.observers:
             observer.on_event(event)
 
     def emit_last(self, event: JobFinished) -> None:
-        """Let each observer handle the last event of a job, in reverse order."""
+        """Pass the last event of a job to the observers in reverse order."""
         for observer in reversed(self.observers):
             observer.on_event(event)
 
@@ -221,29 +228,29 @@ class EventStream:
 
 
 class JobCancelled(BaseException):
-    """Ends a job that was cancelled. No caller of a map ever sees it."""
+    """Raised inside a job to end it after it was cancelled. Callers of a map never see this exception."""
 
 
 class CancellationToken:
-    """Cancels or wakes the job that runs with it. Any thread may call it, before the job is open as well."""
+    """Lets any thread cancel or wake a job, even before the job has started."""
 
     def __init__(self) -> None:
         self.is_cancelled = False
         self._wake: Callable[[], None] | None = None
 
     def cancel(self) -> None:
-        """Let the job end with `JobCancelled` as soon as it has looked up."""
+        """Wake the job and make it raise `JobCancelled`."""
         self.is_cancelled = True
         self.wake()
 
     def wake(self) -> None:
-        """Let the job look at its tasks at once, if it is open."""
+        """Make the job poll its tasks immediately, if it is running."""
         wake = self._wake
         if wake is not None:
             wake()
 
     def set_wake(self, wake: Callable[[], None] | None) -> None:
-        """Set the function that wakes the job while it is open; None once it is closed."""
+        """Set the function that wakes the job while it is running, or None when the job is over."""
         self._wake = wake
 
     def raise_if_cancelled(self) -> None:
@@ -254,14 +261,14 @@ class CancellationToken:
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """The event stream and the cancellation token of a map, which are passed to each of its jobs.
+    """The observers of a map and its cancellation token, which are passed to each job of the map.
 
     Attributes
     ----------
     events : EventStream or None
-        The stream to which jobs emit events. None without observers: then no event objects are created.
+        The stream to which jobs emit events. None if there are no observers. Then no events are created.
     cancellation : CancellationToken or None
-        None if the map cannot be cancelled.
+        The token with which other threads cancel the map, or None if it cannot be cancelled.
     """
 
     events: EventStream | None = None
@@ -269,9 +276,10 @@ class JobContext:
 
     @contextmanager
     def count_stripes(self, n_stripes: int) -> Iterator[Callable[[int], None]]:
-        """Yield a function to call with the number of stripes that are done.
+        """Emit events about the progress of encoding an array in `n_stripes` slices, inside this context.
 
-        It raises JobCancelled once the job is cancelled.
+        Yields a function to call with the number of slices that are done. The function raises JobCancelled if
+        the job has been cancelled.
         """
         events, cancellation = self.events, self.cancellation
 
@@ -289,4 +297,4 @@ class JobContext:
                 events.emit_last(JobFinished(None))
 
 
-PLAIN_CONTEXT = JobContext()  # without observers, and without a way to cancel the job
+PLAIN_CONTEXT = JobContext()  # has no observers, and the job cannot be cancelled

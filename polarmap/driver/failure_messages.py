@@ -1,4 +1,4 @@
-"""Messages and exceptions for maps that fail because too few tasks return a usable result."""
+"""Build the messages and exceptions of maps that fail because too few tasks return a usable result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polarmap.driver.task_table import TaskRecord, TaskTable
 from polarmap.errors import NotDecodableError, add_note, annotate_exception
 from polarmap.executors.interface import Failure, FailureKind
 
-MAX_HOSTS = 5  # the most machines that a message names
+MAX_HOSTS = 5  # the largest number of machines that a message names
 NONFINITE_TEXT = "NaN or inf, which parity carries into every block that is decoded"
 
 
@@ -20,10 +20,11 @@ def format_timeout_message(
     reason: str = "",
     n_receiving_workers: int = 0,
 ) -> str:
-    """Return the text of an error for a map whose time is over.
+    """Return the error message of a map that has reached its timeout.
 
-    reason : the reason why the results that arrived do not suffice, if there is one.
-    n_receiving_workers : the number of workers that are still being sent their block.
+    n_needed : the number of results that the map needs.
+    reason : a text to append, which says why the arrived results do not suffice, or "".
+    n_receiving_workers : the number of workers that have not received their data block completely.
     """
     receiving_text = ""
     if n_receiving_workers:
@@ -37,7 +38,7 @@ def format_timeout_message(
 
 
 def format_nonfinite_message(task_table: TaskTable, n_needed: int, n_data_results: int) -> str:
-    """Return the text of an error for results with NaN or inf, which cannot be decoded.
+    """Return the error message of a map whose results contain NaN or inf, so that nothing can be decoded.
 
     n_data_results : the number of data blocks whose results have arrived.
     """
@@ -48,7 +49,7 @@ def format_nonfinite_message(task_table: TaskTable, n_needed: int, n_data_result
 
 
 def format_too_few_results_message(task_table: TaskTable, n_needed: int) -> str:
-    """Return the text of an error for a map whose arrived and pending results cannot suffice."""
+    """Return the error message of a map that cannot succeed even if all pending tasks return."""
     n_arrived, n_pending = len(task_table.arrived), len(task_table.pending_tasks)
     if n_arrived + n_pending >= n_needed:
         pending_text = f" and {_format_pending_tasks(task_table)}" if n_pending else ""
@@ -74,7 +75,7 @@ def _format_arrived_count(task_table: TaskTable, n_needed: int) -> str:
 
 
 def _format_pending_tasks(task_table: TaskTable) -> str:
-    """Return the numbers of running and of queued tasks, as part of a sentence.
+    """Return a phrase with the numbers of running and of queued tasks, such as "3 tasks still run".
 
     If an executor never reports that a task has started, all its pending tasks count as running.
     """
@@ -109,7 +110,7 @@ def _format_failures(task_table: TaskTable) -> str:
 
 
 def _format_failed_hosts(task_table: TaskTable) -> str:
-    """Return the machines on which the tasks without a result failed, at most five, as part of a sentence."""
+    """Return a phrase with the machines of failed tasks, such as " (on node1, node2)"."""
     arrived = task_table.arrived
     failed_records = [task for index, task in enumerate(task_table) if task.failures and index not in arrived]
     hosts = [host for host, _ in Counter(task.host for task in failed_records if task.host).most_common()]
@@ -120,7 +121,10 @@ def _format_failed_hosts(task_table: TaskTable) -> str:
 
 
 def _format_failure_counts(task_table: TaskTable, excluded_text: str | None = None) -> str:
-    """Count the tasks without a result by the text of their last failure, leaving out `excluded_text`."""
+    """Return a text that counts the failed tasks by the text of their last failure.
+
+    excluded_text : failures with this text are left out.
+    """
     counts = Counter[str]()
     for task_index, task in enumerate(task_table):
         texts = [] if task_index in task_table.arrived else [str(failure) for failure in task.failures]
@@ -133,9 +137,10 @@ def _format_n_tasks(n_tasks: int) -> str:
 
 
 def find_common_exception(task_table: TaskTable, n_needed: int) -> BaseException | None:
-    """Return what f raised, if it did so in more tasks than may be missing and no task has returned.
+    """Return the exception that the mapped function f raised, if f fails in every task, else None.
 
-    Attempts whose worker was lost say nothing about f: a note counts them.
+    That is assumed if no task has returned and f raised the same exception in more tasks than the map can do
+    without. Lost workers do not count, as f is not to blame. A note on the exception mentions them.
     """
     if task_table.arrived:
         return None
@@ -151,19 +156,19 @@ def find_common_exception(task_table: TaskTable, n_needed: int) -> BaseException
 
 
 def _find_first_failure_of_f(record: TaskRecord) -> Failure | None:
-    """Return the first failure of a task that is not due to a lost worker, or None."""
+    """Return the first failure of a task that is not a lost worker, or None."""
     return next((failure for failure in record.failures if failure.kind != FailureKind.LOST), None)
 
 
 def find_decisive_exception(
     task_table: TaskTable, would_suffice: Callable[[set[int]], bool]
 ) -> BaseException | None:
-    """Return what f raised in most tasks, if that explains why a map has failed, and None otherwise.
+    """Return the exception that the mapped function f raised most often, if it made the map fail, else None.
 
-    It does if nothing has arrived, and either the map would have failed without any other failure, or the
-    lost workers alone would not have made it fail.
+    It did if no result has arrived, and either the exceptions of f alone were enough to make the map fail, or
+    the lost workers alone were not.
 
-    would_suffice : whether results of these tasks would be enough.
+    would_suffice : called with a set of tasks; returns whether their results would be enough for the map.
     """
     if task_table.arrived:
         return None
@@ -183,7 +188,7 @@ def find_decisive_exception(
 def _has_map_failed_due_to_f(
     raising_tasks: Collection[int], task_table: TaskTable, would_suffice: Callable[[set[int]], bool]
 ) -> bool:
-    """Return whether a map failed because f raised in these tasks, rather than because workers were lost."""
+    """Return whether the exceptions of f in `raising_tasks`, not lost workers, made a map fail."""
     all_tasks = set(range(len(task_table)))
     if not would_suffice(all_tasks.difference(raising_tasks)):
         return True
@@ -191,7 +196,7 @@ def _has_map_failed_due_to_f(
 
 
 def add_other_failures_note(error: BaseException, failure: Failure, task_table: TaskTable) -> BaseException:
-    """Add a note to what f raised in some tasks that counts how others failed, and return it."""
+    """Add a note to `error` that counts failures other than `failure`, and return `error`."""
     other_failures = _format_failure_counts(task_table, excluded_text=str(failure))
     if other_failures:
         add_note(error, f"other failures: {other_failures}")
@@ -199,9 +204,12 @@ def add_other_failures_note(error: BaseException, failure: Failure, task_table: 
 
 
 def build_failure_exception(label: str, failure: Failure) -> BaseException:
-    """Return what to raise for a failure: what f raised, or a NotDecodableError if f could not be called.
+    """Return the exception to raise for a failed task.
 
-    A key that is missing on the worker, for example, keeps it from calling f.
+    It is the exception that the mapped function f raised, or a NotDecodableError if the worker could not call
+    f, for example because an encryption key is missing there.
+
+    label : a text that names the task, for the message.
     """
     assert failure.cause is not None
     if not type(failure.cause).__module__.startswith("polarmap.worker."):

@@ -1,11 +1,12 @@
-"""Digest of everything a function can reach: equal digests mean that it does the same.
+"""Compute a fingerprint of a function: a digest of its code and of all data that the code can reach.
 
-Two functions have the same fingerprint if all that they can reach is the same by value, with nothing left
-out. f reaches its code, constants, closure, defaults and globals, what its code names of classes,
-instances and modules, and how numpy treats errors of floating numbers (`numpy.errstate`). Functions of
-installed libraries count by their code, and by the globals of the library that they and the functions they
-call name. Classes of installed libraries, and objects in C, count by their names. If f reaches a value that
-cannot be compared entirely (a lock, a generator, names that code makes), it has no fingerprint.
+Functions with equal fingerprints do the same, so what is known of one holds for the other. The digest covers
+the code, constants, closure, defaults and globals of a function, the attributes of classes, instances and
+modules that its code mentions, and NumPy's handling of floating-point errors (`numpy.errstate`). A function
+of an installed library is represented by its code and the library's globals that it reads, also through
+functions that it calls. Classes of installed libraries and objects implemented in C are represented by their
+names. If the function reaches a value that cannot be compared by value (a lock, a generator, an attribute
+name that is computed at run time), it has no fingerprint.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from polarmap.executors.module_state import (
 from polarmap.worker.module_state import IGNORED_ATTRIBUTES
 
 MEMMAP_ATTRIBUTES = {"_mmap", "filename", "mode", "offset"}
-# The type of numpy functions that dispatch to other array libraries, or NoneType if it does not exist.
+# The type of NumPy functions that dispatch to other array libraries. NoneType if this NumPy has no such type.
 _DISPATCHER_TYPE: Any = type(np.sum) if hasattr(np.sum, "_implementation") else type(None)
 
 
 def compute_function_fingerprint(f: Any) -> str | None:
-    """Return a digest of all that f can reach, by the rule above; None if some of that cannot be compared.
+    """Return a digest of the code of `f` and all data that it can reach, or None if some cannot be compared.
 
     >>> def power(p): return lambda block: block ** p
     >>> first, same, different = [compute_function_fingerprint(power(p)) for p in (1, 1, 2)]
@@ -49,28 +50,28 @@ def compute_function_fingerprint(f: Any) -> str | None:
     """
     try:
         return _FingerprintPickler(f).hash.hexdigest()
-    except Exception:  # pickle's, and whatever the caller's objects raise while they are looked at
+    except Exception:  # from pickle, or from the user's objects when their attributes are read
         return None
 
 
 class _PicklePlaceholder:
-    """Stands in a pickle for what pickle itself would keep by name, or not at all."""
+    """Replaces objects in a pickle that pickle would store by name or could not store at all."""
 
 
 class _FingerprintPickler(pickle.Pickler):
-    """Pickles into a hash: functions, classes and objects of the caller by what they hold, not by name."""
+    """A pickler that writes into a hash. Functions, classes and objects of the user are hashed by value."""
 
     def __init__(self, f: Any) -> None:
         self.hash = hashlib.sha256()
         super().__init__(types.SimpleNamespace(write=self.hash.update), 5)
         self._reached_modules: dict[str, types.ModuleType] = {}
-        self._attribute_names = {"__getattr__"}  # that code names, of whatever
+        self._attribute_names = {"__getattr__"}  # all attribute names that appear in the reached code
         self.dump(f)
         self.dump(tuple(np.geterr().values()))
         self._dump_module_attributes()
 
     def reducer_override(self, value: Any) -> Any:
-        """Return a placeholder to pickle instead of a value, with the parts of the value as its state."""
+        """Return a placeholder to pickle in place of `value`, with the parts of the value as its state."""
         if value is _PicklePlaceholder:
             return NotImplemented
         for classes, reduce_value in _REDUCERS:
@@ -136,7 +137,7 @@ class _FingerprintPickler(pickle.Pickler):
         return module.__name__
 
     def _reduce_context_variable(self, variable: ContextVar[Any]) -> Any:
-        holds_numpy_errors = variable.name == "numpy.ufunc.extobj"  # which the fingerprint has already
+        holds_numpy_errors = variable.name == "numpy.ufunc.extobj"  # hashed separately
         return variable.name, None if holds_numpy_errors else variable.get(None)
 
     def _reduce_ufunc(self, ufunc: np.ufunc) -> Any:
@@ -162,7 +163,10 @@ class _FingerprintPickler(pickle.Pickler):
         return state
 
     def _dump_module_attributes(self) -> None:
-        """Add what any code reached names of every module reached; which may reach more."""
+        """Add the attributes of reachable modules to the hash, if the code of the function mentions them.
+
+        The attributes may lead to further modules, so this is repeated until there are no new ones.
+        """
         dumped: set[tuple[str, str]] = set()
         while True:
             reached = {
@@ -178,7 +182,7 @@ class _FingerprintPickler(pickle.Pickler):
             dumped = reached
 
     def _dump_module_attribute(self, module_name: str, value: Any) -> None:
-        """Add an attribute of a module to the hash, by name if a library object cannot be pickled."""
+        """Add an attribute of a module to the hash. Library objects that cannot be pickled count by name."""
         try:
             self.dump(value)
         except Exception:
@@ -210,7 +214,7 @@ def _get_array_subclass_state(array: npt.NDArray[Any]) -> Any:
     if type(array) is np.ndarray and metadata is None:
         return ()
     extra_attributes = dict(getattr(array, "__dict__", {}))
-    if type(array) is np.memmap:  # says where its data are
+    if type(array) is np.memmap:  # These attributes only tell where the data is stored.
         extra_attributes = {
             name: value for name, value in extra_attributes.items() if name not in MEMMAP_ATTRIBUTES
         }
@@ -224,7 +228,7 @@ def _get_array_subclass_state(array: npt.NDArray[Any]) -> Any:
 
 
 class _HashableNamespace:
-    """The globals of a module, which a cache can hold."""
+    """A hashable wrapper of the globals of a module, so that `lru_cache` can hold it."""
 
     def __init__(self, names: dict[str, Any]) -> None:
         self.get = names.get
@@ -232,12 +236,15 @@ class _HashableNamespace:
 
 @functools.lru_cache(maxsize=1000)
 def _find_library_globals(f: types.FunctionType) -> tuple[tuple[str, _HashableNamespace], ...]:
-    """Return the names of data that a function of a library, or one that it calls, reads; where each is."""
+    """Return the global variables that a library function reads, directly or through functions it calls.
+
+    Returns pairs of the name of a variable and the namespace to look it up in.
+    """
     read_globals: dict[tuple[int, str], tuple[str, _HashableNamespace]] = {}
     pending_functions, visited_ids = [f], set[int]()
     while pending_functions:
         function: Any = pending_functions.pop()
-        function = getattr(function, "_implementation", function)  # of numpy's own kind of function
+        function = getattr(function, "_implementation", function)  # unwrap NumPy's dispatching functions
         if not isinstance(function, types.FunctionType) or id(function) in visited_ids:
             continue
         visited_ids.add(id(function))
@@ -258,7 +265,7 @@ def _find_library_globals(f: types.FunctionType) -> tuple[tuple[str, _HashableNa
 
 
 def _find_c_base_class(class_: type) -> type:
-    """Return the first class in the MRO of `class_` whose instances are created by C code."""
+    """Return the first class in the MRO of `class_` that is implemented in C."""
     for base in class_.__mro__:
         constructor = vars(base).get("__new__")
         if isinstance(constructor, types.BuiltinFunctionType) and constructor.__self__ is base:

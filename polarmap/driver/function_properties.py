@@ -19,25 +19,25 @@ VERIFIED_PROPERTIES: dict[str, Any] = {}
 
 
 class FunctionProperty:
-    """A property of f as it was known when a map began, for example that f is linear.
+    """A property of a mapped function, for example that it is linear, as known when the map started.
 
-    `value` does not change during the map, which has to verify f itself if the property was not known.
+    `value` does not change during the map. If it is None, the map has to verify the property itself.
 
     Parameters
     ----------
     f : callable
         The function.
     property_name : str
-        The name of the property, such as the assumption of a code.
+        The name of the property, for example "linear".
     dtypes : sequence of numpy.dtype
         The dtypes of the data. The property is cached for these dtypes only.
     holds_by_construction : bool
-        Whether f is known to have the property, so that the cache is not used.
+        Whether f is known to have the property. The cache is not used then.
 
     Attributes
     ----------
     value : Any
-        The cached value for f, or for a function with the same fingerprint. None if it is not known.
+        The cached value for a function with the same fingerprint as f, or None if none is cached.
     """
 
     def __init__(

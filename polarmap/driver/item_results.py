@@ -1,4 +1,4 @@
-"""The results of items, each decoded as soon as it arrives."""
+"""Collect the results of a map's items (the inputs of single calls), unpickling each as it arrives."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from polarmap.worker.pytree import Array
 
 
 class ItemResults:
-    """The values of the items of one map: results, or exceptions in their place.
+    """The results of the items of one map, or exceptions in their place.
 
     Parameters
     ----------
     n_items : int
         The number of items of the map.
     keep_exceptions : bool
-        Whether an exception may be the value of an item. If not, results that cannot be unpickled raise one.
+        Whether to store an exception as the value of an item that failed. If not, a result that cannot be
+        unpickled raises an exception.
     events : EventStream or None
-        Where `BlockReady` is emitted for each value.
+        The stream to which a `BlockReady` event is emitted for each value.
 
     Attributes
     ----------
     values : dict from item index to object
+        The results, and exceptions, so far.
     """
 
     def __init__(self, n_items: int, keep_exceptions: bool, events: EventStream | None) -> None:
@@ -40,23 +42,26 @@ class ItemResults:
         return len(self.values) == self.n_items
 
     def add_results(self, results: Sequence[tuple[int, bytes | Array]]) -> None:
-        """Decode the results of those items that have no value yet.
+        """Store the unpickled results of those items that have no value yet.
 
-        Raises NotDecodableError if one cannot be unpickled here, unless exceptions are kept.
+        If a result cannot be unpickled, a NotDecodableError is raised, or stored if exceptions are kept.
         """
         for item_index, data in results:
             if item_index not in self.values:
                 self._add_value(item_index, self._decode_result(item_index, data))
 
     def add_failure(self, item_indices: Sequence[int], failure: Failure) -> None:
-        """Make what f raised the value of these items, or a WorkerLostError if their worker was lost."""
+        """Store an exception as the value of these items.
+
+        It is what the mapped function raised, or a WorkerLostError if the worker was lost.
+        """
         error = failure.cause or WorkerLostError(str(failure))
         exception = annotate_exception(self.label_items(item_indices), error)
         for item_index in item_indices:
             self._add_value(item_index, exception)
 
     def label_items(self, item_indices: Sequence[int]) -> str:
-        """Return the words by which an exception names the items on which it was raised.
+        """Return a text that names the items on which an exception was raised.
 
         >>> results = ItemResults(9, keep_exceptions=False, events=None)
         >>> results.label_items([3]), results.label_items(range(3, 6))

@@ -1,10 +1,11 @@
-"""Decide when an attempt is late: one rule for parity on demand and for backup tasks.
+"""Decide when an attempt (one run of a task) is late, so that a parity task or a backup should start.
 
-An attempt is late once it has run longer than all but a twelfth of the tasks are expected to, or, if there
-are few tasks, all but two. If no distribution of run times is known, the rule uses the tasks of the job. Once
-half of them have returned, their run times predict the remaining run times. Before that, an attempt is late
-after three times as long as half of the tasks would take at the pace so far. While no task has returned, one
-attempt after another becomes late, the first after a minute.
+An attempt is late once it runs longer than 11 of 12 tasks are expected to take. (With few tasks: longer than
+all but two.) If the distribution of run times is not known, it is estimated from the tasks of the same job.
+Once half of the tasks have returned, a shifted exponential distribution is fitted to their run times. Before
+that, an attempt is late after three times the time that half of the tasks would take at the pace so far.
+While no task has returned, the first attempt becomes late after a minute, and each further one after twice as
+long.
 """
 
 from __future__ import annotations
@@ -22,35 +23,44 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-LATE_FRACTION = 1 / 12  # expected share of the tasks that become late although nothing is wrong with them
-MIN_LATE_TASKS = 2.0  # minimum of the same, as a number of tasks
-MIN_MEDIAN_FACTOR = 1.1  # no attempt is late before this multiple of the median run time
-EARLY_FACTOR = 3.0  # multiple of the seconds that half of the tasks would take at the pace so far
-NO_RESULT_SECONDS = 60.0  # run time after which an attempt is late if no task has returned
-MIN_WAIT_SECONDS = 1e-9  # a shorter wait may not advance a clock
-MIN_BACKUP_SECONDS = 0.1  # minimum run time before a backup: a shorter task is not worth another one
-RUN_TIME_HISTORY_SIZE = 512  # run times kept of an open-ended job; every other one is then dropped
+LATE_FRACTION = 1 / 12  # the share of tasks that become late by chance if all workers are healthy
+MIN_LATE_TASKS = 2.0  # the smallest number of tasks that may become late by chance
+# An attempt is never late before this multiple of the median run time.
+MIN_MEDIAN_FACTOR = 1.1
+# Until half of the tasks have returned, an attempt is late after this multiple of the time that half of the
+# tasks would take at the pace so far.
+EARLY_FACTOR = 3.0
+NO_RESULT_SECONDS = 60.0  # the run time after which the first attempt is late if no task has returned
+MIN_WAIT_SECONDS = 1e-9  # the shortest wait: rounding could keep a clock from advancing by less
+# The run time before which no backup is started, because a short task is not worth another attempt.
+MIN_BACKUP_SECONDS = 0.1
+# The largest number of run times to keep if the number of tasks is unknown. Beyond it, every other is
+# dropped.
+RUN_TIME_HISTORY_SIZE = 512
 
 
 class RunTimeQuantiles(Protocol):
     """The quantile function of the run time of a task, such as a `polarmap.planning.Distribution`."""
 
     def quantile_given_completion(self, p: Floats) -> Floats:
-        """Return the seconds by which a fraction `p` of the tasks that end has ended."""
+        """Return the run times that fractions `p` of the tasks do not exceed.
+
+        Tasks that never end do not count.
+        """
 
 
 @dataclass(frozen=True)
 class LatenessRule:
-    """A rule for when a running attempt is late, given the run times of tasks that have returned.
+    """A rule that says how long an attempt (one run of a task) may run before it is late.
 
     Parameters
     ----------
     n_tasks : int
-        The number of tasks of the job, without those that replace late ones.
+        The number of tasks of the job, without backups and parity tasks that replace late ones.
     run_times : Distribution, optional
-        The distribution of the run time of a task. Without it the rule uses the tasks of the job.
+        The distribution of the run time of a task. By default, it is estimated from the tasks of the job.
     min_seconds : float
-        Seconds before which no attempt is late.
+        The run time in seconds before which no attempt is late.
 
     Examples
     --------
@@ -65,21 +75,22 @@ class LatenessRule:
     min_seconds: float = 0.0
 
     def late_after_seconds(self, sorted_run_times: Sequence[float], n_late: int = 0) -> float:
-        """Return the seconds of running after which the next attempt becomes late.
+        """Return the run time in seconds after which the next attempt becomes late.
 
-        With a distribution, this is its quantile at 11/12 (for few tasks at 1 - 2 / tasks, or the median),
-        given that a task ends. Without one, it is the same quantile of the shifted exponential distribution
-        with the fastest and the median run time of this job, which is known once half of the tasks have
-        returned and does not depend on slow ones. It is never less than 1.1 times the median. Before half of
-        the tasks have returned, it is three times as long as half would take at the pace so far, and at least
-        0.1 s. While no task has returned, it is a minute, doubled for each late attempt.
+        If `run_times` is given, this is its quantile at 11/12, given that a task ends. (With few tasks: at
+        1 - 2 / n_tasks, but at least the median.) Otherwise, once half of the tasks have returned, it is the
+        same quantile of a shifted exponential distribution with the minimum and the median of this job, which
+        slow tasks do not affect. In both cases, it is at least 1.1 times the median. Before half of the tasks
+        have returned, it is three times the time that half of them would take at the pace so far, and at
+        least 0.1 s. While no task has returned, it is a minute, doubled for each attempt that is late
+        already.
 
         Parameters
         ----------
         sorted_run_times : sequence of float
-            Run times of the tasks that have returned, ascending.
+            The run times of the tasks that have returned, in ascending order.
         n_late : int
-            The number of late attempts that are running.
+            The number of running attempts that are late already.
 
         Examples
         --------
@@ -104,7 +115,7 @@ class LatenessRule:
 
     @cached_property
     def _known_late_after_seconds(self) -> float | None:
-        """The quantile of the distribution, which does not depend on the tasks; None without one."""
+        """The run time after which attempts are late according to `run_times`, or None without it."""
         if self.run_times is None:
             return None
         tail_fraction = compute_late_fraction(self.n_tasks)
@@ -114,20 +125,20 @@ class LatenessRule:
 
 
 def make_backup_lateness_rule(n_tasks: int) -> LatenessRule:
-    """Return the lateness rule for backups: no attempt of the `n_tasks` tasks is late before 0.1 s."""
+    """Return the lateness rule for backups, by which no attempt is late during its first 0.1 s."""
     return LatenessRule(n_tasks, min_seconds=MIN_BACKUP_SECONDS)
 
 
 @dataclass(frozen=True)
 class ParityRule:
-    """A rule for how many parity tasks to start in place of late and failed tasks.
+    """A rule for how many parity tasks (redundant tasks) to start to replace late and failed tasks.
 
     Parameters
     ----------
     recovery_threshold : int
         The number of results that suffice to decode the results of all data tasks.
     run_times : Distribution, optional
-        The distribution of the run time of a task. Without it the rule uses the tasks of the job.
+        The distribution of the run time of a task. By default, it is estimated from the tasks of the job.
 
     Examples
     --------
@@ -142,7 +153,7 @@ class ParityRule:
 
     @property
     def lateness_rule(self) -> LatenessRule:
-        """The rule by which a task is late."""
+        """The rule that decides when a task is late."""
         return LatenessRule(self.recovery_threshold, self.run_times)
 
     def count_parity_to_start(self, n_returned: int, n_on_time: int, n_held_back: int) -> int:
@@ -155,7 +166,7 @@ class ParityRule:
         n_on_time : int
             The number of running tasks that are not late.
         n_held_back : int
-            The number of parity tasks that have not been started.
+            The number of parity tasks that are left to start.
         """
         return min(n_held_back, max(0, self.recovery_threshold - n_returned - n_on_time))
 
@@ -164,17 +175,17 @@ AttemptT = TypeVar("AttemptT", bound=Hashable)
 
 
 class LateTracker(Generic[AttemptT]):
-    """Tracks running attempts and which of them are late; each update costs O(log n).
+    """Tracks which running attempts (runs of tasks) are late. Each update takes O(log n).
 
     Parameters
     ----------
     lateness_rule : LatenessRule
     is_open_ended : bool
-        Whether the number of tasks is not known in advance. Then the number of attempts up to now takes the
+        Whether the number of tasks is not known in advance. If so, the number of attempts so far is used in
         place of `lateness_rule.n_tasks`.
     n_initial_attempts : float
-        Tasks with a smaller index start at once. Run times of other tasks and of restarts are used only
-        until half of the initial tasks have returned.
+        The number of tasks that start immediately, which are those with the lowest indices. Run times of
+        later tasks and of restarts are used only until half of these tasks have returned.
 
     Examples
     --------
@@ -196,7 +207,7 @@ class LateTracker(Generic[AttemptT]):
         self.n_initial = n_initial_attempts
         self._on_time_heap: list[
             tuple[float, int, AttemptT]
-        ] = []  # (start, n_started, attempt); may have ended
+        ] = []  # (start, n_started, attempt), also of attempts that have ended
         self._n_started = 0
         self._running: set[AttemptT] = set()
         self._late_attempts: set[AttemptT] = set()
@@ -204,18 +215,18 @@ class LateTracker(Generic[AttemptT]):
         self._restart_run_times: list[float] = []
 
     def on_start(self, attempt: AttemptT, started_at: float) -> None:
-        """Add an attempt that a worker has started."""
+        """Start tracking an attempt that a worker has started."""
         self._n_started += 1
         self._running.add(attempt)
         heapq.heappush(self._on_time_heap, (started_at, self._n_started, attempt))
 
     def on_end(self, attempt: AttemptT) -> None:
-        """Remove an attempt that has ended, or whose result is not needed any more."""
+        """Stop tracking an attempt that has ended or is no longer needed."""
         self._running.discard(attempt)
         self._late_attempts.discard(attempt)
 
     def record_run_time(self, run_seconds: float, is_restart: bool = False) -> None:
-        """Add the run time of an attempt that has returned.
+        """Record the run time of an attempt that has returned, which affects when other attempts are late.
 
         Parameters
         ----------
@@ -226,7 +237,7 @@ class LateTracker(Generic[AttemptT]):
         run_times = self._restart_run_times if is_restart else self._run_times
         insort(run_times, run_seconds)
         if self._is_open_ended and len(run_times) > RUN_TIME_HISTORY_SIZE:
-            del run_times[1::2]  # Keeps the distribution, and ever fewer of the old run times.
+            del run_times[1::2]  # Thinning out sorted values keeps their distribution.
 
     def find_late_attempts(self, now: float) -> set[AttemptT]:
         """Return the running attempts that are late now, or were late at an earlier call."""
@@ -234,7 +245,7 @@ class LateTracker(Generic[AttemptT]):
         return set(self._late_attempts)
 
     def find_next_late_time(self, now: float = -inf) -> float:
-        """Return when the next attempt after `now` becomes late if nothing happens before; inf if none."""
+        """Return when the next attempt becomes late after `now` if no attempt ends before, or inf."""
         while self._on_time_heap:
             started_at, _, attempt = self._on_time_heap[0]
             if attempt in self._running:
@@ -246,12 +257,12 @@ class LateTracker(Generic[AttemptT]):
         return inf
 
     def seconds_until_next_late_attempt(self, has_queued: bool, now: float) -> float:
-        """Return the seconds until the next attempt may become late, unless an attempt ends before.
+        """Return the seconds until an attempt may become late, if no attempt ends before.
 
         Parameters
         ----------
         has_queued : bool
-            Whether attempts are queued, which may start at any moment.
+            Whether attempts are queued, which may start at any moment and become late in turn.
         now : float
         """
         wait_seconds = self.find_next_late_time(now) - now
@@ -260,24 +271,24 @@ class LateTracker(Generic[AttemptT]):
         )
 
     def late_after_seconds(self) -> float:
-        """Return the seconds of running after which the next attempt becomes late."""
+        """Return the run time in seconds after which the next attempt becomes late."""
         rule, run_times, restart_run_times = self._lateness_rule, self._run_times, self._restart_run_times
         if self._is_open_ended:
             n_tasks = len(run_times) + len(restart_run_times) + len(self._running)
             rule = LatenessRule(max(1, n_tasks), rule.run_times, rule.min_seconds)
-        # Restarts count only as long as too few of the initial attempts have returned.
+        # Run times of restarts are used only while too few initial attempts have returned.
         if restart_run_times and len(run_times) < compute_min_results_to_extrapolate(rule.n_tasks):
             run_times = sorted([*run_times, *restart_run_times])
         return rule.late_after_seconds(run_times, len(self._late_attempts))
 
 
 def compute_min_results_to_extrapolate(n_tasks: int) -> int:
-    """Return the number of run times that suffice to predict those of all `n_tasks` tasks: half of them."""
+    """Return how many run times are needed to predict those of all `n_tasks` tasks: half of them."""
     return ceil(n_tasks / 2)
 
 
 def compute_late_fraction(n_tasks: int) -> float:
-    """Return the share of `n_tasks` tasks that is expected to become late.
+    """Return the share of `n_tasks` tasks that become late by chance if all workers are healthy.
 
     >>> compute_late_fraction(4), compute_late_fraction(8), compute_late_fraction(2400) == 1 / 12
     (0.5, 0.25, True)
@@ -288,7 +299,10 @@ def compute_late_fraction(n_tasks: int) -> float:
 def compute_cautious_late_after_seconds(
     slowest_seconds: npt.ArrayLike, n_returned: npt.ArrayLike, half_n_tasks: int
 ) -> Floats:
-    """Return three times the time in which half of the tasks would return at the pace until now."""
+    """Return the run time after which an attempt is late before half of the tasks have returned.
+
+    It is three times the time that half of the tasks would take at the pace so far.
+    """
     pace_factor = EARLY_FACTOR * half_n_tasks / np.asarray(n_returned)
     return np.asarray(np.maximum(MIN_BACKUP_SECONDS, pace_factor * np.asarray(slowest_seconds)))
 
@@ -296,7 +310,7 @@ def compute_cautious_late_after_seconds(
 def extrapolate_quantile(
     fastest_seconds: npt.ArrayLike, median_seconds: npt.ArrayLike, tail_fraction: float
 ) -> Floats:
-    """Return the quantile at 1 - `tail_fraction` of the shifted exponential with this minimum and median."""
+    """Return the (1 - `tail_fraction`) quantile of a shifted exponential with this minimum and median."""
     median_array = np.asarray(median_seconds)
     n_half_lives = log(1 / tail_fraction) / log(2) - 1
     quantile = median_array + (median_array - np.asarray(fastest_seconds)) * n_half_lives

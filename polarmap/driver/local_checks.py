@@ -1,4 +1,4 @@
-"""Checks of decoded results against f evaluated on the driver."""
+"""Check decoded results of a map by calling the mapped function f on the driver and comparing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from polarmap.driver.result_decoder import ResultDecoder
 from polarmap.dtypes import Array, DType, Mask, get_default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.worker.pytree import flatten, unflatten
 
-DECODING_NOISE_FACTOR = 16  # roundings of the largest number of a leaf, times the amplification of decoding
+# The tolerance of a decoded value is this many rounding errors of the largest value of the array, multiplied
+# by the amplification (the factor by which decoding multiplies rounding errors).
+DECODING_NOISE_FACTOR = 16
 
 
 class LocalChecks:
-    """Evaluates f on blocks whose results are decoded, one block after the other, and compares the results.
+    """Calls f on the driver for blocks whose results were decoded, one at a time, and compares the results.
 
     Parameters
     ----------
@@ -30,14 +32,15 @@ class LocalChecks:
     decoder : ResultDecoder
     evaluator : LocalEvaluator
     parity_checks : ParityChecks
-        Know to which magnitudes rounding errors are relative.
+        Gives the magnitudes by which rounding errors are judged.
 
     Attributes
     ----------
     results : dict from int to list of arrays
-        By data block the result of f on the driver, as leaves; [] for one of another structure.
+        The result of f on the driver for each checked data block, as a list of arrays (leaves). [] if the
+        result has a different structure than the received ones.
     latest : LocalEvaluation or None
-        The evaluation that was started last.
+        The call of f that was started last.
     """
 
     def __init__(
@@ -52,22 +55,23 @@ class LocalChecks:
         self._received, self._evaluator, self._parity_checks = decoder.received, evaluator, parity_checks
         self.results: dict[int, list[Array]] = {}
         self.latest: LocalEvaluation | None = None
-        # A task, and f of the mirror image of its block behind the block of `latest`.
+        # For a check of data with noise (see `_start_reflection`): a task, and the call of f on its block
+        # reflected at the block of `latest`.
         self._reflection: tuple[int, LocalEvaluation] | None = None
 
     def start(self, block_index: int) -> None:
-        """Start f on a data block whose result is missing."""
+        """Start to call f on a data block whose result is missing."""
         self.latest = self._evaluator.start_on_block(block_index, use_data_block=True)
         self._reflection = self._start_reflection(block_index)
 
     def poll(self) -> LocalEvaluation:
-        """Return the latest evaluation, and take in its result if it ends within a moment."""
+        """Wait briefly for the latest call of f, and store its result if it has ended."""
         evaluation = self.latest
         assert evaluation is not None
         has_ended = evaluation.poll() and (self._reflection is None or self._reflection[1].poll())
         if has_ended and evaluation.leaves is not None:
             expected_structure = self._received.structure
-            # Only a sample of a result in storage has been received.
+            # If results are in storage, only samples of them have been received.
             is_sample = expected_structure[0] == "sample"
             has_same_structure = is_sample or repr(evaluation.structure) == repr(expected_structure)
             self.results[evaluation.block_index] = evaluation.leaves if has_same_structure else []
@@ -75,26 +79,27 @@ class LocalChecks:
 
     @property
     def has_latest_result(self) -> bool:
-        """Whether the evaluation that was started last has ended with a result."""
+        """Whether the latest call of f has returned a result."""
         return self.latest is not None and self.latest.block_index in self.results
 
     @property
     def checked_mask(self) -> Mask:
-        """The mask of the missing blocks on which f has been evaluated."""
+        """A boolean mask over the missing blocks: True where f has been called on the driver."""
         return self.get_missing_block_mask(self.results)
 
     def get_missing_block_mask(self, block_indices: Collection[int]) -> Mask:
-        """Return the mask of the missing blocks that are among `block_indices`."""
+        """Return a boolean mask over the missing blocks: True for those in `block_indices`."""
         missing_indices = self._decoder.tracker.decoder.missing_indices.tolist()
         return np.array([block_index in block_indices for block_index in missing_indices], bool)
 
     def _start_reflection(self, block_index: int) -> tuple[int, LocalEvaluation] | None:
-        """Start f on the mirror image of a coded block behind a data block, if all coded blocks have noise.
+        """Start an extra check of f if the coded blocks contain noise (secret sharing), else return None.
 
-        With much noise all coded blocks may be on the same side of a kink, as of |x|, on which f is linear.
-        The mirror image of one of them is on the other side, unless that block is so close to the data
-        block that the kink is not between the two: so it is the block whose result has the largest number.
-        An affine f of the image is twice f of the data block less f of the coded block.
+        With strong noise, all coded blocks may be on the same side of a kink of f, such as that of |x|, so
+        that f looks linear. Therefore f is called on 2 * data block - coded block, the reflection of a coded
+        block at a data block, which is on the other side of the kink if the coded block is far enough away.
+        So the coded block with the largest value in its result is used. If f is affine, the result must be
+        2 * f(data block) - f(coded block).
         """
         code = self._coded_data.code
         has_real_noise = code.adds_noise and not code.supports_integers
@@ -111,14 +116,14 @@ class LocalChecks:
         return task_index, self._evaluator.start(make_reflection, task_index)
 
     def _compute_max_magnitude_of_result(self, task_index: int) -> float:
-        """Return the largest absolute value in the result of a task, 0 if it has no numbers."""
+        """Return the largest absolute value in the result of a task, or 0 if the result is empty."""
         leaves = self._received.by_task[task_index].leaves
         return error_detection.compute_max_abs(leaves) if leaves else 0.0
 
     # -- comparison with decoded results ----------------------------------------------------
 
     def find_differing_blocks(self) -> list[int]:
-        """Return the decoded blocks whose results differ from f on the driver."""
+        """Return the blocks whose decoded results differ from the results of f on the driver."""
         results, missing_blocks = self._decoder.decode(), self._decoder.tracker.decoder.missing_indices
         differing = [
             index
@@ -135,7 +140,7 @@ class LocalChecks:
         )
 
     def _find_differing_reflection(self, results: list[list[Array]]) -> list[int]:
-        """Return the block evaluated last if f of the image behind it is not what its result implies."""
+        """Return a list of the latest checked block if its check of `_start_reflection` fails, else []."""
         if self.latest is None or self._reflection is None:
             return []
         (task_index, reflection), block_index = self._reflection, self.latest.block_index
@@ -149,7 +154,7 @@ class LocalChecks:
         return [] if self.agrees(reflection.leaves, implied, is_decoded=True) else [block_index]
 
     def compute_distances(self, block_index: int) -> list[float]:
-        """Return for each leaf how far a decoded block is from f on the driver, relative to the leaf."""
+        """Return, for each array of a decoded result, its largest relative distance from f on the driver."""
         leaf_pairs = zip(self.results[block_index], self._decoder.decoded_results[block_index])
         with np.errstate(invalid="ignore"):
             distances = [
@@ -164,13 +169,16 @@ class LocalChecks:
     def agrees(
         self, local_leaves: list[Array], received_leaves: list[Array], is_decoded: bool = False
     ) -> bool:
-        """Return whether f on the driver equals a result up to rounding. Integers must be equal.
+        """Return whether a result agrees with that of f on the driver, up to rounding.
+
+        Integers must be equal.
 
         Parameters
         ----------
         local_leaves, received_leaves : list of arrays
+            The arrays of the result of f on the driver, and of the result to check.
         is_decoded : bool
-            Whether the result was decoded, which amplifies rounding errors.
+            Whether the result was decoded, so that rounding errors are amplified.
         """
         if len(local_leaves) != len(received_leaves):
             return False
@@ -203,23 +211,24 @@ def leaves_agree(
     max_magnitude: float,
     max_error: float,
 ) -> bool:
-    """Return whether f on the driver equals a result up to rounding. Integers must be equal.
+    """Return whether an array computed on the driver agrees with another up to rounding.
+
+    Integers must be equal. NaN counts as equal to NaN.
 
     Parameters
     ----------
     local_leaf, other_leaf : array
-        f on the driver, and the result.
+        The array from the driver, and the array to compare it with.
     limiting_dtype : dtype
-        The coarsest dtype in which the result was rounded.
+        The least precise dtype to which the result was rounded on the way.
     rtol : float or None
         The relative error that the caller of the map accepts.
     amplification : float
-        By how much decoding has multiplied the rounding of received results; 0 if the result is a received
-        one.
+        The factor by which decoding has multiplied rounding errors, or 0 if the result was not decoded.
     max_magnitude : float
-        The magnitude to which rounding errors of the leaf are relative.
+        The magnitude to which rounding errors of the array are relative.
     max_error : float
-        By how much entries may differ in any case.
+        An absolute difference that is allowed in any case.
     """
     if get_comparable_types_and_shapes([local_leaf]) != get_comparable_types_and_shapes([other_leaf]):
         return False

@@ -1,4 +1,4 @@
-"""f evaluated on the driver, in a thread: on blocks whose results are missing or in doubt."""
+"""Call the mapped function f on single blocks on the driver, in a thread, to check results of workers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.pytree import Structure, flatten, unflatten
 from polarmap.worker.task_records import describe_error
 
-EVALUATION_POLL_SECONDS = 0.005  # wait of one poll, so that a loop of polls does not use all of a core
+EVALUATION_POLL_SECONDS = 0.005  # the wait in one poll, so that a polling loop does not occupy a whole core
 
 
 class LocalEvaluation:
-    """f on one block, which is built in the same daemon thread of the driver.
+    """A call of f on one block, which runs in a daemon thread of the driver. The block is built there, too.
 
     Attributes
     ----------
     block_index : int
-        The block.
+        The number of the block.
     leaves, structure : list of arrays and Structure, or None
-        The result, once there is one.
+        The result as arrays and the structure of which they are the leaves. None until f has returned.
     error : BaseException or None
-        What f raised.
+        The exception that f raised, if it did.
     """
 
     def __init__(self, f: Callable[[Any], Any], build_block: Callable[[], Any], block_index: int = 0) -> None:
@@ -41,7 +41,7 @@ class LocalEvaluation:
     def _evaluate_f_on_block(self, f: Callable[[Any], Any], build_block: Callable[[], Any]) -> None:
         try:
             leaves, self.structure = flatten(f(build_block()))
-            self.leaves = leaves  # last, as other threads take it for the end of the evaluation
+            self.leaves = leaves  # set last, because other threads take this as the end of the call
         except BaseException as error:
             self.error = error
         finally:
@@ -49,41 +49,41 @@ class LocalEvaluation:
 
     @property
     def is_running(self) -> bool:
-        """Whether f has not returned yet, nor raised an exception."""
+        """Whether f has neither returned nor raised an exception yet."""
         return not self._finished.is_set()
 
     @property
     def error_text(self) -> str:
-        """The type and the message of what f raised, even if the exception's own methods fail."""
+        """The type and message of the exception that f raised, even if its own `__str__` fails."""
         assert self.error is not None
         error_info = describe_error(self.error)
         return f"{error_info.type}: {error_info.message}"
 
     def poll(self) -> bool:
-        """Wait for up to EVALUATION_POLL_SECONDS until f has ended, and return whether it has."""
+        """Return whether the call has ended, after waiting for it for at most EVALUATION_POLL_SECONDS."""
         return self._finished.wait(EVALUATION_POLL_SECONDS)
 
     def wait_for_leaves(self, timeout: float) -> list[Array] | None:
-        """Wait for up to `timeout` seconds, and return the leaves of the result, or None without a result."""
+        """Wait for up to `timeout` seconds, and return the arrays of the result, or None if there is none."""
         self._finished.wait(timeout)
         return self.leaves
 
 
 class LocalEvaluator:
-    """Evaluates f on blocks of a map on the driver.
+    """Starts calls of the mapped function f on blocks of a map, on the driver, and counts them.
 
     Parameters
     ----------
     f : callable
-        The function of the map as the driver calls it.
+        The mapped function, in a form that the driver can call.
     coded_data : CodedData
     limits : WaitLimits
-        Limit how long the driver stops for a result.
+        Limits how long the driver waits for a result.
 
     Attributes
     ----------
     evaluated_blocks : list of int
-        The coded blocks on which f was started, once for each time.
+        The number of the block of each call so far.
     """
 
     def __init__(self, f: Callable[[Any], Any], coded_data: CodedData, limits: WaitLimits) -> None:
@@ -91,28 +91,32 @@ class LocalEvaluator:
         self.evaluated_blocks: list[int] = []
 
     def start(self, build_block: Callable[[], Any], block_index: int) -> LocalEvaluation:
-        """Start f on what `build_block` returns, and count that as an evaluation of block `block_index`."""
+        """Start to call f on the block that `build_block` returns.
+
+        The call is counted as block `block_index`.
+        """
         self.evaluated_blocks.append(block_index)
         return LocalEvaluation(self._f, build_block, block_index)
 
     def start_on_block(self, block_index: int, use_data_block: bool = False) -> LocalEvaluation:
-        """Start f on a block, as `copy_block` returns it."""
+        """Start to call f on a copy of a block. See `copy_block` for the parameters."""
         return self.start(partial(copy_block, self._coded_data, block_index, use_data_block), block_index)
 
     def wait_for_leaves(self, evaluation: LocalEvaluation) -> list[Array] | None:
-        """Return the leaves of the result, or None if f raises an exception or the wait is too long."""
+        """Wait for a call of f and return the arrays of its result, or None if f raises or takes too long."""
         return evaluation.wait_for_leaves(self._limits.local_evaluation_timeout)
 
 
 def copy_block(coded_data: CodedData, block_index: int, use_data_block: bool = False) -> Any:
-    """Return a copy of a coded block, which f may change.
+    """Return a copy of a block, so that f may modify it.
 
     Parameters
     ----------
     coded_data : CodedData
     block_index : int
     use_data_block : bool
-        Whether to copy the data block with this index instead if the code is not systematic.
+        Whether `block_index` counts the data blocks. This makes a difference only if the code is not
+        systematic, that is, if the data blocks are not among the coded blocks.
     """
     blocks = (
         coded_data.data_blocks

@@ -1,4 +1,7 @@
-"""Execute one job: open a session, schedule its tasks, emit events, and make the report."""
+"""Execute one job, which is one run of a map on an executor.
+
+This module opens a session with the workers, schedules the tasks, emits events and builds the report.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ CollectorT = TypeVar("CollectorT", bound=Collector)
 
 
 class MapExecution:
-    """A job on an executor, from the call of its map until its report. Any thread may ask for the report.
+    """Runs one job on an executor and builds its report. Any thread may ask for the report so far.
 
     Parameters
     ----------
@@ -57,11 +60,11 @@ class MapExecution:
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._started_at, self.executor = time.monotonic(), executor
-        self._report_fields: dict[str, Any] = {}  # fields of its report that are known before it begins
-        self._collector: Collector | None = None  # while the session is open, and no longer
+        self._report_fields: dict[str, Any] = {}  # fields of the report that are known before the job begins
+        self._collector: Collector | None = None  # set only while the job is running
 
     def set_code(self, code: LinearCode, **report_fields: Any) -> None:
-        """Set the fields of the report that are known before the job begins: sizes, code, `report_fields`."""
+        """Set the report fields that are known before the job begins: sizes, code and `report_fields`."""
         n_needed = code.recovery_threshold
         self._report_fields = {
             "n": code.n,
@@ -72,7 +75,7 @@ class MapExecution:
         }
 
     def check_backend_limits(self, blocks: TaskBlocks, n_rows: int | None = None) -> None:
-        """Raise LimitError if these blocks exceed a limit of the backend of the executor.
+        """Raise LimitError if these blocks exceed a limit of the executor's platform, such as AWS Lambda.
 
         Parameters
         ----------
@@ -94,17 +97,17 @@ class MapExecution:
         make_collector: Callable[[TaskTable, JobTimer], CollectorT],
         context: JobContext,
     ) -> tuple[CollectorT, LazyReport]:
-        """Run a job on the executor until its collector has the results that it needs.
+        """Run the job until its collector has enough results.
 
         Parameters
         ----------
         job_spec : JobSpec
         policy : SchedulingPolicy
-            Which tasks start at once and which later.
+            Decides which tasks start at once and which later.
         options : MapOptions
-            The timeout, the retries and the key are used.
+            The timeout, the retries and the encryption key are used.
         make_collector : callable
-            Called with the table of the tasks and the timer of the job, once its session is open.
+            Called with the task table and the timer of the job, once its session is open.
         context : JobContext
 
         Returns
@@ -145,7 +148,7 @@ class MapExecution:
         make_collector: Callable[[TaskTable, JobTimer], CollectorT],
         context: JobContext,
     ) -> tuple[CollectorT, LazyReport]:
-        """Open a session, schedule the tasks until the collector has finished, and close the session."""
+        """Open a session with the workers, run the tasks until the collector has finished, and close it."""
         task_table, cancellation = TaskTable(job_spec.blocks.n, policy.late_tracker), context.cancellation
         session = self.executor.open(job_spec)
         try:
@@ -173,7 +176,7 @@ class MapExecution:
         collector: Collector,
         context: JobContext,
     ) -> None:
-        """Schedule tasks and pass their outcomes to the collector, until it has finished."""
+        """Run tasks and pass their outcomes to the collector until it has finished."""
         events, cancellation = context.events, context.cancellation
         if cancellation is not None:
             cancellation.raise_if_cancelled()
@@ -192,7 +195,7 @@ class MapExecution:
                 return
 
     def _emit_poll(self, events: EventStream, collector: Collector) -> None:
-        """Emit that the job has looked at its tasks, and that its results could be estimated now."""
+        """Emit the events that follow each poll: `JobPolled` and `EstimateReady`."""
 
         def build_estimate() -> CodedResult[Any] | None:
             return collector.build_interim_estimate(self.current_report())
@@ -203,7 +206,10 @@ class MapExecution:
     def _make_report(
         self, collector: Collector, collector_fields: dict[str, Any], usage: PersistentUsage | None
     ) -> LazyReport:
-        """Return the report of the job, without exception objects: these hold the caller's arrays."""
+        """Return the report of the job.
+
+        Exception objects are dropped first, because their tracebacks keep arrays of the caller alive.
+        """
         collector.task_table.drop_exception_objects()
         report_fields = self._report_fields | {
             "executor": self.executor.name,
@@ -211,7 +217,7 @@ class MapExecution:
         }
         if self.executor.is_local:
             report_fields["n_cores"] = count_available_cores()
-        if collector.task_table.has_known_hosts:  # workers run on other machines
+        if collector.task_table.has_known_hosts:  # The workers run on other machines.
             report_fields["workers_by_host"] = self.executor.workers_by_host
             n, k = self._report_fields["n"], self._report_fields["k"]
             warn_if_machine_overloaded(collector.task_table, n, k)
@@ -225,7 +231,7 @@ class MapExecution:
         return LazyReport(partial(build_final_report, *report_arguments))
 
     def current_report(self) -> Report:
-        """Return the report so far, or that of a job whose tasks are all held back before and after it."""
+        """Return the report so far. Before and after the job, its tasks are reported as not started."""
         collector, report_fields = self._collector, self._report_fields | {"executor": self.executor.name}
         if collector is None:
             return build_interim_report(report_fields, TaskTable(report_fields["n"]))
@@ -236,7 +242,7 @@ class MapExecution:
 
 
 def _emit_attempt_ended(events: EventStream, collector: Collector, outcome: Outcome) -> None:
-    """Emit that an attempt has ended, and the result of its data block if it may be handed out unchecked."""
+    """Emit `AttemptEnded`, and `BlockReady` if the result of a data block can be returned unchecked."""
     events.emit(AttemptEnded(outcome, collector.timer.elapsed_seconds))
     get_result = collector.make_early_result_getter(outcome.task)
     if get_result is not None:

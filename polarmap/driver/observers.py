@@ -1,4 +1,4 @@
-"""Observers of a map: a progress bar, the logger "polarmap", OpenTelemetry."""
+"""Observers that show a map as a progress bar, log messages, or OpenTelemetry spans and counters."""
 
 from __future__ import annotations
 
@@ -26,17 +26,21 @@ from polarmap.report import Report, TaskState, format_indices
 LOG = logging.getLogger("polarmap")
 LOG.addHandler(logging.NullHandler())
 
-TELEMETRY_NAME = "polarmap"  # the prefix of names of spans, attributes and counters
+TELEMETRY_NAME = "polarmap"  # the prefix of all OpenTelemetry names of spans, attributes and counters
 
-NOTEBOOK_DELAY_SECONDS = 0.3  # of a map before its widget is made, which takes longer than a short map
+# The run time of a map after which its notebook widget is created, which takes longer than a short map.
+NOTEBOOK_DELAY_SECONDS = 0.3
 
 _MAP_IDS = itertools.count(1)
 
 
 class ProgressBar(Observer):
-    """A line on standard error: "29/32 arrived, 24 needed". Simultaneous maps have a line each."""
+    """Shows the progress of a map as a line on standard error, such as "29/32 arrived, 24 needed".
 
-    poll_interval = 0.25  # seconds between updates of the time that the map has taken
+    Maps that run at the same time have a line each.
+    """
+
+    poll_interval = 0.25  # seconds between updates of the elapsed time
 
     def __init__(self, is_in_notebook: bool) -> None:
         self._is_in_notebook = is_in_notebook
@@ -45,7 +49,7 @@ class ProgressBar(Observer):
         self._started_at = 0.0
 
     def on_event(self, event: JobEvent) -> None:
-        """Update the line, and remove it at the end."""
+        """Update the line, or remove it when the map has finished."""
         if isinstance(event, JobPolled):
             self._show_arrivals(event.n_results)
         elif isinstance(event, StripesEncoded):
@@ -58,7 +62,7 @@ class ProgressBar(Observer):
             self._bar = None
 
     def _show_stripes(self, n_done: int, n_stripes: int) -> None:
-        """Show the number of encoded stripes and the remaining time."""
+        """Show how many slices (stripes) of an array have been encoded, and the remaining time."""
         if self._bar is None:
             bar_format = "{bar} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]"
             self._bar = self._create_tqdm_bar(total=n_stripes, bar_format=bar_format)
@@ -79,7 +83,7 @@ class ProgressBar(Observer):
         self._bar.set_description_str(description)
 
     def _create_tqdm_bar(self, bar_format: str, **tqdm_options: Any) -> Any:
-        """Return a bar of tqdm: a widget in a notebook that has ipywidgets, else a line of text."""
+        """Return a tqdm bar: a widget if this is a notebook with ipywidgets, else a line of text."""
         if self._is_in_notebook and has_notebook_widgets():
             from tqdm.auto import tqdm as widget
 
@@ -91,14 +95,14 @@ class ProgressBar(Observer):
 
 
 def has_notebook_widgets() -> bool:
-    """Return whether ipywidgets is installed, which shows a bar in a notebook."""
+    """Return whether ipywidgets is installed, so that a notebook can show a bar as a widget."""
     return find_spec("ipywidgets") is not None
 
 
 class NotebookStatusLine(io.TextIOBase):
-    """A file whose latest line a notebook shows in one place.
+    """A text file for progress bars in notebooks, of which only the latest line is shown.
 
-    Exported notebooks would keep every line that is printed.
+    Plain printing would leave every update of the bar in the saved notebook.
     """
 
     encoding = "utf-8"
@@ -107,10 +111,10 @@ class NotebookStatusLine(io.TextIOBase):
         self._display_handle: Any = None
 
     def write(self, text: str) -> int:
-        """Show a line in place of the one before; nothing is left of it if it is empty."""
+        """Replace the shown line by `text`. Empty text removes the line."""
         line = text.replace("\r", "").rstrip()
         data = {"text/plain": line}
-        if text == "\n":  # the end of a line that stays
+        if text == "\n":  # tqdm ends a bar that stays visible with a newline.
             return len(text)
         if self._display_handle is not None:
             self._display_handle.update(data, raw=True)
@@ -123,14 +127,14 @@ class NotebookStatusLine(io.TextIOBase):
 
 
 class LogObserver(Observer):
-    """Logs the maps of a job, one after another: each map at INFO, and results of its tasks at DEBUG."""
+    """Logs each map: its start, late and failed tasks, and report at INFO, and returned tasks at DEBUG."""
 
     def __init__(self) -> None:
         self._map_name = "map"
         self._failed_tasks = set[int]()
 
     def on_event(self, event: JobEvent) -> None:
-        """Log an event in one line; several lines for the final report."""
+        """Log an event as one line, or as several lines for the final report."""
         if isinstance(event, AttemptEnded):
             self._log_attempt(event)
         elif isinstance(event, AttemptsStarted):
@@ -152,7 +156,7 @@ class LogObserver(Observer):
         LOG.info(f"%s: {message_format}", self._map_name, *values)
 
     def _log_starts(self, event: AttemptsStarted) -> None:
-        """Log which parity tasks start, for which late ones, and which tasks start again."""
+        """Log which parity tasks start because other tasks are late, and which tasks are restarted."""
         parity_tasks = [task for task, attempt in event.attempts if attempt == 0]
         restarted_tasks = [task for task, attempt in event.attempts if attempt > 0]
         if parity_tasks:
@@ -168,7 +172,7 @@ class LogObserver(Observer):
             )
 
     def _log_attempt(self, event: AttemptEnded) -> None:
-        """Log that a task has returned, or why its attempt gave no result."""
+        """Log that a task has returned, or why it failed."""
         outcome, elapsed_seconds = event.outcome, event.elapsed_seconds
         if outcome.failure is not None:
             self._failed_tasks.add(outcome.task)
@@ -180,7 +184,7 @@ class LogObserver(Observer):
             )
 
     def _log_report(self, report: Report) -> None:
-        for task in report.tasks:  # an attempt whose result was rejected later has been logged as returned
+        for task in report.tasks:  # Results that were rejected later have been logged as returned.
             if task.state == TaskState.FAILED and task.index not in self._failed_tasks:
                 self._log_info("lost: task %d: %s", task.index, task.failures[-1])
         if report.late_tasks:
@@ -194,7 +198,7 @@ class LogObserver(Observer):
 
 
 class TraceObserver(Observer):
-    """Makes a span of OpenTelemetry of each map, current while the map runs, and adds to counters."""
+    """Creates an OpenTelemetry span for each map, and updates OpenTelemetry counters when it ends."""
 
     def __init__(self) -> None:
         self._span: Any = None
@@ -228,7 +232,7 @@ class TraceObserver(Observer):
         self._span = self._span_context.__enter__()
 
     def _record_report(self, report: Report) -> None:
-        """Set the metrics of a report as attributes of the span, and add them to the counters."""
+        """Set the metrics of a report as span attributes, and add them to the counters."""
         values = compute_metrics(report)
         self._span.set_attributes({f"{TELEMETRY_NAME}.{name}": value for name, value in values.items()})
         self._span.set_attribute(f"{TELEMETRY_NAME}.verified", report.verified)
@@ -241,7 +245,7 @@ class TraceObserver(Observer):
 
 
 class Metric(NamedTuple):
-    """A number in the report of a map that a counter adds up."""
+    """A number that is computed from the report of a map and summed up by an OpenTelemetry counter."""
 
     name: str
     unit: str
@@ -291,7 +295,7 @@ METRICS = (
 
 
 def compute_metrics(report: Report) -> dict[str, float]:
-    """Return what one map adds to each counter.
+    """Return the values that one map adds to the OpenTelemetry counters, by metric name.
 
     >>> compute_metrics(Report(4, 3, "rotation code", "replay", (), 3))["tasks"]
     0

@@ -27,22 +27,23 @@ Verify = bool | Literal["auto"]
 ScheduleName = Literal["upfront", "on_demand"]
 OnTimeout = Literal["raise", "estimate"]
 
-# A function from the leaves of every received result to the largest error of the entries of each leaf that
-# is compatible with a linear f. The error is inf for a leaf that is not decoded.
+# The type of a function that computes tolerances for checking whether f is linear. It is called with the
+# arrays (leaves) of every received result, and returns the largest error to tolerate in each array. The error
+# is inf for an array that is not decoded.
 LeafErrorBounds = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
 
 
 class PlannedSchedule(ABC):
-    """A schedule that also sets the sizes and the code of a map, such as `polarmap.planning.Plan`.
+    """Base class of schedules that also set the number of blocks and the code, such as a `Plan`.
 
     Attributes
     ----------
     schedule : {"upfront", "on_demand"}
-        When parity tasks start.
+        When parity (redundant) tasks start.
     n_upfront_parity : int
         The number of parity tasks that start together with the data tasks, if `schedule` is "on_demand".
     run_times : RunTimeQuantiles or None
-        The distribution of the run time of a task, which decides when an attempt is late. None to learn it
+        The distribution of the run time of a task, which decides when a task is late. None to estimate it
         from the tasks of the map.
     """
 
@@ -52,7 +53,7 @@ class PlannedSchedule(ABC):
 
     @abstractmethod
     def apply_to(self, code_options: CodeOptions) -> CodeOptions:
-        """Return `code_options` with the sizes and the code of the plan. Raise CodeError if they conflict."""
+        """Return `code_options` with the sizes and code of the plan. Raise CodeError if they conflict."""
 
 
 Schedule = ScheduleName | PlannedSchedule
@@ -60,18 +61,19 @@ Schedule = ScheduleName | PlannedSchedule
 
 @dataclass(frozen=True)
 class FunctionTraits:
-    """The known properties of an f that polarmap defines. The defaults apply to functions of the user.
+    """Known properties of a mapped function f. The defaults fit any function that a user passes.
 
     Attributes
     ----------
     meets_requirement : bool
-        Whether f meets the assumption of the code by construction, for example that it is linear.
+        Whether f is known to meet the assumption of the code, for example to be linear.
     error_bounds : callable or None
-        Computes the errors up to which f is linear. None for the default tolerance.
+        Computes the tolerances for checking whether f is linear, as `LeafErrorBounds` describes. None for the
+        default tolerance.
     result_shape : tuple of int, or None
         The shape of the array that f returns, or None if it is not known.
     is_rowwise : bool
-        Whether f returns one row of each result for each row of its block.
+        Whether f returns one row for each row of its block.
     """
 
     meets_requirement: bool = False
@@ -82,18 +84,19 @@ class FunctionTraits:
 
 @dataclass(frozen=True)
 class MapOptions:
-    """The checked options of a map, which `coded_map` describes, and the known properties of f."""
+    """The validated options of a map, and the known properties of f. See `coded_map` for the options."""
 
     verify: Verify = "auto"
     rtol: float | None = None
     timeout: float = inf
     retries: int = 1
-    retry_delay: float = 0.0  # Seconds before the first retry, doubled for each further one.
-    estimate_on_timeout: bool = False  # Whether to return estimates after the timeout instead of failing.
+    retry_delay: float = 0.0  # the seconds before the first retry, doubled for each further one
+    estimate_on_timeout: bool = False  # whether to return estimates at the timeout instead of failing
     schedule: str = "upfront"
-    n_upfront_parity: int = 0  # The number of parity tasks that start with the data tasks, if "on_demand".
-    run_times: RunTimeQuantiles | None = None  # The distribution of the run time of a task, from a plan.
-    # The option that needs parity tasks, for the message if the data cannot be coded. "" if none does.
+    n_upfront_parity: int = 0  # the number of parity tasks that start with the data tasks if "on_demand"
+    run_times: RunTimeQuantiles | None = None  # the distribution of the run time of a task, from a plan
+
+    # The option that needs parity tasks, or "". An error message names it if the data cannot be coded.
     parity_required_by: str = ""
     key: str | bytes | None = None
     traits: FunctionTraits = FunctionTraits()
@@ -112,7 +115,7 @@ def check_on_result(on_result: Any) -> None:
 
 
 def check_retry_delay(retry_delay: Any) -> float:
-    """Return the seconds before a failed task is started again; raise CodeError unless finite and >= 0."""
+    """Return `retry_delay` as a float. Raise CodeError unless it is finite and at least 0."""
     if not (is_real_number(retry_delay) and 0 <= retry_delay < inf):
         raise CodeError(f"retry_delay must be a finite number of seconds >= 0, got {retry_delay!r}")
     return float(retry_delay)
@@ -129,7 +132,7 @@ def check_options(
     *,
     retry_delay: Any = 0.0,
 ) -> MapOptions:
-    """Return the checked options of a map. Raise CodeError if one of them is invalid."""
+    """Validate the options of a map and return them. Raise CodeError if an option is invalid."""
     if not isinstance(verify, (bool, np.bool_)) and not is_choice(verify, ("auto",)):
         raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
     for name, value in (("rtol", rtol), ("timeout", timeout)):
@@ -175,5 +178,5 @@ def check_options(
 
 
 def apply_plan(code_options: CodeOptions, schedule: Schedule) -> CodeOptions:
-    """Return `code_options`, with the sizes and the code of `schedule` if it is a plan."""
+    """Return `code_options`, completed with the sizes and the code of `schedule` if that is a plan."""
     return schedule.apply_to(code_options) if isinstance(schedule, PlannedSchedule) else code_options

@@ -1,4 +1,8 @@
-"""The last block of a map if rows of padding fill it up: where its result comes from."""
+"""Obtain the result of the last block of a map if that block was padded with rows of zeros.
+
+If the number of rows of an array is not a multiple of the number of blocks, the last block is padded. Its
+result without padding either comes from its worker, or is derived from the result with padding.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,15 @@ from polarmap.worker.pytree import unflatten
 
 
 class PaddedBlock:
-    """Follows the result of the block that is filled up: it is awaited, or its padding can be cut off.
+    """Decides how to get the result of a padded block: wait for its worker, or decode it and cut off padding.
 
     Parameters
     ----------
     analyzer : PaddingAnalyzer
-        Finds out what rows of zeros do to f. Its evaluation of f on a few rows is started here.
+        Finds out how rows of zeros affect the result of the mapped function f. Its trial of f on a few rows
+        is started here.
     received : ReceivedResults
-        The results that have arrived, among them that of the rows of data.
+        The results that have arrived, which may include the result of the block without its padding.
     limits : WaitLimits
     timer : JobTimer
 
@@ -28,7 +33,7 @@ class PaddedBlock:
     ----------
     analyzer : PaddingAnalyzer
     task_index : int
-        The number of the block, and of its task.
+        The number of the padded block and of its task.
     """
 
     def __init__(
@@ -36,24 +41,27 @@ class PaddedBlock:
     ) -> None:
         self.analyzer, self._received, self._limits, self._timer = analyzer, received, limits, timer
         self.task_index = analyzer.task_index
-        self._was_awaited = False  # when the other results were determined
+        self._was_awaited = False  # whether the map had to wait for this result only
         analyzer.start_trial_evaluation()
 
     @property
     def effects(self) -> tuple[PaddingEffect, ...]:
-        """The effect of rows of zeros on each array of a result. An unknown effect counts as a change."""
+        """How padding with rows of zeros affects each array of the result.
+
+        If unknown, a change is assumed.
+        """
         return self.analyzer.get_padding_effects(self._received.leaf_shapes)
 
     # -- while the map runs -----------------------------------------------------------------
 
     @property
     def has_unpadded_result(self) -> bool:
-        """Whether the task has returned f of the rows of data."""
+        """Whether the task has returned the result of f for the rows without padding."""
         return self._received.unpadded_result is not None
 
     @property
     def must_be_awaited(self) -> bool:
-        """Whether the task has to return f of the rows of data, because that result cannot be decoded."""
+        """Whether the map must wait for the task, because the result without padding cannot be decoded."""
         return (
             not self.has_unpadded_result
             and self.analyzer.is_evaluated_unpadded
@@ -68,7 +76,9 @@ class PaddedBlock:
         )
 
     def poll(self, is_accepted: bool) -> None:
-        """Wait briefly for the effects of padding, once all other results are determined.
+        """Wait briefly for the trial that finds out the effect of padding, if it is needed.
+
+        Called when all other results have arrived or can be decoded.
 
         Parameters
         ----------
@@ -79,9 +89,9 @@ class PaddedBlock:
             self.analyzer.poll(self._timer.elapsed_seconds)
 
     def try_settle(self) -> bool:
-        """Return whether the result has arrived or can be decoded, once all other results are accepted.
+        """Return whether the result has arrived or can be decoded, after all other results were accepted.
 
-        Raises CodeError if neither will be the case.
+        Raises CodeError if neither can happen any more.
         """
         if self.has_unpadded_result:
             return True
@@ -95,7 +105,10 @@ class PaddedBlock:
         return False
 
     def wait_for_effects(self) -> None:
-        """Wait for as long as f may take on the driver, unless the result is here."""
+        """Wait, within limits, for the trial that finds out the effect of padding.
+
+        Does not wait if the result without padding has arrived.
+        """
         if not self.has_unpadded_result:
             self.analyzer.wait_for_padding_effects(self._limits.local_evaluation_timeout)
 
@@ -104,14 +117,15 @@ class PaddedBlock:
     def build_result(
         self, padded_leaves: list[Array], transform: Callable[[Array], Array] | None = None
     ) -> Any:
-        """Return the result of the rows of data.
+        """Return the result of the block without its padding.
 
         Parameters
         ----------
         padded_leaves : list of arrays
-            The result of the padded block, used if the task has not returned the result without padding.
+            The arrays of the result with padding. They are trimmed if the worker has not returned a result
+            without padding.
         transform : callable, optional
-            Applied to each array of the result without padding.
+            Applied to each array of a result without padding that the worker has returned.
         """
         unpadded_result = self._received.unpadded_result
         if unpadded_result is None:
@@ -125,7 +139,7 @@ class PaddedBlock:
         )
 
     def find_unchecked_results(self, unchecked_tasks: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the unchecked tasks, and this one if its result without padding is unchecked."""
+        """Return `unchecked_tasks`, with this task added if no check covers its result without padding."""
         unpadded_result = self._received.unpadded_result
         if unpadded_result is None or self.task_index in unchecked_tasks:
             return unchecked_tasks
@@ -138,7 +152,7 @@ class PaddedBlock:
 
     @property
     def result_source(self) -> str:
-        """Where the result comes from, as the field `last_block` of a report says."""
+        """A text that says how the result was obtained, for the field `last_block` of the report."""
         if self.has_unpadded_result:
             return "awaited" if self._was_awaited else "own rows"
         effects = self.effects
@@ -147,6 +161,6 @@ class PaddedBlock:
         return "rows cut off" if PaddingEffect.ROWWISE in effects else "zeros ignored"
 
     def record_effects(self) -> None:
-        """Remember for later maps what rows of zeros do to f."""
+        """Cache the effect of padding for later maps of the same function."""
         outcome = self._received.by_task.get(self.task_index)
         self.analyzer.record_padding_effects(outcome and outcome.leaves, self._received.unpadded_result)

@@ -1,8 +1,9 @@
-"""Find out what rows of zeros do to f if they fill up the last block of an array.
+"""Find out how padding the last block of an array with rows of zeros affects the mapped function f.
 
-They do if the rows of the array do not divide into blocks. The task of that block evaluates f on its rows of
-data, too. If that result is missing, it can be decoded in two cases: f returns one row for each row, so that
-rows of padding can be cut off, or rows of zeros make no difference to f, as to a sum over rows.
+The last block is padded if the number of rows is not a multiple of the number of blocks. The task of that
+block also calls f without the padding. If this result is missing, it can be decoded in two cases: f returns
+one row for each row, so that the rows of the padding can be cut off, or rows of zeros make no difference to
+f, as in a sum over rows.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
 PADDING_PROPERTY = "what rows of zeros do to f"
-SAMPLE_VALUES = np.arange(1, 8)  # Entries of rows on which f is tried if the rows of the data are all zero.
-ROW_FACTOR_STEP = 0.25  # Rows on which f is tried are scaled by 1 + 0.25 row**2: sums of them seldom cancel.
+# The values with which rows of zeros are replaced for a trial of the mapped function.
+SAMPLE_VALUES = np.arange(1, 8)
+# Trial row number i is multiplied by 1 + ROW_FACTOR_STEP * i**2, so that sums of rows are unlikely to cancel.
+ROW_FACTOR_STEP = 0.25
 
 
 class PaddingEffect(Enum):
-    """The effect of rows of zeros at the end of a block on one array of the result of f."""
+    """How padding a block with rows of zeros affects an array in the result of the mapped function."""
 
     ROWWISE = "one row of the result for each row of the block"
     NO_EFFECT = "rows of zeros make no difference"
@@ -39,49 +42,49 @@ class PaddingEffect(Enum):
 
 
 class KnownPaddingEffects(NamedTuple):
-    """The effects of rows of zeros that earlier maps have found.
+    """The effects of padding with rows of zeros on the results of a function, as found by earlier maps.
 
     Attributes
     ----------
     effects : tuple of PaddingEffect
         The effect on each array of a result of f.
     bitwise_equal_layouts : frozenset
-        Layouts of blocks, with their numbers of rows of data, for which f has returned the same bits with and
-        without rows of zeros.
+        The layouts of blocks, with their numbers of data rows, for which f returned bitwise equal results
+        with and without padding.
     """
 
     effects: tuple[PaddingEffect, ...]
     bitwise_equal_layouts: frozenset[Any] = frozenset()
 
     def can_trim_padding(self, block_layout: Any) -> bool:
-        """Return whether f of such a block need not be evaluated without its rows of zeros."""
+        """Return whether cutting rows off the result with padding gives the exact result without padding."""
         return block_layout in self.bitwise_equal_layouts and set(self.effects) == {PaddingEffect.ROWWISE}
 
 
 class PaddingAnalyzer:
-    """Finds out what the rows of zeros in the last block of a map do to f.
+    """Finds out how the rows of zeros that pad the last block of a map affect the mapped function f.
 
-    While the map runs, f is evaluated on the driver on two rows of a block, on four, and on two followed by
-    rows of zeros. That is done once for all maps of the same function.
+    While the map runs, the driver calls f on two rows of a block, on four rows, and on two rows followed by
+    rows of zeros. This trial is made once for all maps of the same function.
 
     Parameters
     ----------
     f : callable
-        The function that workers call.
+        The mapped function, as workers call it.
     coded_data : CodedData
-        Blocks, the last of which is filled up.
+        The blocks, the last of which is padded.
     options : MapOptions
     is_stored : bool
-        Whether results are kept in storage, as blocks of equal size.
+        Whether results are written to storage, where all blocks must have the same size.
 
     Attributes
     ----------
     task_index, n_rows : int
-        The number of the block that is filled up, and how many rows of data it has.
+        The number of the padded block, and its number of data rows.
     is_evaluated_unpadded : bool
-        Whether the task of that block evaluates f on its rows of data alone, too. It does not if each row of
-        the result is known to come from one row of the block, if results are kept in storage, or if no worker
-        gets a data block.
+        Whether the task of that block also calls f without the padding. It does not if each row of the result
+        is known to depend on one row of the block only, if results are written to storage, or if no worker
+        receives a data block.
     """
 
     def __init__(
@@ -110,13 +113,13 @@ class PaddingAnalyzer:
         self._f = f
 
     def start_trial_evaluation(self) -> None:
-        """Start f on a few rows, in a thread, unless the effects are known."""
+        """Start a trial of f on a few rows, in a thread, unless the effects of padding are known already."""
         if not self._is_rowwise and self._known_effects is None:
             f = self._f
             self._evaluation = LocalEvaluation(lambda blocks: tuple(map(f, blocks)), self._build_trial_blocks)
 
     def _check_blocks_not_empty(self) -> None:
-        """Raise CodeError for a stored array with blocks that contain none of its rows."""
+        """Raise CodeError if the data is a stored array with empty blocks."""
         if self.n_rows <= 0:
             raise CodeError(
                 f"the {self._data_blocks.k} blocks of the coded array hold {self._n_data_rows} rows in "
@@ -133,32 +136,32 @@ class PaddingAnalyzer:
     # -- what f does ------------------------------------------------------------------------
 
     def poll(self, now: float) -> None:
-        """Begin to wait for the effects at `now`, at the first call, and wait a moment for them."""
+        """Wait briefly for the trial of f. The first call starts the waiting time at `now`."""
         if self._wait_started_at is None:
             self._wait_started_at = now
         if self._evaluation is not None:
             self._evaluation.poll()
 
     def is_trial_wait_over(self, now: float, max_wait_seconds: float) -> bool:
-        """Return whether the effects are known, or have been waited for longer than `max_wait_seconds`."""
+        """Return whether the trial of f is over, or has been waited for longer than `max_wait_seconds`."""
         if self.has_known_effects:
             return True
         return self._wait_started_at is not None and now - self._wait_started_at > max_wait_seconds
 
     def wait_for_padding_effects(self, timeout: float) -> None:
-        """Wait for up to `timeout` seconds until the effects are known."""
+        """Wait for up to `timeout` seconds until the trial of f is over."""
         if self._evaluation is not None:
             self._evaluation.wait_for_leaves(timeout)
 
     @property
     def has_known_effects(self) -> bool:
-        """Whether f has been evaluated on a few rows, or does not have to be."""
+        """Whether the trial of f on a few rows is over or not needed."""
         return self._evaluation is None or not self._evaluation.is_running
 
     def get_padding_effects(self, result_shapes: Sequence[Shape]) -> tuple[PaddingEffect, ...]:
-        """Return the effect on each array of a result, given the shapes of these arrays.
+        """Return the effect of padding on each array of a result, given the shapes of these arrays.
 
-        An effect that is not known yet counts as a change.
+        If an effect is not known yet, CHANGES_RESULT is returned.
         """
         if self._effects is None or len(self._effects) != len(result_shapes):
             effects = self._find_measured_effects(len(result_shapes))
@@ -171,13 +174,13 @@ class PaddingAnalyzer:
         )
 
     def _is_effect_valid_for_shape(self, effect: PaddingEffect, result_shape: Shape) -> bool:
-        """Return whether an effect found on a few rows is true of results of this shape in this map."""
+        """Return whether an effect that was found in the trial also holds for results of this shape."""
         if effect is PaddingEffect.ROWWISE:
             return result_shape[:1] == (self._data_blocks.rows_per_block,)
         return self._data_blocks.has_zero_padding
 
     def _find_measured_effects(self, n_leaves: int) -> tuple[PaddingEffect, ...] | None:
-        """Return the effect on each of `n_leaves` arrays, or None if f has not been evaluated yet."""
+        """Return the effect on each of the `n_leaves` arrays of a result, or None while the trial runs."""
         if self._is_rowwise:
             return (PaddingEffect.ROWWISE,) * n_leaves
         if self._known_effects is not None:
@@ -197,7 +200,10 @@ class PaddingAnalyzer:
         more_rows_result: Array,
         padded_result: Array,
     ) -> PaddingEffect:
-        """Return the effect on an array, given its results for few rows, for more, and for few with zeros."""
+        """Return the effect on one array of the result, given its values in the three calls of the trial.
+
+        The calls are f of a few rows, of a few more rows, and of the few rows followed by rows of zeros.
+        """
         finite_values = np.zeros(0)
         if more_rows_result.dtype.kind in "iufc":
             finite_values = more_rows_result[np.isfinite(more_rows_result)]
@@ -219,16 +225,17 @@ class PaddingAnalyzer:
 
     @property
     def _trial_row_counts(self) -> tuple[int, int]:
-        """The numbers of rows on which f is tried: more than one if possible, as NumPy may squeeze one."""
+        """The two numbers of rows for the trial. They exceed 1 if possible, as f may squeeze a single row."""
         rows_per_block = self._data_blocks.rows_per_block
         assert rows_per_block is not None
         n_few_rows = min(2, rows_per_block - 1)
         return n_few_rows, min(n_few_rows + 2, rows_per_block)
 
     def _build_trial_blocks(self) -> tuple[Any, Any, Any]:
-        """Return a few rows of a data block, a few more of them, and the first few filled up with zeros.
+        """Return the inputs of the trial: a few rows, a few more rows, and the few rows padded with zeros.
 
-        Rows that would show nothing, such as rows of zeros, are made up. Of data in storage all rows are.
+        Rows of zeros are replaced by made-up values, as they would show nothing. So are all rows of data in
+        storage, which would take long to read.
         """
         n_few_rows, n_more_rows = self._trial_row_counts
         if self._coded_data.location is None:
@@ -254,14 +261,14 @@ class PaddingAnalyzer:
         padded_leaves: list[Array] | None,
         unpadded_result: TaskResult | None,
     ) -> None:
-        """Remember the effects that have been found, for later maps of the same function.
+        """Cache the effects of padding for later maps of the same function.
 
         Parameters
         ----------
         padded_leaves : list of arrays or None
-            The result of f for the padded block, if its task has returned it.
+            The result of f for the block with padding, or None if its task has not returned it.
         unpadded_result : TaskResult or None
-            The result of f for its rows of data, if its task has returned it.
+            The result of f for the block without padding, or None if its task has not returned it.
         """
         if self._is_rowwise:
             return
@@ -283,7 +290,7 @@ class PaddingAnalyzer:
             self._function_property.remember_value(known_effects)
 
     def raise_if_padding_undecodable(self, effects: Sequence[PaddingEffect]) -> None:
-        """Raise CodeError if rows of zeros change a result that no worker returns without them."""
+        """Raise CodeError if padding changes the result and no worker returns a result without padding."""
         if PaddingEffect.CHANGES_RESULT not in effects or self._is_rowwise:
             return
         if self._is_stored:
@@ -301,7 +308,7 @@ class PaddingAnalyzer:
 
     @property
     def padded_block_description(self) -> str:
-        """A description of the last block, for messages."""
+        """A description of the padded block for messages."""
         return (
             f"{self._n_data_rows} rows do not divide into {self._data_blocks.k} blocks, so the last one has "
             f"{self.n_rows} of {self._data_blocks.rows_per_block} rows and is filled up with rows of zeros"
@@ -309,7 +316,7 @@ class PaddingAnalyzer:
 
     @property
     def block_count_advice(self) -> str:
-        """Advice for messages: numbers of blocks that need no rows of zeros."""
+        """Advice for messages: numbers of blocks for which no padding is needed."""
         blocks_options = " or ".join(
             f"blocks={n_blocks}" for n_blocks in find_divisors_near(self._n_data_rows, self._data_blocks.k)
         )
@@ -325,14 +332,14 @@ class PaddingAnalyzer:
         unpadded_leaves: Sequence[Array],
         effects: Sequence[PaddingEffect],
     ) -> bool:
-        """Return whether the result of the rows of data agrees with the result of the whole block."""
+        """Return whether the results with and without padding agree, up to rounding."""
         if PaddingEffect.CHANGES_RESULT in effects or len(padded_leaves) != len(unpadded_leaves):
             return False
         trimmed_leaves = self.trim_padding(padded_leaves, effects)
         return all(map(self._leaves_agree, trimmed_leaves, unpadded_leaves))
 
     def trim_padding(self, leaves: Sequence[Array], effects: Sequence[PaddingEffect]) -> list[Array]:
-        """Return the arrays of the result of the last block without rows of padding."""
+        """Return the arrays of a result with padding, without the rows that come from the padding."""
         leaf_effects = zip(leaves, effects, strict=True)
         return [
             leaf[: self.n_rows] if effect is PaddingEffect.ROWWISE else leaf for leaf, effect in leaf_effects
@@ -340,9 +347,9 @@ class PaddingAnalyzer:
 
 
 def _make_rows_distinguishable(rows: Array) -> Array:
-    """Return rows that show whether f mixes them, each multiplied by a different factor.
+    """Multiply each row by a different factor, so that a result of f shows whether f mixes rows.
 
-    Entries that are not finite and rows of zeros are replaced.
+    NaN, inf and rows of zeros are replaced by other values first.
     """
     sample_rows = np.resize(SAMPLE_VALUES, rows.shape).astype(rows.dtype)
     axes = tuple(range(1, rows.ndim))
@@ -354,7 +361,7 @@ def _make_rows_distinguishable(rows: Array) -> Array:
 
 
 def _has_equal_bits(padded_leaves: Sequence[Array], unpadded_result: TaskResult, n_rows: int) -> bool:
-    """Return whether the first rows of all arrays equal the result without padding, bit by bit."""
+    """Return whether the first `n_rows` rows of a result are bitwise equal to the result without padding."""
     if len(padded_leaves) != len(unpadded_result.leaves):
         return False
     return all(

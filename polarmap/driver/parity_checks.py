@@ -1,4 +1,7 @@
-"""Parity checks of a map's results, which test the redundant equations and locate a wrong result."""
+"""Check results with redundant equations (parity checks), and locate a wrong result.
+
+If more results than needed have arrived and f is linear, they satisfy linear equations up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ from polarmap.worker.pytree import flatten, unflatten
 
 
 class ParityResiduals(NamedTuple):
-    """The residuals of parity checks.
+    """The residuals of parity checks: by how much the results violate the equations.
 
     Attributes
     ----------
     by_leaf : list of float or None
-        The largest relative residual of each leaf; None for a leaf that need not be decodable.
+        The largest relative residual of each array (leaf) of a result. None for arrays that are not decoded.
     is_violated : bool
-        Whether a residual exceeds the rounding error.
+        Whether any residual is larger than rounding errors can explain.
     suspects : set of int or None
-        The tasks that could each be the only cause of the violations; None if this cannot be determined.
+        The tasks of which a single wrong result could explain all violations, or None if that is not known.
     """
 
     by_leaf: list[float | None]
@@ -37,12 +40,12 @@ class ParityResiduals(NamedTuple):
 
     @property
     def max_residual(self) -> float:
-        """The largest of all leaves."""
+        """The largest residual of all arrays."""
         return max((residual for residual in self.by_leaf if residual is not None), default=0.0)
 
 
 class ParityChecks:
-    """Evaluates parity checks of the received results.
+    """Evaluates parity checks, the redundant equations between the received results.
 
     Parameters
     ----------
@@ -54,7 +57,7 @@ class ParityChecks:
     Attributes
     ----------
     residuals : ParityResiduals or None
-        As last evaluated; None if they never were, or if a result has been rejected for them.
+        The latest residuals. None before the first evaluation, or if a result was rejected since then.
     """
 
     def __init__(
@@ -63,14 +66,15 @@ class ParityChecks:
         self._coded_data, self._options = coded_data, options
         self._decoder, self._received, self._evaluator = decoder, decoder.received, evaluator
         self.residuals: ParityResiduals | None = None
-        self._checked_decoder: ErasureDecoder | None = None  # `residuals` belong to it.
-        # The magnitude of the terms of each leaf before they cancel; [] as long as residuals are small.
+        self._checked_decoder: ErasureDecoder | None = None  # `residuals` were computed for this decoder
+
+        # The largest magnitude, for each array, of terms that cancel in sums. [] until it is needed.
         self._uncancelled_magnitudes: list[float] = []
 
     def evaluate(self) -> ParityResiduals:
-        """Return the residuals of the received results. Nothing is computed twice.
+        """Return the residuals of the received results, which are cached until another result arrives.
 
-        Raises NonFiniteResultError if NaN or inf keep them from being computed.
+        Raises NonFiniteResultError if NaN or inf make this impossible.
         """
         decoder = self._decoder.tracker.decoder
         if self.residuals is None or self._checked_decoder is not decoder:
@@ -81,12 +85,12 @@ class ParityChecks:
         return self.residuals
 
     def evaluate_with_parity_block(self, parity_leaves: list[Array]) -> ParityResiduals:
-        """Return the residuals of the results of all data blocks and of `densest_parity_block`.
+        """Return the residuals of the results of all data blocks together with that of one parity block.
 
         Parameters
         ----------
         parity_leaves : list of arrays
-            The result of this parity block, evaluated on the driver.
+            The arrays of the result of f on `densest_parity_block`, computed on the driver.
         """
         received, code = self._received, self._coded_data.code
         data_leaves = received.by_task[min(received.by_task)].leaves
@@ -106,12 +110,12 @@ class ParityChecks:
 
     @cached_property
     def parity_evaluation(self) -> LocalEvaluation:
-        """The evaluation of f on `densest_parity_block` by the driver, started when first read."""
+        """A call of f on `densest_parity_block` on the driver. It starts when this property is first read."""
         return self._evaluator.start_on_block(self.densest_parity_block[0])
 
     @cached_property
     def densest_parity_block(self) -> tuple[int, int]:
-        """The parity block that is made of most data blocks, and the number of these."""
+        """The index of the parity block that combines the most data blocks, and how many it combines."""
         k, code = len(self._coded_data.code.systematic_indices), self._coded_data.code
         if not code.has_uneven_parity:
             return k, code.k
@@ -121,7 +125,10 @@ class ParityChecks:
     def _measure_residuals(
         self, decoder: ErasureDecoder, received_by_leaf: list[dict[int, Array]]
     ) -> ParityResiduals:
-        """Return the residuals of the checks of a decoder, for flat leaves by task."""
+        """Return the residuals of the parity checks of `decoder`.
+
+        received_by_leaf : for each array of a result, its flattened value by task.
+        """
         is_violated = False
         suspects: set[int] | None = None
         residual_by_leaf: list[float | None] = []
@@ -163,22 +170,22 @@ class ParityChecks:
     # -- magnitudes -------------------------------------------------------------------------
 
     def compute_leaf_error_bounds(self) -> list[float]:
-        """Return for each leaf by how much its entries may be off although f is as linear as it should be."""
+        """Return, for each array of a result, the largest deviation from linearity that is tolerated."""
         compute_error_bounds = self._options.traits.error_bounds
         if compute_error_bounds is None:
             return [0.0] * len(self._received.first_received.leaves)
         return compute_error_bounds([outcome.leaves for outcome in self._received.by_task.values()])
 
     def compute_max_magnitude(self, leaf_index: int, arrays: list[Array] | None = None) -> float:
-        """Return the magnitude to which rounding errors of a leaf are relative: the largest absolute value.
+        """Return the magnitude of an array (leaf) of the results, to which rounding errors are relative.
 
-        If f sums terms that cancel and their magnitude is known, the magnitude of the terms counts.
+        It is the largest absolute value, or that of the terms in sums of f if these are known to cancel.
 
         Parameters
         ----------
         leaf_index : int
         arrays : list of arrays, optional
-            The arrays of this leaf. By default those of the received results.
+            The values of this array in several results. By default, those of the received results.
         """
         if arrays is not None:
             max_abs = error_detection.compute_max_abs(arrays)
@@ -193,10 +200,10 @@ class ParityChecks:
         return error_detection.compute_max_abs([outcome.leaves[leaf_index] for outcome in outcomes])
 
     def _compute_uncancelled_magnitudes(self) -> list[float]:
-        """Return how large the products in f are before they cancel in a sum, if f is one of polarmap's own.
+        """Estimate the magnitude of products that cancel in the sums of f, which limits its accuracy.
 
-        f is evaluated on the driver, on the block made of most data blocks, with random signs. Whether other
-        functions round as much by themselves is not known: [].
+        This is possible only if f is a matrix product of polarmap's own. Then f is called on the driver, on a
+        block with random signs, so that the products do not cancel. Returns [] for other functions.
         """
         if not self._options.traits.is_rowwise:
             return []
@@ -206,7 +213,10 @@ class ParityChecks:
         return [error_detection.compute_max_abs([leaf]) for leaf in leaves]
 
     def _build_block_with_random_signs(self, block_index: int) -> Any:
-        """Return a coded block whose floats have random signs. Integers, such as indices, are kept."""
+        """Return a copy of a coded block with random signs of all floats.
+
+        Integers, such as indices, are kept.
+        """
         leaves, structure = flatten(copy_block(self._coded_data, block_index))
         rng = np.random.default_rng(0)
         for leaf in leaves:

@@ -1,4 +1,8 @@
-"""Scheduling policies: all tasks at once, parity on demand, backups of late tasks."""
+"""Scheduling policies, which decide when to start tasks: all at once, parity on demand, or backups if late.
+
+Parity tasks are redundant tasks, whose results replace any missing ones. A backup is a second attempt (run)
+of the same task.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +18,21 @@ from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, make
 from polarmap.driver.task_table import TaskRecord, TaskTable
 from polarmap.executors.interface import AttemptId
 
-MAX_RETRY_DELAY = (
-    60.0  # seconds between a failure of a task and its next attempt, however often it has failed
-)
-MAX_DOUBLINGS = 64  # of a delay: with more, the power of two would overflow
+MAX_RETRY_DELAY = 60.0  # the longest delay, in seconds, between the failure of a task and its retry
+MAX_DOUBLINGS = 64  # the largest number of doublings of a delay, so that the power of two does not overflow
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRule:
-    """How often a failed task is started again, and how long after its failure.
+    """A rule for how often a failed task is retried, and after which delay.
 
     Parameters
     ----------
     max_retries : int
-        Attempts of a task after the first one.
+        The largest number of attempts of a task after the first one.
     delay_seconds : float
-        Seconds between the first failure and the next attempt. They are doubled after each further attempt,
-        up to `MAX_RETRY_DELAY`.
+        The seconds between the first failure and the next attempt. The delay is doubled after each further
+        failure, up to `MAX_RETRY_DELAY`.
 
     Examples
     --------
@@ -43,25 +45,25 @@ class RetryRule:
     delay_seconds: float = 0.0
 
     def allows_retry(self, task: TaskRecord) -> bool:
-        """Return whether a failed task has an attempt left."""
+        """Return whether a failed task may be retried."""
         return task.n_counted_attempts <= self.max_retries
 
     def next_attempt_at(self, task: TaskRecord) -> float:
-        """Return the second of the map from which on a failed task may be started again."""
+        """Return when a failed task may be retried, in seconds after the start of the map."""
         if not self.delay_seconds:
             return task.ended_at
         return task.ended_at + self.compute_delay(task.n_counted_attempts)
 
     def compute_delay(self, n_attempts: int) -> float:
-        """Return the seconds to wait after `n_attempts` attempts that have failed."""
+        """Return the delay, in seconds, before the next attempt after `n_attempts` failed attempts."""
         n_doublings = min(max(n_attempts - 1, 0), MAX_DOUBLINGS)
         return min(MAX_RETRY_DELAY, self.delay_seconds * 2.0**n_doublings)
 
 
 class SchedulingPolicy(ABC):
-    """Decides which tasks of a job start at once, and which later.
+    """Base class of policies, which decide which tasks of a job start at once and which later.
 
-    A policy reads no clock and starts nothing itself: the scheduler passes times in, and starts the tasks.
+    A policy does not read a clock or start tasks. The scheduler passes the time to it, and starts the tasks.
 
     Parameters
     ----------
@@ -71,7 +73,7 @@ class SchedulingPolicy(ABC):
     Attributes
     ----------
     late_tracker : LateTracker or None
-        Is notified when attempts begin and end; None if the policy does not need to know.
+        Is notified when attempts start and end, and finds late ones. None if the policy does not need this.
     """
 
     late_tracker: LateTracker[AttemptId] | None = None
@@ -83,15 +85,15 @@ class SchedulingPolicy(ABC):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks for which to start an attempt now, be it their first or another one."""
+        """Return the tasks that should start now, for the first time or as backups of late attempts."""
 
     @abstractmethod
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds until a task may have to start, if nothing happens before; inf if none may."""
+        """Return the seconds until a task may have to start if nothing happens before, or inf."""
 
 
 class UpfrontPolicy(SchedulingPolicy):
-    """A policy that starts all tasks at once and none of them again."""
+    """A policy that starts all tasks at once, without backups."""
 
     def __init__(self, n_tasks: int) -> None:
         super().__init__(range(n_tasks))
@@ -99,16 +101,16 @@ class UpfrontPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return no tasks."""
+        """Return no tasks, as all of them have been started."""
         return ()
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return inf."""
+        """Return inf, as no task is left to start."""
         return inf
 
 
 class OnDemandParityPolicy(SchedulingPolicy):
-    """A policy that starts as many tasks as are needed, and parity tasks in place of late and failed ones.
+    """A policy that starts only the needed tasks at first, and parity tasks later if tasks are late or fail.
 
     Parameters
     ----------
@@ -119,7 +121,8 @@ class OnDemandParityPolicy(SchedulingPolicy):
     n_upfront_parity : int
         The number of parity tasks that start with the data tasks.
     is_mds : bool
-        Whether any `recovery_threshold` results determine all others. If not, the collector is asked.
+        Whether any `recovery_threshold` results suffice for decoding (as with a maximum distance separable
+        code). If not, the collector is asked which sets of results suffice.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class OnDemandParityPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return as many parity tasks as late and failed tasks make necessary."""
+        """Return as many parity tasks as are needed to replace late and failed tasks."""
         if not self._held_back_parity or collector.has_sufficient_results or not collector.can_use_parity:
             return ()
         late_attempts = self.late_tracker.find_late_attempts(elapsed_seconds)
@@ -153,7 +156,7 @@ class OnDemandParityPolicy(SchedulingPolicy):
         n_to_start = self._parity_rule.count_parity_to_start(
             n_returned, len(on_time_tasks), len(self._held_back_parity)
         )
-        if not (self._is_mds and on_time_tasks):  # sparse codes, poor conditioning
+        if not (self._is_mds and on_time_tasks):  # The threshold may not suffice: ask the collector.
             expected_tasks = on_time_tasks.union(collector.decodable_tasks)
             reaches_threshold = len(expected_tasks) + n_to_start >= self._parity_rule.recovery_threshold
             while reaches_threshold and n_to_start < len(self._held_back_parity):
@@ -165,24 +168,24 @@ class OnDemandParityPolicy(SchedulingPolicy):
         return due_tasks
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds until the next attempt may become late; a queued attempt may begin now."""
+        """Return the seconds until the next attempt may become late, or inf if no parity task is left."""
         if not self._held_back_parity:
             return inf
         return self.late_tracker.seconds_until_next_late_attempt(bool(task_table.queued), elapsed_seconds)
 
 
 class AwaitedTaskBackupPolicy(SchedulingPolicy):
-    """A policy with backups of one task while the map waits for nothing but the result of that task.
+    """A policy that adds backups of one task whose own result is needed because it cannot be decoded.
 
     Parameters
     ----------
     base_policy : SchedulingPolicy
-        Starts all other tasks.
+        The policy to follow unless the map waits only for that task.
     n_tasks : int
         The number of tasks of the job.
     task_index : int
-        The task. Its worker evaluates f on the block and on some rows of it, so it is late after twice the
-        time of the others.
+        The task. Its worker calls the mapped function twice, with and without padding of the block. So it is
+        late after twice the time of other tasks.
     """
 
     def __init__(self, base_policy: SchedulingPolicy, n_tasks: int, task_index: int) -> None:
@@ -193,7 +196,10 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks of the base policy, or the awaited task if its latest attempt is late."""
+        """Return the tasks of the base policy.
+
+        If the map waits only for the task to back up, return this task once it is late.
+        """
         if collector.awaited_task != self._task_index:
             return self._base_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)
         task, attempts_in_flight = task_table[self._task_index], task_table.in_flight.get(self._task_index)
@@ -210,31 +216,31 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
         return (self._task_index,)
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds of the base policy: a map that awaits one task polls often anyway."""
+        """Return the value of the base policy.
+
+        This suffices, as a map that waits for one task polls often.
+        """
         return self._base_policy.seconds_until_next_start(task_table, elapsed_seconds)
 
 
 def make_backup_policy(n_tasks: int, max_backups: int) -> SchedulingPolicy:
-    """Return a policy that starts all tasks at once, and at most `max_backups` backups of each late one.
-
-    Without backups no late tasks are looked for.
-    """
+    """Return a policy that starts all tasks at once, and up to `max_backups` backups of each late task."""
     if not max_backups:
         return UpfrontPolicy(n_tasks)
     return BackupPolicy(n_tasks, make_backup_lateness_rule(n_tasks), max_backups)
 
 
 class BackupPolicy(SchedulingPolicy):
-    """A policy that starts all tasks at once, and late ones again: the first attempt to return counts.
+    """A policy that starts all tasks at once, and backups of late ones. The first result of a task counts.
 
     Parameters
     ----------
     n_tasks : int
         The number of tasks of the job.
     lateness_rule : LatenessRule
-        Decides when an attempt is late. A queued attempt is not.
+        Decides when a running attempt is late. Queued attempts are never late.
     max_backups : int
-        The number of backups that a task may get. A backup may become late itself.
+        The largest number of backups of a task. The next backup starts when the previous one is late.
     """
 
     def __init__(self, n_tasks: int, lateness_rule: LatenessRule, max_backups: int) -> None:
@@ -244,13 +250,13 @@ class BackupPolicy(SchedulingPolicy):
         self._late_trackers = weakref.WeakSet([self.late_tracker])
 
     def add_late_tracker(self, late_tracker: LateTracker[AttemptId]) -> None:
-        """Look for late attempts in this tracker too, as long as it is referenced elsewhere."""
+        """Start backups for the late attempts in this tracker, too. Only a weak reference to it is kept."""
         self._late_trackers.add(late_tracker)
 
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks whose latest attempt is late and that may get another backup."""
+        """Return the tasks that need a backup, because their latest attempt (run) is late."""
         trackers, in_flight = self._late_trackers, task_table.in_flight
         late_attempts = set().union(*(tracker.find_late_attempts(elapsed_seconds) for tracker in trackers))
         late_tasks = sorted(task for task, attempt in late_attempts if attempt == max(in_flight[task]))
@@ -260,7 +266,7 @@ class BackupPolicy(SchedulingPolicy):
         return due_tasks
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds until the next attempt may become late; a queued attempt may begin now."""
+        """Return the seconds until the next attempt may become late, considering queued attempts too."""
         can_queued_start = any(task_table[task].n_backups < self._max_backups for task in task_table.queued)
         return min(
             tracker.seconds_until_next_late_attempt(can_queued_start, elapsed_seconds)

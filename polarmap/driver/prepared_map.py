@@ -1,4 +1,8 @@
-"""A map that is prepared but has not begun, and the decorator whose functions prepare a map and run it."""
+"""Prepare maps: check the arguments, cut the data into blocks, and choose the code and the policy.
+
+A map function such as `coded_map` returns a `PreparedMap`, which the decorator `map_function` runs. `submit`
+uses the same object to run the map in the background.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +50,15 @@ class PreparedMap(NamedTuple, Generic[R]):
     Attributes
     ----------
     execute : callable
-        Called with a JobContext, which it passes to all jobs of the map; runs the map and returns its result.
+        Call it with a JobContext to run the map and get its result.
     get_report : callable or None
-        Called with no arguments before the map starts; returns its report. None if the number of tasks is not
-        known yet.
+        Call it with no arguments to get the report of the map before it starts. None if the number of tasks
+        is not known yet.
     n_blocks : int
-        The number of block futures in `CodedFuture.blocks`; 0 if the result is not a sequence of blocks.
+        The number of futures in `CodedFuture.blocks`, or 0 if the result is not a sequence of blocks.
     is_stored : bool
-        Whether the result is kept in storage, so that the map goes on even if its future is not referenced.
+        Whether the result is written to storage, so that the map must go on even if its future is not
+        referenced.
     no_estimates_reason : str
         Why the results cannot be estimated while the map runs, or "" if they can.
     """
@@ -66,10 +71,10 @@ class PreparedMap(NamedTuple, Generic[R]):
 
 
 def map_function(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
-    """Make a public map function: a call runs the map that `prepare` makes of its arguments.
+    """Turn a function that prepares a map into a public map function, which also runs it (decorator).
 
-    `submit` finds `prepare` as an attribute. Both make the observers that `progress=` and `on_result=` ask
-    for, which is why these two arguments are only checked by `prepare`.
+    The undecorated function is stored as the attribute `prepare`, which `submit` uses. The options `progress`
+    and `on_result` are handled here and in `submit`. `prepare` only validates them.
     """
 
     def call(*arguments: P.args, **options: P.kwargs) -> R:
@@ -78,37 +83,37 @@ def map_function(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
             observers = make_observers(options.get("progress"), options.get("on_result"))
             return prepared_map.execute(JobContext(EventStream(observers)) if observers else PLAIN_CONTEXT)
 
-    name = prepare.__name__  # Tracebacks show a single frame of this package, under the name of the map.
+    name = prepare.__name__  # Tracebacks show the name of the map function instead of `call`.
     call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)
     call.prepare = prepare  # type: ignore[attr-defined]
     functools.update_wrapper(call, prepare)
-    signature = inspect.signature(prepare)  # help() shows the type of the result, not of the prepared map.
+    signature = inspect.signature(prepare)  # help() shows the result type, not PreparedMap.
     return_type = signature.return_annotation.removeprefix("PreparedMap[").removesuffix("]")
     call.__signature__ = signature.replace(return_annotation=return_type)  # type: ignore[attr-defined]
     return call
 
 
 def make_context(progress: Any) -> JobContext:
-    """Return the context of a job that begins now, with the observers that `make_observers` makes."""
+    """Return the context of a job that starts now, with a progress bar, logging and tracing as needed."""
     observers = make_observers(progress)
     return JobContext(EventStream(observers)) if observers else PLAIN_CONTEXT
 
 
 def make_observers(progress: Any, on_result: Any = None) -> tuple[Observer, ...]:
-    """Return the observers of a map that begins now.
+    """Return the observers of a map that starts now: progress bar, logging, tracing and callback.
 
     Parameters
     ----------
     progress : bool or None
-        Whether to show a bar; None shows it on a terminal and in a notebook.
+        Whether to show a progress bar. None shows it on a terminal and in a notebook.
     on_result : callable or None
-        What `ResultCallback` calls.
+        The user's callback, called as `on_result(index, result)` for each final result.
 
     Returns
     -------
     tuple of Observer
-        Among them that of the logger if it is enabled, and that of OpenTelemetry if the program has imported
-        it.
+        A logging observer is included if the logger "polarmap" is enabled for INFO, and one for OpenTelemetry
+        if the program has imported that.
     """
     if progress is None:
         progress = _is_in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
@@ -127,7 +132,7 @@ def make_observers(progress: Any, on_result: Any = None) -> tuple[Observer, ...]
 
 
 def _is_in_notebook() -> bool:
-    """Return whether this process is the kernel of a notebook, which shows bars without a terminal."""
+    """Return whether this process is the kernel of a Jupyter notebook."""
     get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
     shell = None if get_ipython is None else get_ipython()
     return shell is not None and "IPKernelApp" in shell.config
@@ -143,7 +148,7 @@ def prepare_coded_map(
     executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
-    """Prepare a map whose results are sent back to the driver."""
+    """Prepare a coded map whose results are sent back to this process rather than to storage."""
     execution, coded_data = prepare_coded_execution(data, code_options, executor, options)
     labels_note = describe_missing_table_labels(data)
 
@@ -163,7 +168,7 @@ def prepare_coded_map(
 
 
 def _find_no_estimates_reason(coded_data: CodedData) -> str:
-    """Return why blocks of a map cannot be estimated, "" if they can."""
+    """Return why missing results of a map cannot be estimated, or "" if they can."""
     if coded_data.code.can_estimate:
         return ""
     return f"supports only linear f, and not degree=, SecretSharing or the code {coded_data.code!r}"
@@ -172,7 +177,10 @@ def _find_no_estimates_reason(coded_data: CodedData) -> str:
 def prepare_coded_execution(
     data: Any, code_options: CodeOptions, executor: ResolvedExecutor, options: MapOptions
 ) -> tuple[MapExecution, CodedData]:
-    """Return a map on an executor and the coded blocks. Raises CodeError if data and options do not fit."""
+    """Encode the data, and return the job to execute and the coded blocks.
+
+    Raises CodeError if the data and the options do not fit.
+    """
     execution = MapExecution(executor.choose_for(data))
     partitioned_data = None
     if not (isinstance(data, np.ndarray) or hasattr(data, "coded_blocks")):
@@ -199,7 +207,7 @@ def execute_coded(
     driver_f: Function | None = None,
     output: OutputSpec | None = None,
 ) -> tuple[CodedCollector, LazyReport]:
-    """Evaluate f on coded blocks until the results of the data blocks are accepted.
+    """Run f on coded blocks until the results of all data blocks have arrived or been decoded.
 
     Parameters
     ----------
@@ -209,9 +217,10 @@ def execute_coded(
     options : MapOptions
     context : JobContext
     driver_f : Function, optional
-        Evaluated here in checks in place of f, where workers return samples of their results only.
+        The function to call in place of f when results are checked in this process. Used if workers return
+        only samples of their results. By default f.
     output : OutputSpec, optional
-        Where workers store their results; by default they return them.
+        Where workers store their results. By default they return them.
 
     Returns
     -------
@@ -222,7 +231,7 @@ def execute_coded(
     parity_tasks = range(len(coded_data.code.systematic_indices) or coded_data.n, coded_data.n)
     padded_block, padding_analyzer = coded_data.data_blocks.padded_block, None
     if padded_block is not None:
-        from polarmap.driver.padding import PaddingAnalyzer  # few maps need it
+        from polarmap.driver.padding import PaddingAnalyzer  # lazy import: few maps need it
 
         padding_analyzer = PaddingAnalyzer(f, coded_data, options, is_stored=output is not None)
         padded_block = padded_block if padding_analyzer.is_evaluated_unpadded else None
@@ -231,7 +240,7 @@ def execute_coded(
     )
     deadline_estimator = None
     if options.estimate_on_timeout:
-        from polarmap.driver.estimates import DeadlineEstimator  # Few maps need it.
+        from polarmap.driver.estimates import DeadlineEstimator  # lazy import: few maps need it
 
         deadline_estimator = DeadlineEstimator()
     make_collector = functools.partial(
@@ -244,7 +253,7 @@ def execute_coded(
 
 
 def _make_scheduling_policy(code: LinearCode, options: MapOptions) -> SchedulingPolicy:
-    """Return the policy that decides which tasks of a map start at once and which later."""
+    """Return the scheduling policy of a map, which decides when tasks, parity tasks and backups start."""
     if code.max_backups:
         return make_backup_policy(code.n, code.max_backups)
     if options.schedule != "on_demand":

@@ -1,4 +1,8 @@
-"""Received results of a coded map, grouped by structure and shape: the largest group counts."""
+"""Collect the received results of a coded map, and find those whose shape differs from the rest.
+
+Decoding needs results of equal structure and shape. So results are grouped, and the largest group is used.
+The other results count as failures of their tasks.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,13 @@ from polarmap.executors.interface import Failure, FailureKind, Outcome, TaskResu
 from polarmap.worker.pytree import Shape, Structure
 from polarmap.worker.task_records import ResultRef
 
-_get_dtype_kind, _get_shape = attrgetter("dtype.kind"), attrgetter("shape")  # of an array
+_get_dtype_kind, _get_shape = attrgetter("dtype.kind"), attrgetter("shape")
 
 
 def get_comparable_types_and_shapes(leaves: Sequence[Array]) -> Any:
-    """Return what must be equal for two results to count as alike: kinds of dtypes, and shapes.
+    """Return the kinds of the dtypes and the shapes of arrays, by which two results can be compared.
 
-    Signed and unsigned integers of any width are of one kind.
+    All signed and unsigned integers count as one kind.
     """
     return "".join(map(_get_dtype_kind, leaves)).replace("u", "i"), tuple(map(_get_shape, leaves))
 
@@ -35,7 +39,7 @@ def get_leaf_types(structure: Structure) -> list[str]:
 
 
 def has_valid_scalar_shapes(result: Outcome | TaskResult) -> bool:
-    """Return whether each leaf that was a number has one entry. A result without that has not come from f."""
+    """Return whether each number in a result is stored as one value, as it must be unless it is damaged."""
     leaf_types = get_leaf_types(result.structure)
     return all(
         leaf.size == 1
@@ -45,7 +49,7 @@ def has_valid_scalar_shapes(result: Outcome | TaskResult) -> bool:
 
 
 class Reception(Enum):
-    """How a result changes the results that count."""
+    """How a received result changes the set of results that are used for decoding."""
 
     IGNORED = "no change: a failure, too late, or rejected for its shape"
     ADDED = "the result has joined those that count"
@@ -54,28 +58,27 @@ class Reception(Enum):
 
 
 class ReceivedResults:
-    """The results of a coded map so far.
+    """The results of a coded map that have arrived, grouped by structure and shape.
 
-    Results of the most common structure and shape count. Others are failures of their tasks in the table,
-    until more results look like them.
+    Only the largest group of results with equal structure and shape is used. The other results are recorded
+    as failures of their tasks, until their group becomes the largest one.
 
     Parameters
     ----------
     coded_data : CodedData
     expected_shape : tuple of int or None
-        The shape of the array that each result must have, if that is known before the map begins.
+        The shape of the array in each result, or None if it is not known before the map starts.
     task_table : TaskTable
-        The tasks of the map. Their results are rejected and restored in it.
+        The tasks of the map, in which rejected results are recorded.
 
     Attributes
     ----------
     by_task : dict from int to Outcome
-        The results that count.
+        The results that are used, by task.
     unpadded_result : TaskResult or None
-        The result of the rows of data in the last block, if rows of padding fill that block up and its task
-        has returned.
+        The result of the last block without its padding. None if it has not arrived or there is no padding.
     is_frozen : bool
-        Whether the results have been accepted: only `unpadded_result` may still change.
+        Whether the results have been accepted. After that, only `unpadded_result` may change.
     """
 
     def __init__(
@@ -83,22 +86,23 @@ class ReceivedResults:
     ) -> None:
         self._coded_data, self._expected_shape, self._task_table = coded_data, expected_shape, task_table
         self._systematic_indices = coded_data.code.systematic_indices
-        self._groups: dict[Any, dict[int, Outcome]] = {}  # by structure, types and shapes
+        self._groups: dict[Any, dict[int, Outcome]] = {}  # key: structure, types and shapes
         self.by_task: dict[int, Outcome] = {}
         self.unpadded_result: TaskResult | None = None
         self.is_frozen = False
 
     def add(self, outcome: Outcome) -> Reception:
-        """Take in the outcome of an attempt, and return how it has changed the results that count."""
+        """Add the outcome of an attempt, and return how it changes the set of used results."""
         task_index = outcome.task
         if outcome.unpadded_result is not None and self.unpadded_result is None:
-            if not has_valid_scalar_shapes(outcome.unpadded_result):  # it cannot have come from f
+            if not has_valid_scalar_shapes(outcome.unpadded_result):
+                # The result is damaged: f cannot have returned it.
                 self._reject_misshapen_result(task_index, "returned several numbers where one is due")
                 return Reception.IGNORED
             self.unpadded_result = outcome.unpadded_result
         if outcome.failure is not None or task_index in self.by_task or self.is_frozen:
             return Reception.IGNORED
-        # f raised an exception of rows of zeros
+        # f raised an exception for the block with padding, but not without.
         if outcome.unpadded_result is not None and not outcome.structure:
             return Reception.UNPADDED_ONLY
         signature = repr(outcome.structure), get_comparable_types_and_shapes(outcome.leaves)
@@ -107,7 +111,7 @@ class ReceivedResults:
             message = f"returned {outcome.result_description} where {expected} is due"
             self._reject_misshapen_result(task_index, message)
             return Reception.IGNORED
-        for group in self._groups.values():  # A task with an unusual result may have been started again.
+        for group in self._groups.values():  # The task may have been retried after a result of another shape.
             group.pop(task_index, None)
         group = self._groups.setdefault(signature, {})
         group[task_index] = outcome
@@ -119,7 +123,7 @@ class ReceivedResults:
         return self._reject_mismatched_result(outcome)
 
     def discard(self, task_index: int, failure: Failure) -> None:
-        """Remove a result that counts, and make `failure` the outcome of its task."""
+        """Remove the result of a task, and record `failure` for the task."""
         del self.by_task[task_index]
         self._discard_unpadded_result(task_index)
         self._task_table.reject_result(task_index, failure)
@@ -128,17 +132,17 @@ class ReceivedResults:
 
     @property
     def first_received(self) -> Outcome:
-        """The first result to arrive among the results that count."""
+        """The first received result that is used for decoding."""
         return next(iter(self.by_task.values()))
 
     @property
     def structure(self) -> Structure:
-        """The structure of a result: how its leaves make it up."""
+        """The structure of a result: how its arrays (leaves) are nested in tuples, lists and dicts."""
         return self.by_task[min(self.by_task)].structure
 
     @property
     def leaf_shapes(self) -> list[Shape]:
-        """The shapes of the arrays of a result. Of a result in storage, only a sample has been received."""
+        """The shapes of the arrays in a result, also if the results are in storage."""
         outcome = self.first_received
         if outcome.result_ref is None:
             return outcome.leaf_shapes
@@ -146,27 +150,27 @@ class ReceivedResults:
 
     @property
     def result_refs(self) -> dict[int, ResultRef]:
-        """References to the results in storage, by task. Of these only samples have been received."""
+        """References to results that are in storage, by task. Only samples of them have been received."""
         outcomes = self.by_task.items()
         return {task: outcome.result_ref for task, outcome in outcomes if outcome.result_ref is not None}
 
     def get_flat_leaves_by_task(self, leaf_index: int) -> dict[int, Array]:
-        """Return leaf number `leaf_index` of every result that counts, as an array of one dimension."""
+        """Return array number `leaf_index` of every used result, flattened to one dimension, by task."""
         return {task: outcome.leaves[leaf_index].reshape(-1) for task, outcome in self.by_task.items()}
 
     @property
     def n_data_results(self) -> int:
-        """The number of results of data blocks that count."""
+        """The number of data blocks with a result that is used."""
         return sum(int(block_index) in self.by_task for block_index in self._systematic_indices)
 
     @property
     def n_arrived_tasks(self) -> int:
-        """The number of tasks that have returned a result, be it that of the rows of data alone."""
+        """The number of tasks with a valid result, with or without padding."""
         return len(self._task_table.arrived)
 
     @property
     def mismatched_blocks(self) -> set[int]:
-        """The data blocks for which a worker has returned a result of another structure or shape."""
+        """The data blocks for which a worker has returned a result of the wrong structure or shape."""
         n_data_tasks = len(self._systematic_indices)
         return {
             task
@@ -176,7 +180,7 @@ class ReceivedResults:
         }
 
     def has_all_data_results(self, task_indices: Collection[int]) -> bool:
-        """Return whether these tasks, with that of `unpadded_result`, include all data tasks."""
+        """Return whether these tasks, or a result without padding, cover all data blocks."""
         available, n_data_tasks = set(task_indices), len(self._systematic_indices)
         if self.unpadded_result is not None:
             available.add(n_data_tasks - 1)
@@ -184,12 +188,15 @@ class ReceivedResults:
 
     @property
     def has_finite_values(self) -> bool:
-        """Whether no result that counts contains NaN or inf."""
+        """Whether all values in the used results are finite."""
         leaves = (leaf for outcome in self.by_task.values() for leaf in outcome.leaves)
         return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     def iter_possible_tasks(self, pending_tasks: Collection[int]) -> Iterator[set[int]]:
-        """Yield for each group the tasks whose results would count if `pending_tasks` joined that group."""
+        """Yield, for each group of equally shaped results, its tasks together with the pending ones.
+
+        These are the results that could be used if all pending tasks returned results like that group.
+        """
         for group in self._groups.values() or [{}]:
             yield {*pending_tasks, *group}
 
@@ -199,10 +206,10 @@ class ReceivedResults:
         return has_valid_scalar_shapes(outcome) and self._expected_shape in (None, *outcome.leaf_shapes)
 
     def _outvotes_current_results(self, candidates: dict[int, Outcome]) -> bool:
-        """Return whether `candidates` outnumber the results that count, and replace them.
+        """Return whether to use the group `candidates` from now on, because it is larger.
 
-        If the numbers are equal, or only the dtypes differ, then results of parity blocks never replace
-        results of data blocks: f of wider integers may return another kind.
+        A group with results of data blocks takes precedence if both are equally large, or if only the dtypes
+        differ. In the latter case, f may return another dtype for the wider integers of parity blocks.
         """
         candidate, current = next(iter(candidates.values())), self.first_received
         has_data, had_data = (
@@ -216,7 +223,10 @@ class ReceivedResults:
         return len(candidates) > len(self.by_task)
 
     def _switch_to_group(self, candidates: dict[int, Outcome]) -> None:
-        """Let `candidates` count. Results that counted before become failures of their tasks."""
+        """Replace the used results by the group `candidates`.
+
+        Replaced results become failures of their tasks.
+        """
         rejected, self.by_task = self.by_task, candidates
         for task_index in candidates:
             self._task_table.restore_result(task_index)
@@ -224,7 +234,7 @@ class ReceivedResults:
             self._reject_mismatched_result(outcome)
 
     def _reject_mismatched_result(self, outcome: Outcome) -> Reception:
-        """Reject a result for its shape, unless rows of padding may explain that shape."""
+        """Record a result of another shape as a failure, unless padding may be the reason for the shape."""
         if outcome.unpadded_result is not None and self.unpadded_result is not None:
             return Reception.UNPADDED_ONLY
         expected = self.first_received
@@ -245,12 +255,12 @@ class ReceivedResults:
         return Reception.IGNORED
 
     def _reject_misshapen_result(self, task_index: int, message: str) -> None:
-        """Make a result a failure of its task, because of its shape."""
+        """Record that a task failed because its result has the wrong shape."""
         self._discard_unpadded_result(task_index)
         self._task_table.reject_result(task_index, Failure(FailureKind.SHAPE, "WrongShape", message))
 
     def _discard_unpadded_result(self, task_index: int) -> None:
-        """Forget the result without padding if it is of this task, whose result is rejected."""
+        """Discard the result without padding if it belongs to this task, whose result is rejected."""
         padded_block = self._coded_data.data_blocks.padded_block
         if padded_block is not None and task_index == padded_block[0]:
             self.unpadded_result = None

@@ -1,4 +1,4 @@
-"""Decoder of a map's results: tracks whether received results determine missing ones, and computes these."""
+"""Track whether the received results of a coded map suffice to decode the missing ones, and decode them."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ from polarmap.errors import CodeError
 
 T = TypeVar("T")
 
-MAX_TRIALS = 4  # sets of tasks for which is cached whether their results would suffice
+MAX_TRIALS = 4  # the number of cached answers of `ResultDecoder.would_suffice`
 
 
 class NonFiniteResultError(Exception):
-    """Results contain NaN or inf, which parity carries into every decoded block."""
+    """Raised if results contain NaN or inf, because decoding would spread them to every decoded block."""
 
 
 def find_accuracy_limiting_dtype(result_dtype: DType, data_dtypes: Sequence[DType]) -> DType:
-    """Return the dtype whose rounding limits the accuracy of a result.
+    """Return the dtype that limits the accuracy of a decoded result.
 
-    Parity blocks are rounded to the dtypes of the data, so it is the coarsest of these and of the result.
+    Parity blocks are rounded to the dtypes of the data. So it is the least precise dtype among those of the
+    data and that of the result.
     """
     if is_integer_dtype(result_dtype):
         return np.dtype(np.float64)
@@ -48,34 +49,34 @@ def find_accuracy_limiting_dtype(result_dtype: DType, data_dtypes: Sequence[DTyp
 
 
 class ResultDecoder:
-    """Decodes missing results of data tasks from received results.
+    """Decodes the missing results of data blocks from received results, once these suffice.
 
     Parameters
     ----------
     coded_data : CodedData
     options : MapOptions
     received : ReceivedResults
-        The results to decode from. The caller reports each change of them to `record_arrival`, `restart`
-        or `record_all_data_arrived`.
+        The results to decode from. After each change, the caller must call `record_arrival`, `restart` or
+        `record_all_data_arrived`.
     evaluator : LocalEvaluator
-        Evaluates f on a data block if no result of one tells which dtypes f returns.
+        Calls f on a data block to find out its result dtypes, if no result of a data block has arrived.
     timer : JobTimer
 
     Attributes
     ----------
     tracker : ArrivalTracker
-        Exists from the first result on, which tells the dtypes.
+        Tracks which missing results can be decoded. It exists once the first result has arrived.
     decodable_at, ready_at : float or None
-        When the received results first determined the missing ones, and when they did so with the accuracy
-        asked for, in seconds after the start of the map.
+        When the received results first sufficed for decoding at all, and when they sufficed for decoding with
+        the accuracy of `rtol`, in seconds after the start of the map. None before.
     n_needed : int
-        The number of results that had arrived by `ready_at`.
+        The number of results that had arrived at `ready_at`.
     is_ill_conditioned : bool
-        Whether results are decoded less accurately than asked for, as no further result will come.
+        Whether results are decoded less accurately than `rtol`, because no further result will arrive.
     decoded_results : list of lists of arrays
-        The results of the data tasks as of the last decoding, as leaves; empty before.
+        The results of all data blocks after the latest decoding, each as a list of its arrays (leaves).
     decode_seconds : float
-        How long the last decoding took.
+        The seconds that the latest decoding took.
     """
 
     def __init__(
@@ -95,23 +96,25 @@ class ResultDecoder:
         self.is_ill_conditioned = False
         self.decoded_results: list[list[Array]] = []
         self.decode_seconds = 0.0
-        self._latest_decoder: ErasureDecoder | None = None  # It has computed `decoded_results`.
-        self._local_sample: list[Array] | None = None  # f of a data block, evaluated on the driver
-        self._cached_decoder: ErasureDecoder | None = None  # `_cached_values` belong to it.
+        self._latest_decoder: ErasureDecoder | None = None  # the decoder that computed `decoded_results`
+
+        # The result of the mapped function f for a data block, computed in this process.
+        self._local_sample: list[Array] | None = None
+        self._cached_decoder: ErasureDecoder | None = None  # the decoder to which `_cached_values` belong
         self._cached_values: dict[Hashable, Any] = {}
-        self._trial_cache: dict[Any, bool] = {}  # whether results of a set of tasks would suffice
+        self._trial_cache: dict[Any, bool] = {}  # the cached answers of `would_suffice`
 
     # -- arrivals ---------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Track the received results again from the first one, after they were regrouped or rejected."""
+        """Reset the decoder, after the set of usable results has changed other than by a new result."""
         self.ready_at = self.decodable_at = None
         self.is_ill_conditioned = False
         self.__dict__.pop("undecodable_reason", None)
         result_dtypes = self.received.first_received.leaf_dtypes
         for dtype in result_dtypes:
             _check_result_dtype(dtype)
-        # f of integers that returns floats rounds, so that these are decoded as real numbers.
+        # If f turns integers into floats, the results are rounded, so they are decoded as real numbers.
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes or result_dtypes))
         modular = self._code.supports_integers and has_integers and any(map(is_integer_dtype, result_dtypes))
         inexact_dtypes = [
@@ -125,7 +128,7 @@ class ResultDecoder:
             self.record_arrival(task_index)
 
     def record_arrival(self, task_index: int) -> None:
-        """Note that the result of a task has joined the received ones."""
+        """Record that the result of a task has arrived."""
         if self.tracker.add(task_index) and self.ready_at is None:
             self.ready_at, self.n_needed = self._timer.elapsed_seconds, self.tracker.n_arrived
         if self.decodable_at is None and self.tracker.state is not DecodingState.UNDECODABLE:
@@ -134,13 +137,13 @@ class ResultDecoder:
             self.record_all_data_arrived()
 
     def record_all_data_arrived(self) -> None:
-        """Note it if there is a result of every data task, be it without padding: none has to be decoded."""
+        """Record that nothing has to be decoded, if a result of every data block has arrived."""
         received = self.received
         if self.ready_at is None and received.has_all_data_results(received.by_task):
             self.ready_at, self.n_needed = self._timer.elapsed_seconds, received.n_arrived_tasks
 
     def accept_ill_conditioned(self) -> bool:
-        """Decode at any accuracy if that is possible at all, and return whether it is."""
+        """Accept decoding less accurately than `rtol`. Return whether decoding is possible at all."""
         if not self.received.by_task or self.tracker.state is not DecodingState.ILL_CONDITIONED:
             return False
         self.tracker.accept_ill_conditioned()
@@ -150,20 +153,20 @@ class ResultDecoder:
 
     @property
     def seconds_since_ready(self) -> float:
-        """Seconds since `ready_at`."""
+        """The seconds since `ready_at`."""
         assert self.ready_at is not None
         return self._timer.elapsed_seconds - self.ready_at
 
     def would_suffice(self, task_indices: Collection[int], within_rtol: bool = True) -> bool:
-        """Return whether results of these tasks alone would determine all results of data tasks.
+        """Return whether all results of data blocks could be decoded from results of these tasks alone.
 
-        A trial costs as much as decoding; the answers to the last MAX_TRIALS are cached.
+        The answer costs as much as decoding, so the latest answers are cached.
 
         Parameters
         ----------
         task_indices : collection of int
         within_rtol : bool
-            Also require the accuracy that `rtol` asks for.
+            Whether the decoded results must also be as accurate as `rtol` asks for.
         """
         has_enough = len(task_indices) >= self._code.recovery_threshold
         if not (self.received.by_task and has_enough):
@@ -200,10 +203,10 @@ class ResultDecoder:
     # -- dtypes -----------------------------------------------------------------------------
 
     def result_dtypes(self) -> list[DType]:
-        """Return the dtypes of the leaves of a result, as data tasks return them.
+        """Return the dtypes of the arrays in a result of a data block.
 
-        Parity blocks of integers are wider than the data, and so f of them may be. If no result of a data
-        block has arrived, f is evaluated on one on the driver, once.
+        Results of parity blocks may have other dtypes, because parity of integers is stored in wider
+        integers. If no result of a data block has arrived, f is called once on a data block on the driver.
         """
         first_task = min(self.received.by_task)
         outcome = self.received.by_task[first_task]
@@ -219,34 +222,39 @@ class ResultDecoder:
         return [leaf.dtype for leaf in self._local_sample]
 
     def get_accuracy_limiting_dtype(self, result_dtype: DType) -> DType:
-        """Return the dtype whose rounding limits results of `result_dtype`."""
+        """Return the dtype that limits the accuracy of decoded results of `result_dtype`."""
         return find_accuracy_limiting_dtype(result_dtype, self.coded_data.data_blocks.dtypes)
 
     def get_rtol(self, result_dtype: DType) -> float:
-        """Return the relative error that decoded results of `result_dtype` may have."""
+        """Return the relative error that is allowed in decoded results of `result_dtype`."""
         return get_default_rtol(result_dtype) if self._options.rtol is None else self._options.rtol
 
     @cached_property
     def undecodable_reason(self) -> str:
-        """Why parity is of no use, as f has made floats of integers that may wrap; "" if it is of use."""
+        """The reason why results of integer data cannot be decoded, or "" if they can.
+
+        They cannot if f returns floats and the integers in parity blocks may overflow.
+        """
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes))
         if self._options.traits.meets_requirement or not has_integers:
             return ""
-        from polarmap.driver.wraparound import find_wraparound_reason  # Few maps need it.
+        from polarmap.driver.wraparound import find_wraparound_reason  # lazy import: few maps need it
 
         return find_wraparound_reason(self.coded_data, self.result_dtypes())
 
     # -- decoding ---------------------------------------------------------------------------
 
     def decode(self) -> list[list[Array]]:
-        """Return the results of all data tasks, as leaves. Nothing is computed twice.
+        """Return the results of all data blocks, each as a list of arrays, decoding the missing ones.
+
+        The results are cached until another result arrives.
 
         Raises
         ------
         NonFiniteResultError
-            If NaN or inf keep the missing results from being decoded.
+            If missing results cannot be decoded because received results contain NaN or inf.
         CodeError
-            If a result consists of Python integers that parity does not determine.
+            If a result is a Python integer that cannot be decoded uniquely.
         """
         if not len(self.tracker.missing_indices):
             received = self.received.by_task
@@ -260,12 +268,12 @@ class ResultDecoder:
         return self.decoded_results
 
     def use_unpadded_results(self) -> None:
-        """Take the received results of data tasks for `decoded_results`, with [] for a missing one."""
+        """Set `decoded_results` to the received results of data blocks, with [] for each missing one."""
         outcomes = map(self.received.by_task.get, range(self._code.n_targets))
         self.decoded_results = [[] if outcome is None else outcome.leaves for outcome in outcomes]
 
     def _decode_missing_blocks(self, decoder: ErasureDecoder) -> list[list[Array]]:
-        """Return the same where some results are missing; [] if NaN or inf keep them from being decoded."""
+        """Decode the missing results and return all results, or [] if NaN or inf prevent decoding."""
         recovered: list[list[Array]] = []
         leaf_types = get_leaf_types(self.received.structure)
         for leaf_index, dtype in enumerate(self.result_dtypes()):
@@ -275,7 +283,7 @@ class ResultDecoder:
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []
             if leaf_types[leaf_index] == "python" and is_integer_dtype(dtype) and decoder.modular:
-                from polarmap.driver.wraparound import undo_wraparound  # Few maps need it.
+                from polarmap.driver.wraparound import undo_wraparound  # lazy import: few maps need it
 
                 arrived, weights = decoder.arrived_indices, decoder.approximate_weights
                 recovered.append(undo_wraparound(self.coded_data, received, arrived, weights, blocks))
@@ -286,9 +294,10 @@ class ResultDecoder:
     def merge_recovered_blocks(
         self, missing_indices: Array, recovered_leaves: list[list[Array]]
     ) -> list[list[Array]]:
-        """Return the leaves of the results of all data tasks: those received, and those recovered.
+        """Return the results of all data blocks, as lists of arrays, from received and recovered ones.
 
-        recovered_leaves : for each leaf the recovered arrays, flat, in the order of `missing_indices`.
+        missing_indices : the data blocks whose results were recovered (decoded or estimated).
+        recovered_leaves : for each array of a result, the flat recovered values of the missing blocks.
         """
         shapes = self.received.first_received.leaf_shapes
         leaves = {block_index: outcome.leaves for block_index, outcome in self.received.by_task.items()}
@@ -300,7 +309,7 @@ class ResultDecoder:
 
 
 def _check_result_dtype(dtype: DType) -> None:
-    """Raise CodeError for a result that could not be decoded if it were lost, whether or not it is."""
+    """Raise CodeError if results of this dtype cannot be decoded, even if no result is missing."""
     try:
         check_supported_dtype(dtype, "the result of f")
     except CodeError as error:

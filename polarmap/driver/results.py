@@ -1,6 +1,6 @@
-"""The results that a map returns, and its report.
+"""Build the object that a map returns: its results and a report about the run.
 
-The report is built when it is first read, so that maps whose report is never read do not pay for it.
+The report is built when it is first read, so maps whose report is never read do not pay for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class LazyReport:
-    """A report that is built when it is first read, or when it is pickled.
+    """A wrapper of a report that is built when it is first read or pickled.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class LazyReport:
 
     @cached_property
     def report(self) -> Report:
-        """The report."""
+        """The report, which is built at the first access."""
         return self._build_report()
 
     def __getstate__(self) -> dict[str, Report]:
@@ -95,7 +95,10 @@ class CodedResult(Sequence[T]):
 
 
 def build_interim_report(report_fields: Mapping[str, Any], task_table: TaskTable) -> Report:
-    """Return the report of a map that is not over. `report_fields` are all fields other than the tasks."""
+    """Return the report of a running map.
+
+    report_fields : all fields of the report except the tasks.
+    """
     return Report(**report_fields, tasks=_build_task_reports(task_table), is_final=False)
 
 
@@ -105,16 +108,16 @@ def build_final_report(
     worker_spec: WorkerSpec | None,
     usage: PersistentUsage | None,
 ) -> Report:
-    """Return the report of a map that is over, with its cost.
+    """Return the final report of a map, including its estimated cost.
 
     Parameters
     ----------
     report_fields : mapping
-        All fields other than the tasks and the cost.
+        All fields of the report except the tasks and the cost.
     make_task_table : callable
         Called with no arguments to build the table of the tasks.
     worker_spec : WorkerSpec or None
-        The platform, memory and cores of a worker. None if polarmap knows no price for it.
+        The platform, memory and cores of a worker, or None if its price is not known.
     usage : PersistentUsage or None
         The time for which persistent workers are billed. None if tasks are billed one by one.
     """
@@ -126,7 +129,7 @@ def build_final_report(
 
 
 def _build_task_reports(task_table: TaskTable) -> tuple[TaskReport, ...]:
-    """Return the report of each task. The thread of a running map may change the table meanwhile."""
+    """Return the report of each task. This may be called while another thread runs the map."""
     return tuple(_build_task_report(task_index, record) for task_index, record in enumerate(task_table))
 
 
@@ -147,7 +150,10 @@ def _build_task_report(task_index: int, record: TaskRecord) -> TaskReport:
 
 
 def warn_if_machine_overloaded(task_table: TaskTable, n: int, k: int) -> None:
-    """Log a warning if one machine runs more than n - k tasks. Each text is logged once per process."""
+    """Log a warning if one machine ran so many tasks that the map could not have survived its loss.
+
+    Each text is logged only once per process.
+    """
     if len(task_table) != n:
         return
     warning_text = format_machine_overload_message([task.host for task in task_table], n, k)
@@ -163,10 +169,11 @@ def _log_warning_once(message: str) -> None:
 def estimate_cost(
     worker_spec: WorkerSpec, task_reports: Sequence[TaskReport], seconds: float, usage: PersistentUsage | None
 ) -> Cost | None:
-    """Return the estimated cost of a map that took `seconds`, or None without a known price.
+    """Return the estimated cost of a map that took `seconds`, or None if no price is known.
 
-    Persistent workers are billed for their whole time, `usage`. Otherwise every attempt is billed. An attempt
-    that never reported is billed until its worker notices that the map is over.
+    Persistent workers are billed for all the time that they ran, which is `usage`. Otherwise each attempt
+    (run of a task) is billed. If no result of an attempt arrived, it is billed until its worker notices that
+    the map is over.
     """
     if usage is not None:
         return estimate_persistent_cost(worker_spec, usage)

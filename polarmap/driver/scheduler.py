@@ -1,4 +1,4 @@
-"""The scheduler: the loop that starts the tasks of a job and yields their outcomes.
+"""Schedule the tasks of a job: start them, and yield their outcomes as they arrive.
 
     SchedulingPolicy --tasks to start--> schedule_tasks --attempts--> Session (workers)
            ^                               |        ^                     |
@@ -29,9 +29,9 @@ from polarmap.executors.interface import (
     Session,
 )
 
-# Seconds without a new start or outcome after which failed tasks are retried while other tasks still run.
+# While other tasks run, failed tasks are retried only after this many seconds without a start or an outcome.
 RETRY_IDLE_SECONDS = 1.0
-MAX_POLL_INTERVAL = 5.0  # The longest wait for events in seconds, which limits the harm of a missed wake-up.
+MAX_POLL_INTERVAL = 5.0  # the longest wait for events in seconds, in case a wake-up is missed
 
 
 def schedule_tasks(
@@ -41,11 +41,11 @@ def schedule_tasks(
     collector: Collector,
     events: EventStream | None = None,
 ) -> Iterator[list[Outcome]]:
-    """Yield each list of outcomes as it arrives, or an empty list when a poll is due.
+    """Run the tasks of a job, and yield lists of outcomes (results and failures) as they arrive.
 
-    The loop goes on until the caller stops iterating. After each step it starts the tasks that the policy
-    chooses, then failed tasks that may be tried again. It raises what `collector` raises when the timeout of
-    its timer has passed, or when no task can give the results that are still needed.
+    An empty list is yielded when a poll is due. The loop continues until the caller stops iterating. After
+    each step, it starts the tasks that the policy chooses, and retries failed tasks. The collector may raise
+    an exception when the timeout has passed, or when the map can no longer succeed.
 
     Parameters
     ----------
@@ -56,9 +56,10 @@ def schedule_tasks(
     retry_rule : RetryRule
         Decides whether and when a failed task may be retried.
     collector : Collector
-        The collector of the job, with its table of tasks and its timer.
+        Decides which results are still needed. Its task table and timer are used.
     events : EventStream, optional
-        Where `AttemptsStarted` is emitted. Its `poll_interval` is the longest time between two steps.
+        The stream to which `AttemptsStarted` is emitted. Its `poll_interval` is the longest time between two
+        steps.
     """
     task_table, timer = collector.task_table, collector.timer
     poll_interval = MAX_POLL_INTERVAL if events is None else min(MAX_POLL_INTERVAL, events.poll_interval)
@@ -70,9 +71,8 @@ def schedule_tasks(
         attempts = task_table.start_attempts(task_indices, last_event_at)
         session.submit(attempts)
         if events is not None:
-            if (
-                not policy.initial_tasks
-            ):  # Such a policy starts tasks one by one, so only retries are reported.
+            if not policy.initial_tasks:
+                # This policy starts all tasks later, so only retries and backups are worth an event.
                 attempts = [attempt_id for attempt_id in attempts if attempt_id[1] > 0]
             _emit_attempts_started(events, task_table, attempts, last_event_at)
 
@@ -96,12 +96,12 @@ def schedule_tasks(
     session.submit(task_table.start_attempts(policy.initial_tasks, 0.0))
     while True:
         timeout = min(poll_interval, collector.poll_interval(), timer.remaining_seconds)
-        # The wait counts from the previous poll, so that no start that became due since then is missed.
+        # Count from the previous poll rather than from now: a start may have become due since then.
         if collector.can_use_parity:
             timeout = min(timeout, policy.seconds_until_next_start(task_table, polled_at))
         if next_retry_at < inf:
             timeout = min(timeout, next_retry_at - timer.elapsed_seconds)
-        yield record_events(session.wait(max(0.0, timeout)))  # and keeps none of it
+        yield record_events(session.wait(max(0.0, timeout)))
         polled_at = now = timer.elapsed_seconds
         due_tasks = policy.choose_tasks_to_start(task_table, collector, now)
         if due_tasks:
@@ -131,7 +131,7 @@ def schedule_tasks(
             if is_stalled:
                 collector.on_tasks_exhausted()
         elif is_stalled or not task_table.held_back:
-            # Retry at once if no pending task can help, otherwise only after a while without an event.
+            # Retry immediately if no pending task can help, and otherwise only after a quiet period.
             earliest_at = 0.0 if is_stalled else last_event_at + RETRY_IDLE_SECONDS
             if retryable_tasks := [
                 task for task in retry_times if max(retry_times[task], earliest_at) <= now

@@ -1,4 +1,4 @@
-"""The state of every task of one map: its attempts, failures and times.
+"""Record the state of every task of a map: its attempts (runs), failures and times.
 
 The scheduler records the start and the outcome of each attempt here. Policies, collectors and the report
 read the table. It does not depend on the code, and it does not store results.
@@ -14,24 +14,25 @@ from polarmap.errors import annotate_exception
 from polarmap.executors.interface import AttemptId, Failure, Outcome
 from polarmap.report import TaskState
 
-# The state of a task without a result is the first of these states that any of its attempts is in.
+# A task without a result is in the first of these states that any of its attempts is in.
 STATE_PRECEDENCE = TaskState.RUNNING, TaskState.QUEUED, TaskState.ABANDONED, TaskState.CANCELLED
 
 
 @dataclass(slots=True)
 class TaskRecord:
-    """The attempts, failures and times of one task. All moments are in seconds after the start of the map.
+    """The attempts (runs), failures and times of one task. All times are in seconds after the map started.
 
     Attributes
     ----------
     late_tracker : LateTracker or None
-        Decides which attempts of tasks of this kind are late. None if the policy does not use lateness.
+        Decides which attempts are late. None if the scheduling policy does not need this.
     submitted_at : list of float
         When each attempt was submitted to the executor.
     attempt_states : list of TaskState
         The state of each attempt. Only `TaskTable` changes it.
     dispatched_at : dict from int to float
-        When the executor sent an attempt to a worker. The run time that decides on lateness counts from then.
+        When the executor sent an attempt to a worker. Whether an attempt is late depends on the time since
+        then.
     started_at : dict from int to float
         When a worker started an attempt, for the attempts where this is known.
     has_result : bool
@@ -49,7 +50,7 @@ class TaskRecord:
     n_backups : int
         The number of attempts that were started as backups of late ones.
     n_batch_losses : int
-        The number of attempts that were lost together with a batch. Any item of the batch may be the cause.
+        The number of attempts that were lost together with a batch, when the task was one of several items.
     host_by_attempt : dict from int to str, or None
         The host name of the worker of each attempt, where it is known.
     """
@@ -71,19 +72,19 @@ class TaskRecord:
 
     @property
     def host(self) -> str | None:
-        """The machine of the attempt that returned a result, else of the latest one; None if unknown."""
+        """The machine that returned the result, or else that of the latest attempt. None if unknown."""
         if not self.host_by_attempt:
             return None
         return self.host_by_attempt.get(self.result_attempt if self.has_result else max(self.host_by_attempt))
 
     @property
     def n_attempts(self) -> int:
-        """The number of attempts that have been started."""
+        """The number of attempts (runs) of the task that have been started."""
         return len(self.submitted_at)
 
     @property
     def state(self) -> TaskState:
-        """The state of the attempt that returned the result, else of all attempts."""
+        """The state of the task, which follows from the states of its attempts."""
         states = self.attempt_states
         if self.has_result:
             return states[self.result_attempt]
@@ -95,8 +96,8 @@ class TaskRecord:
     def first_started_at(self) -> float | None:
         """When a worker started the first attempt, in seconds after the start of the map, or None if unknown.
 
-        A worker measures how long its task took, so that the task started at the latest this long before its
-        result arrived. This bound is used if the executor reports no start, or reports it later.
+        Workers measure how long a task took, so it started at least this long before its result arrived. This
+        bound is used if the executor reports no start or a later one.
         """
         reported_start = self.started_at.get(0)
         if self.result_attempt or self.arrived_at is None or not self.worker_seconds:
@@ -106,7 +107,7 @@ class TaskRecord:
 
     @property
     def n_counted_attempts(self) -> int:
-        """The number of attempts that count against `retries`: all but those lost with a batch."""
+        """The number of attempts that count against `retries`. Those lost with a batch do not count."""
         return len(self.submitted_at) - self.n_batch_losses
 
     @property
@@ -120,12 +121,12 @@ class TaskRecord:
         return next((failure for failure in reversed(self.failures) if failure.kind == "raised"), None)
 
     def drop_shape_failures(self) -> None:
-        """Remove the failures that are due to a wrong shape, as an accepted result supersedes them."""
+        """Remove failures that were recorded because a result had the wrong shape."""
         self.failures = [failure for failure in self.failures if failure.kind != "shape"]
 
 
 class TaskTable:
-    """The tasks of a map, by number. Each change costs O(log n).
+    """A table of the tasks of a map, by task number. Each update takes O(log n).
 
     Attributes
     ----------
@@ -172,12 +173,12 @@ class TaskTable:
         return iter(self._records.values())
 
     def add_task(self, task_index: int, late_tracker: LateTracker[AttemptId] | None = None) -> None:
-        """Add a task that is held back. `late_tracker` tracks the attempts of tasks of its kind."""
+        """Add a task that has not been started. `late_tracker` decides when its attempts are late."""
         self._records[task_index] = TaskRecord(late_tracker)
         self.held_back.add(task_index)
 
     def task_indices(self) -> list[int]:
-        """Return the numbers of all tasks."""
+        """Return the indices of all tasks."""
         return list(self._records)
 
     def discard_task(self, task_index: int) -> None:
@@ -199,21 +200,21 @@ class TaskTable:
         late_tracker: LateTracker[AttemptId],
         is_batch_loss: bool = False,
     ) -> None:
-        """Add one item of a failed batch as a separate task with as many failed attempts as the batch.
+        """Move one item of a failed batch into a new task, with as many failed attempts as the batch.
 
         Parameters
         ----------
         task_index : int
             The task that ran the batch.
         new_task_index : int
-            The number of the separate task.
+            The number of the new task.
         failure : Failure
             Why the item failed.
         late_tracker : LateTracker
-            Tracks the attempts of the separate task.
+            Decides when attempts of the new task are late.
         is_batch_loss : bool
-            Whether the whole batch was lost, so that another item may be the cause. The attempts so far then
-            do not count against `retries`.
+            Whether the whole batch was lost, so that another item may be the cause. If so, the attempts so
+            far do not count against `retries`.
         """
         submitted_at, ended_at = (
             list(self._records[task_index].submitted_at),
@@ -228,14 +229,14 @@ class TaskTable:
         self.tasks_with_failures.add(new_task_index)
 
     def build_item_table(self, items_by_task: Mapping[int, Sequence[int]], n_items: int) -> TaskTable:
-        """Return a table with one task for each item, given which items each task of this table consists of.
+        """Return a table in which each item is a task, for reports of maps that batch several items per task.
 
         Parameters
         ----------
         items_by_task : mapping from int to sequence of int
-            The numbers of the items of each task. A task's seconds are divided equally among its items.
+            The numbers of the items in each task. The run time of a task is divided equally among its items.
         n_items : int
-            The number of items in all.
+            The total number of items.
         """
         table = TaskTable(n_items)
         table.no_worker_reason = self.no_worker_reason
@@ -252,7 +253,7 @@ class TaskTable:
         return table
 
     def start_attempts(self, task_indices: Collection[int], elapsed_seconds: float) -> list[AttemptId]:
-        """Record that the next attempt of each task is queued, and return these attempts."""
+        """Record a new, queued attempt of each task, and return these attempts."""
         attempts = []
         for task_index in task_indices:
             submitted_at = self._records[task_index].submitted_at
@@ -264,16 +265,16 @@ class TaskTable:
     def record_start(
         self, task_index: int, attempt: int, started_at: float, is_confirmed: bool = True, host: str = ""
     ) -> None:
-        """Record that an attempt was dispatched or started at `started_at`. Only the first report counts.
+        """Record that an attempt was sent to a worker, or started by it. Later reports are ignored.
 
         Parameters
         ----------
         task_index, attempt : int
-            The attempt. It is ignored unless it is pending.
+            The task and the attempt number. Attempts that are not pending are ignored.
         started_at : float
-            Seconds after the start of the map.
+            The time in seconds after the start of the map.
         is_confirmed : bool
-            Whether the worker is known to have started it. Otherwise it was only sent to a worker.
+            Whether the worker has started the attempt. If not, it was only sent to the worker.
         host : str
             The host name of the worker, or "" if it is not known.
         """
@@ -326,14 +327,14 @@ class TaskTable:
         record.host_by_attempt = {**(record.host_by_attempt or {}), attempt: host}
 
     def reject_result(self, task_index: int, failure: Failure) -> None:
-        """Mark the result of a task as invalid for the reason `failure`. The task counts as failed again."""
+        """Mark the result of a task as invalid because of `failure`. The task counts as failed again."""
         task = self._records[task_index]
         task.has_result = False
         task.failures.append(failure)
         self.tasks_with_failures.add(task_index)
         self.arrived.pop(task_index, None)
         if task.late_tracker is not None:
-            # Pending attempts of this task are needed again, so lateness is tracked for them.
+            # Pending attempts of this task are needed again, so they may become late again.
             for attempt in task.dispatched_at.keys() & self.in_flight.get(task_index, ()):
                 task.late_tracker.on_start((task_index, attempt), task.dispatched_at[attempt])
         self._set_attempt_states([(task_index, task.result_attempt)], TaskState.FAILED)
@@ -347,7 +348,10 @@ class TaskTable:
         self._set_attempt_states([(task_index, task.result_attempt)], TaskState.ARRIVED)
 
     def finalize_attempt_states(self) -> None:
-        """Mark running attempts as abandoned and queued attempts as cancelled, once the map is over."""
+        """Mark running attempts as abandoned and queued attempts as cancelled.
+
+        Called when the map is over.
+        """
         abandoned, cancelled = list[AttemptId](), list[AttemptId]()
         for task_index, attempts in self.in_flight.items():
             attempt_states = self._records[task_index].attempt_states
@@ -358,7 +362,7 @@ class TaskTable:
         self._set_attempt_states(cancelled, TaskState.CANCELLED)
 
     def mark_results_unneeded(self, task_indices: Iterable[int]) -> None:
-        """Mark the results of these tasks as surplus. Tasks without a result are ignored."""
+        """Mark the results of these tasks as not needed. Tasks without a result are ignored."""
         with_result = [task_index for task_index in task_indices if self._records[task_index].has_result]
         self._set_attempt_states(
             [(task_index, self._records[task_index].result_attempt) for task_index in with_result],
@@ -366,7 +370,7 @@ class TaskTable:
         )
 
     def drop_exception_objects(self) -> None:
-        """Keep only the texts of failures, as exceptions keep the data in their stack frames alive."""
+        """Keep only the texts of failures, because exceptions keep all data in their tracebacks alive."""
         for task in self:
             if task.failures:
                 task.failures = [failure._replace(cause=None) for failure in task.failures]
@@ -383,7 +387,7 @@ class TaskTable:
 
     @property
     def first_exception(self) -> BaseException | None:
-        """The exception of the first task that raised one, with a note that names it."""
+        """The exception of the first task that raised one, with a note that names the task, or None."""
         for task_index, task in enumerate(self):
             for failure in task.failures:
                 if failure.cause is not None:
@@ -391,7 +395,7 @@ class TaskTable:
         return None
 
     def _set_attempt_states(self, attempts: Iterable[AttemptId], state: TaskState) -> None:
-        """Set the state of attempts, and update the sets of tasks to match. No other method sets states."""
+        """Set the state of attempts, and update the sets of tasks. Only this method changes states."""
         for task_index, attempt in attempts:
             task = self._records[task_index]
             if state is TaskState.QUEUED:

@@ -1,4 +1,7 @@
-"""Collectors of maps without a code: the first result of each task, or of each item of a batch, counts."""
+"""Collect the results of maps without redundancy, in which every task has to return.
+
+A task may have several attempts (runs), because of backups and retries. Its first result counts.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ from polarmap.worker.task_records import OutputSpec
 
 
 class FirstResultCollector(EveryTaskCollector):
-    """A collector that needs an outcome of everything, and takes the first result of each as it is.
+    """Base class of collectors that need every task, and use its first result without decoding.
 
     Parameters
     ----------
     accept_failures : bool
-        Whether the failure of a task that is not tried again counts as its outcome. If not, it ends the map.
+        Whether a task may fail after all its retries. If not, such a failure ends the map.
     task_table : TaskTable
     timer : JobTimer
     """
@@ -40,16 +43,16 @@ class FirstResultCollector(EveryTaskCollector):
         self._accept_failures = accept_failures
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise the exception of f if f fails for all tasks, unless failures count as outcomes."""
+        """Raise the exception of f if f fails for all tasks, unless failures are accepted."""
         if not self._accept_failures:
             super().raise_if_f_always_fails()
 
     def poll_interval(self) -> float:
-        """Return inf, or 0 once failures have completed the outcomes, as no further task ends."""
+        """Return the seconds until the next poll: 0 if the map is complete, and otherwise inf."""
         return 0.0 if self.has_sufficient_results else inf
 
     def on_tasks_exhausted(self) -> None:
-        """Accept the failures of tasks, or raise the first one: what f raised, or that a worker was lost."""
+        """Accept the failures of tasks, or raise the first of them if failures are not accepted."""
         for task_index in sorted(self.task_table.failed):
             record = self.task_table[task_index]
             failure = record.last_raised_failure or record.last_failure
@@ -68,24 +71,24 @@ class FirstResultCollector(EveryTaskCollector):
 
     @abstractmethod
     def _accept_failure(self, task_index: int, failure: Failure) -> None:
-        """Take the failure of a task as the outcome of all in it that has none."""
+        """Record `failure` as the outcome of a task, or of all items in it without an outcome."""
 
     @abstractmethod
     def _label_failure(self, task_index: int, failure: Failure) -> str:
-        """Return the words by which an exception names where a task failed."""
+        """Return a text that names the task, or the items in it that failed, for an exception."""
 
 
 class UncodedCollector(FirstResultCollector):
-    """A collector of whole tasks.
+    """A collector of results of tasks that are not batches of items.
 
     Parameters
     ----------
     on_outcome : callable
-        Called with each outcome that counts.
+        Called with the outcome of each task, once.
     label_task : callable
-        Called with a task index; returns the words by which an exception names the task.
+        Called with a task index; returns a text that names the task in an exception.
     accept_failures : bool
-        Whether the failure of a task that is not tried again counts as its outcome. If not, it ends the map.
+        Whether a task may fail after all its retries. If not, such a failure ends the map.
     task_table : TaskTable
     timer : JobTimer
     """
@@ -104,11 +107,11 @@ class UncodedCollector(FirstResultCollector):
 
     @property
     def n_results(self) -> int:
-        """The number of tasks with an outcome that counts, failures included."""
+        """The number of tasks with a final outcome, including accepted failures."""
         return len(self._finished)
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Take the result of an attempt, if it is the first one of its task."""
+        """Pass on the result of an attempt if it is the first result of its task."""
         if outcome.failure is None and outcome.task not in self._finished:
             self._finish_task(outcome)
 
@@ -118,7 +121,7 @@ class UncodedCollector(FirstResultCollector):
 
     @property
     def has_sufficient_results(self) -> bool:
-        """Whether there is an outcome of every task."""
+        """Whether every task has a final outcome."""
         return len(self._finished) == len(self.task_table)
 
     def _accept_failure(self, task_index: int, failure: Failure) -> None:
@@ -154,9 +157,9 @@ def execute_uncoded(
     on_outcome : callable
         Called with the outcome of the first attempt of each task that returns.
     label_task : callable
-        Called with a task index; returns the words by which an exception names the task.
+        Called with a task index; returns a text that names the task in an exception.
     max_backups : int
-        The number of backups that a late task may get.
+        The largest number of backups of a late task.
     output : OutputSpec, optional
         Where workers store the results.
     accept_failures : bool

@@ -1,6 +1,7 @@
-"""Verification of a map's results: tests whether f is linear and whether every worker returned f(block).
+"""Verify the results of a coded map: test that f is linear, and that every worker returned f(block).
 
-The tests are redundant parity checks, or evaluations of f on the driver.
+f is the mapped function. The tests are parity checks, which are redundant equations between results, and
+calls of f on the driver.
 """
 
 from __future__ import annotations
@@ -36,21 +37,20 @@ Found: {finding}.
 
 
 class Pending(NamedTuple):
-    """The results can neither be accepted nor refused yet: wait for another one, or for f on the driver."""
+    """The verdict that the map should wait for another result, or for a call of f on the driver."""
 
 
 class Accepted(NamedTuple):
-    """The results may be returned.
+    """The verdict that the results can be returned.
 
     Attributes
     ----------
     verification : Verification
         How the results were verified.
     warning : str
-        The text of a warning to the caller of the map, or "".
+        A warning for the caller of the map, or "".
     proves_f : bool
-        Whether the checks have verified that f meets the requirement of the code, so that later maps need not
-        verify it again.
+        Whether the checks prove that f meets the assumption of the code, so later maps need not check it.
     """
 
     verification: Verification
@@ -59,14 +59,14 @@ class Accepted(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The result of a task contradicts other results, and f on the driver returns something else."""
+    """The verdict that one result is wrong: it contradicts others, and calling f here does not confirm it."""
 
     task_index: int
     failure: Failure
 
 
 class Refused(NamedTuple):
-    """These results cannot be decoded: f is not linear, or they do not determine the missing results."""
+    """The verdict that nothing can be decoded from these results, for example because f is not linear."""
 
     error: NonFiniteResultError | NotLinearError | CodeError
 
@@ -75,16 +75,16 @@ Verdict = Pending | Accepted | Rejected | Refused
 
 
 class Verifier:
-    """Checks the results of a map, without changing them.
+    """Checks the results of a coded map, by parity checks and by calls of f on the driver.
 
     Parameters
     ----------
     coded_data : CodedData
     options : MapOptions
     decoder : ResultDecoder
-        Has the received results, and decodes the missing ones.
+        Provides the received results, and decodes the missing ones.
     evaluator : LocalEvaluator
-        Evaluates f on the driver.
+        Calls f on the driver.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Verifier:
 
     @cached_property
     def local_checks(self) -> LocalChecks:
-        """The comparison of decoded results with f on the driver, which few maps need."""
+        """The comparison of decoded results with results of f on the driver, created at the first access."""
         from polarmap.driver.local_checks import LocalChecks
 
         parts = self._coded_data, self._options, self._decoder, self._evaluator, self.parity_checks
@@ -109,12 +109,15 @@ class Verifier:
     # -- parity checks ----------------------------------------------------------------------
 
     def evaluate_redundant_checks(self) -> ParityResiduals | None:
-        """Return the residuals of the parity checks, or None if no redundant result has arrived."""
+        """Return the residuals of the parity checks, or None if no more results than needed have arrived."""
         tracker = self._decoder.tracker
         return self.parity_checks.evaluate() if tracker.is_ready and tracker.n_redundant_checks else None
 
     def reject_result_or_blame_f(self, task_index: int) -> Verdict:
-        """Judge a result that contradicts others: it is garbage unless f on the driver returns it, too."""
+        """Return the verdict on a result that contradicts others, after calling f on its block on the driver.
+
+        If the driver gets the same result, f is not linear. If not, the worker returned garbage.
+        """
         local_leaves = self._evaluator.wait_for_leaves(self._evaluator.start_on_block(task_index))
         received_leaves = self._received.by_task[task_index].leaves
         if local_leaves is not None and self.local_checks.agrees(local_leaves, received_leaves):
@@ -124,12 +127,12 @@ class Verifier:
         return Rejected(task_index, Failure(FailureKind.GARBAGE, "GarbageResult", message))
 
     def refuse_f(self, finding: str) -> Refused:
-        """Return the verdict that f does not meet the requirement of the code, for example that f is linear.
+        """Return the verdict that f does not meet the assumption of the code, for example is not linear.
 
         Parameters
         ----------
         finding : str
-            The check that failed and by how much, for the message.
+            A text that says which check failed and by how much, for the error message.
         """
         requirement = self._code.requirement
         requirement_name = "linear" if requirement == LINEAR_OR_AFFINE else "one"
@@ -141,10 +144,9 @@ class Verifier:
     # -- f on the driver --------------------------------------------------------------------
 
     def poll_local_evaluation(self) -> LocalEvaluation:
-        """Return the evaluation of f on a missing block: still running, or ended within a moment.
+        """Wait briefly for the current call of f on the driver, or start the next one, and return it.
 
-        The next one starts once the last has ended and results are left unchecked. It takes the block that
-        is made of most of these.
+        Calls are made on missing blocks, one at a time, until all results that decoding uses are checked.
         """
         latest = self.local_checks.latest
         if (
@@ -156,7 +158,7 @@ class Verifier:
         return self.local_checks.poll()
 
     def _choose_block_to_evaluate(self) -> int:
-        """Return the missing block that shows most of the unchecked results, whatever these deviate by."""
+        """Return the missing block whose check on the driver covers the most results not checked so far."""
         decoder, unchecked_mask = self._erasure_decoder, self._find_unchecked_mask()
         scores = sum(
             decoder.get_weight_masks(dtype).count_invertible_weights(unchecked_mask)
@@ -170,19 +172,19 @@ class Verifier:
     # -- which results the checks involve ---------------------------------------------------
 
     def find_unchecked_results(self) -> tuple[int, ...]:
-        """Return the tasks whose results are returned or decoded from, and which no check involves.
+        """Return the tasks whose results are used but not covered by any check.
 
-        Checks are the parity checks, and the decoded blocks on which f was evaluated on the driver. Garbage
-        from one of these tasks would pass; from any other it would not.
+        Checks are the parity checks and the calls of f on the driver. If a worker returned garbage for one of
+        these tasks, no check would notice.
         """
         arrived_indices = self._erasure_decoder.arrived_indices
         returned_mask = arrived_indices < len(self._code.systematic_indices)
         return tuple(arrived_indices[self._find_unchecked_mask(returned_mask)].tolist())
 
     def _find_unchecked_mask(self, include_mask: Mask | bool = False) -> Mask:
-        """Return the mask of the arrived results that no check involves.
+        """Return a boolean mask over the arrived results: True for used results that no check covers.
 
-        Only those count that blocks are decoded from, or that are in `include_mask`.
+        A result is used if blocks are decoded from it, or if it is in `include_mask`.
         """
         decoder = self._erasure_decoder
         unchecked_mask = np.zeros(len(decoder.arrived_indices), bool)
@@ -197,12 +199,12 @@ class Verifier:
 
     @property
     def has_conclusive_checks(self) -> bool:
-        """Whether the checks made so far cover every result that blocks are decoded from.
+        """Whether the checks so far are enough to accept the results.
 
-        Parity checks also hold for an f that is not linear if all results are equal, if each check only
-        compares copies of a block, or if no worker gets a data block. In these cases f must have been
-        evaluated on the driver as well, and also if a data block has returned an unusual result, which may be
-        f's own doing.
+        They must cover every result that is used for decoding. In some cases parity checks hold even if f is
+        not linear: if all results are equal, if each check only compares copies of a block, or if no worker
+        receives a data block. Then f must also have been called on the driver. The same applies if the result
+        of a data block had another shape, which may be due to f itself.
         """
         local_results = self.local_checks.results
         if self._received.mismatched_blocks - local_results.keys() or (
@@ -217,7 +219,10 @@ class Verifier:
 
     @property
     def has_check_of_block_sum(self) -> bool:
-        """Whether a check involves f of a sum of blocks: a copy of a block tells nothing of f."""
+        """Whether any check involves a combination of several blocks.
+
+        A parity block that is a copy of a data block cannot show whether f is linear.
+        """
         is_decoded = len(self._erasure_decoder.missing_indices) > 0
         if is_decoded and self._block_sum_mask[self.local_checks.checked_mask].any():
             return True
@@ -229,17 +234,21 @@ class Verifier:
 
     @property
     def _block_sum_mask(self) -> Mask:
-        """The mask of the missing blocks that are made of more than a copy of a result."""
+        """A boolean mask over the missing blocks: True if decoding does more than copy one result."""
         combination_mask = np.zeros(len(self._erasure_decoder.missing_indices), bool)
         for dtype in set(self._decoder.result_dtypes()):
             combination_mask |= self._erasure_decoder.get_weight_masks(dtype).recombined_results_mask
         return combination_mask
 
     def has_differing_results(self) -> bool:
-        """Return whether results differ by more than rounding. Equal results satisfy any equation."""
+        """Return whether results of different tasks differ by more than rounding errors.
+
+        If all results are equal, parity checks prove nothing about f.
+        """
         return self._decoder.compute_once("has differing results", self._compare_received_results)
 
     def _compare_received_results(self) -> bool:
+        """Compare all received results with the first one; return whether one differs."""
         for leaf_index, dtype in enumerate(self._decoder.result_dtypes()):
             first, *others = self._received.get_flat_leaves_by_task(leaf_index).values()
             tolerance = 0.0
@@ -254,10 +263,10 @@ class Verifier:
     # -- accuracy ---------------------------------------------------------------------------
 
     def compute_error_bound(self) -> float:
-        """Return the largest error that may be undetected, relative to the largest number of a leaf.
+        """Return a bound of the relative error that the results may have although all checks have passed.
 
-        Its causes are rounding, which decoding multiplies, and one worker whose deviation the checks cannot
-        tell from rounding.
+        The error may come from rounding, which decoding amplifies, and from one wrong result whose deviation
+        is so small that the checks take it for rounding. It is relative to the largest value of an array.
         """
         decoder, bound = self._erasure_decoder, 0.0
         residuals, local_checks, checked_blocks = self.parity_checks.residuals, self.local_checks, list[int]()
@@ -268,7 +277,7 @@ class Verifier:
             is_integer = is_integer_dtype(dtype)
             if is_integer and not decoder.rounds_integers:
                 continue
-            # Rounding may hide as much.
+            # An error of the size of rounding can go unnoticed, so it is added to the residual.
             rounding_unit = machine_epsilon(self._decoder.get_accuracy_limiting_dtype(dtype))
             residual = residuals.by_leaf[leaf_index] if residuals is not None else None
             residual = None if residual is None else residual + rounding_unit
@@ -282,8 +291,8 @@ class Verifier:
             )
             decoded = [leaves[leaf_index] for leaves in self._decoder.decoded_results]
             max_magnitude = self.parity_checks.compute_max_magnitude(leaf_index, decoded)
-            if max_magnitude:  # Parity results may be larger than results of data blocks.
-                # Integers that f made of floats, and so rounded, may be off by a half through every weight.
+            if max_magnitude:
+                # If f rounds to integers, each result may be off by a half, which decoding weights multiply.
                 integer_rounding = 0.0
                 if is_integer:
                     integer_rounding = 0.5 * decoder.max_weight_sum + 0.5
@@ -294,5 +303,5 @@ class Verifier:
 
     @property
     def amplification(self) -> float:
-        """The largest amplification of a decoded block of floats. Integers may be decoded exactly."""
+        """The largest factor by which decoding multiplies rounding errors of floats."""
         return self._erasure_decoder.over(np.dtype(np.float64)).amplification

@@ -1,4 +1,8 @@
-"""Integer wraparound: when parity modulo 2^64 cannot restore what f returns."""
+"""Handle integers that overflow in parity blocks, which are computed modulo 2^64.
+
+Integer results are decoded modulo 2^64 as well, so this is harmless unless f turns the integers into floats
+or into Python integers.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from polarmap.errors import CodeError
 
 
 def find_wraparound_reason(coded_data: CodedData, result_dtypes: Sequence[DType]) -> str:
-    """Return why parity is of no use for results of these dtypes, and what to do; "" if it is of use.
+    """Return an error message if results cannot be decoded because integers may overflow, else "".
 
-    It is of no use if f turns integers into floats and parity blocks, or sums over one, may wrap.
+    That is the case if f turns integers into floats, and parity blocks or sums over them may exceed 64 bits.
     """
     float_names = [str(dtype) for dtype in result_dtypes if not is_integer_dtype(dtype)]
     if not (
@@ -37,21 +41,21 @@ def undo_wraparound(
     weights: Array,
     modular_blocks: Array,
 ) -> list[Array]:
-    """Return Python integers, which do not wrap, given their residues modulo 2^64.
+    """Return the Python integers that have the given residues modulo 2^64.
 
-    Raises CodeError for an integer that another integer with the same residue could replace. An integer
-    that is negative, or 2^63 or more, is certain only if a received result of a data block is on the same
-    side: otherwise f may have added in 64 bits, with a sign or without one.
+    Raises CodeError if more than one integer is possible. An integer that is negative or at least 2^63 is
+    accepted only if a received result of a data block is in the same range. Otherwise f may have added in
+    signed or unsigned 64-bit arithmetic.
 
     Parameters
     ----------
     coded_data : CodedData
     received : mapping from int to array (1,)
-        The integers that have arrived, by task.
+        The received integers, by task.
     arrived_indices : index array (arrived,)
-        The tasks whose integers have arrived.
+        The tasks of the received integers.
     weights : array (missing, arrived)
-        The missing integers are approximately weights @ received[arrived_indices].
+        Weights by which the missing integers are approximately weights @ received[arrived_indices].
     modular_blocks : array (missing, 1)
         The residues of the missing integers.
     """
@@ -83,12 +87,12 @@ def undo_wraparound(
 
 
 def _has_unsigned_data(coded_data: CodedData) -> bool:
-    """Return whether parity of the data wraps below zero."""
+    """Return whether the data contains unsigned 64-bit integers, whose parity may wrap below zero."""
     return np.dtype(np.uint64) in coded_data.data_blocks.dtypes
 
 
 def _may_exceed_int64(coded_data: CodedData, include_sums: bool) -> bool:
-    """Return whether parity blocks of 64-bit integers may exceed 2^63.
+    """Return whether values of parity blocks of 64-bit integers may reach 2^63.
 
     Parameters
     ----------

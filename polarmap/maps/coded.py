@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class SharedMapOptions(TypedDict, total=False):
-    """The options of every coded map of data, for type checkers."""
+    """The types of the keyword options that all coded maps share, for type checkers."""
 
     blocks: int | None
     tasks: int | None
@@ -52,7 +52,7 @@ class SharedMapOptions(TypedDict, total=False):
 
 
 class CodedMapOptions(SharedMapOptions, total=False):
-    """The options of `coded_map` other than `out`, for type checkers."""
+    """The types of the keyword options of `coded_map`, except `out`, for type checkers."""
 
     key: str | bytes | None
     on_result: Callable[[int, Any], object] | None
@@ -88,11 +88,11 @@ def coded_map(
     on_result: Callable[[int, T], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
-    """Map a linear, affine or polynomial f over blocks of data, without waiting for stragglers.
+    """Map a linear, affine or polynomial f over blocks of data, without waiting for slow or lost workers.
 
-    The data is cut into k blocks, and n - k parity blocks are added. Each of n tasks applies f to one block.
-    The k results are returned as soon as the results that have arrived determine them. Missing results are
-    decoded.
+    The data is cut into k blocks, and n - k parity blocks (combinations of data blocks) are added. Each of n
+    tasks applies f to one block. The k results are returned as soon as enough results have arrived to decode
+    the missing ones.
 
     Parameters
     ----------
@@ -191,6 +191,6 @@ def coded_map(
         raise CodeError(
             "on_result= gets results that workers return, out= keeps them in storage: leave one out"
         )
-    from polarmap.arrays.stored_result import prepare_stored_map  # as much again as all other maps need
+    from polarmap.arrays.stored_result import prepare_stored_map  # lazy import: slow to import
 
     return prepare_stored_map(f, data, code_options, out, resolve_executor(executor), options)

@@ -1,4 +1,4 @@
-"""Executor: a concurrent.futures.Executor for any function, with backups of late calls."""
+"""Provide `polarmap.Executor`, a `concurrent.futures.Executor` that also runs backups of late calls."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from polarmap.worker.task_functions import call_each
 
 T = TypeVar("T")
 
-MAX_QUEUED_CALLS = 4096  # calls that a pool is given at a time, as it keeps a record of each
+MAX_QUEUED_CALLS = 4096  # the largest number of calls that are submitted to a worker pool at a time
 
 
 class Executor(ExecutorHandle, futures.Executor):
-    """A `concurrent.futures.Executor`: calls of any function as futures, with backups for late ones.
+    """A `concurrent.futures.Executor` that retries lost calls and starts backups of late ones.
 
     Use it with tools that take an executor, and for calls that come one by one. A call returns or raises what
-    it would in a `ProcessPoolExecutor`. In addition, a call whose worker dies is started again. A call that
-    is late, judged by earlier calls of its function, gets a backup as soon as no other call is queued, and
-    the first attempt to return counts. Arguments and results are pickled with cloudpickle, so functions may
-    be defined anywhere. If a call raises `SystemExit`, `StopIteration` or the like, its future holds a
-    `FunctionExitError`. A map with `executor=` an Executor runs where the calls run.
+    it would in a `ProcessPoolExecutor`. In addition, a call is retried if its worker dies. If a call takes
+    much longer than earlier calls of the same function, it is started again (as a backup) once no other
+    call is queued, and the first result counts. Arguments and results are pickled with cloudpickle, so
+    functions may be defined anywhere. If a call raises `SystemExit`, `StopIteration` or the like, its future
+    holds a `FunctionExitError`. A map with `executor=` an Executor runs where the calls run.
 
     Parameters
     ----------
@@ -107,11 +107,11 @@ class Executor(ExecutorHandle, futures.Executor):
             self.worker_spec, self.is_local = used_executor.worker_spec, used_executor.is_local
             if used_executor.has_persistent_workers or used_executor.max_workers is None:
                 max_in_flight = MAX_QUEUED_CALLS
-            else:  # Calls that it was given cannot be withdrawn: it gets one more than it has workers.
+            else:  # Submitted calls cannot be withdrawn, so submit only one more call than there are workers.
                 max_in_flight = used_executor.max_workers + 1
-            self._max_workers = used_executor.max_workers or count_available_cores()  # Dask asks for it.
+            self._max_workers = used_executor.max_workers or count_available_cores()  # Dask reads it.
             self._shares_files = used_executor.has_persistent_workers and self.is_local
-            # polarmap may be missing on other machines.
+            # polarmap may not be installed on other machines.
             self._is_remote = used_executor.has_persistent_workers and not self.is_local
             self._pickling_context = (
                 pickle_worker_code_by_value if self._is_remote else contextlib.nullcontext
@@ -121,20 +121,20 @@ class Executor(ExecutorHandle, futures.Executor):
 
     @property
     def name(self) -> str:
-        """The name in reports of the executor where calls run."""
+        """The name, as shown in reports, of the executor on which calls run."""
         return self._executor.name
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name; empty if it is not known."""
+        """The number of workers on each machine, by host name. Empty if this is not known."""
         return self._executor.workers_by_host
 
     def resolve(self) -> ResolvedExecutor:
-        """Return the executor where calls run, as long as this one is open."""
+        """Return the executor to use for maps, which runs tasks of maps on the same workers as calls."""
         return ExecutorOfCalls(self, self._executor)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
-        """Submit the call `fn(*args, **kwargs)` and return its future.
+        """Schedule the call `fn(*args, **kwargs)` and return its future.
 
         Parameters
         ----------
@@ -146,7 +146,7 @@ class Executor(ExecutorHandle, futures.Executor):
         Returns
         -------
         concurrent.futures.Future
-            The future, which can be cancelled until a worker is given the call.
+            The future of the call. It can be cancelled until the call is sent to a worker.
 
         Raises
         ------
@@ -172,22 +172,23 @@ class Executor(ExecutorHandle, futures.Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """Return an iterator over the results of `fn` on the items of iterables, in their order.
+        """Call `fn` with the items of the iterables, and return an iterator over the results, in order.
 
         Parameters
         ----------
         fn : callable
             The function, as for `submit`.
         *iterables
-            Each yields one argument of every call. The shortest decides how many calls there are.
+            Each of them yields one argument of every call. There are as many calls as the shortest has items.
         timeout : float, optional
-            Seconds from now after which the iterator raises TimeoutError if the next result has not arrived.
+            The number of seconds from now after which the iterator raises TimeoutError if the next result has
+            not arrived.
         chunksize : int
-            The number of calls that travel and run together, as one call. Short calls share a task anyway,
-            and if one of them takes long, it and the others are started on workers of their own.
+            The number of calls that are sent and run together, as one call. You rarely need it: short calls
+            share a task anyway, and are separated again if one of them takes long.
         buffersize : int, optional
-            The number of calls, or chunks of calls, that are submitted before their results are taken. By
-            default all are submitted at once, and the iterables are read to their end.
+            The largest number of calls (or chunks of calls) to submit ahead of the result that you wait for.
+            By default, the iterables are read to their end and all calls are submitted at once.
         """
         if not is_integer(chunksize) or chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -205,7 +206,7 @@ class Executor(ExecutorHandle, futures.Executor):
         mapped_calls = MappedCalls(get_function_key(fn), chunksize)
         mapped_calls.context = self._pickle_function_once(partial(call_each, fn), mapped_calls)
         self._enqueue_chunks(mapped_calls, list(itertools.islice(chunks, buffersize)))
-        # Without further submissions, the iterator does not keep the executor alive.
+        # Refer to the executor only if calls are left to submit. It can be garbage-collected otherwise.
         submissions = (
             () if buffersize is None else (self._enqueue_chunks(mapped_calls, [chunk]) for chunk in chunks)
         )
@@ -214,7 +215,10 @@ class Executor(ExecutorHandle, futures.Executor):
         )
 
     def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> bool:
-        """Submit chunks as further items of a map. A chunk that cannot be pickled fails at once."""
+        """Pickle chunks of arguments, and submit each chunk as one item of a map.
+
+        If a chunk cannot be pickled, its item fails with the reason.
+        """
         first_index, new_indices = len(mapped_calls.blocks), list[int]()
         mapped_calls.blocks += [b""] * len(chunks)
         with self._pickling_context():
@@ -242,32 +246,33 @@ class Executor(ExecutorHandle, futures.Executor):
     def _pickle_function_once(
         self, f: Callable[..., Any], mapped_calls: MappedCalls
     ) -> Callable[..., Any] | str | bytes:
-        """Return the pickle of f for all calls, or the path of its file if it is large.
+        """Pickle f once for all calls of a map. Return the pickle, or the path of a file if it is large.
 
-        If f cannot be pickled, return f itself: each call then fails with the reason.
+        If f cannot be pickled, return f itself, so that each call fails with the reason.
         """
         with contextlib.suppress(Exception):
             pickled_function = pickle_function_with_buffers(f, "workers", self._is_remote)
             if self._shares_files and pickled_function.n_bytes > MAX_INLINE_FUNCTION_BYTES:
-                with contextlib.suppress(OSError, ExecutorError):  # No room: f travels with each call.
+                # If the disk is full, send f with each call instead.
+                with contextlib.suppress(OSError, ExecutorError):
                     return _write_function_file(mapped_calls, pickled_function)
             return b"".join(pickled_function.get_buffers_to_send())
         return f
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session for a map where calls run. Raises RuntimeError after `shutdown`."""
+        """Open a session for a map on the executor of the calls. Raises RuntimeError after `shutdown`."""
         self._call_queue.check_open()
         return self._executor.open(job_spec)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept no more calls. A second call does no harm.
+        """Accept no more calls, and release the workers once all calls have ended.
 
         Parameters
         ----------
         wait : bool
             Whether to wait until all calls, and the executor's own workers, have ended.
         cancel_futures : bool
-            Whether to cancel the calls that no worker was given.
+            Whether to cancel the calls that have not been sent to a worker.
         """
         self._call_queue.shutdown(cancel_futures)
         if wait:
@@ -275,21 +280,24 @@ class Executor(ExecutorHandle, futures.Executor):
 
 
 class ExecutorOfCalls(DelegatingExecutor):
-    """The executor of maps on an `Executor`, which it keeps alive: who drops an `Executor` shuts it down."""
+    """An executor for maps that run on a `polarmap.Executor`, to which it keeps a reference.
+
+    Without the reference, the `polarmap.Executor` could be garbage-collected, which shuts it down.
+    """
 
     def __init__(self, owner: Executor, executor: ResolvedExecutor) -> None:
         super().__init__(executor)
         self._owner = owner
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session where calls run. Raises RuntimeError after the `shutdown` of the owner."""
+        """Open a session for a map. Raises RuntimeError after the `shutdown` of the owner."""
         return self._owner.open(job_spec)
 
 
 def _write_function_file(owner: object, f: PickledFunction) -> str:
-    """Write a function to a file that is deleted with its owner, and return the path."""
-    folder = make_temp_folder()  # A disk has more room, and the pages of a new file are in memory.
+    """Write a pickled function to a file that is deleted together with `owner`, and return the path."""
+    folder = make_temp_folder()  # on disk, where more space is free than in shared memory
     weakref.finalize(owner, remove_owned_folder, folder)
-    check_private_folder(str(folder))  # as workers do: not every file system keeps others out
+    check_private_folder(str(folder))  # Workers check this, too: some file systems ignore permissions.
     write_file(str(folder), "calls/function", *f.get_buffers_to_send())
     return str(folder / "calls/function")

@@ -1,4 +1,7 @@
-"""Gradients of a function that can only be evaluated, by coded directions: no waiting for stragglers."""
+"""Compute gradients by finite differences on several workers, without waiting for slow or lost ones.
+
+Slopes along a few redundant directions replace the slopes that are missing.
+"""
 
 from __future__ import annotations
 
@@ -28,31 +31,31 @@ from polarmap.worker.finite_differences import (
     make_row_slope_task,
 )
 
-# Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
+# The step h for which the rounding error, eps / h, equals the truncation error, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
-# The largest factor by which decoding may amplify the error of slopes before one more result is awaited.
+# The largest factor by which decoding may amplify the error of slopes. Otherwise, wait for one more result.
 MAX_AMPLIFICATION = 1e3
-# A residual must exceed the estimated error of slopes by this factor to tell a non-smooth f.
+# f counts as not smooth if a residual exceeds the estimated error of slopes by this factor.
 ERROR_SAFETY_FACTOR = 64
 
 
 @dataclass(frozen=True)
 class GradientResult:
-    """A gradient and how it came about.
+    """A gradient and information about its computation.
 
     Attributes
     ----------
     gradient
-        The gradient, of the shape of x.
+        The gradient, in the shape of x.
     slopes
-        Derivative along every base direction, (r,), in their order.
+        The derivatives along the base directions, in their order, of shape (r,).
     evaluations
-        Evaluations of f by the workers whose results arrived.
+        The number of evaluations of f by workers whose results arrived.
     evaluations_started
-        All evaluations that were started: also those of workers that were late or lost, of further attempts,
-        and on the driver, which checks results. Tasks that no worker had started are not counted.
+        The number of all evaluations that were started, including those of late and lost workers, backups and
+        retries, and checks in this process. Tasks that no worker has started are not counted.
     report
-        Who arrived when, what was decoded.
+        The report of the map: when results arrived, and which were decoded.
     """
 
     gradient: Floats
@@ -89,9 +92,9 @@ def coded_gradient(
 ) -> PreparedMap[GradientResult]:
     """Compute the gradient of f at x from function values alone, without waiting for stragglers.
 
-    Each worker evaluates [f(x + hz) - f(x - hz)] / 2h along coded directions z (Bartan and Pilanci,
-    arXiv 1907.05984). Up to O(h^2) these slopes are linear in z, so missing slopes are decoded from the
-    slopes that arrived.
+    Each worker computes slopes [f(x + hz) - f(x - hz)] / 2h along several directions z, some of which are
+    redundant (Bartan and Pilanci, arXiv 1907.05984). Up to O(h^2), slopes are linear in z, so missing slopes
+    are decoded from the slopes that have arrived.
 
     Parameters
     ----------
@@ -180,21 +183,24 @@ def coded_gradient(
 
 
 class CodedGradient:
-    """x -> gradient of f at x by `coded_gradient`, for `jac=` of `scipy.optimize.minimize`.
+    """A callable that computes gradients of f, for the option `jac` of `scipy.optimize.minimize`.
+
+    Each call runs `coded_gradient`.
 
     Parameters
     ----------
     f : callable
-        Takes x, and further arguments if the optimizer passes some, and returns one real number.
+        The function. It takes x, and further arguments if the optimizer passes some, and returns one real
+        number.
     **options
-        Of `coded_gradient`. An executor is used for every gradient and stays open.
+        The options of `coded_gradient`. An executor is used for every gradient and stays open.
 
     Attributes
     ----------
     calls, evaluations, evaluations_started : int
-        Gradients so far, evaluations of f for them on workers that were heard, and all that were started.
+        The number of gradients so far, and the total numbers of evaluations, as in `GradientResult`.
     report : Report or None
-        Of the last gradient.
+        The report of the last gradient.
 
     Examples
     --------
@@ -231,14 +237,17 @@ def _make_blocks_and_slope_task(
     base_directions: Floats | None,
     n_blocks: int,
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
-    """Return k blocks, with every k-th direction in the same block, and the task for them."""
+    """Return k blocks of directions, and the function that computes the slopes along those of one block."""
     if base_directions is None:
         return list(np.eye(n_blocks)), make_coordinate_slope_task(f, x, scale, h, scheme, n_blocks)
     return partition_directions(base_directions, n_blocks), make_row_slope_task(f, x, scale, h, scheme)
 
 
 def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]:
-    """Return k blocks with every k-th direction in the same block, padded with zeros to equal sizes."""
+    """Divide directions into k blocks, with every k-th direction in the same block.
+
+    The blocks are padded with zeros to equal sizes.
+    """
     n_padded = -(-len(base_directions) // n_blocks) * n_blocks
     padded_directions = np.zeros((n_padded, *base_directions.shape[1:]))
     padded_directions[: len(base_directions)] = base_directions
@@ -246,12 +255,15 @@ def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]
 
 
 def merge_slopes(block_slopes: Sequence[Floats], n_directions: int) -> Floats:
-    """Return the slopes in the order of the directions: the inverse of `partition_directions`."""
+    """Join the slopes of all blocks in the order of the directions. This inverts `partition_directions`."""
     return np.stack(block_slopes, axis=1).reshape(-1)[:n_directions]
 
 
 def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats) -> Floats:
-    """Return the gradient that has these slopes, or the shortest such vector if there are several."""
+    """Return the gradient with these slopes along `base_directions`.
+
+    If several exist, return the shortest.
+    """
     if base_directions is None:
         return slopes.reshape(scale.shape) / scale
     if not np.isfinite(slopes).all():
@@ -261,7 +273,7 @@ def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats
 
 
 def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_directions: int) -> int:
-    """Return the number k of blocks, which is chosen as `coded_map` does for `n_directions` rows."""
+    """Return the number of blocks that `coded_map` would choose for `n_directions` rows."""
     code_options = CodeOptions(blocks, tasks, code).check()
     max_blocks = DEFAULT_N_BLOCKS if code_options.tasks is None else max(1, 3 * code_options.tasks // 4)
     k = code_options.requested_k or min(max_blocks, n_directions)
@@ -273,10 +285,12 @@ def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_direc
 
 
 def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Array]]) -> list[float]:
-    """Return the error that slopes of a smooth f may have, and inf for the leaf that is not decoded.
+    """Return the tolerances for checking results: the error of slopes of a smooth f, and inf.
 
-    The error is computed from the `SlopeErrorInputs` that workers return with the slopes. The most extreme
-    worker is ignored, as it may have returned garbage.
+    The inf is for the second array of a result, which is not decoded.
+
+    The error is estimated from the `SlopeErrorInputs` that workers return with the slopes. The most extreme
+    value is ignored, because that worker may have returned garbage.
     """
     columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
     min_value = -_find_second_largest(-columns["min_value"])
@@ -290,7 +304,10 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
 
 
 def _find_second_largest(column: Array) -> float:
-    """Return the second largest of three or more finite values, the largest of one or two, or 0.0."""
+    """Return the second largest finite value.
+
+    With fewer than three, return the largest, or 0.0 without any.
+    """
     finite = np.sort(column[np.isfinite(column)])
     if len(finite) == 0:
         return 0.0
@@ -298,10 +315,10 @@ def _find_second_largest(column: Array) -> float:
 
 
 def _count_evaluations(report: Report, n_directions: int, scheme: str) -> tuple[int, int]:
-    """Return how often f was evaluated by the workers that were heard, and how often in all."""
+    """Return how often f was evaluated by workers whose results arrived, and how often in total."""
 
     def count_task_evaluations(task_index: int) -> int:
-        # Data blocks may hold one direction less than parity blocks.
+        # A data block may have one direction less than a parity block.
         n_task_directions = -(-(n_directions - task_index * (task_index < report.k)) // report.k)
         return 2 * n_task_directions if scheme == "central" else n_task_directions + 2
 

@@ -1,4 +1,4 @@
-"""hedged_map: apply any f to items, with backup tasks for stragglers."""
+"""Provide `hedged_map`, which applies any function to items and starts backups of late tasks."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ def hedged_map(
     on_result: Callable[[int, T], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
-    """Apply any f to any items, with backup tasks for stragglers.
+    """Apply any function to any items, starting a backup of each task that is late.
 
-    Use it for functions that do not commute with a code. The first result of each item counts. A straggler
-    costs the time until it is known to be late, and one more run.
+    Use it for functions that `coded_map` cannot handle, such as most nonlinear ones. The first result of each
+    item counts. A slow worker costs the time until its task is recognized as late, plus one more run of the
+    task.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""submit: a map that begins now and returns later."""
+"""Provide `submit`, which starts a map in the background and returns its future."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polarmap.executors.pickling import copy_by_pickling
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The names of all parameters of map functions that hold data, which is copied if it is in memory.
+# The parameters of map functions that hold data. `submit` copies their values, as the caller may change them.
 DATA_PARAMETERS = {
     "data",
     "parts",
@@ -89,14 +89,17 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
 
 
 def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:
-    """Return a copy of data in memory, and of f if `pickle_f` is true; return other arguments themselves."""
+    """Return a copy of an argument of a map function, so that the caller can change the original.
+
+    Arguments other than data in memory and f are returned themselves. f is copied only if `pickle_f` is set.
+    """
     if name in DATA_PARAMETERS:
         return _copy_if_in_memory(argument)
     return _copy_by_pickle_round_trip(argument) if name == "f" and pickle_f else argument
 
 
 def _copy_if_in_memory(data: Any) -> Any:
-    """Return a copy of data in memory, or the data itself if it is stored elsewhere or cannot be copied."""
+    """Return a copy of data in memory. Data that is in storage or cannot be copied is returned itself."""
     is_stored = isinstance(data, (str, os.PathLike, np.memmap))
     if is_stored or hasattr(data, "coded_blocks") or getattr(data, "chunks", None):  # Zarr, HDF5, Dask
         return data
@@ -107,7 +110,7 @@ def _copy_if_in_memory(data: Any) -> Any:
 
 
 def _copy_by_pickle_round_trip(f: Any) -> Any:
-    """Return f after pickling and unpickling, or f itself if that fails; the map then raises the error."""
+    """Return a copy of f made by pickling. If that fails, return f, and the map will raise the error."""
     try:
         return copy_by_pickling(f, "its workers")
     except Exception:

@@ -1,4 +1,4 @@
-"""coded_sum: the sum of any function over parts, whichever few workers are missing."""
+"""Provide `coded_sum`, which sums any function over parts of data and tolerates a few lost workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class CodedSum:
-    """The sum that `coded_sum` returns, with its report.
+    """The result of `coded_sum`: the sum and a report.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ def coded_sum(
     on_result: Callable[[int, Any], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedSum]:
-    """Compute the sum of f(part) over all parts, for any f, without waiting for stragglers.
+    """Compute the sum of f(part) over all parts, for any f, without waiting for slow or lost workers.
 
     Every worker evaluates f on `tolerate` + 1 shares of the parts and returns one combination of the
     results. The results of any n - `tolerate` of n workers determine the sum, and often fewer results do,
