@@ -341,8 +341,8 @@ class BlockStore(ABC):
         The storage may hang, so `lock` is not held meanwhile. If the storage cannot be reached, its garbage
         is left for the next call.
         """
-        # Another thread is removing garbage, or hangs while doing so.
         if not self._garbage_lock.acquire(blocking=False):
+            # Do nothing if another thread is already at it: that thread may hang.
             return
         try:
             with contextlib.suppress(Exception):

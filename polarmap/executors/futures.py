@@ -294,8 +294,8 @@ class FuturesSession:
                 run_task_in_future, *call_arguments, cancel_token, self._n_threads_per_task
             )
             self._has_accepted = True
-        # The pool may be shut down or broken, or the block cannot be built.
         except Exception as error:
+            # The pool may be shut down or broken, or the block cannot be built.
             if not (self._has_accepted or isinstance(error, (DamagedError, CancelledError))):
                 raise ExecutorError(
                     f"{self._executor_name} accepts no tasks: {format_pool_error(error)}"

@@ -226,7 +226,7 @@ class LocalWorkerPool(WorkerPool):
 
 def is_about_to_finish(worker: WorkerHandle) -> bool:
     """Return True if a worker that runs an abandoned task may become idle before a new worker could start."""
-    # The previous task of the worker took little time.
+    # Assume that the running task takes about as long as the previous one.
     is_short = worker.last_task_seconds < WORKER_START_SECONDS
     running_seconds = time.monotonic() - worker.state_since
     return worker.get_abandoned_seconds() < FINISH_SOON_SECONDS or (

@@ -84,7 +84,7 @@ class ProcessSpawner:
                     socket_handle if isinstance(socket_handle, int) else socket_handle(process.pid)
                 )
             assert process.stdin is not None
-            # The worker has exited, which its session notices by the closed socket.
+            # An error means that the worker has exited, which its session notices by the closed socket.
             with contextlib.suppress(OSError):
                 process.stdin.write(json.dumps(worker_options).encode() + b"\n")
                 process.stdin.flush()

@@ -49,7 +49,6 @@ class ParallelTransfers(Generic[T, R]):
     ) -> None:
         self._transfer, self._queue = transfer, deque(enumerate(items))
         self._results, self._errors = dict[int, R](), dict[int, BaseException]()
-        # The count is that of threads that run transfers.
         self._lock, self._n_running_threads = threading.Lock(), 0
         self._has_settled, self._is_idle = threading.Event(), threading.Event()
         self._start_threads(min(max_threads, len(self._queue)))
