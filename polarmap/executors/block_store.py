@@ -187,7 +187,7 @@ class PublishedBlocks:
         return block_ref
 
     def _reserve_block_space(self, blocks: TaskBlocks) -> None:
-        """Reserve room in the store for all components. Only the first call does anything."""
+        """Reserve room in the store for all blocks. Only the first call does anything."""
         if self.key_prefixes:
             return
         block_store = self._block_store
@@ -229,7 +229,7 @@ class PublishedBlocks:
 def _remove_prefixes_if_store_alive(
     remove_weakref: weakref.WeakMethod[Callable[[Sequence[str]], None]], key_prefixes: Sequence[str]
 ) -> None:
-    """Remove stored components. Do nothing if the block store was deleted, and its files with it."""
+    """Remove the stored parts of blocks. Do nothing if the block store was deleted, and its files with it."""
     remove = remove_weakref()
     if remove is not None:
         remove(key_prefixes)
@@ -247,7 +247,7 @@ def make_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
 
 
 def _make_inline_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
-    """Return a reference to the block of a task that contains the bytes of the block."""
+    """Return a reference that contains the bytes of the block of a task."""
     data = b"".join(
         buffer
         for component in blocks.block_components(task)
@@ -364,7 +364,7 @@ class DriverBlockStore(BlockStore):
     Parameters
     ----------
     key_prefix : str
-        The prefix of the keys of all segments.
+        The common prefix of the keys by which workers request blocks.
     """
 
     def __init__(self, key_prefix: str) -> None:

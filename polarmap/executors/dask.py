@@ -23,7 +23,8 @@ from polarmap.executors.worker_pool import GRACE_SECONDS
 from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver_on_thread
 
-WORKER_LIST_INTERVAL = 5.0  # seconds between two requests for the list of Dask's workers, and their timeout
+# Seconds between two requests for the list of Dask's workers, and their timeout.
+WORKER_LIST_INTERVAL = 5.0
 # The options of Dask tasks by which a user chooses where they run.
 PLACEMENT_OPTIONS = {"workers", "resources"}
 # Seconds without a scheduler after which it counts as lost, though the client looks for it longer.
@@ -57,7 +58,8 @@ class DaskEngine(Engine):
         self._workers_listed_at = time.monotonic()
         # The number of threads of each Dask worker, by its address.
         self._n_threads_by_address: dict[str, int] = {}
-        self._futures: dict[int, Any] = {}  # the Dask future of each persistent worker, by worker id
+        # The Dask future of each persistent worker, by worker id.
+        self._futures: dict[int, Any] = {}
         # The address of the Dask worker that runs each persistent worker.
         self._dask_address_by_worker: dict[int, str] = {}
 

@@ -18,7 +18,7 @@ from polarmap.worker.locations import ClusterLocation
 
 
 class Engine(WorkerProvider, ABC):
-    """A connection to the Dask or Ray cluster of a user. This is the base class for both.
+    """A connection to the Dask or Ray cluster of a user (the abstract base class of both).
 
     An engine runs function calls on the cluster, holds data there and starts persistent workers. Each
     session, each data set and each worker pool has a separate `Engine`, but all of them use the connection of
@@ -97,7 +97,10 @@ class Engine(WorkerProvider, ABC):
 
     @abstractmethod
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        """Return the name of each reference, by which persistent workers look up its value."""
+        """Return a name for each reference.
+
+        Persistent workers look up the value of a reference by its name.
+        """
 
     # -- persistent workers --------------------------------------------------------------------
 

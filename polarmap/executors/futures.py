@@ -179,11 +179,14 @@ class FuturesSession:
         # None is put into the queue to wake `wait` up.
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
-        self._not_started: dict[AttemptId, Future[Any]] = {}  # attempts that may not have started yet
-        self._has_seen_start_mark = False  # whether any worker has recorded the start of an attempt
+        # Attempts that may not have started yet.
+        self._not_started: dict[AttemptId, Future[Any]] = {}
+        # Whether any worker has recorded the start of an attempt.
+        self._has_seen_start_mark = False
         # The attempts in `_not_started` that are assumed to be running, though the pool does not report it.
         self._assumed_started: set[AttemptId] = set()
-        self._has_accepted = False  # whether the pool has accepted a task
+        # Whether the pool has accepted a task.
+        self._has_accepted = False
         # Remote pools do not report when a worker gets a task. Assume that they have enough workers.
         self._reports_running = executor.is_local
         self._shares_memory = executor.shares_memory
@@ -259,7 +262,7 @@ class FuturesSession:
         """
         started = self._collect_started_attempts(check_all=True)
         for attempt, future in self._not_started.items():
-            # An engine may start a task before the cancellation reaches it.
+            # A cluster may start a task before the cancellation reaches it.
             if not (future.cancel() and self._reports_running):
                 self._get_cancel_token(*attempt).cancel()
         started += self._collect_started_attempts(check_all=True)

@@ -279,7 +279,7 @@ class JobSpec:
     padded_block: tuple[int, int] | None = None
 
     def get_n_unpadded_rows(self, task: int) -> int | None:
-        """Return how many rows of a task's block are data, if the block is padded, or else None.
+        """Return how many rows of a block are data, or None if the block of this task has no padding.
 
         Rows of zeros may be added to a block to make all blocks equal in size. A worker also evaluates f on
         the rows of data alone.
@@ -301,9 +301,10 @@ class JobSpec:
         return TaskRequest(task, attempt, block_ref, fault, self.output_spec, self.encryption, n_rows)
 
     def decode_reply(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
-        """Convert the reply of a worker to an `Outcome`. If it cannot be read, the attempt counts as lost.
+        """Convert the reply of a worker to an `Outcome`.
 
-        If the job has an encryption key, only data encrypted with this key is unpickled.
+        A reply that cannot be read counts as a lost attempt. If the job has an encryption key, only data
+        encrypted with this key is unpickled.
 
         Parameters
         ----------
@@ -447,7 +448,7 @@ class MapExecutor(Protocol):
 def build_block(
     blocks: TaskBlocks, task: int, transform_leaf: Callable[[Array], Array] = lambda leaf: leaf
 ) -> Any:
-    """Build the block of a task, which is the argument of f.
+    """Build the block of a task, with which f is called.
 
     `transform_leaf` is applied to each array of the block.
     """

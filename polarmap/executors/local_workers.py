@@ -36,13 +36,17 @@ CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform 
 # If idle cores cannot be detected, the number of tasks at a time is not limited.
 CAN_SEE_IDLE_CORES = os.path.exists("/proc/self/stat")
 MIN_IDLE_CORES_POLL_INTERVAL = 0.005  # seconds without a reply before the driver first checks for idle cores
-MAX_IDLE_CORES_POLL_INTERVAL = 0.05  # the longest pause between later checks, in seconds
-FINISH_SOON_SECONDS = 0.02  # seconds within which most workers that are busy when their map ends become idle
-WORKER_START_SECONDS = 0.05  # seconds to start a new worker and memory-map its blocks
-SPARE_WORKER_IDLE_SECONDS = 5.0  # seconds of idleness after which a surplus worker is stopped
+# The longest pause between later checks, in seconds.
+MAX_IDLE_CORES_POLL_INTERVAL = 0.05
+# Seconds within which most workers that are busy when their map ends become idle.
+FINISH_SOON_SECONDS = 0.02
+# Seconds to start a new worker and memory-map its blocks.
+WORKER_START_SECONDS = 0.05
+# Seconds of idleness after which a surplus worker is stopped.
+SPARE_WORKER_IDLE_SECONDS = 5.0
 # The number of workers beyond the number of cores, so that some can fetch blocks while others compute.
 N_SPARE_WORKERS = 2
-# If more workers than this run abandoned tasks, kill some before GRACE_SECONDS are over.
+# If more workers than this are busy with tasks of ended maps, kill some before GRACE_SECONDS are over.
 MAX_ABANDONED_WORKERS = 16
 
 
@@ -225,7 +229,10 @@ class LocalWorkerPool(WorkerPool):
 
 
 def is_about_to_finish(worker: WorkerHandle) -> bool:
-    """Return True if a worker that runs an abandoned task may become idle before a new worker could start."""
+    """Return True if a worker that is still busy with a task of an ended map may become idle soon.
+
+    Soon means before a new worker could start.
+    """
     # Assume that the running task takes about as long as the previous one.
     is_short = worker.last_task_seconds < WORKER_START_SECONDS
     running_seconds = time.monotonic() - worker.state_since

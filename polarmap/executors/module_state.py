@@ -226,14 +226,16 @@ class _ModuleStateWalk:
         # Descriptions and values of what was found, by module name and path.
         self._described_values: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._queue, self._visited_ids = list[Any](), set[int]()
-        self._attribute_names = set[str]()  # the names of attributes that occur in any code
+        # The names of attributes that occur in any code.
+        self._attribute_names = set[str]()
         # The names of globals and attributes that functions assign, by module.
         self._assigned_names: dict[str, set[str]] = {}
         self._modules: dict[str, types.ModuleType] = {}
         self._is_dynamic = False
         # The value of each name in each namespace that was visited.
         self._bindings: list[tuple[Any, str, Any]] = []
-        self._namespace_sizes: list[tuple[Any, int]] = []  # each namespace, and its number of names
+        # Each namespace, and its number of names.
+        self._namespace_sizes: list[tuple[Any, int]] = []
         # Each function, its code, its defaults, and its number of attributes.
         self._function_codes: list[tuple[Any, ...]] = []
         # Module name, path, value and fingerprint of each mutable value.

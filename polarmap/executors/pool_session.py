@@ -114,7 +114,8 @@ class PoolSession:
         self._unfinished: set[AttemptId] = set()  # submitted attempts without an outcome
         self._stolen: set[AttemptId] = set()  # attempts that were sent to a second worker
         self._wake_signal = WakeSignal()
-        self._events: list[Event] = []  # events that the next `wait` returns
+        # Events that the next `wait` returns.
+        self._events: list[Event] = []
         # The time when tasks were last submitted, or the last one ended.
         self._last_progress_at = time.monotonic()
         self._published_blocks = block_store.acquire_blocks(job_spec)
@@ -253,9 +254,9 @@ class PoolSession:
                 return outcomes
 
     def _write_unsent_messages(self, deadline: float) -> list[Outcome]:
-        """Write waiting messages to the workers that can receive them. Return the outcomes of lost workers.
+        """Send messages that are still waiting in the buffers of workers.
 
-        Writing stops at `deadline`, on the monotonic clock.
+        Return the outcomes of lost workers. Sending stops at `deadline`, on the monotonic clock.
         """
         lost_outcomes: list[Outcome] = []
         for worker in list(self._allocation.receiving_workers):
@@ -327,7 +328,8 @@ class PoolSession:
     def _assign_queued_tasks(self) -> None:
         """Send queued attempts to workers while workers are available.
 
-        If the queue is empty, attempts that wait on a worker behind a slow task are sent to a second worker.
+        If the queue is empty, attempts that a worker received in advance, but cannot start because of a slow
+        task, are sent to a second worker.
         """
         cached_elsewhere = self._find_tasks_cached_on_busy_workers()
         while True:
@@ -367,7 +369,7 @@ class PoolSession:
     def _can_delay_for_locality(self) -> bool:
         """Return True if waiting for a worker that has the block may be faster than sending the block.
 
-        This is assumed for as long after the last progress as it takes to send a block.
+        This is the case if less time has passed since the last progress than it takes to send a block.
         """
         transfer_seconds = self._published_blocks.estimate_transfer_seconds(self._job_spec.blocks)
         return time.monotonic() < self._last_progress_at + transfer_seconds
@@ -409,10 +411,10 @@ class PoolSession:
         return min(n_available, max(1, min(n_short_tasks, n_queued // (2 * n_workers))))
 
     def _find_attempts_behind_slow_task(self, started_before: float = inf) -> list[AttemptId]:
-        """Return the attempts that wait on a worker behind a task that started before `started_before`.
+        """Return attempts that workers received in advance, but cannot start because of a slow task.
 
-        Attempts that were already sent to a second worker are left out. Those behind the longest-running task
-        come first.
+        The slow task started before `started_before`. Attempts that were already sent to a second worker are
+        left out. Those behind the longest-running task come first.
         """
         slow_workers = [
             item
@@ -521,7 +523,8 @@ class PoolSession:
     def _handle_replies(self, worker: WorkerHandle) -> list[Outcome]:
         """Receive the replies of a worker, and return the new outcomes.
 
-        Also notice if the worker has exited.
+        If the worker has exited, its running attempt is reported as lost. The tasks that it received in
+        advance are put back into the queue.
         """
         first_attempt_key = worker.assigned[0][0] if worker.pid is None and worker.assigned else None
         messages, is_connected = worker.receive_messages()

@@ -24,7 +24,8 @@ from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver
 
-NODE_LIST_INTERVAL = 5.0  # seconds between two requests for the list of Ray's nodes
+# Seconds between two requests for the list of Ray's nodes.
+NODE_LIST_INTERVAL = 5.0
 # Options of `ray.remote` that do not restrict the choice of nodes.
 UNRESTRICTED_OPTIONS = {"num_cpus", "memory", "runtime_env", "name"}
 TRACE_FILTER_NAME = "polarmap_native_traces"  # the name under which Ray's log dispatcher lists our handler
@@ -70,14 +71,16 @@ class RayEngine(Engine):
         # Large arguments that several calls share, and their references, by `id()`.
         self._put_cache: dict[int, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
-        self._abandoned_refs: list[Any] = []  # references of cancelled tasks that may still be running
+        # References of cancelled tasks that may still be running.
+        self._abandoned_refs: list[Any] = []
         # The actor that holds references; it exits when its last handle is dropped.
         self._holder_actor: Any = None
         self._holder_name, self._n_held = f"polarmap blocks {uuid.uuid4()}", 0
         self._pool_token = secrets.token_hex(4)
         self._address_by_node: dict[str, str] = {}
         self._nodes_listed_at = time.monotonic()
-        self._node_by_worker: dict[int, str] = {}  # the node on which the actor of each worker was started
+        # The node on which the actor of each worker was started.
+        self._node_by_worker: dict[int, str] = {}
         # The actor of each worker, and a future that is done when the actor has ended.
         self._actors: dict[int, tuple[Any, Future[Any]]] = {}
 

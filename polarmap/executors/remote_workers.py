@@ -43,11 +43,13 @@ from polarmap.worker.worker_entry import DriverAddress
 
 # Seconds within which a worker must connect; a cloud may first have to fetch an image.
 CONNECT_TIMEOUT = 300.0
-MAX_LAUNCH_FAILURES = 3  # the number of failed launches in a row after which a job without workers fails
+# The number of failed launches in a row after which a job without workers fails.
+MAX_LAUNCH_FAILURES = 3
 # The pause before the next launch after a failure. It doubles with each failure in a row.
 MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
-RENEWAL_DIVISOR = 8  # at most 1/8 of the workers are replaced at a time
+# At most 1/8 of the workers are replaced at a time.
+RENEWAL_DIVISOR = 8
 # Workers expire at different fractions of their time limit, so that they do not all exit at the same time.
 MIN_LIFETIME_FRACTION = 0.6
 MAX_LIFETIME_FRACTION = 0.9
@@ -287,9 +289,12 @@ class RemoteWorkerPool(WorkerPool):
         super().__init__(max_workers if max_workers is not None else provider.max_workers)
         self._provider = provider
         self._n_wanted = 0
-        self._launched: dict[int, LaunchedWorker] = {}  # by worker id, until a worker is known to have exited
-        self._launch_backoff = Backoff()  # limits retries after the provider has refused a launch
-        self._startup_backoff = Backoff()  # limits retries after workers have exited before they connected
+        # By worker id, until a worker is known to have exited.
+        self._launched: dict[int, LaunchedWorker] = {}
+        # Limits retries after the provider has refused a launch.
+        self._launch_backoff = Backoff()
+        # Limits retries after workers have exited before they connected.
+        self._startup_backoff = Backoff()
         # Workers with ids up to this one were discarded, because they run another version of polarmap.
         self._newest_given_up_id = -1
         self._machines = tuple(provider.list_machines())

@@ -23,7 +23,7 @@ NO_FAULTS: Mapping[int, Fault] = MappingProxyType({})
 
 
 class ResolvedExecutor(ABC):
-    """The base class of the executors inside the package. It answers every question about an executor.
+    """The base class of all executors, as the rest of the package sees them.
 
     Users pass many kinds of objects as `executor=`. `resolve_executor` converts each of them to a subclass of
     this class where the call of the user enters the package, and no other code looks at the argument.

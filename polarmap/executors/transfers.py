@@ -15,7 +15,8 @@ from typing import Generic, TypeVar
 
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 
-MAX_PARALLEL_TRANSFERS = 8  # the default number of transfers at the same time
+# The default number of transfers at the same time.
+MAX_PARALLEL_TRANSFERS = 8
 # A wait without a timeout misses a Ctrl-C just before it starts. On Windows it misses every Ctrl-C.
 INTERRUPT_POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0  # seconds to wait for running transfers, which may hang, after an error or Ctrl-C

@@ -38,8 +38,10 @@ from polarmap.worker.task_records import WorkerIdentity
 if TYPE_CHECKING:
     from polarmap.executors.storage_channels import WorkerChannel
 
-MAX_LABEL_BYTES = 500  # the largest number of bytes read of what a worker says about its machine
-MAX_CACHED_TASKS = 1024  # the number of recent tasks that are remembered for each worker
+# The largest number of bytes read of what a worker says about its machine.
+MAX_LABEL_BYTES = 500
+# The number of recent tasks that are remembered for each worker.
+MAX_CACHED_TASKS = 1024
 # Seconds that a session without workers waits for other sessions, and that a worker may take to end a task
 # whose session has closed.
 GRACE_SECONDS = 1.0
@@ -49,7 +51,7 @@ AttemptKey = tuple[int, int, int]  # the job id, the index of the task, and the 
 
 @dataclass(eq=False)
 class Allocation:
-    """The workers that currently belong to one session, and the data that decides whether it gets more.
+    """The workers that currently belong to one session (one running map), and its claim to more workers.
 
     Attributes
     ----------
