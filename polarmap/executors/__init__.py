@@ -1,4 +1,4 @@
-"""Executors: where the tasks of a map run.
+"""Executors: where the tasks of a map run, for example worker processes, Dask, Ray or a cloud.
 
 `resolve_executor` converts every argument `executor=` to a `ResolvedExecutor`, which the rest of the package
 uses.

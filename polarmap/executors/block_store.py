@@ -1,6 +1,7 @@
-"""Publish the blocks of jobs to workers: in shared memory, on disk, in a bucket, or on request to the driver.
+"""Stores from which workers read blocks: shared memory, files on disk, a bucket, or the memory of the driver.
 
-Blocks consist of components. Each is stored once, for as long as its blocks live.
+A block consists of components, which other blocks may share. Each component is stored once, for as long as
+its blocks exist.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class DaskEngine(Engine):
 
     # -- single calls --------------------------------------------------------------------------
 
-    # The executor of Dask is not used: its futures print the errors of tasks, hash all arguments, and never
+    # Do not use Dask's own executor. Its futures print the errors of tasks, hash all arguments, and never
     # complete on a client that was closed before.
     def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
@@ -87,7 +87,7 @@ class DaskEngine(Engine):
         # Register the future, so that shutting down the executor cancels it.
         self.executor._futures.add(dask_future)
         self.client.loop.add_callback(self._copy_result, dask_future, future)
-        # Hold no reference to the Dask future here: the cluster can discard the result as soon as it is
+        # Keep only a weak reference to the Dask future, so that the cluster can discard the result once it is
         # fetched.
         return partial(self.client.loop.add_callback, _cancel_unless_finished, weakref.ref(dask_future))
 
@@ -243,7 +243,7 @@ class DaskEngine(Engine):
         return list(dict.fromkeys(map(parse_host, self._n_threads_by_address)))
 
     def cancel_launch(self, worker_ids: Collection[int]) -> None:
-        """Cancel the start of persistent workers that have not connected."""
+        """Cancel the launch of persistent workers that have not connected."""
         for worker_id in worker_ids:
             self._dask_address_by_worker.pop(worker_id, None)
             if (future := self._futures.pop(worker_id, None)) is not None:

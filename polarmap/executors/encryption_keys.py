@@ -1,4 +1,4 @@
-"""Validation of the argument `key=` of maps and arrays, for the data and the executor."""
+"""Checks of the argument `key=`, with which maps and arrays encrypt their data."""
 
 from __future__ import annotations
 

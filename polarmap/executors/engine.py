@@ -1,7 +1,8 @@
-"""The interface to a cluster engine (Dask or Ray).
+"""The interface to a cluster (Dask or Ray).
 
-An engine runs single calls, holds data on the cluster, and hosts persistent workers. `dask.py` and `ray.py`
-implement it. `futures.py` builds sessions of single tasks on it, `remote_workers.py` pools of workers.
+An engine runs function calls on the cluster, holds data there, and hosts persistent workers. `dask.py` and
+`ray.py` implement it. `futures.py` runs each task of a map as a call on an engine, and `remote_workers.py`
+starts pools of persistent workers on it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Recognize the kind of an `executor=` argument by its type and attributes, without importing an engine."""
+"""Find out of which kind an argument `executor=` is, by its type and attributes.
+
+Dask, Ray and Lithops are not imported for this.
+"""
 
 from __future__ import annotations
 

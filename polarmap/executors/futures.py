@@ -1,7 +1,6 @@
-"""Sessions that submit each task as a future, to a `concurrent.futures.Executor` or a cluster engine.
+"""Sessions that submit each task as a future, to a `concurrent.futures.Executor` or a Dask or Ray cluster.
 
-`FuturesExecutor` wraps a pool of the caller, `EngineExecutor` a Dask or Ray cluster. Both open a
-`FuturesSession`.
+`FuturesExecutor` wraps a pool of the user, `EngineExecutor` a cluster. Both open a `FuturesSession`.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class FuturesExecutor(ResolvedExecutor):
     A thread pool receives f and the blocks directly. Any other pool receives them pickled. When a map ends,
     tasks that are still running are abandoned. Threads are notified, and processes notice that a folder was
     removed. A process on another machine cannot see this folder, so it finishes its task, and the result is
-    ignored. A task that the pool drops counts as a lost attempt.
+    ignored. A task that the pool drops counts as lost.
 
     Parameters
     ----------
@@ -179,11 +178,11 @@ class FuturesSession:
         # None is put into the queue to wake `wait` up.
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
-        # Attempts that may not have started yet.
+        # Tasks that may not have started yet.
         self._not_started: dict[AttemptId, Future[Any]] = {}
-        # Whether any worker has recorded the start of an attempt.
+        # Whether any worker has recorded the start of a task.
         self._has_seen_start_mark = False
-        # The attempts in `_not_started` that are assumed to be running, though the pool does not report it.
+        # The tasks in `_not_started` that are assumed to be running, though the pool does not report it.
         self._assumed_started: set[AttemptId] = set()
         # Whether the pool has accepted a task.
         self._has_accepted = False
@@ -228,10 +227,10 @@ class FuturesSession:
     def _keep_results_before_outage(
         self, finished: list[FinishedAttempt], reason: str
     ) -> list[FinishedAttempt]:
-        """Return the attempts that succeeded before the connection to the cluster was lost.
+        """Return those finished tasks whose results arrived before the connection to the cluster was lost.
 
-        All other attempts are put back into the queue and reported later. Raises ExecutorError if no attempt
-        has succeeded.
+        All other tasks are put back into the queue and reported later. Raises ExecutorError if there are no
+        results.
         """
         results = [item for item in finished if not (item[1].cancelled() or item[1].exception())]
         if not results:
@@ -255,10 +254,10 @@ class FuturesSession:
         self._finished_queue.put(None)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Cancel the attempts that have not started. Return those that have started since the last `wait`.
+        """Cancel the tasks that have not started. Return those that have started since the last `wait`.
 
-        A worker creates a file when it starts an attempt. If no such file exists, the workers must be on
-        other machines, which cannot see the folder. Then all attempts count as started.
+        A worker creates a file when it starts a task. If no such file exists, the workers must be on other
+        machines, which cannot see the folder. Then all tasks count as started.
         """
         started = self._collect_started_attempts(check_all=True)
         for attempt, future in self._not_started.items():
@@ -271,9 +270,9 @@ class FuturesSession:
         return started
 
     def close(self) -> None:
-        """Cancel queued attempts and abandon running ones.
+        """Cancel queued tasks and abandon running ones.
 
-        Running attempts get up to GRACE_SECONDS to end, so that threads can restore the thread limits of this
+        Running tasks get up to GRACE_SECONDS to end, so that threads can restore the thread limits of this
         process.
         """
         for token in self._thread_tokens.values():
@@ -284,7 +283,7 @@ class FuturesSession:
         self._pending_futures.clear()
 
     def _submit_attempt(self, task: int, attempt: int) -> Future[Any]:
-        """Submit an attempt to the pool and return its future.
+        """Submit an attempt (one run of a task) to the pool and return its future.
 
         Raises ExecutorError if the pool rejects the first attempt. A later error is stored in the future.
         """
@@ -308,17 +307,17 @@ class FuturesSession:
         return future
 
     def _get_cancel_token(self, task: int, attempt: int) -> ThreadCancelToken | FolderCancelToken:
-        """Return the token through which the driver asks a running attempt to stop."""
+        """Return the token through which the driver asks a running task to stop."""
         if self._folder_token is not None:
             return self._folder_token._replace(attempt_name=f"{task}-{attempt}")
         return self._thread_tokens.setdefault((task, attempt), ThreadCancelToken())
 
     def _collect_started_attempts(self, check_all: bool = False) -> list[AttemptStarted]:
-        """Return an event for each attempt that has started since the last call.
+        """Return an event for each task that has started since the last call.
 
-        On a remote cluster, an attempt first gets an unconfirmed event, because the driver cannot see whether
-        a worker has started it. A local pool starts tasks in order, so the check stops at the first attempt
-        that has not started, unless `check_all` is true.
+        On a remote cluster, a task first gets an unconfirmed event, because the driver cannot see whether a
+        worker has started it. A local pool starts tasks in order, so the check stops at the first task that
+        has not started, unless `check_all` is true.
         """
         start_events, started_ids = list[AttemptStarted](), list[AttemptId]()
         for attempt, future in self._not_started.items():
@@ -337,7 +336,7 @@ class FuturesSession:
         return start_events
 
     def _wait_for_finished_attempts(self, timeout: float) -> list[FinishedAttempt]:
-        """Return all attempts that have finished. Wait up to `timeout` seconds for the first of them."""
+        """Return all tasks that have finished. Wait up to `timeout` seconds for the first of them."""
         finished = list[FinishedAttempt | None]()
         with contextlib.suppress(queue.Empty):
             finished.append(self._finished_queue.get(timeout=None if timeout == inf else max(0.0, timeout)))
@@ -359,8 +358,8 @@ class FuturesSession:
     def _make_block_argument(self, task: int, attempt: int) -> Any:
         """Return the block of a task, or a callable or reference that provides the block to the worker.
 
-        If the blocks are files, a first attempt shares the cached, read-only block. A retry gets a private
-        copy, because compiled code may write to a block without a check by NumPy, and crash.
+        If the blocks are files, the first run of a task shares the cached, read-only block. A retry gets a
+        private copy, because compiled code may write to a block without a check by NumPy, and crash.
         """
         blocks = self._job_spec.blocks
         if (reference := blocks.cluster_reference(task)) is not None:
@@ -372,7 +371,7 @@ class FuturesSession:
         return build_block(blocks, task, read_only_view)
 
     def _to_outcome(self, finished: FinishedAttempt) -> Outcome:
-        """Convert a finished future to the outcome of its attempt."""
+        """Convert a finished future to an `Outcome`."""
         attempt, future = finished
         for per_attempt in (self._pending_futures, self._not_started, self._thread_tokens):
             per_attempt.pop(attempt, None)

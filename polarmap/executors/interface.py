@@ -225,10 +225,10 @@ class TaskBlocks:
         return self.block_leaves(component)
 
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
-        """Return the fault that a test injects into an attempt, or None.
+        """Return the fault that a test injects into an attempt (one run of a task), or None.
 
-        `faults` maps tasks to faults. `attempt` says how often the task was started before, and a fault
-        affects only its first few attempts.
+        `faults` maps tasks to faults. `attempt` says how often the task was started before. A fault affects
+        only the first few attempts.
         """
         fault = faults.get(task)
         return fault if fault is not None and attempt < fault.attempts else None
@@ -293,9 +293,10 @@ class JobSpec:
         return self.blocks.find_injected_fault(self.faults, task, attempt) if self.faults else None
 
     def make_task_request(self, task: int, attempt: int, block_ref: BlockRef | None = None) -> TaskRequest:
-        """Return the message that asks a worker to run an attempt of a task.
+        """Return the message that asks a worker to run a task.
 
-        `block_ref` says where the worker reads the block. It is None if the block is sent another way.
+        `attempt` says how often the task was run before. `block_ref` says where the worker reads the block.
+        It is None if the block is sent another way.
         """
         fault, n_rows = self.find_injected_fault(task, attempt), self.get_n_unpadded_rows(task)
         return TaskRequest(task, attempt, block_ref, fault, self.output_spec, self.encryption, n_rows)
@@ -303,13 +304,13 @@ class JobSpec:
     def decode_reply(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
         """Convert the reply of a worker to an `Outcome`.
 
-        A reply that cannot be read counts as a lost attempt. If the job has an encryption key, only data
+        If the reply cannot be read, the worker counts as lost. If the job has an encryption key, only data
         encrypted with this key is unpickled.
 
         Parameters
         ----------
         task, attempt : int
-            The attempt to which the worker replied.
+            The task that the worker has run, and how often it had been run before.
         header : bytes or TaskReply
             The reply without its arrays, pickled or not.
         data : bytes-like
@@ -359,16 +360,16 @@ class Session(Protocol):
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """Block until an attempt ends, `timeout` seconds pass or `wake` is called. Return the new events.
+        """Block until a task ends, `timeout` seconds pass or `wake` is called. Return the new events.
 
-        Every submitted attempt leads to exactly one `Outcome`. If nothing is heard from its worker any more,
-        the outcome says that the worker is lost. An `AttemptStarted` event, if there is one, comes earlier,
-        but does not end the wait.
+        Every submitted attempt (run of a task) leads to exactly one `Outcome`. If nothing is heard from its
+        worker any more, the outcome says that the worker is lost. An `AttemptStarted` event, if there is one,
+        comes earlier, but does not end the wait.
         """
         ...
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Cancel attempts whose results are no longer needed.
+        """Cancel attempts (runs of a task) whose results are no longer needed.
 
         An attempt that is stopped is reported as lost.
         """
@@ -382,22 +383,22 @@ class Session(Protocol):
         ...
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Cancel the attempts that have not started. Return the start events since the last `wait`.
+        """Cancel the tasks that have not started. Return the start events since the last `wait`.
 
         Called once at the end of a job, before `close`.
         """
         ...
 
     def close(self) -> PersistentUsage | None:
-        """Abandon running attempts and remove the blocks that were stored for the workers.
+        """Abandon running tasks and remove the blocks that were stored for the workers.
 
         Safe to call at any time, and more than once.
 
         Returns
         -------
         PersistentUsage or None
-            The billed time of persistent workers, on the first call. None if attempts are billed one by one,
-            or not at all.
+            The billed time of persistent workers, on the first call. None if tasks are billed one by one, or
+            not at all.
         """
         ...
 
@@ -409,7 +410,7 @@ class BlockSendingSession(Protocol):
     Attributes
     ----------
     deadline : float
-        When the job must end, on the clock of the session; set before the first attempt is submitted.
+        When the job must end, on the clock of the session; set before the first task is submitted.
     """
 
     deadline: float
@@ -554,5 +555,8 @@ def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
 
 
 def make_lost_worker_outcome(task: int, attempt: int, message: str) -> Outcome:
-    """Return the outcome of an attempt whose worker was lost. `message` says what may have caused it."""
+    """Return the outcome of an attempt (one run of a task) whose worker was lost.
+
+    `message` says what may have caused the loss.
+    """
     return Outcome(task, attempt, [], (), Failure(FailureKind.LOST, "WorkerLost", message), 0.0)

@@ -1,7 +1,7 @@
-"""Lithops: runs the tasks of a map as functions, or persistent workers as long-running functions.
+"""Runs the tasks of a map as Lithops functions, or starts persistent workers as long-running functions.
 
-`LithopsExecutor` opens a session for each map, `LithopsWorkerProvider` starts the workers of a `Pool`. Both
-store blocks as objects of a bucket and start functions through `LithopsInvocations`.
+`LithopsExecutor` opens a session for each map, and `LithopsWorkerProvider` starts the workers of a `Pool`.
+Both store blocks as objects in a bucket, and start functions through `LithopsInvocations`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class LithopsExecutor(WorkerHost):
 
 
 class LithopsSession:
-    """A session that runs each task of a job as a Lithops function. Blocks are stored as objects."""
+    """A session that runs each task of a job as a Lithops function. Blocks are stored in a bucket."""
 
     now = staticmethod(time.monotonic)
 
@@ -127,7 +127,7 @@ class LithopsSession:
         self._has_seen_progress = False  # whether any task has started or ended
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Store the blocks of the tasks, then start one Lithops job with a function for each attempt.
+        """Store the blocks of the tasks, then start one Lithops job with a function for each task.
 
         The blocks are stored first, because functions are billed while they wait.
         """
@@ -183,9 +183,9 @@ class LithopsSession:
         self._invocations.wake()
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Return the attempts that have started since the last `wait`. Lithops cannot cancel queued ones.
+        """Return the tasks that have started since the last `wait`. Lithops cannot cancel queued ones.
 
-        With "localhost", all submitted attempts count as started, because each has a separate process.
+        With "localhost", all submitted tasks count as started, because each has a separate process.
         """
         now = time.monotonic()
         include_unseen = self._invocations.uses_private_folder
@@ -195,7 +195,8 @@ class LithopsSession:
     def close(self) -> PersistentUsage | None:
         """Abandon the running functions, and remove all stored objects.
 
-        First an object is deleted by which running functions can see that the job has ended.
+        Running functions check whether a certain object exists. It is removed first, so that they notice the
+        end of the job.
         """
         self._block_store.close()
         with contextlib.suppress(Exception):
@@ -230,7 +231,7 @@ class LithopsSession:
 
 
 class LithopsWorkerProvider(WorkerProvider):
-    """Starts persistent workers as Lithops functions, which return when their lifetime is over.
+    """A provider of persistent workers that are Lithops functions, which return when their time is over.
 
     Parameters
     ----------
@@ -276,8 +277,7 @@ class LithopsWorkerProvider(WorkerProvider):
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
         """Return the ids of workers whose Lithops function has ended, with the reason.
 
-        With `may_query`, check whether the Python interpreter of local workers works if they ended without a
-        status.
+        With `may_query`, also check the Python interpreter of local workers that exited without a status.
         """
         finished = self._invocations.collect_finished_results(may_query)
         if finished:

@@ -1,7 +1,7 @@
 """Opens FunctionExecutors and storages of Lithops, and runs functions on them.
 
 `LithopsSource` describes how to open a FunctionExecutor: on this machine, from a configuration file, or like
-one of the caller. `LithopsInvocations` starts functions and collects their results.
+one of the user. `LithopsInvocations` starts functions and collects their results.
 """
 
 from __future__ import annotations
@@ -197,8 +197,8 @@ class LithopsInvocations:
     def collect_finished_results(self, may_query: bool = True) -> dict[Any, Any]:
         """Return the results of the functions that have ended since the last call, by key.
 
-        If a function has no result, its value is an InvocationLostError. With `may_query`, check whether the
-        Python interpreter works if local processes exited without a status.
+        If a function has no result, its value is an InvocationLostError. With `may_query`, also check the
+        Python interpreter of local processes that exited without a status.
         """
         finished_keys = [key for key, future in self.running_futures.items() if is_future_finished(future)]
         results = {key: self._fetch_result(self.running_futures.pop(key)) for key in finished_keys}

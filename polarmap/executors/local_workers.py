@@ -1,7 +1,7 @@
 """The pool of worker processes on this machine.
 
-Workers are started on demand, by a fork server or as new interpreters. How many tasks run at a time adapts to
-the cores that the tasks leave idle.
+Workers are started on demand, by a fork server or as new Python interpreters. If the running tasks leave
+cores idle, more tasks run at the same time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Collects the state of user modules to which f refers, so that it can be sent to workers with f.
+"""Collects the values of globals that f uses in the user's modules, so that they are sent to workers with f.
 
-The state is found from the names in the code of f: globals, and attributes of modules and classes. Code that
+They are found from the names in the code of f: globals, and attributes of modules and classes. Code that
 looks up names at run time (`getattr`, `globals()`) may refer to anything in the modules that it reaches. The
 standard library, installed libraries, polarmap, and modules that cloudpickle sends by value are left out.
 """

@@ -1,4 +1,4 @@
-"""Executors with persistent workers, and the executors on which such workers can be started."""
+"""Executors whose workers persist from one map to the next, and executors on which they can be started."""
 
 from __future__ import annotations
 

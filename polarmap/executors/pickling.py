@@ -1,7 +1,8 @@
-"""Pickles functions for workers, with the state of the user's modules that they refer to.
+"""Pickles functions for workers, together with the globals that they use in the user's modules.
 
-Workers import modules from files, which may differ from the modules in the driver's memory. Therefore each
-pickle contains the current values of the globals and attributes that f refers to (see `module_state`).
+Workers import these modules from files, where values may differ from those in the memory of the driver.
+Therefore each pickle contains the current values of the globals and attributes to which f refers (see
+`module_state`).
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def pickle_call_to_block(call: Any, by_value: bool) -> Any:
 
 
 def pickle_small_values(values: Iterable[Any]) -> list[bytes | Array | Exception | None]:
-    """Pickle each value that is small and refers to no user modules. Return None for all other values.
+    """Pickle each value that is small and refers to no user modules. The result has None for all others.
 
     See `pickle_each` for the format of the result.
     """
@@ -163,7 +164,7 @@ def copy_by_pickling(f: Any, destination: str) -> Any:
 class FunctionWithState:
     """A function together with the values of globals in the user's modules when it was pickled.
 
-    Pickling and unpickling it gives the function alone, after the values have been restored.
+    If it is pickled and unpickled, the result is the function alone, and the values are restored.
 
     Parameters
     ----------

@@ -111,8 +111,8 @@ class PoolSession:
         self._job_folders = tuple(f"{folder}/map-{self._job_id}" for folder in pool_folders)
         self._worker_pool, self._block_store = worker_pool, block_store
         self._queue: deque[AttemptId] = deque()
-        self._unfinished: set[AttemptId] = set()  # submitted attempts without an outcome
-        self._stolen: set[AttemptId] = set()  # attempts that were sent to a second worker
+        self._unfinished: set[AttemptId] = set()  # submitted tasks that have no outcome yet
+        self._stolen: set[AttemptId] = set()  # tasks that were sent to a second worker
         self._wake_signal = WakeSignal()
         # Events that the next `wait` returns.
         self._events: list[Event] = []
@@ -208,7 +208,7 @@ class PoolSession:
         unfinished = [attempt_id for attempt_id in attempts if attempt_id in self._unfinished]
         for attempt_id in unfinished:
             self._report_cancelled(attempt_id)
-            with contextlib.suppress(ValueError):  # The attempt is not queued.
+            with contextlib.suppress(ValueError):  # the task is not in the queue
                 self._queue.remove(attempt_id)
         for worker in list(self._allocation.workers.values()):
             if worker.assigned and worker.assigned[0][0][1:] in unfinished:
@@ -274,7 +274,7 @@ class PoolSession:
         return len(self._allocation.receiving_workers)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Drop the queued attempts. Return the start events since the last `wait`.
+        """Drop the queued tasks. Return the start events since the last `wait`.
 
         A worker may have finished a task since then, and started the next one that it had received.
         """
@@ -287,7 +287,7 @@ class PoolSession:
         return [event for event in events if isinstance(event, AttemptStarted)]
 
     def _drain_messages(self, worker: WorkerHandle) -> None:
-        """Discard the replies of a worker, but record which attempts it has started."""
+        """Discard the replies of a worker, but record which tasks it has started."""
         attempt_keys = [attempt_key for attempt_key, _ in worker.assigned]
         _, is_connected = worker.receive_messages()
         if worker.pid is not None:
@@ -326,9 +326,9 @@ class PoolSession:
         return self._worker_pool.take_billed_usage()
 
     def _assign_queued_tasks(self) -> None:
-        """Send queued attempts to workers while workers are available.
+        """Send queued tasks to workers while workers are available.
 
-        If the queue is empty, attempts that a worker received in advance, but cannot start because of a slow
+        If the queue is empty, tasks that a worker received in advance, but cannot start because of a slow
         task, are sent to a second worker.
         """
         cached_elsewhere = self._find_tasks_cached_on_busy_workers()
@@ -375,7 +375,7 @@ class PoolSession:
         return time.monotonic() < self._last_progress_at + transfer_seconds
 
     def _get_first_task_keys(self, attempts: Iterable[AttemptId]) -> list[Hashable]:
-        """Return the keys of the first attempts, up to `_locality_window`. The keys identify their blocks."""
+        """Return the keys of the first tasks, up to `_locality_window`. The keys identify their blocks."""
         return [self._get_task_key(task) for task, _ in itertools.islice(attempts, self._locality_window)]
 
     def _assign_next_tasks(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> None:
@@ -411,9 +411,9 @@ class PoolSession:
         return min(n_available, max(1, min(n_short_tasks, n_queued // (2 * n_workers))))
 
     def _find_attempts_behind_slow_task(self, started_before: float = inf) -> list[AttemptId]:
-        """Return attempts that workers received in advance, but cannot start because of a slow task.
+        """Return tasks that workers received in advance, but cannot start because of a slow task.
 
-        The slow task started before `started_before`. Attempts that were already sent to a second worker are
+        The slow task started before `started_before`. Tasks that were already sent to a second worker are
         left out. Those behind the longest-running task come first.
         """
         slow_workers = [
@@ -432,13 +432,13 @@ class PoolSession:
         return [item for item in attempts if self._is_stealable(item)]
 
     def _is_stealable(self, attempt_id: AttemptId) -> bool:
-        """Return True if an attempt has no outcome yet and was sent to only one worker."""
+        """Return True if an attempt (one run of a task) has no outcome yet and was sent to only one worker."""
         return attempt_id in self._unfinished and attempt_id not in self._stolen
 
     def _pop_best_attempt(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> AttemptId:
-        """Remove the attempt that suits a worker best from the queue, and return it.
+        """Remove the task that suits a worker best from the queue, and return it.
 
-        An attempt whose block the worker has cached is preferred, then one whose block is not in
+        A task whose block the worker has cached is preferred, then one whose block is not in
         `cached_elsewhere`, then the first one.
         """
         best_position = None
@@ -454,14 +454,14 @@ class PoolSession:
         return attempt_id
 
     def _send_tasks(self, worker: WorkerHandle, attempts: list[AttemptId]) -> None:
-        """Send attempts to a worker. If the worker is disconnected, put them back into the queue."""
+        """Send tasks to a worker. If the worker is disconnected, put them back into the queue."""
         is_prefetch, is_sent, task_messages = bool(worker.assigned), False, list[Message]()
         try:
             for attempt_id in attempts[:]:
                 try:
                     task_messages.append(self._make_task_message(*attempt_id))
                 except CancelledError:
-                    # The attempt was cancelled while its block was being built.
+                    # The task was cancelled while its block was being built.
                     attempts.remove(attempt_id)
                     self._report_cancelled(attempt_id)
             if task_messages:
@@ -488,12 +488,12 @@ class PoolSession:
                 self._events.append(event)
 
     def _report_cancelled(self, attempt_id: AttemptId) -> None:
-        """Report a cancelled attempt as lost."""
+        """Report a cancelled attempt (one run of a task) as lost."""
         self._unfinished.discard(attempt_id)
         self._events.append(make_lost_worker_outcome(*attempt_id, "it was cancelled"))
 
     def _make_task_message(self, task: int, attempt: int) -> Message:
-        """Return the message that asks a worker to run an attempt."""
+        """Return the message that asks a worker to run a task."""
         job_spec = self._job_spec
         fault = job_spec.find_injected_fault(task, attempt)
         n_rows = None if job_spec.padded_block is None else job_spec.get_n_unpadded_rows(task)
@@ -523,8 +523,8 @@ class PoolSession:
     def _handle_replies(self, worker: WorkerHandle) -> list[Outcome]:
         """Receive the replies of a worker, and return the new outcomes.
 
-        If the worker has exited, its running attempt is reported as lost. The tasks that it received in
-        advance are put back into the queue.
+        If the worker has exited, its running task is reported as lost. The tasks that it received in advance
+        are put back into the queue.
         """
         first_attempt_key = worker.assigned[0][0] if worker.pid is None and worker.assigned else None
         messages, is_connected = worker.receive_messages()
@@ -555,7 +555,7 @@ class PoolSession:
         new_outcomes = []
         for outcome in outcomes:
             if (outcome.task, outcome.attempt) in self._unfinished:
-                # An attempt on two workers has one outcome.
+                # A task that was sent to two workers has only one outcome.
                 new_outcomes.append(outcome._replace(host=worker.host) if worker.host else outcome)
                 self._unfinished.remove((outcome.task, outcome.attempt))
                 is_usable &= outcome.failure is None or outcome.failure.kind != FailureKind.LOST
@@ -588,7 +588,7 @@ class PoolSession:
     def _send_read_segments(self, finished_reads: Sequence[FinishedRead]) -> list[Outcome]:
         """Send parts of blocks that were read from a store to the workers that requested them.
 
-        Return the outcomes of attempts whose block cannot be read.
+        Return the outcomes of tasks whose block cannot be read.
         """
         outcomes = list[Outcome]()
         for attempt_key, segment, data, failure in finished_reads:

@@ -121,7 +121,7 @@ class RayEngine(Engine):
         return partial(self._schedule_cancellation, object_ref)
 
     def _schedule_cancellation(self, object_ref: Any) -> None:
-        """Cancel an abandoned task after GRACE_SECONDS, unless it has ended by then.
+        """Cancel a task whose result is not needed, unless it ends within GRACE_SECONDS.
 
         The delay makes it unlikely that a task is cancelled just when its reply arrives, which would make Ray
         end this process (ray-project/ray#54798 is a partial fix).

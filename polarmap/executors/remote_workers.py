@@ -59,7 +59,7 @@ GOLDEN_RATIO = 0.6180339887  # the fractional parts of its multiples are spread 
 
 
 class WorkerProvider:
-    """Starts and stops the persistent workers of one pool on a cluster or cloud. This is the base class.
+    """The interface through which a pool starts and stops persistent workers on a cluster or cloud.
 
     Attributes
     ----------
@@ -150,7 +150,7 @@ class WorkerProvider:
         return ()
 
     def cancel_launch(self, worker_ids: Collection[int]) -> None:
-        """Stop the start of workers that have not connected yet."""
+        """Cancel the launch of workers that have not connected yet."""
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
         """Return the ids of workers that have exited since the last call, with the reason ("" if unknown).
@@ -324,7 +324,7 @@ class RemoteWorkerPool(WorkerPool):
         self._driver_address = DriverAddress(endpoints, key, *storage_and_limits, tcp_timeout, fetch_timeout)
 
     def request_workers(self, n_workers: int) -> None:
-        """Start as many workers as are missing, if up to `n_workers` could be used right now."""
+        """Start the workers that are missing for `n_workers` to run, within the limit of the pool."""
         with self._lock:
             self._check_open()
             n_allowed = n_workers if self._max_workers is None else min(n_workers, self._max_workers)

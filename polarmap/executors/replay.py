@@ -107,7 +107,10 @@ class ReplaySession:
         """Do nothing: `wait` never blocks."""
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Return the attempts that started since the last `wait`. None is queued: each starts at once."""
+        """Return the tasks that started since the last `wait`.
+
+        None is queued, because each starts at once.
+        """
         start_events, self._start_events = self._start_events, []
         return start_events
 
@@ -118,7 +121,7 @@ class ReplaySession:
         return None
 
     def _plan_outcome(self, request: TaskRequest) -> tuple[float, Callable[[], Outcome]]:
-        """Return how long an attempt takes, in virtual seconds, and a function that returns its outcome."""
+        """Return how long a task takes, in virtual seconds, and a function that returns its outcome."""
         task, attempt, fault = request.task, request.attempt, request.fault or Fault("")
         seconds = self._arrival_seconds.get(task, 1.0)
         if fault.kind == FaultKind.SLEEP:
@@ -132,7 +135,7 @@ class ReplaySession:
         return seconds, partial(self._compute_outcome, request, seconds)
 
     def _compute_outcome(self, request: TaskRequest, seconds: float) -> Outcome:
-        """Call f on the block of a task, and return the outcome of the attempt."""
+        """Call f on the block of a task, and return the outcome."""
         # f gets a copy of the block, because it may write to it.
         block = partial(build_block, self._job_spec.blocks, request.task, np.copy)
         message = run_task(request, FutureTaskIO(self._job_spec.f, block, ThreadCancelToken()))

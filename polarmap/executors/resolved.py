@@ -1,7 +1,7 @@
-"""The internal executor interface, to which every argument `executor=` is resolved.
+"""The interface of executors inside the package.
 
-`resolve_executor` turns the argument into a `ResolvedExecutor`. The rest of the package uses only its
-attributes and methods.
+`resolve_executor` converts every argument `executor=` to a `ResolvedExecutor`. The rest of the package uses
+only its attributes and methods.
 """
 
 from __future__ import annotations

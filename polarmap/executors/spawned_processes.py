@@ -1,4 +1,4 @@
-"""Starts each local worker as a new interpreter, if processes cannot fork or the user passes fork=False."""
+"""Starts each local worker as a new Python interpreter, where processes cannot fork or with `fork=False`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ spawned_worker.main(options["connection"], options["folders"])
 
 
 class ProcessSpawner:
-    """Starts and kills worker processes on this machine. Each is a new Python interpreter.
+    """A starter of worker processes on this machine, each of which is a new Python interpreter.
 
     It is used where processes cannot be forked. A worker exits when this process does.
 

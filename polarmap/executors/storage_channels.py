@@ -1,7 +1,7 @@
-"""Channels between driver and workers through an object storage, for workers that cannot connect by TCP.
+"""Message channels between driver and workers through an object storage, if workers cannot connect by TCP.
 
-The driver writes one mailbox object with the messages for all workers. Workers poll it, and write each reply
-as an object of its own, which the driver lists, reads and deletes.
+The driver writes a single object, the mailbox, with the messages for all workers. The workers poll it. They
+write each reply as a separate object, which the driver lists, reads and deletes.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class DriverStorageChannel:
 
 
 WorkerChannel = SocketChannel | DriverStorageChannel
-# A callback with the id of a worker, its channel, and the name of the channel.
+# The type of a callback that receives the id of a worker, its channel, and the name of the channel.
 OnConnected = Callable[[int, WorkerChannel, str], None]
 
 
@@ -180,7 +180,7 @@ class StorageChannelServer:
         # The locks are reentrant, because a destructor may close a session or a pool while one is held.
         self._lock, self._mailbox_lock = threading.RLock(), threading.RLock()
         self._heartbeat, self._next_heartbeat_at = 0, time.monotonic() + HEARTBEAT_SECONDS
-        # The requests since the last count; listings cost as much as writes and count as such.
+        # The number of requests since they were last reported. Listings cost as much as writes.
         self._n_writes = self._n_reads = 0
         self._payload_by_digest: dict[bytes, Any] = {}  # the large parts of queued messages, by digest
         self._stored_digests = set[bytes]()  # the digests of large parts that are stored as separate objects
@@ -385,9 +385,9 @@ class StorageChannelServer:
         return bytes(self._storage.get_object(self._storage.bucket, object_key)) if reply_key.size else b""
 
     def _handle_reply(self, reply_key: ReplyKey, data: bytes) -> None:
-        """Deliver a reply or a heartbeat (no data) to the channel of its worker.
+        """Deliver a reply to the channel of its worker. A new worker gets a new channel.
 
-        Create it for a new worker.
+        A reply without data is a heartbeat.
         """
         channel = self._channels.get(reply_key.worker_id)
         if channel is None or channel.worker_instance != reply_key.instance_id:

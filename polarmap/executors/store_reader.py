@@ -1,4 +1,4 @@
-"""Read segments of a store that only this process can use, for workers that ask for them."""
+"""Reads blocks from a store that only this process can use, for workers that request them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from polarmap.worker.task_records import describe_error
 if TYPE_CHECKING:
     from polarmap.storage import Store
 
-AttemptKey = tuple[int, int, int]  # the job id, the index of the task, and the number of the attempt
+# The id of the job, the index of the task, and how often it was started before.
+AttemptKey = tuple[int, int, int]
 
 
 class OpenStoreLocation(StoreLocation):
@@ -44,7 +45,7 @@ class OpenStoreLocation(StoreLocation):
 
 
 class FinishedRead(NamedTuple):
-    """The stored bytes that a worker requested for an attempt, or the reason why they could not be read."""
+    """The bytes that a worker requested for a task, or the reason why they could not be read."""
 
     attempt_key: AttemptKey
     segment: Segment
@@ -83,7 +84,7 @@ class StoreReader:
         return cls(location.store, fetch_timeout, on_finished)
 
     def start(self, attempt_key: AttemptKey, segment: Segment) -> None:
-        """Start to read a byte range, which a worker requested for an attempt."""
+        """Start to read a byte range, which a worker requested for a task."""
         deadline = self._deadlines.setdefault(attempt_key, time.monotonic() + self._fetch_timeout)
         run_in_daemon_thread(partial(self._read, attempt_key, segment, deadline))
 

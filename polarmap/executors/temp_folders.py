@@ -1,4 +1,4 @@
-"""Temporary folders named after their process, so that later processes can remove those of dead ones."""
+"""Temporary folders whose names identify their process, so that later processes can remove stale ones."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 
 class ParallelTransfers(Generic[T, R]):
-    """Calls a function with each of several items, on a limited number of daemon threads.
+    """Parallel calls of a function with each of several items, on a limited number of daemon threads.
 
     The constructor starts the calls. The reference to an item is dropped as soon as its call has returned.
 

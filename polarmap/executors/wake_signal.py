@@ -1,4 +1,4 @@
-"""A descriptor with which one thread wakes another thread that polls."""
+"""A file descriptor by which one thread wakes another thread that is waiting in `select` or `poll`."""
 
 from __future__ import annotations
 

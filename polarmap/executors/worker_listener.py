@@ -154,7 +154,7 @@ def check_endpoint(address: str) -> Endpoint:
 def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[str]:
     """Return the addresses, with the preferred one first.
 
-    It is left out if it is empty, or if other machines cannot use it (such as 127.0.0.1).
+    The preferred address is left out if it is empty, or if other machines cannot use it (such as 127.0.0.1).
 
     >>> put_preferred_host_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"])
     ['10.0.0.1', '192.0.2.1']

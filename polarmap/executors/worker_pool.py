@@ -9,10 +9,12 @@ A worker is always in one of three states:
     working     `allocation` belongs to an open session, and `assigned` begins with the running task
     abandoned   its session has closed, but the running task has not ended yet
 
-`acquire_worker` takes a worker from idle to working, `release_worker` back to idle. `close_allocation` leaves
-workers that are still busy abandoned. A single session may use as many workers as the concurrency limit
-permits. Several sessions share the workers: a worker that becomes idle goes to the session with the fewest
-tasks in flight, or to the one that has waited longest if several have equally few.
+`acquire_worker` changes the state of a worker from idle to working, and `release_worker` changes it back.
+`close_allocation` leaves workers that are still busy in the state abandoned.
+
+A single session may use as many workers as the concurrency limit permits. Several sessions share the workers:
+a worker that becomes idle goes to the session that runs the fewest tasks. Among several such sessions, it
+goes to the one that has waited longest.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ MAX_CACHED_TASKS = 1024
 # whose session has closed.
 GRACE_SECONDS = 1.0
 
-AttemptKey = tuple[int, int, int]  # the job id, the index of the task, and the number of the attempt
+# The id of the job, the index of the task, and how often it was started before.
+AttemptKey = tuple[int, int, int]
 
 
 @dataclass(eq=False)
