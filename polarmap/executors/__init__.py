@@ -48,8 +48,8 @@ class MissingExecutor:
 def to_picklable_spec(executor_spec: Any) -> Any:
     """Return what to pickle in place of an executor.
 
-    The result is an argument `executor=` that stands for the same executor. If there is none, as for a thread
-    pool, the result is a `MissingExecutor`.
+    The result is an argument `executor=` that stands for the same executor, or a `MissingExecutor` if no such
+    argument exists, as for a thread pool.
 
     >>> to_picklable_spec(Pool("localhost")), to_picklable_spec(Pool())
     ('localhost', None)

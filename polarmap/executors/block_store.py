@@ -39,7 +39,7 @@ BlockSetKey = tuple[int, Encryption | None]  # the `id()` of the blocks, and how
 
 
 class PublishedBlocks:
-    """The blocks of a job as they are stored for the workers. All jobs on the same blocks share them.
+    """The blocks of a job in the form in which workers read them. All jobs on the same blocks share them.
 
     A component (a part of a block that other blocks may share) is stored when a task first needs it. Blocks
     that are already in storage are read from there and are not copied.

@@ -25,7 +25,7 @@ from polarmap.worker.worker_entry import DriverAddress, serve_driver_on_thread
 
 # Seconds between two requests for the list of Dask's workers, and their timeout.
 WORKER_LIST_INTERVAL = 5.0
-# The options of Dask tasks by which a user chooses where they run.
+# A user chooses the workers of a Dask task by these options.
 PLACEMENT_OPTIONS = {"workers", "resources"}
 # Seconds without a scheduler after which it counts as lost, though the client looks for it longer.
 SCHEDULER_TIMEOUT = 5.0
@@ -110,8 +110,8 @@ class DaskEngine(Engine):
     async def wait_for_scheduler(self) -> None:
         """Wait until the client has reconnected to its scheduler, or has given up.
 
-        Dask cancels all futures when it loses the connection. Whether the scheduler is gone is known only
-        later.
+        Dask cancels all futures when it loses the connection. Only later is it known whether the scheduler
+        comes back.
         """
         while not (self.is_connected() or self.get_unavailable_reason()):
             await asyncio.sleep(RECONNECT_POLL_INTERVAL)

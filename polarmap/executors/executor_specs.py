@@ -1,4 +1,4 @@
-"""Find out of which kind an argument `executor=` is, by its type and attributes.
+"""Recognize the kind of an argument `executor=` by its type and attributes.
 
 Dask, Ray and Lithops are not imported for this.
 """

@@ -175,7 +175,7 @@ class FuturesSession:
         Reach().check_output(job_spec)
         self._executor_name, self._job_spec = executor.name, job_spec
         self._pool, self._engine, self._n_threads_per_task = pool, engine, n_threads_per_task
-        # None is put into the queue to wake `wait` up.
+        # The queue contains None when `wake` was called.
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
         # Tasks that may not have started yet.
@@ -254,7 +254,7 @@ class FuturesSession:
         self._finished_queue.put(None)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Cancel the tasks that have not started. Return those that have started since the last `wait`.
+        """Cancel the tasks that have not started. Return the tasks that have started since the last `wait`.
 
         A worker creates a file when it starts a task. If no such file exists, the workers must be on other
         machines, which cannot see the folder. Then all tasks count as started.
@@ -345,7 +345,7 @@ class FuturesSession:
         return [finished_attempt for finished_attempt in finished if finished_attempt is not None]
 
     def _make_task_function(self) -> Function | bytes:
-        """Return f in the form in which it is submitted to the pool: as it is for threads, or pickled.
+        """Return f in the form in which it is submitted to the pool: unchanged for threads, or pickled.
 
         On threads with blocks in memory, f gets read-only blocks. Otherwise f is wrapped, so that it gets a
         copy of its block if it writes to it.

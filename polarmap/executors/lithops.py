@@ -70,7 +70,7 @@ STARTUP_MARGIN_SECONDS = 15.0
 class LithopsExecutor(WorkerHost):
     """An executor that runs each task as a Lithops function.
 
-    A map uses the FunctionExecutor that the user passed. If there is none, each map opens a new one.
+    A map uses the FunctionExecutor that the user passed. Without one, each map opens a new one.
 
     Parameters
     ----------

@@ -88,8 +88,8 @@ class LocalWorkerPool(WorkerPool):
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
         """Return the environment of this process for the workers: variables, module path and thread limits.
 
-        The first call also chooses the modules that the fork server imports before it forks workers: those
-        that the function refers to.
+        The first call also chooses the modules that the fork server imports before it forks workers. They are
+        the modules to which the function refers.
         """
         if self._starter is None:
             self._module_names = sorted(find_referenced_modules(pickled_function, ("polarmap", "scipy")))
@@ -108,7 +108,7 @@ class LocalWorkerPool(WorkerPool):
         return f"its worker process {exit_description}" if exit_description else default_reason
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Allow more tasks at a time if cores are idle, for example because the running tasks sleep.
+        """Let more tasks run at a time if cores are idle, for example because the running tasks sleep.
 
         The cores must have been idle in two polls in a row.
         """

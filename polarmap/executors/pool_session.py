@@ -432,7 +432,7 @@ class PoolSession:
         return [item for item in attempts if self._is_stealable(item)]
 
     def _is_stealable(self, attempt_id: AttemptId) -> bool:
-        """Return True if an attempt (one run of a task) has no outcome yet and was sent to only one worker."""
+        """Return True if an attempt (one run of a task) has no outcome and was sent to only one worker."""
         return attempt_id in self._unfinished and attempt_id not in self._stolen
 
     def _pop_best_attempt(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> AttemptId:

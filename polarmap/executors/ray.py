@@ -99,7 +99,7 @@ class RayEngine(Engine):
 
     @contextmanager
     def hold_connection(self) -> Iterator[None]:
-        """Prevent other threads from shutting Ray down inside this context.
+        """Keep other threads from shutting Ray down inside this context.
 
         Otherwise a call to Ray could start a new cluster. Raises RuntimeError if Ray has already been shut
         down.
@@ -144,7 +144,7 @@ class RayEngine(Engine):
                 ray.cancel(object_ref)
 
     def _to_remote_argument(self, argument: Any) -> Any:
-        """Return an argument as it is, or a reference if it is large.
+        """Return an argument unchanged, or a reference to it if it is large.
 
         A large argument of several calls is then sent only once to each node.
         """
@@ -270,7 +270,7 @@ class RayEngine(Engine):
         return exit_reasons
 
     def close(self) -> None:
-        """Wait until the actors exit, which they do when their sockets are closed. Kill those that do not.
+        """Wait until the actors exit, which they do when their sockets are closed. Kill the remaining actors.
 
         The wait takes up to GRACE_SECONDS.
         """

@@ -604,7 +604,7 @@ class RemoteWorkerPool(WorkerPool):
         return counts
 
     def _cancel_unconnected_launches(self) -> None:
-        """Give up workers that have not connected from a machine that is unreachable or no longer exists.
+        """Abandon workers that have not connected from a machine that is unreachable or no longer exists.
 
         They are then started on other machines. Otherwise a cluster could wait forever for the lost machine.
         """

@@ -36,7 +36,7 @@ spawned_worker.main(options["connection"], options["folders"])
 
 
 class ProcessSpawner:
-    """A starter of worker processes on this machine, each of which is a new Python interpreter.
+    """A starter of worker processes on this machine. Each worker is a new Python interpreter.
 
     It is used where processes cannot be forked. A worker exits when this process does.
 

@@ -214,7 +214,7 @@ class StorageChannelServer:
     def take_request_counts(self, worker_seconds: float) -> tuple[int, int]:
         """Return the numbers of billed write and read requests to the storage since the last call.
 
-        Requests of this process are counted. Those of workers, which poll the storage, are estimated from
+        Requests of this process are counted. Requests of workers, which poll the storage, are estimated from
         `worker_seconds`, the time that all workers together have run.
         """
         n_writes, n_reads, self._n_writes, self._n_reads = self._n_writes, self._n_reads, 0, 0

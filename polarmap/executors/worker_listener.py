@@ -223,7 +223,10 @@ def list_local_addresses() -> list[str]:
 
 
 def _list_interface_addresses() -> list[str]:
-    """Return the IPv4 address of each network interface. On Windows, return those of the host name."""
+    """Return the IPv4 address of each network interface.
+
+    On Windows, return the addresses of the host name.
+    """
     found = list[str]()
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         if GET_ADDRESS is None:

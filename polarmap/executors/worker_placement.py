@@ -83,9 +83,9 @@ def choose_worker_for_task(
 ) -> WorkerHandle | None:
     """Choose the idle worker for the next task of a job. Return None if no worker is idle.
 
-    Machines that have had fewer than `max_tasks_per_machine` tasks come first. Among their workers, those
-    that have the block of a queued task cached come first, then those that have connected, then those on the
-    machine with the fewest tasks.
+    Machines that have had fewer than `max_tasks_per_machine` tasks come first. Among their workers, a worker
+    that has the block of a queued task cached is preferred, then a worker that has connected, then a worker
+    on the machine with the fewest tasks.
 
     Parameters
     ----------

@@ -344,7 +344,7 @@ class WorkerPool:
     def acquire_worker(
         self, allocation: Allocation, n_queued: int, get_task_keys: Callable[[], Collection[Hashable]] = tuple
     ) -> WorkerHandle | None:
-        """Give a session a worker for its next task. Return None if it cannot have one now.
+        """Assign a worker to a session for its next task. Return None if the session cannot have one now.
 
         An idle worker that has the block of a queued task cached is preferred, then an idle worker whose
         process runs, then a new worker. The result is None if it is the turn of another session, if enough
@@ -419,7 +419,7 @@ class WorkerPool:
                 self._wake_next_session()
 
     def close_allocation(self, allocation: Allocation, job_id: int | None = None) -> None:
-        """End the use of workers by a session. The tasks of busy workers are cancelled.
+        """Release the workers of a session that has ended. Their running tasks are cancelled.
 
         Idle workers on this machine are notified that the job `job_id` has ended, so that they can clean up
         before their next task.
@@ -616,7 +616,7 @@ class WorkerPool:
     def _remove_idle_workers(
         self, n_excess: int, sort_key: Callable[[WorkerHandle], float], max_sort_key: float = inf
     ) -> None:
-        """Remove up to `n_excess` idle workers, starting with those that have the lowest `sort_key`.
+        """Remove up to `n_excess` idle workers, in ascending order of `sort_key`.
 
         Workers whose key is above `max_sort_key` are kept.
         """
