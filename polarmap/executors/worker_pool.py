@@ -315,10 +315,13 @@ class WorkerPool:
         """Send all buffered messages without blocking. Raises ExecutorError if that is impossible."""
 
     def maintain_workers(self) -> None:
-        """Do periodic maintenance, such as stopping idle workers. Called even if no job runs."""
+        """Do periodic maintenance, such as stopping idle workers. Called even if no job runs.
+
+        If an error is raised, the call is repeated later.
+        """
 
     def take_billed_usage(self) -> PersistentUsage | None:
-        """Return what the workers have cost since the last call, or None if they are free of charge."""
+        """Return the billed time of the workers since the last call, or None if workers are not billed."""
         return None
 
     def open_allocation(self, wake_session: Callable[[], None]) -> Allocation:
@@ -412,7 +415,7 @@ class WorkerPool:
             self._check_open()
 
     def stop_waking_session(self, allocation: Allocation) -> None:
-        """Record that no thread is waiting in a session, so that waking it would start no task."""
+        """Record that no thread is waiting in a session, so that another session is woken in its place."""
         allocation.can_be_woken = False
         if len(self._allocation_refs) > 1:
             with self._lock:
