@@ -44,7 +44,7 @@ RECEIVE_BYTES = 4096
 # Imports the modules that workers need from the same files as the driver. Runs with a global named `options`.
 IMPORT_SCRIPT = """
 sys.path[:] = [options["home"], *options["module_path"]]
-import polarmap  # the same files as the driver's
+import polarmap  # from the same files as the driver
 sys.path[:] = options["module_path"]
 from polarmap.worker import finite_differences, messages
 messages.exit_if_protocol_differs(options["protocol_version"])
