@@ -16,8 +16,9 @@ VERBS = set(
     """
     Abandon Accept Add Advance Allocate Append Apply Approximate Ask Assemble Assign Authenticate Begin
     Block Bound Build Cache Call Cancel Check Choose Claim Clear Close Compare Compile Complete Compute
-    Connect Convert Copy Count Create Cut Declare Decode Decrypt Delete Deliver Derive Describe Discard Disconnect
-    Divide Do Draw Drop Emit Encode Encrypt Enter Estimate Evaluate Evict Execute Exit Explain Fail Fetch Fill
+    Connect Convert Copy Count Create Cut Declare Decode Decrypt Delete Deliver Derive Describe
+    Discard Disconnect Divide Do Draw Drop Emit Encode Encrypt Enter Estimate Evaluate Evict Execute
+    Exit Explain Fail Fetch Fill
     Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint Hold Import Improve
     Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load Log Look Lower Make
     Map Mark Measure Memory-map Minimize Mix Move Multiply Name Note Notify Open Pack Parse Partition
