@@ -18,9 +18,8 @@ VERBS = set(
     Block Bound Build Cache Call Cancel Check Choose Claim Clear Close Compare Compile Complete Compute
     Connect Convert Copy Count Create Cut Declare Decode Decrypt Delete Deliver Derive Describe
     Discard Disconnect Divide Do Draw Drop Emit Encode Encrypt Enter Estimate Evaluate Evict Execute
-    Exit Explain Fail Fetch Fill
-    Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint Hold Import Improve
-    Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load Log Look Lower Make
+    Exit Explain Fail Fetch Fill Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint Hold Import
+    Improve Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load Log Look Lower Make
     Map Mark Measure Memory-map Minimize Mix Move Multiply Name Note Notify Open Pack Parse Partition
     Pass Pickle Pin Plot Poll Predict Prepare Print Put Query Queue Raise React Read Rebuild Receive
     Recommend Record Reduce Refuse Register Reject Release Remember Remove Rename Replace Report
