@@ -94,6 +94,7 @@ BACKENDS = {
         ),
     )
 }  # fmt: skip
+
 # Limits that depend on how functions are triggered, by backend and trigger. They override those in BACKENDS.
 LIMITS_BY_TRIGGER = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], max_seconds=3600)}
 
@@ -104,10 +105,10 @@ MAX_OBJECT_BYTES = {
     "aws_s3": 5 * GB,  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
     "minio": 5 * GB,
     "ceph": 5 * GB,
-    "gcp_storage": 5 * 1024 * GB,  # https://cloud.google.com/storage/quotas
     # An object can have 50,000 blocks, which have 4 MB each in the client library:
     # https://learn.microsoft.com/en-us/azure/storage/blobs/scalability-targets
     "azure_storage": 50_000 * 4 * MB,
+    "gcp_storage": 5 * 1024 * GB,  # https://cloud.google.com/storage/quotas
     "redis": 512 * MB,  # https://redis.io/docs/latest/develop/data-types/strings/
 }
 

@@ -44,6 +44,7 @@ class ThreadLimiter:
         self._n_tasks = 0  # the number of running tasks
         self._current_limit = NO_LIMIT  # the current maximum number of threads
         self._n_loaded_modules = 0  # the value of len(sys.modules) when libraries were searched last
+
         # The libraries as threadpoolctl controllers. Some have one number of threads for the whole process,
         # and others have a separate number for each calling thread.
         self._process_libraries: list[Any] = []

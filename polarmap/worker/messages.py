@@ -32,6 +32,7 @@ MAX_DATA_BYTES = 1 << 40  # A frame that announces more data is rejected as corr
 # last frame of its message. CONTINUATION: this is not the first frame of its message.
 FILE_FLAG, MORE_FRAMES_FLAG, CONTINUATION_FLAG = 1, 2, 4
 MAC_BYTES = 32  # size of an authentication tag (HMAC-SHA256)
+
 # Larger data are passed in a file or an object if driver and worker share a folder or a storage.
 MAX_INLINE_BYTES = 1 << 17
 # A longer message is sent in several frames of this size, as only the current frame has to be copied.
@@ -51,6 +52,7 @@ class MessageKind(bytes, Enum):
     CANCEL = b"x"  # the end of a job, which cancels its remaining tasks
     SEGMENT = b"d"  # the bytes that a worker has requested by FETCH
     NO_SEGMENT = b"f"  # the answer to FETCH if the bytes cannot be read
+
     # These messages are sent by a worker.
     HELLO = b"p"  # the first message, with the process id and a `WorkerIdentity`
     FETCH = b"n"  # a request for a part of a data block that only the driver can read

@@ -55,6 +55,7 @@ MAX_SENT_ARRAY_BYTES = 1 << 24  # Larger arrays are compared, but not sent to wo
 # Maximum size of the pickle of a value that is not an array. Larger values are neither compared nor sent.
 MAX_PICKLE_BYTES = 1 << 20
 CHECKSUM_CHUNK_BYTES = 1 << 12  # A large array has one checksum for each chunk of this size.
+
 # The module attribute in which a worker records the state that the driver has sent.
 RECORD_ATTRIBUTE = "__polarmap_state__"
 

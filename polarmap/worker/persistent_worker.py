@@ -102,6 +102,7 @@ class PersistentWorker(TaskIO):
         self._channel, self._limit_threads, self._label = channel, limit_threads or nullcontext, label
         self._environment = ProcessEnvironment.capture()
         self._environment_bytes = b""  # the environment as the driver has sent it, pickled
+
         # A copy of the process's environment, to notice when the user's function changes it.
         self._environment_snapshot: Any = None
         self._process_state = ProcessState() if limit_threads is None else None

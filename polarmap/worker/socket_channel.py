@@ -33,6 +33,7 @@ from polarmap.worker.polling import POLL_HANGUP, POLLIN, POLLOUT, Poll, wait_unt
 # read. It is small, so that it succeeds even if the user's function has left little memory.
 FIRST_READ_BYTES, MAX_READ_BYTES = 1 << 14, 1 << 18
 MAX_WRITE_BYTES = 1 << 22  # maximum bytes that one `flush` writes, so that other sockets get their turn
+
 # Maximum number of unsent bytes in the kernel. They are few, because they can no longer be cancelled.
 MAX_UNSENT_BYTES = 1 << 17
 TCP_TIMEOUT = 11.0  # default number of seconds without a response after which a connection counts as lost
@@ -83,6 +84,7 @@ class SocketChannel:
         self._current_message: Message | None = None  # a long message of which only a part is encoded
         self._remaining_chunks: Iterator[Message] = iter(())  # the other parts of this message
         self._next_flags = 0  # the flags of the next frame of this message
+
         # The time of `time.monotonic()` when bytes were last written, or when the queue ceased to be empty.
         self._last_progress_at = 0.0
 

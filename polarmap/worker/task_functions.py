@@ -226,7 +226,7 @@ def execute_batch(
 
 
 def call_each(f: Callable[..., Any], argument_tuples: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Call f with each tuple of arguments, and return the list of results, so that one task runs several calls.
+    """Call f with each tuple of arguments, and return the results. This lets one task run several calls.
 
     >>> call_each(pow, [(2, 3), (3, 2)])
     [8, 9]
