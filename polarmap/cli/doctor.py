@@ -41,7 +41,8 @@ N_BLOCKS, N_TASKS = 4, 6
 SAMPLE_MATRIX = np.arange(8 * N_BLOCKS * 3).reshape(8 * N_BLOCKS, 3)
 SAMPLE_VECTOR = np.array([1, -2, 3])
 N_LATER_MAPS = 10
-# Durations above which maps on this machine are reported as slow. On one idle core, they take a fraction.
+# The first map and later maps are reported as slow if they take longer than these numbers of seconds. On one
+# idle core, they take a fraction of that.
 SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = 3.0, 0.03
 MIN_FREE_BYTES = 1 << 30  # With less free space in the temporary folder, large blocks may not fit.
 OPTIONAL_PACKAGES = {

@@ -41,6 +41,8 @@ class PriceList:
         `min_billed_seconds`.
     instance_type
         The prices apply to instance types that begin with this prefix, see `WorkerSpec.instance_type`.
+    as_of, source
+        The date at which the prices were looked up, and where.
     """
 
     backend: str

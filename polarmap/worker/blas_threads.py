@@ -42,11 +42,11 @@ class ThreadLimiter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._n_tasks = 0  # the number of running tasks
-        self._current_limit = NO_LIMIT  # the current maximum number of threads
-        self._n_loaded_modules = 0  # the value of len(sys.modules) when libraries were searched last
+        self._current_limit = NO_LIMIT
+        self._n_loaded_modules = 0  # len(sys.modules) when libraries were last searched for
 
-        # The libraries as threadpoolctl controllers. Some have one number of threads for the whole process,
-        # and others have a separate number for each calling thread.
+        # The loaded libraries, as threadpoolctl controllers. Some libraries have one number of threads for
+        # the whole process, and others have a separate number for each thread that calls them.
         self._process_libraries: list[Any] = []
         self._per_thread_libraries: list[Any] = []
         self._original_counts: dict[str, int] = {}  # the original number of threads, by path of the library
@@ -143,8 +143,8 @@ def find_threaded_libraries() -> list[Any]:
 
 def _set_library_threads(library: Any, n_threads: int) -> None:
     """Set the number of threads of a library, even if another thread has set it before."""
-    # For OpenBLAS, threadpoolctl lets only the thread that changed the number first change it again. Make it
-    # forget that thread.
+    # For OpenBLAS, threadpoolctl remembers which thread has changed the number, and ignores changes by other
+    # threads. Make it forget that thread, before and after the change.
     clear_controlling_thread = getattr(library, "clear_controlling_thread", lambda force: None)
     clear_controlling_thread(force=True)
     library.set_num_threads(n_threads)

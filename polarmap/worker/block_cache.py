@@ -82,7 +82,7 @@ class BlockCache:
 
     @contextmanager
     def extend_byte_budget(self, n_bytes: int) -> Iterator[None]:
-        """Let the cache grow by up to `n_bytes` more within a `with` block."""
+        """Add `n_bytes` to the maximum size of the cache within a `with` block."""
         with self._lock:
             self._max_bytes += n_bytes
         try:
@@ -138,7 +138,7 @@ class BlockCache:
         newest_id = max(live_block_set_ids, default=-1)
 
         def is_removed(entry: CacheEntry) -> bool:
-            # The list of sets decides without a system call for each file.
+            # If the block belongs to a set, check only the set. This saves a system call for each file.
             if live_block_set_ids and entry.block_set_id is not None:
                 return entry.block_set_id < newest_id and entry.block_set_id not in live_block_set_ids
             return not all(map(file_exists, entry.file_signatures))

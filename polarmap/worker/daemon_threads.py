@@ -53,8 +53,8 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
         except BaseException as error:
             errors.append(error)
 
-    # Do not reuse a thread. A persistent worker that has more threads than before a job is taken for damaged
-    # and is replaced, so the thread must end with the call.
+    # Use a new thread that ends with the call. An idle thread would remain, and a persistent worker is
+    # replaced if it has more threads after a job than before.
     thread = threading.Thread(target=run, name="polarmap-timed", daemon=True)
     thread.start()
     thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))

@@ -28,11 +28,12 @@ KEY_CHECK_BYTES = 8  # size of the value that is stored with encrypted data to d
 # allows. In practice, there are fewer: each array and each job has its own cipher key, derived from the
 # user's key and 256 random bits.
 NONCE_BYTES = 12
-CIPHERTEXT_OVERHEAD_BYTES = NONCE_BYTES + 16  # By this much, the nonce and the tag make data longer.
+CIPHERTEXT_OVERHEAD_BYTES = NONCE_BYTES + 16  # size of the nonce and the tag, which are stored with data
 MAX_PLAINTEXT_BYTES = (1 << 31) - 1  # maximum bytes that `cryptography` encrypts in one call
 KEYGEN_COMMAND = "python -c 'import secrets; print(secrets.token_hex(32))'"
 HKDF_INFO = b"polarmap encryption 1"
-# The first byte of a worker's reply tells whether the rest is encrypted, or is the error that prevented that.
+# The first byte of a worker's reply. The rest is either encrypted, or it is the error that encrypting has
+# raised.
 ENCRYPTED_REPLY, UNENCRYPTED_ERROR = b"e", b"w"
 
 EncryptionFields = tuple[Any, ...]  # either an `Encryption` or a plain tuple of the same fields
@@ -218,7 +219,7 @@ def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) 
         DamagedError if the object is missing.
     """
     # Encrypted bytes are verified by their AES-GCM tag. If the tag is wrong although the CRC-32 checksum is
-    # right, somebody has forged the bytes.
+    # right, the bytes were not damaged by chance: somebody has forged them.
     if not (segment.key and segment.size):
         return bytes(segment.size)
     if location.encryption is None:

@@ -46,7 +46,8 @@ def snapshot_environment() -> tuple[Any, ...]:
     This is faster than `ProcessEnvironment.capture`.
     """
     environ: Any = os.environ
-    # Copy the underlying dict of os.environ, as os.environ itself decodes every variable.
+    # Copy the dict on which os.environ is based, because os.environ itself is slow: it decodes every
+    # variable.
     return get_working_directory(), sys.path[:], dict(environ._data)
 
 

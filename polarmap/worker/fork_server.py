@@ -115,7 +115,7 @@ class ForkServer:
         parent_pid = os.getpid()
         try:
             pid = os.fork()
-        except OSError:  # No memory or process is left. Closing the socket tells the driver.
+        except OSError:  # The system has no memory or process ids left. Close the socket to tell the driver.
             os.close(socket_fd)
             return
         if not pid:

@@ -24,13 +24,13 @@ class ForkServerCommand(bytes, Enum):
 
 
 class ForkServerRequest(NamedTuple):
-    """A request of the driver to fork or kill a worker."""
+    """A request of a driver to its fork server, to fork or kill a worker process."""
 
     command: ForkServerCommand
     worker_id: int
 
     def encode(self) -> bytes:
-        """Return the request as REQUEST_BYTES bytes."""
+        """Return the request as bytes, to be sent over a socket."""
         return struct.pack(REQUEST_FORMAT, *self)
 
     @classmethod
@@ -55,10 +55,10 @@ class WorkerExitEvent(NamedTuple):
     wait_status: int
 
     def encode(self) -> bytes:
-        """Return the event as EVENT_BYTES bytes."""
+        """Return the event as bytes, to be sent over a socket."""
         return struct.pack(EVENT_FORMAT, *self)
 
     @classmethod
     def decode_all(cls, data: bytes) -> Iterator[WorkerExitEvent]:
-        """Yield the events in `data`, which must not end within an event."""
+        """Decode the bytes of one or more complete events, and yield these events."""
         return map(cls._make, struct.iter_unpack(EVENT_FORMAT, data))

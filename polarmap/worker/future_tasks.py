@@ -31,7 +31,7 @@ from polarmap.worker.pytree import Structure
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest
 
-# Seconds between checks whether the driver has cancelled the task, by creating a file.
+# Seconds between checks for the file by which the driver cancels a task.
 CANCEL_POLL_INTERVAL = 0.02
 START_MARK_SUFFIX = ".began"  # name suffix of the file by which a worker shows that a task has started
 CACHE_SECONDS = 60.0  # seconds after which the block cache of a process is discarded
@@ -41,14 +41,14 @@ Thunk = Callable[[], Message | None]
 
 
 class ThreadCancelToken:
-    """A token by which the driver cancels a task that runs on a thread of the same process.
+    """A token by which the driver cancels a task that runs on a thread of the driver's own process.
 
-    Each token is for one attempt, which is one run of a task: a task that fails or is slow may be run again.
+    Each token is for one attempt, which is one run of a task. A task that fails or is slow may be run again.
 
     Attributes
     ----------
     started_at : float or None
-        The time of `time.monotonic()` when the attempt started; None if it has not started.
+        The `time.monotonic()` time at which the attempt started; None if it has not started.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class ThreadCancelToken:
         self._reply_queue.put(None)
 
     def get_start_time(self) -> float | None:
-        """Return the time of `time.monotonic()` when the attempt started, or None if it has not started."""
+        """Return the `time.monotonic()` time at which the attempt started, or None if it has not started."""
         return self.started_at
 
     def is_cancelled(self) -> bool:
@@ -120,7 +120,7 @@ class FolderCancelToken(NamedTuple):
             open(os.path.join(self.folder, self.attempt_name), "x").close()
 
     def get_start_time(self) -> float | None:
-        """Return the time of `time.monotonic()` when the attempt started, or None if it has not started."""
+        """Return the `time.monotonic()` time at which the attempt started, or None if it has not started."""
         try:
             marked_at = os.stat(os.path.join(self.folder, self.attempt_name + START_MARK_SUFFIX)).st_mtime
         except OSError:
@@ -213,7 +213,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class FutureTaskIO(TaskIO):
-    """Gives a task its inputs, if the task was submitted to a `concurrent.futures` executor.
+    """The inputs and the cancellation state of a task that runs in a `concurrent.futures` executor.
 
     Parameters
     ----------

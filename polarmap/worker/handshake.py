@@ -30,7 +30,7 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure_tcp, make_worker_channel
 
-PROOF_TIMEOUT = 5.0  # seconds after which a worker that has not proved that it has the key is rejected
+PROOF_TIMEOUT = 5.0  # seconds within which a connecting worker must prove that it has the secret key
 PROTOCOL_NAME = b"polarmap"
 # `struct` format of the greeting: the name of the protocol, its version, and a nonce.
 GREETING = ">8sH32s"

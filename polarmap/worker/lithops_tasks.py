@@ -65,9 +65,10 @@ def make_lithops_task(
 
 
 class LithopsTaskAddress(TypedDict):
-    """Tells a task where its driver is, and how to notice that the driver has died.
+    """The address of a task's driver, by which the task notices that the driver has died.
 
-    This is a plain dict at run time, so that the class is not pickled with each task.
+    The driver is the process that runs the map. This class is a plain dict at run time, so that it is not
+    pickled with each task.
 
     Attributes
     ----------
@@ -95,7 +96,7 @@ class LithopsTaskAddress(TypedDict):
 
 
 class LithopsTaskIO(TaskIO):
-    """Gives a Lithops task its inputs, and checks whether its driver is still alive.
+    """The inputs of a task that runs as a Lithops function, and its connection to the driver.
 
     Parameters
     ----------

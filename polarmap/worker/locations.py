@@ -116,7 +116,7 @@ class Location(ABC):
 
 
 class InlineLocation(Location):
-    """The location of data blocks that are sent to workers together with their tasks."""
+    """The location of data blocks that are not stored, but sent to workers together with their tasks."""
 
     __slots__ = ()
     tag = "message"
@@ -244,7 +244,7 @@ LOCATION_CLASSES: dict[str, type[Location]] = {
 
 
 def location_from_fields(fields: Sequence[Any]) -> Location:
-    """Return the location whose attribute `fields` is this tuple.
+    """Rebuild a location from the tuple in its attribute `fields`.
 
     >>> location_from_fields(FolderLocation("/data").fields)
     FolderLocation('/data', '')

@@ -69,7 +69,7 @@ EXIT_KINDS = {MessageKind.UNUSABLE, MessageKind.FINAL_REPLY}  # A worker exits a
 
 
 class FrameError(ConnectionError):
-    """Raised if received bytes are not a valid message, or were not sent by somebody who has the key."""
+    """Raised if received bytes are not a valid message, or if the sender does not have the secret key."""
 
 
 class ProtocolMismatchError(Exception):

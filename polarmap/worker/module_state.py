@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-try:  # A worker without cloudpickle receives no functions of the user, and needs only a base class.
+try:  # A worker without cloudpickle never receives functions of the user, so any base class will do.
     from cloudpickle import Pickler
 except ImportError:
     from pickle import Pickler
@@ -133,9 +133,9 @@ def _format_code_constant(constant: Any) -> str:
 
 
 def reduce_code_with_filename(code: types.CodeType) -> Any:
-    """Pickle a code object as cloudpickle does, but keep the name of its file, for tracebacks.
+    """Return how to pickle a code object, in the format of `__reduce__`.
 
-    Return the constructor and its arguments, as `__reduce__` does.
+    This is what cloudpickle does, except that the name of the source file is kept, for tracebacks.
     """
     constructor, arguments = Pickler.dispatch_table[types.CodeType](code)
     # Copy the string. If other objects shared it, the pickle would depend on them.

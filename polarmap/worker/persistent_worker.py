@@ -65,6 +65,8 @@ Function = Callable[[Any], Any]
 class PersistentWorker(TaskIO):
     """A worker that stays alive between jobs, receives tasks from its driver, runs them and replies.
 
+    The driver is the process that runs the user's program. A job is one parallel map.
+
     Parameters
     ----------
     channel : SocketChannel or StorageChannel
@@ -110,7 +112,7 @@ class PersistentWorker(TaskIO):
         self._is_usable = True
         self._inbox = deque[Message]()  # messages that have arrived and are not handled yet
         self._attempt_key = -1, -1, -1  # the job, task and attempt of the current message
-        self._job_header = JobHeader([], None, None, b"", None, [])  # the header of the current job
+        self._job_header = JobHeader([], None, None, b"", None, [])
         self._function_data: bytes | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
         self._n_result_files = 0  # the number of result files that this worker has written

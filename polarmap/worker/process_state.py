@@ -30,7 +30,7 @@ except ImportError:  # Windows
     resource = None
 
 # If a user's function replaces an attribute of one of these modules, its worker is not used for further jobs.
-# Functions of other users and polarmap itself depend on these modules most.
+# Later functions, and polarmap itself, use these modules most.
 GUARDED_MODULES = ("builtins", "math", "numpy", "numpy.linalg", "os", "pickle", "sys", "threading", "time")
 SIGNALS = tuple(signal.valid_signals())
 TIMERS = tuple(getattr(signal, name) for name in dir(signal) if name.startswith("ITIMER_"))
@@ -47,7 +47,7 @@ def _get_umask() -> int:
 
 
 def _set_warning_filters(filters: list[Any]) -> None:
-    warnings.resetwarnings()  # Warnings that were already shown can be shown again.
+    warnings.resetwarnings()  # This also lets warnings appear again that were already shown.
     warnings.filters[:] = filters  # type: ignore[index]
 
 

@@ -26,8 +26,7 @@ Shape = tuple[int, ...]
 Layout = tuple[tuple[Any, Shape], ...]
 # The structure of a tree without its data, as plain tuples, which can always be pickled. For a container, it
 # is (class, keys, structures of the children). For a leaf, it is (type,), where the type is "array",
-# "matrix",
-# "numpy" (a numpy scalar) or "python" (a number or string).
+# "matrix", "numpy" (a numpy scalar) or "python" (a number or string).
 Structure = tuple[Any, ...]
 
 # Two results that are sent together have the structure (BOTH_RESULTS, number of leaves of the first result,

@@ -164,8 +164,8 @@ def drop_inherited_connections(storage: Any) -> None:
     # connections. Each of the two processes could receive responses to requests of the other. Redis clients
     # notice a fork themselves.
     with contextlib.suppress(AttributeError):  # The client of another storage has no such attribute.
-        storage.get_client()._endpoint.http_session._manager.clear()  # S3 and IBM Cloud
-    for session_path in ("_http", "_pipeline._transport.session"):  # Google Cloud, Azure
+        storage.get_client()._endpoint.http_session._manager.clear()  # clients of S3 and IBM Cloud
+    for session_path in ("_http", "_pipeline._transport.session"):  # clients of Google Cloud and Azure
         with contextlib.suppress(AttributeError):
             for adapter in attrgetter(session_path)(storage.get_client()).adapters.values():
                 adapter.poolmanager.clear()

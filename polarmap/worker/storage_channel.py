@@ -37,7 +37,8 @@ SLOW_STORAGE_POLL_INTERVAL = 0.01  # seconds before the first poll after a messa
 POLL_INTERVAL_GROWTH = 1.2  # factor by which the interval grows with each poll that finds no message
 MAX_POLL_INTERVAL = 1.0  # maximum seconds between polls
 
-# Number of polls until the interval has grown from 0.01 s to 1 s: log(1 / 0.01) / log(1.2).
+# An estimate of the additional polls after each message, for the cost of requests. After about 25 polls, the
+# interval has grown from 0.01 s to 1 s again: log(1 / 0.01) / log(1.2).
 N_POLLS_PER_MESSAGE = 25
 # Seconds between two heartbeats of a driver or worker. If there is none for OUTAGE_SECONDS, it counts as
 # lost.

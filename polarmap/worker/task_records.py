@@ -224,7 +224,7 @@ class ResultFileRef(NamedTuple):
     file_name: str
 
     def encode(self) -> bytes:
-        """Return the reference as encoded text. The driver must not have to unpickle it."""
+        """Return the reference as encoded text, because the driver does not unpickle it."""
         return f"{self.folder_index}/{self.file_name}".encode()
 
     @classmethod
@@ -252,7 +252,7 @@ class WorkerIdentity(NamedTuple):
     label: str = ""
 
     def encode(self) -> bytes:
-        """Return the fields as encoded lines of text. The driver must not have to unpickle them."""
+        """Return the fields as encoded lines of text, because the driver does not unpickle them."""
         return "\n".join(self).encode()
 
     @classmethod
