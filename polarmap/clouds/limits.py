@@ -95,7 +95,8 @@ BACKENDS = {
     )
 }  # fmt: skip
 
-# Limits that depend on how functions are triggered, by backend and trigger. They override those in BACKENDS.
+# Limits that depend on how functions are triggered, by backend and trigger. They override the limits in
+# BACKENDS.
 LIMITS_BY_TRIGGER = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], max_seconds=3600)}
 
 # The largest object that a storage accepts in one PUT request, in bytes, by the name of the storage in
@@ -318,7 +319,7 @@ def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
 def compute_block_cache_bytes(worker_spec: WorkerSpec) -> int:
     """Return how many bytes of data blocks a worker may keep in memory between maps.
 
-    This is half of the memory that is left beside Python and its libraries.
+    This is half of the memory that Python and its libraries do not need.
 
     >>> compute_block_cache_bytes(WorkerSpec("aws_lambda", "aws_s3", 1769)) // 2**20
     809

@@ -93,8 +93,8 @@ PRICE_LISTS = {
     )
 }  # fmt: skip
 
-# How many processors a Cloud Run function gets: pairs of a maximum memory size in MB and the number of
-# processors, looked up 2026-11-24:
+# Pairs of a memory size in MB and the number of processors of a Cloud Run function with up to this memory.
+# Looked up 2026-11-24:
 # https://cloud.google.com/run/docs/configuring/services/memory-limits
 CLOUD_RUN_CPUS_BY_MEMORY = (
     (128, 0.083), (256, 0.167), (512, 0.333), (1024, 0.583), (2048, 1.0), (8192, 2.0), (16_384, 4.0),

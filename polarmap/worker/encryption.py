@@ -180,8 +180,8 @@ def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]
 def make_segment_associated_data(segment: Segment) -> str:
     """Return the text that AES-GCM authenticates together with an encrypted segment.
 
-    The text is different for each segment, as object keys are never reused. Therefore nobody can replace a
-    segment by another one unnoticed.
+    The text is different for each segment, as object keys are never reused. Therefore it is noticed if a
+    segment is replaced by another one.
     """
     return f"part {segment.offset} {segment.size} {segment.key}"
 
@@ -206,7 +206,7 @@ def encrypt_if_location_requires(location: Location, segment: Segment, *buffers:
 def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) -> Any:
     """Read a segment (a byte range of a stored object), verify its bytes, and decrypt them if necessary.
 
-    Raises DamagedError if the bytes are missing or differ from those that were written.
+    Raises DamagedError if bytes are missing or have changed since they were written.
 
     Parameters
     ----------

@@ -137,8 +137,7 @@ class ForkServer:
                 self._report_exit(*pid_and_status)
         for pid in _list_child_pids() - set(self._pid_by_worker_id.values()):
             _kill_process(pid)
-        # If a worker has run maps of its own, the workers of these maps were killed, too. Remove their
-        # folders.
+        # A worker may have started workers itself, which were killed, too. Remove their folders.
         remove_stale_folders(self._parent_folders)
 
     def _report_exit(self, pid: int, wait_status: int) -> None:
@@ -199,7 +198,7 @@ def _die_with_parent(parent_pid: int) -> None:
     Also adopt the processes that children of this process leave behind.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The fork server kills the orphans that it adopts, so those of a live worker must be adopted by the
+    # The fork server kills orphans that it adopts. Orphans of a live worker must therefore be adopted by the
     # worker.
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != parent_pid:

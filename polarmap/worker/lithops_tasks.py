@@ -29,8 +29,8 @@ from polarmap.worker.task_records import TaskRequest
 
 LIVENESS_KEY = "alive"  # name of an object that exists as long as the driver waits for results
 
-# Lithops stores results above this size, in bytes, as separate objects. Nobody would delete the object of a
-# cancelled task.
+# Lithops stores results above this size, in bytes, as separate objects. If a task has been cancelled, such an
+# object would never be deleted.
 MAX_STATUS_BYTES = 8 << 10
 
 Function = Callable[[Any], Any]

@@ -277,7 +277,7 @@ def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
 class ValueDescription(NamedTuple):
     """A description of a value in a module, by which it can be compared and sent to workers.
 
-    The fields `kind`, `fingerprint` and `payload` are those of `ModuleStateItem`.
+    The fields `kind`, `fingerprint` and `payload` have the same meaning as in `ModuleStateItem`.
 
     Attributes
     ----------
@@ -340,7 +340,7 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
 
 
 def _find_definition(module_name: str, path: str, value: Any) -> Any:
-    """Return the function or class that `value` is, if this name is where it is defined.
+    """Return the function or class that is defined by this name in this module.
 
     Return None for other values, and for functions and classes that are only imported under this name.
     """
@@ -431,7 +431,7 @@ def get_process_token() -> tuple[int, str]:
 def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[Any]]) -> None:
     """Update the modules of this worker to the state that they have on the driver.
 
-    Raises ModuleStateError if a value differs and cannot be set. The parameters are those of
+    Raises ModuleStateError if a value differs and cannot be set. The parameters are the same as in
     `load_with_module_state`.
     """
     if driver_token == get_process_token():
@@ -551,7 +551,7 @@ def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> Non
 
 
 def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
-    """Replace the code and state of a function by those of another one. Return False if impossible."""
+    """Copy the code and state of a new function to an old one. Return False if that is impossible."""
     if type(old_function) is type(new_function) and isinstance(old_function, (staticmethod, classmethod)):
         return _update_function_in_place(old_function.__func__, new_function.__func__)
     if isinstance(old_function, LRU_CACHE_TYPE) and isinstance(new_function, LRU_CACHE_TYPE):

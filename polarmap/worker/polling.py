@@ -28,7 +28,7 @@ class SelectPoll:
         self._event_masks = dict[int, int]()
 
     def register(self, fd: Any, event_mask: int = POLLIN) -> None:
-        """Add a socket or file descriptor to those for which `poll` waits.
+        """Register a socket or file descriptor, so that `poll` waits for it.
 
         Parameters
         ----------
@@ -40,7 +40,7 @@ class SelectPoll:
         self._event_masks[fd if isinstance(fd, int) else fd.fileno()] = event_mask
 
     def unregister(self, fd: int) -> None:
-        """Remove a file descriptor from those for which `poll` waits."""
+        """Remove a file descriptor, so that `poll` no longer waits for it."""
         del self._event_masks[fd]
 
     def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
@@ -67,7 +67,7 @@ Poll: Any = getattr(select, "poll", SelectPoll)
 
 
 def wait_until_ready(connections: Any, event_mask: int, timeout: float | None) -> list[Any]:
-    """Wait until at least one of several sockets is ready, and return those that are ready.
+    """Wait until at least one of several sockets is ready, and return the list of ready sockets.
 
     Parameters
     ----------

@@ -107,7 +107,7 @@ class ProcessState:
     def _find_changed_module_attribute(self) -> str:
         """Return the name of a guarded module, or of its attribute, that was replaced or removed.
 
-        Return "" if there is none.
+        Return "" if all are unchanged.
         """
         for name, module in self._guarded_modules.items():
             original_names, current_names = self._original_names[name], vars(module)

@@ -1,4 +1,4 @@
-"""Identify processes, check whether they are alive, and end those that no driver waits for.
+"""Identify processes, check whether they are alive, and end processes that no driver needs any more.
 
 The names of temporary folders contain the identity of their owner, so that any process of the machine can
 remove the folders of one that was killed. Runs on workers too: imports the standard library only.
@@ -125,7 +125,7 @@ def remove_stale_folders(parent_folders: Iterable[str]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-# --- ending processes that no driver waits for ----------------------------------------------------
+# --- ending processes that no driver needs any more ----------------------------------------------------
 
 
 def exit_process_when(
@@ -180,7 +180,7 @@ def has_lost_parent(parent_pid: int) -> bool:
     parent_pid : int
         The result of `os.getppid()` when this process started.
     """
-    import multiprocessing  # Import this only where it is needed, because it takes 2 ms.
+    import multiprocessing  # This import takes 2 ms, and few processes need it.
 
     parent_process = multiprocessing.parent_process()
     return os.getppid() != parent_pid or (parent_process is not None and not parent_process.is_alive())

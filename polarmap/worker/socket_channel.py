@@ -81,7 +81,7 @@ class SocketChannel:
         self._decoder = FrameDecoder(authenticators and authenticators.incoming)
         self._unsent_bytes = memoryview(b"")  # encoded bytes that the socket has not accepted yet
         self._send_queue = deque[Message]()
-        self._current_message: Message | None = None  # a long message of which only a part is encoded
+        self._current_message: Message | None = None  # a long message that is only partly encoded
         self._remaining_chunks: Iterator[Message] = iter(())  # the other parts of this message
         self._next_flags = 0  # the flags of the next frame of this message
 

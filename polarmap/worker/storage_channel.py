@@ -40,7 +40,7 @@ MAX_POLL_INTERVAL = 1.0  # maximum seconds between polls
 # An estimate of the additional polls after each message, for the cost of requests. After about 25 polls, the
 # interval has grown from 0.01 s to 1 s again: log(1 / 0.01) / log(1.2).
 N_POLLS_PER_MESSAGE = 25
-# Seconds between two heartbeats of a driver or worker. If there is none for OUTAGE_SECONDS, it counts as
+# Seconds between two heartbeats of a driver or worker. Without a heartbeat for OUTAGE_SECONDS, it counts as
 # lost.
 HEARTBEAT_SECONDS = 5.0
 

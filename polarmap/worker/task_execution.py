@@ -65,7 +65,7 @@ class TaskIO:
         raise NotImplementedError
 
     def receive_pending(self) -> None:
-        """Read the messages that the driver has sent. By default, there are none."""
+        """Read the messages that the driver has sent. By default, this does nothing."""
 
     def is_cancelled(self) -> bool:
         """Return whether the driver has cancelled the task."""
@@ -78,7 +78,7 @@ class TaskIO:
     def read_segment(self, location: Location, segment: Segment) -> Any:
         """Return the verified and decrypted bytes of a segment (a byte range of a stored object).
 
-        Raises DamagedError if the bytes are missing or differ from those that were written.
+        Raises DamagedError if bytes are missing or have changed since they were written.
         """
         return read_segment(location, segment, partial(location.read, access=self))
 
@@ -233,7 +233,7 @@ def sample_evenly(array: Any, max_items: int = SAMPLE_SIZE) -> Any:
 
 
 def _check_plain_arrays(result: PackedTree, n_arrays: int) -> None:
-    """Raise TypeError if a result that is to be stored does not consist of `n_arrays` plain arrays."""
+    """Raise TypeError if a result does not consist of `n_arrays` plain arrays, and so cannot be stored."""
     if len(result.layout) != n_arrays:
         raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
     if n_arrays == 1 and len(result.structure) > 1:

@@ -29,7 +29,7 @@ from polarmap.worker.task_records import describe_error, to_plain_tuple
 
 # If the first items of a batch take longer than this many seconds, the other items are left to other workers.
 MAX_BATCH_SECONDS = 0.1
-SORT_BENCHMARK_SIZE = 20_000  # how many numbers a task sorts if it only measures run times
+SORT_BENCHMARK_SIZE = 20_000  # size of the array that a benchmark task sorts
 
 Array = npt.NDArray[Any]
 
