@@ -94,7 +94,7 @@ def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
 
 
 def _check_local_interpreter(backend: str) -> None:
-    """Raise ExecutorError if a package that workers need is missing or too old in this interpreter."""
+    """Raise ExecutorError if a package that workers need is missing here, or has an unsuitable version."""
     checked_requirements = {
         requirement: compare_installed_version(requirement) for requirement in read_requirements(backend)
     }

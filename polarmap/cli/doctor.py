@@ -146,7 +146,7 @@ def _check_installation() -> Iterator[CheckResult]:
 
 
 def _check_this_machine() -> Iterator[CheckResult]:
-    """Check this machine, on which maps run by default.
+    """Check this machine, on which maps run by default, and its free space for data blocks.
 
     Yields a note for each Lithops configuration file, as such a file has no effect on maps without
     `executor=`.
@@ -222,7 +222,7 @@ def _check_configuration(config_path: Path) -> Iterator[CheckResult]:
 def _run_live_checks(config: Path | None, timeout: float) -> Iterator[CheckResult]:
     """Check the configured storage, then run small coded maps.
 
-    Stops at the first check that is not "ok", except for a note about the storage.
+    Stops at the first check that is not "ok".
     """
     if config is not None:
         yield (check := _check_storage(config))

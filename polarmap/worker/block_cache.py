@@ -57,8 +57,8 @@ class CacheEntry(NamedTuple):
 class BlockCache:
     """A least-recently-used cache of the data blocks that a worker has read.
 
-    The cache never returns outdated data. A file that has changed is read again. Objects in a bucket are
-    cached by their checksum, and not at all if they have none. Data that the driver sends never change.
+    The cache never returns outdated data. A file that has changed is read again. Objects in a bucket or a
+    store of the user are cached by their checksum, and not at all if they have none. Other data never change.
 
     Parameters
     ----------

@@ -117,8 +117,8 @@ class LithopsTaskIO(TaskIO):
     def execute_request(self, request: TaskRequest) -> tuple[bytes, bytes] | None:
         """Run the task, and return the header and the data of the reply to the driver.
 
-        Return None if the task was cancelled. While the task runs, a thread ends this process if the driver
-        dies.
+        Return None if the task was cancelled. While the task runs, a thread ends this process as soon as the
+        driver dies or no longer waits for results.
         """
         os.nice(self._address["niceness"])
         drop_inherited_connections(self.storage)

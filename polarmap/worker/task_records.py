@@ -114,7 +114,7 @@ class Fault(NamedTuple):
     seconds : float
         How long the task sleeps if the kind is "sleep".
     attempts : int
-        How many attempts of the task fail in this way, before retries succeed.
+        The number of attempts of the task that have this fault. Later attempts run normally.
     """
 
     kind: str
