@@ -131,7 +131,7 @@ class ObjectStore:
     def _call_with_retries(self, request: Callable[[], Result], key: str) -> Result:
         """Call `request` and return its result. Retry it if the storage is unavailable for a short time.
 
-        Any other error, and the last one of the retries, is raised as a StorageError that names `key`.
+        If it still fails, or fails for another reason, a StorageError is raised that names `key`.
         """
         try:
             answer = retry_request(
