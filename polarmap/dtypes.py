@@ -18,8 +18,8 @@ UInt64Array = npt.NDArray[np.uint64]
 
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 
-# The dtype in which blocks of each dtype are added up. Single precision is added up in double precision, so
-# that the sums are rounded only once, when they are stored as parity blocks.
+# The dtype in which blocks of each dtype are added up. float16 and float32 are added up in the next more
+# precise dtype, so that the sums are rounded only once, when they are stored as parity blocks.
 _ACCUMULATOR_CODES = {"f2": "f4", "f4": "f8", "f8": "f8", "c8": "f8", "c16": "f8"}
 _DEFAULT_RTOL = {"f2": 1e-1, "f4": 1e-4, "f8": 1e-10}
 

@@ -80,11 +80,11 @@ class NotDecodableError(PolarmapError, RuntimeError):
 
 
 class CodedTimeoutError(PolarmapError, TimeoutError):
-    """The `timeout` of a map expired before enough results had arrived."""
+    """The `timeout` of a coded map expired before enough results had arrived."""
 
 
 class DeadlineExceededError(CodedTimeoutError):
-    """The deadline for a series of maps has passed, for example one set by `CodedOperator.set_deadline`."""
+    """The deadline for a series of coded maps has passed, such as that of `CodedOperator.set_deadline`."""
 
 
 class StorageError(PolarmapError, RuntimeError):

@@ -59,7 +59,7 @@ class TaskState(StrEnum):
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What happened to one task of a map: its state, its times and its failures.
+    """What happened to one task of a coded map: its state, its times and its failures.
 
     All times are in seconds since the start of the map.
 
@@ -107,7 +107,7 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What happened in a map: the report that comes with its results.
+    """What happened in a map (one call of `coded_map` or a similar function): the report of its results.
 
     Print it to see a summary.
 

@@ -1,9 +1,9 @@
 """`CodedArray`, an array in storage that can repair itself, and functions to open and list such arrays.
 
-    coded = open_coded("A", storage=folder)  # reads the manifest only
-    coded[10:20]                             # reads rows, and decodes segments that are damaged
-    coded.check()                            # compares every segment with its checksum
-    coded.repair()                           # rebuilds damaged segments from intact ones
+    coded = open_coded("A", storage=folder)  # does not read the data yet
+    coded[10:20]                             # reads rows, and decodes damaged parts
+    coded.check()                            # compares all stored bytes with their checksums
+    coded.repair()                           # rebuilds damaged parts from intact ones
 
 `encoding.encode` writes such an array, and `coded_map` accepts it as data.
 """
@@ -162,7 +162,7 @@ class CodedArray:
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        # Rows are read in pieces of about one stripe of a block, counted in elements.
+        # Read as many rows at a time as one stripe (slice) of a block has.
         stripe_size = self._coded_blocks.manifest.stripe_bounds[1] if self.nbytes else 0
         n_rows = max(1, stripe_size // max(1, prod(self.shape[1:])))
         for start in range(0, len(self), n_rows):
@@ -195,7 +195,7 @@ class CodedArray:
             while True:
                 manifest = self._coded_blocks.manifest
                 audit = audits.audit_array(self._coded_blocks, executor)
-                # Another process may have repaired the array in the meantime. Then check the new segments.
+                # Another process may have repaired the array in the meantime. Then check it again.
                 if audit.ok or not self._coded_blocks.refresh_manifest(manifest):
                     return audit
 

@@ -177,7 +177,7 @@ class SegmentTaskBlocks(TaskBlocks):
         self.location = segment_store.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments that the worker of a task has to read."""
+        """Return the segments (byte ranges of objects) that the worker of a task has to read."""
         return tuple(self._segments_by_task[task])
 
     def block_layout(self, task: int) -> Layout:

@@ -31,12 +31,12 @@ DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreig
 
 MAX_LISTED_DAMAGES = 12  # The text of an audit lists at most this many damaged segments and objects.
 
-# All tasks read the same number of segments, so the last task is filled up with this one.
+# All tasks must read the same number of segments, so the last task is filled up with empty ones.
 EMPTY_SEGMENT = Segment("", 0)
 
 
 class Damage(NamedTuple):
-    """A damaged segment of a coded array. A segment holds the stored bytes of one stripe of one block.
+    """A damaged segment of a coded array: the stored bytes of one stripe (slice) of one block.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ class Audit:
 
     @property
     def damaged_blocks(self) -> list[int]:
-        """The indices of the blocks that have a damaged segment, in ascending order."""
+        """The indices of the blocks that are damaged somewhere, in ascending order."""
         return sorted({damage.block for damage in self.damaged})
 
     def __repr__(self) -> str:
@@ -167,7 +167,7 @@ def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
 def _find_damage_kinds(
     coded_blocks: StoredCodedBlocks, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """Return what is wrong with each segment, or "" if it is intact.
+    """Return what is wrong with each segment (stored piece of a block), or "" if it is intact.
 
     Missing and truncated objects are found by their sizes. All other segments are read and compared with
     their checksums. Unexpected bytes at the end of an object count as damage of its last segment. Workers can
@@ -203,7 +203,7 @@ def _find_damage_kinds(
 
 
 def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
-    """Read a segment, and return what is wrong with it, or "" if it is intact."""
+    """Read a segment (stored piece of a block). Return what is wrong with it, or "" if it is intact."""
     try:
         segment_store.get(segment)
     except DamagedError as error:
@@ -224,9 +224,9 @@ def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -
 
 
 def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:
-    """Return up to which byte of its object to read a segment, and whether it is the last one in the object.
+    """Return where to stop reading a segment (byte range of an object), and whether it is the last one there.
 
-    The last segment is read up to the end of the object, including padding.
+    The last segment of an object is read up to the end of the object, including padding.
     """
     segment_end = segment.offset + manifest.get_stored_segment_size(segment)
     last_segment_end, object_end = manifest.object_extents.get(segment.key, (0, segment_end))
@@ -236,9 +236,9 @@ def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, b
 def _find_damage_kinds_on_workers(
     segment_store: SegmentStore, n_per_task: int, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """Let workers read the segments, and return what is wrong with each one ("" if it is intact).
+    """Let workers read segments (stored pieces of blocks). Return what is wrong with each of them.
 
-    Each task reads `n_per_task` segments.
+    The result is "" for an intact segment. Each task reads `n_per_task` segments.
     """
     unchecked_segments = (segment._replace(crc32=None) for segment in segments)
     segments_by_task = list(zip_longest(*[unchecked_segments] * n_per_task, fillvalue=EMPTY_SEGMENT))
@@ -256,12 +256,12 @@ def _find_damage_kinds_on_workers(
 
 
 def make_checksum_function() -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that computes the CRC-32 of each segment, for workers that have only numpy."""
+    """Return a function that computes the CRC-32 of each of several arrays, for workers with only numpy."""
     return lambda segments: [np.array([zlib.crc32(segment.data) for segment in segments], np.int64)]
 
 
 def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> tuple[int, ...]:
-    """Return the stripes (slices of all blocks) that have too few intact segments to be decoded."""
+    """Return the stripes (slices of all blocks) that cannot be decoded, because too much is damaged."""
     all_blocks = set(range(manifest.code.n))
     erased_by_stripe = find_erased_blocks_by_stripe(damages).items()
     return tuple(
@@ -272,9 +272,9 @@ def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> 
 
 
 def find_erased_blocks_by_stripe(damages: Iterable[Damage]) -> dict[int, set[int]]:
-    """Return which blocks have lost their segment, for each damaged stripe.
+    """Return which blocks are damaged in each damaged stripe (slice of all blocks).
 
-    A segment is not lost if it is merely followed by unexpected bytes ("appended").
+    Unexpected bytes at the end ("appended") do not count, because the block itself is intact.
     """
     erased_by_stripe: dict[int, set[int]] = {}
     for damage in damages:

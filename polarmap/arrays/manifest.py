@@ -132,14 +132,14 @@ class Manifest:
 
     @cached_property
     def stripe_bounds(self) -> list[int]:
-        """Where the stripes of a block begin and end, in elements: from 0 to the number of elements."""
+        """Where the stripes (slices) of a block begin and end: numbers from 0 to the size of a block."""
         return [
             size // self.dtype.itemsize
             for size in accumulate((segment.size for segment in self.segments[0]), initial=0)
         ]
 
     def get_stored_segment_size(self, segment: Segment) -> int:
-        """Return the number of bytes that a segment occupies in storage, including encryption overhead."""
+        """Return how many bytes a segment (piece of a block) occupies in storage, also if it is encrypted."""
         return segment.size if self.encryption is None else compute_encrypted_size(segment.size)
 
     def get_block_dtype(self, block_index: int) -> np.dtype[Any]:
@@ -158,9 +158,9 @@ class Manifest:
         return bool(self.transaction_id) and descriptions[0] == descriptions[1]
 
     def with_replaced_segments(self, changed_segments: Mapping[tuple[int, int], Segment]) -> Manifest:
-        """Return a copy of the manifest in which some segments are replaced.
+        """Return a copy of the manifest in which some segments (stored pieces of blocks) are replaced.
 
-        `changed_segments` maps the (block, stripe) position of each such segment to the new one.
+        `changed_segments` maps (block, stripe) positions to the new segments.
         """
         segments_by_block = [
             tuple(
@@ -206,7 +206,7 @@ class Manifest:
 
     @cached_property
     def object_extents(self) -> dict[str, tuple[int, int]]:
-        """For the key of each object of the array, the end of its last segment and its size, in bytes.
+        """How far each object of the array is filled, by key: the end of its data and its size, in bytes.
 
         The two differ if a Zarr chunk is padded with zeros. Objects that `encode` did not write are left out.
         """

@@ -131,9 +131,9 @@ class StoredCodedBlocks(CodedData):
         out = np.empty((stop - start, *inner_shape), manifest.dtype.newbyteorder("="))
         flat_out, row_size = out.reshape(-1), prod(inner_shape)
         start_element, stop_element = start * row_size, stop * row_size
-        pieces = list[tuple[Array, int, int, slice]]()  # Target array, stripe, block, columns.
+        pieces = list[tuple[Array, int, int, slice]]()  # (target array, stripe, block, columns)
         for block_index in range(start // manifest.rows_per_block, -(-stop // manifest.rows_per_block)):
-            block_start = block_index * manifest.stripe_bounds[-1]  # Counted in elements of the array.
+            block_start = block_index * manifest.stripe_bounds[-1]  # The position in the array, in elements.
             for stripe_index, stripe_bounds in enumerate(pairwise(manifest.stripe_bounds)):
                 stripe_start, stripe_stop = block_start + stripe_bounds[0], block_start + stripe_bounds[1]
                 first, last = max(start_element, stripe_start), min(stop_element, stripe_stop)
@@ -162,9 +162,9 @@ class StoredCodedBlocks(CodedData):
         return out
 
     def _decode_columns(self, stripe_index: int, block_index: int, columns: slice) -> Array:
-        """Decode a part of a damaged segment of a data block from the segments of other blocks.
+        """Decode a part of a damaged data block from the other blocks.
 
-        `columns` selects the elements of the stripe to decode.
+        `columns` selects the elements to decode within the stripe (slice of all blocks) `stripe_index`.
         """
         manifest, k, intact_columns = self.manifest, self.code.k, dict[int, Array]()
         tracker = make_arrival_tracker(manifest, requires_well_conditioned=True)
@@ -178,9 +178,9 @@ class StoredCodedBlocks(CodedData):
         return blocks[block_index]
 
     def read_intact_segments(self, stripe_index: int, block_indices: Sequence[int]) -> dict[int, Array]:
-        """Read one stripe of several blocks.
+        """Read one stripe (slice) of several blocks, and leave out blocks that are damaged there.
 
-        Returns a dict from block index to flat array. Blocks whose segment is damaged are left out.
+        Returns a dict from block index to flat array.
         """
         segment_values = map_in_parallel(partial(self._read_if_intact, stripe_index), block_indices)
         return {
@@ -190,7 +190,7 @@ class StoredCodedBlocks(CodedData):
         }
 
     def _read_if_intact(self, stripe_index: int, block_index: int) -> Array | None:
-        """Read one stripe of one block as a flat array. Return None if it is missing or damaged."""
+        """Read one stripe (slice) of a block as a flat array. Return None if it is missing or damaged."""
         try:
             segment_bytes = self.segment_store.get(self.manifest.segments[block_index][stripe_index])
         except DamagedError:
@@ -339,7 +339,7 @@ def _decode_nonfinite_columns(
     decoded_rows: Array,
     first_positions: Indices,
 ) -> Indices:
-    """Decode the columns again in which a block contains NaN or inf, only from blocks that are finite there.
+    """Decode those columns again that contain NaN or inf, using only blocks that are finite there.
 
     A column consists of the entries of all blocks at the same position. `decoded_rows` is updated in place.
     If a column cannot be decoded, its padding entries are set to zero, unless a parity block is finite in

@@ -234,7 +234,7 @@ def _group_stripes_by_erasures(
 def make_rebuild_function(
     compute_sums: Callable[[Sequence[Array]], list[Array]], rewritten_rows: Sequence[int]
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that rebuilds a stripe, for workers that have only numpy.
+    """Return a function that rebuilds a stripe (slice of all blocks), for workers that have only numpy.
 
     It is called with one row per intact block. It returns a list: the rows `rewritten_rows` as they are, the
     rebuilt rows from `compute_sums`, and at the end whether all numbers are finite.

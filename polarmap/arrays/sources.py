@@ -155,7 +155,7 @@ class RawObjects:
     ...     store.put(f"mine/{i}", A[2 * i : 2 * i + 2].tobytes())
     >>> rows = RawObjects([f"mine/{i}" for i in range(4)], A.shape, A.dtype, rows=2)
     >>> coded = polarmap.encode(rows, blocks=4, tasks=6, name="a", storage=store)
-    >>> coded.stored_bytes / A.nbytes  # two parity blocks
+    >>> coded.stored_bytes / A.nbytes  # only two parity blocks are stored
     0.5
     >>> coded.block_segments(1)[0].key
     'mine/1'

@@ -95,13 +95,16 @@ class SegmentStore:
         )
 
     def get(self, segment: Segment) -> bytes:
-        """Read the bytes of a segment. Raises DamagedError if they are missing or not what was stored."""
+        """Read a segment (byte range of an object). Raises DamagedError if it is missing or damaged."""
         with self._convert_key_errors_to_storage_errors():
             data: bytes = read_segment(self.location, segment, self._read_raw_segment)
         return data
 
     def put(self, object_key: str, array: Array) -> Segment:
-        """Store an array, which must not be empty, as a new object. Return the segment that refers to it."""
+        """Store an array as a new object. Return a segment, which says where it is.
+
+        The array must not be empty.
+        """
         data = np.ascontiguousarray(array).data.cast("B")
         with self._convert_key_errors_to_storage_errors():
             [segment] = write_segments(self.location, object_key, data, len(data), self.store.put)

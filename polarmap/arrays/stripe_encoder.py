@@ -85,8 +85,8 @@ class StripeEncoder:
             manifest = Manifest(array_name, plan.shape, plan.dtype, plan.code, segments)
             if plan.chunk_shape is not None:
                 manifest = publish_as_zarr_array(transaction, manifest, plan.chunk_shape)
-                # The storage could not join stripes to chunks. Chunks would be whole blocks, which may not
-                # fit into memory, so a later repair could not join them either.
+                # The storage cannot join the stripes of a block to a chunk. Blocks may not fit into memory,
+                # so a later repair could not do that either. Therefore there is no Zarr array.
                 if not manifest.has_zarr_array and not plan.has_chunk_per_stripe:
                     manifest = replace(manifest, zarr_view=None)
             if reused_stripes:

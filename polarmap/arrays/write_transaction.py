@@ -103,20 +103,21 @@ class WriteTransaction:
         self._last_heartbeat_at = time.monotonic()
 
     def store_segment(self, block_index: int, stripe_index: int, values: Array) -> Segment:
-        """Store one stripe of one block as a new object. Return the segment that refers to it."""
+        """Store one stripe (slice) of a block as a new object. Return a segment, which says where it is."""
         return self._segment_store.put(f"{self.prefix}{stripe_index:06d}/{block_index:05d}", values)
 
     def record_finished_stripe(self, stripe_index: int, segments: Sequence[Segment]) -> None:
-        """Record that a stripe is stored for all blocks, so that a later transaction can reuse it."""
+        """Record that a stripe (slice) of all blocks is stored, so that a later transaction can reuse it."""
         if self._resume_key is not None:
             stripe_record = json.dumps([tuple(segment) for segment in segments])
             self.store.put(f"{self.prefix}{stripe_index:06d}.json", stripe_record.encode())
         self.write_heartbeat()
 
     def find_resumable_stripes(self) -> dict[int, list[Segment]]:
-        """Find the stripes that interrupted transactions with the same resume key have stored.
+        """Find the stripes (slices of all blocks) that interrupted transactions have already stored.
 
-        Returns the segments of each stripe (the places where its blocks are stored), by stripe index.
+        Only transactions with the same resume key count. Returns the segments of each stripe, which say where
+        it is stored, by stripe index.
         """
         segments_by_stripe: dict[int, list[Segment]] = {}
         if self._resume_key is None:
@@ -268,7 +269,10 @@ def _read_lock_record(store: Store, prefix: str) -> dict[str, Any]:
 
 
 def _read_stripe_record(store: Store, key: str) -> list[Segment]:
-    """Read which segments a finished stripe has. Return an empty list if the record is missing or invalid."""
+    """Read where a finished stripe (slice of all blocks) is stored.
+
+    Return an empty list if its record is missing or invalid.
+    """
     try:
         segments: list[Any] = [Segment(*fields) for fields in _read_json(store, key)]
     except TypeError:

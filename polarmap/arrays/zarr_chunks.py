@@ -34,7 +34,7 @@ from polarmap.worker.task_records import OutputSpec
 def store_stripe_as_chunk(
     transaction: WriteTransaction, plan: StripePlan, block_index: int, stripe_index: int, row: Array
 ) -> Segment | None:
-    """Store one stripe of a data block as a Zarr chunk, and return the segment that refers to it.
+    """Store one stripe (slice) of a data block as a Zarr chunk. Return a segment, which says where it is.
 
     Return None, without storing anything, if the stripe is not a chunk, for example because it is padding.
     """
@@ -81,7 +81,7 @@ def repair_zarr_array(
     new_manifest: Manifest,
     damaged_keys: Collection[str],
 ) -> Manifest:
-    """Bring the Zarr array of a coded array up to date, after damaged segments have been rebuilt.
+    """Bring the Zarr array of a coded array up to date, after damaged parts have been rebuilt.
 
     If the Zarr array was complete, rebuilt segments stay in their own objects, and their bytes are copied to
     the chunks. Otherwise the Zarr array is written now, and the chunks take the place of the data segments.
@@ -136,7 +136,7 @@ def repair_zarr_array(
 def _concatenate_chunks_on_workers(
     runner: ArrayJobRunner, transaction: WriteTransaction, manifest: Manifest, chunks: Sequence[ZarrChunk]
 ) -> Manifest:
-    """Let workers join the segments of each chunk to a single object, which the storage can then copy.
+    """Let workers join the pieces (segments) of each chunk to a single object, which the storage can copy.
 
     Returns a manifest that refers to these objects. If the runner has no workers, the manifest is returned
     unchanged, and this process copies the segments later.
@@ -178,7 +178,7 @@ def make_concatenate_function() -> Callable[[Sequence[Array]], list[Array]]:
 
 
 def _get_source_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """Return where the bytes of a chunk are now: the segments of its stripes, according to the manifest."""
+    """Return where the bytes of a Zarr chunk are at present: the segments of its stripes in the manifest."""
     return [manifest.segments[chunk.block_index][stripe_index] for stripe_index in chunk.stripe_range]
 
 

@@ -151,8 +151,8 @@ def completion_time(
         The run time of one task. If the workers differ in speed, pass a sequence of n Distributions, one per
         worker. Then jobs are simulated, and `scheme` must be a code or "uncoded".
     erasure : float, optional
-        The probability that a result is missing, for which the Arikan code is designed. By default
-        (n - k) / n. For workers that differ in speed, each worker has its own probability by default.
+        The probability that a result is missing, for which a polar code with Arikan's kernel is designed. By
+        default (n - k) / n. For workers that differ in speed, each worker has its own probability by default.
     n_upfront_parity : int
         For "on_demand": the number of parity tasks that start with the data tasks.
     tasks_per_worker, task_overhead
@@ -261,8 +261,8 @@ def completion_from_arrivals(
     if distribution.failure_probability == 1:
         return _make_impossible_completion(scheme, n, k)
     order_statistics = compute_order_statistic_means(distribution, n, arrival_counts.counts)
-    # A job that needs m results completes only if m tasks complete, so m gets a smaller weight if this is
-    # unlikely.
+    # Means are over jobs that complete. So weight each number of results needed by the probability that so
+    # many tasks complete.
     probabilities = arrival_counts.probabilities * (1 - order_statistics.failure_probability)
     completion_probability = probabilities.sum()
     if completion_probability < 1e-300:

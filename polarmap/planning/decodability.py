@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 # The columns of a matrix count as linearly dependent if a diagonal entry of R, in the QR factorization, is
 # smaller than this fraction of the largest diagonal entry.
 RANK_TOL = 1e-11
-ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # The three ways to decode the Arikan code.
+ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # The ways to decode a code with Arikan's kernel.
 # Trials are processed in batches of this size, which fit into the CPU cache.
 TILE_BYTES = 1 << 20
 
@@ -66,9 +66,9 @@ def get_decoder_name(scheme: str) -> str:
 def simulate_arrivals_needed(
     n: int, k: int, scheme: str, erasure: float | None, n_trials: int, seed: int
 ) -> ArrivalsNeeded:
-    """Simulate how many results must arrive, in random order, before an Arikan code can be decoded.
+    """Simulate how many results must arrive, in random order, before a job can be decoded.
 
-    `scheme`, one of ARIKAN_SCHEMES, determines the decoder.
+    The code is a polar code with Arikan's kernel. `scheme`, one of ARIKAN_SCHEMES, determines the decoder.
 
     >>> needed = simulate_arrivals_needed(16, 12, "sequential", None, 2000, 0)
     >>> round(float(needed.counts @ needed.probabilities) - 12, 1)
@@ -88,7 +88,7 @@ def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -
     Parameters
     ----------
     code : PolarCode
-        An arikan code with the decoder of `scheme`.
+        A code with Arikan's kernel and with the decoder of `scheme`.
     arrival_times : array (n, trials)
         When the result of each coded block arrives, in seconds or as a rank (1 for the first).
     scheme : str
@@ -117,7 +117,7 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
     Parameters
     ----------
     code : PolarCode
-        An arikan code with decoder="sequential".
+        A code with Arikan's kernel and decoder="sequential".
     arrival_times : array (n, trials)
         When the result of each coded block arrives, in seconds or as a rank. For a result that never arrives,
         pass inf or the largest integer of the dtype.

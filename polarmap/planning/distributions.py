@@ -118,7 +118,7 @@ class Distribution(ABC):
         return self.quantile_at(ProbabilityPair.from_cdf(check_probabilities(p)))
 
     def quantile_at(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the same times as `quantile`, for probabilities that are given as a ProbabilityPair."""
+        """Return the same times as `quantile`, for probabilities given with their complements (as a pair)."""
         quantiles = self.conditional_quantile(probabilities.given_completion(self.failure_probability))
         return np.where(probabilities.cdf > 1 - self.failure_probability, inf, quantiles)
 
@@ -604,7 +604,7 @@ def _check_distribution(distribution: Distribution) -> None:
 def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_name: str) -> float:
     """Return the maximum-likelihood scale of a shifted exponential distribution.
 
-    `completed_mask` is False for tasks that were still running at their time (right-censored).
+    `completed_mask` is False for tasks that were still running when they were last observed (right-censored).
     """
     total_excess = float(np.maximum(times - times[completed_mask].min(), 0.0).sum())
     if total_excess == inf:

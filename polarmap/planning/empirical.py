@@ -324,9 +324,10 @@ def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
 
 
 def _compute_censoring_time(report: Report, clock: str) -> float:
-    """Return until when abandoned tasks are known to have run, in seconds since the start of their map.
+    """Return the last time at which abandoned tasks are known to have run, in seconds.
 
-    Abandoned tasks are those that the map stopped because it no longer needed their results.
+    Abandoned tasks are those that a map stopped because it no longer needed their results. The time is
+    counted from the start of the map.
     """
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     last_arrival = max(arrivals, default=0.0)
@@ -341,9 +342,10 @@ def _compute_censoring_time(report: Report, clock: str) -> float:
 
 
 def _estimate_tail_scale(times: Floats, completed_mask: Mask) -> float:
-    """Return the time that all tasks spent beyond the median, divided by the completions beyond the median.
+    """Estimate the scale of an exponential tail beyond the median of the completed tasks.
 
-    The median is that of the completed tasks. The quotient is the scale of an exponential tail.
+    It is the time that all tasks spent beyond the median, divided by the number of tasks that completed
+    there.
     """
     threshold = np.median(times[completed_mask])
     beyond_mask = np.isfinite(times) & (times > threshold)

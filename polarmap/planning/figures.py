@@ -140,7 +140,7 @@ def _add_legend(axes: Axes) -> None:
 
 
 def _pick_colormap_colors(positions: Floats) -> Floats:
-    """Return colors from a colormap that is readable with color blindness, from dark (0) to light (1)."""
+    """Return colors from dark (0) to light (1) that color-blind readers can distinguish."""
     from matplotlib import colormaps
 
     return np.asarray(colormaps["cividis"](positions))

@@ -146,10 +146,10 @@ def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distri
 
 
 def select_workers_for_scheme(workers: HeterogeneousWorkers, n: int, k: int, scheme: str) -> WorkerSelection:
-    """Select n of the workers for a job with k data blocks.
+    """Select the n workers that are expected to be fastest for a job with k data blocks.
 
-    The target time is when as many tasks are expected to have completed as `scheme` needs to decode. Without
-    a code (n = k), all k tasks are needed, and k - 0.5 expected completions are used instead.
+    They are compared at the time when as many tasks are expected to have completed as `scheme` needs. Without
+    a code (n = k), all k tasks are needed. Then the time of k - 0.5 expected completions is used.
     """
     design_ratio = get_design_erasure_fraction(get_decoder_name(scheme)) if scheme in ARIKAN_SCHEMES else 1.0
     return workers.select_workers(n, k - 0.5 if n == k else n - design_ratio * (n - k))
@@ -168,8 +168,8 @@ def simulate_heterogeneous_workers(
     scheme : str
         One of CODE_SCHEMES.
     erasure : float or None
-        The probability that a result is missing, for which the Arikan code is designed. If None, each worker
-        has its own probability, as returned by `select_workers_for_scheme`.
+        The probability that a result is missing, for which a code with Arikan's kernel is designed. If None,
+        each worker has its own probability, as returned by `select_workers_for_scheme`.
     n_trials, seed : int
         The number of jobs to simulate (at least MIN_JOBS for most schemes), and the seed of the random
         numbers.

@@ -26,7 +26,8 @@ from polarmap.planning.quadrature import (
     make_logit_spaced_nodes,
 )
 
-N_BULK_NODES = 4001  # The number of grid points in the range where the density is not negligible.
+# The number of grid points in the range where the density is not negligible.
+N_BULK_NODES = 4001
 # A coarse grid of logits log(p / (1 - p)), for finding where the density of an order statistic is not
 # negligible. The density for n tasks has its peak between -log(n) and log(n). Beyond its peak, it falls by a
 # factor of e or more per unit. So even for a million tasks, it is negligible at both ends of this grid.
@@ -135,7 +136,7 @@ def compute_completion_quantiles(
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # the earliest of four
+    >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # one of four results suffices
     >>> distribution = ShiftedExponential(0.0, 1.0)
     >>> compute_completion_quantiles(distribution, 4, first, np.array([0.5])).round(6).tolist()
     [0.173287]
@@ -190,7 +191,7 @@ def compute_decoding_probability(
 def compute_order_statistic_log_density(
     n: int, ranks: Floats, nodes: ProbabilityPair, failure_probability: float
 ) -> Floats:
-    """Return the log density of the cdf value at which the m-th of n tasks completes, for several ranks m.
+    """Return the log density of order statistics: of the cdf value at which the m-th of n tasks completes.
 
     Parameters
     ----------
@@ -218,12 +219,13 @@ def compute_order_statistic_log_density(
 def make_order_statistic_quadrature_nodes(
     n: int, ranks: Floats, failure_probability: float
 ) -> ProbabilityPair:
-    """Choose the cdf values at which densities of order statistics are evaluated.
+    """Choose the cdf values (nodes) at which densities of order statistics are evaluated.
 
     They are dense in the range where the density of any of the `ranks` is not negligible.
     """
     coarse_nodes = compute_logistic_and_complement(COARSE_LOGITS)
-    log_jacobian = np.log(coarse_nodes.cdf) + np.log(coarse_nodes.survival)  # log(d cdf / d logit)
+    # The logarithm of d(cdf) / d(logit).
+    log_jacobian = np.log(coarse_nodes.cdf) + np.log(coarse_nodes.survival)
     extreme_ranks = np.array([ranks.min(), ranks.max()], float)
     log_weights = compute_order_statistic_log_density(n, extreme_ranks, coarse_nodes, failure_probability)
     log_weights += log_jacobian

@@ -47,9 +47,12 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
-MAX_TABLE_LINES = 10  # The largest number of lines in the text of a plan.
-MAX_SIZES = 48  # At most this many numbers of coded workers are compared.
-TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)  # The numbers of tasks per worker to try with `task_overhead`.
+# The largest number of lines in the text of a plan.
+MAX_TABLE_LINES = 10
+# At most this many numbers of workers larger than k are compared.
+MAX_SIZES = 48
+# The numbers of tasks per worker to try with `task_overhead`.
+TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)
 # Each simulation of several tasks per worker draws at least this many run times.
 MIN_SAMPLED_RUN_TIMES = 60_000
 
@@ -87,7 +90,7 @@ class Plan(PlannedSchedule):
         for worker `worker_indices[i]`. Empty otherwise.
     erasure : tuple of float
         If the workers differ in speed: the probability that each of the n results is missing, for which the
-        Arikan code is designed (`PolarCode(erasure=)`). Empty otherwise.
+        code is designed (`PolarCode(erasure=)`). Empty otherwise.
     n_completed : int or None
         The number of completed tasks whose run times were observed. None if there are no observations.
     size_range : WorkerCountRange or None
@@ -181,7 +184,7 @@ class Plan(PlannedSchedule):
         if not is_choice(code, ("auto", *kernels)):
             raise CodeError(f"code must be that of the plan, {self.code!r}, not {code!r}. Leave code out")
         sized_options = code_options._replace(blocks=self.k, tasks=self.n)
-        # A rotation plan keeps code="auto", which selects the Arikan code if the data are integers.
+        # Keep code="auto", which selects the rotation code for floats, and a suitable code for integers.
         if self.code == "rotation":
             return sized_options
         if self.code == "uncoded":
@@ -227,7 +230,8 @@ class Plan(PlannedSchedule):
         row_indices = np.linspace(0, len(self.frontier) - 1, min(max_rows, len(self.frontier))).astype(int)
         rows = [*(self.frontier[row_index] for row_index in row_indices.tolist()), self.expected]
         rows_by_key = {_get_candidate_key(candidate): candidate for candidate in rows}
-        rows_by_key.pop(_get_candidate_key(self.uncoded), None)  # The uncoded map has a row already.
+        # The table already has a row for the uncoded map.
+        rows_by_key.pop(_get_candidate_key(self.uncoded), None)
         return [rows_by_key[candidate_key] for candidate_key in sorted(rows_by_key)]
 
     def _describe_workers(self) -> str:

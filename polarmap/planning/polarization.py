@@ -147,14 +147,14 @@ def virtual_medians(run_times: Distribution, depth: int) -> Floats:
     """
     _check_depth(depth)
     cdf = np.array([0.5])
-    for _ in range(depth):  # Start with the level of the virtual workers, and end with that of the real ones.
+    for _ in range(depth):  # From the virtual workers to the real ones.
         pairs = np.stack([np.sqrt(cdf), cdf / (1 + np.sqrt(1 - cdf))])
         cdf = pairs.reshape(-1)
     return run_times.quantile(cdf)
 
 
 def frozen_set_at_time(n: int, k: int, run_times: Distribution, time: float) -> Indices:
-    """Return the frozen set of an Arikan code that is designed for decoding at a target time.
+    """Return the frozen set of a polar code that is designed for decoding at a target time.
 
     The frozen set contains the n - k inputs of the code that are least likely to be known at that time, in
     ascending order. They are set to zero and carry no data. The set is that of
@@ -236,7 +236,7 @@ def _invert_polarization(
 
 
 def _get_branch_bits(depth: int, worker_index: int) -> list[int]:
-    """Return how a virtual worker is formed, level by level: 0 for slow and 1 for fast."""
+    """Return for each level whether a virtual worker is the slow (0) or the fast (1) one of its pair."""
     if not 0 <= worker_index < 1 << _check_depth(depth):
         raise CodeError(
             f"worker_index must be from 0 to {(1 << depth) - 1} at depth {depth}, not {worker_index}"

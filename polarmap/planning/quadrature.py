@@ -12,11 +12,14 @@ import numpy as np
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.probability_pair import ProbabilityPair
 
-MAX_LOGIT = 700.0  # The largest logit of a node. exp(-700) is close to the smallest normal float64 number.
-TAIL_STEP = 0.25  # The distance of logits in the tail, which matters only for heavy-tailed distributions.
+# The largest logit of a node. exp(-700) is close to the smallest normal float64 number.
+MAX_LOGIT = 700.0
+# The distance of logits in the tail, which matters only for heavy-tailed distributions.
+TAIL_STEP = 0.25
 # Most nodes have logits between -40 and 40. Beyond 40, 1 - p is smaller than the float64 epsilon.
 BULK_LOGIT = 40.0
-N_NODES = 8001  # The number of nodes between the logits -BULK_LOGIT and BULK_LOGIT.
+# The number of nodes between the logits -BULK_LOGIT and BULK_LOGIT.
+N_NODES = 8001
 # Larger values are replaced by this one, so that they do not overflow. If the mean is finite, they do not
 # matter.
 OVERFLOW_CAP = 1e300
@@ -37,10 +40,10 @@ def compute_logistic_and_complement(logits: Floats) -> ProbabilityPair:
 
 
 def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int) -> ProbabilityPair:
-    """Return `n_nodes` nodes between two logits, followed by more widely spaced nodes up to MAX_LOGIT.
+    """Return `n_nodes` grid points (nodes) between two logits, and more widely spaced ones up to MAX_LOGIT.
 
-    The nodes of each part are evenly spaced in the logit. Their number of cells (intervals between two nodes)
-    is even, as Richardson extrapolation needs it.
+    The nodes of each part are evenly spaced in the logit. The number of cells (intervals between two nodes)
+    is even, as Richardson extrapolation requires.
     """
     tail_logits = np.arange(stop_logit + TAIL_STEP, MAX_LOGIT, TAIL_STEP)
     even_tail_logits = tail_logits[: len(tail_logits) // 2 * 2]
@@ -49,7 +52,7 @@ def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int)
 
 
 def make_full_logit_grid() -> ProbabilityPair:
-    """Return nodes for an integral over all probabilities between 0 and 1."""
+    """Return grid points (nodes) for an integral over all probabilities between 0 and 1."""
     return make_logit_spaced_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
 
 
@@ -71,9 +74,9 @@ def compute_cell_integrals(antiderivative_at_nodes: Floats) -> Floats:
 
 
 def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
-    """Sum up a density times the measure of each cell, where a cell is the interval between two nodes.
+    """Integrate a density that is known at the grid points (nodes), by the trapezoidal rule.
 
-    The density in a cell is interpolated by the trapezoidal rule with Richardson extrapolation. The error is
+    A cell is the interval between two nodes. The result is improved by Richardson extrapolation: its error is
     of fourth order for smooth measures, and of second order where the measure has jumps.
 
     Parameters
@@ -97,8 +100,8 @@ def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nod
     """Return a weighted mean of the quantiles of a run-time distribution, or inf if it diverges.
 
     The range of probabilities is cut into cells (intervals between two nodes). The result is the sum of the
-    weights of the cells times the mean run time in each cell. The mean run time
-    is computed from the closed-form integral of the quantile function, so jumps and poles cause no error.
+    weights of the cells times the mean run time in each cell. The mean run time is computed from the
+    closed-form integral of the quantile function, so jumps and poles cause no error.
 
     Parameters
     ----------

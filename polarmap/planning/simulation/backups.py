@@ -158,7 +158,7 @@ def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tu
     """
     late_tracker: LateTracker[tuple[int, int]] = LateTracker(rule)
     completed_at, started_at = np.full(attempt_run_times.shape[1], inf), np.full(attempt_run_times.shape, inf)
-    completion_queue: list[tuple[float, int, int]] = []  # A heap of completion time, task and attempt.
+    completion_queue: list[tuple[float, int, int]] = []  # A heap of (time, task, attempt).
 
     def start_attempt(task: int, attempt: int, current_time: float) -> None:
         started_at[attempt, task] = current_time
@@ -210,7 +210,8 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
     start_times = np.full(n_trials, np.inf)
     if k < rule.min_tasks:
         return start_times
-    for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):  # The last one sets the earliest time.
+    # Go backwards, so that the earliest time wins.
+    for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):
         late_after = rule.slowdown * _compute_typical_run_times(sorted_run_times, rule, n_completed)
         candidate_times = np.maximum(sorted_run_times[:, n_completed - 1], late_after)
         is_in_time = candidate_times < sorted_run_times[:, n_completed]

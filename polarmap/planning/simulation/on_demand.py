@@ -130,7 +130,7 @@ def _simulate_parity_start_times(data_times: Floats, parity_times: Floats, n_upf
     k, attempt_times = len(data_times), np.concatenate([data_times, parity_times])
     rule = ParityRule(k)
     start_times, late_tracker = np.full(len(attempt_times), inf), LateTracker[int](rule.lateness_rule)
-    completion_queue: list[tuple[float, int]] = []  # A heap of completion time and task.
+    completion_queue: list[tuple[float, int]] = []  # A heap of (completion time, task).
     current_time, n_started, n_completed, n_due = 0.0, 0, 0, k + n_upfront_parity
     while n_completed < k:
         for task in range(n_started, n_started + n_due):
