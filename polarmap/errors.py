@@ -76,7 +76,7 @@ class NotLinearError(PolarmapError, ValueError):
 
 
 class NotDecodableError(PolarmapError, RuntimeError):
-    """The missing results cannot be decoded from those that arrived, and no more will arrive."""
+    """The missing results cannot be decoded from the results that arrived, and no more will arrive."""
 
 
 class CodedTimeoutError(PolarmapError, TimeoutError):

@@ -17,7 +17,7 @@ from polarmap.worker.environment import count_available_cores
 class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     """A joblib backend that runs the calls of `joblib.Parallel` on a `polarmap.Executor`.
 
-    A call that takes much longer than the others is started a second time, and the first result counts. A
+    A call that takes unusually long is started a second time, and the first result counts. A
     call whose worker is lost is started again.
 
     Parameters

@@ -46,7 +46,7 @@ def format_pip_install_command(*requirements: str) -> str:
 
 
 def list_requirements(extra: str = "") -> list[str]:
-    """Return the packages that polarmap needs, or those that one of its extras needs, with their versions.
+    """Return the requirements of polarmap itself, or of one of its extras, such as "scipy>=1.11".
 
     The list is empty if polarmap is run from a checkout without being installed.
     """

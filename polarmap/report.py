@@ -28,7 +28,7 @@ MAX_LINES = 10  # A printed report has at most this many lines.
 
 
 class Verification(StrEnum):
-    """How the results of a map were verified."""
+    """The ways in which the results of a map can be verified."""
 
     NOT_NEEDED = "not needed"  # No result was decoded, so there was nothing to verify.
     PARITY = "parity"  # More results arrived than were needed, and they agree.
@@ -59,14 +59,14 @@ class TaskState(StrEnum):
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What happened to one task of a coded map: its state, its times and its failures.
+    """The report of one task of a map: its state, its times and its failures.
 
     All times are in seconds since the start of the map.
 
     Attributes
     ----------
     index
-        The number of the task. Tasks 0 to k - 1 are the data tasks, and the others are parity tasks.
+        The number of the task. Tasks 0 to k - 1 are data tasks, and all further ones are parity tasks.
     state
         - "arrived": the result was returned, or used for decoding.
         - "surplus": the result arrived, but was only used to verify other results.
@@ -107,7 +107,7 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What happened in a map (one call of `coded_map` or a similar function): the report of its results.
+    """The report of a map, which is one call of `coded_map` or a similar function.
 
     Print it to see a summary.
 
@@ -341,7 +341,7 @@ class Report:
         return "\n".join(lines + self._format_failure_lines()[: MAX_LINES - len(lines)])
 
     def _format_estimate_lines(self) -> list[str]:
-        """Return a line that names the estimated blocks and their errors, or [] if there are none."""
+        """Return a line that names the estimated blocks and their errors, or [] if no block is estimated."""
         if not self.estimated_blocks:
             return []
         max_error = max(self.errors)
@@ -384,9 +384,9 @@ def format_count(n_items: int, noun: str) -> str:
 
 
 def format_machine_overload_message(hosts: Sequence[str | None], n: int, k: int) -> str:
-    """Return a warning if one machine runs so many tasks that its loss would make the map fail.
+    """Return a warning if the map would fail when one of several machines is lost.
 
-    Return "" if there is no such machine, or if only one machine is known.
+    This is the case if a machine runs more than n - k tasks. Otherwise, return "".
 
     Parameters
     ----------

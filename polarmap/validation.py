@@ -1,4 +1,4 @@
-"""Functions that validate arguments. Those that return a bool accept values of any type without raising."""
+"""Functions that validate arguments. The `is_...` functions accept values of any type without raising."""
 
 from __future__ import annotations
 

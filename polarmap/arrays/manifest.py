@@ -132,7 +132,7 @@ class Manifest:
 
     @cached_property
     def stripe_bounds(self) -> list[int]:
-        """Where the stripes (slices) of a block begin and end: numbers from 0 to the size of a block."""
+        """The positions in a block at which its stripes (slices) begin and end, in elements."""
         return [
             size // self.dtype.itemsize
             for size in accumulate((segment.size for segment in self.segments[0]), initial=0)
@@ -206,7 +206,7 @@ class Manifest:
 
     @cached_property
     def object_extents(self) -> dict[str, tuple[int, int]]:
-        """How far each object of the array is filled, by key: the end of its data and its size, in bytes.
+        """The extent of each object of the array, by key: the end of its data and its size, in bytes.
 
         The two differ if a Zarr chunk is padded with zeros. Objects that `encode` did not write are left out.
         """
@@ -401,7 +401,7 @@ def _parse_segment(fields: Mapping[str, Any]) -> Segment:
 
 
 def _parse_zarr_view(fields: Mapping[str, Any] | None) -> ZarrView | None:
-    """Parse the description of the Zarr array. Return None if there is none, as in early versions."""
+    """Parse the description of the Zarr array. Return None if the coded array has no Zarr array."""
     if fields is None:
         return None
     metadata = tuple(map(_parse_segment, fields["metadata"]))

@@ -110,7 +110,7 @@ class StoredCodedBlocks(CodedData):
         return self.manifest is not stale_manifest
 
     def read_rows(self, start: int, stop: int) -> Array:
-        """Read the rows from `start` up to `stop` (exclusive), and decode those that are damaged.
+        """Read the rows from `start` up to `stop` (exclusive), and decode damaged parts of them.
 
         This needs memory for the rows and for two stripes of each block.
         """
@@ -241,7 +241,7 @@ def convert_damage_to_decoding_error() -> Iterator[None]:
 def make_arrival_tracker(
     manifest: Manifest, block_indices: Iterable[int] = (), requires_well_conditioned: bool = False
 ) -> ArrivalTracker:
-    """Return an object that tells whether some blocks of an array are enough to decode the others.
+    """Return an object that tells whether some blocks of an array are enough to decode all of them.
 
     The blocks `block_indices` are available from the start, and further ones can be added. If
     `requires_well_conditioned` is True, the tracker is not ready while decoding would lose more digits than

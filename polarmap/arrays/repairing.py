@@ -44,7 +44,7 @@ def repair_array(
     coded_blocks : StoredCodedBlocks
         The blocks of the array.
     manifest_bytes : bytes
-        The current manifest, as it is stored.
+        The current manifest, as stored bytes.
     executor : optional
         The executor whose workers read and rebuild the array. If None, this process does.
 
@@ -236,7 +236,7 @@ def make_rebuild_function(
 ) -> Callable[[Sequence[Array]], list[Array]]:
     """Return a function that rebuilds a stripe (slice of all blocks), for workers that have only numpy.
 
-    It is called with one row per intact block. It returns a list: the rows `rewritten_rows` as they are, the
+    It is called with one row per intact block. It returns a list: the unchanged rows `rewritten_rows`, the
     rebuilt rows from `compute_sums`, and at the end whether all numbers are finite.
     """
 
@@ -251,7 +251,7 @@ def make_rebuild_function(
 def _check_integers_unchanged(
     manifest: Manifest, block_index: int, stripe_index: int, segment: Segment
 ) -> None:
-    """Raise StorageError if rebuilt integers differ from those that were stored originally.
+    """Raise StorageError if rebuilt integers differ from the integers that were stored originally.
 
     Integers are decoded exactly, so a different checksum means that other parts of the array are wrong, too.
     """

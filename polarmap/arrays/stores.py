@@ -78,7 +78,7 @@ class SegmentStore:
 
     @property
     def has_plaintext_checksums(self) -> bool:
-        """Whether checksums are those of unencrypted bytes. True if the array is not encrypted."""
+        """Whether checksums are computed from unencrypted bytes: True if the array is not encrypted."""
         return self.location.encryption is None
 
     @classmethod

@@ -21,7 +21,7 @@ from polarmap.codes.polar import PolarCode
 
 Hyperslab = tuple[slice, ...]
 
-# How many stripes are in memory at a time: one is computed, one is stored, and one is copied while it is
+# The number of stripes in memory at a time: one is computed, one is stored, and one is copied while it is
 # sent.
 N_STRIPES_IN_MEMORY = 3
 # Up to 8 times as many stripes as necessary are planned if each of them can then be a Zarr chunk.

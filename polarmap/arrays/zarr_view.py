@@ -57,7 +57,7 @@ class ZarrView(NamedTuple):
 
     @property
     def metadata_keys(self) -> tuple[str, str]:
-        """The keys of the two metadata objects, those of the group and of the array."""
+        """The keys of the two metadata objects: of the group, and of the array."""
         return f"{self.path}/{METADATA_FILE}", f"{self.path}/{ARRAY_NAME}/{METADATA_FILE}"
 
     def get_chunk_key(self, hyperslab: Hyperslab) -> str:
@@ -91,8 +91,8 @@ class ZarrView(NamedTuple):
         stripes = cycle(
             pairwise(stripe_by_start[end] for end in self._iterate_chunk_bounds(shape, rows_per_block))
         )
-        # Slabs are in the order of the blocks. All blocks have the same chunks, but there are none for
-        # padding rows.
+        # Slabs are in the order of the blocks. All blocks have the same chunks, but padding rows have
+        # no chunks.
         slabs = iterate_hyperslabs(shape, self.chunk_shape)
         return [
             ZarrChunk(self.get_chunk_key(slab), slab[0].start // rows_per_block, range(*stripe_limits))

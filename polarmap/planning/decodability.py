@@ -198,7 +198,7 @@ def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool)
 
 
 def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array) -> int:
-    """Return how many of the first results in `arrival_order` are needed to decode real numbers."""
+    """Return the number of results that are needed to decode real numbers, in the order of arrival."""
     last_arrivals = arrival_order[::-1][: len(check_matrix)]
     triangular_factor: Array = np.asarray(np.linalg.qr(check_matrix[:, last_arrivals], mode="r"))
     diagonal = np.abs(np.diag(triangular_factor))
@@ -207,7 +207,7 @@ def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array
 
 
 def _count_arrivals_needed_gf2(packed_columns: list[int], arrival_order: list[int]) -> int:
-    """Return how many of the first results in `arrival_order` are needed to decode over GF(2).
+    """Return the number of results that are needed to decode over GF(2), in the order of arrival.
 
     Each entry of `packed_columns` is a column of the parity-check matrix, as the bits of a Python integer.
     """

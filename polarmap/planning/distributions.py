@@ -48,7 +48,7 @@ class Distribution(ABC):
     def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
         """Return P(T <= t) and P(T > t) for tasks that complete, at each of `times`.
 
-        Compute both separately: a difference such as 1 - P(T <= t) would lose digits where it is small.
+        Implementations must compute both separately, because 1 - P(T <= t) loses digits if it is small.
         """
 
     @abstractmethod
@@ -99,8 +99,7 @@ class Distribution(ABC):
     def cdf_and_survival(self, times: npt.ArrayLike) -> ProbabilityPair:
         """Return both `cdf(times)` and `survival(times)`.
 
-        Each has full relative accuracy, also where it is so small that 1 minus the other one would lose
-        digits.
+        Both have full relative accuracy. A difference such as 1 - cdf would lose digits if it is small.
         """
         conditional = self.conditional_cdf_and_survival(np.asarray(times, float))
         return conditional.of_all_tasks(self.failure_probability)
@@ -464,7 +463,7 @@ class Mixture(Distribution):
 
 
 def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> Mixture:
-    """Return run times of which a random fraction is longer by `delay` seconds, as after a cold start.
+    """Return a distribution in which a fraction of the tasks takes `delay` seconds longer (a cold start).
 
     Examples
     --------
@@ -477,7 +476,7 @@ def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> 
 
 
 def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> Mixture:
-    """Return run times of which a random fraction is `factor` times as long.
+    """Return a distribution in which a fraction of the tasks takes `factor` times as long (stragglers).
 
     Examples
     --------

@@ -391,7 +391,7 @@ def to_distribution_and_observations(run_times: object) -> tuple[Distribution, E
 
 
 def load_training_trace() -> Empirical:
-    """Load real run times as an example: those of operations of a large training job, relative to the median.
+    """Load real run times as an example: operations of a large training job, relative to their median.
 
     The distribution has two peaks. It does not describe serverless functions: it has no cold starts and no
     failures. It is derived from 45,056 forward and backward operations, each divided by the median of its

@@ -179,7 +179,7 @@ def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = No
     figure, ((axes,),) = figure_style.new_figure(7.5, 4.6)
     time_metric = plan.time_metric
     candidates = [candidate for candidate in plan.frontier if isfinite(getattr(candidate, time_metric))]
-    # The list of candidates is empty if so many jobs never complete that every quantile is infinite.
+    # The list of candidates may be empty: the quantile is infinite if too many jobs never complete.
     times = [getattr(candidate, time_metric) for candidate in candidates]
     worker_seconds = [candidate.worker_seconds for candidate in candidates]
     axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)

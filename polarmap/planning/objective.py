@@ -1,4 +1,4 @@
-"""What a plan minimizes and which limits it must meet, and the choice of the best candidate."""
+"""The goal of a plan (a quantity to minimize, and limits), and the choice of the best candidate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OBJECTIVES = ("mean", "p50", "p95", "p99", "cost")
 
 @dataclass(frozen=True)
 class Objective:
-    """What `plan` minimizes when it chooses a number of workers, and the limits that the choice must meet.
+    """The goal by which `plan` chooses a number of workers: a quantity to minimize, and limits to meet.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Objective:
     def filter_feasible_candidates(self, candidates: Sequence[Completion]) -> list[Completion]:
         """Return the candidates that meet all limits.
 
-        If there are none, raise CodeError with a message that names the limit and the best possible value.
+        Raises CodeError if no candidate does. The message names the limit and the best possible value.
         """
         error_prefix = (
             f"no plan for k = {candidates[0].k} on at most "

@@ -33,8 +33,8 @@ N_BULK_NODES = 4001
 # factor of e or more per unit. So even for a million tasks, it is negligible at both ends of this grid.
 COARSE_LOGITS = np.arange(-70.0, 70.0, 0.005)
 # A density is negligible where its logarithm is this much smaller than at its peak, on the left and on the
-# right side. The margin on the right is larger, because run times in a heavy tail are so long that even a
-# small density contributes to the mean.
+# right side. The margin on the right is larger, because run times in a heavy tail are very long, so even a
+# small density there contributes to the mean.
 LOG_NEGLIGIBLE = (34.0, 45.0)
 MAX_TABLE_SIZE = 1 << 23  # Temporary arrays have at most this many entries (64 MB).
 
@@ -136,7 +136,7 @@ def compute_completion_quantiles(
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # one of four results suffices
+    >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # any result suffices
     >>> distribution = ShiftedExponential(0.0, 1.0)
     >>> compute_completion_quantiles(distribution, 4, first, np.array([0.5])).round(6).tolist()
     [0.173287]

@@ -223,7 +223,7 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
 def _invert_polarization(
     depth: int, worker_index: int, virtual_probabilities: ProbabilityPair
 ) -> ProbabilityPair:
-    """Convert probabilities for a virtual worker to those of the real workers at the same time."""
+    """Find the probabilities of the real workers that give the passed ones for a virtual worker."""
     cdf, survival = virtual_probabilities
     for bit in reversed(_get_branch_bits(depth, worker_index)):
         if bit:

@@ -45,7 +45,7 @@ class ProbabilityPair(NamedTuple):
         return cls(1 - survival, survival)
 
     def given_completion(self, failure_probability: float) -> ProbabilityPair:
-        """Convert probabilities for all tasks to those for the tasks that complete.
+        """Convert the probabilities of all tasks to conditional ones, given that a task completes.
 
         Parameters
         ----------
@@ -64,7 +64,7 @@ class ProbabilityPair(NamedTuple):
         return ProbabilityPair(conditional_cdf, np.maximum(survival / completion_probability, 0.0))
 
     def of_all_tasks(self, failure_probability: float) -> ProbabilityPair:
-        """Convert probabilities for the tasks that complete to those for all tasks.
+        """Convert conditional probabilities, given that a task completes, to probabilities of all tasks.
 
         Parameters
         ----------

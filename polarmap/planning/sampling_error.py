@@ -23,7 +23,7 @@ SMALL_SAMPLE_SIZE = 20  # A plan shows a range of workers if fewer completed tas
 N_RESAMPLES = 200
 COVERAGE = 0.90  # The range contains the number of workers chosen for this fraction of the resamples.
 CONFIDENCE = 0.95  # The confidence level of `WorkerCountRange.max_unseen_fraction`.
-TAIL_STEPS = 16  # How many steps approximate the exponential tail beyond the longest observed run time.
+TAIL_STEPS = 16  # The number of steps that approximate an exponential tail beyond the longest run time.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -66,7 +66,7 @@ def bootstrap_worker_count_range(
     seed: int = 0,
     has_tail: bool = False,
 ) -> WorkerCountRange:
-    """Estimate by a bootstrap in which range the best number of workers is.
+    """Estimate the range in which the best number of workers is, by a bootstrap.
 
     For each resample of the observations, the best number of workers is computed as if the job used a
     rotation code and started all tasks at once. If the recommended number was chosen for another code or

@@ -119,7 +119,7 @@ def _draw_bars(axes: Axes, bars: list[TaskBar]) -> None:
 def _select_bar_styles(bars: list[TaskBar]) -> dict[str, BarStyle]:
     """Return the bar style of each task state that occurs, in the order of the legend.
 
-    States without a style of their own, such as "running", are drawn like "surplus".
+    Other states, such as "running", are drawn like "surplus".
     """
     used_names = {bar.style_name for bar in bars}
     known_styles = {style_name: style for style_name, style in BAR_STYLES.items() if style_name in used_names}

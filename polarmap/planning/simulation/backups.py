@@ -50,7 +50,7 @@ class BackupRule(NamedTuple):
     uses_all_tasks: bool = True
 
     def min_completed(self, n_tasks: int) -> int:
-        """Return how many of `n_tasks` tasks must have completed before backups are started.
+        """Return the number of completed tasks that are required before backups are started.
 
         Examples
         --------

@@ -1,7 +1,7 @@
 """Simulation of over-decomposition: cutting the data into several small blocks per persistent worker.
 
 Each worker takes the next task when it has completed one, so fast workers run more tasks than slow ones. All
-blocks are coded together, so each result counts, also those of slow workers. A job may therefore complete
+blocks are coded together, so each result counts, even that of a slow worker. A job may therefore complete
 earlier than with one large task per worker, for which the job has to wait for k of the n workers.
 """
 
