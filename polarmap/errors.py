@@ -164,7 +164,9 @@ trimmed_tracebacks = _TrimmedTracebacks()
 
 
 def trim_traceback(error: BaseException, raised_by_f: bool = False) -> None:
-    """Shorten the traceback of an exception that a future will raise later, so that users see their own code.
+    """Remove internal frames from the traceback of an exception that a future will raise later.
+
+    Users then see their own code instead of polarmap's.
 
     Parameters
     ----------

@@ -115,7 +115,7 @@ class ArraySource:
         return str(array.filename).lstrip("/"), offset
 
     def _release_mapped_pages(self) -> None:
-        """Give back the memory of pages of a mapped file that have been read."""
+        """Release the memory of pages of a mapped file, after they have been read."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
             with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows does not have madvise.

@@ -81,7 +81,7 @@ def repair_zarr_array(
     new_manifest: Manifest,
     damaged_keys: Collection[str],
 ) -> Manifest:
-    """Bring the Zarr array of a coded array up to date, after damaged parts have been rebuilt.
+    """Update the Zarr array of a coded array, after damaged parts have been rebuilt.
 
     If the Zarr array was complete, rebuilt segments stay in their own objects, and their bytes are copied to
     the chunks. Otherwise the Zarr array is written now, and the chunks take the place of the data segments.

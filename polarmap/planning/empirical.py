@@ -223,11 +223,11 @@ class Empirical(Distribution):
         return Empirical(self.times[indices], completed_mask) if completed_mask.any() else None
 
     def with_exponential_tail(self) -> Distribution:
-        """Extrapolate beyond the longest completed run time by an exponential distribution.
+        """Return a distribution that continues beyond the longest completed run time, with an exponential tail.
 
-        In the result, all tasks complete: the tail takes the place of `failure_probability`. The scale of the
-        tail is the time that all tasks, also unfinished ones, spent beyond the median, divided by the number
-        of tasks that completed beyond the median.
+        In this distribution, all tasks complete: the tail takes the place of `failure_probability`. The scale
+        of the tail is the time that all tasks, also unfinished ones, spent beyond the median, divided by the
+        number of tasks that completed beyond the median.
 
         Examples
         --------

@@ -486,7 +486,7 @@ def _make_candidates(
     n_trials: int,
     seed: int,
 ) -> list[Completion]:
-    """Forecast time and cost of a plain map without a code, and of coded maps with more and more workers."""
+    """Predict time and cost of a plain map without a code, and of coded maps with more and more workers."""
     sizes = _list_candidate_worker_counts(k, max_workers)
     upfront_sizes = [k] if schedule == "on_demand" else sizes
     candidates = [_make_candidate(n, k, code, run_times, n_trials, seed) for n in upfront_sizes]

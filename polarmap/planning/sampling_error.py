@@ -191,7 +191,7 @@ def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Flo
 
 
 def _compute_left_limits(values: Floats) -> Floats:
-    """Shift the values of step functions by one step, so that each is the value just before its step."""
+    """Move the values of step functions by one step, so that each is the value just before its step."""
     return np.pad(values[:, :-1], ((0, 0), (1, 0)))
 
 

@@ -51,7 +51,7 @@ def new_figure(
 
 
 def style_axes(axes: Axes) -> None:
-    """Give axes the common style: only the left and bottom border, and a light grid behind the data."""
+    """Apply the common style to axes: only the left and bottom border, and a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=TEXT_COLOR, labelsize=9)
@@ -67,7 +67,7 @@ def label_axes(axes: Axes, title: str, x_label: str = "", y_label: str = "") -> 
 
 
 def save_figure(figure: Figure, path: FigurePath | None) -> Figure:
-    """Save the figure to `path`, if it is not None, and return the figure.
+    """Write the figure to the file `path`, unless it is None. Return the figure.
 
     The suffix of the path determines the format: .png, .svg or .pdf.
     """
