@@ -223,7 +223,7 @@ class Empirical(Distribution):
         return Empirical(self.times[indices], completed_mask) if completed_mask.any() else None
 
     def with_exponential_tail(self) -> Distribution:
-        """Return a distribution that continues beyond the longest completed run time, with an exponential tail.
+        """Return a distribution that has an exponential tail beyond the longest completed run time.
 
         In this distribution, all tasks complete: the tail takes the place of `failure_probability`. The scale
         of the tail is the time that all tasks, also unfinished ones, spent beyond the median, divided by the

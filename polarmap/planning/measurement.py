@@ -86,7 +86,7 @@ class Measurement(NamedTuple):
             yield str(self.shared_cores)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the measurement to a JSON file, which `polarmap.plan` and `polarmap plan --times` can read."""
+        """Write the measurement to a JSON file that `polarmap.plan` and `polarmap plan --times` can read."""
         fields = self._asdict()
         fields |= {name: _replace_inf_by_none(fields[name]) for name in ("cold", "warm")}
         fields["shared_cores"] = self.shared_cores and self.shared_cores._asdict()
