@@ -8,7 +8,7 @@ PolarmapError
 │   └── WorkerLostError  (BrokenExecutor)  every worker that started the call was lost
 ├── LimitError           (ValueError)    a block or a timeout exceeds a limit of the backend
 ├── FunctionExitError    (RuntimeError)  f raised SystemExit, StopIteration or a similar exception
-├── NotLinearError       (ValueError)    the results violate the parity checks
+├── NotLinearError       (ValueError)    the results contradict each other
 ├── NotDecodableError    (RuntimeError)  too few results arrived, and no more will arrive
 ├── CodedTimeoutError    (TimeoutError)  the timeout of a map expired first
 │   └── DeadlineExceededError  (TimeoutError)  the deadline of a series of maps expired first

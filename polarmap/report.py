@@ -61,7 +61,7 @@ class TaskState(StrEnum):
 class TaskReport:
     """The report of one task of a map: its state, its times and its failures.
 
-    All times are in seconds since the start of the map.
+    Points in time are given in seconds since the start of the map.
 
     Attributes
     ----------
@@ -153,8 +153,7 @@ class Report:
 
         - "own rows": its worker evaluated f only on the rows of data.
         - "awaited": as "own rows", but the result could not be decoded, because rows of zeros change the
-        result of
-          f. So the map had to wait for this worker, or to retry its task.
+          result of f. So the map had to wait for this worker, or to retry its task.
         - "rows cut off": f returns one row for each row, and the rows for zeros were removed.
         - "zeros ignored": rows of zeros do not change the result of f.
         - "estimated": the result was estimated after a deadline, because rows of zeros change it.

@@ -1,4 +1,4 @@
-"""`CodedArray`, an array in storage that can repair itself, and functions to open and list such arrays.
+"""`CodedArray`, an array in storage that can be repaired, and functions to open and list such arrays.
 
     coded = open_coded("A", storage=folder)  # does not read the data yet
     coded[10:20]                             # reads rows, and decodes damaged parts

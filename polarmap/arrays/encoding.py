@@ -47,7 +47,7 @@ def encode(
     key: str | bytes | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedArray]:
-    """Store an array with parity blocks, for many coded maps and to survive the loss of parts of it.
+    """Encode an array once, and store it for many coded maps. Lost parts of it can be rebuilt.
 
     The rows are cut into k data blocks of ceil(rows / k) rows, and n - k parity blocks are added. If
     necessary, the last data block is padded with rows of zeros. The data blocks are stored unchanged, as a
