@@ -373,7 +373,7 @@ def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipn
 def _zero_negligible_weights(weights: Array, report: Report) -> Array:
     """Set decoded values to 0 if they are so small that they are only rounding errors.
 
-    `weights` is f of the masks that skipna uses.
+    `weights` is the result of f for masks, which are 1 where there is data and 0 where there is NaN.
     """
     block_rows = -(-len(weights) // report.k)
     decoded_mask = np.isin(np.arange(len(weights)) // block_rows, report.recovered)

@@ -335,7 +335,7 @@ def lower_bound(n: int, k: int, run_times: object) -> float:
 def _simulate_backup_jobs(
     k: int, run_times: Distribution, scheme: str, n_trials: int, rng: np.random.Generator
 ) -> SimulatedJobs:
-    """Simulate jobs in which k tasks start at time 0, and late tasks are started a second time."""
+    """Simulate jobs of k tasks in which late (unusually slow) tasks are started a second time."""
     first_run_times = np.sort(run_times.sample(rng, (n_trials, k)), axis=1)
 
     def sample_backups(late_mask: npt.NDArray[np.bool_]) -> Floats:

@@ -120,7 +120,10 @@ class Objective:
         return min(near_optimal, key=lambda candidate: (getattr(candidate, secondary_metric), candidate.n))
 
     def _get_knee_sort_key(self, candidate: Completion) -> tuple[float, float, int]:
-        """Return the product of time and worker-seconds, followed by two values that break ties."""
+        """Return the product of time and cost, which is smallest at the knee of their curve.
+
+        The product is followed by two values that break ties.
+        """
         worker_seconds = candidate.worker_seconds
         return self.evaluate_candidate(candidate) * worker_seconds, worker_seconds, candidate.n
 

@@ -120,7 +120,7 @@ def compute_completion_quantiles(
 ) -> Floats:
     """Return the quantiles of the completion time of a coded job, for probabilities `p`.
 
-    A quantile is inf if the job does not complete with probability p.
+    A quantile is inf if the job completes with a smaller probability than p.
 
     Parameters
     ----------

@@ -74,8 +74,8 @@ class Plan(PlannedSchedule):
     expected, uncoded : Completion
         The expected time and worker-seconds of the plan, and of a plain map without a code.
     frontier : tuple of Completion
-        The candidates that are not beaten in both time and worker-seconds by any other candidate. Time means
-        the objective, or the p99 for "cost".
+        The candidates that no other one beats in both time and worker-seconds. Time means the objective, or
+        the p99 for "cost".
     worker_spec : WorkerSpec or None
         A description of the workers, as passed to `plan`.
     schedule : {"upfront", "on_demand"}
@@ -402,7 +402,7 @@ def plan(
 
 
 def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tuple[Completion, ...]:
-    """Return the candidates that are not beaten in both time and worker-seconds by another (Pareto frontier).
+    """Return the Pareto frontier: the candidates that no other one beats in both time and worker-seconds.
 
     Parameters
     ----------

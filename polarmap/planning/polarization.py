@@ -60,6 +60,8 @@ def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
 def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: npt.ArrayLike) -> Floats:
     """Return the probability that a virtual worker has finished by each of `times`, P(T <= t).
 
+    A virtual worker waits for both (slow) or either (fast) of two workers of the level below; see `polarize`.
+
     Parameters
     ----------
     run_times : Distribution
@@ -88,7 +90,7 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
 
 
 def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: npt.ArrayLike) -> Floats:
-    """Return the times by which a virtual worker has finished with probabilities `p`.
+    """Return the times by which a virtual worker (see `polarize`) has finished with probabilities `p`.
 
     The quantiles are exact, because the recursion can be inverted level by level. The other parameters are
     those of `virtual_cdf`.
@@ -104,10 +106,10 @@ def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: 
 
 
 def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> float:
-    """Return the expected run time of a virtual worker in seconds, or inf if tasks may never complete.
+    """Return the expected run time of a virtual worker (see `polarize`), in seconds.
 
-    The average over all 2^depth virtual workers is the expected run time of a real worker. The parameters are
-    those of `virtual_cdf`.
+    It is inf if tasks may never complete. The average over all 2^depth virtual workers is the expected run
+    time of a real worker. The parameters are those of `virtual_cdf`.
 
     Examples
     --------
@@ -123,7 +125,7 @@ def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> floa
 
 
 def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
-    """Return how far the virtual workers are from being polarized, at each time.
+    """Return how far the virtual workers (see `polarize`) are from being polarized, at each time.
 
     The gap is the mean of sqrt(F (1 - F)) over all virtual workers, where F is the probability that a virtual
     worker has finished. It is 0 if each virtual worker has finished with probability 0 or 1. Each level of
@@ -141,7 +143,7 @@ def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
 
 
 def virtual_medians(run_times: Distribution, depth: int) -> Floats:
-    """Return the median run time of each of the 2^depth virtual workers, in seconds.
+    """Return the median run time of each of the 2^depth virtual workers (see `polarize`), in seconds.
 
     As the depth grows, the sorted medians approach the quantiles of the run time of a real worker.
     """
@@ -223,7 +225,7 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
 def _invert_polarization(
     depth: int, worker_index: int, virtual_probabilities: ProbabilityPair
 ) -> ProbabilityPair:
-    """Find the probabilities of the real workers that give the passed ones for a virtual worker."""
+    """Find the probabilities of real workers that lead to the given ones of a virtual worker."""
     cdf, survival = virtual_probabilities
     for bit in reversed(_get_branch_bits(depth, worker_index)):
         if bit:
@@ -236,7 +238,7 @@ def _invert_polarization(
 
 
 def _get_branch_bits(depth: int, worker_index: int) -> list[int]:
-    """Return for each level whether a virtual worker is the slow (0) or the fast (1) one of its pair."""
+    """Return for each level whether the slow (0) or the fast (1) worker of a pair is chosen."""
     if not 0 <= worker_index < 1 << _check_depth(depth):
         raise CodeError(
             f"worker_index must be from 0 to {(1 << depth) - 1} at depth {depth}, not {worker_index}"

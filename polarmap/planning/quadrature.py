@@ -57,7 +57,7 @@ def make_full_logit_grid() -> ProbabilityPair:
 
 
 def compute_cell_widths(nodes: ProbabilityPair) -> Floats:
-    """Return the differences of probability between neighbouring nodes, without loss of digits near 1."""
+    """Return the differences between neighbouring probabilities, without loss of digits near 1."""
     cdf, survival = nodes
     return np.where(cdf[1:] < 0.5, np.diff(cdf), -np.diff(survival))
 

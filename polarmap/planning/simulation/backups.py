@@ -74,9 +74,9 @@ def simulate_backups(
     rule: BackupRule | LatenessRule,
     max_backups: int = 1,
 ) -> SimulatedJobs:
-    """Simulate jobs in which late tasks are started a second time, and the first result of each task counts.
+    """Simulate jobs in which late tasks get backups: they are started a second time.
 
-    All tasks start at time 0.
+    All tasks start at time 0. The first result of each task counts.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
 
 
 def _compute_typical_run_times(sorted_run_times: Floats, rule: BackupRule, n_completed: int) -> Floats:
-    """Return the typical run time in each job when `n_completed` of its tasks have completed."""
+    """Return the typical run time of a task in each job, once `n_completed` of its tasks have completed."""
     if rule.uses_all_tasks:
         return sorted_run_times[:, rule.min_completed(sorted_run_times.shape[1]) - 1]
     return (sorted_run_times[:, (n_completed - 1) // 2] + sorted_run_times[:, n_completed // 2]) / 2
