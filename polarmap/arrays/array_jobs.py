@@ -77,7 +77,7 @@ class ArrayJobRunner:
         task_blocks : TaskBlocks
             The input block of each task.
         on_task_done : callable
-            Called with the task, the segments in which its arrays are stored, and its summary.
+            Called with the task, the segments (byte ranges of objects) of its stored arrays, and its summary.
         output : OutputSpec, optional
             Where to store the arrays of a task, and how large they may be. None if f returns a summary only.
         store_array : callable, optional

@@ -29,9 +29,9 @@ from polarmap.worker.segments import DamagedError, Segment
 
 DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
 
-MAX_LISTED_DAMAGES = 12  # The text of an audit lists at most this many damaged segments and objects.
+MAX_LISTED_DAMAGES = 12  # The text of an audit lists at most this many damaged parts.
 
-# All tasks must read the same number of segments, so the last task is filled up with empty ones.
+# All tasks must read the same number of segments (byte ranges), so the last task gets some empty ones.
 EMPTY_SEGMENT = Segment("", 0)
 
 
@@ -186,7 +186,7 @@ def _find_damage_kinds(
             damage_kinds.append("truncated")
         else:
             damage_kinds.append("appended" if is_last and size > read_end else "")
-            # A Zarr chunk may be padded with zeros after its last segment. Include them in the check.
+            # A Zarr chunk may be padded with zeros at its end. Include these zeros in the check.
             n_zeros = read_end - segment.offset - manifest.get_stored_segment_size(segment)
             segments_to_read[index] = segment._replace(
                 size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)

@@ -36,7 +36,7 @@ FORMAT_NAME, FORMAT_VERSION = "polarmap coded array", 1
 ENCRYPTED_FORMAT_VERSION = 2  # Programs that only know version 1 would take encrypted bytes for damaged ones.
 CIPHER_NAME = "AES-256-GCM"
 SEGMENT_PREFIX = "polarmap/coded/"  # The keys of all segments begin with this prefix.
-# Manifests have a different prefix than segments, so that the names of arrays can be listed quickly.
+# Descriptions of arrays have a different key prefix than data, so that the arrays can be listed quickly.
 MANIFEST_PREFIX = "polarmap/manifests/"
 # The exceptions that reading an entry of an invalid JSON document may raise.
 PARSE_ERRORS = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError)
@@ -61,12 +61,12 @@ digits, '.', '_' or '-', a letter or digit first
 
 
 def get_manifest_key(array_name: str) -> str:
-    """Return the key under which the manifest of a coded array is stored."""
+    """Return the key under which the manifest (the description) of a coded array is stored."""
     return f"{MANIFEST_PREFIX}{array_name}.json"
 
 
 def get_array_key_prefix(array_name: str) -> str:
-    """Return the prefix with which the keys of all objects of a coded array begin, except its manifest."""
+    """Return the prefix of the keys of all objects that hold the data of a coded array."""
     return f"{SEGMENT_PREFIX}{array_name}/"
 
 
@@ -74,8 +74,8 @@ def get_array_key_prefix(array_name: str) -> str:
 class Manifest:
     """The description of a coded array in storage: its shape, its code, and where its bytes are.
 
-    The array consists of n blocks with the same number of rows. All blocks are cut at the same places into
-    stripes.
+    The array consists of n blocks with the same number of rows. All blocks are cut at the same places. The
+    parts of all blocks between two cuts are a stripe.
 
     Attributes
     ----------
@@ -147,9 +147,9 @@ class Manifest:
         return self.dtype if block_index < self.code.k else self.parity_dtype
 
     def describes_same_array(self, other: Manifest) -> bool:
-        """Return whether two manifests describe the same data.
+        """Return whether two manifests (descriptions of coded arrays) describe the same data.
 
-        This is also True if segments (byte ranges with the data) have been rebuilt or moved in between.
+        This is also True if parts of the data have been rebuilt or moved to other objects in between.
         """
         descriptions = [
             (manifest.transaction_id, manifest.shape, manifest.dtype, manifest.stripe_bounds)
@@ -225,9 +225,9 @@ class Manifest:
 
     @property
     def owned_bytes(self) -> int:
-        """The number of stored bytes of the array, without the manifest and the Zarr metadata.
+        """The number of bytes that the blocks of the array occupy in storage.
 
-        Objects that `encode` did not write do not count.
+        Objects that `encode` did not write, and metadata, do not count.
         """
         metadata_bytes = sum(segment.size for segment in self.zarr_metadata)
         return sum(length for _, length in self.object_extents.values()) - metadata_bytes
@@ -419,7 +419,7 @@ def _parse_encryption(array_fields: Mapping[str, Any], key: str | bytes | None) 
 
 
 def _verify_authentication_tag(document: Mapping[str, Any], encryption: Encryption, description: str) -> None:
-    """Raise StorageError unless a manifest was written with the key of the array and is unchanged."""
+    """Raise StorageError unless the description of an array was written with its key and is unchanged."""
     try:
         if document.get("tag") != encryption.compute_tag(_to_canonical_json(document["array"])).hex():
             raise StorageError(f"{description} was not written with this key, or has been changed since")

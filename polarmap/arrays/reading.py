@@ -49,7 +49,7 @@ class StoredCodedBlocks(CodedData):
         super().__init__(manifest.code, _StoredDataBlocks(self, manifest))
         self.segment_store, self.manifest = SegmentStore(store, manifest.encryption), manifest
         self.location, self._must_refresh = self.segment_store.location, False
-        self._last_manifest_bytes: bytes | None = None  # The manifest when it was last read.
+        self._last_manifest_bytes: bytes | None = None  # The last content of the manifest.
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         return StoredCodedBlocks, (self.segment_store.store, self.manifest)
@@ -57,7 +57,7 @@ class StoredCodedBlocks(CodedData):
     def block_segments(self, task: int) -> tuple[Segment, ...]:
         """Return the segments (byte ranges of objects) that the worker of a task has to read.
 
-        If a worker has reported damage, the manifest is read again first.
+        If a worker has reported damage, the manifest, which says where they are, is read again first.
         """
         if self._must_refresh:
             self._must_refresh = False
@@ -65,7 +65,10 @@ class StoredCodedBlocks(CodedData):
         return self.manifest.segments[task]
 
     def on_damage_found(self) -> None:
-        """Remember that a worker found damage, so that the manifest is read again before the next task."""
+        """Remember that a worker found damage.
+
+        Before the next task, it is checked whether another process has repaired the array.
+        """
         self._must_refresh = True
 
     def block_leaves(self, task: int) -> list[Array]:
@@ -96,7 +99,10 @@ class StoredCodedBlocks(CodedData):
         )
 
     def refresh_manifest(self, stale_manifest: Manifest) -> bool:
-        """Read the manifest again. Return whether the current one differs from `stale_manifest`."""
+        """Read the manifest (the description of the array) again.
+
+        Another process may have changed it. Return whether the current manifest differs from `stale_manifest`.
+        """
         store = self.segment_store.store
         with suppress(StorageError):
             is_stale = self.manifest is stale_manifest
@@ -112,12 +118,12 @@ class StoredCodedBlocks(CodedData):
     def read_rows(self, start: int, stop: int) -> Array:
         """Read the rows from `start` up to `stop` (exclusive), and decode damaged parts of them.
 
-        This needs memory for the rows and for two stripes of each block.
+        This needs memory for the rows and for two stripes (slices) of each block.
         """
         return self._read_with_manifest_refresh(self._read_rows, start, stop)
 
     def _read_with_manifest_refresh(self, read: Callable[..., Array], *arguments: int) -> Array:
-        """Call `read(*arguments)`. If it finds damage and the manifest has changed since, try again."""
+        """Call `read(*arguments)`, and try again if another process has repaired the damage that it finds."""
         while True:
             manifest = self.manifest
             try:
@@ -150,8 +156,8 @@ class StoredCodedBlocks(CodedData):
             return segment_values is not None
 
         is_file = self.segment_store.location.is_memory_mapped
-        # The number of threads is limited, so that at most n segments are in memory at a time. Files are read
-        # without threads, because starting a thread would take longer than reading a file.
+        # The number of threads is limited, so that at most one piece per block is in memory at a time. Files
+        # are read without threads, because starting a thread would take longer than reading a file.
         bounded_map = partial(map_in_parallel, max_threads=min(MAX_PARALLEL_TRANSFERS, self.n))
         map_function = map if is_file or len(pieces) == 1 else bounded_map
         for (target, stripe_index, block_index, columns), is_intact in zip(
@@ -230,7 +236,7 @@ def _to_native_byte_order(data: bytes | bytearray, dtype: np.dtype[Any]) -> Arra
 def convert_damage_to_decoding_error() -> Iterator[None]:
     """Convert a DamagedError inside this context to a NotDecodableError that advises to try again.
 
-    Use it to read segments that were intact when they were checked before.
+    Use it to read stored data that was intact when it was checked before.
     """
     try:
         yield

@@ -83,7 +83,10 @@ class _ArrayRepair:
         self._manifest = coded_blocks.manifest
 
     def rebuild_damaged_segments(self, audit: Audit) -> Manifest:
-        """Rebuild and store everything that `audit` lists as damaged, and return the new manifest."""
+        """Rebuild and store everything that `audit` lists as damaged.
+
+        Returns a manifest that describes the repaired array.
+        """
         runner, transaction, manifest = self._runner, self._transaction, self._manifest
         rebuilt_segments: dict[tuple[int, int], Segment] = {}
         for group_index, ((erased, rewritten), stripes) in enumerate(
@@ -173,9 +176,9 @@ class _ArrayRepair:
         return rebuilt_by_stripe
 
     def _decode_stripe(self, stripe_index: int, rewritten_blocks: Collection[int]) -> dict[int, Array]:
-        """Decode one stripe in this process, also if it contains NaN or inf.
+        """Decode one stripe (slice of all blocks) in this process, also if it contains NaN or inf.
 
-        Returns the stripe of each block that has to be stored again: the damaged blocks and
+        Returns the slice of each block that has to be stored again: the damaged blocks and
         `rewritten_blocks`.
         """
         manifest, code = self._manifest, self._manifest.code

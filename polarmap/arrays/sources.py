@@ -75,7 +75,7 @@ class ArraySource:
         self.rows_per_chunk, self.rows_per_object = _get_rows_per_chunk(data), 0
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read the slab by slicing the array once. Rows beyond the end are set to zero."""
+        """Read a part of the array (one slice per axis) into `out`. Rows beyond the end are set to zero."""
         rows, *inner_slices = slab
         n_rows = max(0, min(rows.stop, self.shape[0]) - rows.start)
         target = out.reshape([axis_slice.stop - axis_slice.start for axis_slice in slab])
@@ -85,9 +85,10 @@ class ArraySource:
         self._release_mapped_pages()
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return the byte range of the slab in the memory-mapped file, or () for other arrays.
+        """Return which bytes of a memory-mapped file hold a part of the array, or () for other arrays.
 
-        For rows beyond the end, a segment of zeros with an empty key is appended.
+        `slab` has one slice per axis. For rows beyond the end, a byte range with an empty key, which stands
+        for zeros, is appended.
         """
         if self._mapped_file is None:
             return ()
@@ -215,7 +216,10 @@ class StoredObjectsSource:
         self._row_size = prod(self.shape[1:])
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read the slab, with one request per object. Rows beyond the end are set to zero."""
+        """Read a part of the array (one slice per axis) into `out`, with one request per object.
+
+        Rows beyond the end are set to zero.
+        """
         start, end = get_flat_range(self.shape, slab)
         stop = max(start, min(end, prod(self.shape)))
         remaining_out, object_size = out.reshape(-1), self.rows_per_object * self._row_size
@@ -228,7 +232,10 @@ class StoredObjectsSource:
             start += n_items
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return the byte range of an object that holds the whole slab, or () if there is no such object."""
+        """Return the byte range of the object that holds a part of the array, or () if it must be copied.
+
+        `slab` has one slice per axis. It must be copied if it crosses the end of an object, for example.
+        """
         start, stop = get_flat_range(self.shape, slab)
         object_size, itemsize = self.rows_per_object * self._row_size, self.dtype.itemsize
         key = self._key_by_object.get(start // object_size)

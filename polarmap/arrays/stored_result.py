@@ -195,9 +195,9 @@ def _check_output(out: Any, options: MapOptions) -> None:
 def _build_result_manifest(
     name: str, code: PolarCode, collector: CodedCollector, n_padding_rows: int, output: OutputSpec
 ) -> Manifest:
-    """Build the manifest of a coded array whose blocks are the stored results of a map.
+    """Build the manifest (the description) of a coded array whose blocks are the stored results of a map.
 
-    Results that did not arrive are listed as segments without a checksum, which marks them as missing.
+    Results that did not arrive are listed without a checksum, which marks them as missing.
     `n_padding_rows` is the number of rows at the end of the last result that come from padding.
     """
     result_refs, dtype = collector.received.result_refs, collector.decoder.decoded_results[0][0].dtype

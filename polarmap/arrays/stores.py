@@ -85,7 +85,7 @@ class SegmentStore:
     def create(cls, store: Store, key: str | bytes | None, max_segment_bytes: int) -> SegmentStore:
         """Create a SegmentStore for a new array. If `key` is not None, the array will be encrypted.
 
-        Raises CodeError if segments of `max_segment_bytes` bytes are too long to be encrypted.
+        Raises CodeError if pieces of `max_segment_bytes` bytes are too long to be encrypted.
         """
         if key is None:
             return cls(store)

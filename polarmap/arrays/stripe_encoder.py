@@ -49,7 +49,7 @@ class StripeEncoder:
 
     def __init__(self, runner: ArrayJobRunner, source: DataSource, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
-        self._summaries: dict[int, Array] = {}  # The summary of each finished stripe.
+        self._summaries: dict[int, Array] = {}  # What the task of each stripe has counted.
         positions = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
         if not runner.is_local and not all(
             source.find_segments(plan.get_data_slab(*position)) for position in positions
@@ -96,7 +96,7 @@ class StripeEncoder:
         return manifest
 
     def _find_reusable_stripes(self, earlier_segments: dict[int, list[Segment]]) -> dict[int, list[Segment]]:
-        """Return the stripes that an interrupted call has already stored, if the data is still the same.
+        """Return the stripes (slices of all blocks) that an interrupted call has stored and that are valid.
 
         The data is read again and compared by checksums. Stripes that must be padded to the size of a Zarr
         chunk are encoded again, because it is not recorded whether they were padded.
@@ -123,7 +123,7 @@ class StripeEncoder:
     def _encode_stripes(
         self, stripes: Sequence[int], transaction: WriteTransaction
     ) -> dict[int, list[Segment]]:
-        """Encode and store the given stripes, and return where their blocks are stored (their segments).
+        """Encode and store the given stripes (slices of all blocks), and return where each block is stored.
 
         Each finished stripe is recorded in storage, so that a later call can reuse it.
         """
@@ -141,7 +141,7 @@ class StripeEncoder:
                 data = zip(task_blocks.block_segments(task), summary[N_NONFINITE_FIELDS:].tolist())
                 segments = [segment._replace(crc32=crc32) for segment, crc32 in data] + segments
             segments_by_stripe[stripe_index] = segments
-            # The last stripe needs no record, because the manifest is written next.
+            # The last stripe needs no record for resuming, because the array is complete after it.
             if len(segments_by_stripe) < len(stripes):
                 transaction.record_finished_stripe(stripe_index, segments)
 
@@ -165,7 +165,7 @@ class StripeEncoder:
     def _store_row(
         self, transaction: WriteTransaction, block_index: int, stripe_index: int, row: Array
     ) -> Segment:
-        """Store a row (one stripe of one block), as a Zarr chunk if possible, and return its segment.
+        """Store a row (a slice of one block), as a Zarr chunk if possible. Return where it is stored.
 
         A row that is already in the store is not copied.
         """
@@ -217,7 +217,7 @@ class StripeTaskBlocks(TaskBlocks):
         self.location = data_source.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return where a worker finds the stripe of a task: byte ranges for all data blocks, in order."""
+        """Return where a worker finds the input of a task: byte ranges for all data blocks, in order."""
         plan, stripe_index = self._plan, self._stripes[task]
         slabs = (
             plan.get_data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k)
@@ -230,7 +230,7 @@ class StripeTaskBlocks(TaskBlocks):
         return ((self._plan.dtype.str, (self._plan.code.k, stripe_size)),)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Read the stripe of a task in this process, instead of on a worker."""
+        """Read the input of a task in this process, instead of on a worker."""
         [(_, shape)] = self.block_layout(component)
         rows = np.empty(shape, self._plan.dtype)
         for data_block_index, row in enumerate(rows):
@@ -243,7 +243,7 @@ class StripeTaskBlocks(TaskBlocks):
 def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) -> None:
     """Issue a warning if the data contains NaN or inf, or if the parity overflows.
 
-    `summaries` are pairs of the index of a stripe and the summary that its encoding task returned.
+    `summaries` are pairs: the index of a stripe (slice of all blocks), and what its encoding task counted.
     """
     counts_by_stripe = [(stripe, summary[:N_NONFINITE_FIELDS].tolist()) for stripe, summary in summaries]
     n_nonfinite, n_overflowing = (sum(counts[i] for _, counts in counts_by_stripe) for i in (0, 2))
@@ -276,7 +276,7 @@ def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) 
 def make_stripe_encode_function(
     encode_parity: Callable[[Any], Any] | None, include_data: bool
 ) -> Callable[[Array], list[Array]]:
-    """Return the function that encodes a stripe, for workers that have only numpy.
+    """Return the function that encodes a stripe (slice of all blocks), for workers that have only numpy.
 
     It is called with an array with one row per data block. It returns a list: the rows to store, and at the
     end a summary that counts NaN and inf.

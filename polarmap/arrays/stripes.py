@@ -21,15 +21,15 @@ from polarmap.codes.polar import PolarCode
 
 Hyperslab = tuple[slice, ...]
 
-# The number of stripes in memory at a time: one is computed, one is stored, and one is copied while it is
-# sent.
+# The number of stripes (slices of all blocks) in memory at a time: one is computed, one is stored, and one is
+# copied while it is sent.
 N_STRIPES_IN_MEMORY = 3
-# Up to 8 times as many stripes as necessary are planned if each of them can then be a Zarr chunk.
+# An array is cut into up to 8 times as many pieces as necessary if each of them can then be a Zarr chunk.
 MAX_SPLIT_FACTOR = 8
 
 
 class StripePlan(NamedTuple):
-    """How an array is cut into blocks, and each block into stripes.
+    """How an array is cut into blocks, and all blocks into stripes (slices at the same positions).
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class StripePlan(NamedTuple):
         return self.code.parity_dtype(self.dtype)
 
     def get_data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
-        """Return which part of the whole array a stripe of a data block is, as one slice per axis.
+        """Return which part of the whole array a stripe (slice) of a data block is, as one slice per axis.
 
         Padding rows have indices beyond the last row of the array.
         """
@@ -70,24 +70,24 @@ class StripePlan(NamedTuple):
         return slice(block_start + rows.start, block_start + rows.stop), *inner_slices
 
     def count_stripe_elements(self, stripe_index: int) -> int:
-        """Return the number of elements that a stripe has in each block."""
+        """Return the number of elements that a stripe (slice of all blocks) has in each block."""
         return count_elements(self.hyperslabs[stripe_index])
 
     @property
     def has_chunk_per_stripe(self) -> bool:
-        """Whether each stripe of a data block is one chunk of the Zarr array."""
+        """Whether each stripe (slice) of a data block is one chunk of the Zarr array."""
         slabs = self.hyperslabs
         lengths = tuple(axis_slice.stop - axis_slice.start for axis_slice in slabs[0]) if slabs else ()
         return lengths == self.chunk_shape
 
     def is_padded_chunk(self, stripe_index: int) -> bool:
-        """Return whether a stripe has to be padded with zeros to be stored as a Zarr chunk."""
+        """Return whether a stripe (slice) of a block must be padded with zeros to become a Zarr chunk."""
         chunk_size = prod(self.chunk_shape or ())
         return self.has_chunk_per_stripe and self.count_stripe_elements(stripe_index) < chunk_size
 
     @property
     def max_stripe_size(self) -> int:
-        """The number of elements that the largest stripe has in each block."""
+        """The number of elements that the largest stripe (slice of all blocks) has in each block."""
         return max((count_elements(slab) for slab in self.hyperslabs), default=0)
 
 
@@ -100,6 +100,8 @@ def plan_stripes(
     rows_per_object: int = 0,
 ) -> StripePlan:
     """Choose how to cut an array into blocks and stripes, so that it can be encoded in limited memory.
+
+    A stripe is the same slice of every block, and is encoded on its own.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
     with WriteTransaction(...) as transaction:
         transaction.store_segment(...)          # writes below a new key prefix
-        transaction.commit(manifest, expected)  # replaces the manifest, so that the segments become visible
+        transaction.commit(manifest, expected)  # makes all written objects visible at the same time
 
 A transaction never overwrites objects of another one. Only the manifest says which objects belong to the
 array. It is written last, and replaced as a whole. If a transaction is interrupted, its objects stay in
@@ -32,7 +32,7 @@ from polarmap.worker.processes import ProcessIdentity
 from polarmap.worker.segments import Segment
 
 LOCK_FILE = "running.json"
-HEARTBEAT_INTERVAL = 600.0  # Seconds between two updates of the lock record of a transaction.
+HEARTBEAT_INTERVAL = 600.0  # The number of seconds between two updates of a lock record.
 
 _active_prefixes: set[str] = set()  # The key prefixes of all transactions that are active in this process.
 
@@ -180,7 +180,7 @@ class WriteTransaction:
 
 
 def load_manifest(store: Store, array_name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
-    """Read the manifest of a coded array from storage, and return it together with its bytes.
+    """Read the manifest (the description) of a coded array, and return it together with its bytes.
 
     If `key` is given, it is verified that the manifest was written with this key. Raises MissingObjectError
     if the array does not exist, and StorageError if the manifest is damaged or has an unknown version.
@@ -198,7 +198,7 @@ def load_manifest(store: Store, array_name: str, key: str | bytes | None = None)
 
 
 def parse_manifest(store: Store, array_name: str, manifest_bytes: bytes, key: str | bytes | None) -> Manifest:
-    """Parse the bytes of a manifest. Raises StorageError if they are invalid or describe another array."""
+    """Parse the description of an array. Raises StorageError if it is invalid or describes another array."""
     description = f"the manifest {get_manifest_key(array_name)!r} in {store.name}"
     manifest = Manifest.from_bytes(manifest_bytes, description, key)
     if manifest.name != array_name:
@@ -207,7 +207,7 @@ def parse_manifest(store: Store, array_name: str, manifest_bytes: bytes, key: st
 
 
 def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
-    """Read the manifest of an array, without parsing it. Return None if the array does not exist."""
+    """Read the stored description of an array, unparsed. Return None if the array does not exist."""
     try:
         return store.get(get_manifest_key(array_name))
     except MissingObjectError:
@@ -215,10 +215,10 @@ def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
 
 
 def check_manifest_replaceable(store: Store, array_name: str, advice: str) -> bytes | None:
-    """Check that an array may be written under this name, and return the manifest that would be replaced.
+    """Check that an array may be stored under this name, and return the manifest of the array it replaces.
 
-    Returns None if no array has this name. If one does and `advice` is empty, it may be replaced. If `advice`
-    is not empty, StorageError is raised, with a message that ends with `advice`.
+    Returns None if no array has this name. If one does, it may only be replaced if `advice` is empty.
+    Otherwise, StorageError is raised, with a message that ends with `advice`.
     """
     manifest_bytes = read_manifest_bytes(store, array_name)
     if manifest_bytes is not None and advice:
@@ -237,15 +237,15 @@ def list_array_names(store: Store) -> list[str]:
 def collect_garbage(store: Store, array_name: str) -> None:
     """Delete objects of an array that are no longer used.
 
-    Objects are kept if the manifest refers to them, or if their transaction may still be active.
+    Objects are kept if they belong to the array, or if the transaction that wrote them may still be active.
     """
     inactive_keys, array_keys = [], store.keys(get_array_key_prefix(array_name))
     for prefix, owned_keys in _group_keys_by_transaction(array_name, array_keys).items():
         lock_record = _read_lock_record(store, prefix) if f"{prefix}{LOCK_FILE}" in owned_keys else {}
         if not _may_transaction_be_active(prefix, lock_record):
             inactive_keys += owned_keys
-    # Read the manifest only now, after the lock records. Otherwise a transaction could commit in between, and
-    # its new objects would be deleted.
+    # Find out which objects are in use only now, after reading the lock records. Otherwise a transaction
+    # could commit in between, and its new objects would be deleted.
     try:
         live_keys = load_manifest(store, array_name)[0].object_keys
     except MissingObjectError:
@@ -254,7 +254,7 @@ def collect_garbage(store: Store, array_name: str) -> None:
 
 
 def _group_keys_by_transaction(array_name: str, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Group the keys of the objects of an array by the transaction that wrote them (by its key prefix)."""
+    """Group the keys of stored objects by the transaction that wrote them, which their prefix tells."""
     keys_by_prefix: dict[str, list[str]] = {}
     for key in keys:
         transaction_id = key[len(get_array_key_prefix(array_name)) :].partition("/")[0]
@@ -263,7 +263,10 @@ def _group_keys_by_transaction(array_name: str, keys: Sequence[str]) -> dict[str
 
 
 def _read_lock_record(store: Store, prefix: str) -> dict[str, Any]:
-    """Read the lock record of a transaction. Return an empty dict if it is missing or invalid."""
+    """Read the lock record of a transaction, which shows that it is active.
+
+    Return an empty dict if the record is missing or invalid.
+    """
     lock_record = _read_json(store, f"{prefix}{LOCK_FILE}")
     return lock_record if isinstance(lock_record, dict) else {}
 

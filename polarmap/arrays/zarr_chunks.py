@@ -50,16 +50,19 @@ def store_stripe_as_chunk(
 def publish_as_zarr_array(
     transaction: WriteTransaction, manifest: Manifest, chunk_shape: tuple[int, ...]
 ) -> Manifest:
-    """Add a Zarr array to a manifest, and store its chunks and metadata if possible.
+    """Make a coded array readable as a Zarr array: store the Zarr chunks and metadata, if possible.
 
-    The Zarr array stays incomplete if bytes would have to be copied and the storage cannot copy them itself.
+    Returns a manifest (description of the coded array) that includes the Zarr array. The Zarr array stays
+    incomplete if bytes would have to be copied and the storage cannot copy them itself.
     """
     manifest = replace(manifest, zarr_view=ZarrView(f"{transaction.prefix}{GROUP_NAME}", chunk_shape))
     return _store_chunks_and_metadata(transaction.store, manifest, through_driver=False)
 
 
 def _store_chunks_and_metadata(store: Store, manifest: Manifest, through_driver: bool) -> Manifest:
-    """Complete a Zarr array: store its chunks and metadata. Return a manifest that refers to the chunks.
+    """Complete the Zarr array of a coded array: store its chunks and metadata.
+
+    Returns a manifest that describes the new state.
 
     Bytes in other objects are copied to chunks by the storage itself. If it cannot and `through_driver` is
     True, this process reads and writes them. If the Zarr array cannot be completed, the manifest is returned
@@ -155,7 +158,7 @@ def _concatenate_chunks_on_workers(
         concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))
         transaction.write_heartbeat()
 
-    # Chunks of several segments are whole blocks, so all of them have the same number of segments.
+    # A chunk that consists of several segments (pieces) is a whole block. So all of them have equally many.
     byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])
     chunk_size = sum(segment.size for segment in segments_by_chunk[0])
     output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
@@ -178,12 +181,12 @@ def make_concatenate_function() -> Callable[[Sequence[Array]], list[Array]]:
 
 
 def _get_source_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """Return where the bytes of a Zarr chunk are at present: the segments of its stripes in the manifest."""
+    """Return where the bytes of a Zarr chunk are at present, as byte ranges of objects (segments)."""
     return [manifest.segments[chunk.block_index][stripe_index] for stripe_index in chunk.stripe_range]
 
 
 def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
-    """Return a manifest in which the data of the given chunks is read from the chunks themselves."""
+    """Return a manifest by which the coded array reads the data of `chunks` from the chunks themselves."""
     return manifest.with_replaced_segments(
         {
             (chunk.block_index, stripe_index): segment
@@ -196,7 +199,7 @@ def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -
 def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
     """List the parts of the Zarr array from which the coded array does not read its data.
 
-    These are chunks that are copies of segments in other objects, and the metadata.
+    These are chunks that are copies of bytes in other objects, and the metadata.
     """
     if not manifest.has_zarr_array:
         return []
@@ -215,7 +218,7 @@ def find_foreign_keys(store: Store, manifest: Manifest) -> list[str]:
 
 
 def _make_segments_within_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """Return segments that refer to the bytes of the chunk itself, one for each of its stripes."""
+    """Return byte ranges (segments) of the chunk itself, one for each of its stripes."""
     segments = _get_source_segments(manifest, chunk)
     starts = accumulate((segment.size for segment in segments), initial=0)
     return [segment._replace(key=chunk.key, offset=start) for segment, start in zip(segments, starts)]
@@ -270,7 +273,7 @@ def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk
         return False
     try:
         return bool(store.concatenate(keys, chunk.key))
-    except StorageError:  # If the storage has failed, writing the manifest will report it.
+    except StorageError:  # If the storage has failed, a later write will report it.
         return False
 
 
@@ -282,7 +285,10 @@ def _pad_with_zeros(
 
 
 def _store_zarr_metadata(store: Store, manifest: Manifest) -> Manifest:
-    """Store the metadata of the Zarr array, which completes it. Return a manifest that lists the metadata."""
+    """Store the metadata of the Zarr array, which completes it.
+
+    Returns a manifest (description of the coded array) that lists the metadata.
+    """
     zarr_view = manifest.zarr_view
     assert zarr_view is not None
     documents = zarr_view.build_metadata(manifest.shape, manifest.dtype, get_manifest_key(manifest.name))

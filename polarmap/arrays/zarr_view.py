@@ -28,7 +28,7 @@ METADATA_FILE = "zarr.json"
 class ZarrChunk(NamedTuple):
     """A chunk of the Zarr array that the data blocks of a coded array form.
 
-    It holds the stripes `stripe_range` (consecutive slices) of data block `block_index`.
+    It holds one or several consecutive stripes (slices) of data block `block_index`.
     """
 
     key: str
@@ -85,7 +85,7 @@ class ZarrView(NamedTuple):
     ) -> list[ZarrChunk]:
         """List all chunks of the array, with the block and the stripes that each of them holds.
 
-        `stripe_bounds` says where the stripes of a block begin and end, in elements.
+        `stripe_bounds` are the positions at which the stripes (slices) of a block begin and end, in elements.
         """
         stripe_by_start = {start: stripe for stripe, start in enumerate(stripe_bounds)}
         stripes = cycle(

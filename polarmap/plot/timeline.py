@@ -163,7 +163,7 @@ def _mark_cancelled_tasks(axes: Axes, report: Any) -> None:
 
 
 def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Draw marks at the right edge for tasks that failed, were decoded or took several attempts."""
+    """Draw marks at the right edge for tasks that failed, were decoded, or were started several times."""
     mark_position = 1.012 * end_seconds
     failed_indices = {task.index for task in report.tasks if task.state == "failed"}
     marks = {
