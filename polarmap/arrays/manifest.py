@@ -225,9 +225,9 @@ class Manifest:
 
     @property
     def owned_bytes(self) -> int:
-        """The number of bytes that the blocks of the array occupy in storage.
+        """The number of bytes that the array occupies in storage, without metadata.
 
-        Objects that `encode` did not write, and metadata, do not count.
+        Objects that `encode` did not write do not count.
         """
         metadata_bytes = sum(segment.size for segment in self.zarr_metadata)
         return sum(length for _, length in self.object_extents.values()) - metadata_bytes

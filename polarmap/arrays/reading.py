@@ -101,7 +101,7 @@ class StoredCodedBlocks(CodedData):
     def refresh_manifest(self, stale_manifest: Manifest) -> bool:
         """Read the manifest (the description of the array) again.
 
-        Another process may have changed it. Return whether the current manifest differs from `stale_manifest`.
+        Another process may have changed it. Return whether the manifest now differs from `stale_manifest`.
         """
         store = self.segment_store.store
         with suppress(StorageError):

@@ -29,7 +29,7 @@ MAX_SPLIT_FACTOR = 8
 
 
 class StripePlan(NamedTuple):
-    """How an array is cut into blocks, and all blocks into stripes (slices at the same positions).
+    """A plan of how to cut an array into blocks, and all blocks into stripes (slices at equal positions).
 
     Attributes
     ----------

@@ -158,7 +158,7 @@ def _concatenate_chunks_on_workers(
         concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))
         transaction.write_heartbeat()
 
-    # A chunk that consists of several segments (pieces) is a whole block. So all of them have equally many.
+    # A chunk that consists of several segments (pieces) is a whole block. So all chunks have equally many.
     byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])
     chunk_size = sum(segment.size for segment in segments_by_chunk[0])
     output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
