@@ -142,8 +142,8 @@ class _TrimmedTracebacks:
     """A context manager that shortens tracebacks, so that users see their own code instead of polarmap's.
 
     A traceback then shows the public function that was called, followed by the frames of the user's function.
-    Only exceptions that polarmap or the user's function has raised on purpose are shortened. Any other
-    exception indicates a bug in polarmap and keeps its frames.
+    Only exceptions of polarmap and of the user's function are shortened. Any other exception indicates a bug in
+    polarmap and keeps its frames.
     """
 
     def __enter__(self) -> None:
@@ -171,7 +171,7 @@ def trim_traceback(error: BaseException, raised_by_f: bool = False) -> None:
     Parameters
     ----------
     error : BaseException
-        The exception. It is only changed if polarmap or the user's function f has raised it on purpose.
+        The exception. It is only changed if it is one of polarmap or of the user's function f.
     raised_by_f : bool
         Pass True if f raised the exception but no note says so.
     """
