@@ -142,8 +142,8 @@ class _TrimmedTracebacks:
     """A context manager that shortens tracebacks, so that users see their own code instead of polarmap's.
 
     A traceback then shows the public function that was called, followed by the frames of the user's function.
-    Only exceptions of polarmap and of the user's function are shortened. Any other exception indicates a bug in
-    polarmap and keeps its frames.
+    Only exceptions of polarmap and of the user's function are shortened. Any other exception indicates a bug
+    in polarmap and keeps its frames.
     """
 
     def __enter__(self) -> None:
