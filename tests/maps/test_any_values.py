@@ -1,4 +1,4 @@
-"""Maps of any values, on every kind of workers."""
+"""Hedged maps over values of many types, on every kind of executor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def assert_everything(result: CodedResult) -> None:
 
 
 def test_anything_goes_there_and_back(executor: Any) -> None:
-    # In a few blocks: on Lithops each is a process, which imports pandas if it has to.
+    # Three blocks keep the test fast: Lithops starts one process per block, which may have to import pandas.
     assert_everything(hedged_map(twin, everything(), blocks=3, executor=executor, timeout=60))
 
 
@@ -57,8 +57,9 @@ def test_f_may_write_into_what_it_gets(executor: Any) -> None:
         return item[-1]
 
     items = [(None, np.full(size, 1.0)) for size in (3, 20_000)]
-    for _ in range(2):  # what is kept of blocks is not what f wrote into
+    # The second map must not read cached blocks that f modified in the first one.
+    for _ in range(2):
         result = hedged_map(doubled, items, executor=executor, timeout=60)
         assert [set(block.tolist()) for block in result] == [{2.0}] * 2
     assert all(array.min() == 1.0 for _, array in items)
-    result[0][:] = 5.0  # nor is it read-only here
+    result[0][:] = 5.0  # results are writable on the driver

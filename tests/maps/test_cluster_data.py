@@ -1,4 +1,7 @@
-"""Data on a cluster of Dask are cut and coded where they lie; tests/maps/test_clusters.py has Ray, too."""
+"""Maps over Dask collections, which are cut and encoded on the cluster without a copy on the driver.
+
+A `LocalCluster` of threads runs the tasks. tests/maps/test_clusters.py also covers Ray.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ X = np.arange(5.0)
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    """Of two workers, whose threads are of this process."""
+    """Yield a client of a Dask cluster whose two workers are threads of this process."""
     sizes: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 4, "processes": False, "memory_limit": 0}
     with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as one:
         yield one
@@ -43,13 +46,13 @@ def executor(request: pytest.FixtureRequest, client: Any) -> Iterator[Any]:
 
 
 def product(block: Any) -> Any:
-    block *= 2  # its own: others have it, too
+    block *= 2  # the map must pass a private copy: other tasks read the same block
     return block @ X
 
 
 @pytest.fixture
 def stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No block comes home."""
+    """Fail the test if a block is sent to the driver."""
     fetch = DaskEngine.fetch_values
 
     def fetched(self: DaskEngine, references: Any) -> Any:

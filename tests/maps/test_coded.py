@@ -114,7 +114,7 @@ def test_auto_takes_the_exact_kernel_for_any_integer_leaf() -> None:
 
 
 def test_data_changed_in_place_between_two_maps_is_new_data() -> None:
-    """Persistent workers keep blocks; on this machine they have mapped them."""
+    # Persistent workers on this machine cache the blocks of earlier maps as memory-mapped files.
     data, x = np.random.default_rng(0).standard_normal((240, 300)), np.ones(300)
     late = {3: Fault("sleep", seconds=600), 7: Fault("sleep", seconds=600)}
     changes = [(), (120, 150), (239, 299), (slice(100, 110),), (slice(None),)]

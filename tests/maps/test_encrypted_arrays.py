@@ -1,4 +1,4 @@
-"""Arrays that lie encrypted in storage: who has not the key reads nothing, and changes nothing unseen."""
+"""Encrypted arrays in storage: nobody can read them without the key, and every change is detected."""
 
 from __future__ import annotations
 
@@ -34,20 +34,23 @@ def key_in_the_environment(monkeypatch):
     monkeypatch.setenv(NAME, KEY.hex())
 
 
-product = partial(np.sum, axis=1)  # of which nothing but numpy has to be imported
+product = partial(np.sum, axis=1)  # workers need to import nothing but numpy to unpickle it
 
 
 def crc_alike(data, wanted):
-    """`data` with its last 4 bytes such that its CRC-32 is `wanted`: it is no signature."""
+    """Return `data` with its last 4 bytes replaced so that its CRC-32 is `wanted`.
+
+    A checksum can be forged like this, because it is not a signature.
+    """
     register = wanted ^ 0xFFFFFFFF
-    for _ in range(32):  # the register of the CRC, run backwards
+    for _ in range(32):  # run the shift register of the CRC backwards
         register = (register ^ 0xEDB88320) << 1 | 1 if register >> 31 else register << 1
     return data[:-4] + (register ^ zlib.crc32(data[:-4]) ^ 0xFFFFFFFF).to_bytes(4, "little")
 
 
 @pytest.fixture(scope="module")
 def pool():
-    """Of workers here; none keeps a block of an array that is gone."""
+    """Yield a pool of workers on this machine, which must not cache blocks of deleted arrays."""
     with polarmap.Pool(workers=2) as pool:
         yield pool
 
@@ -57,7 +60,7 @@ def failed(report):
 
 
 def forge(store, part):
-    """Other bytes with the checksum of the manifest."""
+    """Change the stored bytes of a part without changing its checksum."""
     data = bytearray(store.get(part.key))
     data[20] ^= 1
     forged = crc_alike(bytes(data), part.crc32)
@@ -97,7 +100,7 @@ def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
 
 
 def test_repair_is_of_what_lies_there_now(store):
-    """Also when somebody has encoded it anew, with the same key, since it was opened."""
+    # The array is encoded again with the same key after it was opened.
     opened = polarmap.encode(A, storage=store, **OPTIONS)
     anew = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
     damage(store, anew.block_segments(1)[0], "missing")
@@ -175,7 +178,7 @@ def test_who_expects_encryption_gets_no_array_without(store):
     ],
 )
 def test_a_manifest_that_somebody_has_changed_is_refused(store, change, monkeypatch):
-    """Before anything is made of what it says."""
+    # The signature must be checked before any content of the manifest is used.
     polarmap.encode(A, storage=store, **OPTIONS)
     write_manifest(store, change)
     monkeypatch.setattr("polarmap.arrays.manifest.deserialize_code", pytest.fail)
@@ -193,7 +196,7 @@ def test_a_manifest_that_somebody_has_changed_is_refused(store, change, monkeypa
     ],
 )
 def test_a_manifest_without_a_tag_that_makes_no_sense_is_refused(store, change, message):
-    """As the command line reads it, which has no key."""
+    # The command line opens arrays without a key, so it cannot check the tag.
     polarmap.encode(A, storage=store, **OPTIONS)
     view = {"path": "polarmap/coded/a/x/array.zarr", "chunk_shape": [6, 40], "metadata": []}
     write_manifest(store, lambda array: change(array.update(view=view) or array))
@@ -216,7 +219,7 @@ def test_an_array_cannot_be_passed_off_as_another(store):
 
 
 def swapped(store, coded):
-    """Two blocks change places: each is a good part, but of the other."""
+    """Swap two stored blocks, which are both valid parts, and return their indices."""
     first_key, second_key = coded.block_segments(0)[0].key, coded.block_segments(3)[0].key
     first, second = store.get(first_key), store.get(second_key)
     store.put(first_key, second)
@@ -225,7 +228,7 @@ def swapped(store, coded):
 
 
 def replayed(store, coded):
-    """What lay there before the array was encoded again comes back."""
+    """Encode the array again, restore the old bytes of two blocks, and return the indices of these blocks."""
     before = [store.get(coded.block_segments(index)[0].key) for index in (0, 5)]
     newer = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
     for index, data in zip((0, 5), before):
@@ -261,7 +264,7 @@ def test_parts_that_fail_are_erasures_and_are_named(store, tamper):
 
 @pytest.mark.parametrize("kind", ["threads", "processes", "here"])
 def test_workers_read_and_verify_it_themselves(store, pool, kind):
-    A = random_array((400, 1_000))  # large enough to be kept in memory
+    A = random_array((400, 1_000))  # large enough that workers cache the blocks in memory
     coded = polarmap.encode(A, storage=store, **{**OPTIONS, "key": f"env:{NAME}"})
     [first, second] = swapped(store, coded)
     pools = {
@@ -271,9 +274,8 @@ def test_workers_read_and_verify_it_themselves(store, pool, kind):
     }
     with pools[kind](2) as executor:
         n_failed = 0
-        while (
-            n_failed < 2
-        ):  # the second finds what is kept; a map may end before it hears of what was changed
+        # The second failing map finds the cached blocks. A map may end before a changed block is reported.
+        while n_failed < 2:
             y = polarmap.coded_map(product, coded, executor=executor, retries=0)
             np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-9, atol=1e-9)
             n_failed, report = n_failed + bool(failed(y.report)), str(y.report)

@@ -1,4 +1,7 @@
-"""Maps of data in memory with a key: nothing of data and results is written anywhere as it is."""
+"""Maps over data in memory with `key=`: no data or result is written anywhere unencrypted.
+
+The tests search the disks of real storage servers for the numbers of the data and results.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from polarmap.testing import Fault, FaultyExecutor
 KEY = bytes(range(32))
 NAME = "POLARMAP_TEST_KEY"
 A = random_array((24, 40))
-total = partial(np.sum, axis=1)  # of which nothing but numpy has to be imported
+total = partial(np.sum, axis=1)  # workers need to import nothing but numpy to unpickle it
 SIZES = {"blocks": 4, "tasks": 6}
 
 
@@ -38,12 +41,15 @@ def pool():
 
 
 def numbers(*arrays):
-    """Each of their float64, as bytes."""
+    """Return the 8 bytes of each float64 in `arrays`."""
     return [array.tobytes()[at : at + 8] for array in arrays for at in range(0, array.nbytes, 8)]
 
 
 def written(server):
-    """All that a server has ever written to its disk: neither removes anything from its log so soon."""
+    """Return all bytes in the server's folder, including its log of deleted objects.
+
+    Neither kind of server compacts its log within the duration of a test.
+    """
     return b"".join(path.read_bytes() for path in Path(server.folder).rglob("*") if path.is_file())
 
 
@@ -61,7 +67,8 @@ def test_no_storage_ever_sees_data_or_results(server, config, place):
         y = polarmap.coded_map(total, B, executor=executor, key=f"env:{NAME}", **SIZES)
         np.testing.assert_allclose(y.concatenate(), B.sum(axis=1), rtol=1e-10, atol=1e-10)
         if place == "kept":
-            polarmap.hedged_map(total, control, executor=executor, blocks=4)  # of which all have to arrive
+            # A hedged map writes every result unencrypted, which shows that the search finds such results.
+            polarmap.hedged_map(total, control, executor=executor, blocks=4)
             assert len(seen(server, control.sum(axis=1))) == len(control)
         open_store(config).put("polarmap/control", control.tobytes())
     assert len(seen(server, control)) == control.size
@@ -71,7 +78,7 @@ def test_no_storage_ever_sees_data_or_results(server, config, place):
 
 
 class Elsewhere(Executor):
-    """A pool of which nobody knows where its workers are."""
+    """An executor that does not say where its workers run."""
 
 
 @pytest.mark.parametrize("kind", ["localhost", "kept", "elsewhere"])

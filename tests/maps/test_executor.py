@@ -1,4 +1,4 @@
-"""Calls of any function as futures, on each kind of executor."""
+"""polarmap.Executor: calls of any function as futures, on each kind of underlying executor."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ KINDS = {
 }
 
 
-# Calls go one way to all pools of processes here, whoever has made them.
+# "workers" and "pool" are left out: calls reach every pool of local processes in the same way.
 WAYS = [kind for kind in KINDS if kind not in ("workers", "pool")]
 
 
@@ -69,7 +69,7 @@ def two() -> Iterator[Executor]:
 
 def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
     def add(block: np.ndarray) -> np.ndarray:
-        block += 1  # it may write into what it gets
+        block += 1  # a function may modify its arguments
         return block
 
     values = [None, "text", {1, 2}, {"a": [None, np.arange(3)]}, 2**80, Path("x"), np.float32(1.5)]
@@ -84,7 +84,7 @@ def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
 
 
 def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor: Executor) -> None:
-    class OddError(Exception):  # pickle does not find its arguments
+    class OddError(Exception):  # cannot be unpickled, because its `args` differ from its arguments
         def __init__(self, first: int, second: int) -> None:
             super().__init__(f"{first} and {second}")
 
@@ -93,16 +93,16 @@ def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor:
 
     for error in (KeyError("x"), SystemExit(3), StopIteration(1)):
         raised = executor.submit(fail, error).exception(PATIENCE)
-        if not isinstance(error, KeyError):  # which would end whoever asks for the result
+        if not isinstance(error, KeyError):  # a bare SystemExit or StopIteration would affect the caller
             assert isinstance(raised, FunctionExitError)
             raised = raised.__cause__
         assert type(raised) is type(error)
         assert raised.args == error.args
-        assert "in fail" in "".join(traceback.format_exception(raised))  # its own, or its cause
+        assert "in fail" in "".join(traceback.format_exception(raised))
     raised = executor.submit(json.loads, "x").exception(PATIENCE)
     assert isinstance(raised, json.JSONDecodeError)
     text = "".join(traceback.format_exception(raised))
-    assert "raise JSONDecodeError(" in text  # the line of a module that is there
+    assert "raise JSONDecodeError(" in text  # a source line of the module on the worker
     assert "1 and 2" in str(executor.submit(lambda: fail(OddError(1, 2))).exception(PATIENCE))
     for call in ((threading.Lock,), (id, threading.Lock())):
         with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
@@ -192,7 +192,8 @@ def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) 
 def test_calls_of_a_map_that_no_worker_was_given_are_cancelled_by_a_shutdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that its pool has, of which one runs and one is told ahead, and those that it has not yet."""
+    # One call runs, one is assigned to the worker in advance, some wait in the pool, and the others
+    # have not been submitted to the pool yet.
     monkeypatch.setattr("polarmap.maps.executor.MAX_QUEUED_CALLS", 40)
     with Executor(workers=1) as executor:
         results = executor.map(linger, [tmp_path] * 90, map(str, range(90)))
@@ -233,7 +234,7 @@ def test_options_of_map_are_checked(two: Executor, wrong: dict[str, Any], error:
 def test_a_thousand_futures_take_one_thread(two: Executor) -> None:
     before = threading.active_count()
     futures = [two.submit(abs, -number) for number in range(1000)]
-    assert threading.active_count() <= before + 3  # its own, and those of the pool
+    assert threading.active_count() <= before + 3  # one thread of the executor, and those of its pool
     assert [future.result(PATIENCE) for future in futures] == list(range(1000))
 
 
@@ -264,7 +265,8 @@ def test_nothing_is_kept_of_calls_that_are_done(two: Executor) -> None:
 def test_nothing_is_kept_of_calls_while_others_go_on(two: Executor, tmp_path: Path) -> None:
     first = two.submit(linger, tmp_path, "first")
     sizes = []
-    for _ in range(3):  # what is remembered of a number of calls is full with the first of these
+    # The first round fills the history of durations, which keeps a bounded number of calls.
+    for _ in range(3):
         list(two.map(abs, range(1200)))
         gc.collect()
         sizes.append(len(gc.get_objects()))
@@ -278,7 +280,7 @@ def test_nothing_is_kept_of_calls_while_others_go_on(two: Executor, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["pool", "threads", "processes"])
 def test_workers_that_are_late_for_ever_keep_no_other_calls_from_running(kind: str, tmp_path: Path) -> None:
-    """Eight of three workers fall asleep, while the executor is never without a call."""
+    # Eight calls sleep forever on three workers, while another call keeps the executor busy.
 
     def asleep_at_first(number: int) -> int:
         if number % 10 == 5 and not (tmp_path / f"{number} began").exists():
@@ -330,7 +332,7 @@ def test_a_lost_call_waits_for_the_delay_of_its_executor() -> None:
     with Executor(executor, retry_delay=30.0) as delayed:
         begun = time.monotonic()
         assert list(delayed.map(abs, [-1, -2, -3])) == [1, 2, 3]
-    assert time.monotonic() - begun < 20.0  # on a virtual clock
+    assert time.monotonic() - begun < 20.0  # the delay of 30 s passes on a virtual clock
 
 
 def test_faults_strike_calls_by_number() -> None:
@@ -455,11 +457,11 @@ def test_a_forked_child_has_threads_and_workers_of_its_own() -> None:
         """
     ) as process:
         out, errors = process.communicate(timeout=PATIENCE)
-    assert errors == "" or "fork" in errors  # of a process with threads, some Pythons warn
+    assert errors == "" or "fork" in errors  # some Python versions warn about forking with threads
     assert out == "True\nNone True\n"
 
 
-# --- tools that take one -----------------------------------------------------------------------------
+# --- libraries that accept an executor ----------------------------------------------------------------
 
 
 def test_dask_computes_on_it(two: Executor) -> None:
