@@ -1,4 +1,4 @@
-"""Encrypted arrays in storage: nobody can read them without the key, and every change is detected."""
+"""Encrypted arrays in storage: they cannot be read without the key, and every change is detected."""
 
 from __future__ import annotations
 

@@ -192,8 +192,8 @@ def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) 
 def test_calls_of_a_map_that_no_worker_was_given_are_cancelled_by_a_shutdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One call runs, one is assigned to the worker in advance, some wait in the pool, and the others
-    # have not been submitted to the pool yet.
+    # One call runs, one is assigned to the worker in advance, some wait in the pool, and the rest have
+    # not been submitted to the pool yet.
     monkeypatch.setattr("polarmap.maps.executor.MAX_QUEUED_CALLS", 40)
     with Executor(workers=1) as executor:
         results = executor.map(linger, [tmp_path] * 90, map(str, range(90)))
@@ -234,7 +234,7 @@ def test_options_of_map_are_checked(two: Executor, wrong: dict[str, Any], error:
 def test_a_thousand_futures_take_one_thread(two: Executor) -> None:
     before = threading.active_count()
     futures = [two.submit(abs, -number) for number in range(1000)]
-    assert threading.active_count() <= before + 3  # one thread of the executor, and those of its pool
+    assert threading.active_count() <= before + 3  # one thread of the executor and two of its pool
     assert [future.result(PATIENCE) for future in futures] == list(range(1000))
 
 

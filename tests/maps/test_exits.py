@@ -1,4 +1,4 @@
-"""What f raises to end a program, a loop or a generator ends none of the caller's: it is an error instead."""
+"""Exceptions of f that would end a program, a loop or a generator reach the caller as ordinary errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATIENCE = 60.0
 
 
 class OwnExit(BaseException):
-    """One of a library, as pytest and trio have them."""
+    """A subclass of BaseException, as pytest and trio define them."""
 
 
 EXITS = [
@@ -49,7 +49,7 @@ def hedged_map(f: Any, executor: Any) -> Any:
 
 
 def stored_error(f: Any, executor: Any, **options: Any) -> Any:
-    """An exception that stands in the place of a result."""
+    """Raise the exception that a hedged map stores as the result of an item."""
     options |= {"executor": executor, "retries": 0, "timeout": PATIENCE, "return_exceptions": True}
     raise list(polarmap.hedged_map(f, range(3), **options))[1]
 
@@ -98,7 +98,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.mark.parametrize("verb", NAMED, ids=lambda verb: verb.__name__)
 def test_what_would_end_the_caller_is_an_error_that_names_its_task(verb: Any, executor: Any) -> None:
-    is_slow = executor == "localhost"  # each map starts processes
+    is_slow = executor == "localhost"  # each map on localhost starts processes
     for error in EXITS[: 1 if is_slow else None]:
         with pytest.raises(BaseException, match=NAMED[verb]) as raised:
             verb(fails(error), executor)

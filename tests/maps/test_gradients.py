@@ -1,4 +1,4 @@
-"""Coded gradients against derivatives in closed form, with workers that never report."""
+"""Coded gradients with workers that never report; the oracles are derivatives in closed form."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
 
 
 def curved(x: Any) -> Any:
-    """Neither symmetric nor polynomial, and no two coordinates alike."""
+    """Evaluate a smooth function that is neither symmetric nor a polynomial."""
     rows = WEIGHTS[:, : np.size(x)] @ np.reshape(x, -1)
     return np.sum(np.logaddexp(0, rows)) + np.sin(rows).sum()
 
@@ -68,7 +68,7 @@ def test_gradient_from_any_decodable_subset(code: str, scheme: str, digits: int,
     x = point(d)
     try:
         result = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=late)
-    except NotDecodableError:  # too inaccurate, which the report of a longer wait must show
+    except NotDecodableError:  # decoding would be too inaccurate, so the map has to wait for more tasks
         result = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=arriving(order, n))
     exact = curved_gradient(x)
     assert result.gradient.shape == x.shape
@@ -130,7 +130,8 @@ def test_directions_of_the_shape_of_x() -> None:
 
 
 def test_evaluations_are_counted() -> None:
-    # 16 directions on six workers, of ten coordinates on four; forward takes two more a worker.
+    # Ten directions on four data tasks and three on each of two parity tasks make 16 directions. The
+    # forward scheme evaluates f twice more on each task.
     cases = [("central", 10, (), 2 * 16), ("forward", 10, (), 16 + 2 * 6), ("central", 11, (1, 4), 2 * 17)]
     for scheme, d, lost, started in cases:
         calls = []
@@ -147,19 +148,21 @@ def test_evaluations_are_counted() -> None:
 
 
 def test_evaluations_of_a_further_attempt_were_started_too() -> None:
-    again = FaultyExecutor(losing(1, 2), {0: Fault("raise")})  # without its second attempt only three report
+    # Only three tasks report until the second attempt of task 0.
+    again = FaultyExecutor(losing(1, 2), {0: Fault("raise")})
     gradient = CodedGradient(curved, blocks=4, tasks=6, executor=again)
     here = 0
     for _ in range(2):
         gradient(point(12))
         assert gradient.report is not None
         here += len(gradient.report.evaluated_locally)
-    assert here >= 1  # on the driver, to check that f is smooth
+    assert here >= 1  # the driver evaluated f to check that it is smooth
     assert gradient.evaluations_started == 2 * (7 * 2 * 3) + here * 2 * 3
 
 
 def test_every_call_of_f_is_counted_also_on_the_driver() -> None:
-    """Six directions on each of eight tasks; two never report, and the driver checks a decoded block."""
+    # Each of eight tasks evaluates six directions. Two tasks never report, and the driver checks a decoded
+    # block.
     calls = []
 
     def f(x: Any) -> Any:
@@ -181,9 +184,9 @@ def test_every_call_of_f_is_counted_also_on_the_driver() -> None:
 @pytest.mark.parametrize(
     ("f", "x"),
     [
-        (rosen, np.ones(8)),  # a minimum: slopes are nothing but error
+        (rosen, np.ones(8)),  # a minimum, where the computed slopes consist of rounding errors
         (rosen, np.ones(8) + 1e-9),
-        (lambda x: rosen(x) + 1e6, np.ones(8)),  # a minimum lost in rounding
+        (lambda x: rosen(x) + 1e6, np.ones(8)),  # a minimum where rounding hides all changes of f
         (lambda x: np.sum(x**2), np.zeros(8)),
         (lambda x: 1e-9 * rosen(x), np.ones(8)),
         (np.prod, np.arange(1.0, 9.0)),
@@ -245,7 +248,7 @@ def test_minimize_arrives_where_the_exact_gradient_does() -> None:
     assert gradient.calls == solution.njev
     assert gradient.evaluations == solution.njev * 2 * 5
     assert gradient.report is not None
-    assert gradient.report.verified == "local"  # at each point: f may have a kink at one of them
+    assert gradient.report.verified == "local"  # f is checked at each point: a kink may be anywhere
 
 
 def test_arguments_of_the_objective_are_passed_on() -> None:
@@ -344,7 +347,7 @@ def received(*sizes: dict[str, float]) -> list[list[np.ndarray]]:
 def test_truncation_is_judged_by_how_much_f_changes_or_bends() -> None:
     slopes, sizes = estimate_slope_errors(H, "central", received({}, {}, {}))
     assert slopes == pytest.approx(ERROR_SAFETY_FACTOR * (1e-16 * 2 + H * 1.0) / H)
-    assert sizes == np.inf  # not meant to be decoded
+    assert sizes == np.inf  # the size estimates themselves are not decoded
     slopes, _ = estimate_slope_errors(H, "forward", received({}, {}, {}))
     assert slopes == pytest.approx(ERROR_SAFETY_FACTOR * (1e-16 * 2 + 0.5) / H)
 

@@ -1,4 +1,7 @@
-"""hedged_map: the plain map of any function, stragglers started again."""
+"""hedged_map: a plain map of any function, with backup attempts for stragglers.
+
+Most tests replay run times on a virtual clock. The oracles are the plain map and the simulation of plans.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ DATA = np.random.default_rng(0).standard_normal((50, 3))
 
 
 def summary(block: np.ndarray) -> dict[str, Any]:
-    """Results of another shape for every block, and of dtypes that no code carries."""
+    """Return results whose shapes depend on the block and whose dtypes cannot be encoded."""
     return {"sorted": np.sort(block[block > 0]), "any": (block > 2).any(), "name": np.array("abc")}
 
 
@@ -60,7 +63,7 @@ def test_stragglers_get_a_backup_once_they_are_late() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {5: Fault("sleep", 500), 7: Fault("sleep", 3.5)})
     result = hedged_map(summary, DATA, blocks=12, executor=faulty)
     assert_equal(result, 12)
-    assert result.report.seconds == pytest.approx(2.1)  # 1.1 x 1 s, and the backup's second
+    assert result.report.seconds == pytest.approx(2.1)  # backup at 1.1 x 1 s, which takes another 1 s
     assert [task.attempts for task in result.report.tasks] == [2 if i in (5, 7) else 1 for i in range(12)]
 
 
@@ -68,12 +71,13 @@ def test_a_first_attempt_that_beats_its_backup_counts() -> None:
     calls: list[int] = []
     faulty = FaultyExecutor(ReplayExecutor(), {1: Fault("sleep", 0.5), 3: Fault("sleep", 9)})
     result = hedged_map(lambda block: calls.append(1) or len(calls), DATA, blocks=4, executor=faulty)
-    assert result[1] == 3  # the attempt of second 1.5, before the backup of second 2.1
+    assert result[1] == 3  # the first attempt ends after 1.5 s, its backup after 2.1 s
     assert result.report.tasks[1].arrived == 1.5
 
 
 def test_a_failed_attempt_waits_for_the_backup_that_runs() -> None:
-    executor = FaultyExecutor(ReplayExecutor({2: 1.5}), {2: Fault("raise")})  # after its backup has started
+    # The first attempt of task 2 fails after its backup has started.
+    executor = FaultyExecutor(ReplayExecutor({2: 1.5}), {2: Fault("raise")})
     result = hedged_map(summary, DATA, blocks=4, executor=executor, backups=1, retries=0)
     assert_equal(result, 4)
     task = result.report.tasks[2]
@@ -99,17 +103,17 @@ def test_any_run_times_give_the_plain_map(k: int, seed: int, late: float) -> Non
     executor = FaultyExecutor(ReplayExecutor(dict(enumerate(rng.uniform(1, 2, k)))), faults)
     result = hedged_map(summary, DATA, blocks=k, executor=executor)
     assert_equal(result, k)
-    # Half are on time: after 2 s or less it is known what is late, after 2.58 x the second between the
-    # fastest and the median at most; or the median itself was late.
+    # At least half of the tasks return within 2 s. The lateness threshold is at most 2.58 x the spread of 1 s
+    # between the fastest task and the median, and a backup takes at most 2 s.
     assert result.report.seconds <= 2 + 2.58 + 2 + 0.5
     assert all(task.state == "arrived" for task in result.report.tasks)
 
 
-# --- the simulation that plans go by -----------------------------------------------------------
+# --- agreement with the simulation that plans use ----------------------------------------------
 
 
 class Table(ReplayExecutor):
-    """Run times (attempts, tasks) of each attempt of each task."""
+    """An executor that replays given run times, an array of shape (attempts, tasks)."""
 
     def __init__(self, seconds: np.ndarray) -> None:
         super().__init__()
@@ -131,7 +135,9 @@ class TableSession(ReplaySession):
 
 
 @pytest.mark.parametrize("backups", [0, 1, 2, 3])
-@pytest.mark.parametrize("unit", [1.0, 0.01, 30.0])  # there a tenth of a second counts, or a minute
+# In the unit 0.01 the minimum delay of a backup (0.1 s) matters, in the unit 30 the delay without any result
+# (60 s).
+@pytest.mark.parametrize("unit", [1.0, 0.01, 30.0])
 def test_the_map_does_what_the_simulation_says(backups: int, unit: float) -> None:
     rng = np.random.default_rng(0)
     distribution, limit = FailureProne(Pareto(unit, 1.0), 0.1), 100 * unit
@@ -157,7 +163,8 @@ def test_the_map_does_what_the_simulation_says(backups: int, unit: float) -> Non
 
 
 def test_the_planner_simulates_the_defaults_of_hedged_map() -> None:
-    """Of what is lost one time in five, two backups leave one in 125; cubed's single one one in 25."""
+    # If an attempt fails with probability 1/5, a task with two backups fails with probability 1/125.
+    # With the single backup of cubed, it fails with probability 1/25.
     distribution = FailureProne(Pareto(1.0, 9.0), 0.2)
     never = completion_time(20, 20, "backup", distribution, n_trials=20_000).failure_probability
     assert never == pytest.approx(1 - (1 - 0.2**3) ** 20, abs=0.02)
@@ -181,7 +188,7 @@ def fail_on_b(item: Any) -> Any:
 
 @pytest.mark.parametrize("items", ["ba", "abcd", "b", "bbbb"])
 def test_what_f_raises_is_raised_with_the_number_of_its_item(items: str) -> None:
-    """It was a NotDecodableError that counts results."""
+    # The error must not be a NotDecodableError that only counts the missing results.
     executor = ReplayExecutor(dict.fromkeys(range(1, 4), math.inf) if items == "bbbb" else None)
     with pytest.raises(LookupError, match="no b") as caught:
         hedged_map(fail_on_b, list(items), executor=executor, retries=0)
@@ -236,7 +243,7 @@ def test_all_may_be_exceptions_and_each_is_tried_again_as_often_as_retries_say()
 
 
 def test_lost_workers_and_results_that_cannot_be_read_are_exceptions_too() -> None:
-    class StubbornError(Exception):  # pickle does not find its arguments
+    class StubbornError(Exception):  # cannot be unpickled, because its `args` differ from its arguments
         def __init__(self, first: int, two: int) -> None:
             super().__init__("message")
 
@@ -309,7 +316,7 @@ def test_of_nothing_the_result_is_empty(data: Any) -> None:
 
 
 class RecordingExecutor(ReplayExecutor):
-    """Notes how blocks travel."""
+    """An executor that records the blocks of the last map in the form in which workers receive them."""
 
     def open(self, job_spec: JobSpec) -> ReplaySession:
         self.blocks = job_spec.blocks

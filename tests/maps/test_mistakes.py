@@ -1,4 +1,4 @@
-"""Whatever is passed by mistake, what comes out is an error of ours or a result, and soon."""
+"""Wrong arguments of public functions: each call soon raises a PolarmapError or returns a result."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ SEEN = [1.0, 1.2, 1.5, 2.0]
 
 
 class Call(NamedTuple):
-    """A public function, arguments that it accepts, and parameters that any value at all may go to."""
+    """A public function, valid arguments for it, and the parameters that accept any value."""
 
     function: Callable[..., Any]
     good: dict[str, Any]
     free: tuple[str, ...] = ()
 
     def __call__(self, **wrong: Any) -> None:
-        """With a fresh executor each time."""
+        """Call the function with some arguments replaced, on a new executor."""
         fresh = {"executor": ReplayExecutor()} if "executor" in self.good else {}
         self.function(**self.good | fresh | wrong)
 
@@ -134,7 +134,7 @@ def decode(blocks: Any) -> Any:
 
 
 def decode_at(index: Any, block: Any) -> None:
-    if isinstance(index, Hashable):  # else Python makes no such dict
+    if isinstance(index, Hashable):  # other values cannot be keys of a dict
         blocks = {1: np.ones(2), 2: np.ones(2), 3: np.ones(2)}
         PolarCode(6, 4).decode(blocks | {index: block})
 
@@ -174,7 +174,7 @@ def stored(name: Any, storage: Any = None) -> None:
 
 
 def repaired(executor: Any) -> None:
-    """Whether an array is whole is found out by the executor, too."""
+    """Repair an array and check it, both on `executor`."""
     coded = polarmap.encode(ROWS, name="r", storage="repaired", blocks=4, tasks=6, overwrite=True)
     coded.store.delete([coded.block_segments(5)[0].key])
     coded.repair(executor=executor)
@@ -318,13 +318,13 @@ def test_a_wrong_argument_is_an_error_of_ours(call: Call, name: str) -> None:
     raw = {}
     for label, make in WRONG.items():
         if name == "executor" and label == "None":
-            continue  # real processes
+            continue  # executor=None would start real processes
         if name == "on_result" and callable(make()):
-            continue  # a valid callback, whose exceptions are raised as they are
+            continue  # a callable is a valid callback, and its exceptions are raised unchanged
         try:
             call(**{name: make()})
         except PolarmapError as error:
-            if frames_of_ours(error) > 2:  # the public call, and the place
+            if frames_of_ours(error) > 2:  # the frames of the public call and of the check that raises
                 raw[label] = "".join(traceback.format_exception(error))
         except Exception as error:
             if not is_of_f(error):

@@ -1,4 +1,4 @@
-"""f runs on what modules of the caller's hold on the driver, not on what their files said."""
+"""f runs with the state that the caller's modules have on the driver, not with the state of their files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], modules: Path) -> Any:
-    """What a program has printed last, of JSON."""
+    """Run a program and return the JSON value in its last line of output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MODULES_OF_USER": str(modules)}
     program = subprocess.run(
         [sys.executable, "-W", "ignore", *command],
@@ -53,7 +53,7 @@ def run(command: list[str], modules: Path) -> Any:
     ],
 )
 def test_f_finds_in_modules_what_its_driver_has(pool: str, verbs: str, only: str, modules: Path) -> None:
-    """144 of 204 such cases were wrong, and reported as checked."""
+    # 144 of these 204 cases once gave wrong results that were reported as verified.
     assert run([str(ROOT / "tests" / "module_states.py"), pool, verbs, only], modules) == {}
 
 

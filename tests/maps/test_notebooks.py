@@ -1,6 +1,6 @@
-"""A notebook, executed: what reports and figures look like as the last line of a cell, and the bar of a map.
+"""Reports, figures and progress bars as the output of notebook cells, which a real kernel executes.
 
-One kernel runs all cells, as it takes a second to start; each test looks at one of them.
+One kernel runs all cells because it takes a second to start. Each test checks the output of one cell.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Output = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def outputs() -> dict[str, list[Output]]:
-    """What each cell shows."""
+    """Return the outputs of each cell by its name."""
     return outputs_of(CELLS)
 
 
@@ -56,13 +56,13 @@ def outputs_of(sources: dict[str, str]) -> dict[str, list[Output]]:
 
 
 def shown(outputs: list[Output]) -> dict[str, str]:
-    """The one thing that a cell shows, by its types."""
+    """Return the only output of a cell as a dict from MIME types to data."""
     [output] = outputs
     return dict(output["data"])
 
 
 def size_of(png: str) -> tuple[int, int]:
-    """Width and height of a picture, as its first bytes tell."""
+    """Return the width and height in the header of a PNG image, given in base64."""
     data = base64.b64decode(png)
     assert data.startswith(b"\x89PNG")
     return struct.unpack(">II", data[16:24])
@@ -138,7 +138,7 @@ with JobContext(EventStream([polarmap.driver.observers.ProgressBar(True)])).coun
 
 
 def test_a_notebook_without_widgets_has_one_line_for_a_bar_at_most() -> None:
-    """Though the bar has changed some thirty times: what is printed would all be kept."""
+    # The bar changes about thirty times, and a notebook keeps every printed line.
     outputs = outputs_of(WITHOUT_WIDGETS)
     assert outputs["setup"] == []
     for name, ends in (("bar", ""), ("stripes", "30/30 stripes")):

@@ -1,4 +1,4 @@
-"""LagrangeCode and coded_map(degree=...): polynomials decoded from any results that suffice."""
+"""LagrangeCode and coded_map(degree=...): values of polynomials are decoded from any sufficient results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_results_beyond_the_needed_are_awaited_where_decoding_is_inaccurate() ->
     A = np.random.default_rng(0).standard_normal((40, 3)).astype("f4")
     code = LagrangeCode(32, 8, 2)
     place = np.argsort(code.node_indices)
-    order = place[np.r_[10:32, 0:10]].tolist()  # an arc of the circle comes last
+    order = place[np.r_[10:32, 0:10]].tolist()  # the tasks of an arc of the circle arrive last
     result = coded_map(gram, A, code=code, executor=arriving(order, 32), verify=False)
     assert result.report.needed > code.recovery_threshold
     assert result.report.error_bound <= 1e-4

@@ -1,4 +1,4 @@
-"""Drivers of every kind: however a program is run, its maps find workers."""
+"""Maps on persistent workers, from real driver processes that are started and interrupted in many ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pool_processes import assert_nothing_is_left, descendants, folders
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
 
-# There is no `if __name__ == "__main__"` in it: workers do not import what started them.
+# The program has no `if __name__ == "__main__"`, because workers do not import the main module.
 PROGRAM = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -88,7 +88,7 @@ def run(
     environment: dict[str, str],
     text: str | None,
 ) -> None:
-    """A program that writes whether it was right; nothing of it is left."""
+    """Run a driver that writes its verdict into a file, and check the verdict and that no files are left."""
     driver = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
@@ -141,7 +141,7 @@ def test_a_program_that_runs_out_of_descriptors_has_fewer_workers_or_a_clear_err
     run(["-c", CROWDED], tmp_path, None, {}, "")
 
 
-# As at a terminal: Ctrl-C is for the whole process group, and comes at any time.
+# As on a terminal, Ctrl-C is sent to the whole process group, at any time.
 INTERRUPTED = f"""
 import os, signal
 import numpy as np
@@ -196,7 +196,7 @@ def test_maps_go_on_after_interrupts_at_any_time() -> None:
         assert driver.stdout.readline() == "ready\n"
         processes = descendants(driver.pid)
         for _ in range(40):
-            pause.wait(0.02 + float(stream.uniform(0.0, 0.1)))  # no time may be a wrong one
+            pause.wait(0.02 + float(stream.uniform(0.0, 0.1)))  # an interrupt may come at any time
             os.killpg(driver.pid, signal.SIGINT)
         pause.wait(0.2)
         processes |= descendants(driver.pid)

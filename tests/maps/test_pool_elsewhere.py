@@ -1,4 +1,4 @@
-"""Persistent workers on Lithops, over each channel, with real processes and servers."""
+"""Persistent workers on Lithops, over each kind of channel, with real processes and storage servers."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ CHANNELS = {"socket": "TCP", "redis": "objects", "s3": "objects"}
 
 
 class Place(NamedTuple):
-    """Where a pool has its workers, and over what they talk."""
+    """The configuration of a pool and the channel over which its workers communicate."""
 
     channel: str
-    yaml: Path | str  # or "localhost"
+    yaml: Path | str  # a configuration file, or "localhost"
     server: Server | None
 
     def pool(self, workers: int = 4, **options: Any) -> Pool:
         return Pool(self.yaml, workers=workers, listen=self.server is None, **options)
 
     def pools(self) -> set[str]:
-        """Those, and jobs of Lithops, of which anything is left."""
+        """Return the names of the pools and Lithops jobs that have left objects in the storage."""
         return {match[0] for key in self.left() if (match := re.search(r"pool-\w+|jobs/[\w-]+?/", key))}
 
     def left(self) -> list[str]:
-        """Objects."""
+        """Return the keys of all objects in the storage, without the marker of the server."""
         return (
             [] if self.server is None else [key for key in open_store(self.yaml).keys("") if key != "ready"]
         )
@@ -53,7 +53,7 @@ def place_of(channel: str, request: pytest.FixtureRequest, folder: Path) -> Plac
 
 
 def over(*channels: str) -> Any:
-    """A test over these channels only: what it asks does not depend on which storage has the objects."""
+    """Run a test over these channels only, because its outcome does not depend on the kind of storage."""
     return pytest.mark.parametrize("place", channels, indirect=True, scope="module")
 
 
@@ -64,7 +64,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def pool(place: Place) -> Iterator[Pool]:
-    """One for all tests: what one of them does to it must not be seen by the next."""
+    """Yield one pool for all tests. A test must not depend on what earlier tests did to the pool."""
     with place.pool() as pool:
         yield pool
     assert until(lambda: not any(map(is_of_lithops, descendants())))
@@ -87,7 +87,7 @@ def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool
     assert report.executor == f"persistent workers on {name} ({CHANNELS[place.channel]})" == pool.name
     first = workers_of(pool)
     assert os.getpid() not in first
-    assert until(lambda: bool(workers_of(pool) & first))  # some may be at what nobody waits for any more
+    assert until(lambda: bool(workers_of(pool) & first))  # some workers may still run abandoned tasks
 
 
 @over("socket", "s3")
@@ -106,7 +106,7 @@ def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
 
 @over("socket", "redis")
 def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
-    check(pool)  # workers that start find what the driver finds then
+    check(pool)  # start the workers before the modules are on the driver's path
     monkeypatch.syspath_prepend(tmp_path)
     for text in ("0", "100"):
         (tmp_path / "far_away.py").write_text(
@@ -123,7 +123,7 @@ def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, 
         sys.modules.pop(name, None)
 
 
-# --- what fails ----------------------------------------------------------------------------------
+# --- failures of workers, drivers and storage ----------------------------------------------------
 
 
 @over("socket", "redis")
@@ -146,7 +146,7 @@ def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -
     assert until(lambda: place.pools() <= other_pools)
 
 
-# Workers have the driver's seconds: with its modules they get what stands in these.
+# The driver shortens the intervals of heartbeats. Workers get the same values with the driver's modules.
 DRIVER = """
 import numpy as np, os, sys, tempfile, threading, time, polarmap
 from polarmap.executors import storage_channels as drivers_side
@@ -176,9 +176,9 @@ def share():
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     for worker in mine:
-        os.kill(worker, 0)  # lives
+        os.kill(worker, 0)  # fails if the worker has ended
     deadline = time.monotonic() + 60.0
-    while not find() & mine:  # and serves: some may be at what nobody waits for any more
+    while not find() & mine:  # some workers may still run abandoned tasks
         assert time.monotonic() < deadline
     check()
     pool.close()
@@ -205,11 +205,12 @@ def stay():
 def test_a_driver_that_is_killed_takes_its_workers_with_it(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Over both kinds of channels at once: some wait for a sign of life. Half of the workers work."""
+    # One driver uses sockets and one uses objects, where workers wait for a missing heartbeat. Half of the
+    # workers are busy when the drivers are killed.
     places = [place_of(channel, request, tmp_path) for channel in ("socket", "redis")]
     before = [place.pools() for place in places]
     drivers, processes = [], set[int]()
-    for place in places:  # one after the other: Lithops copies itself to a folder that they share
+    for place in places:  # start one driver at a time: Lithops copies itself to a folder that they share
         driver = program(DRIVER + "\nstay()", str(place.yaml), str(place.server is None))
         drivers.append(driver)
         assert driver.stdout is not None
@@ -220,7 +221,7 @@ def test_a_driver_that_is_killed_takes_its_workers_with_it(
         driver.kill()
         driver.communicate(timeout=PATIENCE)
     assert until(lambda: not any(map(runs, processes)), 45.0)
-    with Pool() as another:  # removes what dead processes have left
+    with Pool() as another:  # starting a pool removes the files of dead processes
         check(another)
     assert not any(folders(driver.pid) for driver in drivers)
     for place, pools in zip(places, before):
@@ -228,7 +229,7 @@ def test_a_driver_that_is_killed_takes_its_workers_with_it(
 
 
 def forget(place: Place, pools: set[str]) -> None:
-    """Remove what killed drivers leave in a storage."""
+    """Delete the objects of these pools, which killed drivers leave in the storage."""
     store = open_store(place.yaml)
     store.delete([key for key in store.keys("") if any(pool in key for pool in pools)])
 
@@ -247,7 +248,7 @@ def test_a_storage_that_is_killed_and_comes_back_costs_time_only(place: Place, p
         check(pool)
 
 
-# --- what never starts ---------------------------------------------------------------------------
+# --- pools that cannot start ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server", ["s3", "redis"], indirect=True)

@@ -1,4 +1,4 @@
-"""What becomes of a pool whose files are removed, cut short, or have no room."""
+"""Maps on a pool whose files are removed or truncated, or whose disk is full."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import polarmap
 from polarmap import CodedOperator, Pool
 from polarmap.errors import ExecutorError
 
-A = np.random.default_rng(0).standard_normal((2400, 400))  # blocks large enough to be mapped
+A = np.random.default_rng(0).standard_normal((2400, 400))  # blocks large enough to be memory-mapped
 X = np.arange(400.0)
 PATIENCE = 60.0
 
@@ -42,7 +42,7 @@ def check(product: CodedOperator) -> None:
 
 
 def files(place: str = "blocks-*/*") -> list[Path]:
-    """Of this process' pools."""
+    """Return the files that match `place` in the folders of this process's pools."""
     return [path for folder in folders() for path in folder.glob(place)]
 
 
@@ -73,7 +73,7 @@ def test_a_map_whose_files_are_removed_ends_and_so_do_later_ones(
                 rmtree(name, ignore_errors=True)
         return block @ x
 
-    with suppress(ExecutorError):  # that there is no room
+    with suppress(ExecutorError):  # the map may report that its files cannot be stored
         result = polarmap.coded_map(remove_once, A, blocks=6, tasks=8, executor=pool, timeout=PATIENCE)
         np.testing.assert_allclose(result.concatenate(), A @ X)
     assert mark.exists()
@@ -118,7 +118,7 @@ def use_large_results(product: CodedOperator, pool: Pool) -> None:
 def test_a_folder_that_somebody_else_has_put_in_place_is_not_used(
     put: Callable[[Path, Path], None], use: Callable[[Any, Pool], None], pool: Pool, tmp_path: Path
 ) -> None:
-    """What it was for goes to the other one; where both were replaced, results alone can travel without."""
+    # Files go to the remaining folder. If both folders are replaced, only results can be sent without a file.
     with CodedOperator(A, executor=pool) as product:
         check(product)
         first, second = mine = folders()
@@ -176,7 +176,7 @@ def test_no_room_at_all_is_one_clear_error(pool: Pool, monkeypatch: pytest.Monke
 
 
 def test_a_map_that_had_no_room_does_not_let_later_ones_seem_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    large = np.ones(1 << 16)  # so f is a file
+    large = np.ones(1 << 16)  # makes f large enough to be stored in a file
 
     def nap(block: Any) -> Any:
         time.sleep(1.0)

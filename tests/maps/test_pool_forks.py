@@ -1,4 +1,4 @@
-"""A driver that is forked: its child has workers of its own, and its maps go on."""
+"""Maps of a driver that is forked: the child gets separate workers, and the maps of both processes go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""f may do anything to its process: the next map on the same pool does not know."""
+"""Side effects of f on its worker process: the next map on the same pool must not see them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ DEEDS = {
 
 
 def doing(deed: str) -> Callable[[Any], Any]:
-    """A product that does this on workers."""
+    """Return a function that computes a product and, on workers only, executes the source code `deed`."""
     driver, x = os.getpid(), X
     program = "import os, resource, signal\nimport numpy as np\n" + textwrap.dedent(deed)
 
@@ -104,7 +104,7 @@ def doing(deed: str) -> Callable[[Any], Any]:
 
 
 def facts() -> Callable[[Any], str]:
-    """What a map may see of the process that it runs in, but for what is random."""
+    """Return a function that describes the state of its process as text, without random parts."""
 
     def f(_: Any) -> str:
         import gc
@@ -171,7 +171,7 @@ def facts() -> Callable[[Any], str]:
 
 
 def collect_results(pool: Any, f: Callable[[Any], Any], count: int = 4) -> list[Any]:
-    """What f returns on workers, whichever these are; no task may be lost."""
+    """Return the results of `count` calls of f on any workers. Losing a task is an error."""
     return list(
         polarmap.hedged_map(
             f, [X] * count, executor=pool, backups=0, retries=0, timeout=PATIENCE, progress=False
@@ -195,7 +195,7 @@ def pristine() -> str:
 @pytest.mark.parametrize("deed", DEEDS)
 def test_the_next_map_does_not_know_what_f_did(deed: str, pool: Pool, pristine: str) -> None:
     returned = list[Any]()
-    with contextlib.suppress(Exception, SystemExit):  # what f raises itself, as it is
+    with contextlib.suppress(Exception, SystemExit):  # some deeds make f raise an exception
         returned.extend(collect_results(pool, doing(DEEDS[deed])))
     assert all(block == X @ X for block in returned)
     assert not any(task.failures for task in check(pool, retries=0).report.tasks)
@@ -233,7 +233,7 @@ def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp
 
     maps = [polarmap.hedged_map(f, [rows] * 6, executor=pool, timeout=PATIENCE) for _ in range(8)]
     workers = {float(value) for results in maps for value in results}
-    assert len(workers) <= 4  # if each map lost its workers, there were 8 at least
+    assert len(workers) <= 4  # eight maps would use at least 8 workers if each map replaced them
 
 
 @pytest.mark.parametrize("deed", ["leaks all descriptors", "forgets numpy"])
@@ -252,7 +252,7 @@ WANTS = {
 def test_a_worker_that_cannot_read_a_block_is_replaced_and_its_task_done_elsewhere(
     want: str, tmp_path: Path
 ) -> None:
-    """Not f has failed: the report tells of a lost worker, and why."""
+    # The report must name a lost worker and the reason, and not a failure of f.
     message, deed = WANTS[want]
     program = "import os\nimport numpy as np\n" + textwrap.dedent(deed)
 
@@ -265,7 +265,7 @@ def test_a_worker_that_cannot_read_a_block_is_replaced_and_its_task_done_elsewhe
         exec(program, {})
         return y
 
-    rows = np.pad(A, ((0, 0), (0, INLINE_BLOCK_BYTES)))  # in files: smaller ones come with their tasks
+    rows = np.pad(A, ((0, 0), (0, INLINE_BLOCK_BYTES)))  # smaller blocks are sent with their tasks
     with Pool(workers=1) as pool:
         results = polarmap.hedged_map(f, [*rows], executor=pool, backups=0, retries=1, timeout=PATIENCE)
     np.testing.assert_allclose([*results], A.sum(axis=1))

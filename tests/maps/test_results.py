@@ -1,4 +1,4 @@
-"""What f may return, and what it may not."""
+"""Results of f: values that a map returns, and values and exceptions that it must report."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
             if not would_end_generators:
                 assert "of 3 tasks to end raised this" in cause.__notes__[-1]
             assert "in f\n" in "".join(traceback.format_exception(cause))
-            if kind not in ("threads", "replay"):  # other processes
+            if kind not in ("threads", "replay"):  # f ran in another process
                 assert "in f\n" in str(cause.__cause__)

@@ -1,4 +1,4 @@
-"""SecretSharingCode and code=SecretSharing(n_colluders=t): exact enough for us, noise for any t workers."""
+"""SecretSharingCode and code=SecretSharing(n_colluders=t): maps of masked blocks return the plain results."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
     report = result.report
     assert report.recovered == (0, 1, 2, 3, 4)
     assert report.code == "masked against 1, noise 30"
-    assert report.error_bound < 1e-9  # depends on the noise that is drawn: 5e-11 usually, 2e-10 rarely
+    assert report.error_bound < 1e-9  # depends on the random noise: usually 5e-11, rarely 2e-10
 
 
 def over_rows(block: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def over_rows(block: np.ndarray) -> np.ndarray:
 @settings(max_examples=25)
 def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
     data = np.random.default_rng(rows).standard_normal((k + rows, 2))
-    k = len(cut_rows(data, k))  # no block is empty
+    k = len(cut_rows(data, k))  # fewer rows than blocks would leave empty blocks
     n = k + t + more
     options = {"blocks": k, "tasks": n, "code": SecretSharing(t, 5), "rtol": 1e-8}
     result = coded_map(over_rows, data, executor=ReplayExecutor(), **options)
@@ -170,10 +170,9 @@ def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
 
 @pytest.mark.parametrize("noise", [5, 100])
 def test_a_kink_that_no_masked_block_crosses_is_found(noise: float) -> None:
-    """The noise may leave all 8 masked blocks on one side of 0, where |x| is linear: in 1 of 12 maps here.
-
-    With less noise, some of them lie so close to the data that their mirror images do not cross 0 either.
-    """
+    # In 1 of 12 of these maps, the noise leaves all 8 masked blocks on one side of 0, where |x| is linear.
+    # With less noise, some masked blocks are so close to the data that their mirror images are on the same
+    # side.
     data = np.array([[1.0], [-1.2], [0.2]])
     executor = ReplayExecutor(dict.fromkeys((3, 7, 10), math.inf))
     options: dict[str, Any] = {"blocks": 3, "tasks": 11, "code": SecretSharingCode(11, 3, 2, noise=noise)}

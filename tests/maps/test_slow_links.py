@@ -1,4 +1,7 @@
-"""Maps on Dask whose links to some workers are slow, late, silent or closed."""
+"""Maps on Dask workers whose network links are slow, late, silent or closed.
+
+Proxies on real sockets slow down or cut the links.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ import polarmap
 from polarmap import Pool
 from polarmap.errors import CodedTimeoutError, PolarmapError
 
-# As on four machines of 8 threads: 24 results of 32 suffice, so that those of 8 workers may be missing.
+# The sizes model four machines with 8 threads each: 24 of 32 results suffice, so one machine may be missing.
 TASKS, BLOCKS, MISSING = 32, 24, 8
 RESULT_BYTES = 400_000
-SLOW = 20_000.0  # bytes per second: a result takes 20 s
-BLOCK_BYTES = 2_000_000  # of a large block, which takes 100 s
+SLOW = 20_000.0  # bytes per second, so that a result takes 20 s
+BLOCK_BYTES = 2_000_000  # size of a large block, which takes 100 s on a slow link
 A = np.random.default_rng(0).standard_normal((BLOCKS * 4, 100))
 
 
@@ -43,7 +46,7 @@ def links() -> Iterator[SlowLinks]:
 
 @pytest.fixture
 def pool(client: Any, links: SlowLinks) -> Iterator[Pool]:
-    """Its workers have all called."""
+    """Yield a pool after all its workers have connected."""
     with Pool(client, workers=TASKS) as pool:
         check_map(pool)
         assert until(lambda: len(links.first(TASKS)) == TASKS)
@@ -51,7 +54,7 @@ def pool(client: Any, links: SlowLinks) -> Iterator[Pool]:
 
 
 def check_map(pool: Pool, factor: float = 2.0, f: Any = None, data: np.ndarray = A, **options: Any) -> Any:
-    """Run a map, check its result, and return its report. f: linear, multiplies a block by `factor`."""
+    """Run a map, check its result, and return its report. `f` must multiply a block by `factor`."""
     f = f or (lambda block: factor * block)
     options = {"blocks": BLOCKS, "tasks": TASKS, "timeout": PATIENCE, **options}
     result = polarmap.coded_map(f, data, executor=pool, **options)
@@ -167,7 +170,7 @@ def test_links_cut_while_blocks_travel_are_not_awaited(
     pool: Pool, links: SlowLinks, large: np.ndarray
 ) -> None:
     silent = links.first(MISSING)
-    for link in silent:  # first, so that their blocks are under way when the links are cut
+    for link in silent:  # slow down the links first, so that they are cut while blocks are being sent
         link.rate = SLOW
     before = [link.bytes_to_caller for link in silent]
     with ThreadPoolExecutor(1) as thread:

@@ -29,7 +29,7 @@ FORMATS = ["csr", "csc", "coo", "lil", "dok", "bsr", "dia"]
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parity is too dear, whatever it costs."""
+    """Make maps use backup tasks instead of parity, by allowing no extra work for parity blocks."""
     monkeypatch.setattr(sparse, "MAX_RELATIVE_WORK", 0.0)
 
 
@@ -108,7 +108,7 @@ def test_reductions_and_functions_that_write() -> None:
         return rows @ X
 
     with Pool(workers=2) as pool:
-        for _ in range(2):  # of blocks that stay
+        for _ in range(2):  # the second map reads cached blocks
             result = coded_map(double, A, blocks=5, executor=pool)
             assert_close(result.concatenate(), 2 * (A @ X))
 

@@ -1,4 +1,4 @@
-"""Blocks that lie in storage already: read by the workers, verified, and erasures where damaged."""
+"""Blocks of stored arrays: workers read and verify them, and damaged blocks count as erasures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stored(tmp_path, A):
 
 
 def file_of(coded, index):
-    """Where a block lies."""
+    """Return the path of the file of a block."""
     return coded.store.root / coded.block_segments(index)[0].key
 
 
@@ -37,7 +37,7 @@ ONES = np.ones(7)
 
 
 def row_sums_by_value(ones):
-    """Workers need not import this module, and pytest with it, for every task."""
+    """Return a function that is pickled by value, so that workers need not import this module and pytest."""
     return lambda block: block @ ones
 
 
@@ -45,7 +45,7 @@ row_sums = row_sums_by_value(ONES)
 
 
 def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, tmp_path, executor):
-    """Also those that are filled up with zeros, which lie nowhere."""
+    # The last block is padded with zero rows, which are not stored.
     A = A[:-3]
     polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=tmp_path, memory=1 << 20)
     stored = polarmap.open_coded("rows", storage=tmp_path)
@@ -75,7 +75,7 @@ def test_a_store_that_only_the_driver_can_use_serves_threads_and_pools(A, tmp_pa
     lost = [part.key for index in (0, 7) for part in coded.block_segments(index)]
     store.delete(lost)
     with make_pool() as pool:
-        # What is verified is not handed out before every task has had a moment to report.
+        # With verify=True the map waits a moment for every task, so the report is complete.
         y = polarmap.coded_map(np.sum, coded, executor=pool, timeout=60, verify=True)
     assert sum(y) == pytest.approx(A.sum())
     assert y.report.recovered == (0,)
@@ -89,7 +89,7 @@ def test_functions_of_lithops_cannot_ask_the_driver_for_blocks(A, tmp_path):
 
 
 class SlowStore(Least):
-    """A store whose transfers of some objects hang, once it is told which."""
+    """A store that hangs in reads of the objects in `slow_keys`."""
 
     def __init__(self, store):
         super().__init__(store)
@@ -118,7 +118,7 @@ def test_a_block_that_is_not_read_in_time_is_lost_and_its_error_names_block_and_
             y = polarmap.coded_map(row_sums, coded, executor=pool, retries=0, verify=False)
             np.testing.assert_allclose(y.concatenate(), A @ ONES, rtol=1e-9, atol=1e-9)
             store.slow_keys.clear()
-            for _ in range(2):  # the workers that waited are fit for more
+            for _ in range(2):  # the workers that timed out are usable again
                 y = polarmap.coded_map(row_sums, coded, executor=pool)
                 np.testing.assert_allclose(y.concatenate(), A @ ONES, rtol=1e-9, atol=1e-9)
 
@@ -137,7 +137,7 @@ def test_an_error_of_a_store_is_raised_as_it_is(A, tmp_path):
 
 @pytest.mark.parametrize("verify", ["auto", True])
 def test_parity_that_cannot_be_read_says_nothing_of_f(stored, A, verify):
-    """Data tasks reported, and f is not known yet: what is missing in storage is no fault of f."""
+    # All data tasks report, and f has not been checked yet. Missing parity in storage is no failure of f.
     for index in (6, 7):
         file_of(stored, index).unlink()
     warns = pytest.warns(RuntimeWarning, match="a parity block could not be read here: DamagedError")

@@ -1,4 +1,4 @@
-"""Maps as futures, on real executors: blocks as they come, cancellation, exits, forks, other verbs."""
+"""polarmap.submit: maps as futures on real executors, with early blocks, cancellation, exits and forks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ A = np.arange(48.0).reshape(16, 3)
 
 
 class Gate:
-    """An f for threads that lets some blocks through, and others when it is opened."""
+    """A function for thread pools that blocks for some or all blocks until it is opened."""
 
     def __init__(self, *held: float) -> None:
         self._held, self._open, self.waiting = held, threading.Event(), threading.Semaphore(0)
@@ -57,7 +57,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def sleeping(folder: Path) -> Callable[[Any], Any]:
-    """An f that says which process it is in, and then sleeps."""
+    """Return a function that writes a file named after its process id, and then sleeps."""
 
     def f(block: np.ndarray) -> np.ndarray:
         import os
@@ -89,7 +89,9 @@ def test_the_result_is_that_of_coded_map() -> None:
 def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
     threads: ThreadPoolExecutor,
 ) -> None:
-    f = Gate(A[4, 0], A[8, 0], A[12, 0])  # three of four data blocks, with two parity blocks
+    f = Gate(
+        A[4, 0], A[8, 0], A[12, 0]
+    )  # three of four data blocks are late, so two parity blocks do not suffice
     future = polarmap.submit(polarmap.coded_map, f, A, blocks=4, tasks=6, executor=threads)
     first = future.blocks[0].result(SECONDS)
     np.testing.assert_array_equal(first, 2 * A[:4])
@@ -167,7 +169,7 @@ def test_cancelling_stops_the_workers(kind: str, tmp_path: Path) -> None:
 
 
 class HeldExecutor(ReplayExecutor):
-    """Opens a run when somebody lets it, and notes what it is told to start."""
+    """An executor that opens a session only when the test allows it, and records the submitted attempts."""
 
     def __init__(self, began: threading.Event, go: threading.Event) -> None:
         super().__init__()
@@ -218,7 +220,7 @@ def test_awaiting(threads: ThreadPoolExecutor) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0)  # it is told in the next turn of the loop
+        await asyncio.sleep(0)  # the cancellation is delivered in the next iteration of the event loop
         assert held.cancelled()
 
     asyncio.run(main())
@@ -253,7 +255,7 @@ def test_results_that_stay_in_storage(tmp_path: Path, threads: ThreadPoolExecuto
     map_ = future._background_map
     assert future.blocks == ()
     del future
-    gc.collect()  # what stays is of use though nobody has the future
+    gc.collect()  # the map must go on without its future, because its result is stored
     assert map_._finished.wait(SECONDS)
     np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A, atol=1e-12)
 
@@ -335,7 +337,7 @@ def check(wait, kept):
     except BaseException as error:
         found = error
     is_right = found is kept.result() and np.allclose(found.concatenate(), -A)
-    print(f"{is_right}\\n", end="")  # in one piece, as another thread prints, too
+    print(f"{is_right}\\n", end="")  # a single write, because another thread also prints
 
 def negative(block):
     time.sleep(0.5)
@@ -349,7 +351,8 @@ for wait in (in_wait, when_the_main_thread_has_ended):
 
 @starts_threads_at_exit
 def test_threads_that_the_interpreter_waits_for_get_their_results() -> None:
-    """As one of the standard library's pools gives it: in wait, and after the end of the main thread."""
+    # A thread may wait for a future of the standard library while the main thread has already ended. The
+    # futures of polarmap must support the same.
     command = [sys.executable, "-c", PROGRAM + WAITING]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\nTrue\n", "")
@@ -376,7 +379,7 @@ def test_a_process_with_unfinished_futures_ends_with_those_that_are_of_use(
 
 @pytest.fixture
 def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Maps begin when this is called, however soon a thread is free."""
+    """Delay the start of submitted maps, and return a function that starts them."""
     starts: list[Callable[[], None]] = []
     monkeypatch.setattr(coded_future.BACKGROUND_THREADS, "submit", starts.append)
 
@@ -391,7 +394,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_f_is_taken_as_it_is_when_submit_returns(
     make: Callable[..., Any], held_back: Callable[[], None]
 ) -> None:
-    """With an Executor, workers got what f held when the map began: 5 of 5 runs."""
+    # With an Executor, workers once received the values that f held when the map started.
     weights = np.ones(3)
     with make(workers=2) as executor:
         future = polarmap.submit(polarmap.coded_map, lambda b: b @ weights, A, blocks=4, executor=executor)
@@ -403,7 +406,7 @@ def test_f_is_taken_as_it_is_when_submit_returns(
 def test_an_executor_on_threads_shares_f_with_its_caller(
     held_back: Callable[[], None], threads: ThreadPoolExecutor
 ) -> None:
-    lock = threading.Lock()  # which no process could get
+    lock = threading.Lock()  # cannot be pickled, so f must not be copied
 
     def f(block: Any) -> Any:
         with lock:
@@ -416,7 +419,7 @@ def test_an_executor_on_threads_shares_f_with_its_caller(
 
 
 class Rows:
-    """A sequence of the caller's own."""
+    """A sequence type that polarmap does not know."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -466,7 +469,7 @@ def test_data_is_taken_as_it_is_when_submit_returns(
     options = {"executor": ReplayExecutor(lost)} | ({"blocks": 6} if verb is polarmap.coded_map else {})
     data = make()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of padding
+        warnings.simplefilter("ignore", RuntimeWarning)  # f may warn about padding
         expected = verb(plus, make(), **options)
         future = polarmap.submit(verb, plus, data, **options)
         change(data)

@@ -1,4 +1,4 @@
-"""coded_sum: the plain sum, whichever workers are missing."""
+"""coded_sum: the result is the plain sum, whichever workers are missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.plain import arriving
 
 
 def features(part: np.ndarray) -> dict[str, Any]:
-    """Not linear in anything."""
+    """Return values that are not linear in the part."""
     return {"loss": float(np.sin(part).sum()), "gradient": (np.exp(-part), np.maximum(part, 0))}
 
 

@@ -1,4 +1,4 @@
-"""What a traceback shows: the caller's lines, the public call, and f's lines on the worker."""
+"""Tracebacks of failed maps: they show the caller's lines, the public call, and f's lines on the worker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
         yield executor
 
 
-# A call of each verb, with an f that raises and an executor.
+# A call of each public function, with f and an executor as parameters.
 VERBS: dict[str, Callable[..., Any]] = {
     "coded_map": lambda f, executor: polarmap.coded_map(f, ROWS, executor=executor, **SIZES),
     "hedged_map": lambda f, executor: polarmap.hedged_map(f, [1, 2, 3], executor=executor),

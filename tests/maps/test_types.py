@@ -1,4 +1,4 @@
-"""What f gets and what it returns come back as what they were, in every map; or one clear refusal."""
+"""Types of data and results: every map keeps them, or raises a clear error that names the type."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def late() -> ReplayExecutor:
 
 
 def square(block: np.matrix) -> np.matrix:
-    """Linear for neither kind of block: of matrices the product with a matrix, else entry by entry."""
+    """Return block * TURN, which is a matrix product for matrices and an elementwise product for arrays."""
     return block * TURN
 
 
@@ -151,7 +151,7 @@ class Attributes(dict):  # type: ignore[type-arg]
 )
 def test_containers_come_back_as_they_were(tree: Any) -> None:
     results = [coded_map(lambda block: block, [tree, tree], executor=late())]
-    if not isinstance(tree, Scaled):  # which no pickle brings back
+    if not isinstance(tree, Scaled):  # pickle cannot restore this class
         results.append(hedged_map(lambda block: block, [tree, tree], executor=ReplayExecutor()))
     for result in results:
         assert [type(block) for block in result] == [type(tree)] * 2
@@ -173,7 +173,7 @@ def endless() -> Any:
 
 
 class Frame:
-    """What a DataFrame, or a Series, shows of itself."""
+    """A class with the attributes by which polarmap recognizes a DataFrame or a Series."""
 
     shape = (2,)
     dtype = np.dtype(float)
@@ -189,7 +189,7 @@ class Frame:
 
 
 class Tensor(Frame):
-    """What a tensor shows: a dtype of its own."""
+    """A class with the attributes by which polarmap recognizes a tensor: its dtype is not numpy's."""
 
     dtype = object()  # type: ignore[assignment]
     to_numpy = property()  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Maps of every code in an interpreter that leaves out asserts (`python -O`), beside numpy."""
+"""Maps with every code in an interpreter without assertions (`python -O`); the oracle is numpy."""
 
 from __future__ import annotations
 
