@@ -1,4 +1,4 @@
-"""Components of blocks are stored once, shared by jobs, and removed with their blocks."""
+"""Block stores: components of blocks are stored once, shared by jobs, and removed with their blocks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DATA = np.random.default_rng(0).standard_normal((K * ROWS, 2))
 
 
 class CountingStorage(DictStorage):
-    """How often each object was written."""
+    """A storage that counts how often each object was written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def files(folder: Path) -> set[str]:
 
 
 class Kind:
-    """A store of one kind, with what its workers do."""
+    """A block store of one kind, with methods that read blocks as workers do."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.folder, self.storage = kind, folder, CountingStorage()
@@ -90,7 +90,7 @@ class Kind:
         self.store = stores[kind]()
 
     def load(self, stored: PublishedBlocks, coded: Any, task: int) -> list[Any]:
-        """The leaves of a block, as a worker that comes new has them."""
+        """Return the leaves of a block as a worker with an empty cache reads them."""
 
         def read(place: Location, part: Segment) -> Any:
             return read_segment(place, part, partial(lie, place))
@@ -128,7 +128,8 @@ def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
     coded = blocks()
     stored = place.store.acquire_blocks(told(coded))
     stored.publish_in_parallel(coded, [0, 2])
-    assert place.left() == (2 if place.kind == "bucket" else 0)  # elsewhere the first worker begins at once
+    # Only a bucket stores blocks in advance. With the other stores, the first worker starts without waiting.
+    assert place.left() == (2 if place.kind == "bucket" else 0)
     for _ in range(2):
         stored.publish_in_parallel(coded, range(N))
         check(place, stored, coded)
@@ -137,7 +138,7 @@ def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
     block = stored.publish_block(coded, 1)
     assert stored.get_pickled_block_ref(coded, 1) is stored.get_pickled_block_ref(coded, 1)
     for part in block.segments:
-        may_change = block.location.needs_checksums  # else no checksum is needed
+        may_change = block.location.needs_checksums
         assert part.crc32 == (zlib.crc32(coded.block_leaves(1)[0].tobytes()) if may_change else None)
 
 
@@ -165,9 +166,9 @@ def test_no_task_is_taken_for_one_of_blocks_that_are_gone(place: Kind) -> None:
         stored = place.store.acquire_blocks(told(coded))
         names.append(stored.get_task_key(coded, 0))
         assert place.store.get_live_block_set_ids() == (stored.block_set_id,)
-        assert (stored.cache_id is None) == (place.kind == "bucket")  # whose objects are known by checksums
+        assert (stored.cache_id is None) == (place.kind == "bucket")  # objects are identified by checksums
         place.store.release_blocks(stored)
-        del coded  # later ones are often in the same place in memory
+        del coded  # the next blocks often get the same memory address
     assert len(set(names)) == 20
 
 
@@ -186,7 +187,7 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
         for task in range(N):
             stored.invalidate_if_damaged(coded, task, failure("damaged"))
         check(place, stored, coded)
-        # A file must not change under those who still use it.
+        # A file must not change while readers have it open.
         assert [file.read() for file in mapped] == [b"cut"] * len(paths)
     before = [stored.get_pickled_block_ref(coded, task) for task in range(N)]
     for task in range(N):
@@ -226,7 +227,7 @@ def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(plac
     check(place, stored, coded)
     is_sent = stored.publish_block(coded, 0).location == INLINE
     assert is_sent == (place.kind in ("memory", "disk"))
-    assert (stored.key_prefixes == []) is is_sent  # and take no room from others
+    assert (stored.key_prefixes == []) is is_sent  # blocks that are sent with tasks occupy no storage
 
 
 def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(place: Kind) -> None:
@@ -283,7 +284,7 @@ def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
     store.collect_garbage()
     stored.publish_block(three, 1)
     assert sorted(path.name for path in (tmp_path / "memory").rglob("?")) == ["0", "1"]
-    on_disk = store.acquire_blocks(told(one))  # the two others are in use
+    on_disk = store.acquire_blocks(told(one))  # the other two block sets are in use, so memory is full
     on_disk.publish_block(one, 2)
     assert files(tmp_path / "disk") == {"2"}
     assert store.acquire_blocks(told(two)) is in_use
@@ -355,7 +356,7 @@ def test_workers_are_sent_of_a_store_of_the_users_own_what_they_were_told_to_rea
 
     coded = Stored([[np.zeros(1)]], ("array",))
     stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
-    assert stored.cache_id is None  # another array may come to have the same key
+    assert stored.cache_id is None  # another array may later be stored under the same key
     with pytest.raises(LookupError):
         stored.check_was_referenced(Segment("key", 8, None, 16))
     stored.publish_block(coded, 0)
@@ -366,7 +367,7 @@ def test_workers_are_sent_of_a_store_of_the_users_own_what_they_were_told_to_rea
             stored.check_was_referenced(asked)
 
 
-# --- with the driver ---------------------------------------------------------------------------
+# --- blocks that the driver sends --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("has_key", [False, True])

@@ -1,4 +1,4 @@
-"""Dask: calls that all end, and persistent workers on real clusters, where some are killed."""
+"""Calls and persistent workers on real Dask clusters, whose processes are closed or killed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.worker.locations import BucketLocation, FolderLocation
 
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
-BEGAN: SimpleQueue[int] = SimpleQueue()  # numbers of the calls that have started in this process
+BEGAN: SimpleQueue[int] = SimpleQueue()  # the numbers of the calls that have started in this process
 RELEASE = threading.Event()
 CLOSED = "its client was closed, or it was shut down"
 BLOCKS = UncodedBlocks([[A]] * 4, ("array",))
@@ -107,7 +107,7 @@ def test_what_is_cancelled_does_not_begin(executor: Any) -> None:
     assert until(lambda: len(worker.state.tasks) == 2)
     RELEASE.set()
     assert [future.result(PATIENCE) for future in held] == [True, True]
-    assert calls.submit(int).result(PATIENCE) == 0  # queued behind it
+    assert calls.submit(int).result(PATIENCE) == 0  # runs after the cancelled call would have run
     assert {BEGAN.get(timeout=PATIENCE) for _ in range(2)} == {0, 1}
     assert BEGAN.empty()
 
@@ -129,16 +129,18 @@ def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
             first_ends(run, 1)
 
 
-# --- results that travel slowly -----------------------------------------------------------------
+# --- results that are sent slowly ---------------------------------------------------------------
 
 
 class SlowSender:
-    """A cluster of two workers, one of which sends no result before `release`.
+    """A cluster of two workers. One of them sends no result before `release()` is called.
 
     Attributes
     ----------
-    slow, fast : what `get_executor` of a client gives for each of the workers.
-    asked : the keys of the results for which the slow worker was asked.
+    slow, fast : Executor
+        The Dask executors that run calls on the slow and on the fast worker.
+    asked : SimpleQueue of str
+        The keys of the results that were requested from the slow worker.
     """
 
     def __init__(self, cluster: Any, client: Any) -> None:
@@ -161,7 +163,7 @@ class SlowSender:
 
 @pytest.fixture(params=[False, True])
 def sender(request: pytest.FixtureRequest) -> Iterator[SlowSender]:
-    """Results are fetched by way of the scheduler, or directly from the workers."""
+    """Yield a SlowSender. The parameter says whether the client fetches results directly from workers."""
     sizes: dict[str, Any] = OPTIONS | {"n_workers": 2, "processes": False}
     with (
         distributed.LocalCluster(**sizes) as cluster,
@@ -173,7 +175,8 @@ def sender(request: pytest.FixtureRequest) -> Iterator[SlowSender]:
 
 
 def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
-    """Dask fetches five groups of results at a time, each of those that are asked for together."""
+    # Dask fetches at most five groups of results at a time. A group consists of results that were requested
+    # together. Six slow results must not occupy all of these places.
     calls, late = DaskEngine(sender.slow), []
     for number in range(6):
         late.append(calls.submit(abs, -number))
@@ -192,7 +195,7 @@ def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_noth
     call = DaskEngine(sender.slow).submit(abs, -3)
     key, tasks = sender.asked.get(timeout=PATIENCE), sender.cluster.scheduler.tasks
     assert call.cancel()
-    # the scheduler has heard what came before
+    # This call shows that the scheduler has processed the cancellation.
     assert DaskEngine(sender.fast).submit(int).result(PATIENCE) == 0
     assert key in tasks
     sender.release()
@@ -279,7 +282,8 @@ def test_a_worker_of_dask_that_is_killed_is_named_and_replaced(
             with open(mark, "x") as file:
                 file.write(str(os.getpid()))
         except FileExistsError:
-            # Else the others may be done before the driver sees that it has ended.
+            # Wait for the death of the worker. Otherwise the remaining tasks may finish before the driver
+            # notices.
             while not (process := mark.read_text()) or not is_gone(process):
                 time.sleep(0.01)
             return block @ x
@@ -290,7 +294,7 @@ def test_a_worker_of_dask_that_is_killed_is_named_and_replaced(
     assert f" at {addresses[victim]})" in str(found.report)
     assert until(lambda: not runs(victim))
     check(pool)
-    client.wait_for_workers(2)  # for the tests that follow
+    client.wait_for_workers(2)  # the following tests need both workers
 
 
 def test_a_client_that_is_closed_is_one_clear_error_and_workers_that_are_there_go_on() -> None:
@@ -334,7 +338,7 @@ def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_
         with Pool(client.get_executor(pure=False), workers=2) as pool:
             check(pool)
             kept = pool._executor._resources
-            # One whose pool is closed before it has called ends with the error that nobody answers.
+            # A worker that has not connected before its pool is closed would end with an error.
             assert kept is not None and until(lambda: len(kept.worker_pool) == 2)
             site: Any = kept._provider
             tasks = list(site._futures.values())
@@ -434,7 +438,7 @@ def hang(block: Any) -> Any:
 def test_a_cluster_whose_scheduler_dies_in_a_map_is_one_clear_error_soon(
     keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dask's own futures wait half a minute for another one."""
+    # Futures of Dask wait half a minute for a new scheduler. The map must fail sooner.
     monkeypatch.setattr("polarmap.executors.dask.SCHEDULER_TIMEOUT", 0.5)
     with (
         distributed.LocalCluster(n_workers=1, processes=True, **OPTIONS) as cluster,
@@ -475,7 +479,7 @@ def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
 
 
 class Machines:
-    """A scheduler, and processes of workers that have addresses of their own on this machine."""
+    """A Dask scheduler and worker processes with different IP addresses on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "scheduler.json"
@@ -502,7 +506,7 @@ class Machines:
 
 
 def spread(pool: Pool) -> dict[str, int]:
-    """The number of workers that each machine has, by address."""
+    """Return the number of workers on each machine by address."""
     return {host.rpartition("(")[2].rstrip(")"): count for host, count in pool.workers_by_host.items()}
 
 

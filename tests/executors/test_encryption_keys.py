@@ -1,4 +1,4 @@
-"""Keys as callers pass them."""
+"""Values of `key=` that callers pass: encryption keys, and names of environment variables that hold them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Executors are recognized without importing the library that has created them (see test_structure)."""
+"""Values of `executor=`, which are recognized without importing the library that created them.
+
+tests/test_structure.py checks that no library is imported.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from polarmap.executors.executor_specs import (
 )
 
 
-def ray_makes() -> None: ...  # `ray_module.make_remote` returns a partial of it.
+def ray_makes() -> None: ...  # `ray_module.make_remote` is a partial of a function with this module and name
 
 
 ray_makes.__module__ = "ray._private.worker"

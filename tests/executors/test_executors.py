@@ -1,4 +1,4 @@
-"""The argument `executor=` is resolved once."""
+"""Resolution of the argument `executor=`, which happens once per map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults are injected into the tasks of any executor."""
+"""FaultyExecutor: injected faults in the tasks of any executor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fork server, as its driver uses it, and the environment of its workers."""
+"""The driver's client of the fork server, and the environment of the workers that the server starts."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyP
 def test_workers_of_another_version_on_this_machine_are_one_clear_error(
     fork: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As when polarmap is installed anew while a notebook runs."""
+    # The versions differ if polarmap is upgraded while a notebook runs.
     monkeypatch.setattr(fork_server_client, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
     with Pool(fork=fork) as pool, pytest.raises(ExecutorError, match="Restart this process"):
         check(pool)
@@ -121,7 +121,7 @@ def test_imports_that_take_too_long_are_one_clear_error(
 
 
 def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
-    """Not one that ends by itself: that would not help."""
+    # Only a killed server is restarted. Restarting one that exits by itself would not help.
     x = np.ones(5)
     with Pool(workers=2) as pool:
         workers: Any = pool._executor._open_resources().worker_pool

@@ -1,4 +1,7 @@
-"""The contract of all executors. A new one is added to EXECUTORS, with the faults that it tolerates."""
+"""The contract of all executors, on real threads, processes, Dask clusters and Lithops functions.
+
+To test a new executor, add it to EXECUTORS with the faults that it tolerates.
+"""
 
 from __future__ import annotations
 
@@ -82,9 +85,16 @@ def functions() -> Iterator[Any]:
 
 
 class Kind(NamedTuple):
-    """How to come by what `coded_map(executor=)` takes, and which faults a test may inject there.
+    """A kind of executor.
 
-    withdraws : whether an attempt can be kept from running on.
+    Attributes
+    ----------
+    choice : callable
+        Returns a context manager that yields the argument `executor=` of a map.
+    faults : frozenset of str
+        The faults that a test may inject into tasks on the executor.
+    withdraws : bool
+        Whether the executor can cancel an attempt that is running.
     """
 
     choice: Callable[[], AbstractContextManager[Any]]
@@ -92,7 +102,7 @@ class Kind(NamedTuple):
     withdraws: bool = True
 
 
-SURVIVABLE = frozenset({"raise", "garbage", "sleep"})  # where a worker that dies takes others with it
+SURVIVABLE = frozenset({"raise", "garbage", "sleep"})  # for pools that a dying worker breaks
 EXECUTORS = {
     "replay": Kind(lambda: nullcontext(ReplayExecutor()), withdraws=False),
     "threads": Kind(lambda: ThreadPoolExecutor(8), SURVIVABLE),
@@ -115,7 +125,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture(scope="module")
 def executor(kind: Kind) -> Iterator[MapExecutor]:
-    """One for all tests: no run may know anything of those before it."""
+    """Yield one executor for all tests. A session must not depend on earlier sessions."""
     with kind.choice() as choice:
         yield resolve_executor(choice)
 
@@ -125,7 +135,7 @@ def payload(faults: Mapping[int, Fault] | None = None, **more: Any) -> JobSpec:
 
 
 def ended(run: Session, *tasks: int) -> dict[int, Outcome]:
-    """Task -> its outcome, of these; nothing else may end before."""
+    """Wait until these tasks have ended and return their outcomes by task. No other task may end before."""
     found = {outcome.task: outcome for outcome in first_ends(run, len(tasks), PATIENCE)}
     assert set(found) == set(tasks)
     return found
@@ -153,10 +163,8 @@ def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor
 def test_every_attempt_ends_once_as_its_fault_says_and_no_other_is_struck(
     kind: Kind, executor: MapExecutor
 ) -> None:
-    """Lost, raised, overtaking others; it begins before, at most once; and none that was not submitted.
-
-    That it was handed to a worker may be told before that, at most once, too.
-    """
+    # Each submitted attempt must have exactly one outcome, which matches its fault. An attempt may also be
+    # reported as sent to a worker and as started, each at most once and before its outcome.
     faults = {task: Fault(name, 0.3) for task, name in enumerate(sorted(kind.faults), start=1)}
     attempts = [(task, 0) for task in range(N)] + [(0, 1), (1, 1), (0, 7), (3, 2)]
     events: list[Event] = []
@@ -208,7 +216,7 @@ def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(e
     assert_right(outcome)
     times = [event.started_at for event in events if isinstance(event, AttemptStarted) and event.task == 0]
     assert 1 <= len(times) <= 2
-    assert opened - 0.1 <= times[0] <= times[-1] <= run.now() + 0.1  # files have coarser clocks
+    assert opened - 0.1 <= times[0] <= times[-1] <= run.now() + 0.1  # file times are less precise
     run.submit([(0, 1)])
     assert_right(ended(run, 0)[0], attempt=1)
     run.close()
@@ -236,7 +244,7 @@ def test_what_is_withdrawn_ends_once_and_leaves_its_place_to_others(
 
 
 class Unwanted(UncodedBlocks):
-    """Blocks of tasks of which nobody waits for one."""
+    """Blocks whose second one cannot be made, because its task is no longer needed."""
 
     location = INLINE
 
@@ -282,7 +290,7 @@ def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Ma
             [outcome] = ended(run, 0).values()
             assert outcome.attempt == 0
             assert (outcome.failure is None) == (not faults)
-            run.submit([(2, 0)])  # and is left at once
+            run.submit([(2, 0)])  # the session is closed while this attempt may be running
 
 
 def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Path) -> None:
@@ -295,7 +303,7 @@ def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Pa
             assert [part.size for part in outcome.result_ref.segments] == [40, 40, 16]
             pieces = [read_file_segment(str(tmp_path), part) for part in outcome.result_ref.segments]
             assert b"".join(pieces) == (2 * DATA[task]).tobytes()
-            # no more is a sample
+            # Results this small are also sent completely as samples.
             np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[task].reshape(-1))
 
 

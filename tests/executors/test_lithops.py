@@ -1,4 +1,4 @@
-"""Maps through Lithops: what is seen of their tasks, with futures in memory and on this machine."""
+"""Sessions and workers on Lithops, with fake futures in memory and with real processes on this machine."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
 
 
 class Run(LithopsSession):
-    """With what it runs on at hand."""
+    """A session on fake Lithops functions, which the test can access."""
 
     def __init__(self, **more: Any) -> None:
         self.functions = Functions()
@@ -237,7 +237,7 @@ def test_workers_of_a_configuration_do_not_run_the_copy_of_lithops_that_others_r
         copy.rename(kept)
     try:
         copy.mkdir()
-        (copy / "__init__.py").write_text("raise EOFError")  # half of one
+        (copy / "__init__.py").write_text("raise EOFError")  # stands for a copy that is incomplete
         with closing(workers):
             workers.request_workers(2)
             assert until(lambda: len(workers) == 2, 60.0)
@@ -248,12 +248,12 @@ def test_workers_of_a_configuration_do_not_run_the_copy_of_lithops_that_others_r
 
 
 def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
-    """Also of those whose interpreter lost its packages: they end with code 1, and Lithops hears nothing."""
+    # Workers whose interpreter has lost its packages exit with code 1, which Lithops does not report.
     script, yaml = python_in(tmp_path), tmp_path / "lithops.yaml"
     yaml.write_text(YAML.read_text().replace("localhost:\n", f"localhost:\n  runtime: {script}\n"))
     site, found = LithopsWorkerProvider(make_lithops_source(yaml)), dict[int, str]()
     with closing(site):
-        site.launch_workers(NOWHERE, {7: 60.0})  # Lithops asks the interpreter what it has, once
+        site.launch_workers(NOWHERE, {7: 60.0})  # Lithops queries the modules of the interpreter once
         assert until(lambda: bool(found.update(site.collect_exited_workers()) or found), 60.0)
         assert list(found) == [7]
         assert "127.0.0.1" in found[7]
@@ -320,7 +320,7 @@ def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
 
 
 def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> None:
-    """Each look lists a storage, and the channel of a worker tells sooner."""
+    # Each poll of Lithops lists a storage, and the channel of a worker shows its end sooner anyway.
     text = YAML.read_text()
     assert "monitoring_interval: 0.02" in text
     for said, meant in (("0.02", 1.0), ("5", 5.0)):
@@ -329,7 +329,7 @@ def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> N
         with closing(site):
             assert site.listing_interval == meant
             site.launch_workers(NOWHERE, {7: 60.0})
-            assert len(site._invocations._job_keys_by_executor) == 2  # the first, and that of the job
+            assert len(site._invocations._job_keys_by_executor) == 2  # the first executor and that of the job
             for functions in site._invocations._job_keys_by_executor:
                 config = functions.internal_storage.get_storage_config()
                 assert config["monitoring_interval"] == meant
@@ -341,14 +341,14 @@ def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error() -> 
 
     site = LithopsWorkerProvider(make_lithops_source(YAML))
     with closing(site):
-        site._invocations.function_executor = None  # whatever it asks
+        site._invocations.function_executor = None  # makes every query of the runtime fail
         with pytest.raises(ExecutorError, match="cannot start a job"):
             site.collect_module_sources(cloudpickle.dumps(servers.free_ports))
 
 
 # --- a real keep-alive S3 server, where workers share forked sockets -----------------
-# Since Lithops 3.8 a worker and the process it forked write on one connection; polarmap's worker
-# drops the inherited one. A new Lithops has to pass here before its pin moves.
+# Since Lithops 3.8, a worker and the process that it forks write on the same connection. polarmap's worker
+# drops the inherited connection. A new version of Lithops must pass these tests before its pin is changed.
 
 
 @pytest.fixture
@@ -371,7 +371,7 @@ def test_results_of_any_size_come_past_late_and_dead_workers_and_nothing_stays(s
         )  # fmt: skip
         np.testing.assert_allclose(y.concatenate(), A @ other, rtol=1e-9, atol=1e-9)
         assert set(y.report.recovered) == set(lost)
-    lithops_own = "lithops.runtimes/"  # what Lithops remembers of an interpreter
+    lithops_own = "lithops.runtimes/"  # the metadata of the interpreter, which Lithops keeps
     assert [key for key in keys_of(s3_server) if key != "ready" and not key.startswith(lithops_own)] == []
 
 
@@ -384,7 +384,7 @@ def test_wrong_credentials_are_one_clear_error(config):
 
 
 class ForgetfulStorage(DictStorage):
-    """Does not delete the first so many times that it is asked, and does not say so, as S3 may."""
+    """A storage that silently ignores the first `forgets` requests to delete objects, as S3 may."""
 
     def __init__(self, forgets: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The internals of Lithops that polarmap uses: a failure here means that a new version has changed them."""
+"""The internals of Lithops that polarmap uses. A failure means that a new version of Lithops changed them."""
 
 from __future__ import annotations
 
@@ -157,7 +157,8 @@ def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
     assert (config.connect_timeout, config.read_timeout) == (3, 3)
     assert storage.get_client().meta.config.retries["total_max_attempts"] == 1
     assert (storage.backend, storage.bucket) == (kind, "c")
-    assert not isinstance(storage.storage_handler, theirs.StorageBackend)  # others get theirs again
+    # Other users of Lithops must get the original class again.
+    assert not isinstance(storage.storage_handler, theirs.StorageBackend)
 
 
 @pytest.mark.parametrize(("version", "is_other"), [(1, True), (2, False)])

@@ -1,4 +1,4 @@
-"""FunctionExecutors: how they are opened, and what is seen of functions, with futures in memory."""
+"""Lithops FunctionExecutors: how they are opened, and events of their functions, with fake futures."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_monitor_that_died_is_started_again() -> None:
 
 @pytest.mark.parametrize("is_owned", [False, True])
 def test_what_is_removed_is_of_these_jobs_alone(is_owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FunctionExecutor 1 of a process must not remove what 10 to 19 need, nor job 100 what 1000 needs."""
+    # The name of executor 1 is a prefix of executor 10, and the name of job 100 is a prefix of job 1000.
     functions = Functions()
     monkeypatch.setattr(lithops_invocations, "close_function_executor", lambda functions: None)
     monkeypatch.setattr(lithops_invocations, "clone_function_executor", lambda *_: functions)
@@ -95,7 +95,7 @@ def test_what_is_removed_is_of_these_jobs_alone(is_owned: bool, monkeypatch: pyt
     delete_objects_below(functions.storage, jobs.close())
     kept = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
     assert {key for _, key in functions.storage.objects} == kept
-    assert len(functions.futures) == is_owned  # an executor of the caller does not keep them
+    assert len(functions.futures) == is_owned  # the futures are removed from an executor of the caller
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
@@ -162,7 +162,7 @@ def test_a_configuration_is_completed_with_this_interpreter(tmp_path: Path) -> N
 
 def test_an_executor_of_it_is_opened(tmp_path: Path) -> None:
     file = tmp_path / "here.yaml"
-    for text, limit in [("storage:", 0), ("data_limit: 3, storage:", 3)]:  # 0: tickets may name any parts
+    for text, limit in [("storage:", 0), ("data_limit: 3, storage:", 3)]:  # a limit of 0 means no limit
         file.write_text(HERE.replace("storage:", text))
         functions = open_function_executor(file)
         assert (functions.backend, functions.config["lithops"]["data_limit"]) == ("localhost", limit)

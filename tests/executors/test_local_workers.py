@@ -1,4 +1,4 @@
-"""Local workers are acquired, released and abandoned by jobs."""
+"""The pool of local workers, which jobs acquire, release and abandon."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from polarmap.worker.polling import wait_until_ready
 
 
 class Recorded(LocalWorkerPool):
-    """All that were ever taken are known."""
+    """A pool that records all workers that were acquired."""
 
     def __init__(self) -> None:
         super().__init__(1, 3, [])
@@ -53,7 +53,7 @@ def workers() -> Iterator[LocalWorkerPool]:
 
 
 def stuck(workers: LocalWorkerPool) -> WorkerHandle:
-    """One at a task of a map that has ended, which never comes to its end."""
+    """Return a worker that is busy with an abandoned task, which never ends."""
     lease = opened(workers)
     worker = taken(workers, lease)
     worker.assign_task((0, 0, 0), "this")
@@ -71,7 +71,7 @@ def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
     first, *_ = [taken(workers, lease) for _ in range(3)]
     for _ in range(2):
         assert workers.acquire_worker(lease, 1) is None
-        assert workers._start_worker() is None  # though its slots were more
+        assert workers._start_worker() is None  # the limit on all workers holds, although a slot is free
         assert len(workers) == 4
         workers.remove_worker(first)
         first = taken(workers, lease)
@@ -113,7 +113,7 @@ def test_a_worker_whose_tasks_are_short_is_free_sooner_than_a_new_one_would_be(
     monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
     monkeypatch.setattr(local_workers, "WORKER_START_SECONDS", 60.0)
     worker = stuck(workers)
-    assert not is_about_to_finish(worker)  # how long its tasks take is not known
+    assert not is_about_to_finish(worker)  # the duration of its tasks is not known yet
     worker.last_task_seconds = 59.0
     assert is_about_to_finish(worker)
     worker.state_since -= 2 * worker.last_task_seconds
@@ -154,7 +154,7 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     monkeypatch.setattr(workers, "_max_workers", None)
     monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 600.0)
     workers.maintain_workers()
-    assert len(workers) == 3  # they may be needed in a moment
+    assert len(workers) == 3  # the workers have not been idle for long enough
     monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 0.0)
     workers.maintain_workers()
     assert len(workers) == 1  # The remaining worker is busy.
@@ -172,7 +172,7 @@ def test_workers_get_the_surroundings_of_the_driver(
     monkeypatch.setenv("POLARMAP_TEST", "yes")
     monkeypatch.syspath_prepend("modules")
     told = workers.get_pickled_environment(b"")
-    assert told is workers.get_pickled_environment(b"")  # as long as nothing changes
+    assert told is workers.get_pickled_environment(b"")  # cached as long as the environment does not change
     found = ProcessEnvironment(*pickle.loads(told))
     assert found.working_directory == str(tmp_path)
     assert workers.take_billed_usage() is None

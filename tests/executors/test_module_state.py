@@ -1,4 +1,4 @@
-"""The state that f reaches in the user's modules is collected and sent."""
+"""Collection of the state that f reaches in the user's modules, which is sent with f."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_function_that_travels_whole_needs_no_module(module: Any) -> None:
 
 
 def test_absolute_imports_reach_no_package_around_the_function(module: Any) -> None:
-    """A function that imports a library and uses `vars` needs nothing of its own package."""
+    # A function that imports a library and uses `vars` does not depend on its own package.
     namespace = {"__name__": "absent", "__package__": NAME}
     exec("def imports(b):\n    import concurrent.futures, sys\n    return vars(sys)", namespace)
     exec("def relative(b):\n    from . import number\n    return number", namespace)

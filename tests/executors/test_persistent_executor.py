@@ -1,4 +1,4 @@
-"""Executors with persistent workers, and where these read arrays; test_pool.py runs maps on them."""
+"""Executors with persistent workers, and where their workers read arrays. test_pool.py runs maps on them."""
 
 from __future__ import annotations
 

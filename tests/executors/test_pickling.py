@@ -1,4 +1,4 @@
-"""Functions are pickled with the modules and the state that they need."""
+"""Pickled functions, which contain the modules and the state that they need."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def test_only_modules_that_are_there_below_these_roots_are_named() -> None:
 
 
 def test_names_of_modules_may_have_any_letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("päckchen", "päckchen.tür", "päckchen.ДД"):  # with a byte that ends others
+    # The UTF-8 bytes of "Д" contain 0x94, the pickle opcode that follows every name.
+    for name in ("päckchen", "päckchen.tür", "päckchen.ДД"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
         found = find_referenced_modules(pickle_function([name, 1], "a pool"), ["päckchen"])
         assert found == {name}
@@ -79,7 +80,7 @@ def first_lines_of_docstrings(file: Path) -> Iterator[str]:
 
 
 def sent_worker() -> bytes:
-    """The program of a persistent worker, with all other modules of workers loaded."""
+    """Return the pickled program of a persistent worker, with all other worker modules imported."""
     for file in WORKER_FILES:
         importlib.import_module(f"polarmap.worker.{file.stem}")
     with pickle_worker_code_by_value():

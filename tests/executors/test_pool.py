@@ -1,4 +1,4 @@
-"""Persistent workers, with real processes."""
+"""Pool: maps on persistent workers, with real processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from polarmap.worker import storage_channel
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
 from polarmap.worker.environment import count_available_cores
 
-MARGIN = 20 << 20  # bytes by which the memory of a process may differ
+MARGIN = 20 << 20  # bytes, the tolerance for the memory of a process
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def pool() -> Iterator[Pool]:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Pool]:
-    """For tests that leave it as they find it."""
+    """Yield one pool for all tests that leave its workers unchanged."""
     with Pool() as one:
         yield one
 
@@ -78,7 +78,7 @@ def test_workers_stay_from_map_to_map(shared: Pool) -> None:
     assert os.getpid() not in first
     assert check(shared).report.executor == "processes here"
     assert workers_of(shared)
-    assert all(map(runs, first))  # few of them may have been enough for so few items
+    assert all(map(runs, first))  # the first workers still run, even if not all of them were needed
 
 
 def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None:
@@ -257,7 +257,7 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class MapsWhenItIsLeft:
-        """The lock of a pool, on which another thread maps as soon as whoever ends workers has left it."""
+        """The lock of a pool that runs a map on another thread when it is first released."""
 
         def __init__(self) -> None:
             self.lock, self.turns = threading.Lock(), 0
@@ -320,7 +320,7 @@ def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other
             threads.submit(pool.stop_workers).result(PATIENCE / 2)
         finally:
             go.set()
-        held.exception(PATIENCE)  # its workers were ended
+        held.exception(PATIENCE)  # the map may fail, because its workers were stopped
     assert kept._block_store.garbage_prefixes == []
 
 
@@ -335,7 +335,7 @@ def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
         time.sleep(0.5)
         return float(os.getpid())
 
-    others = set(descendants(os.getpid()))  # processes of earlier tests
+    others = set(descendants(os.getpid()))  # the processes of earlier tests
     with Pool(idle_timeout=600) as pool:
         found = polarmap.hedged_map(nap, [X] * 32, executor=pool)
         assert len(set(found)) > 4
@@ -358,13 +358,13 @@ def test_nothing_grows() -> None:
         assert not [
             path for folder in folders(os.getpid()) for path in folder.iterdir() if path.name != "owner"
         ]
-        # A worker more has a socket more: there are others while some are at what nobody waits for.
+        # Each worker has a socket, and workers with abandoned tasks have been replaced by further workers.
         assert len(os.listdir("/proc/self/fd")) <= before[0] + MAX_ABANDONED_WORKERS
         assert until(lambda: threading.active_count() <= before[1])
 
 
 def resident(process: int) -> int:
-    """Bytes of memory that a process has; none if it is gone."""
+    """Return the resident memory of a process in bytes, or 0 if the process has ended."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -398,7 +398,7 @@ ways.get(sys.argv[1], hang)()
         ("exit beside a map", 3),
         ("os._exit in a map", 3),
         (signal.SIGINT, -signal.SIGINT),
-        # Python does nothing more when this one comes, as at an abort or a closed terminal.
+        # SIGTERM ends Python without any cleanup, like an abort or a closed terminal.
         (signal.SIGTERM, -signal.SIGTERM),
     ],
 )
@@ -459,17 +459,17 @@ def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to
             np.testing.assert_allclose(operator @ np.ones(20), A.sum(axis=1), atol=1e-12)
             np.testing.assert_allclose(operator.T @ np.ones(4000), A.sum(axis=0), atol=1e-11)
     assert bool(sent) != is_where_they_are
-    assert len(sent) == len(set(sent))  # kept where they were sent
+    assert len(sent) == len(set(sent))  # workers cache the blocks that they receive
 
 
-# --- leases and bills ------------------------------------------------------------------------------
+# --- workers with limited run time -----------------------------------------------------------------
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 
 
 def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     def nap(block: Any) -> Any:
-        """Or the driver would map as often as it can."""
+        """Sleep, so that the driver does not run maps in a busy loop, and return the process id."""
         time.sleep(0.1)
         return os.getpid(), block
 
@@ -491,7 +491,8 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
 def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_told(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in THREAD_LIMIT_VARIABLES:  # workers that were threads of this process have limited it, too
+    # Workers of earlier tests that were threads of this process have set these variables.
+    for name in THREAD_LIMIT_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
     def threads_of_blas(block: Any) -> Any:

@@ -1,4 +1,7 @@
-"""The run of a map on persistent workers: what it tells; what it does is tested with the pool."""
+"""The session of a map on persistent workers: its messages and events. test_pool.py tests complete maps.
+
+Most workers are threads of this process, which the tests control.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None
             events: list[Any] = []
             while not ends(events):
                 events += run.wait(PATIENCE)
-            run.submit([(0, 1)])  # goes to another worker
+            run.submit([(0, 1)])  # runs on another worker
             while not any(one.attempt for one in ends(events)):
                 events += run.wait(PATIENCE)
     over = [(one.attempt, one.failure and one.failure.kind) for one in ends(events)]
@@ -95,7 +98,7 @@ def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn
         payload = JobSpec(np.negative, blocks, {1: Fault("sleep", 600.0)})
         with closing(pool.open(payload)) as run:
             run.submit([(0, 0)])
-            first_ends(run, 1, PATIENCE)  # its worker has f now
+            first_ends(run, 1, PATIENCE)  # the worker has received f
             [worker] = run._worker_pool._workers.values()
             worker.last_task_seconds = seconds
             run.submit([(task, 0) for task in range(1, 9)])
@@ -113,7 +116,7 @@ def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> Non
         payload = JobSpec(np.negative, blocks, {4: Fault("sleep", 600.0)})
         with closing(pool.open(payload)) as run:
             run.submit([(task, 0) for task in range(4)])
-            first_ends(run, 4, PATIENCE)  # both have f now
+            first_ends(run, 4, PATIENCE)  # both workers have received f
             for worker in run._worker_pool._workers.values():
                 worker.last_task_seconds = 1e-6
             run.submit([(task, 0) for task in range(4, 20)])
@@ -127,7 +130,7 @@ def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_en
     blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
     with Pool(workers=1) as pool, closing(pool.open(JobSpec(np.negative, blocks))) as run:
         run.submit([(0, 0)])
-        first_ends(run, 1, PATIENCE)  # its worker has f now
+        first_ends(run, 1, PATIENCE)  # the worker has received f
         table: Any = run._worker_pool
         take = table.acquire_worker
 
@@ -165,9 +168,8 @@ def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_an
         MessageKind.CANCEL,
     ]
     assert [bool(one.data) for one in told if one.kind == MessageKind.JOB] == [True, False, True]
-    assert (
-        len({one.header for one in told if one.kind == MessageKind.TASK}) == 3
-    )  # as each block is described
+    # The header of a task describes its block, so the headers differ.
+    assert len({one.header for one in told if one.kind == MessageKind.TASK}) == 3
 
 
 def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
@@ -187,7 +189,7 @@ def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
 
 
 def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
-    """Workers of other pools on threads of this process, which may outlive their tests, keep their own."""
+    # Workers on threads of this process may outlive their tests, so each pool must have a separate cache.
     kept = UncodedBlocks([[np.zeros(3)]], ("array",))
     keys = list[bytes]()  # the driver key of each worker
 
@@ -208,7 +210,7 @@ def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
                     cache = worker_entry._shared_caches[keys[1]]
                     assert len(cache) <= 2
         assert cache.n_reads == 5
-        del blocks, run  # the newest
+        del blocks, run  # release the latest blocks
         gc.collect()
         with closing(pool.open(JobSpec(np.negative, kept))) as run:
             run.submit([(0, 0)])
@@ -224,14 +226,14 @@ def both_at_once(block: Any) -> Any:
 
 
 def behind_the_gate(block: Any) -> Any:
-    BOTH.wait()  # a worker that has not begun is free at once when its map is over
+    BOTH.wait()  # both tasks must start: a worker with a task that has not started is free when its map ends
     if not block[0]:
         GATE.wait(PATIENCE)
     return block
 
 
 def run_until(pool: Any, f: Any, blocks: UncodedBlocks, enough: int, tasks: int = 2) -> None:
-    """A map that is over when so many of its tasks have ended."""
+    """Run `tasks` tasks and close the session once `enough` of them have ended."""
     with closing(pool.open(JobSpec(f, blocks))) as run:
         run.submit([(task, 0) for task in range(tasks)])
         ended, until = 0, time.monotonic() + PATIENCE
@@ -250,8 +252,8 @@ def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_
     GATE.clear()
 
     with pool_of(ThreadSite(), workers=2) as pool:
-        run_until(pool, both_at_once, blocks, 2)  # each has one block
-        run_until(pool, behind_the_gate, blocks, 1)  # the first is still at its task
+        run_until(pool, both_at_once, blocks, 2)  # each worker caches one block
+        run_until(pool, behind_the_gate, blocks, 1)  # the worker with block 0 stays busy
         if is_near:
             run_until(pool, np.negative, blocks, 1, tasks=1)
             GATE.set()
@@ -287,13 +289,13 @@ BLOCK_BYTES, SLOW = 2_000_000, 20_000.0  # a block takes 100 s at this rate, in 
 
 
 def large_blocks(count: int) -> UncodedBlocks:
-    """Blocks of one array each, which have to be sent to workers."""
+    """Return blocks of one large array each, which have to be sent to the workers."""
     return UncodedBlocks([[np.full(BLOCK_BYTES // 8, float(task))] for task in range(count)], ("array",))
 
 
 @contextmanager
 def slowed_pool(site: ThreadSite, n_workers: int, **options: Any) -> Iterator[tuple[Pool, SlowLinks]]:
-    """A pool whose workers have all called, and are free, through a proxy."""
+    """Yield a pool and the proxies of its links, once all workers have connected and are free."""
     blocks = UncodedBlocks([[np.ones(3)] for _ in range(n_workers)], ("array",))
     with slow_links() as links, pool_of(site, workers=n_workers, **options) as pool:
         with closing(pool.open(JobSpec(np.negative, blocks))) as run:
@@ -315,9 +317,9 @@ def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> N
             run.submit([(task, 0) for task in range(4)])
             outcomes = first_ends(run, 2, PATIENCE)
             assert [one.failure for one in outcomes] == [None, None]
-            # The others may not have asked for their blocks yet: what they are told is slow, too.
+            # Messages to workers on slow links are slow, too, so these workers may request their blocks late.
             assert until(lambda: (run.wait(0.01), run.count_receiving_workers())[1] == 2)  # type: ignore[attr-defined]
-        for link in links.first(2):  # fast enough for what was on its way, and for the cancellation
+        for link in links.first(2):  # fast enough for the data in transit and for the cancellation
             link.rate = 50 * SLOW
         with closing(pool.open(JobSpec(np.negative, UncodedBlocks([[np.ones(3)]] * 4, ("array",))))) as run:
             run.submit([(task, 0) for task in range(4)])

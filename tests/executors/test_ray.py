@@ -1,4 +1,4 @@
-"""Ray: single calls and persistent workers, on a cluster of this machine, where some sleep or are killed."""
+"""Calls and persistent workers on a real Ray cluster on this machine, where some sleep or are killed."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ try:
     import ray
 except ImportError:  # `make test-engines` installs it
     ray = None
-# Ray opens files and sockets that it leaves to the collector of garbage.
+# Ray leaves files and sockets open for the garbage collector to close.
 leaves_open = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
 pytestmark = [pytest.mark.engines, leaves_open]
-SLOW = 300.0  # a started cluster of Ray on a busy machine
+SLOW = 300.0  # seconds, enough to start a Ray cluster on a busy machine
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +61,7 @@ def pool(cluster: Any) -> Iterator[Pool]:
 
 
 def first_to_come(folder: Path, count: int) -> bool:
-    """Whether this is one of the first so many calls."""
+    """Return whether this is one of the first `count` calls with this folder."""
     for number in range(count):
         try:
             (folder / str(number)).touch(exist_ok=False)
@@ -72,14 +72,14 @@ def first_to_come(folder: Path, count: int) -> bool:
 
 
 def sleeps_or_dies(folder: Path, asleep: int, block: np.ndarray) -> np.ndarray:
-    """A @ X; but the first calls, on data or parity, sleep, and the one after them kills its process."""
+    """Return block @ X, but sleep first in `asleep` calls, and kill the process in the call after them."""
     if first_to_come(folder, asleep):
         time.sleep(SLOW)
     return dies(folder, asleep + 1, block)
 
 
 def dies(folder: Path, count: int, block: np.ndarray) -> np.ndarray:
-    """block @ X; but the first calls kill their processes."""
+    """Return block @ X, but kill the process in the first `count` calls."""
     if first_to_come(folder, count):
         os.kill(os.getpid(), signal.SIGKILL)
     return block @ X
@@ -120,11 +120,11 @@ def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(clu
         names = ray.util.list_named_actors()
         assert names
         assert all(name.startswith("polarmap worker ") for name in names)
-        assert ray.get(ray.remote(lambda: 5).remote()) == 5  # they leave the slots to others
+        assert ray.get(ray.remote(lambda: 5).remote()) == 5  # the actors occupy no CPU slots of the cluster
     assert until(lambda: ray.util.list_named_actors() == [])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own making
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray itself causes these warnings
 @pytest.mark.parametrize("keeps", [False, True])
 def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool) -> None:
     data = pytest.importorskip("ray.data", reason="of ray[data]")
@@ -140,7 +140,7 @@ def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool)
 def test_an_actor_that_is_killed_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
     check(pool)
     before = workers_of(pool)
-    # Without three of eight results nothing can be decoded, and there is none before a loss was seen.
+    # With three of eight results missing, the map cannot decode, so it has to notice the lost workers.
     found = check(pool, partial(dies, tmp_path, 3), verify=False, retries=3)
     assert "(Ray actor 'polarmap worker " in str(found.report)
     assert until(lambda: not all(map(runs, before)) or bool(workers_of(pool) - before))
@@ -181,7 +181,7 @@ def wait_long(number: int) -> None:
 
 
 def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray would end this process."""
+    # Ray aborts this process if a task is cancelled while it ends.
     cancelled: list[Any] = []
     calls, cancel, are_left = RayEngine(ray), ray.cancel, threading.Event()
     monkeypatch.setattr(ray, "cancel", lambda theirs: cancelled.append(theirs) or cancel(theirs))
@@ -251,7 +251,7 @@ def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed() -> None
         "PC: @     0x7f1cb0181ad8  (unknown)  (unknown)",
     ]
     printed: list[dict[str, Any]] = []
-    dispatcher.add_handler("a test", printed.append)  # comes later, as the one that prints
+    dispatcher.add_handler("a test", printed.append)  # runs after earlier handlers, like the one that prints
     try:
         for _ in range(2):
             hide_native_stack_traces()

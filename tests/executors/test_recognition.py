@@ -1,4 +1,4 @@
-"""All supported kinds of executors are recognized."""
+"""Recognition of every supported kind of executor, by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Remote workers are started, replaced, renewed, released and billed."""
+"""The pool of remote workers, which starts, replaces, renews, releases and bills them.
+
+The workers are threads of this process that a fake provider starts.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def started(workers: RemoteWorkerPool, count: int) -> None:
 
 
 def soon(workers: RemoteWorkerPool) -> bool:
-    """Look now, not in a moment; False."""
+    """Check for exited workers without waiting for the next poll, and return False."""
     workers.maybe_scale_up(Allocation(lambda: None), 0)
     return False
 
@@ -109,7 +112,8 @@ def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
 def test_one_more_is_started_for_a_map_that_finds_none_free(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polarmap.executors.worker_pool.GRACE_SECONDS", 0.0)  # nothing began for long
+    # Without a grace period, a session is starved as soon as none of its tasks start.
+    monkeypatch.setattr("polarmap.executors.worker_pool.GRACE_SECONDS", 0.0)
     started(workers, 1)  # The start may take longer than the grace period.
     first, second = opened(workers), opened(workers)
     first.n_queued = 1
@@ -131,7 +135,7 @@ def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkerPool, site:
 
 
 class WorkersOfAnotherVersion:
-    """A life for workers of `ThreadSite`: a process whose polarmap has another version of the protocol."""
+    """Runs workers of a `ThreadSite` as processes whose polarmap has another version of the protocol."""
 
     code = """
 import sys
@@ -230,7 +234,7 @@ def test_a_site_where_nothing_ever_starts_is_one_clear_error(
     lease = Allocation(lambda: None)
     workers.request_workers(1)
     time.sleep(0.03)
-    workers.request_workers(2)  # in place of those that do not call others are started, now and then
+    workers.request_workers(2)  # workers that do not connect are replaced from time to time
     with pytest.raises(ExecutorError, match=r"has connected within [\d.]+ s$"):
         until(lambda: workers.maybe_scale_up(lease, 2))
 
@@ -254,7 +258,7 @@ def test_one_that_its_site_has_started_again_takes_its_own_place(
     busy = taken(workers, opened(workers))
     again = called(workers._driver_address, 0)
     assert until(lambda: workers._workers.get(0) not in (busy, None))
-    assert busy.channel.fileno() >= 0  # its map waits there, and sees that it is gone
+    assert busy.channel.fileno() >= 0  # the map polls this channel, and finds the worker disconnected
     assert busy.receive_messages() == ([], False)
     workers.remove_worker(busy)
     assert len(workers) == 1
@@ -307,7 +311,7 @@ def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
     monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
     site.max_worker_seconds = 100.0
     started(workers, 1)
-    workers._launched[0].expires_at = time.monotonic() + 5.0  # soon, of so many seconds
+    workers._launched[0].expires_at = time.monotonic() + 5.0  # short compared to max_worker_seconds
     site.refusal = ExecutorError("too many requests")
     workers.maintain_workers()
     assert site.launches == [[0], [1]]
@@ -369,7 +373,7 @@ def test_workers_try_the_address_of_the_connection_to_the_engine_first(site: Thr
 
 
 class BrokenSocket:
-    """A socket of which nothing can be read but an error."""
+    """A socket whose reads raise an error."""
 
     def __init__(self, error: OSError) -> None:
         self.error = error
@@ -420,7 +424,7 @@ def pool(site: ThreadSite) -> Iterator[Pool]:
 
 
 def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are objects of it, too."""
+    # Messages and blocks are both objects of the storage.
     site.storage, site.bucket = DictStorage(), "b"
     site.default = serving_by_storage(site.storage)
     monkeypatch.setattr(storage_channel, "MAX_POLL_INTERVAL", 0.05)
@@ -437,7 +441,7 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.Monk
 def test_a_timeout_is_kept_while_the_storage_hangs(
     site: ThreadSite, monkeypatch: pytest.MonkeyPatch, hangs: str
 ) -> None:
-    """Blocks of new data are stored, and messages are written."""
+    # The storage hangs either when blocks of new data are stored or when messages to workers are written.
     storage = site.storage = DictStorage()
     site.bucket, site.default = "b", serving_by_storage(storage)
     monkeypatch.setattr(storage_channel, "MAX_POLL_INTERVAL", 0.05)
@@ -483,7 +487,7 @@ def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> 
     assert first is not None
     assert second is not None
     assert (first.n_started, second.n_started) == (2, 0)
-    assert second.worker_seconds >= 2 * (moments[2] - moments[1])  # also while no map ran
+    assert second.worker_seconds >= 2 * (moments[2] - moments[1])  # includes the time between the maps
 
 
 @pytest.mark.parametrize("use", ["the array is stored in", "the results cannot be stored in"])
@@ -508,7 +512,7 @@ def answer(call: Message, kind: bytes = MessageKind.TASK_REPLY, **fields: Any) -
 
 
 REPLY = tuple(TaskReply(None, 0.0, ("array",), (("<f8", (9,)),)))
-# Each made of the call that was given.
+# Each function receives a task message and returns an invalid reply to it.
 NONSENSE: list[Callable[[Message], Message]] = [
     lambda call: Message(MessageKind.TASK_REPLY),
     lambda call: Message(MessageKind.HELLO, header=b"five"),

@@ -1,4 +1,4 @@
-"""Scripted arrivals: what arrives when, and what is evaluated for it."""
+"""ReplayExecutor: scripted run times on a virtual clock, and evaluations of f."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_every_run_has_a_clock_of_its_own_and_f_may_change_its_block() -> None:
 
 
 class Compared(float):
-    """A time of which it is counted how often it is compared."""
+    """A time that counts how often any time is compared."""
 
     times = 0
 
@@ -93,7 +93,7 @@ class Compared(float):
 
 
 def test_an_arrival_does_not_look_at_all_others() -> None:
-    """With ten times the tasks, an arrival is compared with a few more others, not with ten times as many."""
+    # With a heap, the number of comparisons of an arrival grows like log n instead of n.
     n = 2000
     order = np.random.default_rng(0).permutation(n).tolist()
     run = opened({task: Compared(1.0 + turn) for turn, task in enumerate(order)}, n=n)

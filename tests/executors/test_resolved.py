@@ -1,4 +1,4 @@
-"""An executor that wraps another one answers every question as that one does."""
+"""Executors that wrap another executor, which must have the same properties as the wrapped executor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 def questions(executor: ResolvedExecutor) -> dict[str, Any]:
-    """Return the answers of an executor to all questions but its faults."""
+    """Return all properties of an executor except its faults."""
     facts = ("worker_spec", "is_local", "shares_memory", "pickles_f", "can_batch", "max_workers")
     names = (*facts, "has_persistent_workers", "prefers_persistent_workers", "name", "workers_by_host")
     data = np.ones(3)

@@ -1,4 +1,4 @@
-"""Workers in interpreters of their own do what forked ones do, and end as they do."""
+"""Pool(fork=False): workers in new interpreters behave like forked workers, and end in the same ways."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_maps_find_there_what_is_around_this_process(shared: Pool, monkeypatch: 
 
 def test_one_that_is_killed_is_an_erasure_that_says_how_it_ended(shared: Pool, tmp_path: Path) -> None:
     def f(block: np.ndarray) -> np.ndarray:
-        for number in range(3):  # without three of six nothing is decoded before a loss is seen
+        for number in range(3):  # with three of six results missing, the map has to notice the lost workers
             try:
                 (tmp_path / f"killed {number}").touch(exist_ok=False)
             except FileExistsError:

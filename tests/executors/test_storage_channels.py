@@ -1,4 +1,4 @@
-"""Messages by way of a storage arrive once, are sent again when they are lost, and stop for nothing."""
+"""Channels over an object storage: messages arrive exactly once, despite losses and outages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from polarmap.worker.storage_channel import (
 
 
 def call(number: int, f: bytes = b"") -> Message:
-    """A message with which a task is to be done."""
+    """Return the message that sends a task to a worker."""
     return Message(MessageKind.TASK, (number, 0, 0), b"header", f)
 
 
@@ -42,7 +42,7 @@ def ended(number: int, data: bytes = b"") -> Message:
 
 
 class Side:
-    """A driver's ends and what makes channels to them, in a storage that is a dict."""
+    """The driver's side of storage channels and their workers, with a dict as the storage."""
 
     def __init__(self) -> None:
         self.storage, self.prefix = DictStorage(), "polarmap/pool-1"
@@ -54,11 +54,11 @@ class Side:
         self.links[number] = link
 
     def orders(self) -> Mailbox:
-        """Return the messages in the mailbox."""
+        """Return the mailbox that is stored for the workers."""
         return Mailbox.decode(self.storage.get_object("b", ChannelKeys(self.prefix).mailbox_key))
 
     def has_stored_all(self) -> bool:
-        """Return whether the orders are in the storage, and nobody stores any."""
+        """Return whether all messages to workers are stored and no write is running."""
         if self.all._has_unwritten or not self.all._mailbox_lock.acquire(blocking=False):
             return False
         self.all._mailbox_lock.release()
@@ -68,7 +68,7 @@ class Side:
         return self.storage.list_keys("b", self.prefix)
 
     def worker(self, number: int) -> StorageChannel:
-        """Return the channel of a worker that has joined."""
+        """Open the channel of a worker, wait until it has joined, and return the channel."""
         one = StorageChannel(self.storage, "b", self.prefix, number)
         self.channels.append(one)
         one.send(Message(MessageKind.HELLO, header=b"%d" % number))
@@ -83,7 +83,7 @@ class Side:
         assert until(lambda: told in [one[:2] for one in self.orders().messages.get(number, ())])
 
     def heard(self, number: int, count: int = 1) -> list[Any]:
-        """Receive and return `count` messages of a worker. The first one contains its process id."""
+        """Receive and return at least `count` messages of a worker. The first one contains its process id."""
         said: list[Any] = []
 
         def listen() -> bool:
@@ -111,7 +111,7 @@ def side() -> Iterator[Side]:
 
 
 def received(worker: StorageChannel, count: int = 1) -> list[Message]:
-    """Receive and return `count` messages of the driver."""
+    """Receive and return at least `count` messages of the driver."""
     said: list[Message] = []
 
     def listen() -> bool:
@@ -143,13 +143,13 @@ def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_sa
 def test_a_worker_that_is_gone_is_told_nothing_more_and_ends_if_it_is_there(
     side: Side, is_closed: bool
 ) -> None:
-    """Else the one object with what is said to all would grow with each worker that was replaced."""
+    # One object contains the messages to all workers. It must not grow with each worker that is replaced.
     worker, other = side.worker(0), side.worker(1)
     side.tell(0, call(1, b"f"))
     received(worker)
     if is_closed:
         side.links[0].close()
-    else:  # its map sees it, and lets go of it
+    else:  # the map notices the lost worker and releases it
         side.all.disconnect(0)
         assert not side.links[0].send(call(2))
     side.all._write_mailbox()
@@ -160,7 +160,7 @@ def test_a_worker_that_is_gone_is_told_nothing_more_and_ends_if_it_is_there(
     other.send(ended(2))
     assert side.heard(1, 2)[1] == ended(2)
     assert is_closed == (0 not in side.all._channels)
-    side.tell(1, call(3))  # goes on with the others
+    side.tell(1, call(3))  # the remaining worker still receives messages
     assert received(other) == [call(3)]
 
 
@@ -182,7 +182,7 @@ def test_a_worker_that_its_site_has_started_again_joins_again(side: Side) -> Non
 
 def test_a_message_that_was_put_twice_is_heard_once(side: Side) -> None:
     worker = side.worker(0)
-    worker._last_sent -= 1  # the answer to a request was lost
+    worker._last_sent -= 1  # simulates that the response to a write was lost, so the worker repeats it
     worker.send(Message(MessageKind.HELLO, header=b"0"))
     worker.send(ended(1))
     assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(1)]
@@ -210,7 +210,7 @@ def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
     sign = ReplyKey(0, link.worker_instance, 9, 0, link.n_received, 0)
     for lost in (0, 1):
         side.all._handle_reply(sign._replace(last_sent=link.n_received + lost), b"")
-    assert link.is_connected  # a listing may show it before the reply
+    assert link.is_connected  # a listing may show the heartbeat before the reply
     worker.send(Message(MessageKind.CANCELLED))
     assert side.heard(0) == [Message(MessageKind.CANCELLED)]
     for _ in range(2):
@@ -253,7 +253,7 @@ def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: p
 
     put, side.storage.put_object = side.storage.put_object, away
     assert side.links[0].send(call(1))
-    side.all.flush_messages()  # does not wait for the storage
+    side.all.flush_messages()  # returns without waiting for the storage
     assert until(lambda: side.all._failure is not None)
     with pytest.raises(
         ExecutorError, match="cannot be sent to the workers through the storage: ConnectionError: away"
@@ -322,7 +322,7 @@ def test_a_worker_of_another_version_is_reported_once_and_stops_nothing(side: Si
 
 
 def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(side: Side) -> None:
-    """A storage of files shows them before all bytes are there."""
+    # A storage of files lists a file before all its bytes are written.
     worker = side.worker(0)
     side.heard(0)
     storage, put, list_keys = side.storage, side.storage.put_object, side.storage.list_keys
@@ -417,7 +417,7 @@ def test_requests_are_counted(side: Side) -> None:
     worker.send(ended(1))
     side.heard(0, 2)
     writes, reads = side.all.take_request_counts(100.0)
-    assert writes >= 4 + 100.0 / HEARTBEAT_SECONDS  # with listings and the worker's own
+    assert writes >= 4 + 100.0 / HEARTBEAT_SECONDS  # includes listings and the writes of the worker
     assert reads >= 2 + 100.0
     assert side.all.take_request_counts(0.0)[1] <= 2 * N_POLLS_PER_MESSAGE
 

@@ -1,4 +1,4 @@
-"""A store of the user's own is read for workers: in time, or with an error that says what is wrong."""
+"""StoreReader: the driver reads a user-defined store for the workers, with a timeout and clear errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 60.0
 
 
 class Shelf:
-    """A store that is read only."""
+    """A read-only store whose keys select how a read behaves."""
 
     name = "shelf"
 

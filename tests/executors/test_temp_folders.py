@@ -48,19 +48,21 @@ def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
     )
     for one in foreign:
         one.mkdir()
-    left = made_by_another_process(tmp_path / place, "os._exit(0)")  # as if it had been killed
+    left = made_by_another_process(
+        tmp_path / place, "os._exit(0)"
+    )  # ends without cleanup, like a killed process
     assert left.exists()
     assert make_temp_folder() != mine
     assert not left.exists()
     assert mine.exists()
-    assert all(one.exists() for one in foreign)  # they do not say whose they are
+    assert all(one.exists() for one in foreign)  # the names of these folders do not identify their owner
 
 
 @pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("pid", 1 << 30)])
 def test_what_another_container_uses_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, object]
 ) -> None:
-    """Numbers of processes mean nothing across containers that share a temporary folder."""
+    # Containers may share a temporary folder, but the same process id means different processes in them.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     owner = ProcessIdentity.current()._replace(pid=1 << 30)._replace(**dict([change]))
     theirs = tmp_path / f"{owner.folder_prefix}theirs"
@@ -71,7 +73,7 @@ def test_what_another_container_uses_is_left_alone(
 
 
 def test_a_process_that_exits_leaves_none(tmp_path: Path) -> None:
-    """Though nobody had it removed: an interrupt may come before anybody knows of it."""
+    # The folder is removed at exit, because an interrupt may come before the caller can remove it.
     assert made_by_another_process(tmp_path, "raise KeyboardInterrupt").parent == tmp_path
     assert os.listdir(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Transfers: bounded, in order, with errors raised, and never what a program waits for at its end."""
+"""Parallel transfers: a bounded number of threads, ordered results and errors, and no wait at exit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS = 30.0
 
 
 class Item:
-    """Something that a weak reference can refer to."""
+    """An object that supports weak references."""
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 40])
@@ -27,7 +27,7 @@ def test_results_come_in_the_order_of_the_items(count: int) -> None:
     last_first = [threading.Event() for _ in range(count)]
 
     def transfer(number: int) -> int:
-        """Return once the next item has ended, of each two."""
+        """Return the square. In each pair of numbers, the first waits until the second has returned."""
         if number % 2 == 0 and number + 1 < count:
             assert last_first[number + 1].wait(SECONDS)
         last_first[number].set()
@@ -67,7 +67,7 @@ def test_the_error_of_the_first_item_that_failed_is_raised_and_no_further_item_i
 
 
 def test_an_error_is_raised_once_running_transfers_have_ended() -> None:
-    """A caller that removes what was stored would else leave what is stored after that."""
+    # A caller may delete the stored objects after an error, so no transfer may store anything later.
     failed, stored = threading.Event(), list[int]()
 
     def transfer(number: int) -> None:
@@ -146,7 +146,7 @@ def test_what_has_not_started_does_not_once_it_is_stopped() -> None:
         assert go_on.wait(SECONDS)
 
     class WaitedFor(threading.Event):
-        """Is waited for once nothing more will be started: only then may the running transfer end."""
+        """An event that lets the running transfer end when the caller starts to wait for it."""
 
         def wait(self, timeout: float | None = None) -> bool:
             go_on.set()

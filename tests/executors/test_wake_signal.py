@@ -1,4 +1,4 @@
-"""A wake signal is readable from set to clear, and its descriptors are closed in time."""
+"""WakeSignal: it is readable from set to clear, and its descriptors are closed in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def readable(signal: WakeSignal) -> bool:
 def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
     signal = WakeSignal()
     assert not readable(signal)
-    for _ in range(100_000):  # more than a pipe holds
+    for _ in range(100_000):  # more bytes than a pipe can hold
         signal.set()
     assert readable(signal)
     assert signal.clear()
@@ -33,7 +33,8 @@ def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
 
 
 def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its_descriptor() -> None:
-    for _ in range(100):  # threads of other tests may open a file in between, which then gets the number
+    # Threads of other tests may open a file that gets the same descriptor, so several attempts are made.
+    for _ in range(100):
         signal = WakeSignal()
         number = signal.fileno()
         signal.close()
@@ -58,7 +59,7 @@ def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class ClosedMeanwhile(wake_signal._SendSocket):
-        """By another thread, after this one has looked up the number of the descriptor."""
+        """A socket that another thread closes after this thread has looked up its descriptor."""
 
         def send(self, *arguments: Any) -> int:
             number = self.fileno()
@@ -72,7 +73,7 @@ def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
     signal.set()
     [(before, after)] = numbers
     assert before == after
-    with pytest.raises(OSError, match="descriptor"):  # it is closed now
+    with pytest.raises(OSError, match="descriptor"):  # the descriptor is closed now
         os.fstat(before)
 
 

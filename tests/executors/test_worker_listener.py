@@ -1,4 +1,4 @@
-"""A driver accepts connections from its own workers only."""
+"""WorkerListener: the driver accepts connections only from its own workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEY = bytes(range(32))
 
 
 class Crowd:
-    """The workers that have joined."""
+    """Collects the workers that have joined."""
 
     def __init__(self) -> None:
         self.joined: Queue[tuple[int, WorkerChannel, str]] = Queue()
@@ -55,7 +55,7 @@ def listener(crowd: Crowd) -> Iterator[WorkerListener]:
 
 
 def called(listener: WorkerListener) -> socket.socket:
-    """A connection of whoever finds the address."""
+    """Connect to the listener without a key, as any process that knows the address can."""
     return socket.create_connection(listener.endpoints[-1], 10.0)
 
 
@@ -76,7 +76,7 @@ def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerList
     for said in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
         with called(listener) as stranger:
             heard = b""
-            # It may be closed with what it has not read, and before all has been sent.
+            # The listener may close the connection before it has read or received all bytes.
             with suppress(OSError):
                 stranger.sendall(said)
                 stranger.shutdown(socket.SHUT_WR)
@@ -108,7 +108,7 @@ def test_who_says_nothing_does_not_keep_others_waiting(
             assert crowd.one()[0] == number
             channel.close()
         silent[0].recv(GREETING_BYTES)
-        assert silent[0].recv(1) == b""  # the one that came first was let go
+        assert silent[0].recv(1) == b""  # the oldest silent connection was closed
 
 
 def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_admitted(
@@ -208,7 +208,7 @@ def descriptors() -> int:
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="Windows knows its own name")
 def test_own_addresses_ask_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_names(host: str, *args: Any, **options: Any) -> Any:
-        ipaddress.ip_address(host)  # ValueError for a name, which a name server may take long to find
+        ipaddress.ip_address(host)  # raises ValueError for a name, which a slow name server would resolve
         return look_up(host, *args, **options)
 
     look_up, addresses = socket.getaddrinfo, list_local_addresses()

@@ -1,4 +1,4 @@
-"""Workers and tasks are spread evenly over machines."""
+"""Placement of workers and tasks, which are spread evenly over machines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COUNTS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 20))
 
 
 def is_even(counts: Counter[str], machines: list[str]) -> bool:
-    """Whether no machine has more than its share, counted anew."""
+    """Return whether no machine has more than its share, computed independently of the package."""
     total = sum(counts[one] for one in machines)
     return all(counts[one] * len(machines) < total + len(machines) for one in machines)
 
@@ -58,7 +58,7 @@ def test_no_new_worker_starts_on_a_machine_that_has_more_than_another(
 
 @given(MACHINES, COUNTS)
 def test_moving_workers_makes_the_spread_even(machines: list[str], given_counts: dict[str, int]) -> None:
-    """Each stopped worker is replaced. Workers that may be stopped are chosen from the fullest machines."""
+    # Each stopped worker is replaced. The workers to stop are chosen from the fullest machines.
     counts = Counter({one: given_counts.get(one, 0) for one in machines})
     total, was_even = counts.total(), is_even(counts, machines)
     extra = find_underfull_machines(machines, counts)
@@ -82,7 +82,7 @@ def test_no_machine_is_chosen_where_there_is_none() -> None:
 
 @given(st.data())
 def test_no_machine_gets_more_than_its_share_of_a_map_while_another_has_an_idle_worker(data: Any) -> None:
-    """Workers become free in any order; the blocks that they have cached are those of any tasks."""
+    # Workers become free in any order, and have cached the blocks of any tasks.
     hosts = data.draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
     n = data.draw(st.integers(1, 24))
     workers = [WorkerHandle(number, Mock(), machine=host) for number, host in enumerate(hosts)]
@@ -141,7 +141,7 @@ def spread(workers: RemoteWorkerPool) -> Counter[str]:
 
 
 def settles(workers: RemoteWorkerPool, expected: dict[str, int]) -> bool:
-    """Whether workers are spread like this soon, if the table is tended."""
+    """Return whether `maintain_workers` soon spreads the workers as expected."""
 
     def is_so() -> bool:
         workers.maintain_workers()
@@ -162,7 +162,8 @@ def test_workers_move_to_a_machine_that_has_come_back(workers: RemoteWorkerPool,
     assert settles(workers, dict.fromkeys("abcd", 8))
     site.lose("d")
     assert settles(workers, {"a": 11, "b": 11, "c": 10})
-    assert all(machines.count("d") < 2 for machines in site.placements[1:])  # to see whether it is back
+    # At most one worker at a time is placed on "d", to check whether the machine is reachable again.
+    assert all(machines.count("d") < 2 for machines in site.placements[1:])
     site.reachable.add("d")
     assert settles(workers, dict.fromkeys("abcd", 8))
 
@@ -190,7 +191,7 @@ def test_no_worker_that_is_at_a_task_is_moved(workers: RemoteWorkerPool, site: M
         worker.assign_task((0, number, 0), number)
     site.known.append("d")
     site.reachable.add("d")
-    assert settles(workers, {"a": 4, "b": 4, "c": 4, "d": 3})  # those on d are free, and stay
+    assert settles(workers, {"a": 4, "b": 4, "c": 4, "d": 3})  # the new workers on d are free and stay
     assert all(worker in workers._workers.values() for worker in busy)
     for worker in busy:
         workers.release_worker(worker)

@@ -1,4 +1,4 @@
-"""Decisions of the worker pool about idle, busy and lost workers, and about whose turn it is."""
+"""WorkerPool: decisions about idle, busy and lost workers, and fair turns of the maps that share them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from polarmap.executors.storage_channels import DriverStorageChannel
 from polarmap.executors.worker_pool import GRACE_SECONDS, MAX_CACHED_TASKS, WorkerHandle, WorkerPool
 from polarmap.worker.messages import Message, MessageKind, encode_frame
 
-TOLD, AHEAD = (3, 1, 0), (3, 2, 0)  # map, task and attempt
+TOLD, AHEAD = (3, 1, 0), (3, 2, 0)  # job, task and attempt of a running task and of one assigned in advance
 CORES = 2
 
 
 class Table(WorkerPool):
-    """At most so many workers, with links of which a test says what they hear."""
+    """A pool of at most `most` fake workers, with channels into which the test puts messages."""
 
     def __init__(self, most: int = 100) -> None:
         super().__init__(None)
@@ -56,7 +56,7 @@ class Table(WorkerPool):
 
 
 class Here(LocalWorkerPool):
-    """Processes that nobody starts."""
+    """A pool of local workers without processes."""
 
     def __init__(self, most: int | None) -> None:
         super().__init__(1, most, [])
@@ -88,12 +88,12 @@ def test_the_questions_about_workers_change_nothing(table: Table) -> None:
 
 
 def table_of(is_here: bool, most: int) -> WorkerPool:
-    """Where so many tasks are under way at most."""
+    """Return a pool of local or remote workers that runs at most `most` tasks at a time."""
     return Here(most) if is_here else Table(most)
 
 
 def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
-    """A worker has been told of a task, and has told its end."""
+    """Assign a task to a worker and deliver the worker's reply."""
     worker.assign_task(order, task)
     worker.channel.deliver_frames(encode_frame(Message(MessageKind.TASK_REPLY, order)))
     worker.receive_messages()
@@ -256,7 +256,7 @@ def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: M
     worker.assign_task(TOLD, "task")
     table.links[0].deliver_frames(encode_frame(said) + encode_frame(Message(MessageKind.TASK_REPLY, TOLD)))
     assert worker.receive_messages() == ([], False)
-    assert worker.receive_messages() == ([], False)  # whoever has it then sees it, too
+    assert worker.receive_messages() == ([], False)  # later readers also find the worker disconnected
 
 
 def test_who_replies_twice_is_gone(table: Table) -> None:
@@ -273,7 +273,7 @@ def test_close_ends_all_and_maps_see_it(table: Table) -> None:
     table.close_allocation(another)
     table.close()
     assert sorted(table.gone) == [0, 1, 2]
-    assert busy.channel.fileno() >= 0  # its map waits there
+    assert busy.channel.fileno() >= 0  # stays open because a map polls this channel
     assert not busy.receive_messages()[1]
     assert abandoned.channel.fileno() == free.channel.fileno() == -1
     with pytest.raises(ExecutorError, match="ended the workers while a map was running"):
@@ -294,7 +294,7 @@ def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
 
 
 class Map:
-    """A run that starts tasks whenever it may."""
+    """A session that starts tasks whenever the pool allows it."""
 
     def __init__(self, pool: WorkerPool, tasks: int) -> None:
         self.waiting, self.calls = tasks, 0
@@ -315,7 +315,7 @@ class Map:
         return started
 
     def end(self) -> None:
-        """The oldest task ends."""
+        """Release the worker of the oldest task."""
         self.pool.release_worker(self.workers.pop(0))
 
     def listen(self) -> None:
@@ -364,11 +364,11 @@ def test_a_slot_goes_to_the_map_with_the_fewest_tasks_then_to_the_one_that_has_w
     assert second.start(1) == 1
     first.end()
     assert (first.start(), second.start(), third.start(1)) == (0, 0, 1)
-    first.end()  # each of the others has one
+    first.end()  # now the second and the third map run one task each
     assert (second.start(), third.start(), first.start(1)) == (0, 0, 1)
     for one in (third, first, second):
         one.end()
-    assert (first.start(), second.start()) == (0, 0)  # they had one for longer
+    assert (first.start(), second.start()) == (0, 0)  # the third map has waited longest
     assert third.start(1) == 1
 
 
@@ -459,10 +459,10 @@ def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: py
         for worker, process in zip(first.workers, processes, strict=True):
             worker.pid = process
         assert second.start() == 0
-        for _ in range(2):  # to be seen twice
+        for _ in range(2):  # idle cores count after two consecutive polls
             now += 0.1
             pool.maybe_scale_up(second.lease, 9)
-            pool.maybe_scale_up(second.lease, 9)  # too soon: no look
+            pool.maybe_scale_up(second.lease, 9)  # too soon after the last poll, so it has no effect
         assert (second.start() > 0) == grows
         first.close()
         assert second.start() >= 1
@@ -476,7 +476,7 @@ def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: py
 def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
     most: int, is_here: bool, events: list[tuple[int, str]]
 ) -> None:
-    """Whoever is called starts what it may; each task ends in the end, and so all get through."""
+    # Each session starts tasks whenever it is woken, and each task ends, so all sessions must finish.
     pool = table_of(is_here, most)
     maps = listening(pool, 7, 7, 7, 7)
 
@@ -493,7 +493,7 @@ def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
 
     def end(one: Map) -> None:
         one.end()
-        one.call()  # its own thread goes on
+        one.call()  # the thread of the session also continues when its task ends
         settle()
 
     for one in maps:
