@@ -1,4 +1,4 @@
-"""Sampled gates: distinct, seeded, half-spaces."""
+"""Sampled gates, which are distinct and reproducible half-spaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output of verbose=, against objectives and gradients after as many iterations; fits cut short."""
+"""The output of verbose=; the oracles are objectives and gradients after the same number of iterations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODELS = [
 
 def data_of(model: Any) -> tuple[np.ndarray, np.ndarray]:
     X, y = standardized(datasets.load_breast_cancer)
-    if isinstance(model, (ElasticNet, Ridge)):  # of more columns: of few, one Newton step is the fit
+    if isinstance(model, (ElasticNet, Ridge)):  # with few columns, a single Newton step would finish the fit
         return X, X[:, :6] @ np.arange(6) + y
     return X[:, :6], y
 
@@ -48,7 +48,7 @@ def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: repr(model).split("(")[0])
 @pytest.mark.parametrize("largest_gram", [1000, 0], ids=["newton", "gradients alone"])
-@pytest.mark.filterwarnings("ignore", category=ConvergenceWarning)  # of fits that are cut short
+@pytest.mark.filterwarnings("ignore", category=ConvergenceWarning)  # the test limits the iterations
 def test_a_line_for_each_iteration(
     model: Any, largest_gram: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

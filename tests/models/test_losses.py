@@ -1,4 +1,4 @@
-"""Losses against differences, scipy's minimizer and Fenchel's inequality; with the best intercept."""
+"""Losses of models; the oracles are finite differences, scipy's minimizer and Fenchel's inequality."""
 
 from __future__ import annotations
 

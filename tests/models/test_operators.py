@@ -1,4 +1,4 @@
-"""Operators of scaled and gated features, compared with the dense matrix; their models, with scikit-learn."""
+"""Operators of scaled and gated features; the oracles are dense matrices and scikit-learn's models."""
 
 from __future__ import annotations
 

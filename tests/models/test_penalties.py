@@ -1,4 +1,4 @@
-"""Penalties against their definitions: brute force over points and grids."""
+"""Penalties, their proximal operators and conjugates; the oracle is a search over points and grids."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_conjugate_of_a_box_is_at_a_corner(v: np.ndarray, slope: np.ndarray)
     assert penalty.conjugate(v) == pytest.approx(max(v @ x - penalty(x) for x in corners))
     p = penalty.prox(v, 0.5)
     assert (p >= lower).all() and (p <= upper).all()
-    for x in corners:  # the condition of a projection
+    for x in corners:  # p is the projection if this inner product is not positive for any corner
         assert (v - 0.5 * slope - p) @ (x - p) <= 1e-9
 
 
@@ -84,7 +84,7 @@ def test_group_norms_of_equal_scales_are_that_of_pyproximal() -> None:
 def test_the_prox_of_group_norms_satisfies_its_condition(
     rows: int, columns: int, seed: int, spread: float, tau: float
 ) -> None:
-    """x - p is tau times a subgradient: tau scale^2 p / |scale p|, or within the dual ball where p is 0."""
+    # x - p must be tau times a subgradient: tau scale^2 p / |scale p|, or in the dual ball if p is 0.
     stream = np.random.default_rng(seed)
     scale = 10.0 ** stream.uniform(-spread / 2, spread / 2, rows)
     x = stream.standard_normal((rows, columns))

@@ -1,4 +1,4 @@
-"""Projections against the condition that makes a point the nearest one, and sets that cannot be."""
+"""Projections on sets, checked with the optimality condition of the nearest point, and invalid sets."""
 
 from __future__ import annotations
 

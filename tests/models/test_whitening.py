@@ -1,4 +1,4 @@
-"""Whitened coordinates against dense linear algebra: second moments, norms, products."""
+"""Second moments, norms and products in whitened coordinates; the oracle is dense linear algebra."""
 
 from __future__ import annotations
 

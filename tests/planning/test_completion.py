@@ -1,4 +1,4 @@
-"""Completion times: the numbers of the literature, brute-force simulation of every job, and refusals."""
+"""Completion times of coded jobs; the oracles are published numbers and a simulation of every job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXPONENTIAL = ShiftedExponential(0.0, 1.0)
 
 
 def test_the_numbers_of_the_literature() -> None:
-    """Rate 1/2, run times 1 + Exp(1), 512 workers."""
+    # The code has rate 1/2, and the 512 workers have run times 1 + Exp(1).
     distribution = ShiftedExponential(1.0, 1.0)
     gaps = 1 / np.arange(512, 256, -1)
     assert completion_time(512, 256, "rotation", distribution).mean == pytest.approx(1 + gaps.sum(), rel=1e-8)

@@ -1,4 +1,4 @@
-"""Tests of the number of arrivals a code needs, against the decoders themselves, fed the same orders."""
+"""The number of arrivals that a code needs; the oracles are the decoders, given the same orders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from polarmap.planning.decodability import compute_decoding_times, get_decoder_n
     "distribution", [DISTRIBUTIONS["exponential"], DISTRIBUTIONS["failing"]], ids=["exponential", "failing"]
 )
 def test_sequential_jobs_by_rank_are_those_by_time(distribution: Distribution) -> None:
-    """Decodability is simulated without run times; simulating both together agrees."""
+    # The package simulates ranks without run times. The oracle simulates run times and decoding together.
     n, k = 48, 30
     code = PolarCode(n, k, "arikan", "sequential")
     arrivals = distribution.sample(np.random.default_rng(3), (n, 20_000))
@@ -45,7 +45,8 @@ def test_sequential_jobs_by_rank_are_those_by_time(distribution: Distribution) -
     [(5, 3, None), (16, 12, None), (30, 17, None), (64, 48, None), (24, 16, 3), (50, 30, 4)],
 )
 def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int, levels: int | None, scheme: str) -> None:
-    """The max/min pass and the eliminations, against a Decoder fed the same orders."""
+    # The package computes the counts in one pass of maxima and minima, or by elimination. The oracle is a
+    # decoder that receives the results one by one.
     orders, exact = 40, scheme == "integers"
     code = PolarCode(n, k, "arikan", get_decoder_name(scheme), levels=levels)
     ranks = np.random.default_rng(9).permuted(
@@ -87,9 +88,10 @@ def test_float32_and_tiles_do_not_matter() -> None:
 
 @pytest.mark.parametrize(("levels", "beyond"), [(10, 78), (8, 118), (5, 182)])
 def test_fewer_levels_need_more_results(levels: int, beyond: float) -> None:
-    """Of 1,024, in random order (arXiv 1901.06811): half the additions, more than twice as many beyond k."""
+    # Compare arXiv 1901.06811 for 1,024 results in random order: a code with half of the additions needs more
+    # than twice as many results beyond k.
     code = PolarCode(1024, 768, "arikan", "sequential", levels=levels)
     orders = np.random.default_rng(0).permuted(np.tile(np.arange(1, 1025, dtype=np.int32), (400, 1)), axis=1)
     assert sequential_decoding_times(code, orders.T).mean() - 768 == pytest.approx(beyond, abs=4)
-    # additions per block of one transform
+    # The number of additions of a transform per block is levels / 2.
     assert code.mother_code_length * code.levels / 2 / 1024 == levels / 2

@@ -1,4 +1,4 @@
-"""Run-time distributions against scipy.stats, against sampling and against each other."""
+"""Run-time distributions; the oracles are scipy.stats, samples, and each other."""
 
 from __future__ import annotations
 

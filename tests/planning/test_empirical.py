@@ -1,4 +1,4 @@
-"""Tests of observed run times, against scipy's product-limit estimate, from reports and files."""
+"""Empirical run-time distributions from reports and files; the oracle is scipy's product-limit estimate."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def test_reports_censor_what_they_abandon() -> None:
     )
     distribution = Empirical.from_reports(seen)
     assert distribution.values.tolist() == [1.0, 3.0]
-    assert distribution.failure_probability == pytest.approx(0.5)  # of four: one failed, one not seen to end
+    # Four tasks were started: one failed, and one was abandoned before it ended.
+    assert distribution.failure_probability == pytest.approx(0.5)
     by_worker = Empirical.from_reports([seen, seen], clock="seconds")
     assert by_worker.values.tolist() == [0.5, 2.5]
     assert as_distribution([seen, seen]).failure_probability == 0
@@ -80,7 +81,7 @@ def test_reports_censor_what_they_abandon() -> None:
 def test_a_task_abandoned_early_counts_as_running_no_longer_than_it_was_seen() -> None:
     first = report(TaskReport(0, "arrived", 1.0, 1.0, 1), TaskReport(1, "abandoned", None, None, 1))
     second = report(TaskReport(0, "arrived", 1.0, 1.0, 1), TaskReport(1, "arrived", 2.0, 2.0, 1))
-    distribution = Empirical.from_reports([first, second])  # 1, 1, 1+, 2
+    distribution = Empirical.from_reports([first, second])  # times 1, 1, 2, and one censored at 1
     np.testing.assert_allclose(distribution.cdf([1.0, 2.0]), [0.5, 1.0])
 
 
@@ -118,7 +119,7 @@ def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: s
 
 
 class TwoSlots(ReplayExecutor):
-    """Tasks of exactly one second, two at a time: the remaining tasks wait, as for the cores of a laptop."""
+    """An executor that runs two tasks of one second at a time, like a laptop with two cores."""
 
     is_local = True
 

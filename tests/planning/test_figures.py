@@ -1,4 +1,4 @@
-"""Run times, polarization and frontiers as figures, ordinary and degenerate ones."""
+"""Figures of run times, polarization and frontiers, for ordinary and degenerate inputs."""
 
 from __future__ import annotations
 
@@ -70,4 +70,4 @@ def test_a_frontier_of_one_point_or_none_and_an_infinite_plain_map_render() -> N
     rendered(plan(8, DISTRIBUTION, max_workers=8).plot())
     rendered(plan(8, FailureProne(DISTRIBUTION, 0.02), max_workers=16).plot())
     never = plan(8, FailureProne(DISTRIBUTION, 0.2), "cost", max_workers=8, max_failure_probability=1.0)
-    rendered(never.plot())  # one job in a hundred is never complete: there is no p99
+    rendered(never.plot())  # more than one job in a hundred never completes, so the p99 is infinite

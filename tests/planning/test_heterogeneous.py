@@ -1,4 +1,7 @@
-"""Workers that are not alike: against all subsets, exact probabilities, decoders and replayed maps."""
+"""Plans for workers with different run times.
+
+The oracles are all subsets of workers, exact probabilities, the decoders, and replayed maps.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ MIXED = [FAST, SLOW, Pareto(1.0, 2.0), FailureProne(FAST, 0.1), SLOW, Pareto(1.0
 
 
 def probability_that_enough_are_back(workers: list[Distribution], k: int, time: float) -> float:
-    """P(k of these are back at a time), by adding one worker after another."""
+    """Return the probability that at least k workers have returned by `time`, by a recursion over workers."""
     counts = np.array([1.0])
     for worker in workers:
         back = float(worker.cdf(time))
@@ -43,7 +46,8 @@ def probability_that_enough_are_back(workers: list[Distribution], k: int, time: 
 
 
 def test_half_of_the_workers_twice_slower() -> None:
-    """Design and assignment together come nearer to the 192nd arrival than any code for equal workers."""
+    # A code and an assignment designed for these workers come closer to the 192nd arrival than any code for
+    # equal workers.
     workers = [FAST, SLOW] * 128
     means = {
         scheme: completion_time(256, 192, scheme, workers).mean for scheme in ("mds", "sequential", "optimal")
@@ -121,14 +125,14 @@ def test_a_plan_uses_the_fast_workers_first() -> None:
     found = plan(8, [SLOW, FAST] * 8, slack=0.05)
     assert 8 < found.n <= 16
     assert set(range(1, 16, 2)) <= set(found.worker_indices)
-    assert set(found.worker_indices[:8]) == set(range(1, 16, 2))  # data
+    assert set(found.worker_indices[:8]) == set(range(1, 16, 2))  # the workers of the data tasks
     assert f"start {found.n} workers, those in plan.worker_indices, for 8 blocks" in str(found)
     assert found.uncoded == plan(8, [FAST] * 8).uncoded
 
 
 @pytest.mark.parametrize("code", ["rotation", "sequential", "optimal", "integers"])
 def test_a_map_of_a_plan_is_complete_when_its_workers_say(code: str) -> None:
-    """Every task is given to the worker that the plan says, on a clock of its own."""
+    # A replayed map gives each task the sampled run time of the worker that the plan assigns to it.
     there = [SLOW, FAST] * 8
     found = plan(8, there, "mean", slack=0.0, max_workers=14, code=code)
     times = HeterogeneousWorkers(there).sample_run_times(np.random.default_rng(1), 1)[:, 0]

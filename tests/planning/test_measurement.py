@@ -1,4 +1,4 @@
-"""How long tasks take, measured: by a script on a virtual clock, on threads, and with tasks that are lost."""
+"""Measured run times of tasks: on a virtual clock, on real threads, and with lost tasks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_tasks_that_are_lost_are_not_run_again_and_count() -> None:
 def test_tasks_compute_as_long_as_was_said() -> None:
     with ThreadPoolExecutor(1) as threads:
         measured = measure(threads, tasks=2, task_seconds=0.2)
-    # a machine may be ten times as fast then
+    # The machine may have become ten times as fast since the calibration.
     assert all(time > 0.02 for time in measured.cold + measured.warm)
 
 

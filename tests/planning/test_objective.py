@@ -1,4 +1,4 @@
-"""Tests of the objectives of plans: limits, each named when it leaves nothing, and the choice."""
+"""Objectives of plans: the choice of a candidate, and the error if a limit excludes all candidates."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OPTIONS = [option(4, 9.0, 10.0), option(5, 3.0, 11.0), option(6, 2.05, 12.0), op
 @pytest.mark.parametrize(
     ("objective", "n"),
     [
-        (Objective(), 6),  # 9 * 10, 3 * 11, 2.05 * 12, 2 * 16: the least
-        (Objective(slack=0.05), 6),  # within 5 % of the fastest, and cheaper
+        (Objective(), 6),  # the minimum of time x cost: 9 * 10, 3 * 11, 2.05 * 12, 2 * 16
+        (Objective(slack=0.05), 6),  # cheaper, and within 5 % of the fastest
         (Objective(slack=0.0), 8),
         (Objective(slack=1.0), 5),
         (Objective("cost"), 4),
@@ -37,9 +37,10 @@ def test_the_choice_is_the_knee_or_the_cheapest_near_the_best(objective: Objecti
 def test_the_knee_is_where_a_share_of_time_costs_as_large_a_share_of_money() -> None:
     steps = [option(10 + n, 100.0 / (1 + n) ** 2, 10.0 + n) for n in range(10)]
     steep = Objective().select_candidate(steps)
-    assert steep.n == 19  # each worker saves more of the time than it adds to the cost
+    assert steep.n == 19  # each worker saves a larger share of the time than it adds to the cost
     flat = [option(10 + n, 100.0 - n, 10.0 + n) for n in range(10)]
-    assert Objective().select_candidate(flat).n == 10  # a tenth more for a hundredth of the time
+    # A worker more adds 10 % to the cost, but saves only 1 % of the time.
+    assert Objective().select_candidate(flat).n == 10
     turning = [option(10 + n, 1.0 + 8.0 * 0.25**n, 10.0 + n) for n in range(10)]
     chosen = Objective().select_candidate(turning)
     before, after = turning[chosen.n - 11], turning[chosen.n - 9]

@@ -1,4 +1,4 @@
-"""The planner: what it recommends, against trying everything; and why it refuses."""
+"""Recommendations and errors of the planner; the oracle is an exhaustive search."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.2), 0.02, 5.0)
 
 @pytest.fixture(scope="module", autouse=True)
 def each_option_is_computed_once() -> Iterator[None]:
-    """However many plans weigh it: it is the same each time."""
+    """Cache completion times across all tests of this module, because they are deterministic."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "completion_time", functools.cache(completion_time))
         yield
@@ -83,7 +83,7 @@ def test_a_plan_says_when_a_plain_map_will_do() -> None:
     assert "a plain map without a code is enough" not in str(plan(24, DISTRIBUTION))
     failing = plan(8, FailureProne(DISTRIBUTION, 0.2), "cost", max_failure_probability=1.0)
     assert re.search(r"would change p99 from inf to \d\S* s, and the worker-seconds by", str(failing))
-    heavy = str(plan(1, Pareto(1.0, 0.3))).splitlines()[-1]  # no mean exists
+    heavy = str(plan(1, Pareto(1.0, 0.3))).splitlines()[-1]  # this distribution has no mean
     assert re.search(r"2 workers would change p99 by -\d\S*%, and the worker-seconds from inf to inf", heavy)
 
 
@@ -100,7 +100,7 @@ def test_a_plan_prints_ten_lines_at_most(run_times: Distribution) -> None:
 def test_cost_is_the_least_there_is_and_coding_may_lower_it() -> None:
     found = plan(24, DISTRIBUTION, "cost", slack=0.0)
     assert found.expected.worker_seconds == min(one.worker_seconds for one in found.frontier)
-    assert found.n > 24  # one parity task saves more waiting than it costs
+    assert found.n > 24  # a parity task saves more worker-seconds of waiting than it costs
     assert found.expected.worker_seconds < found.uncoded.worker_seconds
 
 
@@ -149,7 +149,7 @@ def test_failing_tasks_ask_for_parity() -> None:
 
 @pytest.mark.parametrize("objective", ["mean", "p99", "cost"])
 def test_small_blocks_are_as_many_as_their_price_allows(objective: str) -> None:
-    """The best of those that are tried on the workers that are planned without a price."""
+    # The oracle tries the same numbers of small blocks on the workers of a plan without overhead.
     distribution = ShiftedExponential(1.0, 1.0)
     one = plan(24, distribution, objective)
     quantity = "worker_seconds" if objective == "cost" else objective

@@ -1,4 +1,4 @@
-"""Pairs of a cdf and its complement: conversions there and back, and the digits that they keep."""
+"""Pairs of a cdf and its complement: conversions in both directions and their accuracy."""
 
 from __future__ import annotations
 

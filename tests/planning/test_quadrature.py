@@ -1,4 +1,4 @@
-"""Integrals over probabilities: against closed forms, also of what lives at the very ends."""
+"""Integrals over probabilities, also of functions concentrated at 0 or 1; the oracles are closed forms."""
 
 from __future__ import annotations
 

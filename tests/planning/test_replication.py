@@ -1,4 +1,4 @@
-"""Copies of tasks: against simulated jobs."""
+"""Completion times of replicated tasks; the oracle is a simulation of every job."""
 
 from __future__ import annotations
 

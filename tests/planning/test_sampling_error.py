@@ -1,4 +1,4 @@
-"""Ranges of recommendations: completion times as the planner has them, and samples of a known law."""
+"""Ranges of recommendations, checked with the planner's completion times and samples of known laws."""
 
 from __future__ import annotations
 

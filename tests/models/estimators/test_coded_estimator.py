@@ -1,4 +1,4 @@
-"""What all models share: scikit-learn's own checks, clones, pickles, targets and labels, what cannot be."""
+"""Behaviour that all models share: scikit-learn's estimator checks, clones, pickles, targets and labels."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ REGRESSORS = [Ridge, LeastSquares, Lasso, ElasticNet, NonNegativeLeastSquares]
 CLASSIFIERS = [LogisticRegression, SparseLogisticRegression, LinearSVC]
 LINEAR = [*REGRESSORS, *CLASSIFIERS, PoissonRegression]
 
-QUICK = {"blocks": 2, "max_iter": 5, "tol": 0.03}  # no check needs more
+QUICK = {"blocks": 2, "max_iter": 5, "tol": 0.03}  # enough for all checks of scikit-learn
 CHECKED = [
     *(Ridge(blocks=2), LogisticRegression(**QUICK), PoissonRegression(**QUICK)),
     *(ElasticNet(0.1, **QUICK), NonNegativeLeastSquares(**QUICK)),
     *(SparseLogisticRegression(**QUICK), LinearSVC(0.1, **QUICK)),
 ]
-# What scikit-learn asks of the tags and data of these, they share with those above, of which they are kinds.
+# These models inherit their tags and data validation from the models above, so they only run CHECKS_OF_FITS.
 CHECKED_AS_FITS = [
     *(LeastSquares(blocks=2), Lasso(0.1, **QUICK)),
     *(kind(0.1, n_gates=3, tol=0.03, max_iter=100) for kind in (PlainRegressor, PlainClassifier)),
@@ -63,8 +63,8 @@ CHECKS_OF_FITS = [
     *("check_regressors_train", "check_regressor_multioutput"),
     *("check_do_not_raise_errors_in_init_or_set_params", "check_dont_overwrite_parameters"),
 ]
-EQUAL_WEIGHTS = "check_sample_weight_equivalence_on_"  # to seven digits of the coefficients
-# By their shapes and formats of X these ask something of products. All else has products of numpy's.
+EQUAL_WEIGHTS = "check_sample_weight_equivalence_on_"  # compares coefficients to seven digits
+# Checks whose shapes and formats of X exercise coded products. All other checks use products of numpy.
 CHECKS_OF_PRODUCTS = [
     *("check_fit2d_1feature", "check_fit2d_1sample", "check_regressor_multioutput"),
     *("check_classifiers_train", "check_regressors_train"),
@@ -78,11 +78,12 @@ def name_of(check: Any) -> str:
 
 
 def checks() -> Iterator[Any]:
-    """All but those of inputs in other array libraries, which scikit-learn skips unless scipy is told, and
-    of least squares with fewer samples than coefficients, which LeastSquares refuses.
+    """Yield the pairs of an estimator and a check of scikit-learn that should pass.
 
-    Sparse matrices are arrays to all but the two who compute with them: `CodedEstimator` and LinearSVC.
-    The dual of LinearSVC has other variables where samples are copied.
+    Checks with other array libraries are left out, because scikit-learn skips them by default. LeastSquares
+    is not checked with fewer samples than coefficients, which it refuses. The check with sparse matrices
+    instead of sparse arrays runs only on Ridge and LinearSVC, as all other models share Ridge's base class.
+    LinearSVC needs a smaller tolerance for equal weights, because copied samples change its dual variables.
     """
     for model in [*CHECKED, *CHECKED_AS_FITS]:
         for estimator, check in estimator_checks_generator(model.set_params(executor=Straggling())):
@@ -99,14 +100,14 @@ def checks() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("estimator", "check"), list(checks()))
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of fits that are cut short
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # QUICK stops fits early
 def test_estimator_checks(estimator: Any, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if name_of(check) not in CHECKS_OF_PRODUCTS:
         monkeypatch.setattr(CodedEstimator, "_make_operator", lambda model, A: PlainOperator(A))
     check(estimator)
 
 
-# One of each sort; what is pickled and copied is the business of all models' base.
+# One model of each kind is enough: their common base class pickles and copies executors.
 SORTS = [Ridge, Lasso, LogisticRegression]
 
 
@@ -127,7 +128,7 @@ STAYED = (
 
 @pytest.mark.parametrize("model", SORTS)
 def test_a_model_whose_pool_stayed_behind_refuses_to_fit_until_it_has_another(model: Any) -> None:
-    """Without a word it would start processes for every product."""
+    # Without this error, the model would silently start processes for every product.
     with ThreadPoolExecutor(4) as pool:
         loaded = pickle.loads(pickle.dumps(model(blocks=3, executor=FaultyExecutor(pool), tol=1e-3)))
         again = pickle.loads(pickle.dumps(loaded))
@@ -145,7 +146,7 @@ def test_a_grid_search_in_processes_says_why_no_pool_is_there() -> None:
         search = GridSearchCV(Ridge(blocks=3, executor=pool), {"alpha": [0.1, 1.0]}, cv=2, n_jobs=2)
         with pytest.raises(ValueError, match=r"(?s)All the 4 fits failed.*ModelError: .*" + STAYED):
             search.fit(X40, Y40)
-        with parallel_backend("threading"):  # shares memory, so the pool is there
+        with parallel_backend("threading"):  # threads share the pool object
             assert search.fit(X40, Y40).best_estimator_.executor is pool
 
 
@@ -233,7 +234,7 @@ def test_samples_without_weight_are_left_out_with_their_class() -> None:
 
 @pytest.mark.parametrize("model", LINEAR)
 def test_as_many_targets_as_samples_are_asked_for(model: Any) -> None:
-    """What else scikit-learn refuses (NaN, vectors, nothing at all), its own checks try."""
+    # scikit-learn's checks cover other invalid inputs, such as NaN, vectors and empty arrays.
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         model(executor=ReplayExecutor()).fit(X6, Y6[:5])
 

@@ -1,4 +1,7 @@
-"""Convex networks against a conic solver, training by gradients, their units and scikit-learn's models."""
+"""Convex neural networks.
+
+The oracles are a conic solver, networks trained by gradient descent, and scikit-learn's models.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +65,16 @@ def test_gated_units_pass_on_what_is_negative() -> None:
 
 
 def network_objective(model: Any) -> float:
-    """Of the weights as an MLP counts them: loss + alpha / 2 times the squares of all but the output's."""
+    """Return the objective of the weights as an MLP: loss + alpha / 2 times the squared weights.
+
+    The intercept of the output is not penalized.
+    """
     squares = sum(float(np.sum(weights**2)) for weights in (*model.coefs_, model.intercepts_[0]))
     return float(np.mean((Y - model.predict(X)) ** 2)) / 2 + model.alpha / 2 * squares
 
 
 def convex_outputs(model: Any) -> np.ndarray:
-    """sum_i D_i (X V_i + b_i) + c."""
+    """Return the outputs of the convex model, sum_i D_i (X V_i + b_i) + c."""
     gates = X @ model.gates_ + model.gate_intercepts_ >= 0
     pieces = np.einsum("sf,gfo->sgo", X, model.convex_coef_) + model.convex_intercept_
     return np.einsum("sg,sgo->so", gates, pieces) + model.intercepts_[1]
@@ -100,7 +106,8 @@ def test_convex_model_and_network_are_one(activation: str, alpha: float) -> None
 def test_relu_networks_are_never_worse_than_thirty_that_gradients_have_found() -> None:
     few, targets = X[:6, :1], Y[:6]
     model = PlainRegressor(0.1, activation="relu", n_gates=300).fit(few, targets)
-    assert model.gates_.shape[1] == 11  # 6 points on a line: the first few, the last few, all
+    # Gates separate 6 points on a line into the first few and the last few, or include all of them.
+    assert model.gates_.shape[1] == 11
     found = [trained_network_objective(few, targets, 0.1, 8, seed) for seed in range(30)]
     assert model.objective_ <= min(found) * (1 + 1e-6)
     assert model.objective_ == pytest.approx(min(found), rel=1e-4)
@@ -154,7 +161,7 @@ def labels(classes: int) -> np.ndarray:
 
 
 def assert_consistent(model: Any, y: np.ndarray) -> None:
-    """The network has the objective of the convex problem, and probabilities are those of its outputs."""
+    """Check that the network has the convex objective, and that the probabilities fit labels and loss."""
     probabilities = model.predict_proba(X)
     assert probabilities.shape == (24, len(model.classes_))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
@@ -193,7 +200,7 @@ def test_relu_networks(classes: int) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_one_open_gate_is_a_linear_model(classes: int) -> None:
-    """Nearly without a penalty, that of scikit-learn, whose features are those beside a constant."""
+    # The penalty is almost 0. The constant feature is left out for scikit-learn, which fits an intercept.
     y = labels(classes)
     model = PlainClassifier(1e-4, n_gates=1, tol=1e-2).fit(X, y)
     assert model.gates_.shape == (3, 1) and not model.gates_.any()

@@ -1,4 +1,4 @@
-"""Logistic regression against scikit-learn's, with a worker dead and another late in every product."""
+"""Logistic regression with one dead and one late worker in every product; the oracle is scikit-learn."""
 
 from __future__ import annotations
 

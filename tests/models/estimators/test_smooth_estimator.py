@@ -1,4 +1,4 @@
-"""Fitted models compared with those of scikit-learn's Newton solvers."""
+"""Models with smooth objectives; the oracles are scikit-learn's Newton solvers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparse and nonnegative regressions against scikit-learn's, with a worker dead and one late."""
+"""Sparse and nonnegative regressions with one dead and one late worker; the oracle is scikit-learn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HERE = {"blocks": 2, "tasks": 3, "executor": ReplayExecutor()}
 
 
 def objective(model: Any, alpha: float, l1_ratio: float, weights: Any = None, y: np.ndarray = Y) -> float:
-    """By the formula in its documentation."""
+    """Return the objective by the formula in the documentation of ElasticNet."""
     errors = (y - model.predict(X)) ** 2
     mean = np.average(errors, axis=0, weights=weights).sum()
     square = float(np.sum(model.coef_**2))
@@ -35,7 +35,7 @@ def objective(model: Any, alpha: float, l1_ratio: float, weights: Any = None, y:
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize(("alpha", "l1_ratio"), [(0.5, 1.0), (2.0, 0.9), (0.01, 0.5), (0.1, 0.0)])
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of theirs, with l1_ratio=0
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # l1_ratio=0 in scikit-learn
 def test_elastic_nets_are_those_of_sklearn(alpha: float, l1_ratio: float, fit_intercept: bool) -> None:
     model = ElasticNet(alpha, l1_ratio, fit_intercept=fit_intercept, **options()).fit(X, Y)
     oracle = linear_model.ElasticNet(alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept, **EXACT)
@@ -117,7 +117,8 @@ def test_nonnegative_least_squares_of_any_shape(samples: int, features: int, see
     b = stream.standard_normal(samples)
     here = {"blocks": 2, "executor": Straggling()}
     model = NonNegativeLeastSquares(fit_intercept=False, tol=1e-8, max_iter=20_000, **here)
-    best = nnls(A, b)[1]  # 0 where A has columns to spare, where tol=1e-6 leaves a residual of some 1e-5
+    # The norm is 0 if A has more columns than rows. A fit then leaves a residual of about 1e-5.
+    best = nnls(A, b)[1]
     assert np.linalg.norm(b - model.fit(A, b).predict(A)) == pytest.approx(best, rel=1e-6, abs=1e-5)
 
 
@@ -136,7 +137,7 @@ def test_without_a_penalty_there_is_no_gap() -> None:
 
 
 def logistic_objective(model: Any, X: np.ndarray, y: np.ndarray, weights: Any = 1.0) -> float:
-    """C times the losses + |w|_1."""
+    """Return C times the sum of the losses + |w|_1."""
     losses = -model.predict_log_proba(X)[np.arange(len(y)), y] * weights
     return float(model.C * losses.sum() + np.abs(model.coef_).sum())
 
@@ -191,7 +192,7 @@ def test_logistic_regression_without_penalty() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_at_its_minimum_from_the_start_has_converged(seed: int) -> None:
-    """All that is left of the gradient is rounding; a warning would be an error here."""
+    # Only rounding errors are left of the gradient. A ConvergenceWarning would fail the test.
     stream = np.random.default_rng(seed)
     same = np.tile(stream.standard_normal(8), (60, 1))
     model = SparseLogisticRegression(**HERE).fit(same, stream.random(60) > 0.4)
@@ -202,7 +203,8 @@ def test_what_is_at_its_minimum_from_the_start_has_converged(seed: int) -> None:
 
 @pytest.mark.parametrize("weights", [None, np.random.default_rng(3).uniform(0.5, 2.0, len(LABELS))])
 def test_objectives_have_the_scale_that_the_page_says(weights: np.ndarray | None) -> None:
-    """The mean of (y - Xw - c)^2 / 2; logistic losses and penalty divided by C times the sum of weights."""
+    # The documented objectives are the mean of (y - Xw - c)^2 / 2, and the logistic losses with the penalty,
+    # divided by C times the sum of the weights.
     share = np.ones(len(LABELS)) if weights is None else weights
     squares = NonNegativeLeastSquares(**HERE).fit(CANCER, 1.0 * LABELS, sample_weight=weights)
     rest = LABELS - CANCER @ squares.coef_ - squares.intercept_

@@ -1,4 +1,4 @@
-"""Support vector machines against Clarabel and scikit-learn's, with a worker dead and another late."""
+"""Support vector machines with one dead and one late worker; the oracles are Clarabel and scikit-learn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HERE = {"blocks": 2, "tasks": 3, "executor": ReplayExecutor()}
 
 
 def conic_objective(X: np.ndarray, y: np.ndarray, bounds: np.ndarray) -> float:
-    """|(w, c)|^2 / 2 + sum of bounds times slacks; of a box that is not symmetric by its primal problem."""
+    """Return the minimum of |(w, c)|^2 / 2 + the sum of bounds times slacks, by a conic solver."""
     Z = (2.0 * y - 1.0)[:, np.newaxis] * np.column_stack([X, np.ones(len(X))])
     unknowns, samples = Z.shape[1], len(Z)
     P = np.diag(np.append(np.ones(unknowns), np.zeros(samples)))
@@ -65,7 +65,7 @@ def test_many_samples_take_as_few_iterations(samples: int) -> None:
     model = with_numpy_products(LinearSVC()).fit(X, y)
     assert model.n_iter_ < 50 and model.dual_gap_ <= 1e-6 * model.objective_
     assert model.objective_ == pytest.approx(objective(model, X, y, 1.0), rel=1e-9)
-    signed = model.dual_coef_[0] * (2 * y - 1)  # a point of the dual problem: the oracle of the gap
+    signed = model.dual_coef_[0] * (2 * y - 1)  # a feasible point of the dual problem, to check the gap
     dual = signed.sum() - (np.sum(model.coef_**2) + np.sum(model.intercept_**2)) / 2
     assert signed.min() >= 0 and signed.max() <= 1 + 1e-12
     assert model.objective_ - dual <= 2e-6 * model.objective_
@@ -80,7 +80,7 @@ def test_weights_are_those_of_sklearn(class_weight: Any) -> None:
     bounds = 0.05 * WEIGHTS * factors[LABELS]
     best = conic_objective(CANCER, LABELS, bounds)
     assert objective(model, CANCER, LABELS, bounds) == pytest.approx(best, rel=1e-6)
-    if class_weight != "balanced":  # sklearn balances without the weights of samples
+    if class_weight != "balanced":  # scikit-learn ignores sample weights when it balances classes
         chosen = {"loss": "hinge", "tol": 1e-10, "max_iter": 1_000_000, "class_weight": class_weight}
         oracle = svm.LinearSVC(C=0.05, **chosen).fit(CANCER, LABELS, WEIGHTS)
         np.testing.assert_allclose(model.coef_, oracle.coef_, atol=2e-3)

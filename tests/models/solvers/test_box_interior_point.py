@@ -1,4 +1,4 @@
-"""The interior point method against Clarabel, on boxes and data of all scales."""
+"""The interior-point method for boxes, on data of all scales; the oracle is Clarabel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STREAM = np.random.default_rng(0)
 
 
 def problem(rows: int, columns: int, stream: np.random.Generator) -> tuple[np.ndarray, LinearBoxPenalty]:
-    """Rows of norm 1, and a box on either side of 0."""
+    """Return a random matrix with rows of norm 1 and a box whose intervals have 0 as one end."""
     A = stream.standard_normal((rows, columns)) * 10.0 ** stream.integers(-3, 4, columns)
     A /= np.linalg.norm(A, axis=1)[:, None]
     ends = stream.choice([-1, 1], rows) * 10.0 ** stream.uniform(-3, 3, rows)
@@ -71,7 +71,7 @@ def test_a_bound_of_0_on_both_sides_leaves_0_and_others_lie_on_their_bounds() ->
     found = box_interior_point(PlainOperator(A), box, (20, 1), tol=1e-8, max_iter=100)
     assert found.converged and not found.x[:5].any()
     on_bounds = (found.x[:, 0] == box.lower) | (found.x[:, 0] == box.upper)
-    assert 20 - on_bounds.sum() <= 3  # as many as features lie between
+    assert 20 - on_bounds.sum() <= 3  # at most one variable per feature is strictly between its bounds
 
 
 @settings(max_examples=25)

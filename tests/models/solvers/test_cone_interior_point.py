@@ -1,4 +1,4 @@
-"""ReLU networks by an interior point, against a conic solver: minimum, bounds, products."""
+"""The interior-point method for ReLU networks: minimum, bounds and products; the oracle is a conic solver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_minimum_is_that_of_a_conic_solver_in_thirty_iterations(alpha: float
     assert model.objective_ == pytest.approx(best, rel=2e-6)
     assert model.dual_gap_ <= 1e-6 * model.objective_
     assert model.n_iter_ <= 30
-    assert model.coefs_[0].shape[1] < 30  # of 40 units
+    assert model.coefs_[0].shape[1] < 30  # fewer than the 40 possible units
 
 
 @pytest.mark.parametrize("n_gates", [1, 5])
@@ -64,7 +64,8 @@ def test_fits_end_where_units_that_are_of_no_use_are_nearly_of_some(kind: Any, a
         y = np.maximum(samples @ [1.0, -0.5, 2.0], 0) - 0.3 * samples[:, 0]
         y = y + 0.1 * stream.standard_normal(24) if kind is PlainRegressor else y > np.median(y)
         for holes in (samples, np.where(stream.random(samples.shape) < 0.4, 0.0, samples)):
-            model = kind(alpha, activation="relu", n_gates=6, tol=1e-6).fit(holes, y)  # warns if it cannot
+            # A fit that does not converge warns, which fails the test.
+            model = kind(alpha, activation="relu", n_gates=6, tol=1e-6).fit(holes, y)
             assert model.dual_gap_ <= 1e-6 * model.objective_
             assert model.n_iter_ <= 40
 
@@ -72,7 +73,7 @@ def test_fits_end_where_units_that_are_of_no_use_are_nearly_of_some(kind: Any, a
 @pytest.mark.parametrize(("kind", "y"), [(PlainRegressor, Y), (PlainClassifier, np.digitize(Y, [0, 1]))])
 def test_features_that_say_nothing_do_no_harm(kind: Any, y: np.ndarray) -> None:
     samples = np.column_stack([X, np.ones(40), np.full(40, 0.1), np.zeros(40), X[:, 0]])
-    model = kind(0.03, activation="relu", n_gates=6).fit(samples, y)  # warns if it cannot
+    model = kind(0.03, activation="relu", n_gates=6).fit(samples, y)  # warns if it does not converge
     assert model.dual_gap_ <= 1e-6 * model.objective_
 
 

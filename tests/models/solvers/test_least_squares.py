@@ -1,4 +1,7 @@
-"""Norms that are read off the products of lsqr and lsmr, against those of their solutions; hard systems."""
+"""Least squares by lsqr, lsmr and cg, on ill-conditioned systems, too.
+
+The norms that lsqr and lsmr report are compared with the norms of their solutions.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def test_dependent_features_are_named() -> None:
 @pytest.mark.parametrize("solver", ["lsqr", "lsmr", "cg"])
 @pytest.mark.parametrize("spread", [0.0, 4.0, 9.0])
 def test_copies_and_features_of_little_weight_leave_the_best_fit(solver: str, spread: float) -> None:
-    """Directions of which a Gram matrix has digits are whitened; the solver meets the others as they are."""
+    # Directions that a Gram matrix resolves are whitened. The solver handles the remaining ones unchanged.
     rng = np.random.default_rng(0)
     left, right = (
         np.linalg.qr(rng.standard_normal((80, 12)))[0],

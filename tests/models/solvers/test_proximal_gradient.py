@@ -1,4 +1,4 @@
-"""FISTA against Clarabel, scipy and the conditions of optimality, on coded operators whose workers die."""
+"""FISTA on coded operators whose workers die; the oracles are Clarabel, scipy and optimality conditions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EQUATIONS = STREAM.standard_normal((3, 12))
 
 
 def quadratic(extra: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """|A x - b|^2 / 2 less |b|^2 / 2, with some variables more that do not count."""
+    """Return P and q of |A x - b|^2 / 2 - |b|^2 / 2, with `extra` further variables that have no effect."""
     P = np.pad(A.T @ A, (0, extra))
     return P, np.pad(-A.T @ B, (0, extra))
 
@@ -49,7 +49,7 @@ def in_l1_ball() -> float:
 
 
 def with_groups() -> float:
-    """0.8 times the norms of 3 groups, whose members lie 3 apart, as L21 has them."""
+    """Return the minimum with 0.8 times the norms of 3 groups, which are interleaved as in L21."""
     P, q = quadratic(3)
     q[12:] = 8.0
     cones = []
@@ -99,7 +99,8 @@ def test_dead_and_late_workers_change_nothing(name: str) -> None:
     with CodedOperator(A, **options()) as operator:
         found = fista(operator, SquaredLoss(B), penalty)
         assert 0 in operator.report.recovered and 1 in operator.report.recovered
-        assert operator.n_products <= 2 * found.n_iter + 9  # the start, the end, steps that were too long
+        # Nine further products are for the start, the end, and steps that were too long.
+        assert operator.n_products <= 2 * found.n_iter + 9
     assert found.n_iter == expected.n_iter
     np.testing.assert_allclose(found.x, expected.x, atol=1e-10)
 

@@ -1,4 +1,4 @@
-"""Proximal Newton steps against the conditions of optimality and FISTA, on data of all kinds."""
+"""The proximal Newton method on many kinds of data; the oracles are optimality conditions and FISTA."""
 
 from __future__ import annotations
 
@@ -87,12 +87,13 @@ def test_classes_that_curve_each_other(outputs: int) -> None:
 
 
 def test_squares_take_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GRAM_COLUMNS_PER_ITERATION", 1000)  # no iterations by gradients before
+    # Skip the first-order iterations that come before the first Gram matrix.
+    monkeypatch.setattr(module, "GRAM_COLUMNS_PER_ITERATION", 1000)
     operator, targets = PlainOperator(A), STREAM.standard_normal((40, 3))
     loss, penalty = SquaredLoss(targets), ElasticNetPenalty(3.0)
     found = proximal_newton(operator, loss, penalty, np.zeros((6, 3)), tol=1e-9, max_iter=10)
     assert found.converged and found.n_iter == 1
-    assert operator.n_products == 4  # the gradient at 0, the Gram matrix, the step, the gradient at its end
+    assert operator.n_products == 4  # gradient at 0, Gram matrix, step, and gradient after the step
 
 
 def test_what_gets_no_closer_stops() -> None:
@@ -101,7 +102,7 @@ def test_what_gets_no_closer_stops() -> None:
 
 
 def test_a_loss_that_a_whole_step_would_raise() -> None:
-    y = (A[:, 0] > 0).astype(float)  # separable: far from the minimum, losses are straight
+    y = (A[:, 0] > 0).astype(float)  # separable classes, so the losses are almost linear far from the minimum
     far = np.full(6, 30.0)
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(1e-2)
     found = proximal_newton(PlainOperator(A), loss, penalty, far, tol=1e-8, max_iter=100)
@@ -111,7 +112,7 @@ def test_a_loss_that_a_whole_step_would_raise() -> None:
 
 @settings(max_examples=30)
 @given(size=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 99), is_box=st.booleans())
-@example(size=8, rank=10, seed=20, is_box=True)  # far from the minimum most numbers lie on bounds
+@example(size=8, rank=10, seed=20, is_box=True)  # far from the minimum, most variables are at a bound
 @example(size=12, rank=8, seed=17, is_box=True)
 def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -> None:
     stream = np.random.default_rng(seed)
@@ -130,10 +131,10 @@ def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -
     assert x @ H @ x / 2 + (slope - c) @ x == pytest.approx(best, rel=1e-7, abs=1e-8)
 
 
-# --- fits by these, and those by gradients for X that is sparse or wide ----------------------------------
+# --- fits by Newton steps, and by first-order methods for X that is sparse or wide -----------------------
 
 CANCER, LABELS = standardized(load_breast_cancer)
-LABELS = 1 - LABELS  # most features grow with these
+LABELS = 1 - LABELS  # most features are positively correlated with these labels
 MODELS = [
     (Lasso(0.01), 30),
     (ElasticNet(0.01), 30),

@@ -1,4 +1,4 @@
-"""The derivatives of the objective that scipy minimizes, compared with finite differences."""
+"""The derivatives of the objective that scipy minimizes; the oracles are finite differences."""
 
 from __future__ import annotations
 

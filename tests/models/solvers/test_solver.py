@@ -1,4 +1,4 @@
-"""The loop that runs a solver, and what all solvers share: questions cost no products, deadlines end fits."""
+"""The loop that runs a solver, and properties that all solvers share, such as deadlines that end fits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ A, B = STREAM.standard_normal((20, 3)), STREAM.standard_normal(20)
 
 
 class Halving:
-    """A solver of min |x| that halves x, down to `smallest`."""
+    """A solver of min |x| that halves x in each step, down to `smallest`."""
 
     def __init__(self, smallest: float = 0.0) -> None:
         self.x, self.n_iter, self.smallest, self.has_stalled = 1.0, 0, smallest, False
@@ -85,7 +85,7 @@ def test_a_solver_that_has_used_up_its_iterations_makes_no_step() -> None:
 
 
 def make_solvers(operator: PlainOperator) -> list[Any]:
-    """All solvers, of tolerances that take some steps."""
+    """Return all solvers, with tolerances that take several steps."""
     problem = CompositeProblem(operator, SquaredLoss(B), ElasticNetPenalty(0.3))
     box = LinearBoxPenalty(np.zeros(20), np.ones(20), -STREAM.random(20))
     sample_weight = np.full(20, 0.05)
@@ -171,7 +171,7 @@ class LimitedOperator(PlainOperator):
 
 
 def fit(model: Any, y: np.ndarray, max_products: float) -> tuple[Any, LimitedOperator, list[str]]:
-    """Fit a copy of a model, whose operator is limited; return also the texts of the warnings."""
+    """Fit a copy of a model with a limited operator. Return the model, the operator and all warnings."""
     made: list[LimitedOperator] = []
 
     class LimitedEstimator(type(model)):  # type: ignore[misc]
@@ -195,7 +195,7 @@ def training_loss(model: Any, y: np.ndarray) -> float:
 
 
 def find_min_products(model: Any, y: np.ndarray) -> int:
-    """Return how many products a fit needs to have a solution: with fewer it raises."""
+    """Return the minimum number of products for a solution. A fit with fewer products raises an error."""
     for max_products in range(12):
         try:
             fit(model, y, max_products)
@@ -221,7 +221,7 @@ def test_a_fit_may_end_after_any_product(
         losses.append(training_loss(found, y))
         assert np.isfinite(found.predict(X)).all() and found.n_iter_ >= 1
         assert losses[-1] >= minimum - 1e-6 * abs(minimum)
-        if not messages:  # what is left is a measurement of a solution that has converged
+        if not messages:  # the solution has converged, and only its final measurement was cut off
             assert losses[-1] == pytest.approx(minimum, rel=1e-5)
             continue
         (message,) = messages
@@ -246,7 +246,7 @@ def test_several_targets_have_equal_parts_of_the_time(monkeypatch: pytest.Monkey
 
 
 class HangingExecutor(ReplayExecutor):
-    """Run `n_maps` maps, then only such whose tasks never end."""
+    """An executor whose tasks never end after the first `n_maps` maps."""
 
     def __init__(self, n_maps: int) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Backups: against the rules asked at small steps, and against jobs simulated one by one."""
+"""Vectorized simulation of backup tasks.
+
+The oracles evaluate the rules at small time steps, or simulate each job separately.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from polarmap.planning.simulation.backups import (
 
 
 def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
-    """When the rule starts backups, found by asking it at small steps, as its authors wrote it."""
+    """Return the time at which a rule starts backups, by evaluating its definition at small time steps."""
     for now in np.arange(0, first.max(), step):
         done = sorted(first[first <= now])
         if rule.uses_all_tasks:
@@ -57,12 +60,12 @@ def test_backups_start_when_the_rule_first_says_so(rule: BackupRule, k: int) -> 
 def test_backups_help_against_stragglers_and_cost_what_they_ran() -> None:
     slow = Mixture([Empirical([1.0]), Empirical([50.0])], [0.98, 0.02])
     found = completion_time(32, 32, "backup-cubed", slow, n_trials=4000)
-    late = 1 - 0.98**32  # some task is slow; its backup, started at 3, nearly always takes 1
-    again = 32 * 0.02 * 0.02  # but a task may be slow twice
+    late = 1 - 0.98**32  # probability of a slow task, whose backup starts at 3 s and usually takes 1 s
+    again = 32 * 0.02 * 0.02  # expected number of tasks whose backup is slow, too
     assert found.mean == pytest.approx(1 + 3 * late + 46 * again, rel=0.05)
     assert found.n_tasks_started == pytest.approx(32 * 1.02, rel=0.005)
     assert found.worker_seconds == pytest.approx(32 * (0.98 + 0.02 * (4 + 1)) + again * (46 + 46), rel=0.02)
-    # below ten tasks cubed does nothing
+    # With fewer than ten tasks, cubed starts no backups.
     assert completion_time(9, 9, "backup-cubed", slow).n_tasks_started == 9
 
 
@@ -77,9 +80,19 @@ def test_backups_rescue_failures_but_not_all() -> None:
 
 
 def one_by_one(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int]:
-    """Time, worker-seconds and starts of one job, the rule asked of all attempts at every moment.
+    """Simulate one job by applying the rule to all attempts at every event.
 
-    table : (attempts, k): what each attempt takes.
+    Parameters
+    ----------
+    table : array of shape (attempts, k)
+        The run time of each attempt of each task.
+    rule : LatenessRule
+        The rule that starts backups.
+
+    Returns
+    -------
+    tuple of (float, float, int)
+        The completion time, the worker-seconds, and the number of attempts started.
     """
     most, k = table.shape
     starts: list[list[float]] = [[0.0] for _ in range(k)]
@@ -116,7 +129,7 @@ def one_by_one(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int
 
 
 class Again:
-    """The run times of further attempts from a table (attempts, trials, k)."""
+    """Returns the run times of further attempts from a table of shape (attempts, trials, k)."""
 
     def __init__(self, table: np.ndarray) -> None:
         self._further = iter(table[1:])
@@ -154,7 +167,7 @@ def test_jobs_simulated_together_are_those_simulated_one_by_one(
 
 
 def test_the_learned_rule_against_that_of_cubed() -> None:
-    """24 tasks of which 2 % take five times as long."""
+    # The job has 24 tasks, and 2 % of tasks take five times as long.
     slow = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     plain, cubed, ours = (
         completion_time(24, 24, scheme, slow, n_trials=20_000)

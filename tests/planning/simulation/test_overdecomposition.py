@@ -1,4 +1,7 @@
-"""Small blocks on persistent workers: against a simulation event by event, and the order statistic."""
+"""Vectorized simulation of small blocks on persistent workers.
+
+The oracles are a simulation of each job event by event, and the order statistic for one task per worker.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 def event_by_event(whole: list[float], k: int, pieces: int, price: float) -> tuple[float, float]:
-    """Time and worker-seconds of a job whose workers take tasks from one queue."""
+    """Simulate one job whose workers take tasks from one queue, and return its time and worker-seconds."""
     each = [seconds / pieces + price for seconds in whole]
     running = [(seconds, 0.0, worker) for worker, seconds in enumerate(each)]
     heapq.heapify(running)
@@ -63,14 +66,14 @@ def test_the_vectorized_jobs_are_those_event_by_event(
 
 
 def test_workers_that_are_alike_and_stay_alike() -> None:
-    """Ends that coincide: 6 workers of 8 s each end 8 tasks of a second at every second."""
+    # All ends coincide: each of 6 workers finishes a task of 1 s at every full second.
     jobs = simulate_overdecomposition(np.full((1, 6), 8.0), 4, 8)
     assert jobs.completion_times == pytest.approx(6.0) and jobs.worker_seconds == pytest.approx(36.0)
     assert simulate_overdecomposition(np.full((1, 4), 8.0), 4, 8, 0.5).completion_times == pytest.approx(12.0)
 
 
 def test_small_blocks_beat_the_bound_of_workers_that_return_all_or_nothing() -> None:
-    """Until tasks are so short that their price counts."""
+    # With 512 tasks per worker, the overhead per task outweighs the gain.
     one, eight, many = (
         completion_time(
             N, K, "small_blocks", DISTRIBUTION, tasks_per_worker=pieces, task_overhead=0.001, n_trials=4000
@@ -84,7 +87,8 @@ def test_small_blocks_beat_the_bound_of_workers_that_return_all_or_nothing() -> 
 
 
 def test_jobs_fail_where_too_few_tasks_are_left_to_those_who_live() -> None:
-    """One of 24 does the work of all; without parity each has to end its own."""
+    # With 12 parity blocks, a single worker can do the tasks of all workers. Without parity, every worker
+    # must finish its first task.
     dying = FailureProne(DISTRIBUTION, 0.9)
     some, plain = (
         completion_time(24, k, "small_blocks", dying, tasks_per_worker=2, n_trials=4000) for k in (12, 24)
