@@ -48,9 +48,8 @@ def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
     )
     for one in foreign:
         one.mkdir()
-    left = made_by_another_process(
-        tmp_path / place, "os._exit(0)"
-    )  # ends without cleanup, like a killed process
+    # os._exit ends a process without cleanup, like a killed process.
+    left = made_by_another_process(tmp_path / place, "os._exit(0)")
     assert left.exists()
     assert make_temp_folder() != mine
     assert not left.exists()

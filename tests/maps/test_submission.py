@@ -89,9 +89,8 @@ def test_the_result_is_that_of_coded_map() -> None:
 def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
     threads: ThreadPoolExecutor,
 ) -> None:
-    f = Gate(
-        A[4, 0], A[8, 0], A[12, 0]
-    )  # three of four data blocks are late, so two parity blocks do not suffice
+    # Three of four data blocks are late, so two parity blocks do not suffice to decode them.
+    f = Gate(A[4, 0], A[8, 0], A[12, 0])
     future = polarmap.submit(polarmap.coded_map, f, A, blocks=4, tasks=6, executor=threads)
     first = future.blocks[0].result(SECONDS)
     np.testing.assert_array_equal(first, 2 * A[:4])
