@@ -37,12 +37,12 @@ def assert_everything(result: CodedResult) -> None:
             assert value == wanted
 
 
-def test_anything_goes_there_and_back(executor: Any) -> None:
+def test_values_of_any_type_are_returned_unchanged(executor: Any) -> None:
     # Three blocks keep the test fast: Lithops starts one process per block, which may have to import pandas.
     assert_everything(hedged_map(twin, everything(), blocks=3, executor=executor, timeout=60))
 
 
-def test_anything_goes_there_and_back_past_workers_that_die_raise_or_sleep() -> None:
+def test_values_of_any_type_survive_failing_and_sleeping_workers() -> None:
     faults = {1: Fault("kill"), 3: Fault("raise"), 6: Fault("sleep", 60)}
     result = hedged_map(twin, iter(everything()), executor=FaultyExecutor(None, faults), timeout=60)
     assert_everything(result)
@@ -51,7 +51,7 @@ def test_anything_goes_there_and_back_past_workers_that_die_raise_or_sleep() -> 
 
 
 @pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
-def test_f_may_write_into_what_it_gets(executor: Any) -> None:
+def test_f_may_modify_its_argument(executor: Any) -> None:
     def doubled(item: Any) -> Any:
         item[-1][:] *= 2
         return item[-1]

@@ -64,7 +64,7 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("stays")
-def test_the_chunks_of_an_array_are_the_blocks(executor: Any) -> None:
+def test_chunks_of_an_array_become_the_blocks(executor: Any) -> None:
     data = dask.array.from_array(A, chunks=(16, 2))
     faulty = FaultyExecutor(executor, {1: Fault("raise", attempts=9)})
     for where, recovered in ((executor, None), (faulty, (1,))):
@@ -78,7 +78,7 @@ def test_the_chunks_of_an_array_are_the_blocks(executor: Any) -> None:
 
 
 @pytest.mark.usefixtures("stays")
-def test_an_operator_codes_a_matrix_once_where_it_lies(
+def test_operator_encodes_a_matrix_once_on_the_cluster(
     executor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, counts = [], list[int]()
@@ -101,7 +101,7 @@ def test_an_operator_codes_a_matrix_once_where_it_lies(
         operator @ X
 
 
-def test_integers_of_an_operator_are_exact_and_those_that_may_wrap_refused(client: Any) -> None:
+def test_operator_is_exact_for_integers_and_refuses_overflow(client: Any) -> None:
     matrix = dask.array.from_array(np.arange(24).reshape(8, 3), chunks=(2, 3))
     with CodedOperator(matrix, blocks=4, executor=client) as operator:
         assert (operator @ np.arange(3)).tolist() == (np.arange(24).reshape(8, 3) @ np.arange(3)).tolist()
@@ -110,7 +110,7 @@ def test_integers_of_an_operator_are_exact_and_those_that_may_wrap_refused(clien
         large @ np.ones(3)
 
 
-def test_data_and_parity_are_gone_when_nobody_has_them(client: Any, executor: Any) -> None:
+def test_unreferenced_data_and_parity_are_released(client: Any, executor: Any) -> None:
     y = coded_map(product, dask.array.from_array(A, chunks=(16, 5)), executor=executor)
     np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
     del y
@@ -128,7 +128,7 @@ def test_futures_are_blocks(executor: Any, client: Any) -> None:
     np.testing.assert_allclose(coded_map(product, data, executor=executor).concatenate(), 2 * A @ X)
 
 
-def test_who_waits_for_data_hears_that_their_scheduler_is_gone(
+def test_waiting_for_data_raises_when_the_scheduler_dies(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, gate = DaskEngine(client), distributed.Event("gate", client=client)
@@ -143,7 +143,7 @@ def test_who_waits_for_data_hears_that_their_scheduler_is_gone(
         gate.set()
 
 
-def test_options_for_tasks_are_those_of_the_tasks_that_code(client: Any) -> None:
+def test_encoding_tasks_use_the_options_of_the_executor(client: Any) -> None:
     here, _ = client.scheduler_info()["workers"]
     data = DaskEngine(client.get_executor(workers=[here], allow_other_workers=False))
     made = data.submit_call(divmod, 7, 2, n_outputs=2)
@@ -151,14 +151,14 @@ def test_options_for_tasks_are_those_of_the_tasks_that_code(client: Any) -> None
     assert [list(where) for where in client.who_has(made).values()] == [[here]] * 2
 
 
-def test_rows_that_dask_has_not_counted_are_counted(client: Any) -> None:
+def test_unknown_chunk_sizes_are_computed(client: Any) -> None:
     data = dask.array.from_array(A, chunks=(16, 5))
     data = data[data[:, 0] > 0]
     y = coded_map(product, data, executor=client)
     np.testing.assert_allclose(y.concatenate(), 2 * A[A[:, 0] > 0] @ X)
 
 
-def test_a_data_frame_is_the_array_of_its_columns(client: Any) -> None:
+def test_data_frame_is_used_as_an_array(client: Any) -> None:
     pytest.importorskip("pyarrow", reason="Dask's data frames need it")
     import dask.dataframe
     import pandas as pd
@@ -167,7 +167,7 @@ def test_a_data_frame_is_the_array_of_its_columns(client: Any) -> None:
     np.testing.assert_allclose(coded_map(product, data, executor=client).concatenate(), 2 * A @ X)
 
 
-def test_other_data_and_other_executors_are_not_meant(client: Any) -> None:
+def test_other_data_and_executors_are_not_partitioned(client: Any) -> None:
     assert resolve_executor(client).partition([A], None) is None
     assert resolve_executor(client).partition(dask.array.ones(()), None) is None
     assert resolve_executor(None).partition(dask.array.from_array(A), None) is None

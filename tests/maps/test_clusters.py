@@ -71,7 +71,7 @@ def sleeps_or_dies(folder: Path, block: np.ndarray) -> np.ndarray:
     return block @ np.arange(6.0)
 
 
-def test_what_would_end_the_driver_is_an_error(executor: Any) -> None:
+def test_exits_of_f_do_not_end_the_driver(executor: Any) -> None:
     def f(item: Any) -> Any:
         raise SystemExit(3)
 
@@ -85,7 +85,7 @@ def test_what_would_end_the_driver_is_an_error(executor: Any) -> None:
             list(calls.map(f, range(3), timeout=SLOW))
 
 
-def test_nobody_waits_for_those_asleep_or_killed(executor: Any, tmp_path: Path) -> None:
+def test_sleeping_and_killed_tasks_are_not_awaited(executor: Any, tmp_path: Path) -> None:
     f = partial(sleeps_or_dies, tmp_path)
     y = coded_map(f, A, blocks=4, tasks=8, executor=executor, verify=False)
     np.testing.assert_allclose(y.concatenate(), A @ X)
@@ -101,7 +101,7 @@ def cut(engine: Any) -> Any:
     return [engine.put(block) for block in np.split(A, 4)]
 
 
-def test_data_on_the_cluster_stay_there(engine: Any, executor: Any, tmp_path: Path) -> None:
+def test_data_on_the_cluster_is_not_copied_to_the_driver(engine: Any, executor: Any, tmp_path: Path) -> None:
     data = cut(engine)
     for f in (partial(sleeps_or_dies, tmp_path), np.negative):
         y = coded_map(f, data, tasks=8, executor=executor, verify=False)

@@ -92,7 +92,7 @@ def test_killed_workers_change_no_result(executor: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("executor", [0], indirect=True)
-def test_what_dask_gives_up_is_an_erasure(executor: Any, tmp_path: Path) -> None:
+def test_tasks_that_dask_gives_up_are_erasures(executor: Any, tmp_path: Path) -> None:
     # With allowed_failures=0, Dask fails every task of a dead worker. polarmap restarts or decodes these
     # tasks.
     y = run_and_kill(executor, tmp_path, (1,), retries=3)
@@ -115,7 +115,7 @@ def test_abandoned_tasks_print_no_tracebacks(executor: Any, caplog: pytest.LogCa
     assert [record for record in caplog.records if record.name.startswith("tornado")] == []
 
 
-def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_said_to_be(
+def test_tasks_cancelled_by_others_are_lost_and_a_shut_down_executor_is_refused(
     executor: Any, tmp_path: Path
 ) -> None:
     def cancel_all() -> None:
@@ -140,13 +140,13 @@ def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_sai
         coded_map(f, DATA, executor=executor)
 
 
-def test_a_client_itself_is_an_executor(executor: Any) -> None:
+def test_client_can_be_passed_as_executor(executor: Any) -> None:
     y = coded_map(np.negative, DATA, blocks=K, tasks=N, executor=executor._client, timeout=PATIENCE)
     np.testing.assert_allclose(y.concatenate(), -DATA, rtol=1e-11)
     assert y.report.executor == "Dask"
 
 
-def test_a_client_of_asyncio_is_refused() -> None:
+def test_asynchronous_client_is_refused() -> None:
     async def called() -> None:
         async with distributed.Client(asynchronous=True, processes=False, dashboard_address=":0") as client:
             with pytest.raises(ExecutorError, match="asynchronous=False"):

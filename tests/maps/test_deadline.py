@@ -41,7 +41,7 @@ def estimated(data: Any, executor: Any, f: Any = np.copy, **options: Any) -> Cod
 
 
 @pytest.mark.parametrize(("n", "k", "kernel"), [(5, 3, "rotation"), (6, 4, "rotation"), (6, 4, "arikan")])
-def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, kernel: str) -> None:
+def test_predictor_is_the_conditional_expectation_for_a_known_mean(n: int, k: int, kernel: str) -> None:
     code = PolarCode(n, k, kernel=kernel)
     generator = np.concatenate([np.eye(k), code.encoding_matrix])
     for count in range(1, n):
@@ -83,7 +83,7 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
     assert together < report.error_p90 < 1.5 * together
 
 
-def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
+def test_results_in_time_equal_those_without_a_deadline() -> None:
     blocks = list(scattered(6, 5))
     result = estimated(blocks, arriving(range(1, 8), 8), timeout=50)
     assert result.report.errors == result.report.estimated_blocks == ()
@@ -99,12 +99,12 @@ def test_results_that_are_determined_but_not_yet_verified_are_exact() -> None:
     np.testing.assert_allclose(list(result), blocks, rtol=1e-9)
 
 
-def test_a_deadline_before_parity_came_leaves_the_results_of_a_plain_map() -> None:
+def test_deadline_before_any_parity_returns_the_plain_results() -> None:
     report = estimated(np.eye(4), losing(4, 5), np.negative, tasks=6, timeout=1.05).report
     assert (report.verified, report.seconds, report.errors) == ("not needed", 1.05, ())
 
 
-def test_f_on_the_driver_holds_up_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_on_the_driver_does_not_delay_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     # Only parity results arrive, so the driver evaluates f on a data block to learn the dtype of the results.
     waits, within = list[float](), LocalEvaluation.wait_for_leaves
     monkeypatch.setattr(
@@ -115,14 +115,14 @@ def test_f_on_the_driver_holds_up_no_deadline(monkeypatch: pytest.MonkeyPatch) -
     assert max(waits) <= 0.25
 
 
-def test_results_of_too_little_parity_alone_have_the_dtype_of_those_of_data() -> None:
+def test_estimates_from_parity_alone_have_the_dtype_of_f() -> None:
     # The driver learns the dtype after the deadline, by evaluating f on a data block, which is fast here.
     data = np.arange(12, dtype=np.int16).reshape(4, 3)
     result = estimated(data, losing(0, 1, 2, 3, 4, 5), np.negative, blocks=4)
     assert [block.dtype for block in result] == [np.dtype(np.int16)] * 4
 
 
-def test_failed_tasks_are_estimated_too_instead_of_failing() -> None:
+def test_failed_tasks_are_estimated() -> None:
     blocks = list(scattered(6, 50))
     faults = {i: Fault("raise", attempts=99) for i in range(3)}
     executor = FaultyExecutor(ReplayExecutor(dict.fromkeys(range(3), 2.0)), faults)
@@ -145,7 +145,7 @@ def test_structures_and_dtypes_are_kept(dtype: str) -> None:
     assert np.abs(result[5]["twice"] - exact["twice"]).mean() < 0.5 * np.abs(exact["twice"]).mean()
 
 
-def test_no_result_at_all_is_an_error() -> None:
+def test_no_result_before_the_deadline_is_an_error() -> None:
     with pytest.raises(CodedTimeoutError, match="no result arrived within the timeout of 2 s"):
         estimated(np.eye(6), arriving([], 8), blocks=6, timeout=2)
 
@@ -176,7 +176,7 @@ def test_bad_choices_are_refused(options: dict[str, Any], words: str) -> None:
 # --- gradient descent on estimates -------------------------------------------------------------
 
 
-def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
+def test_wrong_block_is_reported_by_a_local_check() -> None:
     # Exactly as many results arrive as decoding needs, so no redundant equation could show the error.
     late = ReplayExecutor({0: math.inf, 5: math.inf})
     data = np.arange(24.0).reshape(12, 2)
@@ -190,7 +190,7 @@ def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c16", "i8"])
 @pytest.mark.parametrize("places", [0, 1])
-def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
+def test_rounding_errors_are_not_used_as_scatter(dtype: str, places: int) -> None:
     # Blocks that are equal up to rounding give no estimate of how far a missing block may be off.
     for seed in range(20):
         stream = np.random.default_rng(seed)
@@ -206,7 +206,7 @@ def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e200])
-def test_what_is_told_of_an_estimate_does_not_depend_on_the_unit(size: float) -> None:
+def test_errors_of_estimates_scale_with_the_unit(size: float) -> None:
     # The squares of these values underflow to 0 or overflow to infinity.
     data = np.random.default_rng(5).normal(3.0, 1.0, (24, 2))
     late = losing(*range(4, 8))
@@ -237,7 +237,7 @@ def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
     assert determined > 5
 
 
-def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
+def test_inconsistent_results_at_a_deadline_are_not_exact() -> None:
     # A further result could still show which one is wrong, so the map waits until the deadline.
     with pytest.warns(RuntimeWarning, match="the parity equations are off by"):
         result = estimated(FLOATS, losing(0, 4), np.abs, blocks=6, tasks=9, timeout=1.5)

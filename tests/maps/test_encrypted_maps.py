@@ -82,7 +82,7 @@ class Elsewhere(Executor):
 
 
 @pytest.mark.parametrize("kind", ["localhost", "kept", "elsewhere"])
-def test_the_key_itself_does_not_leave_this_machine(kind, tmp_path):
+def test_bytes_of_the_key_do_not_leave_this_machine(kind, tmp_path):
     yaml = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
     with Pool(yaml) as pool:
         executor = {"localhost": "localhost", "kept": pool, "elsewhere": Elsewhere()}[kind]
@@ -124,14 +124,14 @@ def test_every_kind_of_map(pool, f, data, options):
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_pools_of_others_of_which_each_process_finds_the_key(kind, tmp_path):
+def test_processes_of_foreign_pools_read_the_key_file(kind, tmp_path):
     (tmp_path / "key").write_text(KEY.hex())
     with ThreadPoolExecutor(2) if kind == "threads" else process_pool(2) as executor:
         y = polarmap.coded_map(total, BIG, executor=executor, key=f"file:{tmp_path}/key", **SIZES)
     np.testing.assert_allclose(y.concatenate(), BIG.sum(axis=1), rtol=1e-9, atol=1e-9)
 
 
-def test_what_f_raises_is_told(pool):
+def test_exception_of_f_is_raised(pool):
     def f(block):
         raise ValueError("not today")
 
@@ -139,7 +139,7 @@ def test_what_f_raises_is_told(pool):
         polarmap.coded_map(f, A, executor=pool, key=KEY, retries=0, **SIZES)
 
 
-def test_without_the_key_there_is_one_clear_error():
+def test_missing_key_raises_one_clear_error():
     with (
         process_pool(2, **{NAME: None}) as executor,
         pytest.raises(NotDecodableError, match=rf"'{NAME}' of key='env:{NAME}' is not set here"),
@@ -149,7 +149,7 @@ def test_without_the_key_there_is_one_clear_error():
         polarmap.coded_map(total, A, key="env:NOT_SET_ANYWHERE")
 
 
-def test_a_stored_array_has_told_its_key(pool, store):
+def test_key_of_a_stored_array_is_used(pool, store):
     plain = polarmap.encode(A, name="plain", storage=store, **SIZES)
     encrypted = polarmap.encode(A, name="encrypted", storage=store, key=KEY, **SIZES)
     with pytest.raises(CodeError, match=r"these lie in storage, as they are: encode\(\.\.\., key=\)"):
@@ -161,6 +161,6 @@ def test_a_stored_array_has_told_its_key(pool, store):
         np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
 
 
-def test_a_future_has_it_too(pool):
+def test_submitted_map_uses_the_key(pool):
     future = polarmap.submit(polarmap.coded_map, total, A, executor=pool, key=KEY, **SIZES)
     np.testing.assert_allclose(future.result(60.0).concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)

@@ -87,7 +87,7 @@ def test_estimates_improve_as_results_arrive_and_the_last_is_exact(threads: Thre
     assert list(future.estimates()) == [last]  # a finished map yields its result only
 
 
-def test_an_estimate_is_that_of_a_deadline_at_its_moment(threads: ThreadPoolExecutor) -> None:
+def test_estimate_equals_result_of_a_map_with_a_deadline(threads: ThreadPoolExecutor) -> None:
     f = Turnstile(BLOCKS[:, 0])
     future = polarmap.submit(polarmap.coded_map, f, list(BLOCKS), tasks=8, executor=threads)
     f.let_through(4)
@@ -123,7 +123,7 @@ def test_rows_of_padding_are_cut_off(threads: ThreadPoolExecutor) -> None:
     np.testing.assert_allclose(future.result(SECONDS).concatenate(), 3 * data)
 
 
-def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: ThreadPoolExecutor) -> None:
+def test_estimates_end_with_the_error_of_a_map_that_loses_too_many_tasks(threads: ThreadPoolExecutor) -> None:
     turnstile = Turnstile(BLOCKS[:, 0])
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: Th
 
 
 @pytest.mark.filterwarnings("ignore:the data contains NaN", "ignore:the data holds NaN")
-def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
+def test_results_that_cannot_be_encoded_are_not_estimated() -> None:
     blocks = BLOCKS.copy()
     blocks[3] = np.nan
     future = polarmap.submit(

@@ -67,7 +67,7 @@ def two() -> Iterator[Executor]:
 # --- what calls give ---------------------------------------------------------------------------------
 
 
-def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
+def test_calls_return_the_values_of_their_functions(executor: Executor) -> None:
     def add(block: np.ndarray) -> np.ndarray:
         block += 1  # a function may modify its arguments
         return block
@@ -83,7 +83,7 @@ def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
     assert executor.submit(add, np.zeros(300_000)).result(PATIENCE)[-1] == 1.0
 
 
-def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor: Executor) -> None:
+def test_exception_of_a_call_has_the_traceback_of_the_worker(executor: Executor) -> None:
     class OddError(Exception):  # cannot be unpickled, because its `args` differ from its arguments
         def __init__(self, first: int, second: int) -> None:
             super().__init__(f"{first} and {second}")
@@ -110,7 +110,7 @@ def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor:
     assert executor.submit(int).result(PATIENCE) == 0
 
 
-def test_arguments_travel_as_they_are_when_they_are_submitted(two: Executor) -> None:
+def test_arguments_are_pickled_when_they_are_submitted(two: Executor) -> None:
     large, small = np.zeros(1_000_000), [0]
     futures = [two.submit(lambda a, b: (a.sum(), b), large, small) for _ in range(8)]
     large += 1
@@ -121,7 +121,7 @@ def test_arguments_travel_as_they_are_when_they_are_submitted(two: Executor) -> 
 # --- map ---------------------------------------------------------------------------------------------
 
 
-def test_map_gives_results_in_order_whatever_the_chunks(two: Executor) -> None:
+def test_map_returns_results_in_order_for_any_chunksize(two: Executor) -> None:
     for chunksize in (1, 3, 40, 50):
         for buffersize in (None, 1, 7):
             results = two.map(pow, range(40), range(50), chunksize=chunksize, buffersize=buffersize)
@@ -145,7 +145,7 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o777, None], ids=["private", "open to others", "no folder"])
-def test_a_large_function_of_a_map_is_a_file_where_there_is_a_place_for_one(
+def test_large_function_of_a_map_is_stored_in_a_private_folder(
     two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
 ) -> None:
     folder, removed = tmp_path / "folder", threading.Event()
@@ -164,13 +164,13 @@ def test_a_large_function_of_a_map_is_a_file_where_there_is_a_place_for_one(
     assert removed.wait(PATIENCE)
 
 
-def test_a_map_with_a_buffer_keeps_the_executor_that_nobody_else_has() -> None:
+def test_map_with_a_buffer_keeps_its_executor_alive() -> None:
     for chunksize in (1, 3):
         results = Executor(ReplayExecutor()).map(abs, range(20), chunksize=chunksize, buffersize=2)
         assert list(results) == list(range(20))
 
 
-def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> None:
+def test_lateness_is_tracked_per_function_and_chunksize() -> None:
     with Executor(ReplayExecutor()) as executor:
         for f in (abs, float):
             for chunksize in (1, 2):
@@ -178,7 +178,7 @@ def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> Non
         assert len(executor._call_queue._policy._trackers_by_class) == 4
 
 
-def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) -> None:
+def test_unpicklable_call_of_a_map_fails_alone(two: Executor) -> None:
     items: list[Any] = [1, threading.Lock(), np.arange(10_000.0), 3]
     results = two.map(np.sum, items)
     assert next(results) == 1
@@ -189,9 +189,7 @@ def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) 
         list(two.map(partial(id, items[1]), [1]))
 
 
-def test_calls_of_a_map_that_no_worker_was_given_are_cancelled_by_a_shutdown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shutdown_cancels_queued_calls_of_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # One call runs, one is assigned to the worker in advance, some wait in the pool, and the rest have
     # not been submitted to the pool yet.
     monkeypatch.setattr("polarmap.maps.executor.MAX_QUEUED_CALLS", 40)
@@ -249,7 +247,7 @@ def test_callbacks_may_submit_more(two: Executor) -> None:
     assert seen.result(PATIENCE) == 7
 
 
-def test_nothing_is_kept_of_calls_that_are_done(two: Executor) -> None:
+def test_finished_calls_are_released(two: Executor) -> None:
     class Thing:
         def method(self) -> Thing:
             return self
@@ -262,7 +260,7 @@ def test_nothing_is_kept_of_calls_that_are_done(two: Executor) -> None:
     assert reference() is None
 
 
-def test_nothing_is_kept_of_calls_while_others_go_on(two: Executor, tmp_path: Path) -> None:
+def test_finished_calls_are_released_while_others_run(two: Executor, tmp_path: Path) -> None:
     first = two.submit(linger, tmp_path, "first")
     sizes = []
     # The first round fills the history of durations, which keeps a bounded number of calls.
@@ -279,7 +277,7 @@ def test_nothing_is_kept_of_calls_while_others_go_on(two: Executor, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["pool", "threads", "processes"])
-def test_workers_that_are_late_for_ever_keep_no_other_calls_from_running(kind: str, tmp_path: Path) -> None:
+def test_workers_that_hang_do_not_block_other_calls(kind: str, tmp_path: Path) -> None:
     # Eight calls sleep forever on three workers, while another call keeps the executor busy.
 
     def asleep_at_first(number: int) -> int:
@@ -297,7 +295,7 @@ def test_workers_that_are_late_for_ever_keep_no_other_calls_from_running(kind: s
             touch(tmp_path, f"{number} may end")
 
 
-def test_no_backups_means_none(tmp_path: Path) -> None:
+def test_backups_0_starts_no_backups(tmp_path: Path) -> None:
     def note(number: int) -> None:
         (tmp_path / f"{number} {time.monotonic_ns()}").touch()
         time.sleep(1.0 if number == 19 else 0.02)
@@ -307,7 +305,7 @@ def test_no_backups_means_none(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 20
 
 
-def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_path: Path) -> None:
+def test_call_of_a_lost_worker_is_restarted(executor: Executor, tmp_path: Path) -> None:
     name = executor._call_queue._executor.name
     if name.startswith(("ThreadPool", "ProcessPool", "replay", "persistent workers on Dask")):
         pytest.skip("its workers are this process, or all are lost with one")
@@ -327,7 +325,7 @@ def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_pa
     assert executor.submit(int).result(PATIENCE) == 0
 
 
-def test_a_lost_call_waits_for_the_delay_of_its_executor() -> None:
+def test_lost_call_is_restarted_after_the_retry_delay() -> None:
     executor = FaultyExecutor(ReplayExecutor(), {1: Fault("kill")})
     with Executor(executor, retry_delay=30.0) as delayed:
         begun = time.monotonic()
@@ -344,7 +342,7 @@ def test_faults_strike_calls_by_number() -> None:
         assert isinstance(futures[2].exception(PATIENCE), WorkerLostError)
 
 
-def test_a_script_that_has_no_end_for_a_call_loses_it() -> None:
+def test_call_with_infinite_run_time_is_lost() -> None:
     with Executor(ReplayExecutor({0: float("inf")})) as executor:
         assert isinstance(executor.submit(int).exception(PATIENCE), WorkerLostError)
         assert executor.submit(int).result(PATIENCE) == 0
@@ -354,7 +352,7 @@ def test_a_script_that_has_no_end_for_a_call_loses_it() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_shutdown_nothing_is_taken_and_nothing_left(kind: str) -> None:
+def test_executor_after_shutdown_accepts_no_calls_and_leaves_nothing(kind: str) -> None:
     before = set(threading.enumerate())
     with ExitStack() as stack:
         executor = KINDS[kind](stack)
@@ -371,7 +369,7 @@ def test_after_shutdown_nothing_is_taken_and_nothing_left(kind: str) -> None:
         assert not [thread for thread in new if thread.name == "polarmap-executor"]
 
 
-def test_workers_of_its_own_end_with_it_and_those_of_a_pool_stay() -> None:
+def test_shutdown_ends_own_workers_but_not_those_of_a_pool() -> None:
     before = descendants()
     with Pool(workers=1) as pool:
         with Executor(pool) as executor:
@@ -387,7 +385,7 @@ def test_workers_of_its_own_end_with_it_and_those_of_a_pool_stay() -> None:
     assert until(lambda: not (descendants() - before))
 
 
-def test_a_pool_that_is_closed_fails_its_calls_and_no_others(tmp_path: Path) -> None:
+def test_closing_a_pool_fails_only_its_calls(tmp_path: Path) -> None:
     with Pool(workers=1) as pool, Executor(pool) as executor:
         running = executor.submit(linger, tmp_path, "first")
         assert until((tmp_path / "first began").exists)
@@ -441,7 +439,7 @@ def test_the_interpreter_waits_for_its_calls_before_it_exits() -> None:
     assert errors == ""
 
 
-def test_a_forked_child_has_threads_and_workers_of_its_own() -> None:
+def test_forked_child_has_separate_threads_and_workers() -> None:
     with script(
         """
         executor = polarmap.Executor(workers=2)
@@ -472,7 +470,7 @@ def test_dask_computes_on_it(two: Executor) -> None:
         assert dask.delayed(sum)(halves).compute() == 4950
 
 
-def test_a_map_runs_where_it_does(executor: Executor) -> None:
+def test_coded_map_runs_on_the_underlying_executor(executor: Executor) -> None:
     data = np.arange(12.0).reshape(6, 2)
     options: dict[str, Any] = {"executor": executor, "timeout": PATIENCE}
     result = polarmap.coded_map(np.sum, data, blocks=3, tasks=4, **options)
@@ -481,7 +479,7 @@ def test_a_map_runs_where_it_does(executor: Executor) -> None:
     assert list(polarmap.hedged_map(str, range(3), **options)) == ["0", "1", "2"]
 
 
-def test_no_map_runs_where_it_was_shut_down() -> None:
+def test_map_on_an_executor_after_shutdown_is_refused() -> None:
     executor = Executor(ReplayExecutor())
     executor.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):

@@ -97,7 +97,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("verb", NAMED, ids=lambda verb: verb.__name__)
-def test_what_would_end_the_caller_is_an_error_that_names_its_task(verb: Any, executor: Any) -> None:
+def test_exits_of_f_raise_an_error_that_names_the_task(verb: Any, executor: Any) -> None:
     is_slow = executor == "localhost"  # each map on localhost starts processes
     for error in EXITS[: 1 if is_slow else None]:
         with pytest.raises(BaseException, match=NAMED[verb]) as raised:
@@ -110,7 +110,7 @@ def test_what_would_end_the_caller_is_an_error_that_names_its_task(verb: Any, ex
         assert cause.args == error.args
 
 
-def test_an_item_that_exits_takes_no_other_of_its_group_with_it() -> None:
+def test_item_that_exits_fails_no_other_item_of_its_block() -> None:
     def f(item: int) -> int:
         return sys.exit(3) if item == 2 else -item
 
@@ -120,7 +120,7 @@ def test_an_item_that_exits_takes_no_other_of_its_group_with_it() -> None:
     assert results[:2] + results[3:] == [0, -1, -3, -4, -5]
 
 
-def test_a_worker_that_ends_without_raising_is_lost() -> None:
+def test_worker_that_exits_without_raising_is_lost() -> None:
     def f(item: Any) -> Any:
         import os
 

@@ -187,7 +187,7 @@ def coded(case: Case, seed: int, count: int) -> tuple[polarmap.types.CodedResult
 @pytest.mark.parametrize(("surplus", "how"), [(3, "parity"), (0, "local")])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", LINEAR)
-def test_linear_is_exact_and_never_flagged(name: str, seed: int, surplus: int, how: str) -> None:
+def test_linear_functions_are_exact_and_never_flagged(name: str, seed: int, surplus: int, how: str) -> None:
     case = LINEAR[name]
     result, data = coded(case, seed, count=K + surplus)
     assert_same(result, plain_map(case.f, data, K), case.rtol)
@@ -199,6 +199,6 @@ def test_linear_is_exact_and_never_flagged(name: str, seed: int, surplus: int, h
 @pytest.mark.parametrize("surplus", [3, 0])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", NON_LINEAR)
-def test_non_linear_is_flagged(name: str, seed: int, surplus: int) -> None:
+def test_nonlinear_functions_are_flagged(name: str, seed: int, surplus: int) -> None:
     with pytest.raises(NotLinearError, match="f is not linear"):
         coded(NON_LINEAR[name], seed, count=K + surplus)

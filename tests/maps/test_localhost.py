@@ -86,7 +86,7 @@ def test_more_sleepers_than_slots_do_not_starve_the_queue():
     assert y.report.recovered == tuple(range(4))
 
 
-def test_a_killed_job_is_started_again(tmp_path):
+def test_killed_job_is_restarted(tmp_path):
     flag = tmp_path / "killed"
 
     def f(block):
@@ -100,13 +100,13 @@ def test_a_killed_job_is_started_again(tmp_path):
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
 
-def test_a_function_that_cannot_travel_is_refused():
+def test_unpicklable_function_is_refused():
     lock = threading.Lock()
     with pytest.raises(polarmap.errors.CodeError, match="f cannot be pickled for localhost"):
         polarmap.coded_map(lambda block: (lock, block)[1], A, executor="localhost")
 
 
-def test_a_function_executor_stays_the_callers():
+def test_function_executor_of_the_caller_stays_usable():
     import lithops
 
     with lithops.FunctionExecutor(
@@ -122,7 +122,7 @@ def test_a_function_executor_stays_the_callers():
         assert not [key for key in left if key.startswith("polarmap")]
 
 
-def test_rounds_leave_no_thread_and_no_file_descriptor():
+def test_repeated_maps_leave_no_threads_and_descriptors():
     def round_() -> tuple[int, int]:
         faults = {0: Fault("sleep", NEVER), 1: Fault("sleep", NEVER)}
         polarmap.coded_map(
@@ -209,7 +209,7 @@ def sleepers_run(temporary: Path) -> bool:
     ("number", "executor"),
     [(signal.SIGINT, "localhost"), (signal.SIGKILL, "localhost"), (signal.SIGKILL, str(YAML))],
 )
-def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number, executor):
+def test_driver_that_ends_stops_its_workers(tmp_path, number, executor):
     process, temporary = run_script(tmp_path, sleepers=6, executor=executor)
     assert until(lambda: sleepers_run(temporary))
     began = time.monotonic()
@@ -227,7 +227,7 @@ def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number, executor):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_interpreter_that_lacks_the_packages_is_named_at_once(tmp_path, version):
+def test_interpreter_without_packages_is_named_in_the_error(tmp_path, version):
     # Lithops has cached that the interpreter works, so every process it starts exits with code 1.
     import lithops
 

@@ -111,7 +111,7 @@ def test_arrays_of_a_function_are_read_once_by_each_worker() -> None:
     assert large[0, 0] == np.random.default_rng(0).standard_normal()
 
 
-def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(tmp_path: Any) -> None:
+def test_all_workers_start_a_task_immediately(tmp_path: Any) -> None:
     # Each of the 24 tasks waits until all of them have started.
 
     def begin(task: int) -> int:
@@ -127,7 +127,7 @@ def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(tmp_path: An
     assert results == [24] * 24
 
 
-def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None:
+def test_item_that_kills_its_worker_fails_no_other_item() -> None:
     # Short items are sent to a worker in batches. The items of a lost batch are restarted one by one.
 
     def f(item: int) -> int:
@@ -180,7 +180,7 @@ def test_faults_strike_items_while_short_ones_are_batched(
 
 
 @pytest.mark.parametrize("name", ["hedged_map", "Executor.map"])
-def test_an_item_uses_up_its_retries_only_by_losses_of_its_own(name: str, tmp_path: Any) -> None:
+def test_item_uses_retries_only_for_its_own_losses(name: str, tmp_path: Any) -> None:
     # Several items of one batch kill their worker, but only item 705 does so every time. Only this item may
     # fail, and it may kill few workers.
     doomed, n_deaths = 705, {700: 1, 701: 1, 703: 1, 705: 99}
@@ -209,7 +209,7 @@ def test_an_item_uses_up_its_retries_only_by_losses_of_its_own(name: str, tmp_pa
     assert retries + 1 <= workers_lost[doomed] <= retries + 2
 
 
-def test_what_f_raises_on_one_of_many_items_is_raised_with_its_number() -> None:
+def test_exception_of_f_on_one_of_many_items_names_the_item() -> None:
     def f(item: int) -> int:
         if item == 700:
             raise LookupError("no such item")
@@ -229,7 +229,7 @@ def test_what_f_raises_on_one_of_many_items_is_raised_with_its_number() -> None:
 
 
 @pytest.mark.parametrize("name", ["hedged_map", "Executor.map"])
-def test_an_item_that_does_not_end_keeps_no_other_short_one_waiting(name: str, tmp_path: Any) -> None:
+def test_item_that_hangs_does_not_delay_other_items(name: str, tmp_path: Any) -> None:
     def f(item: int) -> int:
         if item == 500 and not (tmp_path / "began").exists():
             (tmp_path / "began").touch()

@@ -314,7 +314,7 @@ def parameters() -> list[Any]:
 
 
 @pytest.mark.parametrize(("call", "name"), parameters())
-def test_a_wrong_argument_is_an_error_of_ours(call: Call, name: str) -> None:
+def test_wrong_argument_raises_a_polarmap_error(call: Call, name: str) -> None:
     raw = {}
     for label, make in WRONG.items():
         if name == "executor" and label == "None":
@@ -337,13 +337,13 @@ def is_of_f(error: Exception) -> bool:
 
 
 @pytest.mark.parametrize("label", CALLS)
-def test_the_arguments_that_are_replaced_are_good(label: str) -> None:
+def test_unchanged_arguments_are_valid(label: str) -> None:
     if label == "open_coded":
         polarmap.encode(ROWS, name="e", blocks=4, storage="folder")
     CALLS[label]()
 
 
-def test_every_public_name_has_its_row() -> None:
+def test_every_public_name_is_tested() -> None:
     named = {label.partition(",")[0].partition(".")[0].partition(" ")[0] for label in CALLS}
     assert set(polarmap.__all__) - RESULTS - {"errors", "planning"} <= named
 
@@ -369,7 +369,7 @@ def test_every_public_name_has_its_row() -> None:
         (3, "executor=3 is not an executor: pass None or 'localhost'"),
     ],
 )
-def test_an_executor_that_is_none_says_what_to_pass(executor: Any, words: str) -> None:
+def test_error_for_an_invalid_executor_says_what_to_pass(executor: Any, words: str) -> None:
     for choice in (executor, FaultyExecutor(executor, {})):
         with pytest.raises(ExecutorError, match=words):
             polarmap.coded_map(total, ROWS, executor=choice)
@@ -377,7 +377,7 @@ def test_an_executor_that_is_none_says_what_to_pass(executor: Any, words: str) -
             CodedOperator(ROWS, executor=choice)
 
 
-def test_every_backend_that_is_suggested_has_a_configuration_to_show() -> None:
+def test_every_suggested_backend_has_a_configuration() -> None:
     assert set(BACKENDS) <= set(config.list_backends())
 
 
@@ -397,6 +397,6 @@ def test_every_backend_that_is_suggested_has_a_configuration_to_show() -> None:
         ([Fault("kill")], "faults must be a mapping from task to Fault, not"),
     ],
 )
-def test_a_fault_that_would_strike_nobody_is_refused(faults: Any, words: str) -> None:
+def test_fault_that_affects_no_task_is_refused(faults: Any, words: str) -> None:
     with pytest.raises(CodeError, match=words):
         FaultyExecutor(ReplayExecutor(), faults)

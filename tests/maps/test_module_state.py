@@ -52,7 +52,7 @@ def run(command: list[str], modules: Path) -> Any:
         ("dask", "coded,called", ""),
     ],
 )
-def test_f_finds_in_modules_what_its_driver_has(pool: str, verbs: str, only: str, modules: Path) -> None:
+def test_f_sees_the_module_state_of_the_driver(pool: str, verbs: str, only: str, modules: Path) -> None:
     # 144 of these 204 cases once gave wrong results that were reported as verified.
     assert run([str(ROOT / "tests" / "module_states.py"), pool, verbs, only], modules) == {}
 
@@ -97,7 +97,7 @@ POOLS = pytest.mark.parametrize("fork", [True, False], ids=["forked", "new inter
 
 
 @POOLS
-def test_a_module_that_was_edited_and_reloaded_is_that_of_the_driver(fork: bool, tmp_path: Path) -> None:
+def test_f_sees_the_edited_and_reloaded_module_of_the_driver(fork: bool, tmp_path: Path) -> None:
     text = f"""
 import edited
 with polarmap.Pool(workers=2, fork={fork}) as pool:
@@ -115,9 +115,7 @@ with polarmap.Pool(workers=2, fork={fork}) as pool:
 
 
 @POOLS
-def test_no_map_mixes_old_and_new_code_when_a_worker_has_died_after_an_edit(
-    fork: bool, tmp_path: Path
-) -> None:
+def test_map_does_not_mix_old_and_new_code_after_an_edit(fork: bool, tmp_path: Path) -> None:
     text = f"""
 import edited
 with polarmap.Pool(workers=2, fork={fork}) as pool:
@@ -130,7 +128,7 @@ with polarmap.Pool(workers=2, fork={fork}) as pool:
     assert run_program(text, tmp_path, edited=OLD) == {"before": [2.0], "after": [[2.0]] * 5}
 
 
-def test_what_cannot_be_sent_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_state_that_cannot_be_sent_is_refused_by_name(tmp_path: Path) -> None:
     text = """
 import opaque, cloudpickle, threading
 def error_of(f):
@@ -187,7 +185,7 @@ def loads(b): return b * 0 + (loaded() and LOADS)
 """
 
 
-def test_caches_that_workers_fill_stay_until_what_f_reaches_has_changed(tmp_path: Path) -> None:
+def test_caches_on_workers_are_kept_until_the_state_of_f_changes(tmp_path: Path) -> None:
     text = """
 import caches
 with polarmap.Pool(workers=1) as pool:
@@ -204,7 +202,7 @@ with polarmap.Pool(workers=1) as pool:
     assert output == {f"{name} {scale}": [[scale]] * 2 for name in "fgh" for scale in (2.0, 3.0)}
 
 
-def test_what_the_driver_has_filled_in_already_is_no_error(tmp_path: Path) -> None:
+def test_caches_filled_on_the_driver_are_no_error(tmp_path: Path) -> None:
     text = """
 import caches
 told["here"] = caches.g(1.0)
@@ -229,7 +227,7 @@ with polarmap.Pool(workers=1) as pool:
     assert output == {"sets": [[5.0]] * 2, "reads": [[2.0]] * 2, "names": [[2.0]] * 2}
 
 
-def test_maps_that_run_at_once_each_find_the_state_that_they_were_begun_with(tmp_path: Path) -> None:
+def test_concurrent_maps_each_see_the_state_at_their_start(tmp_path: Path) -> None:
     text = """
 import edited
 for kind, executor in {"pool": polarmap.Pool(workers=2), "executor": polarmap.Executor(workers=2)}.items():
@@ -250,7 +248,7 @@ with polarmap.Executor(workers=2) as executor:
     assert run_program(text, tmp_path, edited=OLD) == {"pool": True, "executor": True, "calls": True}
 
 
-def test_items_bring_along_the_state_of_their_classes(tmp_path: Path) -> None:
+def test_items_are_sent_with_the_state_of_their_classes(tmp_path: Path) -> None:
     text = """
 import items
 items.Item.scale = items.SCALE = 3.0
@@ -275,7 +273,7 @@ def times(x): return x * SCALE
     assert run_program(text, tmp_path, items=source) == expected
 
 
-def test_generators_of_random_numbers_are_those_of_each_worker(tmp_path: Path) -> None:
+def test_random_generators_belong_to_each_worker(tmp_path: Path) -> None:
     text = """
 import draws
 with polarmap.Pool(workers=2, fork=False) as pool:

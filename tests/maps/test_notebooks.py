@@ -68,11 +68,11 @@ def size_of(png: str) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-def test_nothing_is_said_while_maps_are_called(outputs: dict[str, list[Output]]) -> None:
+def test_maps_print_nothing(outputs: dict[str, list[Output]]) -> None:
     assert outputs["setup"] == []
 
 
-def test_a_report_is_its_text_and_a_small_timeline(outputs: dict[str, list[Output]]) -> None:
+def test_report_shows_text_and_a_small_timeline(outputs: dict[str, list[Output]]) -> None:
     shown_report = shown(outputs["report"])
     assert shown_report["text/html"].count("<rect") == 8
     assert "of 8 results were enough" in shown_report["text/html"]
@@ -86,7 +86,7 @@ def test_a_figure_is_shown_without_a_magic(name: str, outputs: dict[str, list[Ou
     assert shown(outputs["no pyplot"])["text/plain"] == "False"
 
 
-def test_a_figure_is_shown_once_beside_pyplot_too(outputs: dict[str, list[Output]]) -> None:
+def test_figure_is_shown_once_if_pyplot_is_imported(outputs: dict[str, list[Output]]) -> None:
     assert size_of(shown(outputs["pyplot"])["image/png"])[0] > 200
 
 
@@ -97,7 +97,7 @@ def test_plans_and_results_are_short(name: str, outputs: dict[str, list[Output]]
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_the_bar_is_a_widget(outputs: dict[str, list[Output]]) -> None:
+def test_progress_bar_is_a_widget(outputs: dict[str, list[Output]]) -> None:
     displays = [output for output in outputs["bar"] if output["output_type"] == "display_data"]
     assert [
         list(output["data"])
@@ -107,7 +107,7 @@ def test_the_bar_is_a_widget(outputs: dict[str, list[Output]]) -> None:
     assert not [output for output in outputs["bar"] if output["output_type"] == "stream"]
 
 
-def test_there_is_no_bar_where_none_is_wanted(outputs: dict[str, list[Output]]) -> None:
+def test_progress_bar_can_be_turned_off(outputs: dict[str, list[Output]]) -> None:
     assert outputs["no bar"] == []
 
 
@@ -137,7 +137,7 @@ with JobContext(EventStream([polarmap.driver.observers.ProgressBar(True)])).coun
 }
 
 
-def test_a_notebook_without_widgets_has_one_line_for_a_bar_at_most() -> None:
+def test_progress_bar_without_widgets_prints_at_most_one_line() -> None:
     # The bar changes about thirty times, and a notebook keeps every printed line.
     outputs = outputs_of(WITHOUT_WIDGETS)
     assert outputs["setup"] == []

@@ -34,7 +34,7 @@ def test_chained_maps_stay_in_the_bucket(config):
     assert open_store(config).keys("polarmap/") == []
 
 
-def test_workers_encode_raw_objects_where_they_lie(config):
+def test_workers_encode_raw_objects_in_place(config):
     # Each block consists of several raw objects.
     A, rows = np.random.default_rng(0).standard_normal((60, 50)), 10
     store, keys = open_store(config), [f"mine/{index}" for index in range(60 // rows)]
@@ -74,7 +74,7 @@ def test_a_map_may_begin_while_its_storage_restarts(server, config, monkeypatch)
     assert sum(y) == pytest.approx(A.sum())
 
 
-def test_large_results_come_as_lithops_returns_them_and_nothing_stays(config):
+def test_large_results_are_returned_and_leave_no_objects(config):
     A = np.arange(16.0)
 
     def spread(block):

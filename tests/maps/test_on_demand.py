@@ -76,7 +76,7 @@ def test_as_many_parity_tasks_are_started_as_data_tasks_are_late() -> None:
     assert report.seconds == pytest.approx(2.466, abs=0.01)
 
 
-def test_a_late_task_that_returns_after_all_spares_decoding() -> None:
+def test_late_task_that_returns_makes_decoding_unnecessary() -> None:
     result = coded(executor=ReplayExecutor({3: 1.5, 20: 1.7}), verify=False)
     assert_same(result, plain_map(product, DATA, K))
     assert result.report.verified == "not needed"
@@ -84,7 +84,7 @@ def test_a_late_task_that_returns_after_all_spares_decoding() -> None:
 
 
 @pytest.mark.parametrize("kind", ["raise", "kill"])
-def test_parity_takes_the_place_of_failed_tasks_at_once(kind: str) -> None:
+def test_parity_replaces_failed_tasks_immediately(kind: str) -> None:
     seconds = dict.fromkeys(range(K), 2.0) | {2: 0.5, 7: 0.7}
     faults = {2: Fault(kind), 7: Fault(kind)}
     result = coded(executor=FaultyExecutor(ReplayExecutor(seconds), faults), verify=False)
@@ -94,7 +94,7 @@ def test_parity_takes_the_place_of_failed_tasks_at_once(kind: str) -> None:
     assert all(task.attempts <= 1 for task in result.report.tasks)
 
 
-def test_more_failures_than_parity_are_tried_again() -> None:
+def test_failed_tasks_are_retried_if_parity_is_used_up() -> None:
     faults = {task: Fault("kill") for task in range(N - K + 2)}
     result = coded(executor=FaultyExecutor(ReplayExecutor(), faults), verify=False)
     assert_same(result, plain_map(product, DATA, K), 1e-11)
@@ -105,7 +105,7 @@ def test_more_failures_than_parity_are_tried_again() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_sparse_codes_start_what_their_pattern_needs(seed: int) -> None:
+def test_sparse_codes_start_the_parity_that_their_pattern_needs(seed: int) -> None:
     # With a sparse code, n_late parity blocks may not suffice to decode. The map starts the fewest that do.
     late = np.random.default_rng(seed).permutation(K)[:3].tolist()
     result = coded(np.copy, WHOLE, executor=ReplayExecutor(dict.fromkeys(late, math.inf)), verify=False)
@@ -119,7 +119,7 @@ def test_sparse_codes_start_what_their_pattern_needs(seed: int) -> None:
     assert result.report.seconds == pytest.approx(2.1, abs=0.02)
 
 
-def test_what_decodes_too_inaccurately_starts_another() -> None:
+def test_inaccurate_decoding_starts_another_parity_task() -> None:
     executor = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     report = coded(executor=executor, rtol=3e-15, verify=False).report
     assert report.error_bound <= 3e-15
@@ -127,7 +127,7 @@ def test_what_decodes_too_inaccurately_starts_another() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the data contains NaN")
-def test_nan_is_waited_for_and_starts_nothing_more() -> None:
+def test_nan_starts_no_parity_tasks() -> None:
     data = DATA.copy()
     data[3, 3] = math.nan
     result = coded(np.copy, data, executor=ReplayExecutor({1: 3.0, 2: 9.0}))
@@ -142,7 +142,7 @@ def assert_as_simulated(result: CodedResult, jobs: SimulatedJobs) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 24])
-def test_the_map_does_what_the_simulation_says_of_tasks_that_may_never_return(
+def test_map_agrees_with_simulation_if_tasks_may_never_return(
     k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A long poll interval lets the local evaluation of f on padding finish within one poll.
@@ -211,7 +211,7 @@ def assert_as_reliable(data: np.ndarray, n: int, k: int, lost: Sequence[int], ki
     assert result.report.seconds <= (60 * 2 ** (n - k) if silent else 20.0)
 
 
-def test_failed_tasks_are_not_tried_again_in_the_moment_the_last_parity_task_starts() -> None:
+def test_failed_tasks_are_not_retried_until_the_last_parity_task_is_late() -> None:
     # The last parity task gets its expected run time before failed tasks are retried.
     executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: math.inf, 2: 6.5}), {0: Fault("kill")})
     result = coded(blocks=3, tasks=5, executor=executor, verify=False)
@@ -220,7 +220,7 @@ def test_failed_tasks_are_not_tried_again_in_the_moment_the_last_parity_task_sta
     assert max(task.attempts for task in result.report.tasks) == 1
 
 
-def test_a_result_of_another_shape_is_replaced_as_a_failure_is() -> None:
+def test_result_of_another_shape_is_replaced_like_a_failure() -> None:
     # A result of the wrong shape counts as a failure, although its run time is known.
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -232,7 +232,7 @@ def test_a_result_of_another_shape_is_replaced_as_a_failure_is() -> None:
     assert result.report.tasks[K].launched == pytest.approx(1.05)
 
 
-def test_run_times_are_learned_from_what_ran() -> None:
+def test_run_times_are_learned_from_started_tasks() -> None:
     # The run time of a parity task is counted from its own start. Tasks that never started are left out.
     report = coded(executor=ReplayExecutor({0: 50.0}), verify=False).report
     distribution = Empirical.from_reports(report)
@@ -256,7 +256,7 @@ def test_a_pool_starts_parity_for_a_straggler() -> None:
     assert result.report.tasks[4].launched is not None
 
 
-def test_a_queue_is_not_lateness() -> None:
+def test_queued_tasks_are_not_late() -> None:
     # Eight tasks share two workers. A task that waits for a worker is not late.
     with ThreadPoolExecutor(2) as pool:
         result = coded(copied, blocks=8, tasks=12, executor=FaultyExecutor(pool, slow(range(8))))

@@ -29,7 +29,7 @@ def test_a_plan_sets_blocks_workers_and_code(code: str) -> None:
     assert code in report.code or code == "optimal"
 
 
-def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() -> None:
+def test_plan_on_demand_starts_upfront_parity_and_sets_when_tasks_are_late() -> None:
     chosen = plan(8, DISTRIBUTION, "cost", max_workers=12, schedule="on_demand")
     assert (chosen.schedule, chosen.n) == ("on_demand", 12)
     seconds = dict.fromkeys(range(3), math.inf)
@@ -46,7 +46,7 @@ def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() 
     assert result.report.tasks_in_state("held back") == [11]
 
 
-def test_a_plan_of_small_blocks_is_a_map_of_as_many_tasks_on_workers_that_stay() -> None:
+def test_plan_of_small_blocks_runs_on_persistent_workers() -> None:
     chosen = plan(8, DISTRIBUTION, max_workers=12, task_overhead=0.02)
     assert chosen.expected.tasks_per_worker > 1
     data = np.random.default_rng(0).standard_normal((3 * chosen.k, 5))
@@ -64,7 +64,7 @@ def test_a_plan_without_a_code_is_a_plain_map() -> None:
     assert states(result.report) == {"arrived": list(range(8))}
 
 
-def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:
+def test_sizes_of_a_plan_can_be_used_with_another_schedule() -> None:
     chosen = plan(8, DISTRIBUTION, "p99", max_workers=12)
     sizes = {"blocks": chosen.k, "tasks": chosen.n}
     report = coded_map(np.copy, DATA, **sizes, schedule="on_demand", executor=ReplayExecutor()).report

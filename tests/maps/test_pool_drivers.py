@@ -60,7 +60,7 @@ def imports_numpy_in_no_folder(folder: Path) -> bool:
     "how",
     ["script", "standard input", "a cell", "-I", "no such TMPDIR", "folder is gone"],
 )
-def test_a_program_maps_however_it_is_run(how: str, tmp_path: Path) -> None:
+def test_program_runs_maps_however_it_is_started(how: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PROGRAM)
     arguments = {
@@ -77,7 +77,7 @@ def test_a_program_maps_however_it_is_run(how: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", [(0, 1, 2), (0,), (1, 2)])
-def test_a_program_without_standard_streams_maps(closed: tuple[int, ...], tmp_path: Path) -> None:
+def test_program_without_standard_streams_runs_maps(closed: tuple[int, ...], tmp_path: Path) -> None:
     run(["-c", PROGRAM], tmp_path, close_streams(*closed), {}, None)
 
 
@@ -186,7 +186,7 @@ print("right" if interrupts else "never interrupted", flush=True)
 """
 
 
-def test_maps_go_on_after_interrupts_at_any_time() -> None:
+def test_maps_work_after_interrupts_at_any_time() -> None:
     stream, pause = np.random.default_rng(0), threading.Event()
     driver = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True, start_new_session=True

@@ -81,7 +81,7 @@ def is_of_lithops(process: int) -> bool:
 # --- what it does --------------------------------------------------------------------------------
 
 
-def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool: Pool) -> None:
+def test_workers_persist_and_use_the_available_channel(place: Place, pool: Pool) -> None:
     report = check(pool).report
     name = "localhost" if place.server is None else "lithops/localhost"
     assert report.executor == f"persistent workers on {name} ({CHANNELS[place.channel]})" == pool.name
@@ -91,7 +91,7 @@ def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool
 
 
 @over("socket", "s3")
-def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
+def test_large_functions_and_results_are_sent(pool: Pool) -> None:
     big, x = np.random.default_rng(1).standard_normal(2_500_000), X
 
     def f(block: Any) -> Any:
@@ -105,7 +105,7 @@ def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
 
 
 @over("socket", "redis")
-def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
+def test_modules_that_workers_lack_are_sent_as_source(pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
     check(pool)  # start the workers before the modules are on the driver's path
     monkeypatch.syspath_prepend(tmp_path)
     for text in ("0", "100"):
@@ -127,7 +127,7 @@ def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, 
 
 
 @over("socket", "redis")
-def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
+def test_killed_worker_is_replaced(pool: Pool) -> None:
     for _ in range(2):
         victim = next(iter(workers_of(pool)))
         os.kill(victim, signal.SIGKILL)
@@ -137,7 +137,7 @@ def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
 
 
 @over("redis")
-def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -> None:
+def test_forked_child_uses_separate_workers(place: Place) -> None:
     other_pools = place.pools()
     driver = program(DRIVER + "\nshare()", str(place.yaml), str(place.server is None))
     with driver:
@@ -202,9 +202,7 @@ def stay():
 """
 
 
-def test_a_driver_that_is_killed_takes_its_workers_with_it(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_workers_of_a_killed_driver_end(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     # One driver uses sockets and one uses objects, where workers wait for a missing heartbeat. Half of the
     # workers are busy when the drivers are killed.
     places = [place_of(channel, request, tmp_path) for channel in ("socket", "redis")]
@@ -235,7 +233,7 @@ def forget(place: Place, pools: set[str]) -> None:
 
 
 @over("redis")
-def test_a_storage_that_is_killed_and_comes_back_costs_time_only(place: Place, pool: Pool) -> None:
+def test_map_survives_a_restart_of_the_storage(place: Place, pool: Pool) -> None:
     assert place.server is not None
     check(pool)
     for seconds in (0.0, 2.0):
@@ -252,7 +250,7 @@ def test_a_storage_that_is_killed_and_comes_back_costs_time_only(place: Place, p
 
 
 @pytest.mark.parametrize("server", ["s3", "redis"], indirect=True)
-def test_a_storage_that_refuses_is_one_clear_error_soon(server: Server, tmp_path: Path) -> None:
+def test_wrong_credentials_soon_raise_one_clear_error(server: Server, tmp_path: Path) -> None:
     before = threading.active_count()
     yaml = server.config(tmp_path / "wrong.yaml", secret="wrong")
     began = time.monotonic()

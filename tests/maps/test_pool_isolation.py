@@ -193,7 +193,7 @@ def pristine() -> str:
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-def test_the_next_map_does_not_know_what_f_did(deed: str, pool: Pool, pristine: str) -> None:
+def test_next_map_does_not_see_side_effects_of_f(deed: str, pool: Pool, pristine: str) -> None:
     returned = list[Any]()
     with contextlib.suppress(Exception, SystemExit):  # some deeds make f raise an exception
         returned.extend(collect_results(pool, doing(DEEDS[deed])))
@@ -203,7 +203,7 @@ def test_the_next_map_does_not_know_what_f_did(deed: str, pool: Pool, pristine: 
         assert state.splitlines() == pristine.splitlines()
 
 
-def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp_path: Path) -> None:
+def test_ordinary_f_keeps_its_worker_and_imported_modules(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.touch()
 
@@ -237,7 +237,7 @@ def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp
 
 
 @pytest.mark.parametrize("deed", ["leaks all descriptors", "forgets numpy"])
-def test_what_f_returns_after_that_is_its_result(deed: str) -> None:
+def test_f_returns_its_result_after_side_effects(deed: str) -> None:
     with Pool(workers=1) as pool:
         assert collect_results(pool, doing(DEEDS[deed]), 1) == [X @ X]
 
@@ -249,9 +249,7 @@ WANTS = {
 
 
 @pytest.mark.parametrize("want", WANTS)
-def test_a_worker_that_cannot_read_a_block_is_replaced_and_its_task_done_elsewhere(
-    want: str, tmp_path: Path
-) -> None:
+def test_worker_that_cannot_read_a_block_is_replaced(want: str, tmp_path: Path) -> None:
     # The report must name a lost worker and the reason, and not a failure of f.
     message, deed = WANTS[want]
     program = "import os\nimport numpy as np\n" + textwrap.dedent(deed)

@@ -35,7 +35,7 @@ def workers() -> list[int]:
     return sorted(worker for server in descendants() for worker in descendants(server))
 
 
-def test_how_workers_ended_is_told(pool: Pool) -> None:
+def test_error_says_how_workers_ended(pool: Pool) -> None:
     with pytest.raises(NotDecodableError, match=r"worker process was killed by SIGABRT \(6\)"):
         check(pool, lambda block: os.abort())
     check(pool)
@@ -53,7 +53,7 @@ def test_products_go_on_while_workers_are_killed(pool: Pool) -> None:
         assert len(workers()) <= 32
 
 
-def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Pool, tmp_path: Path) -> None:
+def test_worker_killed_while_it_writes_a_result_leaves_no_file(pool: Pool, tmp_path: Path) -> None:
     # The results of the other workers are complete, and the partial file is removed with the map.
     wide, mark = np.ones((5, 50_000)), tmp_path / "killed"
 
@@ -85,7 +85,7 @@ def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Poo
 
 
 @pytest.mark.parametrize("continued", ["at once", "in the next map", "when its place is taken"])
-def test_one_that_is_stopped_in_a_task_is_an_erasure_and_says_nothing_twice(
+def test_stopped_worker_is_an_erasure_and_sends_nothing_twice(
     continued: str, pool: Pool, tmp_path: Path
 ) -> None:
     def wait(block: Any) -> Any:

@@ -130,7 +130,7 @@ NESTED = [{"x": row, "pair": Summary(row[:2], float(row[0]))} for row in DATA]
         (both, NESTED, {"blocks": None, "tasks": 20}),
     ],
 )
-def test_answers_are_those_of_a_plain_map(
+def test_results_are_those_of_a_plain_map(
     pool: Executor, f: Callable[[Any], Any], data: Any, sizes: dict[str, Any]
 ) -> None:
     result = coded(f, pool, data, **sizes)
@@ -164,7 +164,7 @@ def test_threads_share_the_data_and_cannot_write_into_it(threads: Executor) -> N
 LARGE = np.random.default_rng(1).standard_normal((1_200, 300))  # blocks of half a megabyte
 
 
-def test_no_stored_block_travels_and_each_process_reads_it_once(tmp_path: Path) -> None:
+def test_stored_blocks_are_not_sent_and_read_once_per_process(tmp_path: Path) -> None:
     # A single process has cached all blocks that it needs after the first maps.
     data = encode(LARGE, name="a", blocks=K, tasks=N, storage=tmp_path, progress=False)
     with process_pool(1) as pool, CodedOperator(data, executor=pool) as operator:
@@ -193,7 +193,7 @@ def reads() -> int:
 
 @pytest.mark.parametrize("pool", ["processes", "dask"], indirect=True)
 @pytest.mark.parametrize("kind", ["memory", "folder"])
-def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
+def test_function_that_modifies_its_block_does_not_affect_the_next_map(
     pool: Executor, kind: str, tmp_path: Path
 ) -> None:
     data: Any = LARGE
@@ -206,7 +206,7 @@ def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
 # --- threads of BLAS ---------------------------------------------------------------------------
 
 
-def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(pool: Executor, gate: Path) -> None:
+def test_each_task_uses_its_share_of_cores_and_restores_the_limit(pool: Executor, gate: Path) -> None:
     # Task 1 is a straggler that continues after the map.
     with threadpoolctl.threadpool_limits(64):
         here = blas_threads()
@@ -221,7 +221,7 @@ def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(pool: Exe
 # --- stragglers --------------------------------------------------------------------------------
 
 
-def test_stragglers_are_abandoned_and_their_pool_is_usable(pool: Executor, gate: Path) -> None:
+def test_stragglers_are_abandoned_and_their_pool_stays_usable(pool: Executor, gate: Path) -> None:
     # In each of two maps, the stragglers take all slots but one.
     for _ in range(2):
         options = {"tasks": 12, "verify": False}
@@ -257,7 +257,7 @@ if __name__ == "__main__":
 # --- failures ----------------------------------------------------------------------------------
 
 
-def test_a_killed_process_breaks_its_pool_and_the_error_says_so() -> None:
+def test_error_says_that_a_killed_process_breaks_its_pool() -> None:
     with process_pool(1) as pool:
         with pytest.raises(
             NotDecodableError, match=r"of 6 needed.*a process died.*breaks a Process.*Leave executor= out"
@@ -274,7 +274,7 @@ def test_a_pool_that_is_shut_down_is_refused() -> None:
         coded(double, pool)
 
 
-def test_a_map_needs_none_of_the_tasks_that_a_shutdown_cancels(tmp_path: Path, gate: Path) -> None:
+def test_map_completes_without_the_tasks_that_a_shutdown_cancels(tmp_path: Path, gate: Path) -> None:
     pool = CountingThreads(3)
     closing = threading.Thread(target=shut_down, args=(pool, tmp_path, gate))
     closing.start()
@@ -316,7 +316,7 @@ def fails_to_begin() -> None:
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_a_pool_whose_initializer_raises_is_one_clear_error(kind: str) -> None:
+def test_failing_initializer_raises_one_clear_error(kind: str) -> None:
     pool: Executor = ThreadPoolExecutor(2, initializer=fails_to_begin)
     if kind == "processes":
         context = multiprocessing.get_context("forkserver")
@@ -337,12 +337,12 @@ class Refusing(ThreadPoolExecutor):
         return super().submit(*call, **named)
 
 
-def test_a_pool_that_takes_some_tasks_only_is_one_clear_error() -> None:
+def test_pool_that_refuses_some_tasks_raises_one_clear_error() -> None:
     with Refusing(4) as pool, pytest.raises(NotDecodableError, match=r"4 tasks: WorkerLost.*quota exceeded"):
         coded(double, pool)
 
 
-def test_a_function_that_does_not_travel_is_refused(processes: Executor) -> None:
+def test_unpicklable_function_is_refused(processes: Executor) -> None:
     lock = threading.Lock()
 
     def f(block: Any) -> Any:

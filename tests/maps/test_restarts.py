@@ -27,7 +27,7 @@ def test_a_stored_array_is_mapped_with_stragglers_and_damage(server, config):
 
 
 @pytest.mark.timeout(300)
-def test_a_map_goes_on_whose_storage_was_away_until_its_job_had_given_up(s3_server, tmp_path):
+def test_map_survives_an_outage_longer_than_its_job(s3_server, tmp_path):
     # No task can write its status while the storage is down. The driver only sees that the processes ended.
     config = s3_server.config(tmp_path / "s3.yaml")
     A, x = random_array((240, 60)), np.arange(60.0)

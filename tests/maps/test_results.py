@@ -33,7 +33,7 @@ MATRIX = STREAM.standard_normal((26, 5))
         (lambda block: np.datetime64("2020-01-01"), "datetime64"),
     ],
 )
-def test_results_that_cannot_be_coded_are_named_by_dtype_with_what_to_use(
+def test_error_for_results_that_cannot_be_encoded_names_dtype_and_alternative(
     f: Any, dtype: str, lost: tuple[int, ...]
 ) -> None:
     text = f"the result of f has dtype {dtype}.*convert it first.*, or use hedged_map"
@@ -42,7 +42,7 @@ def test_results_that_cannot_be_coded_are_named_by_dtype_with_what_to_use(
     assert len(hedged_map(f, MATRIX, blocks=4, executor=losing())) == 4
 
 
-def test_ragged_lists_are_results_like_others() -> None:
+def test_ragged_lists_are_returned() -> None:
     def f(block: np.ndarray) -> list[Any]:
         return [block.sum(), [block[0, 0], [block[1, 1]]]]
 
@@ -51,7 +51,7 @@ def test_ragged_lists_are_results_like_others() -> None:
 
 
 @pytest.mark.parametrize("kind", ["default", "threads", "processes", "dask", "replay"])
-def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
+def test_exception_of_f_is_raised_unchanged(kind: str) -> None:
     class Local(Mine):
         pass
 

@@ -26,7 +26,7 @@ def affine(block: np.ndarray) -> dict[str, Any]:
     return {"product": block @ W + 3, "sum": float(block.sum() - 2)}
 
 
-def test_a_map_sends_the_same_mixture_again_when_a_task_is_tried_again() -> None:
+def test_retried_task_receives_the_same_masked_block() -> None:
     seen: list[np.ndarray] = []
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def over_rows(block: np.ndarray) -> np.ndarray:
 
 @given(k=st.integers(2, 6), t=st.integers(1, 3), more=st.integers(1, 3), rows=st.integers(1, 20))
 @settings(max_examples=25)
-def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
+def test_results_for_any_sizes_are_those_of_the_plain_map(k: int, t: int, more: int, rows: int) -> None:
     data = np.random.default_rng(rows).standard_normal((k + rows, 2))
     k = len(cut_rows(data, k))  # fewer rows than blocks would leave empty blocks
     n = k + t + more
@@ -130,7 +130,9 @@ def test_integers_are_those_of_the_plain_map(dtype: str, lost: Any, verify: bool
     ],
 )
 @pytest.mark.parametrize("lost", [0, 2])
-def test_what_is_not_linear_over_the_integers_is_refused(f: Any, error: Any, words: str, lost: int) -> None:
+def test_functions_not_linear_over_the_integers_are_refused(
+    f: Any, error: Any, words: str, lost: int
+) -> None:
     with pytest.raises(error, match=words):
         coded_map(f, WORDS, blocks=5, tasks=12, code=SecretSharing(1), executor=arriving(range(lost, 12), 12))
 
@@ -142,7 +144,7 @@ def test_integers_and_floats_of_one_block_are_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [WORDS, DATA])
-def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
+def test_operators_do_not_mask_their_matrix(data: np.ndarray) -> None:
     for code in (SecretSharing(1), SecretSharingCode(9, 6, 1), IntegerSecretSharingCode(10, 6, 1)):
         with pytest.raises(CodeError, match=r"SecretSharing.*\(.*use coded_map\(lambda block"):
             coded_matmul(data, data.T, code=code)
@@ -150,7 +152,7 @@ def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
             CodedOperator(data, code=code)
 
 
-def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
+def test_wrong_results_and_nonlinear_functions_are_detected() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {3: Fault("garbage")})
     result = coded_map(
         affine, DATA[:28], blocks=4, tasks=9, code=SecretSharing(n_colluders=1), executor=faulty
@@ -169,7 +171,7 @@ def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
 
 
 @pytest.mark.parametrize("noise", [5, 100])
-def test_a_kink_that_no_masked_block_crosses_is_found(noise: float) -> None:
+def test_kink_that_no_masked_block_crosses_is_detected(noise: float) -> None:
     # In 1 of 12 of these maps, the noise leaves all 8 masked blocks on one side of 0, where |x| is linear.
     # With less noise, some masked blocks are so close to the data that their mirror images are on the same
     # side.
@@ -237,6 +239,6 @@ def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any],
         ({"noise": "loud"}, "noise must be a positive number"),
     ],
 )
-def test_a_mask_that_cannot_be_is_refused_where_it_is_written(options: dict[str, Any], words: str) -> None:
+def test_invalid_options_are_refused_by_the_constructor(options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         SecretSharing(**options)

@@ -73,7 +73,7 @@ def test_late_links_change_no_result(pool: Pool, links: SlowLinks) -> None:
         check_map(pool, factor)
 
 
-def test_workers_may_be_slow_to_call(client: Any, links: SlowLinks) -> None:
+def test_workers_may_connect_slowly(client: Any, links: SlowLinks) -> None:
     links.on_connect = lambda link: setattr(link, "delay", 0.1)
     with Pool(client, workers=TASKS) as pool:
         check_map(pool)
@@ -136,7 +136,7 @@ def test_closed_links_are_not_awaited_and_their_workers_replaced(pool: Pool, lin
     check_map(pool, 3.0)
 
 
-def test_more_cut_links_than_may_be_missing_are_an_error_in_time(pool: Pool, links: SlowLinks) -> None:
+def test_too_many_cut_links_raise_an_error_in_time(pool: Pool, links: SlowLinks) -> None:
     for link in links:
         link.cut()
     with pytest.raises(PolarmapError):
@@ -166,7 +166,7 @@ def test_large_blocks_on_slow_links_are_not_awaited(pool: Pool, links: SlowLinks
     assert max(link.bytes_to_caller - n for link, n in zip(slow, before)) < BLOCK_BYTES / 2
 
 
-def test_links_cut_while_blocks_travel_are_not_awaited(
+def test_links_cut_while_blocks_are_sent_are_not_awaited(
     pool: Pool, links: SlowLinks, large: np.ndarray
 ) -> None:
     silent = links.first(MISSING)
@@ -182,7 +182,7 @@ def test_links_cut_while_blocks_travel_are_not_awaited(
     assert all(link.is_cut or link.is_closed for link in silent)
 
 
-def test_a_timeout_is_kept_while_no_block_arrives(pool: Pool, links: SlowLinks, large: np.ndarray) -> None:
+def test_timeout_is_kept_while_no_block_arrives(pool: Pool, links: SlowLinks, large: np.ndarray) -> None:
     for link in links:
         link.rate = SLOW
     before = [link.bytes_to_caller for link in links]

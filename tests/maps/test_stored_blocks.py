@@ -60,7 +60,7 @@ def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, tmp_path, ex
         assert f"{stored.block_segments(index)[0].key} is {what}" in y.report.tasks[index].failures[0]
 
 
-def test_too_much_damage_is_said_by_name(stored):
+def test_error_for_too_much_damage_names_the_blocks(stored):
     for index in range(3):
         file_of(stored, index).unlink()
     with ThreadPoolExecutor(4) as pool, pytest.raises(NotDecodableError, match=r"/c/\d/0 is missing"):
@@ -69,7 +69,7 @@ def test_too_much_damage_is_said_by_name(stored):
 
 @pytest.mark.parametrize("make_pool", [nullcontext, partial(ThreadPoolExecutor, 4), partial(Pool, workers=2)])
 @pytest.mark.parametrize("key", [None, bytes(range(32))])
-def test_a_store_that_only_the_driver_can_use_serves_threads_and_pools(A, tmp_path, make_pool, key):
+def test_store_that_only_the_driver_can_use_works_with_threads_and_pools(A, tmp_path, make_pool, key):
     store = Least(FolderStore(tmp_path / "store"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store, key=key)
     lost = [part.key for index in (0, 7) for part in coded.block_segments(index)]
@@ -82,7 +82,7 @@ def test_a_store_that_only_the_driver_can_use_serves_threads_and_pools(A, tmp_pa
     assert f"{lost[0]} is missing" in y.report.tasks[0].failures[0]
 
 
-def test_functions_of_lithops_cannot_ask_the_driver_for_blocks(A, tmp_path):
+def test_lithops_functions_cannot_read_blocks_through_the_driver(A, tmp_path):
     coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=Least(FolderStore(tmp_path / "store")))
     with pytest.raises(ExecutorError, match="which workers cannot reach: leave executor out"):
         polarmap.coded_map(np.sum, coded, executor="localhost")
@@ -103,9 +103,7 @@ class SlowStore(Least):
 
 
 @pytest.mark.parametrize("slow_blocks", [(2,), (0, 1, 2)])
-def test_a_block_that_is_not_read_in_time_is_lost_and_its_error_names_block_and_store(
-    A, tmp_path, slow_blocks
-):
+def test_error_for_a_slow_read_names_block_and_store(A, tmp_path, slow_blocks):
     store = SlowStore(FolderStore(tmp_path / "store"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store)
     store.slow_keys |= {part.key for block in slow_blocks for part in coded.block_segments(block)}
@@ -123,7 +121,7 @@ def test_a_block_that_is_not_read_in_time_is_lost_and_its_error_names_block_and_
                 np.testing.assert_allclose(y.concatenate(), A @ ONES, rtol=1e-9, atol=1e-9)
 
 
-def test_an_error_of_a_store_is_raised_as_it_is(A, tmp_path):
+def test_error_of_a_store_is_raised_unchanged(A, tmp_path):
     store = Least(FolderStore(tmp_path / "store"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store)
 
@@ -136,7 +134,7 @@ def test_an_error_of_a_store_is_raised_as_it_is(A, tmp_path):
 
 
 @pytest.mark.parametrize("verify", ["auto", True])
-def test_parity_that_cannot_be_read_says_nothing_of_f(stored, A, verify):
+def test_unreadable_parity_is_no_failure_of_f(stored, A, verify):
     # All data tasks report, and f has not been checked yet. Missing parity in storage is no failure of f.
     for index in (6, 7):
         file_of(stored, index).unlink()

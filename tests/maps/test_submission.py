@@ -86,7 +86,7 @@ def test_the_result_is_that_of_coded_map() -> None:
     assert future.exception() is None
 
 
-def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
+def test_early_blocks_and_progress_are_available_during_the_map(
     threads: ThreadPoolExecutor,
 ) -> None:
     # Three of four data blocks are late, so two parity blocks do not suffice to decode them.
@@ -116,7 +116,7 @@ def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
     assert result.report.is_final
 
 
-def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
+def test_wrong_early_blocks_raise_a_warning() -> None:
     garbage = polarmap.testing.FaultyExecutor(
         ReplayExecutor({0: 0.5}), {0: polarmap.testing.Fault("garbage", attempts=9)}
     )
@@ -182,7 +182,7 @@ class HeldExecutor(ReplayExecutor):
         return run
 
 
-def test_a_map_that_is_called_off_while_its_run_is_opened_starts_nothing() -> None:
+def test_map_cancelled_while_its_session_opens_starts_nothing() -> None:
     began, go = threading.Event(), threading.Event()
     executor = HeldExecutor(began, go)
     future = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, executor=executor)
@@ -259,7 +259,7 @@ def test_results_that_stay_in_storage(tmp_path: Path, threads: ThreadPoolExecuto
     np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A, atol=1e-12)
 
 
-def test_mistakes_are_told_at_once() -> None:
+def test_wrong_arguments_raise_immediately() -> None:
     with pytest.raises(TypeError, match=r"coded_map\(\) missing 1 required positional argument: 'data'"):
         polarmap.submit(polarmap.coded_map, np.negative)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"coded_map\(\) got an unexpected keyword argument 'block'"):
@@ -359,9 +359,7 @@ def test_threads_that_the_interpreter_waits_for_get_their_results() -> None:
 
 @pytest.mark.parametrize("raised", ["", "kept.result(0.3)"], ids=["ends", "raises"])
 @starts_threads_at_exit
-def test_a_process_with_unfinished_futures_ends_with_those_that_are_of_use(
-    raised: str, tmp_path: Path
-) -> None:
+def test_process_waits_at_exit_only_for_useful_futures(raised: str, tmp_path: Path) -> None:
     began = time.monotonic()
     command = [sys.executable, "-c", PROGRAM + ENDING + raised, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
@@ -390,9 +388,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("make", [polarmap.Pool, polarmap.Executor], ids=["pool", "executor"])
-def test_f_is_taken_as_it_is_when_submit_returns(
-    make: Callable[..., Any], held_back: Callable[[], None]
-) -> None:
+def test_f_is_copied_when_submit_returns(make: Callable[..., Any], held_back: Callable[[], None]) -> None:
     # With an Executor, workers once received the values that f held when the map started.
     weights = np.ones(3)
     with make(workers=2) as executor:
@@ -458,7 +454,7 @@ def plus(block: Any) -> Any:
 
 @pytest.mark.parametrize("verb", [polarmap.coded_map, polarmap.hedged_map, polarmap.coded_sum])
 @pytest.mark.parametrize("kind", KINDS)
-def test_data_is_taken_as_it_is_when_submit_returns(
+def test_data_is_copied_when_submit_returns(
     kind: str, verb: Callable[..., Any], held_back: Callable[[], None]
 ) -> None:
     make, change = KINDS[kind]
@@ -483,9 +479,7 @@ def test_data_is_taken_as_it_is_when_submit_returns(
         np.testing.assert_allclose(actual, other, atol=1e-9)
 
 
-def test_factors_points_and_what_is_to_be_stored_are_taken_as_they_are(
-    held_back: Callable[[], None], tmp_path: Path
-) -> None:
+def test_factors_points_and_arrays_to_store_are_copied(held_back: Callable[[], None], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     A, B, w, x = rng.standard_normal((12, 5)), rng.standard_normal((5, 3)), rng.random(12), rng.random(6)
     late = ReplayExecutor({1: float("inf")})
@@ -505,7 +499,7 @@ def test_factors_points_and_what_is_to_be_stored_are_taken_as_they_are(
         np.testing.assert_allclose(array, other, atol=1e-6)
 
 
-def test_f_is_taken_as_it_is_where_it_travels_and_called_as_it_is_on_threads(
+def test_f_is_copied_for_processes_and_shared_with_threads(
     held_back: Callable[[], None], threads: ThreadPoolExecutor
 ) -> None:
     for executor, factor in ((None, 2.0), (threads, 3.0)):

@@ -87,7 +87,7 @@ PROGRAM = textwrap.dedent("""
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_maps_of_every_code_are_right_without_asserts() -> None:
+def test_maps_with_every_code_are_correct_without_assertions() -> None:
     ended = subprocess.run(
         [sys.executable, "-O", "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False
     )
