@@ -124,7 +124,7 @@ def check(place: Kind, stored: PublishedBlocks, coded: Any) -> None:
             np.testing.assert_array_equal(found, right)
 
 
-def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
+def test_workers_read_unchanged_blocks(place: Kind) -> None:
     coded = blocks()
     stored = place.store.acquire_blocks(told(coded))
     stored.publish_in_parallel(coded, [0, 2])
@@ -142,7 +142,7 @@ def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
         assert part.crc32 == (zlib.crc32(coded.block_leaves(1)[0].tobytes()) if may_change else None)
 
 
-def test_maps_of_the_same_blocks_share_them_and_they_go_with_the_blocks(place: Kind) -> None:
+def test_maps_share_stored_blocks_which_are_removed_with_the_data(place: Kind) -> None:
     coded, other = blocks(), blocks()
     first = place.store.acquire_blocks(told(coded))
     check(place, first, coded)
@@ -159,7 +159,7 @@ def test_maps_of_the_same_blocks_share_them_and_they_go_with_the_blocks(place: K
     assert place.left() == (0 if place.kind == "driver" else N)
 
 
-def test_no_task_is_taken_for_one_of_blocks_that_are_gone(place: Kind) -> None:
+def test_task_keys_are_never_reused_for_other_blocks(place: Kind) -> None:
     names = list[Any]()
     for _ in range(20):
         coded = blocks()
@@ -173,7 +173,7 @@ def test_no_task_is_taken_for_one_of_blocks_that_are_gone(place: Kind) -> None:
 
 
 @pytest.mark.parametrize("key", [None, Encryption.create(bytes(range(32)))])
-def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encryption | None) -> None:
+def test_damaged_block_is_stored_again(place: Kind, key: Encryption | None) -> None:
     coded = blocks()
     stored = place.store.acquire_blocks(told(coded, key))
     check(place, stored, coded)
@@ -195,7 +195,7 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
         assert stored.get_pickled_block_ref(coded, task) is before[task]
 
 
-def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
+def test_blocks_are_stored_and_sent_encrypted_with_a_key(place: Kind) -> None:
     coded, (key, other) = blocks(), (Encryption.create(bytes(range(32))) for _ in range(2))
     stored = place.store.acquire_blocks(told(coded, key))
     assert place.store.acquire_blocks(told(coded, key)) is stored
@@ -220,7 +220,7 @@ def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
     assert place.store.acquire_blocks(told(small, key)).publish_block(small, 0).location is not INLINE
 
 
-def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(place: Kind) -> None:
+def test_small_blocks_are_sent_with_tasks_instead_of_files(place: Kind) -> None:
     coded = blocks(6)
     stored = place.store.acquire_blocks(told(coded))
     stored.publish_in_parallel(coded, range(N))
@@ -230,7 +230,7 @@ def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(plac
     assert (stored.key_prefixes == []) is is_sent  # blocks that are sent with tasks occupy no storage
 
 
-def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(place: Kind) -> None:
+def test_stored_arrays_are_not_copied_and_identified_by_their_segments(place: Kind) -> None:
     made, source = blocks(), BucketLocation("theirs", "s3")
     parts = tuple((Segment(f"x{task}", 8, task),) for task in range(N))
 
@@ -252,7 +252,7 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
     assert place.left() == 0
 
 
-def test_pieces_that_several_blocks_share_are_stored_once(tmp_path: Path) -> None:
+def test_shared_components_are_stored_once(tmp_path: Path) -> None:
     class Pairs(UncodedBlocks):
         def block_components(self, task: int) -> Any:
             return task, (task + 1) % 3
@@ -270,7 +270,7 @@ def test_pieces_that_several_blocks_share_are_stored_once(tmp_path: Path) -> Non
 # --- folders -----------------------------------------------------------------------------------
 
 
-def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
+def test_least_recently_used_blocks_are_evicted(tmp_path: Path) -> None:
     (tmp_path / "memory").mkdir()
     one, two, three = [
         UncodedBlocks([[DATA[:ROWS] + task] for task in range(3)], ("array",)) for _ in range(3)
@@ -290,7 +290,7 @@ def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
     assert store.acquire_blocks(told(two)) is in_use
 
 
-def test_two_maps_that_look_for_room_at_once_do_not_find_the_same(
+def test_concurrent_maps_do_not_reserve_the_same_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory").mkdir()
@@ -310,7 +310,7 @@ def test_two_maps_that_look_for_room_at_once_do_not_find_the_same(
 # --- buckets -----------------------------------------------------------------------------------
 
 
-def test_a_bucket_that_refuses_is_one_clear_error() -> None:
+def test_refused_upload_raises_one_clear_error() -> None:
     class Refusing(DictStorage):
         def put_object(self, bucket: str, key: str, data: bytes) -> None:
             raise PermissionError("AccessDenied")
@@ -320,7 +320,7 @@ def test_a_bucket_that_refuses_is_one_clear_error() -> None:
         BucketBlockStore(Refusing(), "prefix").acquire_blocks(told(coded)).publish_in_parallel(coded, [0])
 
 
-def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_from_running() -> None:
+def test_outage_during_garbage_collection_does_not_stop_maps() -> None:
     class Away(DictStorage):
         is_away = False
 
@@ -339,7 +339,7 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
     assert len(storage.objects) == 1
 
 
-def test_what_no_worker_was_told_of_is_not_given_out() -> None:
+def test_unpublished_components_cannot_be_read() -> None:
     coded = blocks()
     stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
     for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
@@ -347,7 +347,7 @@ def test_what_no_worker_was_told_of_is_not_given_out() -> None:
             stored.read_component(coded, key)
 
 
-def test_workers_are_sent_of_a_store_of_the_users_own_what_they_were_told_to_read() -> None:
+def test_workers_can_only_read_published_segments_of_a_user_store() -> None:
     class Stored(UncodedBlocks):
         location = StoreLocation("mine")
 
@@ -371,7 +371,7 @@ def test_workers_are_sent_of_a_store_of_the_users_own_what_they_were_told_to_rea
 
 
 @pytest.mark.parametrize("has_key", [False, True])
-def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
+def test_blocks_are_joined_and_encrypted_only_on_request(
     has_key: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves = [np.random.default_rng(seed).standard_normal(1 << 18) for seed in (0, 1)]

@@ -72,7 +72,7 @@ def waits(call: int) -> bool:
     return RELEASE.wait(PATIENCE)
 
 
-def test_equal_calls_run_each(executor: Any) -> None:
+def test_equal_calls_run_separately(executor: Any) -> None:
     calls = DaskEngine(executor)
     for future in [calls.submit(begins, 1) for _ in range(5)]:
         assert future.result(PATIENCE) is None
@@ -84,7 +84,7 @@ def test_equal_calls_run_each(executor: Any) -> None:
 @pytest.mark.parametrize(
     "close", [lambda executor: executor.shutdown(wait=False), lambda executor: executor._client.close()]
 )
-def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close: Any) -> None:
+def test_every_future_ends_when_the_client_is_closed(executor: Any, close: Any) -> None:
     with closing(resolve_executor(executor).open(JobSpec(waits, BLOCKS))) as run:
         run.submit([(task, 0) for task in range(4)])
         for _ in range(2):
@@ -96,7 +96,7 @@ def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close:
     RELEASE.set()
 
 
-def test_what_is_cancelled_does_not_begin(executor: Any) -> None:
+def test_cancelled_call_does_not_start(executor: Any) -> None:
     calls = DaskEngine(executor)
     held = [calls.submit(waits, number) for number in range(2)]
     assert all(name.startswith("polarmap-task-") for name in executor._client.futures)
@@ -112,7 +112,7 @@ def test_what_is_cancelled_does_not_begin(executor: Any) -> None:
     assert BEGAN.empty()
 
 
-def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
+def test_call_is_lost_if_the_client_closes_during_submit(
     executor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit = executor._client.submit
@@ -174,7 +174,7 @@ def sender(request: pytest.FixtureRequest) -> Iterator[SlowSender]:
         found.release()
 
 
-def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
+def test_slow_results_delay_no_other_results(sender: SlowSender) -> None:
     # Dask fetches at most five groups of results at a time. A group consists of results that were requested
     # together. Six slow results must not occupy all of these places.
     calls, late = DaskEngine(sender.slow), []
@@ -189,7 +189,7 @@ def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
     assert [future.result(PATIENCE) for future in late] == list(range(6))
 
 
-def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_nothing(
+def test_result_of_a_cancelled_call_causes_no_warnings(
     sender: SlowSender, caplog: pytest.LogCaptureFixture
 ) -> None:
     call = DaskEngine(sender.slow).submit(abs, -3)
@@ -221,7 +221,7 @@ def pool(client: Any) -> Iterator[Pool]:
         yield one
 
 
-def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile_and_after(client: Any) -> None:
+def test_cluster_can_run_other_tasks_during_and_after_maps(client: Any) -> None:
     for schedule in ("upfront", "on_demand"):
         with Pool(client.get_executor()) as pool:
             found = check(pool, schedule=schedule)
@@ -232,7 +232,7 @@ def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile_and_a
     assert until(lambda: not any(client.processing().values()))
 
 
-def test_of_polarmap_nothing_travels_to_workers_that_have_it(
+def test_modules_of_polarmap_are_not_sent_to_workers_that_have_it(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[Any] = []
@@ -245,7 +245,7 @@ def test_of_polarmap_nothing_travels_to_workers_that_have_it(
     assert max(one.n_bytes for one in sent) < 500
 
 
-def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_closed(tmp_path: Path) -> None:
+def test_closing_a_pool_restores_the_thread_limit_despite_a_hanging_task(tmp_path: Path) -> None:
     x, gate, corner = X, tmp_path / "open", float(A[0, 0])
 
     def blas_threads() -> set[int]:
@@ -264,9 +264,7 @@ def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_clo
         gate.touch()
 
 
-def test_a_worker_of_dask_that_is_killed_is_named_and_replaced(
-    client: Any, pool: Pool, tmp_path: Path
-) -> None:
+def test_killed_dask_worker_is_named_and_replaced(client: Any, pool: Pool, tmp_path: Path) -> None:
     check(pool)
     addresses = {process: address for address, process in client.run(os.getpid).items()}
     x, mark = X, tmp_path / "killed"
@@ -297,7 +295,7 @@ def test_a_worker_of_dask_that_is_killed_is_named_and_replaced(
     client.wait_for_workers(2)  # the following tests need both workers
 
 
-def test_a_client_that_is_closed_is_one_clear_error_and_workers_that_are_there_go_on() -> None:
+def test_closed_client_raises_one_clear_error_if_no_workers_run() -> None:
     with distributed.LocalCluster(n_workers=1, processes=False, **OPTIONS) as cluster:
         client = cluster.get_client()
         with Pool(client.get_executor()) as unused, Pool(client.get_executor()) as used:
@@ -310,7 +308,7 @@ def test_a_client_that_is_closed_is_one_clear_error_and_workers_that_are_there_g
 
 
 @pytest.mark.parametrize("all_die", [False, True])
-def test_a_map_waits_for_a_cluster_that_has_no_workers_yet_or_has_lost_them_all(all_die: bool) -> None:
+def test_map_waits_for_a_cluster_without_workers(all_die: bool) -> None:
     sizes: dict[str, Any] = OPTIONS | {"n_workers": int(all_die), "processes": False}
     with (
         distributed.LocalCluster(**sizes) as cluster,
@@ -329,7 +327,7 @@ def test_a_map_waits_for_a_cluster_that_has_no_workers_yet_or_has_lost_them_all(
         running.result(PATIENCE)
 
 
-def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_one() -> None:
+def test_closing_a_pool_ends_its_tasks_for_any_current_client() -> None:
     sizes: dict[str, Any] = OPTIONS | {"n_workers": 1, "processes": False}
     with (
         distributed.LocalCluster(**sizes) as cluster,
@@ -346,7 +344,7 @@ def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_
         assert all(task.status == "finished" for task in tasks)
 
 
-def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
+def test_killed_driver_leaves_no_tasks_on_the_cluster(client: Any) -> None:
     driver = program(
         """
         import distributed
@@ -374,7 +372,7 @@ def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
         check(pool)
 
 
-def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried_and_dask_prints_nothing(
+def test_workers_that_cannot_connect_raise_one_error_with_the_addresses(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     told = r"the driver does not answer .* at no\.such\.host\.invalid:18735"
@@ -384,13 +382,13 @@ def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried_an
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_map_to_which_no_worker_connects_names_the_address_and_what_to_do(client: Any) -> None:
+def test_error_names_the_address_if_no_worker_connects(client: Any) -> None:
     said = r"no worker of Dask has connected .* at 198\.51\.100\.1:18735\. .*listen=.*executor=client"
     with Pool(client, listen="198.51.100.1:18735") as pool, pytest.raises(CodedTimeoutError, match=said):
         check(pool, timeout=0.5)
 
 
-def test_workers_first_try_the_address_from_which_the_client_has_called_its_scheduler() -> None:
+def test_workers_first_try_the_address_that_the_client_uses_for_its_scheduler() -> None:
     host, sizes = list_local_addresses()[0], OPTIONS | {"n_workers": 1, "processes": False}
     with (
         distributed.LocalCluster(**sizes, host=host, protocol="tcp://") as cluster,
@@ -401,7 +399,7 @@ def test_workers_first_try_the_address_from_which_the_client_has_called_its_sche
         assert site.driver_host == host
 
 
-def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
+def test_result_of_a_task_may_be_lost_with_its_worker(client: Any) -> None:
     class Gone:
         status = "finished"
 
@@ -415,14 +413,14 @@ def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
     site.close()
 
 
-def test_the_report_of_a_map_on_the_tasks_of_the_cluster_names_machines(client: Any) -> None:
+def test_report_of_a_map_on_dask_tasks_names_machines(client: Any) -> None:
     report = check(client).report
     returned = [task for task in report.tasks if task.arrived is not None]
     assert {task.host for task in returned} == {socket.gethostname()}
     assert report.workers_by_host == {}
 
 
-def test_a_pool_that_does_not_listen_gives_maps_to_tasks_of_the_cluster(client: Any) -> None:
+def test_pool_that_does_not_listen_runs_maps_as_dask_tasks(client: Any) -> None:
     with Pool(client, listen=False) as pool:
         assert check(pool).report.executor == pool.name == "Dask"
     with pytest.raises(ExecutorError, match="closed"):
@@ -435,7 +433,7 @@ def hang(block: Any) -> Any:
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_a_cluster_whose_scheduler_dies_in_a_map_is_one_clear_error_soon(
+def test_death_of_the_scheduler_soon_raises_one_clear_error(
     keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Futures of Dask wait half a minute for a new scheduler. The map must fail sooner.
@@ -463,7 +461,7 @@ def test_tasks_of_a_pool_have_names_in_the_dashboard(client: Any, pool: Pool) ->
     assert all(name.startswith("polarmap-worker-") for name in names)
 
 
-def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
+def test_storage_other_than_a_folder_is_refused(client: Any) -> None:
     site = DaskEngine(client.get_executor())
     site.discover_machines()
     site.reach.check_job(job_reading(None))
@@ -511,7 +509,7 @@ def spread(pool: Pool) -> dict[str, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a machine has one address of its own")
-def test_workers_are_spread_over_machines_and_again_after_one_has_gone_and_come_back(
+def test_workers_are_spread_over_machines_that_leave_and_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polarmap.executors.dask.WORKER_LIST_INTERVAL", 0.5)

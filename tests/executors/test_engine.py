@@ -44,7 +44,7 @@ class ManualEngine(Engine):
 made: list[ManualEngine] = []
 
 
-def test_who_is_cancelled_is_cancelled_at_the_engine_and_who_has_ended_is_not() -> None:
+def test_only_unfinished_calls_are_cancelled_at_the_engine() -> None:
     engine = ManualEngine()
     first, second = engine.submit(int), engine.submit(int)
     complete_future(first, 5)
@@ -56,7 +56,7 @@ def test_who_is_cancelled_is_cancelled_at_the_engine_and_who_has_ended_is_not() 
     assert second.cancelled()
 
 
-def test_all_end_when_the_engine_goes_and_it_takes_no_others() -> None:
+def test_unavailable_engine_ends_all_calls_and_refuses_new_ones() -> None:
     executor = EngineExecutor(ManualEngine, "its choice")
     with closing(executor.open(JobSpec(np.negative, BLOCKS))) as run:
         engine = made.pop()
@@ -74,7 +74,7 @@ def test_all_end_when_the_engine_goes_and_it_takes_no_others() -> None:
             run.submit([(0, 0)])
 
 
-def test_results_that_came_before_the_engine_went_count() -> None:
+def test_results_before_the_end_of_the_engine_count() -> None:
     executor = EngineExecutor(ManualEngine, "its choice")
     with closing(executor.open(JobSpec(np.negative, BLOCKS))) as run:
         engine = made.pop()

@@ -60,7 +60,7 @@ Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
         (3, None),
     ],
 )
-def test_each_is_one_thing_at_most(choice: Any, meant: Any) -> None:
+def test_each_spec_is_recognized_as_one_kind_at_most(choice: Any, meant: Any) -> None:
     found = [
         one
         for one in (is_localhost_spec, is_config_path, is_dask_client, is_ray_spec, is_lithops_executor)

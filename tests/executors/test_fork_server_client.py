@@ -23,7 +23,7 @@ from polarmap.worker.messages import PROTOCOL_VERSION
 from polarmap.worker.polling import POLLIN, wait_until_ready
 
 
-def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> None:
+def test_socket_of_a_worker_buffers_the_largest_inline_function() -> None:
     ours, theirs = fork_server_client.make_worker_socket_pair()
     with ours, theirs:
         message = bytes(fork_server_client.MAX_INLINE_FUNCTION_BYTES + (1 << 14))
@@ -37,7 +37,7 @@ def on_a_new_worker(f: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
+def test_worker_imports_only_the_modules_that_tasks_need() -> None:
     def others() -> Any:
         parts = [name.split(".")[:2] for name in sys.modules if name.startswith("polarmap.")]
         return [float(sum(part[1] not in ("worker", "lazy_names") for part in parts))]
@@ -58,7 +58,7 @@ found = polarmap.__version__ and polarmap.linalg.operands.TransposedView and pol
 """,
     ],
 )
-def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:
+def test_functions_can_use_all_of_polarmap(program: str) -> None:
     def run() -> Any:
         names: dict[str, Any] = {"polarmap": polarmap}
         exec(program, names)
@@ -67,7 +67,7 @@ def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:
     assert on_a_new_worker(run) == 1.0
 
 
-def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     server = ForkServerClient(1, [], [])
     server._process.wait(30.0)
@@ -80,7 +80,7 @@ def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("fork", [True, False])
-def test_workers_of_another_version_on_this_machine_are_one_clear_error(
+def test_local_workers_of_another_version_raise_one_clear_error(
     fork: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # The versions differ if polarmap is upgraded while a notebook runs.
@@ -90,7 +90,7 @@ def test_workers_of_another_version_on_this_machine_are_one_clear_error(
     assert f"its driver has version {PROTOCOL_VERSION + 1} of polarmap's protocol" in capfd.readouterr().err
 
 
-def test_whether_it_is_alive_is_asked_without_any_effect() -> None:
+def test_is_alive_has_no_side_effects() -> None:
     server = ForkServerClient(1, [], [])
     try:
         wait_until_ready([server._control_socket], POLLIN, 60.0)
@@ -105,7 +105,7 @@ def test_whether_it_is_alive_is_asked_without_any_effect() -> None:
 
 
 @pytest.mark.parametrize("blocked", [[], [signal.SIGALRM]])
-def test_imports_that_take_too_long_are_one_clear_error(
+def test_slow_imports_raise_one_clear_error(
     blocked: list[signal.Signals], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
@@ -120,7 +120,7 @@ def test_imports_that_take_too_long_are_one_clear_error(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
+def test_server_killed_before_it_is_ready_is_restarted() -> None:
     # Only a killed server is restarted. Restarting one that exits by itself would not help.
     x = np.ones(5)
     with Pool(workers=2) as pool:

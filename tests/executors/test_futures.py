@@ -51,7 +51,7 @@ def test_outcomes_come_in_the_order_of_their_ends() -> None:
             np.testing.assert_array_equal(outcome.leaves[0], -DATA[outcome.task])
 
 
-def test_the_folder_of_a_run_says_whose_it_is() -> None:
+def test_folder_of_a_session_names_its_owner() -> None:
     # The name lets a later process remove the folder if this process is killed.
     with closing(FuturesExecutor(ManualPool()).open(JobSpec(np.negative, BLOCKS))) as run:
         assert run._folder_token is not None
@@ -60,7 +60,7 @@ def test_the_folder_of_a_run_says_whose_it_is() -> None:
     assert not folder.exists()
 
 
-def test_what_the_pool_drops_is_lost() -> None:
+def test_tasks_dropped_by_the_pool_are_lost() -> None:
     pool = ManualPool()
     with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
         run.submit([(0, 0), (1, 0), (2, 0)])
@@ -77,7 +77,7 @@ def test_what_the_pool_drops_is_lost() -> None:
     ]
 
 
-def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
+def test_task_waiting_for_a_thread_has_not_started() -> None:
     gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(gate.wait, 60)
@@ -88,7 +88,7 @@ def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
             assert [type(event) for event in run.wait(60.0)] == [AttemptStarted, Outcome]
 
 
-def test_what_workers_elsewhere_were_handed_counts_as_begun() -> None:
+def test_tasks_sent_to_remote_workers_count_as_started() -> None:
     # Workers on this machine mark started tasks in a folder. Remote workers cannot see the folder, so their
     # tasks count as started.
     for marks, expected in ((False, {0, 1}), (True, {0})):
@@ -101,7 +101,7 @@ def test_what_workers_elsewhere_were_handed_counts_as_begun() -> None:
             assert {event.task for event in run.cancel_queued()} == expected
 
 
-def test_what_is_stopped_in_the_queue_of_a_pool_does_not_begin() -> None:
+def test_task_cancelled_in_the_queue_does_not_start() -> None:
     gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(gate.wait, 60)
@@ -112,7 +112,7 @@ def test_what_is_stopped_in_the_queue_of_a_pool_does_not_begin() -> None:
     assert run._thread_tokens[0, 0].started_at is None
 
 
-def test_a_task_that_its_pool_starts_although_it_was_cancelled_does_not_begin() -> None:
+def test_cancelled_task_does_not_run_if_its_pool_starts_it() -> None:
     pool = ManualPool()
     with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
         run.submit([(0, 0), (1, 0)])

@@ -147,7 +147,7 @@ def assert_right(outcome: Outcome, attempt: int = 0) -> None:
     np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
 
 
-def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor: MapExecutor) -> None:
+def test_executor_has_a_name_and_runs_only_submitted_attempts(executor: MapExecutor) -> None:
     assert isinstance(executor, MapExecutor)
     assert executor.name
     assert executor.worker_spec is None or isinstance(executor.worker_spec, WorkerSpec)
@@ -160,9 +160,7 @@ def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor
         assert_right(ended(run, 0)[0])
 
 
-def test_every_attempt_ends_once_as_its_fault_says_and_no_other_is_struck(
-    kind: Kind, executor: MapExecutor
-) -> None:
+def test_every_attempt_ends_once_according_to_its_fault(kind: Kind, executor: MapExecutor) -> None:
     # Each submitted attempt must have exactly one outcome, which matches its fault. An attempt may also be
     # reported as sent to a worker and as started, each at most once and before its outcome.
     faults = {task: Fault(name, 0.3) for task, name in enumerate(sorted(kind.faults), start=1)}
@@ -198,7 +196,7 @@ def assert_as_its_fault_says(outcome: Outcome, fault: Fault | None) -> None:
         assert outcome.failure.kind == ("raised" if fault.kind == "raise" else "lost"), outcome
 
 
-def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(executor: MapExecutor) -> None:
+def test_hanging_attempt_is_started_retried_and_abandoned(executor: MapExecutor) -> None:
     run = executor.open(payload({0: Fault("sleep", NEVER)}))
     opened = run.now()
     run.submit([(0, 0), (1, 0)])
@@ -223,9 +221,7 @@ def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(e
     assert run.close() is None
 
 
-def test_what_is_withdrawn_ends_once_and_leaves_its_place_to_others(
-    kind: Kind, executor: MapExecutor
-) -> None:
+def test_cancelled_attempts_end_once_and_free_their_workers(kind: Kind, executor: MapExecutor) -> None:
     asleep, others = [(task, 0) for task in range(3)], [(task, 0) for task in range(3, N)]
     with closing(executor.open(payload({task: Fault("sleep", NEVER) for task in range(3)}))) as run:
         run.submit(asleep)
@@ -255,7 +251,7 @@ class Unwanted(UncodedBlocks):
 
 
 @pytest.mark.parametrize("label", ["pool", "threads", "processes"])
-def test_a_task_whose_block_is_not_made_as_nobody_waits_for_it_is_lost(label: str) -> None:
+def test_task_whose_block_is_not_made_is_lost(label: str) -> None:
     blocks = Unwanted([[block] for block in DATA], ("array",))
     with EXECUTORS[label].choice() as choice:
         with closing(resolve_executor(choice).open(JobSpec(lambda block: 2 * block, blocks))) as run:
@@ -266,7 +262,7 @@ def test_a_task_whose_block_is_not_made_as_nobody_waits_for_it_is_lost(label: st
         assert outcomes[1].failure is not None
 
 
-def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: MapExecutor) -> None:
+def test_wake_ends_a_current_or_later_wait(executor: MapExecutor) -> None:
     run = executor.open(payload({0: Fault("sleep", 10 * NEVER)}))
     run.submit([(0, 0)])
     run.wake()
@@ -282,7 +278,7 @@ def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: MapE
     run.wake()
 
 
-def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: MapExecutor) -> None:
+def test_sessions_are_independent_of_each_other(executor: MapExecutor) -> None:
     executor.open(payload()).close()
     for faults in ({0: Fault("raise", attempts=9)}, {}):
         with closing(executor.open(payload(faults))) as run:
@@ -293,7 +289,7 @@ def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Ma
             run.submit([(2, 0)])  # the session is closed while this attempt may be running
 
 
-def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Path) -> None:
+def test_results_are_stored_at_the_given_location(executor: MapExecutor, tmp_path: Path) -> None:
     output = OutputSpec(FolderLocation(str(tmp_path)), "results/y", max_segment_items=5)
     with closing(executor.open(payload(output_spec=output))) as run:
         run.submit([(0, 0), (3, 0)])
@@ -307,7 +303,7 @@ def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Pa
             np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[task].reshape(-1))
 
 
-def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() -> None:
+def test_failure_has_the_exception_and_its_remote_traceback() -> None:
     class Mine(Exception):  # noqa: N818
         pass
 
@@ -323,14 +319,14 @@ def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() 
 
 
 @pytest.mark.parametrize("sent", [None, b"", b"no pickle", pickle.dumps(5), pickle.dumps(KeyError)[:-3]])
-def test_one_that_did_not_survive_is_told_of_by_another(sent: bytes | None) -> None:
+def test_unpicklable_exception_is_replaced_by_a_runtime_error(sent: bytes | None) -> None:
     cause = to_failure(ErrorInfo("KeyError", "'a'", "the trace", sent)).cause
     assert isinstance(cause, RuntimeError)
     assert str(cause) == "KeyError: 'a'"
     assert "the trace" in str(cause.__cause__)
 
 
-def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name() -> None:
+def test_damaged_block_is_recognized_by_exception_class_not_name() -> None:
     for error, kind in (
         (DamagedError("gone"), "damaged"),
         (type("DamagedError", (Exception,), {})(), "raised"),
@@ -342,7 +338,7 @@ def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name()
         )
 
 
-def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
+def test_changed_reply_counts_as_a_lost_worker() -> None:
     encryption = Encryption.create(bytes(range(32)))
     structure, layout, data = pack_tree(np.arange(3.0))
     header = pickle_value(to_plain_tuple(TaskReply(None, 2.0, structure, layout)))
@@ -423,7 +419,7 @@ def test_blocks_that_workers_cannot_read_are_refused(location: Location, reach: 
         (DriverLocation("memory"), REMOTE._replace(can_ask_driver=True)),
     ],
 )
-def test_blocks_that_workers_can_read_are_not(location: Location | None, reach: Reach) -> None:
+def test_blocks_that_workers_can_read_are_accepted(location: Location | None, reach: Reach) -> None:
     reach.check_job(job_reading(location))
 
 
@@ -438,7 +434,9 @@ def test_blocks_that_workers_can_read_are_not(location: Location | None, reach: 
         (FolderLocation("/data"), REMOTE, "folder '/data' of this machine, which workers on aws_lambda"),
     ],
 )
-def test_results_stay_only_where_workers_can_write(location: Location, reach: Reach, message: str) -> None:
+def test_results_are_stored_only_where_workers_can_write(
+    location: Location, reach: Reach, message: str
+) -> None:
     job = replace(job_reading(None), output_spec=OutputSpec(location, "y", 5))
     with pytest.raises(ExecutorError, match=f"the results cannot be stored in {message}"):
         reach.check_job(job)

@@ -62,14 +62,14 @@ def payload(output: Location | None = None) -> JobSpec:
     return JobSpec(np.copy, BLOCKS, output_spec=output and OutputSpec(output, "y", 5))
 
 
-def test_it_is_named_after_its_backend_and_knows_its_workers() -> None:
+def test_executor_is_named_after_its_backend_and_has_a_worker_spec() -> None:
     executor = LithopsExecutor(make_lithops_source(functions()))
     assert executor.name == "lithops/aws_lambda"
     assert executor.worker_spec is not None
     assert executor.worker_spec.memory_mb == 2048
 
 
-def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
+def test_configuration_is_opened_and_closed_with_a_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "here.yaml"
@@ -121,7 +121,7 @@ def begun(run: Run) -> set[int]:
     return {event.task for event in run.wait(0.01) if isinstance(event, AttemptStarted)}
 
 
-def test_a_block_that_was_damaged_is_stored_again_for_the_next_attempt() -> None:
+def test_damaged_block_is_stored_again_for_the_next_attempt() -> None:
     run = Run()
     run.submit([(1, 0)])
     storage, [future] = run.functions.storage, run.functions.futures
@@ -137,7 +137,7 @@ def test_a_block_that_was_damaged_is_stored_again_for_the_next_attempt() -> None
     assert outcome.leaves[0].tolist() == (-DATA[1]).tolist()
 
 
-def test_waiting_takes_as_long_as_it_may() -> None:
+def test_wait_returns_after_its_timeout() -> None:
     run = Run()
     run.submit([(0, 0)])
     began = time.monotonic()
@@ -146,7 +146,7 @@ def test_waiting_takes_as_long_as_it_may() -> None:
     assert 0.1 <= time.monotonic() - began < 5.0
 
 
-def test_what_lithops_sees_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_functions_are_reported_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
     monkeypatch.setattr(lithops_invocations, "LISTING_INTERVAL", 600.0)
     monkeypatch.setattr(Future, "status", lambda self, **options: looks.append(self))
@@ -173,7 +173,7 @@ def files() -> list[Path]:
     return [one for one in found if not one.name.startswith(("owner", "runner-", "localhost-runner.log"))]
 
 
-def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
+def test_low_priority_applies_to_first_attempts_only() -> None:
     with closing(opened(lambda block: np.array([os.nice(0)]), low_priority_tasks=range(2, 4))) as run:
         run.submit([(task, 0) for task in range(3)])
         first = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 3) if one.leaves}
@@ -184,7 +184,7 @@ def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
     assert later == {2: usual, 3: usual}
 
 
-def test_nothing_is_left_even_if_nothing_was_started() -> None:
+def test_sessions_leave_no_files() -> None:
     before = files()
     opened(np.copy).close()
     with closing(opened(np.copy)) as run:
@@ -201,7 +201,7 @@ NOWHERE = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
 
 
 @pytest.mark.parametrize(("choice", "name"), [(YAML, "lithops/localhost"), ("localhost", "localhost")])
-def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str) -> None:
+def test_local_workers_connect_and_end_with_their_pool(choice: Any, name: str) -> None:
     site = LithopsWorkerProvider(make_lithops_source(choice))
     assert (site.name, site.shares_files, site.max_worker_seconds) == (name, True, LOCAL_WORKER_SECONDS)
     workers = RemoteWorkerPool(site, None, True, 10**6, 1)
@@ -226,7 +226,7 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
     assert not list(site.storage.list_keys(site.bucket, f"{site.key_prefix}/"))
 
 
-def test_workers_of_a_configuration_do_not_run_the_copy_of_lithops_that_others_replace() -> None:
+def test_workers_do_not_run_the_shared_copy_of_lithops() -> None:
     from lithops import constants
 
     copy = Path(constants.LITHOPS_TEMP_DIR) / "lithops"
@@ -247,7 +247,7 @@ def test_workers_of_a_configuration_do_not_run_the_copy_of_lithops_that_others_r
             kept.rename(copy)
 
 
-def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_exited_workers_are_reported_with_a_reason(tmp_path: Path) -> None:
     # Workers whose interpreter has lost its packages exit with code 1, which Lithops does not report.
     script, yaml = python_in(tmp_path), tmp_path / "lithops.yaml"
     yaml.write_text(YAML.read_text().replace("localhost:\n", f"localhost:\n  runtime: {script}\n"))
@@ -268,7 +268,7 @@ def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
         )
 
 
-def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
+def test_objects_of_exited_workers_are_removed_after_an_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     site = LithopsWorkerProvider(make_lithops_source(YAML))
@@ -292,7 +292,7 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
         assert jobs() <= others  # Leftovers of other tests may be removed meanwhile.
 
 
-def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(
+def test_block_stored_while_its_pool_closes_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     site = LithopsWorkerProvider(make_lithops_source("localhost"))
@@ -310,7 +310,7 @@ def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(
     assert list(site.storage.list_keys(site.bucket, f"{site.key_prefix}/")) == []
 
 
-def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
+def test_cloud_functions_end_before_their_timeout() -> None:
     known = WorkerSpec(
         backend="aws_lambda", storage="aws_s3", memory_mb=1769, timeout_seconds=900.0, max_workers=100
     )
@@ -319,7 +319,7 @@ def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
     assert compute_max_worker_seconds(replace(known, timeout_seconds=5.0)) == 1.0
 
 
-def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> None:
+def test_lithops_rarely_polls_for_ended_functions(tmp_path: Path) -> None:
     # Each poll of Lithops lists a storage, and the channel of a worker shows its end sooner anyway.
     text = YAML.read_text()
     assert "monitoring_interval: 0.02" in text
@@ -335,7 +335,7 @@ def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> N
                 assert config["monitoring_interval"] == meant
 
 
-def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error() -> None:
+def test_failing_query_of_a_runtime_raises_one_clear_error() -> None:
     import cloudpickle
     import servers
 
@@ -361,7 +361,7 @@ def keys_of(server: S3Server) -> list[str]:
     return [entry["Key"] for entry in listing.get("Contents", [])]
 
 
-def test_results_of_any_size_come_past_late_and_dead_workers_and_nothing_stays(s3_server, config):
+def test_results_of_any_size_arrive_despite_lost_workers_and_leave_no_objects(s3_server, config):
     A = np.random.default_rng(0).standard_normal((480, 240))
     lost = {1: Fault("sleep", 600), 3: Fault("kill", attempts=9)}
     for other, options in ((np.ones((240, 100)), {"retries": 0}), (np.ones(240), {"schedule": "on_demand"})):
@@ -375,7 +375,7 @@ def test_results_of_any_size_come_past_late_and_dead_workers_and_nothing_stays(s
     assert [key for key in keys_of(s3_server) if key != "ready" and not key.startswith(lithops_own)] == []
 
 
-def test_wrong_credentials_are_one_clear_error(config):
+def test_wrong_credentials_raise_one_clear_error(config):
     config.write_text(config.read_text().replace(SECRET, "wrong"))
     began = time.monotonic()
     with pytest.raises(polarmap.errors.ExecutorError, match=r"s3\.yaml|storage"):

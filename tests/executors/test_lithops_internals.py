@@ -41,7 +41,7 @@ from polarmap.executors.lithops_internals import (
 from polarmap.executors.temp_folders import get_process_temp_folder
 
 
-def test_a_machine_without_a_temporary_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_a_temporary_folder_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: str, *more: Any) -> Any:
         if name == "lithops":
             raise FileNotFoundError("No usable temporary directory found")
@@ -56,7 +56,7 @@ def test_a_machine_without_a_temporary_folder_is_told_what_to_set(monkeypatch: p
         import_lithops()
 
 
-def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
+def test_private_executor_leaves_no_files_and_processes() -> None:
     functions = build_localhost_executor()
     try:
         functions.config["localhost"]["worker_processes"] = 3
@@ -86,7 +86,7 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, version: int) -> None:
+def test_interpreter_that_cannot_run_lithops_is_reported(tmp_path: Path, version: int) -> None:
     import lithops
 
     script = python_in(tmp_path)
@@ -113,7 +113,7 @@ def work(number: int) -> int:
     return 10 // (1 - number)
 
 
-def test_what_lithops_gave_up_has_its_reason() -> None:
+def test_futures_that_lithops_gave_up_have_a_reason() -> None:
     flags = {"ready": False, "success": False, "done": True}
     for error, reason in [
         (TimeoutError("too late"), "TimeoutError: too late"),
@@ -128,7 +128,7 @@ def test_what_lithops_gave_up_has_its_reason() -> None:
             fetch_result(future, None)
 
 
-def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) -> None:
+def test_default_storage_is_localhost(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("lithops: {backend: localhost}\n")
     settings = load_storage_settings(file)
@@ -138,9 +138,7 @@ def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["aws_s3", "minio"])
-def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_s3_client_has_the_timeout_and_no_retries(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     client = boto3.Session.client
 
@@ -162,7 +160,7 @@ def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
 
 
 @pytest.mark.parametrize(("version", "is_other"), [(1, True), (2, False)])
-def test_an_interpreter_runs_this_lithops_by_a_script_in_our_folder(
+def test_interpreter_runs_the_installed_lithops_by_a_private_script(
     version: int, is_other: bool, tmp_path: Path
 ) -> None:
     runtime = str(python_in(tmp_path)) if is_other else get_interpreter_for_lithops()
@@ -175,9 +173,7 @@ def test_an_interpreter_runs_this_lithops_by_a_script_in_our_folder(
     assert json.loads(said)["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def test_an_interpreter_whose_path_lithops_refuses_runs_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_interpreter_with_a_space_in_its_path_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
     monkeypatch.setattr("sys.executable", str(python_in(folder)))

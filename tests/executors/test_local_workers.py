@@ -61,7 +61,7 @@ def stuck(workers: LocalWorkerPool) -> WorkerHandle:
     return worker
 
 
-def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
+def test_number_of_workers_is_limited_apart_from_abandoned_ones(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
@@ -77,7 +77,7 @@ def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
         first = taken(workers, lease)
 
 
-def test_none_is_started_while_one_may_be_free_in_a_moment(
+def test_no_worker_starts_while_one_is_about_to_finish(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
@@ -90,7 +90,7 @@ def test_none_is_started_while_one_may_be_free_in_a_moment(
     assert workers.acquire_worker(others, 1) is not None
 
 
-def test_a_map_takes_workers_that_are_free_in_a_moment_rather_than_new_ones(
+def test_map_prefers_workers_about_to_finish_to_new_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
@@ -106,7 +106,7 @@ def test_a_map_takes_workers_that_are_free_in_a_moment_rather_than_new_ones(
             assert first_ends(run, 1, 60.0)[0].failure is None
 
 
-def test_a_worker_whose_tasks_are_short_is_free_sooner_than_a_new_one_would_be(
+def test_worker_with_short_tasks_is_about_to_finish(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
@@ -120,7 +120,7 @@ def test_a_worker_whose_tasks_are_short_is_free_sooner_than_a_new_one_would_be(
     assert not is_about_to_finish(worker)
 
 
-def test_one_that_does_not_come_to_its_end_is_killed(
+def test_worker_with_an_endless_task_is_killed(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 0.0)
@@ -132,7 +132,7 @@ def test_one_that_does_not_come_to_its_end_is_killed(
     assert until(lambda: not os.path.exists(f"/proc/{worker.pid}"))
 
 
-def test_one_that_is_gone_says_no_more(workers: LocalWorkerPool) -> None:
+def test_removed_worker_receives_no_messages(workers: LocalWorkerPool) -> None:
     worker = taken(workers, opened(workers))
     workers.remove_worker(worker)
     workers.remove_worker(worker)
@@ -140,7 +140,7 @@ def test_one_that_is_gone_says_no_more(workers: LocalWorkerPool) -> None:
     assert len(workers) == 0
 
 
-def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores_busy(
+def test_idle_workers_beyond_the_number_of_cores_end(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "count_available_cores", lambda: 1)
@@ -163,7 +163,7 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     assert taken(workers, opened(workers)) is third
 
 
-def test_workers_get_the_surroundings_of_the_driver(
+def test_workers_get_the_environment_of_the_driver(
     workers: LocalWorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers.get_pickled_environment(b"")
@@ -181,7 +181,7 @@ def test_workers_get_the_surroundings_of_the_driver(
     assert all(map(os.path.isabs, found.sys_path))
 
 
-def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
+def test_sleeping_and_computing_processes_are_distinguished() -> None:
     for program, waits in {"import time; time.sleep(600)": True, "while True: pass": False}.items():
         with subprocess.Popen([sys.executable, "-c", program]) as process:
             try:
@@ -191,7 +191,7 @@ def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
     assert not is_process_idle(process.pid)  # The state of a dead process is unknown.
 
 
-def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_tasks_start_at_once_if_processes_cannot_be_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_workers, "CAN_SEE_IDLE_CORES", False)
     for most, limit in {None: sys.maxsize, 3: 3}.items():
         assert LocalWorkerPool(1, most, [])._get_initial_concurrency_limit() == limit

@@ -73,7 +73,7 @@ def product(block: Any) -> Any:
 # --- what it does ----------------------------------------------------------------------------------
 
 
-def test_workers_stay_from_map_to_map(shared: Pool) -> None:
+def test_workers_persist_between_maps(shared: Pool) -> None:
     first = workers_of(shared)
     assert os.getpid() not in first
     assert check(shared).report.executor == "processes here"
@@ -90,7 +90,7 @@ def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None
     check()
 
 
-def test_blocks_may_consist_of_classes_that_no_module_has(shared: Pool) -> None:
+def test_blocks_may_contain_classes_of_no_module(shared: Pool) -> None:
     local = namedtuple("local", "a b")  # type: ignore[misc]
     data = [local(np.full(3, float(number)), np.arange(2)) for number in range(4)]
     found = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, tasks=6, executor=shared)
@@ -99,7 +99,7 @@ def test_blocks_may_consist_of_classes_that_no_module_has(shared: Pool) -> None:
         np.testing.assert_allclose(one.a, 2 * data[number].a)
 
 
-def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(shared: Pool) -> None:
+def test_each_task_gets_its_original_block(shared: Pool) -> None:
     blocks = UncodedBlocks([[np.full(100_000, float(task))] for task in range(4)], ("array",))
 
     def spoil(block: Any) -> Any:
@@ -114,7 +114,7 @@ def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(shared: Po
                 np.testing.assert_array_equal(outcome.leaves[0], blocks.block_leaves(outcome.task)[0])
 
 
-def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
+def test_blocks_that_exceed_the_memory_are_stored_on_disk() -> None:
     with Pool(memory_limit=100) as pool:
         check(pool)
         data = UncodedBlocks([[np.zeros(4000)], [np.zeros(4000)]], ("array",))
@@ -125,7 +125,7 @@ def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
         assert not any(path.is_relative_to("/dev/shm") for path in places)
 
 
-def test_workers_are_where_the_driver_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_have_the_environment_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def around(block: Any) -> Any:
         return os.getcwd(), os.environ.get("POLARMAP_TEST", ""), os.environ["OPENBLAS_NUM_THREADS"]
 
@@ -171,12 +171,12 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(shared: Pool, tmp_pat
         (3, r"executor=3 is a number, not an executor: for 3 workers, use Pool\(workers=3\)"),
     ],
 )
-def test_what_has_no_workers_that_stay_is_refused(executor: Any, message: str) -> None:
+def test_executors_without_persistent_workers_are_refused(executor: Any, message: str) -> None:
     with pytest.raises(ExecutorError, match=message):
         Pool(executor)
 
 
-def test_a_closed_pool_says_so(pool: Pool) -> None:
+def test_closed_pool_raises_a_clear_error(pool: Pool) -> None:
     check(pool)
     pool.close()
     pool.close()
@@ -184,7 +184,7 @@ def test_a_closed_pool_says_so(pool: Pool) -> None:
         check(pool)
 
 
-def test_an_f_that_does_not_travel_is_named(shared: Pool) -> None:
+def test_unpicklable_f_is_named(shared: Pool) -> None:
     lock = threading.Lock()
     with pytest.raises(CodeError, match="pickled for processes here"):
         polarmap.coded_map(lambda block: (lock, block)[1], A, executor=shared)
@@ -201,7 +201,7 @@ def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(shared: Poo
     assert len(descendants(os.getpid())) < 40
 
 
-def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool) -> None:
+def test_pool_survives_the_end_of_its_fork_server(pool: Pool) -> None:
     workers = workers_of(pool)
     parents = {int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) for one in workers}
     [server] = parents
@@ -210,7 +210,7 @@ def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool
     check(pool)
 
 
-def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
+def test_idle_pool_stops_its_workers_and_starts_new_ones() -> None:
     with Pool(idle_timeout=0.2) as pool:
         before = threading.active_count()
         first, kept = workers_of(pool), weakref.ref(pool._executor._resources)  # type: ignore[arg-type]
@@ -221,7 +221,7 @@ def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
         assert kept() is None
 
 
-def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_workers_end_even_if_their_provider_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*arguments: object, **options: object) -> dict[int, str]:
         raise ConnectionError("the site is away")
 
@@ -233,7 +233,7 @@ def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytes
         assert until(lambda: site.is_closed)
 
 
-def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_waits_until_an_idle_pool_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     others = set(folders(os.getpid()))
     with Pool(idle_timeout=0.1) as pool:
         check(pool)
@@ -253,7 +253,7 @@ def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pyt
         assert set(folders(os.getpid())) <= others
 
 
-def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
+def test_stop_workers_does_not_end_workers_of_a_later_map(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class MapsWhenItIsLeft:
@@ -281,7 +281,7 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
     assert until(lambda: not any(map(runs, first)))
 
 
-def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> None:
+def test_session_can_be_closed_while_all_locks_are_held(pool: Pool) -> None:
     run = pool.open(JobSpec(product, UncodedBlocks([[X]], ("array",))))
     kept = pool._executor._resources
     assert kept is not None
@@ -296,7 +296,7 @@ def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> N
     assert not closer.is_alive()
 
 
-def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other_map(
+def test_hanging_garbage_collection_does_not_delay_other_maps(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remove(store: MemoryMappedBlockStore, roots: Sequence[str]) -> None:
@@ -324,7 +324,7 @@ def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other
     assert kept._block_store.garbage_prefixes == []
 
 
-def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
+def test_unneeded_workers_end_before_the_idle_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("polarmap.executors.persistent_executor.LIVENESS_INTERVAL", 0.2)
@@ -345,7 +345,7 @@ def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
         check(pool)
 
 
-def test_nothing_grows() -> None:
+def test_maps_leak_no_memory_descriptors_or_threads() -> None:
     leave_out_others()
     with Pool() as pool:
         for _ in range(20):
@@ -402,7 +402,7 @@ ways.get(sys.argv[1], hang)()
         (signal.SIGTERM, -signal.SIGTERM),
     ],
 )
-def test_a_driver_takes_all_with_it(ending: str | signal.Signals, code: int) -> None:
+def test_workers_and_files_end_with_their_driver(ending: str | signal.Signals, code: int) -> None:
     with program(LEAVE, str(ending)) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "ready\n"
@@ -413,7 +413,7 @@ def test_a_driver_takes_all_with_it(ending: str | signal.Signals, code: int) -> 
         assert_nothing_is_left(driver.pid, others)
 
 
-def test_localhost_is_that_of_lithops_and_no_executor_means_processes_of_our_own() -> None:
+def test_localhost_means_lithops_and_the_default_means_local_processes() -> None:
     def has_lithops(block: Any) -> bool:
         import sys
 
@@ -426,7 +426,7 @@ def test_localhost_is_that_of_lithops_and_no_executor_means_processes_of_our_own
 
 
 @pytest.mark.parametrize("is_here", [False, True])
-def test_folders_are_made_only_where_workers_share_them(
+def test_folders_are_made_only_for_workers_that_share_files(
     is_here: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> Any:
@@ -445,7 +445,7 @@ def test_folders_are_made_only_where_workers_share_them(
 
 
 @pytest.mark.parametrize("is_where_they_are", [True, False])
-def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to_be_elsewhere(
+def test_blocks_are_mapped_by_local_workers_and_sent_to_remote_ones(
     is_where_they_are: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = sent_parts(monkeypatch)
@@ -467,7 +467,7 @@ def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 
 
-def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_replaced_before_their_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def nap(block: Any) -> Any:
         """Sleep, so that the driver does not run maps in a busy loop, and return the process id."""
         time.sleep(0.1)
@@ -488,9 +488,7 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_told(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_remote_workers_limit_their_blas_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Workers of earlier tests that were threads of this process have set these variables.
     for name in THREAD_LIMIT_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -521,14 +519,14 @@ def test_a_pool_prints_where_its_workers_are_and_how_many() -> None:
 
 @pytest.mark.parametrize("option", ["tcp_timeout", "fetch_timeout"])
 @pytest.mark.parametrize("seconds", [0, -1.0, float("inf"), "11", None])
-def test_a_timeout_is_a_number_above_0(option: str, seconds: Any) -> None:
+def test_timeouts_must_be_positive(option: str, seconds: Any) -> None:
     options: Any = {option: seconds}
     with pytest.raises(CodeError, match=f"{option} must be a number above 0"):
         Pool(**options)
 
 
 @pytest.mark.parametrize("storage", [None, DictStorage()], ids=["TCP", "objects"])
-def test_workers_elsewhere_read_a_store_of_the_users_own_through_the_driver(
+def test_remote_workers_read_a_user_store_through_the_driver(
     storage: DictStorage | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     A, store = np.arange(80.0).reshape(40, 2), Least(FolderStore(tmp_path))

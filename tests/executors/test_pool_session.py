@@ -36,7 +36,7 @@ PATIENCE = 30.0
 BOTH, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()
 
 
-def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None:
+def test_attempt_with_invalid_and_repeated_replies_ends_once() -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
             [_, call], _ = channel.receive(PATIENCE)
@@ -64,7 +64,7 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None
 
 
 @pytest.mark.parametrize("farewell", [MessageKind.FINAL_REPLY, MessageKind.UNUSABLE])
-def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(farewell: bytes) -> None:
+def test_worker_that_announces_its_end_gets_no_task(farewell: bytes) -> None:
     told, has_said = list[Message](), threading.Event()
 
     def leaving(address: Any, number: int, seconds: float) -> None:
@@ -90,9 +90,7 @@ def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(fare
 
 
 @pytest.mark.parametrize(("seconds", "ahead"), [(1e-6, 4), (10.0, 1)])
-def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn(
-    seconds: float, ahead: int
-) -> None:
+def test_tasks_assigned_ahead_run_after_a_cancellation(seconds: float, ahead: int) -> None:
     blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
     with Pool(workers=1) as pool:
         payload = JobSpec(np.negative, blocks, {1: Fault("sleep", 600.0)})
@@ -110,7 +108,7 @@ def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn
     assert set(outcomes) == set(range(1, 9))
 
 
-def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> None:
+def test_tasks_queued_behind_a_slow_task_go_to_other_workers() -> None:
     blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(20)], ("array",))
     with Pool(workers=2) as pool:
         payload = JobSpec(np.negative, blocks, {4: Fault("sleep", 600.0)})
@@ -126,7 +124,7 @@ def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> Non
     assert all(one.failure is None for one in outcomes)
 
 
-def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_ended() -> None:
+def test_stopping_workers_during_submit_raises_a_clear_error() -> None:
     blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
     with Pool(workers=1) as pool, closing(pool.open(JobSpec(np.negative, blocks))) as run:
         run.submit([(0, 0)])
@@ -144,7 +142,7 @@ def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_en
             run.submit([(task, 0) for task in range(1, 9)])
 
 
-def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_another(
+def test_job_is_sent_once_per_map_and_f_only_if_it_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told, send = list[Message](), SocketChannel.send
@@ -172,7 +170,7 @@ def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_an
     assert len({one.header for one in told if one.kind == MessageKind.TASK}) == 3
 
 
-def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
+def test_blocks_are_prepared_once_while_workers_start() -> None:
     class Blocks(UncodedBlocks):
         times = 0
 
@@ -188,7 +186,7 @@ def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
     assert Blocks.times == 1
 
 
-def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
+def test_workers_evict_only_released_blocks() -> None:
     # Workers on threads of this process may outlive their tests, so each pool must have a separate cache.
     kept = UncodedBlocks([[np.zeros(3)]], ("array",))
     keys = list[bytes]()  # the driver key of each worker
@@ -243,7 +241,7 @@ def run_until(pool: Any, f: Any, blocks: UncodedBlocks, enough: int, tasks: int 
 
 
 @pytest.mark.parametrize("is_near", [False, True])
-def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_wait(
+def test_block_is_sent_to_another_worker_only_if_faster_than_waiting(
     is_near: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = sent_parts(monkeypatch)
@@ -268,7 +266,7 @@ def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_
     assert len(asked) == 2
 
 
-def test_no_worker_is_idle_for_a_block_while_there_are_tasks_that_nobody_has_looked_at(
+def test_no_worker_waits_for_a_block_while_other_tasks_are_queued(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pool_session, "LOCALITY_WINDOW", 1)
@@ -307,7 +305,7 @@ def slowed_pool(site: ThreadSite, n_workers: int, **options: Any) -> Iterator[tu
         links.restore()
 
 
-def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> None:
+def test_slow_connection_delays_no_other_and_sends_no_cancelled_block() -> None:
     with slowed_pool(ThreadSite(), 4) as (pool, links):
         before = [link.bytes_to_caller for link in links]
         for link in links.first(2):
@@ -329,7 +327,7 @@ def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> N
         assert min(carried[2:]) > BLOCK_BYTES > 2 * max(carried[:2])
 
 
-def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map() -> None:
+def test_partly_sent_function_is_sent_again_in_the_next_map() -> None:
     large, blocks = np.zeros(BLOCK_BYTES // 8), UncodedBlocks([[np.ones(3)]] * 4, ("array",))
     payload = JobSpec(lambda block: block + large[0], blocks)
     with slowed_pool(ThreadSite(), 4) as (pool, links):
@@ -351,7 +349,7 @@ def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map
         assert min(link.bytes_to_caller - before[link.index] for link in links) > BLOCK_BYTES
 
 
-def test_a_timeout_is_kept_while_all_blocks_are_on_slow_connections() -> None:
+def test_timeout_is_kept_while_all_connections_are_slow() -> None:
     with slowed_pool(ThreadSite(), 4) as (pool, links):
         for link in links:
             link.rate = SLOW
@@ -362,7 +360,7 @@ def test_a_timeout_is_kept_while_all_blocks_are_on_slow_connections() -> None:
 
 
 @only_linux_cuts
-def test_a_driver_notices_a_silent_connection_on_which_a_block_is_on_its_way() -> None:
+def test_driver_detects_a_silent_connection_while_sending_a_block() -> None:
     with slowed_pool(ThreadSite(), 2, tcp_timeout=1.0) as (pool, links):
         for link in links:
             link.rate = SLOW
@@ -377,7 +375,7 @@ def test_a_driver_notices_a_silent_connection_on_which_a_block_is_on_its_way() -
 
 @only_linux_cuts
 @pytest.mark.parametrize("size", [10, 10_000_000])
-def test_a_worker_notices_a_silent_connection_on_which_its_reply_is_on_its_way(size: int) -> None:
+def test_worker_detects_a_silent_connection_while_sending_a_reply(size: int) -> None:
     has_called, is_cut, ended = threading.Event(), threading.Event(), Future[bool]()
 
     def replying(address: DriverAddress, number: int, seconds: float) -> None:

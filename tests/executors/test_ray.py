@@ -86,7 +86,7 @@ def dies(folder: Path, count: int, block: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("options", [{}, {"num_cpus": 0.5}])
-def test_single_maps_are_tasks_of_ray(cluster: Any, options: dict[str, Any]) -> None:
+def test_single_maps_run_as_ray_tasks(cluster: Any, options: dict[str, Any]) -> None:
     y = coded_map(
         partial(np.multiply, 2), A, blocks=6, tasks=8, executor=ray.remote(**options) if options else ray
     )
@@ -96,7 +96,7 @@ def test_single_maps_are_tasks_of_ray(cluster: Any, options: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_nobody_waits_for_those_asleep_and_killed_whose_slots_are_free_again(
+def test_sleeping_and_killed_tasks_are_not_awaited_and_free_their_slots(
     cluster: Any, keeps: bool, tmp_path: Path
 ) -> None:
     executor = Pool(cluster, workers=5) if keeps else ray.remote(num_cpus=0.25)
@@ -109,7 +109,7 @@ def test_nobody_waits_for_those_asleep_and_killed_whose_slots_are_free_again(
     assert until(lambda: ray.util.list_named_actors() == [])
 
 
-def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(cluster: Any) -> None:
+def test_all_maps_run_on_named_actors_which_end_with_the_pool(cluster: Any) -> None:
     with Pool(cluster, workers=4) as pool:
         found = check(pool)
         assert found.report.executor == "persistent workers on Ray (TCP)"
@@ -126,7 +126,7 @@ def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(clu
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray itself causes these warnings
 @pytest.mark.parametrize("keeps", [False, True])
-def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool) -> None:
+def test_rows_of_a_dataset_are_partitioned_on_the_cluster(cluster: Any, keeps: bool) -> None:
     data = pytest.importorskip("ray.data", reason="of ray[data]")
     data.DataContext.get_current().enable_progress_bars = False
     with Pool(cluster, workers=4) if keeps else nullcontext(cluster) as executor:
@@ -137,7 +137,7 @@ def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool)
         np.testing.assert_allclose(y.concatenate(), [[-float(row), -1] for row in range(10)], atol=1e-12)
 
 
-def test_an_actor_that_is_killed_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
+def test_killed_actor_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
     check(pool)
     before = workers_of(pool)
     # With three of eight results missing, the map cannot decode, so it has to notice the lost workers.
@@ -147,7 +147,7 @@ def test_an_actor_that_is_killed_is_named_and_replaced(pool: Pool, tmp_path: Pat
     check(pool)
 
 
-def test_a_cluster_that_goes_while_actors_are_made_is_said_to_be_shut_down(cluster: Any) -> None:
+def test_cluster_that_ends_while_actors_start_is_reported_as_shut_down(cluster: Any) -> None:
 
     def remote(actor: Any) -> Any:
         ray.shutdown()
@@ -159,7 +159,7 @@ def test_a_cluster_that_goes_while_actors_are_made_is_said_to_be_shut_down(clust
     assert not ray.is_initialized()
 
 
-def test_a_cluster_is_not_shut_down_while_a_task_is_given_to_it(cluster: Any) -> None:
+def test_shutdown_waits_while_a_task_is_submitted(cluster: Any) -> None:
     ours = RayEngine(ray)
     with ThreadPoolExecutor(1) as threads:
         with ours.hold_connection():
@@ -217,7 +217,7 @@ def test_an_address_connects_unless_this_process_is_connected(
 
 
 @pytest.mark.parametrize("executor", [lambda: ray, lambda: Pool(ray)])
-def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_started(
+def test_shutdown_during_a_map_raises_one_clear_error_and_starts_no_cluster(
     cluster: Any, executor: Callable[[], Any]
 ) -> None:
     began = threading.Event()
@@ -237,7 +237,7 @@ def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_s
     assert not ray.is_initialized()
 
 
-def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed() -> None:
+def test_native_stack_trace_of_a_raylet_is_not_printed() -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
     told = (
@@ -263,7 +263,7 @@ def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed() -> None
     assert sum(handler is remove_native_stack_traces for _, handler in dispatcher.handlers) == 1
 
 
-def test_workers_first_try_the_address_from_which_this_node_calls_the_head(cluster: Any) -> None:
+def test_workers_first_try_the_address_that_this_node_uses_for_the_head(cluster: Any) -> None:
     with closing(RayEngine(ray)) as site:
         site.discover_machines()
         assert is_every_host_local([site.driver_host])

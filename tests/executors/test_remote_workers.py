@@ -73,7 +73,7 @@ def soon(workers: RemoteWorkerPool) -> bool:
     return False
 
 
-def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+def test_largest_requested_number_of_workers_is_started(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     workers.request_workers(2)
     workers.request_workers(3)
     workers.request_workers(1)
@@ -82,7 +82,7 @@ def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkerPool, site
     assert workers.latest_channel_name == "TCP"
 
 
-def test_a_map_whose_tasks_wait_is_told_of_each_that_comes(workers: RemoteWorkerPool) -> None:
+def test_map_with_queued_tasks_is_woken_for_each_new_worker(workers: RemoteWorkerPool) -> None:
     told: Queue[None] = Queue()
     lease = workers.open_allocation(lambda: told.put(None))
     assert workers.acquire_worker(lease, 1) is None
@@ -93,23 +93,21 @@ def test_a_map_whose_tasks_wait_is_told_of_each_that_comes(workers: RemoteWorker
     workers.close_allocation(lease)
 
 
-def test_no_more_are_started_than_there_may_be(site: ThreadSite) -> None:
+def test_number_of_workers_is_limited(site: ThreadSite) -> None:
     with closing(made(site, most=2)) as workers:
         workers.request_workers(100)
         assert until(lambda: len(workers) == 2)
         assert site.launches == [[0, 1]]
 
 
-def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
-    workers: RemoteWorkerPool, site: ThreadSite
-) -> None:
+def test_free_worker_reported_as_exited_is_replaced(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     started(workers, 1)
     site.told[0] = "killed"
     soon(workers)
     assert until(lambda: list(workers._workers) == [1])
 
 
-def test_one_more_is_started_for_a_map_that_finds_none_free(
+def test_one_more_worker_starts_for_a_map_without_a_free_worker(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without a grace period, a session is starved as soon as none of its tasks start.
@@ -127,7 +125,7 @@ def test_one_more_is_started_for_a_map_that_finds_none_free(
     workers.close_allocation(first)
 
 
-def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+def test_refused_launch_raises_one_clear_error(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     site.refusal = ExecutorError("threads takes no job: no such runtime")
     with pytest.raises(ExecutorError, match="no such runtime"):
         workers.request_workers(1)
@@ -154,7 +152,7 @@ serve_driver_on_thread(eval(sys.argv[1], {"inf": float("inf")}), int(sys.argv[2]
         self.errors.put(worker.stderr)
 
 
-def test_workers_of_another_version_are_one_clear_error_at_both_ends() -> None:
+def test_workers_of_another_version_raise_one_clear_error_at_both_ends() -> None:
     life = WorkersOfAnotherVersion()
     with pool_of(ThreadSite(default=life)) as pool:
         with pytest.raises(
@@ -169,7 +167,7 @@ def test_workers_of_another_version_are_one_clear_error_at_both_ends() -> None:
     assert "rebuild its image" in told and "rebuild its image" in str(error.value)
 
 
-def test_workers_of_another_version_are_one_clear_error_also_by_way_of_a_storage(site: ThreadSite) -> None:
+def test_workers_of_another_version_raise_one_clear_error_over_a_storage(site: ThreadSite) -> None:
     def life(address: DriverAddress, number: int, seconds: float) -> None:
         key = f"{address.prefix}/replies/v{PROTOCOL_VERSION + 1}-{number}-1-1-0-1-5"
         site.storage.put_object("b", key, b"hello")
@@ -182,7 +180,7 @@ def test_workers_of_another_version_are_one_clear_error_also_by_way_of_a_storage
         check(pool)
 
 
-def test_a_map_goes_on_with_the_workers_of_its_version(site: ThreadSite) -> None:
+def test_map_uses_the_workers_of_its_version(site: ThreadSite) -> None:
     life = WorkersOfAnotherVersion()
     site.lives = {0: life}
     with closing(made(site)) as workers:
@@ -193,7 +191,7 @@ def test_a_map_goes_on_with_the_workers_of_its_version(site: ThreadSite) -> None
         assert list(workers._launched) == list(workers._workers) == [1]
 
 
-def test_a_site_that_refuses_for_a_while_is_asked_again(
+def test_refused_launch_is_retried(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
@@ -211,7 +209,7 @@ def test_a_site_that_refuses_for_a_while_is_asked_again(
     site.refusal = None
 
 
-def test_workers_that_fail_are_one_clear_error_soon(
+def test_failing_workers_soon_raise_one_clear_error(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: Any) -> None:
@@ -225,7 +223,7 @@ def test_workers_that_fail_are_one_clear_error_soon(
     assert len(site.launches) <= remote_workers.MAX_LAUNCH_FAILURES
 
 
-def test_a_site_where_nothing_ever_starts_is_one_clear_error(
+def test_workers_that_never_connect_raise_one_clear_error(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "CONNECT_TIMEOUT", 0.05)
@@ -239,7 +237,7 @@ def test_a_site_where_nothing_ever_starts_is_one_clear_error(
         until(lambda: workers.maybe_scale_up(lease, 2))
 
 
-def test_who_was_given_up_is_turned_away(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+def test_late_connection_of_a_replaced_worker_is_refused(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     started(workers, 1)
     channel = called(workers._driver_address, 99)
     assert channel.receive(PATIENCE) == ([], False)
@@ -247,9 +245,7 @@ def test_who_was_given_up_is_turned_away(workers: RemoteWorkerPool, site: Thread
     assert len(workers) == 1
 
 
-def test_one_that_its_site_has_started_again_takes_its_own_place(
-    workers: RemoteWorkerPool, site: Any
-) -> None:
+def test_restarted_worker_replaces_its_predecessor(workers: RemoteWorkerPool, site: Any) -> None:
     started(workers, 1)
     first = workers._workers[0]
     channel = called(workers._driver_address, 0)
@@ -267,9 +263,7 @@ def test_one_that_its_site_has_started_again_takes_its_own_place(
         one.close()
 
 
-def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
-    workers: RemoteWorkerPool, site: Any
-) -> None:
+def test_billed_time_runs_from_start_to_end_of_each_worker(workers: RemoteWorkerPool, site: Any) -> None:
     began = time.monotonic()
     started(workers, 2)
     time.sleep(0.05)
@@ -290,7 +284,7 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     assert 0.04 < second.worker_seconds <= time.monotonic() - since  # seconds of the remaining worker
 
 
-def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+def test_few_workers_are_renewed_at_a_time(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     site.max_worker_seconds = 1000.0
     started(workers, 8)
     for one in workers._launched.values():
@@ -305,7 +299,7 @@ def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkerPool, site: Th
     assert len(workers) >= 7
 
 
-def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
+def test_worker_is_replaced_after_a_refused_replacement(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
@@ -319,7 +313,7 @@ def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
     assert until(lambda: workers.maintain_workers() or set(workers._workers) == {2})
 
 
-def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on_and_goes_when_it_is_one_too_many(
+def test_stuck_worker_is_replaced_and_later_removed(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
@@ -337,7 +331,7 @@ def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on_and_goes_when_i
     assert len(workers) == 1
 
 
-def test_a_storage_that_hangs_while_what_others_left_is_removed_holds_up_no_map(
+def test_hanging_removal_of_leftovers_does_not_delay_maps(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, go = threading.Event(), threading.Event()
@@ -353,7 +347,7 @@ def test_a_storage_that_hangs_while_what_others_left_is_removed_holds_up_no_map(
     assert until(lambda: len(workers) == 1)
 
 
-def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
+def test_closed_pool_starts_no_workers(site: ThreadSite) -> None:
     workers = made(site)
     workers.close()
     with pytest.raises(ExecutorError):
@@ -398,7 +392,7 @@ class BrokenSocket:
         (FrameError("a message was changed on its way"), ""),
     ],
 )
-def test_a_connection_that_is_lost_is_no_process_that_has_ended(
+def test_lost_connection_is_distinguished_from_an_exited_process(
     workers: RemoteWorkerPool, error: OSError, said: str
 ) -> None:
     started(workers, 1)
@@ -423,7 +417,7 @@ def pool(site: ThreadSite) -> Iterator[Pool]:
         yield one
 
 
-def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_run_over_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
     # Messages and blocks are both objects of the storage.
     site.storage, site.bucket = DictStorage(), "b"
     site.default = serving_by_storage(site.storage)
@@ -462,7 +456,7 @@ def test_a_timeout_is_kept_while_the_storage_hangs(
         check(pool)
 
 
-def test_a_map_to_which_no_worker_connects_says_so(site: ThreadSite) -> None:
+def test_map_without_connected_workers_raises_a_clear_error(site: ThreadSite) -> None:
     site.default = lambda *arguments: None
     site.collect_exited_workers = lambda may_query=True: {}  # type: ignore[method-assign]
     hosts = r"[\d.]+:\d+ or 127\.0\.0\.1:\d+"
@@ -474,7 +468,7 @@ def test_a_map_to_which_no_worker_connects_says_so(site: ThreadSite) -> None:
         polarmap.coded_map(np.negative, A, blocks=6, tasks=8, executor=pool, timeout=0.1)
 
 
-def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> None:
+def test_each_map_is_billed_since_the_previous_map(pool: Pool) -> None:
     bills, moments = [], []
     for _ in range(2):
         with closing(pool.open(JobSpec(np.negative, UncodedBlocks([[X]] * 2, ("array",))))) as run:
@@ -491,9 +485,7 @@ def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> 
 
 
 @pytest.mark.parametrize("use", ["the array is stored in", "the results cannot be stored in"])
-def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
-    use: str, pool: Pool, site: ThreadSite
-) -> None:
+def test_unreachable_storage_is_refused_before_workers_start(use: str, pool: Pool, site: ThreadSite) -> None:
     far = BucketLocation("b", "far")
     blocks = UncodedBlocks([[X]], ("array",))
     if use == "the array is stored in":
@@ -533,9 +525,7 @@ NONSENSE: list[Callable[[Message], Message]] = [
 
 
 @pytest.mark.parametrize("turn", range(len(NONSENSE) + 2))
-def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
-    site: ThreadSite, pool: Pool, turn: int
-) -> None:
+def test_invalid_message_loses_only_its_worker(site: ThreadSite, pool: Pool, turn: int) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
             while said := channel.receive(PATIENCE)[0]:
@@ -551,7 +541,7 @@ def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
     check(pool)
 
 
-def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, pool: Pool) -> None:
+def test_workers_that_send_only_invalid_messages_raise_one_clear_error(site: ThreadSite, pool: Pool) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
             for call in channel.receive(PATIENCE)[0]:
@@ -562,7 +552,7 @@ def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, po
         check(pool)
 
 
-def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_is_sent_once_to_each_worker(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     part = PublishedBlocks.read_component
 
@@ -583,7 +573,7 @@ def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pyte
     assert len(asked) == len(set(asked)) == 6
 
 
-def test_what_fails_for_days_is_tried_once_a_minute() -> None:
+def test_backoff_is_at_most_one_minute() -> None:
     backoff = Backoff()
     for _ in range(2_000):
         backoff.record_failure("refused")

@@ -47,7 +47,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_fault_injection_answers_as_the_executor_that_it_wraps(choice: str, stack: ExitStack) -> None:
+def test_fault_injection_has_the_properties_of_the_wrapped_executor(choice: str, stack: ExitStack) -> None:
     spec = CHOICES[choice]()
     if hasattr(spec, "__exit__"):
         stack.enter_context(spec)
@@ -58,7 +58,9 @@ def test_fault_injection_answers_as_the_executor_that_it_wraps(choice: str, stac
 
 
 @pytest.mark.parametrize("choice", ["default", "pool", "threads", "replay"])
-def test_an_executor_of_calls_answers_as_the_executor_that_it_uses(choice: str, stack: ExitStack) -> None:
+def test_executor_of_calls_has_the_properties_of_its_underlying_executor(
+    choice: str, stack: ExitStack
+) -> None:
     spec = CHOICES[choice]()
     if hasattr(spec, "__exit__"):
         stack.enter_context(spec)

@@ -25,7 +25,7 @@ def shared() -> Iterator[Pool]:
         yield one
 
 
-def test_maps_find_there_what_is_around_this_process(shared: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_the_environment_of_the_driver(shared: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLARMAP_TEST", "here")
 
     def around(block: Any) -> tuple[str, str | None]:
@@ -37,7 +37,7 @@ def test_maps_find_there_what_is_around_this_process(shared: Pool, monkeypatch: 
     assert os.getpid() not in workers_of(shared)
 
 
-def test_one_that_is_killed_is_an_erasure_that_says_how_it_ended(shared: Pool, tmp_path: Path) -> None:
+def test_killed_worker_is_an_erasure_with_its_exit_reason(shared: Pool, tmp_path: Path) -> None:
     def f(block: np.ndarray) -> np.ndarray:
         for number in range(3):  # with three of six results missing, the map has to notice the lost workers
             try:
@@ -52,7 +52,7 @@ def test_one_that_is_killed_is_an_erasure_that_says_how_it_ended(shared: Pool, t
     assert "WorkerLost: its worker process was killed by SIGKILL (9)" in str(y.report)
 
 
-def test_one_that_hangs_is_killed_with_what_it_has_started_when_its_pool_is_closed(tmp_path: Path) -> None:
+def test_closing_a_pool_kills_hanging_workers_and_their_children(tmp_path: Path) -> None:
     def f(block: Any) -> Any:
         if block:
             import subprocess
@@ -70,7 +70,7 @@ def test_one_that_hangs_is_killed_with_what_it_has_started_when_its_pool_is_clos
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_none_outlives_a_driver_that_is_killed_nor_do_its_folders(hangs: bool) -> None:
+def test_workers_and_folders_of_a_killed_driver_are_removed(hangs: bool) -> None:
     driver = program(
         """
         def f(block):
@@ -100,12 +100,12 @@ def test_none_outlives_a_driver_that_is_killed_nor_do_its_folders(hangs: bool) -
         assert_nothing_is_left(driver.pid, found)
 
 
-def test_an_interpreter_that_cannot_be_started_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpreter_that_cannot_be_started_raises_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spawned_processes.sys, "executable", "/nowhere/python")
     with Pool(fork=False) as pool, pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
         check(pool)
 
 
-def test_fork_is_yes_no_or_whatever_is_safe() -> None:
+def test_invalid_fork_is_refused() -> None:
     with pytest.raises(CodeError, match="fork must be"):
         Pool(fork="spawn")  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def received(worker: StorageChannel, count: int = 1) -> list[Message]:
     return said
 
 
-def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_said_that_it_has_them(
+def test_messages_stay_in_order_until_acknowledged(
     side: Side,
 ) -> None:
     worker = side.worker(0)
@@ -140,9 +140,7 @@ def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_sa
 
 
 @pytest.mark.parametrize("is_closed", [False, True])
-def test_a_worker_that_is_gone_is_told_nothing_more_and_ends_if_it_is_there(
-    side: Side, is_closed: bool
-) -> None:
+def test_disconnected_worker_receives_no_messages_and_ends(side: Side, is_closed: bool) -> None:
     # One object contains the messages to all workers. It must not grow with each worker that is replaced.
     worker, other = side.worker(0), side.worker(1)
     side.tell(0, call(1, b"f"))
@@ -164,7 +162,7 @@ def test_a_worker_that_is_gone_is_told_nothing_more_and_ends_if_it_is_there(
     assert received(other) == [call(3)]
 
 
-def test_a_worker_that_its_site_has_started_again_joins_again(side: Side) -> None:
+def test_restarted_worker_joins_again(side: Side) -> None:
     first = side.worker(0)
     old = side.links[0]
     side.tell(0, call(1))
@@ -180,7 +178,7 @@ def test_a_worker_that_its_site_has_started_again_joins_again(side: Side) -> Non
     assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(2)]
 
 
-def test_a_message_that_was_put_twice_is_heard_once(side: Side) -> None:
+def test_message_written_twice_is_received_once(side: Side) -> None:
     worker = side.worker(0)
     worker._last_sent -= 1  # simulates that the response to a write was lost, so the worker repeats it
     worker.send(Message(MessageKind.HELLO, header=b"0"))
@@ -188,7 +186,7 @@ def test_a_message_that_was_put_twice_is_heard_once(side: Side) -> None:
     assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(1)]
 
 
-def test_orders_that_the_storage_has_forgotten_are_put_again(side: Side) -> None:
+def test_messages_lost_by_the_storage_are_written_again(side: Side) -> None:
     worker = side.worker(0)
     key = ChannelKeys(side.prefix).mailbox_key
     before = side.storage.get_object("b", key)
@@ -200,7 +198,7 @@ def test_orders_that_the_storage_has_forgotten_are_put_again(side: Side) -> None
     assert received(worker) == [call(1)]
 
 
-def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
+def test_worker_with_a_lost_reply_is_disconnected(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
     link = side.all._channels[0]
@@ -219,7 +217,7 @@ def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
     assert side.links[0].receive() == ([], False)
 
 
-def test_a_worker_that_gives_no_sign_of_life_is_gone_and_others_are_not(side: Side) -> None:
+def test_only_workers_without_heartbeat_are_disconnected(side: Side) -> None:
     side.worker(0)
     side.worker(1)
     side.all._channels[0].last_heartbeat_at -= 600.0
@@ -228,7 +226,7 @@ def test_a_worker_that_gives_no_sign_of_life_is_gone_and_others_are_not(side: Si
     assert side.links[1].receive()[1]
 
 
-def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
+def test_outage_of_the_storage_disconnects_no_worker(side: Side) -> None:
     side.worker(0)
     link, since = side.all._channels[0], time.monotonic() - 600.0
     list_keys = side.storage.list_keys
@@ -244,7 +242,7 @@ def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
     assert side.links[0].receive()[1]
 
 
-def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lasting_outage_raises_one_clear_error(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_channels, "retry_request", lambda request: retry_request(request, 0.1))
     side.worker(0)
 
@@ -264,7 +262,7 @@ def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: p
     side.all.flush_messages()
 
 
-def test_a_storage_that_hangs_holds_nobody_up(side: Side) -> None:
+def test_hanging_storage_does_not_block_the_driver(side: Side) -> None:
     worker, goes_on = side.worker(0), threading.Event()
     put = side.storage.put_object
 
@@ -282,7 +280,7 @@ def test_a_storage_that_hangs_holds_nobody_up(side: Side) -> None:
     assert received(worker, 2) == [call(1), call(2)]
 
 
-def test_objects_of_others_stop_nothing(side: Side) -> None:
+def test_foreign_objects_are_ignored(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
     for name in (
@@ -306,7 +304,7 @@ def test_objects_of_others_stop_nothing(side: Side) -> None:
     assert side.heard(0) == [ended(1)]
 
 
-def test_a_worker_of_another_version_is_reported_once_and_stops_nothing(side: Side) -> None:
+def test_worker_of_another_version_is_reported_once(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
     side.storage.put_object("b", f"{side.prefix}/replies/v{PROTOCOL_VERSION + 1}-7-9-1-0-1-3", b"any")
@@ -321,7 +319,7 @@ def test_a_worker_of_another_version_is_reported_once_and_stops_nothing(side: Si
     ]
 
 
-def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(side: Side) -> None:
+def test_partly_written_reply_is_read_when_complete(side: Side) -> None:
     # A storage of files lists a file before all its bytes are written.
     worker = side.worker(0)
     side.heard(0)
@@ -355,7 +353,7 @@ def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(sid
     assert side.heard(0) == [ended(1)]
 
 
-def test_replies_are_removed_when_they_were_read(side: Side) -> None:
+def test_replies_are_removed_after_they_were_read(side: Side) -> None:
     worker = side.worker(0)
     for number in range(5):
         worker.send(ended(number))
@@ -363,7 +361,7 @@ def test_replies_are_removed_when_they_were_read(side: Side) -> None:
     assert until(lambda: not any("/replies/" in key for key in side.left()))
 
 
-def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side: Side) -> None:
+def test_large_function_is_a_separate_object_while_needed(side: Side) -> None:
     workers = [side.worker(number) for number in range(2)]
     large = [bytes([number]) * 10**6 for number in range(3)]
     for f in large:
@@ -382,7 +380,7 @@ def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side
     assert until(lambda: not any("/data/" in key for key in side.left()))
 
 
-def test_orders_that_a_map_would_store_after_the_end_of_its_pool_are_not_stored(side: Side) -> None:
+def test_messages_after_the_end_of_a_pool_are_not_written(side: Side) -> None:
     side.worker(0)
     side.all.close()
     side.links[0].close()
@@ -390,7 +388,7 @@ def test_orders_that_a_map_would_store_after_the_end_of_its_pool_are_not_stored(
     assert ChannelKeys(side.prefix).mailbox_key not in side.left()
 
 
-def test_orders_that_are_being_stored_when_their_pool_is_closed_are_removed(side: Side) -> None:
+def test_messages_written_while_a_pool_closes_are_removed(side: Side) -> None:
     side.worker(0)
     is_storing, go, put = threading.Event(), threading.Event(), side.storage.put_object
 
@@ -436,7 +434,7 @@ def readable(link: DriverStorageChannel) -> bool:
     return bool(wait_until_ready([link], select.POLLIN, 0.0))
 
 
-def test_what_is_delivered_is_heard_once_and_in_turn_and_then_who_is_gone(
+def test_delivered_messages_are_received_in_order_before_the_disconnection(
     link: DriverStorageChannel,
 ) -> None:
     assert not readable(link)
@@ -454,7 +452,7 @@ def test_what_is_delivered_is_heard_once_and_in_turn_and_then_who_is_gone(
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_what_is_no_message_is_the_end_of_a_worker_and_not_unpickled(
+def test_invalid_message_disconnects_its_worker_and_is_not_unpickled(
     link: DriverStorageChannel, tmp_path: Path, name: str
 ) -> None:
     link.deliver_frames(nonsense(tmp_path / "unpickled")[name])

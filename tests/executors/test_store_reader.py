@@ -66,13 +66,13 @@ def test_a_segment_is_a_range_of_an_object() -> None:
         ("late", "raised", "TimeoutError: the socket is late"),
     ],
 )
-def test_an_error_of_the_store_is_that_of_the_attempt(key: str, kind: str, text: str) -> None:
+def test_error_of_the_store_fails_the_attempt(key: str, kind: str, text: str) -> None:
     [finished] = read(Segment(key, 1))
     assert finished.failure is not None
     assert (finished.failure.kind, str(finished.failure)) == (kind, text)
 
 
-def test_a_read_that_takes_too_long_names_block_and_store() -> None:
+def test_error_for_a_slow_read_names_block_and_store() -> None:
     good, finished = read(Segment("a", 1), Segment("hangs", 1), timeout=0.05)
     assert good.data == b"0"
     assert finished.failure is not None
@@ -88,7 +88,7 @@ def test_blocks_that_workers_read_themselves_need_no_reader() -> None:
         assert StoreReader.for_blocks(job_reading(location).blocks, 1.0, lambda: None) is None
 
 
-def test_two_stores_of_one_name_are_two_places() -> None:
+def test_stores_with_the_same_name_are_different_locations() -> None:
     one, other = [SimpleNamespace(name="memory") for _ in range(2)]
     locations: Any = OpenStoreLocation(one), OpenStoreLocation(other)  # type: ignore[arg-type]
     assert locations[0] != locations[1]

@@ -36,7 +36,7 @@ def made_by_another_process(place: Path, end: str) -> Path:
 
 
 @pytest.mark.parametrize("place", ["", "memory"])
-def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
+def test_only_folders_of_dead_processes_are_removed(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory").mkdir()
@@ -58,7 +58,7 @@ def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
 
 
 @pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("pid", 1 << 30)])
-def test_what_another_container_uses_is_left_alone(
+def test_folders_of_other_containers_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, object]
 ) -> None:
     # Containers may share a temporary folder, but the same process id means different processes in them.
@@ -71,15 +71,13 @@ def test_what_another_container_uses_is_left_alone(
     assert theirs.exists() == (change[0] == "host")
 
 
-def test_a_process_that_exits_leaves_none(tmp_path: Path) -> None:
+def test_process_removes_its_folder_at_exit(tmp_path: Path) -> None:
     # The folder is removed at exit, because an interrupt may come before the caller can remove it.
     assert made_by_another_process(tmp_path, "raise KeyboardInterrupt").parent == tmp_path
     assert os.listdir(tmp_path) == []
 
 
-def test_where_there_is_no_room_in_memory_there_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_folder_is_made_without_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path / "none"))
     assert make_shared_memory_folder() is None
     monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path))
@@ -89,7 +87,7 @@ def test_where_there_is_no_room_in_memory_there_is_none(
     remove_owned_folder(folder)
 
 
-def test_files_lie_in_memory_where_no_temporary_folder_may_be_written_to(
+def test_shared_memory_is_used_if_no_temporary_folder_is_writable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none() -> str:
@@ -105,7 +103,7 @@ def test_files_lie_in_memory_where_no_temporary_folder_may_be_written_to(
         make_temp_folder()
 
 
-def test_one_that_was_removed_is_made_again_for_its_owner_alone(
+def test_removed_folder_is_made_again_for_its_owner_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -127,7 +125,7 @@ def test_one_that_was_removed_is_made_again_for_its_owner_alone(
         get_process_temp_folder()
 
 
-def test_a_forked_child_has_its_own_and_removes_none_of_its_parents() -> None:
+def test_forked_child_has_a_separate_folder_and_keeps_its_parents_folders() -> None:
     private, folder = get_process_temp_folder(), make_temp_folder()
 
     def others() -> None:
@@ -142,7 +140,7 @@ def test_a_forked_child_has_its_own_and_removes_none_of_its_parents() -> None:
     assert not folder.exists()
 
 
-def test_a_folder_whose_making_is_interrupted_is_removed_at_exit_too(
+def test_folder_is_removed_at_exit_if_its_creation_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(folder: Path, mode: int) -> None:

@@ -59,9 +59,7 @@ def called(listener: WorkerListener) -> socket.socket:
     return socket.create_connection(listener.endpoints[-1], 10.0)
 
 
-def test_workers_on_this_machine_call_at_an_address_that_no_other_reaches(
-    listener: WorkerListener, crowd: Crowd
-) -> None:
+def test_local_workers_connect_to_a_local_address(listener: WorkerListener, crowd: Crowd) -> None:
     ((host, port),) = listener.endpoints
     assert host == "127.0.0.1"
     for other in {*list_local_addresses(), "127.0.0.2"} - {host}:
@@ -72,7 +70,7 @@ def test_workers_on_this_machine_call_at_an_address_that_no_other_reaches(
     open_to_all.close()
 
 
-def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerListener, crowd: Crowd) -> None:
+def test_connection_without_the_key_receives_only_a_nonce(listener: WorkerListener, crowd: Crowd) -> None:
     for said in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
         with called(listener) as stranger:
             heard = b""
@@ -88,7 +86,7 @@ def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerList
     assert crowd.joined.empty()
 
 
-def test_each_nonce_is_another(listener: WorkerListener) -> None:
+def test_nonces_are_unique(listener: WorkerListener) -> None:
     seen = set()
     for _ in range(5):
         with called(listener) as stranger:
@@ -96,7 +94,7 @@ def test_each_nonce_is_another(listener: WorkerListener) -> None:
     assert len(seen) == 5
 
 
-def test_who_says_nothing_does_not_keep_others_waiting(
+def test_silent_connections_do_not_delay_workers(
     listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_listener, "MAX_UNAUTHENTICATED", 8)
@@ -111,7 +109,7 @@ def test_who_says_nothing_does_not_keep_others_waiting(
         assert silent[0].recv(1) == b""  # the oldest silent connection was closed
 
 
-def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_admitted(
+def test_connection_without_a_free_thread_is_closed_and_later_ones_work(
     listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(call: object) -> None:
@@ -128,7 +126,7 @@ def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_
 
 
 @pytest.mark.parametrize("says", [b"", b"."])
-def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
+def test_silent_and_slow_connections_are_closed_after_a_timeout(
     says: bytes, listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polarmap.worker.handshake.PROOF_TIMEOUT", 0.2)
@@ -143,7 +141,7 @@ def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
     assert len(says) <= sent < RESPONSE_BYTES
 
 
-def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> None:
+def test_many_workers_can_join_at_once(listener: WorkerListener, crowd: Crowd) -> None:
     numbers = range(100)
     with ThreadPoolExecutor(len(numbers)) as pool:
         channels = list(pool.map(lambda number: connect_to_driver(listener.endpoints, KEY, number), numbers))
@@ -154,7 +152,7 @@ def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> Non
         channel.close()
 
 
-def test_workers_call_where_the_user_says_and_that_may_be_another_machine_that_passes_them_on(
+def test_workers_connect_to_the_given_address_or_a_forwarding_machine(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
@@ -177,12 +175,12 @@ def test_workers_call_where_the_user_says_and_that_may_be_another_machine_that_p
 @pytest.mark.parametrize(
     "address", ["8800", ":8800", "head:", "head:x", "head:0", "head:65536", "head:\u0663"]
 )
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(CodeError, match="host:port"):
         check_endpoint(address)
 
 
-def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
+def test_closed_listener_leaves_no_threads_and_sockets(crowd: Crowd) -> None:
     before = descriptors()
     listener = WorkerListener(KEY, crowd.join, local_only=False)
     port = listener.endpoints[0][1]
@@ -193,7 +191,7 @@ def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
 
 
-def test_a_forked_process_lets_go_of_it(listener: WorkerListener, crowd: Crowd) -> None:
+def test_forked_child_releases_the_listener(listener: WorkerListener, crowd: Crowd) -> None:
     assert code_of_child(listener.after_fork, []) == 0
     channel = connect_to_driver(listener.endpoints, KEY, 1)
     assert channel is not None

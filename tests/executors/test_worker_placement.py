@@ -47,7 +47,7 @@ def test_workers_of_a_fresh_pool_are_spread_evenly(machines: list[str], count: i
 
 
 @given(MACHINES, COUNTS, st.integers(0, 30))
-def test_no_new_worker_starts_on_a_machine_that_has_more_than_another(
+def test_new_workers_do_not_start_on_the_fullest_machines(
     machines: list[str], given_counts: dict[str, int], count: int
 ) -> None:
     counts = Counter(given_counts)
@@ -71,17 +71,17 @@ def test_moving_workers_makes_the_spread_even(machines: list[str], given_counts:
     assert is_even(counts, machines)
 
 
-def test_a_worker_of_a_machine_that_is_gone_may_go() -> None:
+def test_worker_of_an_unlisted_machine_can_be_spared() -> None:
     assert can_spare_worker("gone", ["a", "b"], {"a": 9, "gone": 1})
 
 
-def test_no_machine_is_chosen_where_there_is_none() -> None:
+def test_no_machine_is_chosen_without_machines() -> None:
     assert choose_machines(3, [], {}) == []
     assert compute_max_per_machine(3, 0) == 3
 
 
 @given(st.data())
-def test_no_machine_gets_more_than_its_share_of_a_map_while_another_has_an_idle_worker(data: Any) -> None:
+def test_no_machine_exceeds_its_share_while_another_is_idle(data: Any) -> None:
     # Workers become free in any order, and have cached the blocks of any tasks.
     hosts = data.draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
     n = data.draw(st.integers(1, 24))
@@ -157,7 +157,7 @@ def test_a_fresh_pool_is_spread_evenly(workers: RemoteWorkerPool) -> None:
     assert len(workers.count_workers_by_host()) == 4
 
 
-def test_workers_move_to_a_machine_that_has_come_back(workers: RemoteWorkerPool, site: MachineSite) -> None:
+def test_workers_move_to_a_machine_that_returns(workers: RemoteWorkerPool, site: MachineSite) -> None:
     workers.request_workers(32)
     assert settles(workers, dict.fromkeys("abcd", 8))
     site.lose("d")
@@ -168,7 +168,7 @@ def test_workers_move_to_a_machine_that_has_come_back(workers: RemoteWorkerPool,
     assert settles(workers, dict.fromkeys("abcd", 8))
 
 
-def test_a_machine_that_the_engine_has_forgotten_gets_no_workers_until_it_is_listed_again(
+def test_unlisted_machine_gets_no_workers_until_it_is_listed_again(
     workers: RemoteWorkerPool, site: MachineSite
 ) -> None:
     workers.request_workers(8)
@@ -182,7 +182,7 @@ def test_a_machine_that_the_engine_has_forgotten_gets_no_workers_until_it_is_lis
 
 
 @pytest.mark.parametrize("site", [MachineSite("a", "b", "c")])
-def test_no_worker_that_is_at_a_task_is_moved(workers: RemoteWorkerPool, site: MachineSite) -> None:
+def test_busy_workers_are_not_moved(workers: RemoteWorkerPool, site: MachineSite) -> None:
     workers.request_workers(12)
     assert settles(workers, dict.fromkeys("abc", 4))
     lease = opened(workers)
@@ -199,7 +199,7 @@ def test_no_worker_that_is_at_a_task_is_moved(workers: RemoteWorkerPool, site: M
     workers.close_allocation(lease)
 
 
-def test_workers_that_are_given_no_machine_are_not_moved(site: MachineSite) -> None:
+def test_workers_without_a_machine_are_not_moved(site: MachineSite) -> None:
     site.known.clear()
     with closing(RemoteWorkerPool(site, None, True, 10**6, 1)) as workers:
         workers.request_workers(5)
@@ -210,16 +210,14 @@ def test_workers_that_are_given_no_machine_are_not_moved(site: MachineSite) -> N
         assert site.placed == {}
 
 
-def test_where_no_machine_can_be_reached_the_engine_chooses(
-    workers: RemoteWorkerPool, site: MachineSite
-) -> None:
+def test_engine_chooses_if_no_machine_is_reachable(workers: RemoteWorkerPool, site: MachineSite) -> None:
     site.reachable.clear()
     workers.request_workers(3)
     assert until(lambda: (workers.maintain_workers(), len(workers) == 3)[1])
     assert set(site.withdrawn) >= {0, 1, 2}
 
 
-def test_the_report_of_a_map_names_machines_and_says_if_one_has_too_many_tasks(
+def test_report_names_machines_and_warns_of_too_many_tasks_on_one(
     site: MachineSite, caplog: pytest.LogCaptureFixture
 ) -> None:
     del site.known[2:]

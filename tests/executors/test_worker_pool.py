@@ -70,7 +70,7 @@ class Here(LocalWorkerPool):
     def _poll_unallocated_workers(self) -> None: ...
 
 
-def test_the_questions_about_workers_change_nothing(table: Table) -> None:
+def test_queries_have_no_side_effects(table: Table) -> None:
     lease, backoff = opened(table), Backoff()
     worker = taken(table, lease)
     launched = LaunchedWorker(0.0, 1.0)
@@ -115,7 +115,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
+def test_task_goes_to_the_worker_that_has_its_block(table: Table) -> None:
     lease = opened(table)
     workers = [taken(table, lease) for _ in range(3)]
     for number, worker in enumerate(workers):
@@ -126,7 +126,7 @@ def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
         assert taken(table, lease, ("blocks", number)) is workers[number]
 
 
-def test_a_worker_that_has_done_another_task_that_waits_comes_before_those_that_have_done_none(
+def test_worker_with_a_cached_block_of_a_queued_task_is_preferred(
     table: Table,
 ) -> None:
     first, second = opened(table), opened(table)
@@ -139,7 +139,7 @@ def test_a_worker_that_has_done_another_task_that_waits_comes_before_those_that_
     table.close_allocation(second)
 
 
-def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
+def test_oldest_cached_tasks_are_forgotten() -> None:
     worker = WorkerHandle(0, DriverStorageChannel(0, 0, lambda *_: None))
     for task in range(MAX_CACHED_TASKS + 10):
         do(worker, (0, task, 0), task)
@@ -153,9 +153,7 @@ def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
 @pytest.mark.parametrize(
     "kind", [MessageKind.TASK_REPLY, MessageKind.CANCELLED, MessageKind.UNUSABLE, MessageKind.FINAL_REPLY]
 )
-def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
-    table: Table, kind: bytes
-) -> None:
+def test_worker_is_free_after_an_abandoned_task_unless_it_exits(table: Table, kind: bytes) -> None:
     lease = opened(table)
     worker = taken(table, lease)
     worker.assign_task(TOLD, "task")
@@ -169,7 +167,7 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
     )
 
 
-def test_what_a_free_worker_has_done_is_not_held(table: Table) -> None:
+def test_blocks_of_free_workers_are_not_on_abandoned_workers(table: Table) -> None:
     lease, other = opened(table), opened(table)
     taken(table, lease).assign_task(TOLD, "task")
     free = taken(table, other)
@@ -181,7 +179,7 @@ def test_what_a_free_worker_has_done_is_not_held(table: Table) -> None:
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
 
 
-def test_a_worker_has_no_block_of_a_task_that_it_has_not_begun(table: Table) -> None:
+def test_worker_does_not_cache_blocks_of_tasks_not_started(table: Table) -> None:
     lease = opened(table)
     worker = taken(table, lease)
     do(worker, TOLD, "done")
@@ -198,7 +196,7 @@ def test_a_worker_has_no_block_of_a_task_that_it_has_not_begun(table: Table) -> 
 @pytest.mark.parametrize(
     "said", [Message(MessageKind.FETCH, TOLD, b"x/1"), Message(MessageKind.HELLO, header=b"5")]
 )
-def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -> None:
+def test_worker_that_reports_progress_stays_abandoned(table: Table, said: Message) -> None:
     lease = opened(table)
     worker = taken(table, lease)
     worker.assign_task(TOLD, "task")
@@ -209,7 +207,7 @@ def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -
     assert table.abandoned[-1] == [0]
 
 
-def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> None:
+def test_worker_that_dies_in_an_abandoned_task_is_removed(table: Table) -> None:
     lease = opened(table)
     taken(table, lease)
     table.close_allocation(lease)
@@ -219,7 +217,7 @@ def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> Non
     assert table.gone == [0]
 
 
-def test_free_workers_that_have_gone_with_another_are_removed_with_it(table: Table) -> None:
+def test_disconnected_free_workers_are_removed_together(table: Table) -> None:
     lease = opened(table)
     gone, *free = (taken(table, lease) for _ in range(3))
     for worker in free:
@@ -231,7 +229,7 @@ def test_free_workers_that_have_gone_with_another_are_removed_with_it(table: Tab
     assert sorted(table.gone) == [0, 1, 2]
 
 
-def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
+def test_longest_abandoned_workers_come_first(table: Table) -> None:
     leases = [opened(table) for _ in range(3)]
     for lease in leases:
         taken(table, lease)
@@ -251,7 +249,7 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
         Message(MessageKind.FETCH, (2, *TOLD[1:]), b"x/1"),
     ],
 )
-def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: Message) -> None:
+def test_worker_that_replies_for_another_attempt_is_disconnected(table: Table, said: Message) -> None:
     worker = taken(table, opened(table))
     worker.assign_task(TOLD, "task")
     table.links[0].deliver_frames(encode_frame(said) + encode_frame(Message(MessageKind.TASK_REPLY, TOLD)))
@@ -259,14 +257,14 @@ def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: M
     assert worker.receive_messages() == ([], False)  # later readers also find the worker disconnected
 
 
-def test_who_replies_twice_is_gone(table: Table) -> None:
+def test_worker_that_replies_twice_is_disconnected(table: Table) -> None:
     worker = taken(table, opened(table))
     worker.assign_task(TOLD, "task")
     table.links[0].deliver_frames(2 * encode_frame(Message(MessageKind.TASK_REPLY, TOLD)))
     assert worker.receive_messages() == ([Message(MessageKind.TASK_REPLY, TOLD)], False)
 
 
-def test_close_ends_all_and_maps_see_it(table: Table) -> None:
+def test_close_ends_all_workers_and_running_maps(table: Table) -> None:
     lease, another = opened(table), opened(table)
     busy, abandoned, free = taken(table, lease), taken(table, another), taken(table, lease)
     table.release_worker(free)
@@ -282,7 +280,7 @@ def test_close_ends_all_and_maps_see_it(table: Table) -> None:
         table.get_exit_reason(busy)
 
 
-def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
+def test_closing_an_allocation_after_the_pool_closes_its_channels(table: Table) -> None:
     lease = opened(table)
     worker = taken(table, lease)
     table.close()
@@ -340,7 +338,7 @@ def listening(pool: WorkerPool, *tasks: int) -> list[Map]:
     ("most", "is_here", "expected"),
     [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (60, False, 60), (1000, False, 100)],
 )
-def test_a_map_that_is_alone_takes_all(most: Any, is_here: bool, expected: int) -> None:
+def test_single_map_uses_all_slots(most: Any, is_here: bool, expected: int) -> None:
     one = Map(table_of(is_here, most), 100)
     assert one.pool.has_one_session()
     assert one.start() == expected
@@ -350,7 +348,7 @@ def test_a_map_that_is_alone_takes_all(most: Any, is_here: bool, expected: int) 
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-def test_a_slot_goes_to_the_map_with_the_fewest_tasks_then_to_the_one_that_has_waited_longest(
+def test_slot_goes_to_the_map_with_fewest_tasks_then_longest_wait(
     is_here: bool,
 ) -> None:
     pool = table_of(is_here, 3)
@@ -373,7 +371,7 @@ def test_a_slot_goes_to_the_map_with_the_fewest_tasks_then_to_the_one_that_has_w
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-def test_who_does_not_listen_or_has_nothing_to_start_keeps_nobody_from_starting(is_here: bool) -> None:
+def test_paused_and_idle_maps_do_not_block_other_maps(is_here: bool) -> None:
     pool = table_of(is_here, 2)
     first = Map(pool, 9)
     first.start(2)
@@ -389,7 +387,7 @@ def test_who_does_not_listen_or_has_nothing_to_start_keeps_nobody_from_starting(
     assert idle.start() == 0
 
 
-def test_whose_turn_it_is_gets_told_when_another_one_stops_to_wait() -> None:
+def test_next_map_is_woken_when_another_one_pauses() -> None:
     pool = Here(2)
     first = Map(pool, 9)
     first.start()
@@ -406,7 +404,7 @@ def test_whose_turn_it_is_gets_told_when_another_one_stops_to_wait() -> None:
     assert third.calls == calls
 
 
-def test_slots_of_a_map_that_is_closed_are_free_and_closing_twice_frees_no_more() -> None:
+def test_closed_map_frees_its_slots_once() -> None:
     pool = Here(None)
     first = Map(pool, 9)
     first.start()
@@ -421,7 +419,7 @@ def test_slots_of_a_map_that_is_closed_are_free_and_closing_twice_frees_no_more(
     assert second.start() == 0
 
 
-def test_a_map_that_nobody_has_any_more_takes_no_part() -> None:
+def test_deleted_map_gets_no_slots() -> None:
     pool = Here(None)
     first = Map(pool, 9)
     Map(pool, 9)
@@ -430,7 +428,7 @@ def test_a_map_that_nobody_has_any_more_takes_no_part() -> None:
     first.close()
 
 
-def test_tasks_that_never_end_keep_no_other_map_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_that_never_end_do_not_starve_other_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for most, more in {None: 1, CORES + 1: 0}.items():
@@ -447,7 +445,7 @@ def test_tasks_that_never_end_keep_no_other_map_from_going_on(monkeypatch: pytes
         assert second.start() == 0  # It already has a worker.
 
 
-def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_tasks_start_while_cores_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(local_workers, "is_process_idle", lambda process: process == 1)
@@ -473,7 +471,7 @@ def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: py
     st.booleans(),
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["end", "wake", "pause", "listen"])), max_size=60),
 )
-def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
+def test_maps_share_slots_fairly_and_all_finish(
     most: int, is_here: bool, events: list[tuple[int, str]]
 ) -> None:
     # Each session starts tasks whenever it is woken, and each task ends, so all sessions must finish.
@@ -524,7 +522,7 @@ def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
     assert not any(one.waiting for one in maps)
 
 
-def test_a_forked_process_has_none_whichever_locks_another_thread_has(table: Table) -> None:
+def test_forked_child_has_no_workers_even_if_locks_are_held(table: Table) -> None:
     leases = [opened(table), opened(table)]
     taken(table, leases[0])
     [link] = table.links

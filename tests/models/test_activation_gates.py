@@ -39,7 +39,7 @@ def test_all_patterns_of_points_on_a_line_are_found() -> None:
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_sparse_data_have_the_gates_of_dense_ones(fit_intercept: bool) -> None:
+def test_sparse_and_dense_data_have_the_same_gates(fit_intercept: bool) -> None:
     X = np.random.default_rng(0).standard_normal((20, 5)) * (np.arange(100).reshape(20, 5) % 3 > 0)
     shares = np.full(20, 0.05)
     dense = sample_gates(X, shares, 8, fit_intercept, np.random.RandomState(0))
@@ -48,7 +48,7 @@ def test_sparse_data_have_the_gates_of_dense_ones(fit_intercept: bool) -> None:
     np.testing.assert_allclose(dense.directions, sparse.directions)
 
 
-def test_a_constant_feature_gets_no_slope_that_rounding_makes() -> None:
+def test_constant_feature_gets_no_slope_from_rounding() -> None:
     X = np.random.default_rng(0).standard_normal((30, 3))
     X = np.column_stack([X, np.full(30, 0.1), np.ones(30)])
     found = sample_gates(X, np.full(30, 1 / 30), 20, True, np.random.RandomState(0))

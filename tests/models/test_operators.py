@@ -45,7 +45,7 @@ def test_products_are_those_of_the_dense_matrix() -> None:
         assert coded.n_products == 4
 
 
-def test_products_beside_a_constant_are_those_of_the_whole_matrix() -> None:
+def test_products_with_an_appended_constant_are_those_of_the_whole_matrix() -> None:
     A = STREAM.standard_normal((5, 3))
     whole, operator = (
         np.column_stack([A, np.full(5, 0.7)]),
@@ -114,7 +114,7 @@ def test_models_of_sparse_features_are_scikit_learns(model: Any, oracle: Any, y:
     ],
     ids=lambda one: type(one).__name__,
 )
-def test_any_sparse_format_will_do(model: Any, y: Any, kind: Any) -> None:
+def test_any_sparse_format_is_supported(model: Any, y: Any, kind: Any) -> None:
     coef = model.set_params(**options()).fit(X, y, WEIGHTS).coef_
     np.testing.assert_allclose(model.fit(kind(X), y, WEIGHTS).coef_, coef, rtol=1e-12)
 

@@ -66,7 +66,7 @@ def test_projections_on_equations_are_least_squares(x: np.ndarray) -> None:
     assert AffineSet(C, d)(found) and not AffineSet(C, d)(found + 1)
 
 
-def test_group_norms_of_equal_scales_are_that_of_pyproximal() -> None:
+def test_group_norms_with_equal_scales_are_those_of_pyproximal() -> None:
     x = np.random.default_rng(0).standard_normal(15)
     ours, theirs = GroupLassoPenalty(0.7, np.ones(3), 5), pyproximal.L21(3, 0.7)
     assert ours(x) == pytest.approx(theirs(x))
@@ -97,7 +97,7 @@ def test_the_prox_of_group_norms_satisfies_its_condition(
             assert np.linalg.norm(before / scale) <= 0.8 * tau * (1 + 1e-12)
 
 
-def test_the_conjugate_of_group_norms_is_0_in_the_dual_ball() -> None:
+def test_conjugate_of_group_norms_is_0_in_the_dual_ball() -> None:
     stream, scale = np.random.default_rng(0), np.array([0.5, 1.0, 3.0])
     penalty, v = GroupLassoPenalty(0.6, scale, 2), stream.standard_normal(6) * 5
     scaled = v * penalty.dual_scale(v)
@@ -132,6 +132,6 @@ def test_the_conjugate_of_group_norms_is_0_in_the_dual_ball() -> None:
         (lambda: GroupLassoPenalty(1.0, np.zeros(2), 2), "and every row_scale positive"),
     ],
 )
-def test_penalties_that_cannot_be(make: Any, message: str) -> None:
+def test_invalid_penalties_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         make()

@@ -33,6 +33,6 @@ def test_projections_on_simplex_and_ball_are_exact(x: np.ndarray) -> None:
         (lambda: l1_ball(2, np.inf), "radius must be a positive number, not inf"),
     ],
 )
-def test_sets_that_cannot_be(make: Any, message: str) -> None:
+def test_invalid_sets_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         make()

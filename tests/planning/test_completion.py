@@ -23,7 +23,7 @@ from polarmap.planning import (
 EXPONENTIAL = ShiftedExponential(0.0, 1.0)
 
 
-def test_the_numbers_of_the_literature() -> None:
+def test_published_completion_times() -> None:
     # The code has rate 1/2, and the 512 workers have run times 1 + Exp(1).
     distribution = ShiftedExponential(1.0, 1.0)
     gaps = 1 / np.arange(512, 256, -1)
@@ -62,7 +62,7 @@ def test_sizes_that_do_not_fit_are_refused(n: int, k: int, scheme: str, says: st
         completion_time(n, k, scheme, EXPONENTIAL)
 
 
-def test_other_bad_input() -> None:
+def test_bad_input_is_refused() -> None:
     with pytest.raises(CodeError, match="n_trials must be"):
         completion_time(8, 4, "sequential", EXPONENTIAL, n_trials=0)
     with pytest.raises(CodeError, match="scheme must be a code, one of"):
@@ -72,7 +72,7 @@ def test_other_bad_input() -> None:
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "small_blocks"])
-def test_jobs_that_never_complete_say_so(scheme: str) -> None:
+def test_jobs_that_never_complete_have_infinite_times(scheme: str) -> None:
     n = 12 if scheme in ("uncoded", "backup", "backup-cubed", "backup-spark") else 24
     never = completion_time(n, 12, scheme, FailureProne(EXPONENTIAL, 0.97), n_trials=50)
     assert never.failure_probability == pytest.approx(1, abs=1e-3)

@@ -22,7 +22,7 @@ from polarmap.planning.decodability import compute_decoding_times, get_decoder_n
 @pytest.mark.parametrize(
     "distribution", [DISTRIBUTIONS["exponential"], DISTRIBUTIONS["failing"]], ids=["exponential", "failing"]
 )
-def test_sequential_jobs_by_rank_are_those_by_time(distribution: Distribution) -> None:
+def test_simulation_by_rank_agrees_with_simulation_by_time(distribution: Distribution) -> None:
     # The package simulates ranks without run times. The oracle simulates run times and decoding together.
     n, k = 48, 30
     code = PolarCode(n, k, "arikan", "sequential")
@@ -65,7 +65,7 @@ def fed(decoder: ArrivalTracker, order: np.ndarray) -> int:
     return next(count for count, index in enumerate(order.tolist(), 1) if decoder.add(index))
 
 
-def test_no_decoder_beats_a_better_one() -> None:
+def test_better_decoders_need_no_more_arrivals() -> None:
     schemes = ["mds", "optimal", "integers", "sequential"]
     means = [
         float(needed.counts @ needed.probabilities)
@@ -78,7 +78,7 @@ def test_no_decoder_beats_a_better_one() -> None:
     assert times[0] == lower_bound(96, 64, distribution)
 
 
-def test_float32_and_tiles_do_not_matter() -> None:
+def test_float32_and_tiles_do_not_change_results() -> None:
     code = PolarCode(300, 200, "arikan", "sequential")
     arrivals = np.random.default_rng(0).random((300, 2000)).astype(np.float32)
     whole = sequential_decoding_times(code, arrivals)

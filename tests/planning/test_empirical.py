@@ -43,7 +43,7 @@ def test_product_limit_is_scipys(observed: list[tuple[int, bool]]) -> None:
     )
 
 
-def test_an_exponential_tail_continues_what_was_cut_off() -> None:
+def test_exponential_tail_continues_censored_times() -> None:
     distribution, rng = ShiftedExponential(1.0, 2.0), np.random.default_rng(8)
     times, limit = distribution.sample(rng, 20_000), float(distribution.quantile(0.75))
     seen = Empirical(np.minimum(times, limit), times <= limit)
@@ -60,7 +60,7 @@ def report(*tasks: TaskReport) -> Report:
     return Report(len(tasks), 2, "c", "e", tasks, 2, seconds=9.0)
 
 
-def test_reports_censor_what_they_abandon() -> None:
+def test_abandoned_tasks_are_censored() -> None:
     seen = report(
         TaskReport(0, "arrived", 1.0, 0.5, 1),
         TaskReport(1, "arrived", 3.0, 2.5, 1),
@@ -78,7 +78,7 @@ def test_reports_censor_what_they_abandon() -> None:
         Empirical.from_reports(seen, clock="wall")
 
 
-def test_a_task_abandoned_early_counts_as_running_no_longer_than_it_was_seen() -> None:
+def test_task_abandoned_early_is_censored_at_its_last_observation() -> None:
     first = report(TaskReport(0, "arrived", 1.0, 1.0, 1), TaskReport(1, "abandoned", None, None, 1))
     second = report(TaskReport(0, "arrived", 1.0, 1.0, 1), TaskReport(1, "arrived", 2.0, 2.0, 1))
     distribution = Empirical.from_reports([first, second])  # times 1, 1, 2, and one censored at 1
@@ -149,7 +149,7 @@ class RunInSlots(ReplaySession):
         return super()._compute_outcome(request, seconds)._replace(seconds=1.0)
 
 
-def test_tasks_that_wait_for_a_core_are_no_stragglers() -> None:
+def test_tasks_waiting_for_a_core_are_no_stragglers() -> None:
     options: dict[str, Any] = {"blocks": 24, "tasks": 32, "verify": False, "executor": TwoSlots()}
     y = polarmap.coded_map(np.negative, np.ones((24, 2)), **options)
     assert len(y.report.tasks_in_state("cancelled")) == 6
@@ -182,7 +182,7 @@ def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machin
     assert elsewhere.shared_cores is None
 
 
-def test_tasks_that_no_worker_has_started_tell_nothing() -> None:
+def test_tasks_not_started_are_ignored() -> None:
     begun = TaskReport(0, "arrived", 3.0, 1.0, 1, started=2.0)
     late = TaskReport(1, "abandoned", None, None, 1, started=1.0)
     never = TaskReport(2, "cancelled", None, None, 1)

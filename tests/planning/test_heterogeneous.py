@@ -45,7 +45,7 @@ def probability_that_enough_are_back(workers: list[Distribution], k: int, time: 
     return float(counts[k:].sum())
 
 
-def test_half_of_the_workers_twice_slower() -> None:
+def test_code_designed_for_slow_and_fast_workers_is_better() -> None:
     # A code and an assignment designed for these workers come closer to the 192nd arrival than any code for
     # equal workers.
     workers = [FAST, SLOW] * 128
@@ -71,7 +71,7 @@ def test_jobs_that_await_any_k_are_complete_when_k_are_back(scheme: str) -> None
 
 
 @pytest.mark.parametrize("scheme", ["sequential", "optimal", "integers"])
-def test_results_awaited_are_counted_and_paid_until_then(scheme: str) -> None:
+def test_awaited_results_and_costs_are_those_of_the_decoder(scheme: str) -> None:
     workers = HeterogeneousWorkers([FAST, SLOW] * 12)
     jobs, arrivals = simulate_heterogeneous_workers(workers, 16, scheme, None, 300, seed=4)
     erasure = select_workers_for_scheme(workers, 24, 16, scheme).erasure_probabilities
@@ -91,7 +91,7 @@ def test_results_awaited_are_counted_and_paid_until_then(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(("n", "back"), [(1, 0.5), (3, 2.0), (5, 3.0), (6, 5.5)])
-def test_no_other_workers_are_expected_back_sooner(n: int, back: float) -> None:
+def test_selected_workers_are_expected_back_first(n: int, back: float) -> None:
     workers, erasure = HeterogeneousWorkers(MIXED).select_workers(n, back)
     time = float(MIXED[workers[0]].quantile(1 - erasure[0]))
     assert [float(MIXED[worker].survival(time)) for worker in workers] == pytest.approx(erasure.tolist())
@@ -100,7 +100,7 @@ def test_no_other_workers_are_expected_back_sooner(n: int, back: float) -> None:
         assert sum(float(other.cdf(time)) for other in others) <= back + 1e-9
 
 
-def test_where_too_many_never_end_the_surest_are_chosen() -> None:
+def test_most_reliable_workers_are_chosen_if_too_many_fail() -> None:
     workers = [
         FailureProne(FAST, 0.5),
         FailureProne(SLOW, 0.1),
@@ -113,7 +113,7 @@ def test_where_too_many_never_end_the_surest_are_chosen() -> None:
 
 
 @pytest.mark.parametrize("code", ["rotation", "sequential", "integers"])
-def test_alike_workers_are_planned_as_by_one_distribution(code: str) -> None:
+def test_identical_workers_are_planned_like_one_distribution(code: str) -> None:
     one = plan(8, FAST, max_workers=14, code=code)
     each = plan(8, [FAST] * 14, code=code)
     assert (each.expected, each.frontier, each.run_times) == (one.expected, one.frontier, one.run_times)
@@ -131,7 +131,7 @@ def test_a_plan_uses_the_fast_workers_first() -> None:
 
 
 @pytest.mark.parametrize("code", ["rotation", "sequential", "optimal", "integers"])
-def test_a_map_of_a_plan_is_complete_when_its_workers_say(code: str) -> None:
+def test_planned_map_completes_at_the_predicted_time(code: str) -> None:
     # A replayed map gives each task the sampled run time of the worker that the plan assigns to it.
     there = [SLOW, FAST] * 8
     found = plan(8, there, "mean", slack=0.0, max_workers=14, code=code)
@@ -191,6 +191,6 @@ def test_plain_maps_of_unequal_workers_are_planned() -> None:
         ),
     ],
 )
-def test_what_cannot_be_said_of_unequal_workers(call, message: str) -> None:
+def test_unsupported_options_for_unequal_workers_are_refused(call, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         call()

@@ -34,7 +34,7 @@ def test_the_choice_is_the_knee_or_the_cheapest_near_the_best(objective: Objecti
     assert objective.select_candidate(OPTIONS).n == n
 
 
-def test_the_knee_is_where_a_share_of_time_costs_as_large_a_share_of_money() -> None:
+def test_knee_is_where_relative_time_and_cost_balance() -> None:
     steps = [option(10 + n, 100.0 / (1 + n) ** 2, 10.0 + n) for n in range(10)]
     steep = Objective().select_candidate(steps)
     assert steep.n == 19  # each worker saves a larger share of the time than it adds to the cost
@@ -48,7 +48,7 @@ def test_the_knee_is_where_a_share_of_time_costs_as_large_a_share_of_money() -> 
     assert after.p99 / chosen.p99 > chosen.worker_seconds / after.worker_seconds
 
 
-def test_options_beyond_a_limit_are_left_out() -> None:
+def test_candidates_beyond_a_limit_are_left_out() -> None:
     assert [one.n for one in Objective(deadline=3.0).filter_feasible_candidates(OPTIONS)] == [5, 6, 8]
     assert [one.n for one in Objective(budget=11.0).filter_feasible_candidates(OPTIONS)] == [4, 5]
     assert [one.n for one in Objective("cost", deadline=3.0).filter_feasible_candidates(OPTIONS)] == [5, 6, 8]
@@ -71,7 +71,7 @@ def test_options_beyond_a_limit_are_left_out() -> None:
         (Objective("mean"), [option(4, inf, 1.0)], "the mean of the completion time is infinite"),
     ],
 )
-def test_the_limit_that_leaves_nothing_is_named(
+def test_limit_that_excludes_all_candidates_is_named(
     objective: Objective, options: list[Completion], says: str
 ) -> None:
     with pytest.raises(CodeError, match=says):
@@ -87,6 +87,6 @@ def test_the_limit_that_leaves_nothing_is_named(
         ({"budget": nan}, "budget must be a number of at least 0, not nan"),
     ],
 )
-def test_what_is_no_objective_is_refused(options: dict[str, object], says: str) -> None:
+def test_invalid_objective_is_refused(options: dict[str, object], says: str) -> None:
     with pytest.raises(CodeError, match=says):
         Objective(**options)  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ def test_cdf_is_the_incomplete_beta_function() -> None:
         np.testing.assert_allclose(found, stats.beta.cdf(distribution.cdf(times), k, n - k + 1), atol=1e-10)
 
 
-def test_a_mean_may_exist_though_no_worker_has_one() -> None:
+def test_order_statistic_may_have_a_mean_if_run_times_have_none() -> None:
     distribution = Pareto(1.0, 0.8)  # the k-th of n times has a mean if shape * (n - k + 1) > 1
     assert completion_time(8, 8, "uncoded", distribution).mean == np.inf
     expected = stats.beta(7, 2).expect(lambda u: (1 - u) ** (-1 / 0.8))
@@ -79,7 +79,7 @@ def test_a_mean_may_exist_though_no_worker_has_one() -> None:
 
 
 @pytest.mark.parametrize(("shape", "mean"), [(0.02, np.inf), (0.3, np.inf), (0.5, np.inf), (0.6, 6.0)])
-def test_copies_have_a_mean_where_their_minimum_has_one(shape: float, mean: float) -> None:
+def test_replication_has_a_mean_if_the_minimum_has_one(shape: float, mean: float) -> None:
     # The minimum of two Pareto times has twice the shape.
     found = completion_time(2, 1, "replication", Pareto(1.0, shape))
     assert (found.mean, found.worker_seconds) == pytest.approx((mean, 2 * mean), rel=1e-6)

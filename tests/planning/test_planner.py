@@ -67,7 +67,7 @@ def test_the_knee_rather_than_the_last_percent() -> None:
     assert knee.expected.p99 * knee.expected.worker_seconds == best
 
 
-def test_a_plan_says_when_a_plain_map_will_do() -> None:
+def test_plan_says_when_a_plain_map_is_enough() -> None:
     found = plan(10, ShiftedExponential(1.0, 0.01))
     assert (found.n, found.code) == (10, "uncoded")
     assert "start 10 workers for 10 blocks (no code)" in str(found)
@@ -88,7 +88,7 @@ def test_a_plan_says_when_a_plain_map_will_do() -> None:
 
 
 @pytest.mark.parametrize("run_times", [DISTRIBUTION, ShiftedExponential(1.0, 1e-3)])
-def test_a_plan_prints_ten_lines_at_most(run_times: Distribution) -> None:
+def test_plan_prints_at_most_ten_lines(run_times: Distribution) -> None:
     found = plan(
         24, run_times, max_workers=36, worker_spec=WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
     )
@@ -97,14 +97,14 @@ def test_a_plan_prints_ten_lines_at_most(run_times: Distribution) -> None:
     assert "mean cost: $" in str(found)
 
 
-def test_cost_is_the_least_there_is_and_coding_may_lower_it() -> None:
+def test_cost_objective_finds_the_minimum_and_may_use_a_code() -> None:
     found = plan(24, DISTRIBUTION, "cost", slack=0.0)
     assert found.expected.worker_seconds == min(one.worker_seconds for one in found.frontier)
     assert found.n > 24  # a parity task saves more worker-seconds of waiting than it costs
     assert found.expected.worker_seconds < found.uncoded.worker_seconds
 
 
-def test_limits_bind() -> None:
+def test_limits_are_respected() -> None:
     free = plan(24, DISTRIBUTION, "p99", slack=0.0, max_workers=36)
     bound = plan(24, DISTRIBUTION, "p99", budget=32.0, slack=0.0, max_workers=36)
     assert bound.expected.worker_seconds <= 32.0 < free.expected.worker_seconds
@@ -115,7 +115,7 @@ def test_limits_bind() -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
-def test_the_frontier_is_what_nothing_dominates_from_cheap_to_fast(points: list[tuple[int, int]]) -> None:
+def test_frontier_contains_undominated_candidates_from_cheap_to_fast(points: list[tuple[int, int]]) -> None:
     blank = completion_time(2, 1, "mds", ShiftedExponential(1.0, 1.0))
     options = [blank._replace(p99=float(time), worker_seconds=float(cost)) for time, cost in points]
     kept = [(one.worker_seconds, one.p99) for one in frontier(options)]
@@ -141,14 +141,14 @@ def test_a_simulated_code_needs_more_workers() -> None:
     assert few < more
 
 
-def test_failing_tasks_ask_for_parity() -> None:
+def test_failing_tasks_require_parity() -> None:
     found = plan(24, FailureProne(DISTRIBUTION, 0.05), "cost", max_failure_probability=1e-4)
     assert found.expected.failure_probability <= 1e-4
     assert found.n >= 30
 
 
 @pytest.mark.parametrize("objective", ["mean", "p99", "cost"])
-def test_small_blocks_are_as_many_as_their_price_allows(objective: str) -> None:
+def test_number_of_small_blocks_depends_on_the_overhead(objective: str) -> None:
     # The oracle tries the same numbers of small blocks on the workers of a plan without overhead.
     distribution = ShiftedExponential(1.0, 1.0)
     one = plan(24, distribution, objective)
@@ -178,12 +178,12 @@ def test_small_blocks_are_as_many_as_their_price_allows(objective: str) -> None:
         assert (pieces == 1) == (price == 10.0)
 
 
-def test_small_blocks_are_no_more_than_the_largest_code_has() -> None:
+def test_number_of_small_blocks_is_limited_by_the_largest_code() -> None:
     made = plan(3000, ShiftedExponential(1.0, 1.0), task_overhead=0.0, max_workers=6000)
     assert made.expected.tasks_per_worker == 8 and made.n <= 1 << 16
 
 
-def test_a_plan_for_workers_that_stay_says_so() -> None:
+def test_plan_for_persistent_workers_mentions_them() -> None:
     lambdas = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
     made = plan(24, DISTRIBUTION, task_overhead=0.01, max_workers=32, worker_spec=lambdas)
     first, *_ = lines = str(made).splitlines()
@@ -221,7 +221,7 @@ def test_a_plan_for_workers_that_stay_says_so() -> None:
         ({"k": 2.5}, "k must be a positive integer, not 2.5"),
     ],
 )
-def test_what_cannot_be_planned_says_why(arguments: dict[str, object], says: str) -> None:
+def test_invalid_arguments_raise_a_reason(arguments: dict[str, object], says: str) -> None:
     given_ = {"k": 24, "run_times": DISTRIBUTION, "objective": "p99", **arguments}
     with pytest.raises(CodeError, match=says):
         plan(**given_)

@@ -155,7 +155,7 @@ def test_frozen_inputs_are_the_least_likely_at_the_target_time(n: int, k: int) -
         assert late[frozen].min() >= np.delete(late, frozen).max() - 1e-12
 
 
-def test_the_union_bound_holds_and_is_near() -> None:
+def test_union_bound_holds_and_is_tight() -> None:
     n, k, time = 64, 32, 2.4
     bound = sequential_failure_bound(n, k, DISTRIBUTION, time)
     code = PolarCode(n, k, "arikan", "sequential", erasure=float(DISTRIBUTION.survival(time)))
@@ -164,7 +164,7 @@ def test_the_union_bound_holds_and_is_near() -> None:
     assert late - 0.003 <= bound <= 2 * late + 0.003
 
 
-def test_the_target_time_is_met_with_the_probability_asked_for() -> None:
+def test_target_time_is_met_with_the_requested_probability() -> None:
     for probability in (0.5, 0.99):
         time = sequential_completion_bound(128, 64, DISTRIBUTION, probability)
         erasure = float(DISTRIBUTION.survival(time))

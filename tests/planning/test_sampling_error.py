@@ -38,7 +38,7 @@ def test_a_tail_continues_what_was_censored() -> None:
     assert (found.failure_probability, below[-1]) == (0.0, 1.0)
 
 
-def test_most_ranges_hold_what_is_right_for_the_law_of_the_sample() -> None:
+def test_most_ranges_contain_the_correct_value() -> None:
     sizes, aim = range(12, 25), Objective()
     right = plan(12, LAW).n
     samples = [Empirical(LAW.sample(np.random.default_rng(seed), 19)) for seed in range(40)]
@@ -50,7 +50,7 @@ def test_most_ranges_hold_what_is_right_for_the_law_of_the_sample() -> None:
     assert any(one.min_workers < one.max_workers for one in ranges)
 
 
-def test_few_times_give_a_range_and_say_how_many_they_are() -> None:
+def test_few_times_give_a_range_and_their_number() -> None:
     times = LAW.sample(np.random.default_rng(1), 19)
     found = plan(12, times)
     assert found.n_completed == 19
@@ -77,7 +77,7 @@ def test_enough_times_give_a_number() -> None:
 @pytest.mark.parametrize(
     "options", [{"schedule": "auto"}, {"task_overhead": 0.001}, {"code": "optimal", "n_trials": 20}]
 )
-def test_every_kind_of_plan_has_a_range_around_what_it_says(options: dict[str, object]) -> None:
+def test_every_kind_of_plan_has_a_range_around_its_recommendation(options: dict[str, object]) -> None:
     found = plan(6, LAW.sample(np.random.default_rng(2), 10), "cost", **options)  # type: ignore[arg-type]
     assert found.size_range is not None
     starts = found.k + found.n_upfront_parity if found.schedule == "on_demand" else found.n_workers

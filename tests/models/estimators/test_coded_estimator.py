@@ -112,7 +112,7 @@ SORTS = [Ridge, Lasso, LogisticRegression]
 
 
 @pytest.mark.parametrize("model", SORTS)
-def test_a_pool_is_shared_by_clones_and_left_behind_by_pickles(model: Any) -> None:
+def test_pool_is_shared_by_clones_but_not_pickled(model: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         shared = model(blocks=3, executor=pool, tol=1e-3)
         search = GridSearchCV(shared, {"fit_intercept": [True, False]}, cv=2).fit(X40, Y40)
@@ -127,7 +127,7 @@ STAYED = (
 
 
 @pytest.mark.parametrize("model", SORTS)
-def test_a_model_whose_pool_stayed_behind_refuses_to_fit_until_it_has_another(model: Any) -> None:
+def test_unpickled_model_without_its_pool_refuses_to_fit(model: Any) -> None:
     # Without this error, the model would silently start processes for every product.
     with ThreadPoolExecutor(4) as pool:
         loaded = pickle.loads(pickle.dumps(model(blocks=3, executor=FaultyExecutor(pool), tol=1e-3)))
@@ -141,7 +141,7 @@ def test_a_model_whose_pool_stayed_behind_refuses_to_fit_until_it_has_another(mo
         np.testing.assert_allclose(found, wanted)
 
 
-def test_a_grid_search_in_processes_says_why_no_pool_is_there() -> None:
+def test_grid_search_in_processes_says_why_its_pool_is_missing() -> None:
     with ThreadPoolExecutor(4) as pool:
         search = GridSearchCV(Ridge(blocks=3, executor=pool), {"alpha": [0.1, 1.0]}, cv=2, n_jobs=2)
         with pytest.raises(ValueError, match=r"(?s)All the 4 fits failed.*ModelError: .*" + STAYED):
@@ -153,7 +153,7 @@ def test_a_grid_search_in_processes_says_why_no_pool_is_there() -> None:
 @pytest.mark.parametrize(
     "executor", [None, "localhost", Path("config.yaml"), FaultyExecutor("localhost", {0: Fault("kill")})]
 )
-def test_a_named_executor_stays_in_the_pickle(executor: Any) -> None:
+def test_named_executor_is_pickled(executor: Any) -> None:
     assert pickle.loads(pickle.dumps(Ridge(executor=executor))).executor == executor
 
 
@@ -161,7 +161,7 @@ def test_a_named_executor_stays_in_the_pickle(executor: Any) -> None:
     ("made_of", "travels"),
     [(None, None), ("localhost", "localhost"), ("config.yaml", "config.yaml")],
 )
-def test_a_pool_is_pickled_as_what_it_is_made_of(made_of: Any, travels: Any, tmp_path: Path) -> None:
+def test_pool_is_pickled_as_its_configuration(made_of: Any, travels: Any, tmp_path: Path) -> None:
     if made_of == "config.yaml":
         made_of = travels = str(tmp_path / made_of)
         Path(made_of).write_text("lithops: {backend: localhost, storage: localhost}")
@@ -201,14 +201,14 @@ def test_predictions_are_linear_for_one_target_and_for_several(regressor: Any, t
 
 
 @pytest.mark.parametrize("regressor", [*REGRESSORS, ConvexMLPRegressor])
-def test_several_targets_are_what_sklearn_is_told(regressor: Any) -> None:
+def test_tag_for_several_targets_is_correct(regressor: Any) -> None:
     tags = regressor().__sklearn_tags__()
     assert tags.target_tags.multi_output and tags.input_tags.sparse
     assert tags.estimator_type == "regressor"
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
-def test_two_classes_have_one_column_and_more_have_each_one(classifier: Any) -> None:
+def test_two_classes_have_one_row_of_coefficients_and_more_have_one_each(classifier: Any) -> None:
     for kept, shape in ((slice(100), (1, 4)), (slice(None), (3, 4))):
         model = classifier(0.01, blocks=2, executor=ReplayExecutor(), tol=1e-3).fit(IRIS[kept], NAMES[kept])
         assert model.coef_.shape == shape and model.intercept_.shape == shape[:1]
@@ -233,7 +233,7 @@ def test_samples_without_weight_are_left_out_with_their_class() -> None:
 
 
 @pytest.mark.parametrize("model", LINEAR)
-def test_as_many_targets_as_samples_are_asked_for(model: Any) -> None:
+def test_number_of_targets_must_equal_number_of_samples(model: Any) -> None:
     # scikit-learn's checks cover other invalid inputs, such as NaN, vectors and empty arrays.
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         model(executor=ReplayExecutor()).fit(X6, Y6[:5])
@@ -287,20 +287,20 @@ NUMBER = "must be a number, 0 or more, not"
     ],
 )
 @pytest.mark.filterwarnings("ignore:A column-vector y")
-def test_models_that_cannot_be(model: Any, X: Any, y: Any, message: str) -> None:
+def test_invalid_models_are_refused(model: Any, X: Any, y: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.set_params(executor=ReplayExecutor()).fit(X, y)
 
 
 @pytest.mark.parametrize("model", LINEAR)
-def test_weights_that_cannot_be(model: Any) -> None:
+def test_invalid_weights_are_refused(model: Any) -> None:
     message = r"sample_weight must be 0 or more, but has 2 negative weights, the lowest -2\. Leave"
     with pytest.raises(ModelError, match=message):
         model(executor=ReplayExecutor()).fit(X6, Y6, [1, 1, 1, 1, -2, -1])
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
-def test_a_class_without_weight_is_none(classifier: Any) -> None:
+def test_class_without_weight_does_not_count(classifier: Any) -> None:
     with pytest.raises(
         ModelError, match=r"y must hold at least two classes, but has only one class, .*setosa"
     ):
@@ -315,7 +315,7 @@ def test_prediction_before_fit_and_of_other_features() -> None:
         model.predict(X6[:, :2])
 
 
-def test_too_many_dead_workers_are_no_silent_failure() -> None:
+def test_too_many_dead_workers_raise_an_error() -> None:
     dead = FaultyExecutor(ReplayExecutor(), {task: Fault("kill", attempts=99) for task in range(4)})
     for model in (Ridge(), Lasso(), ConvexMLPRegressor(activation="relu")):
         with pytest.raises(NotDecodableError, match="needed results"):

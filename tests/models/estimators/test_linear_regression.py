@@ -28,7 +28,7 @@ def test_ridge_is_that_of_sklearn(data: Any, alpha: float, fit_intercept: bool, 
     assert_same_model(model, oracle, X)
 
 
-def test_least_squares_are_a_ridge_of_no_penalty() -> None:
+def test_least_squares_equal_ridge_without_penalty() -> None:
     assert LeastSquares().alpha == 0.0 and "alpha" not in LeastSquares().get_params()
 
 

@@ -50,7 +50,7 @@ def test_multinomial_logistic_regression_is_that_of_sklearn(solver: str) -> None
 
 
 @pytest.mark.usefixtures("largest_gram")
-def test_without_penalty() -> None:
+def test_logistic_regression_without_penalty() -> None:
     stream = np.random.default_rng(0)
     X = stream.standard_normal((200, 3))
     y = stream.random(200) < 1 / (1 + np.exp(-X @ [1, -2, 0.5]))

@@ -62,14 +62,14 @@ def test_lasso_is_that_of_sklearn() -> None:
     assert np.abs(slope).max() <= 0.5 * (1 + 1e-4)
 
 
-def test_a_tighter_tol_brings_coefficients_closer_than_the_objective_can_tell() -> None:
+def test_smaller_tol_improves_coefficients_beyond_the_objective() -> None:
     model = Lasso(2.0, tol=1e-14, **HERE).fit(X, Y)
     oracle = linear_model.Lasso(2.0, **EXACT).fit(X, Y)
     np.testing.assert_allclose(model.coef_, oracle.coef_, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("model", [Lasso(0.5), ElasticNet(0.02), NonNegativeLeastSquares()])
-def test_weights_count_like_copies(model: Any) -> None:
+def test_weights_are_equivalent_to_copies(model: Any) -> None:
     copies = np.repeat(np.arange(len(X)), WEIGHTS.astype(int))
     model.set_params(tol=1e-10, **HERE)
     coef = model.fit(X, Y, WEIGHTS).coef_
@@ -122,7 +122,7 @@ def test_nonnegative_least_squares_of_any_shape(samples: int, features: int, see
     assert np.linalg.norm(b - model.fit(A, b).predict(A)) == pytest.approx(best, rel=1e-6, abs=1e-5)
 
 
-def test_a_strong_penalty_leaves_nothing_but_the_mean() -> None:
+def test_strong_penalty_leaves_only_the_mean() -> None:
     model = Lasso(1e6, **HERE).fit(X, Y)
     assert not model.coef_.any()
     assert model.intercept_ == pytest.approx(Y.mean())
@@ -191,7 +191,7 @@ def test_logistic_regression_without_penalty() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_is_at_its_minimum_from_the_start_has_converged(seed: int) -> None:
+def test_fit_that_starts_at_its_minimum_has_converged(seed: int) -> None:
     # Only rounding errors are left of the gradient. A ConvergenceWarning would fail the test.
     stream = np.random.default_rng(seed)
     same = np.tile(stream.standard_normal(8), (60, 1))
@@ -202,7 +202,7 @@ def test_what_is_at_its_minimum_from_the_start_has_converged(seed: int) -> None:
 
 
 @pytest.mark.parametrize("weights", [None, np.random.default_rng(3).uniform(0.5, 2.0, len(LABELS))])
-def test_objectives_have_the_scale_that_the_page_says(weights: np.ndarray | None) -> None:
+def test_objectives_have_the_documented_scale(weights: np.ndarray | None) -> None:
     # The documented objectives are the mean of (y - Xw - c)^2 / 2, and the logistic losses with the penalty,
     # divided by C times the sum of the weights.
     share = np.ones(len(LABELS)) if weights is None else weights

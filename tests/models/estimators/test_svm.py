@@ -58,7 +58,7 @@ def test_the_minimum_is_that_of_a_conic_solver(C: float) -> None:
 
 
 @pytest.mark.parametrize("samples", [5_000, 20_000])
-def test_many_samples_take_as_few_iterations(samples: int) -> None:
+def test_many_samples_need_few_iterations(samples: int) -> None:
     stream = np.random.default_rng(0)
     X = stream.standard_normal((samples, 20))
     y = (X[:, :10].sum(axis=1) + stream.standard_normal(samples) > 0).astype(int)
@@ -100,14 +100,14 @@ def test_several_classes_are_those_of_sklearn(chosen: dict[str, Any]) -> None:
     assert np.mean(model.predict(X) == oracle.predict(X)) > 0.98
 
 
-def test_a_sample_of_zeros_has_no_say() -> None:
+def test_sample_of_zeros_has_no_effect() -> None:
     X, y = np.array([[0.0], [2.0], [-2.0]]), [1, 1, 0]
     model = LinearSVC(10.0, fit_intercept=False, blocks=1, tasks=2, executor=ReplayExecutor()).fit(X, y)
     assert model.coef_[0, 0] == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("C", [1e-3, 1.0])
-def test_features_that_leave_no_digits_are_told_and_the_objective_is_true(C: float) -> None:
+def test_badly_scaled_features_raise_a_warning(C: float) -> None:
     far = CANCER + 1e7
     with pytest.warns(ConvergenceWarning, match="can get no closer"):
         model = LinearSVC(C, **HERE).fit(far, LABELS)
@@ -115,7 +115,7 @@ def test_features_that_leave_no_digits_are_told_and_the_objective_is_true(C: flo
     assert model.dual_gap_ > 1e-6 * model.objective_
 
 
-def test_products_on_breast_cancer_are_as_many_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_products_on_breast_cancer_is_that_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     page = " ".join((Path(__file__).parents[3] / "docs" / "convex.md").read_text(encoding="utf-8").split())
     said = re.search(
         r"standardized features, `LinearSVC\(1\)` takes (\d+) products and "

@@ -53,7 +53,7 @@ def test_the_gap_is_an_upper_bound_at_every_iteration_and_falls() -> None:
     assert gaps[-1] < 1e-4 * gaps[0]
 
 
-def test_columns_are_problems_of_their_own() -> None:
+def test_columns_are_independent_problems() -> None:
     A, first = problem(40, 4, STREAM)
     both = [np.stack([part, -part[::-1]], axis=1) for part in (first.lower, first.upper, first.slope)]
     lower, upper = np.minimum(both[0], both[1]), np.maximum(both[0], both[1])
@@ -65,7 +65,7 @@ def test_columns_are_problems_of_their_own() -> None:
         np.testing.assert_allclose(A.T @ found.x[:, column], A.T @ x[:, 0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_bound_of_0_on_both_sides_leaves_0_and_others_lie_on_their_bounds() -> None:
+def test_most_variables_are_at_their_bounds() -> None:
     A, box = problem(20, 3, STREAM)
     box.lower[:5] = box.upper[:5] = 0.0
     found = box_interior_point(PlainOperator(A), box, (20, 1), tol=1e-8, max_iter=100)
@@ -76,9 +76,7 @@ def test_a_bound_of_0_on_both_sides_leaves_0_and_others_lie_on_their_bounds() ->
 
 @settings(max_examples=25)
 @given(rows=st.integers(5, 40), columns=st.integers(1, 8), seed=st.integers(0, 99))
-def test_a_gap_is_that_of_x_itself_and_not_of_steps_that_were_added_up(
-    rows: int, columns: int, seed: int
-) -> None:
+def test_gap_is_computed_from_x(rows: int, columns: int, seed: int) -> None:
     A, box = problem(rows, columns, np.random.default_rng(seed))
     found = box_interior_point(PlainOperator(A), box, (rows, 1), tol=0.0, max_iter=10_000)
     more, x = A.astype(np.longdouble), found.x[:, 0].astype(np.longdouble)
@@ -88,7 +86,7 @@ def test_a_gap_is_that_of_x_itself_and_not_of_steps_that_were_added_up(
     assert gap < 1e-9 * abs(found.objective)
 
 
-def test_what_gets_no_closer_stops() -> None:
+def test_solver_stops_without_progress() -> None:
     A, box = problem(20, 3, STREAM)
     found = box_interior_point(PlainOperator(A), box, (20, 1), tol=0.0, max_iter=10_000)
     assert found.n_iter < 100 and found.dual_gap < 1e-12 * abs(found.objective)

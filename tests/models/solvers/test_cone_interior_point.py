@@ -57,7 +57,7 @@ def test_many_gates_are_coupled_by_conjugate_gradients(kind: Any, monkeypatch: p
 
 @pytest.mark.parametrize("kind", [PlainRegressor, PlainClassifier])
 @pytest.mark.parametrize("alpha", [0.3, 0.03])
-def test_fits_end_where_units_that_are_of_no_use_are_nearly_of_some(kind: Any, alpha: float) -> None:
+def test_fits_converge_with_almost_useful_units(kind: Any, alpha: float) -> None:
     for seed in range(15):
         stream = np.random.default_rng(seed)
         samples = stream.standard_normal((24, 3)) * [1.0, 3.0, 0.2] + [0.0, 1.0, 0.0]
@@ -71,7 +71,7 @@ def test_fits_end_where_units_that_are_of_no_use_are_nearly_of_some(kind: Any, a
 
 
 @pytest.mark.parametrize(("kind", "y"), [(PlainRegressor, Y), (PlainClassifier, np.digitize(Y, [0, 1]))])
-def test_features_that_say_nothing_do_no_harm(kind: Any, y: np.ndarray) -> None:
+def test_uninformative_features_do_no_harm(kind: Any, y: np.ndarray) -> None:
     samples = np.column_stack([X, np.ones(40), np.full(40, 0.1), np.zeros(40), X[:, 0]])
     model = kind(0.03, activation="relu", n_gates=6).fit(samples, y)  # warns if it does not converge
     assert model.dual_gap_ <= 1e-6 * model.objective_
@@ -110,7 +110,7 @@ def solved(family: Any, y: np.ndarray, tol: float, max_iter: int) -> tuple[Any, 
 
 
 @pytest.mark.parametrize(("family", "y"), [(GaussianFamily(), Y), (BernoulliFamily(), Y > 0)])
-def test_three_products_an_iteration_and_bounds_at_each(family: Any, y: np.ndarray) -> None:
+def test_each_iteration_needs_three_products_and_has_bounds(family: Any, y: np.ndarray) -> None:
     best, products, told = solved(family, y, 1e-8, 100)
     assert best.converged and products == 3 * best.n_iter + 3 and len(told) == best.n_iter
     for max_iter in range(1, best.n_iter, 5):
@@ -120,7 +120,7 @@ def test_three_products_an_iteration_and_bounds_at_each(family: Any, y: np.ndarr
 
 
 @pytest.mark.parametrize("y", [np.zeros(40), np.full(40, 7.0)])
-def test_nothing_to_explain_is_no_unit(y: np.ndarray) -> None:
+def test_constant_targets_need_no_unit(y: np.ndarray) -> None:
     model = PlainRegressor(0.1, activation="relu", n_gates=5).fit(X, y)
     np.testing.assert_allclose(model.predict(X), y, atol=1e-10)
     assert not model.coefs_[0].any()

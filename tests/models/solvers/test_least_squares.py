@@ -24,7 +24,7 @@ SOLVERS = {
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_every_iteration_says_where_it_is(solver: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_iteration_is_logged(solver: str, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     A, b = rng.standard_normal((40, 9)), rng.standard_normal(40)
     progress = IterationLog("fit", CodedOperator(A), verbose=1)
@@ -55,7 +55,7 @@ def test_dependent_features_are_named() -> None:
 
 @pytest.mark.parametrize("solver", ["lsqr", "lsmr", "cg"])
 @pytest.mark.parametrize("spread", [0.0, 4.0, 9.0])
-def test_copies_and_features_of_little_weight_leave_the_best_fit(solver: str, spread: float) -> None:
+def test_copied_and_small_features_do_not_prevent_the_best_fit(solver: str, spread: float) -> None:
     # Directions that a Gram matrix resolves are whitened. The solver handles the remaining ones unchanged.
     rng = np.random.default_rng(0)
     left, right = (
@@ -71,7 +71,7 @@ def test_copies_and_features_of_little_weight_leave_the_best_fit(solver: str, sp
 
 
 @pytest.mark.parametrize("solver", ["lsqr", "lsmr", "cg"])
-def test_the_most_iterations_need_be_no_integer(solver: str) -> None:
+def test_max_iter_may_be_a_float(solver: str) -> None:
     X = np.random.default_rng(0).standard_normal((40, 3))
     model = Ridge(solver=solver, max_iter=2.5, blocks=2, executor=ReplayExecutor()).fit(X, X[:, 0])
     assert 1 <= model.n_iter_ <= 3

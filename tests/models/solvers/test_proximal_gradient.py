@@ -138,7 +138,7 @@ def test_l1_penalties_of_any_shape_and_unit(problem: L1Problem) -> None:
 
 
 @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
-def test_steps_fit_a_loss_whose_curvature_differs_from_place_to_place(unit: float) -> None:
+def test_steps_adapt_to_varying_curvature(unit: float) -> None:
     y = (B > 0).astype(float)
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(0.5 * unit)
     found = fista(aslinearoperator(A * unit), loss, penalty, tol=1e-8)
@@ -149,7 +149,7 @@ def test_steps_fit_a_loss_whose_curvature_differs_from_place_to_place(unit: floa
     assert np.abs(slope).max() <= 0.5 * unit * (1 + 1e-5)
 
 
-def test_several_outputs_are_one_product() -> None:
+def test_several_outputs_need_one_product() -> None:
     targets = np.column_stack([B, -B, B**2])
     with CodedOperator(A, blocks=3, executor=ReplayExecutor()) as operator:
         found = fista(operator, SquaredLoss(targets), ElasticNetPenalty(3.0), np.zeros((12, 3)), tol=1e-10)
@@ -166,7 +166,7 @@ def test_a_start_at_the_minimum_ends_there() -> None:
     np.testing.assert_allclose(again.x, best.x, atol=1e-6)
 
 
-def test_a_callback_is_told_of_each_iteration() -> None:
+def test_callback_is_called_in_each_iteration() -> None:
     told: list[tuple[float, float]] = []
     found = fista(HERE, SquaredLoss(B), simplex(12), callback=lambda *line: told.append(line))
     assert len(told) == found.n_iter
@@ -197,6 +197,6 @@ LOSS = SquaredLoss(B)
         ((LOSS, simplex(12)), {"max_iter": 0}, "max_iter must be 1 or more, not 0"),
     ],
 )
-def test_problems_that_cannot_be(arguments: Any, more: Any, message: str) -> None:
+def test_invalid_problems_are_refused(arguments: Any, more: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         fista(HERE, *arguments, **more)

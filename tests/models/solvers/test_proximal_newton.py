@@ -76,7 +76,7 @@ def test_logistic_losses_take_a_few_steps(name: str, strength: float) -> None:
 
 
 @pytest.mark.parametrize("outputs", [2, 4])
-def test_classes_that_curve_each_other(outputs: int) -> None:
+def test_losses_with_coupled_classes(outputs: int) -> None:
     y = np.eye(outputs)[np.digitize(A[:, 0], [-0.5, 0.0, 0.5][: outputs - 1])]
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(0.5, 0.1)
     found = minimum(A, loss, penalty)
@@ -86,7 +86,7 @@ def test_classes_that_curve_each_other(outputs: int) -> None:
     np.testing.assert_allclose(found.x, slow.x, atol=1e-4)
 
 
-def test_squares_take_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_squared_loss_needs_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     # Skip the first-order iterations that come before the first Gram matrix.
     monkeypatch.setattr(module, "GRAM_COLUMNS_PER_ITERATION", 1000)
     operator, targets = PlainOperator(A), STREAM.standard_normal((40, 3))
@@ -96,12 +96,12 @@ def test_squares_take_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     assert operator.n_products == 4  # gradient at 0, Gram matrix, step, and gradient after the step
 
 
-def test_what_gets_no_closer_stops() -> None:
+def test_solver_stops_without_progress() -> None:
     found = minimum(COPIES, SquaredLoss(A[:, 0]), ElasticNetPenalty(1e-3), tol=0.0, max_iter=10_000)
     assert found.n_iter < 50 and found.dual_gap < 1e-7 * found.objective
 
 
-def test_a_loss_that_a_whole_step_would_raise() -> None:
+def test_step_that_would_increase_the_loss_is_shortened() -> None:
     y = (A[:, 0] > 0).astype(float)  # separable classes, so the losses are almost linear far from the minimum
     far = np.full(6, 30.0)
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(1e-2)
@@ -114,7 +114,7 @@ def test_a_loss_that_a_whole_step_would_raise() -> None:
 @given(size=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 99), is_box=st.booleans())
 @example(size=8, rank=10, seed=20, is_box=True)  # far from the minimum, most variables are at a bound
 @example(size=12, rank=8, seed=17, is_box=True)
-def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -> None:
+def test_quadratic_model_is_minimized(size: int, rank: int, seed: int, is_box: bool) -> None:
     stream = np.random.default_rng(seed)
     R = stream.standard_normal((rank, size))
     H, c = R.T @ R, R.T @ stream.standard_normal(rank)
@@ -149,7 +149,7 @@ MODELS = [
     [*MODELS, (LogisticRegression(), 30), *((Ridge(solver=solver), 20) for solver in ("lsqr", "lsmr", "cg"))],
     ids=lambda one: type(one).__name__,
 )
-def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_need_few_products(model: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[PlainOperator] = []
     monkeypatch.setattr(
         type(model), "_make_operator", lambda self, A: made.append(PlainOperator(A)) or made[-1]
@@ -159,7 +159,7 @@ def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("model", [model for model, _ in MODELS], ids=lambda one: type(one).__name__)
-def test_first_order_methods_find_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_order_methods_find_the_same_minimum(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = CANCER[::4, ::5], LABELS[::4]
     model = with_numpy_products(model).set_params(tol=1e-7)
     objective, steps = model.fit(X, y).objective_, model.n_iter_

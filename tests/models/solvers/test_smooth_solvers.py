@@ -48,7 +48,7 @@ def test_gradient_and_hessian_are_the_derivatives(classes: int, unit: float) -> 
     )
 
 
-def test_nan_is_infinitely_bad_and_has_no_hessian() -> None:
+def test_objective_of_nan_is_infinite() -> None:
     some = objective(2, 1.0)
     theta = np.full_like(point(2, 1.0, 1), np.nan)
     assert some.value_and_gradient(theta)[0] == np.inf

@@ -104,7 +104,7 @@ QUESTIONS = ("n_iter", "objective", "optimality", "has_converged", "has_stalled"
 
 
 @pytest.mark.parametrize("index", range(4), ids=["fista", "newton", "box", "cones"])
-def test_questions_neither_change_a_solver_nor_cost_products(index: int) -> None:
+def test_queries_have_no_side_effects_and_cost_no_products(index: int) -> None:
     operator = PlainOperator(A)
     solver, has_converged = make_solvers(operator)[index], False
     while not has_converged:
@@ -238,7 +238,7 @@ def test_a_fit_may_end_after_any_product(
     assert losses[-1] <= min(losses) + 1e-9 * abs(minimum) + 1e-12 and losses[-1] < losses[0] + 1e-12
 
 
-def test_several_targets_have_equal_parts_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_targets_share_the_time_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     deadlines: list[float] = []
     monkeypatch.setattr(LimitedOperator, "set_deadline", lambda operator, seconds: deadlines.append(seconds))
     fit(Ridge(), np.column_stack([Y, -Y, Y**2]), math.inf)
@@ -278,6 +278,6 @@ def test_enough_time_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, np.nan, "1", True])
-def test_times_that_cannot_be(timeout: Any) -> None:
+def test_invalid_timeouts_are_refused(timeout: Any) -> None:
     with pytest.raises(ModelError, match="timeout must be a positive number of seconds or None, got"):
         with_numpy_products(Ridge()).set_params(timeout=timeout).fit(X, Y)

@@ -49,7 +49,7 @@ def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
 
 @pytest.mark.parametrize("rule", [CUBED_RULE, SPARK_RULE], ids=["cubed", "spark"])
 @pytest.mark.parametrize("k", [1, 2, 9, 10, 24, 31])
-def test_backups_start_when_the_rule_first_says_so(rule: BackupRule, k: int) -> None:
+def test_backups_start_when_the_rule_first_applies(rule: BackupRule, k: int) -> None:
     first = np.sort(Pareto(1.0, 1.0).sample(np.random.default_rng(k), (40, k)), axis=1)
     first = np.minimum(first, 20.0 + np.arange(k))
     found = compute_backup_start_times(first, rule)
@@ -150,9 +150,7 @@ class Again:
     ],
     ids=["stragglers", "heavy", "short", "long", "lost"],
 )
-def test_jobs_simulated_together_are_those_simulated_one_by_one(
-    distribution: Distribution, most: int
-) -> None:
+def test_vectorized_simulation_agrees_with_separate_jobs(distribution: Distribution, most: int) -> None:
     rng = np.random.default_rng(0)
     for k in (1, 2, 3, 8, 24):
         rule = make_backup_lateness_rule(k)
@@ -166,7 +164,7 @@ def test_jobs_simulated_together_are_those_simulated_one_by_one(
                 assert jobs.n_tasks_started[job] == started
 
 
-def test_the_learned_rule_against_that_of_cubed() -> None:
+def test_learned_rule_is_better_than_that_of_cubed() -> None:
     # The job has 24 tasks, and 2 % of tasks take five times as long.
     slow = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     plain, cubed, ours = (

@@ -19,9 +19,7 @@ from polarmap.planning.simulation.jobs import find_jobs_with_early_backups
     times=st.lists(st.one_of(st.floats(0.01, 10), st.floats(50, 200), st.just(inf)), min_size=1, max_size=12),
     least=st.sampled_from([0.0, 0.1]),
 )
-def test_jobs_that_are_told_early_are_those_with_a_late_task_before_half_are_back(
-    times: list[float], least: float
-) -> None:
+def test_early_backups_agree_with_the_rule(times: list[float], least: float) -> None:
     rule, ascending = LatenessRule(len(times), min_seconds=least), sorted(times)
     half = -(-len(times) // 2)
     expected = any(rule.late_after_seconds(ascending[:done]) < ascending[done] for done in range(half))

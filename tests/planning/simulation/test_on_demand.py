@@ -67,7 +67,7 @@ def event_by_event(data, parity, upfront, run_times):
     never=st.sampled_from([0.0, 0.1, 0.6]),
     least=st.sampled_from([1.0, 0.0]),
 )
-def test_the_vectorized_policy_is_the_one_that_is_asked_event_by_event(
+def test_vectorized_policy_agrees_with_event_simulation(
     k: int, spare: int, upfront: int, seed: int, told: bool, never: float, least: float
 ) -> None:
     distribution = with_stragglers(ShiftedExponential(least, 0.3), 0.1, 4.0)
@@ -84,7 +84,7 @@ def test_the_vectorized_policy_is_the_one_that_is_asked_event_by_event(
         assert jobs.n_tasks_started[0] == k + upfront + len(launched)
 
 
-def test_a_parity_task_that_is_late_itself_gets_a_stand_in() -> None:
+def test_late_parity_task_is_replaced() -> None:
     data, parity = np.array([[1.0] * 23 + [50.0]]), np.array([[50.0, 1.0]])
     jobs = simulate_on_demand(data, parity)
     # The data task is late at 1.1 s, and its parity task is late at 2.2 s.
@@ -93,7 +93,7 @@ def test_a_parity_task_that_is_late_itself_gets_a_stand_in() -> None:
     assert jobs.worker_seconds.tolist() == pytest.approx([23 + 3.2 + 2.1 + 1])
 
 
-def test_a_job_that_nobody_can_complete_never_does() -> None:
+def test_job_without_enough_results_never_completes() -> None:
     jobs = simulate_on_demand(np.array([[1.0, math.inf]]), np.array([[math.inf]]))
     assert jobs.completion_times.tolist() == [math.inf]
     assert simulate_on_demand(np.full((1, 4), math.inf), np.ones((1, 2))).completion_times.tolist() == [
@@ -101,7 +101,7 @@ def test_a_job_that_nobody_can_complete_never_does() -> None:
     ]
 
 
-def test_fewer_than_half_tell_with_caution() -> None:
+def test_lateness_is_cautious_with_fewer_than_half_of_the_results() -> None:
     # With one of three results after 1 s, the remaining tasks are late after 6 s.
     data, parity = np.array([[1.0, math.inf, math.inf]] * 2), np.array([[1.0, 1.0], [math.inf] * 2])
     jobs = simulate_on_demand(data, parity)
@@ -109,7 +109,7 @@ def test_fewer_than_half_tell_with_caution() -> None:
     assert jobs.n_tasks_started.tolist() == [5, 5]
 
 
-def test_where_nothing_returns_one_parity_task_tells_for_all() -> None:
+def test_returning_parity_task_makes_all_silent_tasks_late() -> None:
     # The first parity task starts after a minute. When it returns, all tasks are late, so the second starts.
     never = np.full((1, 2), math.inf)
     assert simulate_on_demand(never, np.ones((1, 2))).completion_times.tolist() == [62.0]
@@ -124,7 +124,7 @@ def test_a_long_silence_costs_few_parity_tasks() -> None:
     assert jobs.n_tasks_started.tolist() == [K + 4]  # parity tasks start after 1, 2, 4 and 8 minutes
 
 
-def test_run_times_without_a_least_seldom_alarm_early() -> None:
+def test_run_times_without_a_minimum_rarely_start_parity_early() -> None:
     # The smallest of 24 exponential times is close to 0, so a multiple of it must not count as late.
     rng = np.random.default_rng(0)
     distribution = ShiftedExponential(0.0, 10.0)

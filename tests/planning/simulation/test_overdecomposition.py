@@ -52,7 +52,7 @@ def event_by_event(whole: list[float], k: int, pieces: int, price: float) -> tup
     dead=st.integers(0, 2),
     seed=st.integers(0, 10_000),
 )
-def test_the_vectorized_jobs_are_those_event_by_event(
+def test_vectorized_simulation_agrees_with_event_simulation(
     k: int, spare: int, pieces: int, price: float, least: float, dead: int, seed: int
 ) -> None:
     times = ShiftedExponential(least, 1.0).sample(np.random.default_rng(seed), (5, k + spare))
@@ -65,14 +65,14 @@ def test_the_vectorized_jobs_are_those_event_by_event(
             assert paid == pytest.approx(expected[1])
 
 
-def test_workers_that_are_alike_and_stay_alike() -> None:
+def test_identical_workers_finish_at_the_same_times() -> None:
     # All ends coincide: each of 6 workers finishes a task of 1 s at every full second.
     jobs = simulate_overdecomposition(np.full((1, 6), 8.0), 4, 8)
     assert jobs.completion_times == pytest.approx(6.0) and jobs.worker_seconds == pytest.approx(36.0)
     assert simulate_overdecomposition(np.full((1, 4), 8.0), 4, 8, 0.5).completion_times == pytest.approx(12.0)
 
 
-def test_small_blocks_beat_the_bound_of_workers_that_return_all_or_nothing() -> None:
+def test_small_blocks_beat_one_block_per_worker() -> None:
     # With 512 tasks per worker, the overhead per task outweighs the gain.
     one, eight, many = (
         completion_time(
@@ -86,7 +86,7 @@ def test_small_blocks_beat_the_bound_of_workers_that_return_all_or_nothing() -> 
     assert (eight.tasks_per_worker, eight.n_results_awaited, eight.n_tasks_started) == (8, 192, 223)
 
 
-def test_jobs_fail_where_too_few_tasks_are_left_to_those_who_live() -> None:
+def test_jobs_fail_if_living_workers_have_too_few_tasks() -> None:
     # With 12 parity blocks, a single worker can do the tasks of all workers. Without parity, every worker
     # must finish its first task.
     dying = FailureProne(DISTRIBUTION, 0.9)
