@@ -231,24 +231,24 @@ def test_small_blocks_are_sent_with_tasks_instead_of_files(place: Kind) -> None:
 
 
 def test_stored_arrays_are_not_copied_and_identified_by_their_segments(place: Kind) -> None:
-    made, source = blocks(), BucketLocation("theirs", "s3")
+    plain_blocks, source = blocks(), BucketLocation("theirs", "s3")
     parts = tuple((Segment(f"x{task}", 8, task),) for task in range(N))
 
     def stored_array() -> StoredCodedBlocks:
-        manifest = Manifest("a", (made.code.k,), np.dtype("<f8"), made.code, parts)
+        manifest = Manifest("a", (plain_blocks.code.k,), np.dtype("<f8"), plain_blocks.code, parts)
         stored = StoredCodedBlocks(SimpleNamespace(name="theirs"), manifest)  # type: ignore[arg-type]
         stored.location = source
         return stored
 
-    one, other = stored_array(), stored_array()
-    stored = place.store.acquire_blocks(told(one))
-    stored.publish_in_parallel(one, range(N))
+    first, second = stored_array(), stored_array()
+    stored = place.store.acquire_blocks(told(first))
+    stored.publish_in_parallel(first, range(N))
     for task in range(N):
-        assert stored.publish_block(one, task) == (source, parts[task], (("<f8", (1,)),), None)
-        assert stored.get_task_key(one, task) == place.store.acquire_blocks(told(other)).get_task_key(
-            other, task
+        assert stored.publish_block(first, task) == (source, parts[task], (("<f8", (1,)),), None)
+        assert stored.get_task_key(first, task) == place.store.acquire_blocks(told(second)).get_task_key(
+            second, task
         )
-    stored.invalidate_if_damaged(one, 0, failure("damaged"))
+    stored.invalidate_if_damaged(first, 0, failure("damaged"))
     assert place.left() == 0
 
 
@@ -272,38 +272,38 @@ def test_shared_components_are_stored_once(tmp_path: Path) -> None:
 
 def test_least_recently_used_blocks_are_evicted(tmp_path: Path) -> None:
     (tmp_path / "memory").mkdir()
-    one, two, three = [
+    first, second, third = [
         UncodedBlocks([[DATA[:ROWS] + task] for task in range(3)], ("array",)) for _ in range(3)
     ]
     store = MemoryMappedBlockStore(tmp_path / "memory", tmp_path / "disk", 2 * 3 * DATA[:ROWS].nbytes)
-    for coded in (one, two):
+    for coded in (first, second):
         stored = store.acquire_blocks(told(coded))
         stored.publish_block(coded, 0)
         store.release_blocks(stored)
-    in_use, stored = store.acquire_blocks(told(two)), store.acquire_blocks(told(three))
+    in_use, stored = store.acquire_blocks(told(second)), store.acquire_blocks(told(third))
     store.collect_garbage()
-    stored.publish_block(three, 1)
+    stored.publish_block(third, 1)
     assert sorted(path.name for path in (tmp_path / "memory").rglob("?")) == ["0", "1"]
-    on_disk = store.acquire_blocks(told(one))  # the other two block sets are in use, so memory is full
-    on_disk.publish_block(one, 2)
+    on_disk = store.acquire_blocks(told(first))  # the other two block sets are in use, so memory is full
+    on_disk.publish_block(first, 2)
     assert files(tmp_path / "disk") == {"2"}
-    assert store.acquire_blocks(told(two)) is in_use
+    assert store.acquire_blocks(told(second)) is in_use
 
 
 def test_concurrent_maps_do_not_reserve_the_same_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory").mkdir()
-    one, two = (UncodedBlocks([[DATA[:ROWS]]], ("array",)) for _ in range(2))
+    first, second = (UncodedBlocks([[DATA[:ROWS]]], ("array",)) for _ in range(2))
     store = MemoryMappedBlockStore(tmp_path / "memory", tmp_path / "disk", DATA[:ROWS].nbytes)
-    stored, other = store.acquire_blocks(told(one)), store.acquire_blocks(told(two))
+    stored, other = store.acquire_blocks(told(first)), store.acquire_blocks(told(second))
 
     def meanwhile() -> None:
         monkeypatch.undo()
-        other.publish_block(two, 0)
+        other.publish_block(second, 0)
 
     monkeypatch.setattr(store, "collect_garbage", meanwhile)
-    stored.publish_block(one, 0)
+    stored.publish_block(first, 0)
     assert files(tmp_path / "memory") == files(tmp_path / "disk") == {"0"}
 
 

@@ -98,7 +98,7 @@ def test_every_future_ends_when_the_client_is_closed(executor: Any, close: Any) 
 
 def test_cancelled_call_does_not_start(executor: Any) -> None:
     calls = DaskEngine(executor)
-    held = [calls.submit(waits, number) for number in range(2)]
+    running = [calls.submit(waits, number) for number in range(2)]
     assert all(name.startswith("polarmap-task-") for name in executor._client.futures)
     [worker] = executor._client.cluster.workers.values()
     waiting = calls.submit(begins, 2)
@@ -106,7 +106,7 @@ def test_cancelled_call_does_not_start(executor: Any) -> None:
     assert waiting.cancel()
     assert until(lambda: len(worker.state.tasks) == 2)
     RELEASE.set()
-    assert [future.result(PATIENCE) for future in held] == [True, True]
+    assert [future.result(PATIENCE) for future in running] == [True, True]
     assert calls.submit(int).result(PATIENCE) == 0  # runs after the cancelled call would have run
     assert {BEGAN.get(timeout=PATIENCE) for _ in range(2)} == {0, 1}
     assert BEGAN.empty()
@@ -118,9 +118,9 @@ def test_call_is_lost_if_the_client_closes_during_submit(
     submit = executor._client.submit
 
     def closes(*call: Any, **options: Any) -> Any:
-        theirs = submit(*call, **options)
+        dask_future = submit(*call, **options)
         executor.shutdown(wait=False)
-        return theirs
+        return dask_future
 
     monkeypatch.setattr(executor._client, "submit", closes)
     with closing(resolve_executor(executor).open(JobSpec(waits, BLOCKS))) as run:
@@ -169,9 +169,9 @@ def sender(request: pytest.FixtureRequest) -> Iterator[SlowSender]:
         distributed.LocalCluster(**sizes) as cluster,
         distributed.Client(cluster, set_as_default=False, direct_to_workers=request.param) as client,
     ):
-        found = SlowSender(cluster, client)
-        yield found
-        found.release()
+        slow_sender = SlowSender(cluster, client)
+        yield slow_sender
+        slow_sender.release()
 
 
 def test_slow_results_delay_no_other_results(sender: SlowSender) -> None:
@@ -217,15 +217,15 @@ def client() -> Iterator[Any]:
 
 @pytest.fixture
 def pool(client: Any) -> Iterator[Pool]:
-    with Pool(client) as one:
-        yield one
+    with Pool(client) as pool:
+        yield pool
 
 
 def test_cluster_can_run_other_tasks_during_and_after_maps(client: Any) -> None:
     for schedule in ("upfront", "on_demand"):
         with Pool(client.get_executor()) as pool:
-            found = check(pool, schedule=schedule)
-            assert found.report.executor == "persistent workers on Dask (TCP)"
+            result = check(pool, schedule=schedule)
+            assert result.report.executor == "persistent workers on Dask (TCP)"
             assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
             assert workers_of(pool) <= set(client.run(os.getpid).values())
         assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
@@ -287,9 +287,9 @@ def test_killed_dask_worker_is_named_and_replaced(client: Any, pool: Pool, tmp_p
             return block @ x
         os.kill(os.getpid(), signal.SIGKILL)
 
-    found = check(pool, dies_once, verify=False)
+    result = check(pool, dies_once, verify=False)
     victim = int(mark.read_text())
-    assert f" at {addresses[victim]})" in str(found.report)
+    assert f" at {addresses[victim]})" in str(result.report)
     assert until(lambda: not runs(victim))
     check(pool)
     client.wait_for_workers(2)  # the following tests need both workers
@@ -335,10 +335,10 @@ def test_closing_a_pool_ends_its_tasks_for_any_current_client() -> None:
     ):
         with Pool(client.get_executor(pure=False), workers=2) as pool:
             check(pool)
-            kept = pool._executor._resources
+            resources = pool._executor._resources
             # A worker that has not connected before its pool is closed would end with an error.
-            assert kept is not None and until(lambda: len(kept.worker_pool) == 2)
-            site: Any = kept._provider
+            assert resources is not None and until(lambda: len(resources.worker_pool) == 2)
+            site: Any = resources._provider
             tasks = list(site._futures.values())
         assert tasks
         assert all(task.status == "finished" for task in tasks)
@@ -375,16 +375,16 @@ def test_killed_driver_leaves_no_tasks_on_the_cluster(client: Any) -> None:
 def test_workers_that_cannot_connect_raise_one_error_with_the_addresses(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told = r"the driver does not answer .* at no\.such\.host\.invalid:18735"
+    message = r"the driver does not answer .* at no\.such\.host\.invalid:18735"
     with dask_executor(2) as executor, Pool(executor, listen="no.such.host.invalid:18735") as pool:
-        with pytest.raises(ExecutorError, match=told):
+        with pytest.raises(ExecutorError, match=message):
             check(pool)
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_error_names_the_address_if_no_worker_connects(client: Any) -> None:
-    said = r"no worker of Dask has connected .* at 198\.51\.100\.1:18735\. .*listen=.*executor=client"
-    with Pool(client, listen="198.51.100.1:18735") as pool, pytest.raises(CodedTimeoutError, match=said):
+    message = r"no worker of Dask has connected .* at 198\.51\.100\.1:18735\. .*listen=.*executor=client"
+    with Pool(client, listen="198.51.100.1:18735") as pool, pytest.raises(CodedTimeoutError, match=message):
         check(pool, timeout=0.5)
 
 

@@ -61,9 +61,9 @@ Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
     ],
 )
 def test_each_spec_is_recognized_as_one_kind_at_most(choice: Any, meant: Any) -> None:
-    found = [
-        one
-        for one in (is_localhost_spec, is_config_path, is_dask_client, is_ray_spec, is_lithops_executor)
-        if one(choice)
+    matching = [
+        predicate
+        for predicate in (is_localhost_spec, is_config_path, is_dask_client, is_ray_spec, is_lithops_executor)
+        if predicate(choice)
     ]
-    assert found == ([] if meant is None else [meant])
+    assert matching == ([] if meant is None else [meant])

@@ -24,17 +24,17 @@ from polarmap.worker.polling import POLLIN, wait_until_ready
 
 
 def test_socket_of_a_worker_buffers_the_largest_inline_function() -> None:
-    ours, theirs = fork_server_client.make_worker_socket_pair()
-    with ours, theirs:
+    driver_socket, worker_socket = fork_server_client.make_worker_socket_pair()
+    with driver_socket, worker_socket:
         message = bytes(fork_server_client.MAX_INLINE_FUNCTION_BYTES + (1 << 14))
-        assert ours.send(message, socket.MSG_DONTWAIT) == len(message)
+        assert driver_socket.send(message, socket.MSG_DONTWAIT) == len(message)
 
 
 def on_a_new_worker(f: Callable[[], Any]) -> Any:
     """Return the result of f on a worker of a new pool."""
     with Pool(workers=1) as pool:
-        [found] = hedged_map(lambda part: f(), np.zeros(1), blocks=1, executor=pool)
-    return found[0]
+        [result] = hedged_map(lambda part: f(), np.zeros(1), blocks=1, executor=pool)
+    return result[0]
 
 
 def test_worker_imports_only_the_modules_that_tasks_need() -> None:

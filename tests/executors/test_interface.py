@@ -136,9 +136,9 @@ def payload(faults: Mapping[int, Fault] | None = None, **more: Any) -> JobSpec:
 
 def ended(run: Session, *tasks: int) -> dict[int, Outcome]:
     """Wait until these tasks have ended and return their outcomes by task. No other task may end before."""
-    found = {outcome.task: outcome for outcome in first_ends(run, len(tasks), PATIENCE)}
-    assert set(found) == set(tasks)
-    return found
+    outcomes = {outcome.task: outcome for outcome in first_ends(run, len(tasks), PATIENCE)}
+    assert set(outcomes) == set(tasks)
+    return outcomes
 
 
 def assert_right(outcome: Outcome, attempt: int = 0) -> None:
@@ -177,9 +177,9 @@ def test_every_attempt_ends_once_according_to_its_fault(kind: Kind, executor: Ma
     assert sorted(outcome[:2] for outcome in ends(events)) == sorted(attempts)
     for outcome in ends(events):
         assert_as_its_fault_says(outcome, faults.get(outcome.task) if outcome.attempt == 0 else None)
-    seen = [event for event in events if isinstance(event, AttemptStarted)]
-    assert len(seen) == len({(*event[:2], event.is_confirmed) for event in seen})
-    began = [event[:2] for event in seen]
+    start_events = [event for event in events if isinstance(event, AttemptStarted)]
+    assert len(start_events) == len({(*event[:2], event.is_confirmed) for event in start_events})
+    began = [event[:2] for event in start_events]
     assert set(began) <= set(attempts)
     order = [event[:2] for event in events]
     assert all(isinstance(events[order.index(one)], AttemptStarted) for one in began)
@@ -314,8 +314,8 @@ def test_failure_has_the_exception_and_its_remote_traceback() -> None:
         cause = to_failure(ErrorInfo(*to_plain_tuple(describe_error(error)))).cause
         assert cause is not None
         assert (type(cause), cause.args, vars(cause)) == (type(error), error.args, vars(error))
-        told = to_failure(ErrorInfo("E", "text", "the trace", pickle.dumps(KeyError()))).cause
-        assert "the trace" in str(told and told.__cause__)
+        failure_cause = to_failure(ErrorInfo("E", "text", "the trace", pickle.dumps(KeyError()))).cause
+        assert "the trace" in str(failure_cause and failure_cause.__cause__)
 
 
 @pytest.mark.parametrize("sent", [None, b"", b"no pickle", pickle.dumps(5), pickle.dumps(KeyError)[:-3]])

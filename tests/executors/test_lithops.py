@@ -169,8 +169,8 @@ def opened(f: Any, n: int = 4, **more: Any) -> LithopsSession:
 
 def files() -> list[Path]:
     """Return the files of jobs in the private folder."""
-    found = [path for path in get_process_temp_folder().rglob("*") if path.is_file()]
-    return [one for one in found if not one.name.startswith(("owner", "runner-", "localhost-runner.log"))]
+    paths = [path for path in get_process_temp_folder().rglob("*") if path.is_file()]
+    return [one for one in paths if not one.name.startswith(("owner", "runner-", "localhost-runner.log"))]
 
 
 def test_low_priority_applies_to_first_attempts_only() -> None:
@@ -230,11 +230,11 @@ def test_workers_do_not_run_the_shared_copy_of_lithops() -> None:
     from lithops import constants
 
     copy = Path(constants.LITHOPS_TEMP_DIR) / "lithops"
-    kept = copy.with_name("lithops-kept")
+    backup = copy.with_name("lithops-kept")
     site = LithopsWorkerProvider(make_lithops_source(YAML))
     workers = RemoteWorkerPool(site, None, True, 10**6, 1)
     with contextlib.suppress(FileNotFoundError):
-        copy.rename(kept)
+        copy.rename(backup)
     try:
         copy.mkdir()
         (copy / "__init__.py").write_text("raise EOFError")  # stands for a copy that is incomplete
@@ -244,7 +244,7 @@ def test_workers_do_not_run_the_shared_copy_of_lithops() -> None:
     finally:
         shutil.rmtree(copy)
         with contextlib.suppress(FileNotFoundError):
-            kept.rename(copy)
+            backup.rename(copy)
 
 
 def test_exited_workers_are_reported_with_a_reason(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_objects_that_were_not_deleted_are_deleted_again(forgets, left, monkeypa
     storage = ForgetfulStorage(forgets)
     for key in ("a/1", "a/2", "b/1"):
         storage.put_object("b", key, b"")
-    told = pytest.warns(RuntimeWarning, match="does not delete the objects below 'a/'")
-    with told if left else contextlib.nullcontext():
+    warns = pytest.warns(RuntimeWarning, match="does not delete the objects below 'a/'")
+    with warns if left else contextlib.nullcontext():
         delete_objects_below(storage, ["a/"])
     assert [key for _, key in storage.objects] == [*left, "b/1"]

@@ -45,9 +45,9 @@ def test_error_without_a_temporary_folder_says_what_to_set(monkeypatch: pytest.M
     def none(name: str, *more: Any) -> Any:
         if name == "lithops":
             raise FileNotFoundError("No usable temporary directory found")
-        return found(name, *more)
+        return original_import(name, *more)
 
-    found = builtins.__import__
+    original_import = builtins.__import__
     import_lithops.cache_clear()
     monkeypatch.setattr("builtins.__import__", none)
     with pytest.raises(
@@ -62,9 +62,9 @@ def test_private_executor_leaves_no_files_and_processes() -> None:
         functions.config["localhost"]["worker_processes"] = 3
         assert str(get_process_temp_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)
-        seen = list[int]()
+        reported = list[int]()
         for number, future in enumerate((good, bad, late)):
-            add_status_callback([future], partial(seen.append, number))
+            add_status_callback([future], partial(reported.append, number))
         for future in (good, bad):
             assert until(partial(is_future_finished, future))
         assert fetch_result(good, functions) == 10
@@ -72,7 +72,7 @@ def test_private_executor_leaves_no_files_and_processes() -> None:
             fetch_result(bad, functions)
         assert not is_future_finished(late)
         assert until(lambda: bool(late.running))
-        assert until(lambda: set(seen) == {0, 1, 2})
+        assert until(lambda: set(reported) == {0, 1, 2})
         assert find_exited_without_status(functions, [late]) == []
         restart_dead_monitor(functions, [late])
         assert functions.job_monitor.is_alive()
@@ -98,8 +98,8 @@ def test_interpreter_that_cannot_run_lithops_is_reported(tmp_path: Path, version
     assert is_localhost_function_executor(functions)
     assert find_interpreter_error(functions) == ""
     python_in(tmp_path, lacks="numpy")
-    said = rf"{script} of its workers .*No module named 'numpy'.* set runtime: {sys.executable}"
-    assert re.search(said, find_interpreter_error(functions))
+    message = rf"{script} of its workers .*No module named 'numpy'.* set runtime: {sys.executable}"
+    assert re.search(message, find_interpreter_error(functions))
     script.unlink()
     assert "No such file" in find_interpreter_error(functions)
     close_function_executor(functions)
@@ -150,13 +150,13 @@ def test_s3_client_has_the_timeout_and_no_retries(kind: str, monkeypatch: pytest
     keys = {"access_key_id": "a", "secret_access_key": "b", "storage_bucket": "c", "user_agent": "d"}
     backend = {**keys, "region": "us-east-1", "endpoint": "http://127.0.0.1:9"}
     storage = open_storage_without_retries({"backend": kind, kind: backend}, timeout=3)
-    theirs = importlib.import_module(f"lithops.storage.backends.{kind}")
+    backend_module = importlib.import_module(f"lithops.storage.backends.{kind}")
     [config] = made
     assert (config.connect_timeout, config.read_timeout) == (3, 3)
     assert storage.get_client().meta.config.retries["total_max_attempts"] == 1
     assert (storage.backend, storage.bucket) == (kind, "c")
     # Other users of Lithops must get the original class again.
-    assert not isinstance(storage.storage_handler, theirs.StorageBackend)
+    assert not isinstance(storage.storage_handler, backend_module.StorageBackend)
 
 
 @pytest.mark.parametrize(("version", "is_other"), [(1, True), (2, False)])
@@ -169,8 +169,10 @@ def test_interpreter_runs_the_installed_lithops_by_a_private_script(
     assert str(folder).startswith(str(Path(tempfile.gettempdir()).resolve()))
     shutil.rmtree(folder)
     assert write_runner_script(runtime, version, False) == str(script)
-    said = subprocess.run([script, "replaced.py", "get_metadata"], stdout=subprocess.PIPE, check=True).stdout
-    assert json.loads(said)["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    output = subprocess.run(
+        [script, "replaced.py", "get_metadata"], stdout=subprocess.PIPE, check=True
+    ).stdout
+    assert json.loads(output)["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def test_interpreter_with_a_space_in_its_path_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

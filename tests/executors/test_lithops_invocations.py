@@ -38,10 +38,10 @@ def test_finished_results_are_reported_once() -> None:
     jobs = started(functions := Functions(), 2, 0, 5)
     assert jobs.collect_finished_results() == {}
     functions.futures[0].ready = functions.futures[1].success = True
-    found = jobs.collect_finished_results()
-    assert found.pop(2) == 5
-    assert str(found.pop(0)) == "ZeroDivisionError: integer division or modulo by zero"
-    assert (found, jobs.collect_finished_results(), list(jobs.running_futures)) == ({}, {}, [5])
+    results = jobs.collect_finished_results()
+    assert results.pop(2) == 5
+    assert str(results.pop(0)) == "ZeroDivisionError: integer division or modulo by zero"
+    assert (results, jobs.collect_finished_results(), list(jobs.running_futures)) == ({}, {}, [5])
 
 
 def test_remote_functions_start_when_invoked_and_local_ones_when_reported() -> None:
@@ -93,8 +93,8 @@ def test_only_objects_of_these_jobs_are_removed(is_owned: bool, monkeypatch: pyt
     for key in others | own:
         functions.storage.put_object("b", key, b"")
     delete_objects_below(functions.storage, jobs.close())
-    kept = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
-    assert {key for _, key in functions.storage.objects} == kept
+    expected_keys = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
+    assert {key for _, key in functions.storage.objects} == expected_keys
     assert len(functions.futures) == is_owned  # the futures are removed from an executor of the caller
 
 

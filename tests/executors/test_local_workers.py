@@ -44,12 +44,12 @@ class Recorded(LocalWorkerPool):
 
 @pytest.fixture
 def workers() -> Iterator[LocalWorkerPool]:
-    found = Recorded()
-    yield found
-    found.close()
-    for worker in found.taken:
+    pool = Recorded()
+    yield pool
+    pool.close()
+    for worker in pool.taken:
         worker.channel.close()
-    assert len(found) == 0
+    assert len(pool) == 0
 
 
 def stuck(workers: LocalWorkerPool) -> WorkerHandle:
@@ -171,14 +171,16 @@ def test_workers_get_the_environment_of_the_driver(
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     monkeypatch.setenv("POLARMAP_TEST", "yes")
     monkeypatch.syspath_prepend("modules")
-    told = workers.get_pickled_environment(b"")
-    assert told is workers.get_pickled_environment(b"")  # cached as long as the environment does not change
-    found = ProcessEnvironment(*pickle.loads(told))
-    assert found.working_directory == str(tmp_path)
+    pickled_environment = workers.get_pickled_environment(b"")
+    assert pickled_environment is workers.get_pickled_environment(
+        b""
+    )  # cached as long as the environment does not change
+    environment = ProcessEnvironment(*pickle.loads(pickled_environment))
+    assert environment.working_directory == str(tmp_path)
     assert workers.take_billed_usage() is None
-    assert found.variables == {**os.environ, **dict.fromkeys(THREAD_LIMIT_VARIABLES, "1")}
-    assert found.sys_path[0] == str(tmp_path / "modules")
-    assert all(map(os.path.isabs, found.sys_path))
+    assert environment.variables == {**os.environ, **dict.fromkeys(THREAD_LIMIT_VARIABLES, "1")}
+    assert environment.sys_path[0] == str(tmp_path / "modules")
+    assert all(map(os.path.isabs, environment.sys_path))
 
 
 def test_sleeping_and_computing_processes_are_distinguished() -> None:

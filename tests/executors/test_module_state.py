@@ -50,10 +50,10 @@ def shadows(b): return max(b)
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    made = types.ModuleType(NAME)
-    monkeypatch.setitem(sys.modules, NAME, made)
-    exec(SOURCE, vars(made))
-    yield made
+    module = types.ModuleType(NAME)
+    monkeypatch.setitem(sys.modules, NAME, module)
+    exec(SOURCE, vars(module))
+    yield module
     for known in (
         module_state._walk_cache,
         module_state._user_module_cache,
@@ -92,9 +92,9 @@ def test_names_of_modules_that_a_program_names_are_reached(module: Any) -> None:
 
 def test_function_pickled_by_value_needs_no_module(module: Any) -> None:
     exec("def make(): return lambda b: helper(b) * number * unused", vars(module))
-    made = module.make()
-    assert paths(made) == set()
-    assert paths(made, module.helper) == {"helper", "number"}
+    function = module.make()
+    assert paths(function) == set()
+    assert paths(function, module.helper) == {"helper", "number"}
 
 
 def test_absolute_imports_reach_no_package_around_the_function(module: Any) -> None:
@@ -109,8 +109,10 @@ def test_absolute_imports_reach_no_package_around_the_function(module: Any) -> N
 
 
 def test_state_that_functions_modify_is_detected(module: Any) -> None:
-    found = {item.path: item.may_differ_on_worker for item in collect_module_state([module.fills, module.f])}
-    assert {path for path, may_be_filled in found.items() if may_be_filled} == {"model", "cache"}
+    may_differ = {
+        item.path: item.may_differ_on_worker for item in collect_module_state([module.fills, module.f])
+    }
+    assert {path for path, may_be_filled in may_differ.items() if may_be_filled} == {"model", "cache"}
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -141,15 +143,15 @@ def test_state_is_collected_again_in_each_map(name: str, module: Any) -> None:
 def test_immutable_state_is_described_only_once(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reached = [module.helper, module.Kind]
     collect_module_state(reached)
-    told = list[str]()
+    described = list[str]()
 
     def describe(module: str, path: str, value: Any) -> Any:
-        told.append(path)
+        described.append(path)
         return describe_value(module, path, value)
 
     monkeypatch.setattr(module_state, "describe_value", describe)
     assert collect_module_state(reached) is collect_module_state(reached)
-    assert told == []
+    assert described == []
 
 
 def test_another_object_that_cannot_be_sent_is_refused(module: Any) -> None:

@@ -36,9 +36,9 @@ def test_only_a_configuration_prefers_persistent_workers(tmp_path: Path) -> None
 def test_executor_with_workers_keeps_them_and_refuses_a_number() -> None:
     for choice in (None, Pool(), ReplayExecutor(), polarmap.Pool()):
         executor = resolve_executor(choice)
-        kept, close = executor.with_persistent_workers()
+        persistent, close = executor.with_persistent_workers()
         close()
-        assert kept is executor
+        assert persistent is executor
     with pytest.raises(ExecutorError, match="executor=Pool manages its workers itself: leave workers= out"):
         resolve_executor(Pool()).with_persistent_workers(2)
     own, close = resolve_executor(None).with_persistent_workers(2)

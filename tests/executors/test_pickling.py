@@ -27,9 +27,9 @@ def test_unpickled_function_works_and_tracebacks_name_its_line() -> None:
     assert f(2) == 0.5
     with pytest.raises(ZeroDivisionError) as raised:
         f(0)
-    told = "".join(traceback.format_tb(raised.value.__traceback__))
-    assert __file__ in told
-    assert "lambda block: 1 / block" in told
+    traceback_text = "".join(traceback.format_tb(raised.value.__traceback__))
+    assert __file__ in traceback_text
+    assert "lambda block: 1 / block" in traceback_text
 
 
 def test_pickles_are_deterministic() -> None:
@@ -57,8 +57,8 @@ def test_names_of_modules_may_have_any_characters(monkeypatch: pytest.MonkeyPatc
     # The UTF-8 bytes of "Д" contain 0x94, the pickle opcode that follows every name.
     for name in ("päckchen", "päckchen.tür", "päckchen.ДД"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-        found = find_referenced_modules(pickle_function([name, 1], "a pool"), ["päckchen"])
-        assert found == {name}
+        names = find_referenced_modules(pickle_function([name, 1], "a pool"), ["päckchen"])
+        assert names == {name}
 
 
 def test_outermost_context_unregisters_worker_modules() -> None:

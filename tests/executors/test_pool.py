@@ -55,15 +55,15 @@ MARGIN = 20 << 20  # bytes, the tolerance for the memory of a process
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    with Pool() as one:
-        yield one
+    with Pool() as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Pool]:
     """Yield one pool for all tests that leave its workers unchanged."""
-    with Pool() as one:
-        yield one
+    with Pool() as shared_pool:
+        yield shared_pool
 
 
 def product(block: Any) -> Any:
@@ -93,8 +93,8 @@ def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None
 def test_blocks_may_contain_classes_of_no_module(shared: Pool) -> None:
     local = namedtuple("local", "a b")  # type: ignore[misc]
     data = [local(np.full(3, float(number)), np.arange(2)) for number in range(4)]
-    found = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, tasks=6, executor=shared)
-    for number, one in enumerate(found):
+    result = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, tasks=6, executor=shared)
+    for number, one in enumerate(result):
         assert type(one) is local
         np.testing.assert_allclose(one.a, 2 * data[number].a)
 
@@ -275,19 +275,19 @@ def test_stop_workers_does_not_end_workers_of_a_later_map(
     first = workers_of(pool)
     monkeypatch.setattr(pool._executor, "_lock", MapsWhenItIsLeft())
     pool.stop_workers()
-    kept = pool._executor._resources
-    assert kept is not None
-    assert not kept._is_closed.is_set()
+    resources = pool._executor._resources
+    assert resources is not None
+    assert not resources._is_closed.is_set()
     assert until(lambda: not any(map(runs, first)))
 
 
 def test_session_can_be_closed_while_all_locks_are_held(pool: Pool) -> None:
     run = pool.open(JobSpec(product, UncodedBlocks([[X]], ("array",))))
-    kept = pool._executor._resources
-    assert kept is not None
+    resources = pool._executor._resources
+    assert resources is not None
 
     def close() -> None:
-        with kept._lock, kept._block_store.lock, kept.worker_pool._lock:
+        with resources._lock, resources._block_store.lock, resources.worker_pool._lock:
             run.close()
 
     closer = threading.Thread(target=close, daemon=True)
@@ -309,19 +309,19 @@ def test_hanging_garbage_collection_does_not_delay_other_maps(
     usual, hangs, go = MemoryMappedBlockStore.remove_segments_below, threading.Event(), threading.Event()
     monkeypatch.setattr(MemoryMappedBlockStore, "remove_segments_below", remove)
     check(pool)
-    kept = pool._executor._resources
-    assert kept is not None
-    kept._block_store.garbage_prefixes.append("away/")
+    resources = pool._executor._resources
+    assert resources is not None
+    resources._block_store.garbage_prefixes.append("away/")
     with ThreadPoolExecutor(3) as threads:
-        held = threads.submit(check, pool)
+        blocked_map = threads.submit(check, pool)
         try:
             assert hangs.wait(PATIENCE)
             threads.submit(check, pool).result(PATIENCE / 2)
             threads.submit(pool.stop_workers).result(PATIENCE / 2)
         finally:
             go.set()
-        held.exception(PATIENCE)  # the map may fail, because its workers were stopped
-    assert kept._block_store.garbage_prefixes == []
+        blocked_map.exception(PATIENCE)  # the map may fail, because its workers were stopped
+    assert resources._block_store.garbage_prefixes == []
 
 
 def test_unneeded_workers_end_before_the_idle_timeout(
@@ -337,11 +337,11 @@ def test_unneeded_workers_end_before_the_idle_timeout(
 
     others = set(descendants(os.getpid()))  # the processes of earlier tests
     with Pool(idle_timeout=600) as pool:
-        found = polarmap.hedged_map(nap, [X] * 32, executor=pool)
-        assert len(set(found)) > 4
+        process_ids = polarmap.hedged_map(nap, [X] * 32, executor=pool)
+        assert len(set(process_ids)) > 4
         check(FaultyExecutor(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)}))
-        most = 1 + N_SPARE_WORKERS + count_available_cores()
-        assert until(lambda: len(set(descendants(os.getpid())) - others) <= most)
+        max_workers = 1 + N_SPARE_WORKERS + count_available_cores()
+        assert until(lambda: len(set(descendants(os.getpid())) - others) <= max_workers)
         check(pool)
 
 
@@ -421,8 +421,8 @@ def test_localhost_means_lithops_and_the_default_means_local_processes() -> None
 
     for choice, is_here in ((None, True), ("localhost", False), (YAML, False)):
         with Pool(choice, workers=1) as pool:
-            (found,) = polarmap.hedged_map(has_lithops, [X], executor=pool)
-            assert (pool.executor, pool.is_local, bool(found)) == (choice, is_here, not is_here)
+            (has_imported,) = polarmap.hedged_map(has_lithops, [X], executor=pool)
+            assert (pool.executor, pool.is_local, bool(has_imported)) == (choice, is_here, not is_here)
 
 
 @pytest.mark.parametrize("is_here", [False, True])
@@ -499,20 +499,20 @@ def test_remote_workers_limit_their_blas_threads(threads: int, monkeypatch: pyte
         return [one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"]
 
     with Pool(YAML, workers=2, threads_per_worker=threads) as pool:
-        found = polarmap.hedged_map(threads_of_blas, [X] * 2, executor=pool)
-    assert {number for numbers in found for number in numbers} == {min(threads, os.cpu_count() or 1)}
+        thread_counts = polarmap.hedged_map(threads_of_blas, [X] * 2, executor=pool)
+    assert {number for numbers in thread_counts for number in numbers} == {min(threads, os.cpu_count() or 1)}
 
 
 def test_a_pool_prints_where_its_workers_are_and_how_many() -> None:
     with Pool(workers=2) as pool:
         assert repr(pool) == "<Pool: processes here, no workers running, at most 2>"
         polarmap.hedged_map(abs, [1, 2, 3], executor=pool)
-        found = re.fullmatch(
+        match = re.fullmatch(
             r"<Pool: processes here, (\d) workers running, (\d) busy, at most 2>", repr(pool)
         )
-        assert found is not None
-        assert 1 <= int(found[1]) <= 2
-        assert int(found[2]) <= int(found[1])
+        assert match is not None
+        assert 1 <= int(match[1]) <= 2
+        assert int(match[2]) <= int(match[1])
     assert repr(pool) == "<Pool: processes here, closed, at most 2>"
     assert repr(Pool()) == "<Pool: processes here, no workers running>"
 

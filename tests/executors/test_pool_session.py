@@ -65,16 +65,16 @@ def test_attempt_with_invalid_and_repeated_replies_ends_once() -> None:
 
 @pytest.mark.parametrize("farewell", [MessageKind.FINAL_REPLY, MessageKind.UNUSABLE])
 def test_worker_that_announces_its_end_gets_no_task(farewell: bytes) -> None:
-    told, has_said = list[Message](), threading.Event()
+    received_later, has_said = list[Message](), threading.Event()
 
     def leaving(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
-            heard = list[Message]()
-            while not any(one.kind == MessageKind.CANCEL for one in heard):
-                heard += channel.receive(PATIENCE)[0]
-            channel.send(Message(farewell, heard[0].attempt_key))
+            received = list[Message]()
+            while not any(one.kind == MessageKind.CANCEL for one in received):
+                received += channel.receive(PATIENCE)[0]
+            channel.send(Message(farewell, received[0].attempt_key))
             has_said.set()
-            told.extend(channel.receive(PATIENCE)[0])
+            received_later.extend(channel.receive(PATIENCE)[0])
 
     with pool_of(ThreadSite({0: leaving}), workers=1) as pool:
         blocks = UncodedBlocks([[np.ones(3)]], ("array",))
@@ -86,7 +86,7 @@ def test_worker_that_announces_its_end_gets_no_task(farewell: bytes) -> None:
         with closing(pool.open(JobSpec(np.negative, blocks))) as run:
             run.submit([(0, 0)])
             assert first_ends(run, 1, PATIENCE)[0].failure is None
-    assert told == []
+    assert received_later == []
 
 
 @pytest.mark.parametrize(("seconds", "ahead"), [(1e-6, 4), (10.0, 1)])
@@ -145,10 +145,10 @@ def test_stopping_workers_during_submit_raises_a_clear_error() -> None:
 def test_job_is_sent_once_per_map_and_f_only_if_it_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told, send = list[Message](), SocketChannel.send
+    sent, send = list[Message](), SocketChannel.send
 
     def noted(link: SocketChannel, *messages: Message) -> bool:
-        told.extend(messages)
+        sent.extend(messages)
         return send(link, *messages)
 
     monkeypatch.setattr(SocketChannel, "send", noted)
@@ -158,16 +158,16 @@ def test_job_is_sent_once_per_map_and_f_only_if_it_changed(
             with closing(pool.open(JobSpec(f, blocks))) as run:
                 run.submit([(task, 0) for task in range(3)])
                 first_ends(run, 3, PATIENCE)
-    assert [one.kind for one in told] == 3 * [
+    assert [one.kind for one in sent] == 3 * [
         MessageKind.JOB,
         MessageKind.TASK,
         MessageKind.TASK,
         MessageKind.TASK,
         MessageKind.CANCEL,
     ]
-    assert [bool(one.data) for one in told if one.kind == MessageKind.JOB] == [True, False, True]
+    assert [bool(one.data) for one in sent if one.kind == MessageKind.JOB] == [True, False, True]
     # The header of a task describes its block, so the headers differ.
-    assert len({one.header for one in told if one.kind == MessageKind.TASK}) == 3
+    assert len({one.header for one in sent if one.kind == MessageKind.TASK}) == 3
 
 
 def test_blocks_are_prepared_once_while_workers_start() -> None:
@@ -188,7 +188,7 @@ def test_blocks_are_prepared_once_while_workers_start() -> None:
 
 def test_workers_evict_only_released_blocks() -> None:
     # Workers on threads of this process may outlive their tests, so each pool must have a separate cache.
-    kept = UncodedBlocks([[np.zeros(3)]], ("array",))
+    kept_blocks = UncodedBlocks([[np.zeros(3)]], ("array",))
     keys = list[bytes]()  # the driver key of each worker
 
     def noting_the_key(address: DriverAddress, number: int, seconds: float) -> None:
@@ -197,11 +197,11 @@ def test_workers_evict_only_released_blocks() -> None:
 
     places = [ThreadSite(default=noting_the_key) for _ in range(2)]
     with pool_of(places[0], workers=1) as other, pool_of(places[1], workers=1) as pool:
-        with closing(other.open(JobSpec(np.negative, kept))) as run:
+        with closing(other.open(JobSpec(np.negative, kept_blocks))) as run:
             run.submit([(0, 0)])
             assert first_ends(run, 1)
         for _ in range(4):
-            for blocks in (kept, UncodedBlocks([[np.ones(3)]], ("array",))):
+            for blocks in (kept_blocks, UncodedBlocks([[np.ones(3)]], ("array",))):
                 with closing(pool.open(JobSpec(np.negative, blocks))) as run:
                     run.submit([(0, 0)])
                     assert first_ends(run, 1)
@@ -210,7 +210,7 @@ def test_workers_evict_only_released_blocks() -> None:
         assert cache.n_reads == 5
         del blocks, run  # release the latest blocks
         gc.collect()
-        with closing(pool.open(JobSpec(np.negative, kept))) as run:
+        with closing(pool.open(JobSpec(np.negative, kept_blocks))) as run:
             run.submit([(0, 0)])
             assert first_ends(run, 1)
         assert (len(cache), cache.n_reads) == (1, 5)
@@ -244,7 +244,7 @@ def run_until(pool: Any, f: Any, blocks: UncodedBlocks, enough: int, tasks: int 
 def test_block_is_sent_to_another_worker_only_if_faster_than_waiting(
     is_near: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = sent_parts(monkeypatch)
+    sent = sent_parts(monkeypatch)
     monkeypatch.setattr(block_store, "NETWORK_BYTES_PER_SECOND", 1e12 if is_near else 1e-3)
     blocks = UncodedBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
     GATE.clear()
@@ -263,7 +263,7 @@ def test_block_is_sent_to_another_worker_only_if_faster_than_waiting(
                 events: list[Any] = []
                 while not ends(events):
                     events += run.wait(PATIENCE)
-    assert len(asked) == 2
+    assert len(sent) == 2
 
 
 def test_no_worker_waits_for_a_block_while_other_tasks_are_queued(

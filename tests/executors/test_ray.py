@@ -56,8 +56,8 @@ def cluster() -> Any:
 
 @pytest.fixture
 def pool(cluster: Any) -> Iterator[Pool]:
-    with Pool(cluster, workers=4) as one:
-        yield one
+    with Pool(cluster, workers=4) as pool:
+        yield pool
 
 
 def first_to_come(folder: Path, count: int) -> bool:
@@ -111,8 +111,8 @@ def test_sleeping_and_killed_tasks_are_not_awaited_and_free_their_slots(
 
 def test_all_maps_run_on_named_actors_which_end_with_the_pool(cluster: Any) -> None:
     with Pool(cluster, workers=4) as pool:
-        found = check(pool)
-        assert found.report.executor == "persistent workers on Ray (TCP)"
+        result = check(pool)
+        assert result.report.executor == "persistent workers on Ray (TCP)"
         assert workers_of(pool).isdisjoint({os.getpid()})
         with polarmap.CodedOperator(A, blocks=3, tasks=4, executor=pool) as operator:
             np.testing.assert_allclose(operator @ X, A @ X)
@@ -141,8 +141,8 @@ def test_killed_actor_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
     check(pool)
     before = workers_of(pool)
     # With three of eight results missing, the map cannot decode, so it has to notice the lost workers.
-    found = check(pool, partial(dies, tmp_path, 3), verify=False, retries=3)
-    assert "(Ray actor 'polarmap worker " in str(found.report)
+    result = check(pool, partial(dies, tmp_path, 3), verify=False, retries=3)
+    assert "(Ray actor 'polarmap worker " in str(result.report)
     assert until(lambda: not all(map(runs, before)) or bool(workers_of(pool) - before))
     check(pool)
 
@@ -160,14 +160,14 @@ def test_cluster_that_ends_while_actors_start_is_reported_as_shut_down(cluster: 
 
 
 def test_shutdown_waits_while_a_task_is_submitted(cluster: Any) -> None:
-    ours = RayEngine(ray)
+    engine = RayEngine(ray)
     with ThreadPoolExecutor(1) as threads:
-        with ours.hold_connection():
+        with engine.hold_connection():
             ending = threads.submit(ray.shutdown)
             assert ray.get(ray.remote(lambda: 5).remote()) == 5
             assert not ending.done()
         ending.result(PATIENCE)
-    with pytest.raises(RuntimeError, match="it was shut down"), ours.hold_connection():
+    with pytest.raises(RuntimeError, match="it was shut down"), engine.hold_connection():
         raise AssertionError("it is gone")
 
 
@@ -186,8 +186,8 @@ def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.Mo
     calls, cancel, are_left = RayEngine(ray), ray.cancel, threading.Event()
     monkeypatch.setattr(ray, "cancel", lambda theirs: cancelled.append(theirs) or cancel(theirs))
     monkeypatch.setattr("polarmap.executors.ray.time", SimpleNamespace(sleep=lambda _: are_left.wait(SLOW)))
-    ours = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
-    assert [one.cancel() for one in ours] == [True, True]
+    futures = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
+    assert [one.cancel() for one in futures] == [True, True]
     short, long = calls._abandoned_refs
     assert ray.get(short) == 1
     assert cancelled == []
@@ -240,7 +240,7 @@ def test_shutdown_during_a_map_raises_one_clear_error_and_starts_no_cluster(
 def test_native_stack_trace_of_a_raylet_is_not_printed() -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
-    told = (
+    message = (
         "[2026-12-01 08:00:00,000 C 71 71] (raylet) node_manager.cc:519: GCS consider this node to be dead."
     )
     trace = [
@@ -255,11 +255,11 @@ def test_native_stack_trace_of_a_raylet_is_not_printed() -> None:
     try:
         for _ in range(2):
             hide_native_stack_traces()
-        dispatcher.emit({"pid": "raylet", "lines": [trace[0], told, *trace[1:]]})
+        dispatcher.emit({"pid": "raylet", "lines": [trace[0], message, *trace[1:]]})
         dispatcher.emit({"pid": 72, "lines": trace})
     finally:
         dispatcher.remove_handler("a test")
-    assert [batch["lines"] for batch in printed] == [[told], trace]
+    assert [batch["lines"] for batch in printed] == [[message], trace]
     assert sum(handler is remove_native_stack_traces for _, handler in dispatcher.handlers) == 1
 
 

@@ -53,9 +53,9 @@ def made(site: ThreadSite, most: int | None = None, listens: bool = True) -> Rem
 
 @pytest.fixture
 def workers(site: ThreadSite) -> Iterator[RemoteWorkerPool]:
-    one = made(site)
-    yield one
-    one.close()
+    pool_under_test = made(site)
+    yield pool_under_test
+    pool_under_test.close()
     assert site.is_closed
     assert not any(thread.is_alive() for thread in site.threads.values())
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
@@ -162,9 +162,9 @@ def test_workers_of_another_version_raise_one_clear_error_at_both_ends() -> None
         assert f"version {PROTOCOL_VERSION + 1} of the protocol, this driver {PROTOCOL_VERSION}" in str(
             error.value
         )
-        told = life.errors.get(timeout=PATIENCE)
-    assert f"its driver has version {PROTOCOL_VERSION} of polarmap's protocol" in told
-    assert "rebuild its image" in told and "rebuild its image" in str(error.value)
+        driver_error = life.errors.get(timeout=PATIENCE)
+    assert f"its driver has version {PROTOCOL_VERSION} of polarmap's protocol" in driver_error
+    assert "rebuild its image" in driver_error and "rebuild its image" in str(error.value)
 
 
 def test_workers_of_another_version_raise_one_clear_error_over_a_storage(site: ThreadSite) -> None:
@@ -413,8 +413,8 @@ def test_lost_connection_is_distinguished_from_an_exited_process(
 
 @pytest.fixture
 def pool(site: ThreadSite) -> Iterator[Pool]:
-    with pool_of(site, workers=8) as one:
-        yield one
+    with pool_of(site, workers=8) as pool:
+        yield pool
 
 
 def test_maps_run_over_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,10 +460,10 @@ def test_map_without_connected_workers_raises_a_clear_error(site: ThreadSite) ->
     site.default = lambda *arguments: None
     site.collect_exited_workers = lambda may_query=True: {}  # type: ignore[method-assign]
     hosts = r"[\d.]+:\d+ or 127\.0\.0\.1:\d+"
-    said = rf"8 tasks are queued: no worker of threads has connected to this process yet, at {hosts}\. .*"
+    message = rf"8 tasks are queued: no worker of threads has connected to this process yet, at {hosts}\. .*"
     with (
         pool_of(site, workers=8) as pool,
-        pytest.raises(CodedTimeoutError, match=said + r"Pool\(listen='host:port'\)"),
+        pytest.raises(CodedTimeoutError, match=message + r"Pool\(listen='host:port'\)"),
     ):
         polarmap.coded_map(np.negative, A, blocks=6, tasks=8, executor=pool, timeout=0.1)
 

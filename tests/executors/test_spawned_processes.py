@@ -21,8 +21,8 @@ from polarmap.executors import spawned_processes
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Pool]:
-    with Pool(fork=False) as one:
-        yield one
+    with Pool(fork=False) as pool:
+        yield pool
 
 
 def test_workers_get_the_environment_of_the_driver(shared: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,8 +31,8 @@ def test_workers_get_the_environment_of_the_driver(shared: Pool, monkeypatch: py
     def around(block: Any) -> tuple[str, str | None]:
         return os.getcwd(), os.environ.get("POLARMAP_TEST")
 
-    found = list(polarmap.hedged_map(around, [1, 2], executor=shared))
-    assert found == [(os.getcwd(), "here")] * 2
+    results = list(polarmap.hedged_map(around, [1, 2], executor=shared))
+    assert results == [(os.getcwd(), "here")] * 2
     check(shared)
     assert os.getpid() not in workers_of(shared)
 
@@ -64,9 +64,9 @@ def test_closing_a_pool_kills_hanging_workers_and_their_children(tmp_path: Path)
     with Pool(workers=2, fork=False) as pool:
         running = polarmap.submit(polarmap.hedged_map, f, [0, 1], executor=pool)
         assert until(lambda: os.listdir(tmp_path) != [])
-        found = {int(one) for name in os.listdir(tmp_path) for one in name.split("-")}
+        process_ids = {int(process_id) for name in os.listdir(tmp_path) for process_id in name.split("-")}
         assert running.cancel()
-    assert until(lambda: not any(map(runs, found)))
+    assert until(lambda: not any(map(runs, process_ids)))
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -92,12 +92,12 @@ def test_workers_and_folders_of_a_killed_driver_are_removed(hangs: bool) -> None
     )
     with driver:
         assert driver.stdout is not None
-        found = {int(line) for line in iter(driver.stdout.readline, "ready\n")}
+        process_ids = {int(line) for line in iter(driver.stdout.readline, "ready\n")}
         if hangs:
-            found |= {int(driver.stdout.readline()) for _ in range(2)}
+            process_ids |= {int(driver.stdout.readline()) for _ in range(2)}
         driver.kill()
         driver.wait(PATIENCE)
-        assert_nothing_is_left(driver.pid, found)
+        assert_nothing_is_left(driver.pid, process_ids)
 
 
 def test_interpreter_that_cannot_be_started_raises_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,29 +69,29 @@ class Side:
 
     def worker(self, number: int) -> StorageChannel:
         """Open the channel of a worker, wait until it has joined, and return the channel."""
-        one = StorageChannel(self.storage, "b", self.prefix, number)
-        self.channels.append(one)
-        one.send(Message(MessageKind.HELLO, header=b"%d" % number))
+        channel = StorageChannel(self.storage, "b", self.prefix, number)
+        self.channels.append(channel)
+        channel.send(Message(MessageKind.HELLO, header=b"%d" % number))
         assert until(lambda: number in self.links)
-        return one
+        return channel
 
     def tell(self, number: int, message: Message) -> None:
         link = self.links[number]
         assert link.send(message)
         self.all.flush_messages()
-        told = link.n_sent, encode_frame(message._replace(data=b""))
-        assert until(lambda: told in [one[:2] for one in self.orders().messages.get(number, ())])
+        entry = link.n_sent, encode_frame(message._replace(data=b""))
+        assert until(lambda: entry in [one[:2] for one in self.orders().messages.get(number, ())])
 
     def heard(self, number: int, count: int = 1) -> list[Any]:
         """Receive and return at least `count` messages of a worker. The first one contains its process id."""
-        said: list[Any] = []
+        messages: list[Any] = []
 
         def listen() -> bool:
-            said.extend(self.links[number].receive()[0])
-            return len(said) >= count
+            messages.extend(self.links[number].receive()[0])
+            return len(messages) >= count
 
-        assert until(listen), said
-        return said
+        assert until(listen), messages
+        return messages
 
     def close(self) -> None:
         for channel in self.channels:
@@ -103,23 +103,23 @@ class Side:
 
 @pytest.fixture
 def side() -> Iterator[Side]:
-    one = Side()
-    yield one
-    one.close()
-    assert ChannelKeys(one.prefix).mailbox_key not in one.left()
+    side = Side()
+    yield side
+    side.close()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
     assert not any(thread.name.startswith("polarmap-objects") for thread in threading.enumerate())
 
 
 def received(worker: StorageChannel, count: int = 1) -> list[Message]:
     """Receive and return at least `count` messages of the driver."""
-    said: list[Message] = []
+    messages: list[Message] = []
 
     def listen() -> bool:
-        said.extend(worker.receive(0.5)[0])
-        return len(said) >= count
+        messages.extend(worker.receive(0.5)[0])
+        return len(messages) >= count
 
-    assert until(listen), said
-    return said
+    assert until(listen), messages
+    return messages
 
 
 def test_messages_stay_in_order_until_acknowledged(
@@ -127,10 +127,10 @@ def test_messages_stay_in_order_until_acknowledged(
 ) -> None:
     worker = side.worker(0)
     side.heard(0)
-    said = [call(1, b"f"), call(2, b"g"), Message(MessageKind.CANCEL), call(3, b"f")]
-    for message in said:
+    messages = [call(1, b"f"), call(2, b"g"), Message(MessageKind.CANCEL), call(3, b"f")]
+    for message in messages:
         side.tell(0, message)
-    assert received(worker, 4) == said
+    assert received(worker, 4) == messages
     assert len(side.orders().messages[0]) == 4
     worker.send(ended(1))
     side.heard(0)
@@ -324,7 +324,7 @@ def test_partly_written_reply_is_read_when_complete(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
     storage, put, list_keys = side.storage, side.storage.put_object, side.storage.list_keys
-    seen, go, looks = threading.Event(), threading.Event(), list[int]()
+    listed, go, looks = threading.Event(), threading.Event(), list[int]()
 
     def list_and_count(bucket: str, prefix: str) -> list[str]:
         looks.append(1)
@@ -337,18 +337,18 @@ def test_partly_written_reply_is_read_when_complete(side: Side) -> None:
                 put(bucket, key, part)
                 before = len(looks)
                 assert until(lambda before=before: len(looks) > before + 2)
-            seen.set()
+            listed.set()
             assert go.wait(10.0)
         put(bucket, key, data)
 
     storage.put_object, storage.list_keys = put_slowly, list_and_count
     side.tell(0, call(0, b"f"))
     with ThreadPoolExecutor(1) as other:
-        said = other.submit(worker.send, ended(1))
-        assert seen.wait(10.0)
+        sending = other.submit(worker.send, ended(1))
+        assert listed.wait(10.0)
         assert side.links[0].receive() == ([], True)
         go.set()
-        said.result(10.0)
+        sending.result(10.0)
     storage.put_object, storage.list_keys = put, list_keys
     assert side.heard(0) == [ended(1)]
 
@@ -425,9 +425,9 @@ def test_requests_are_counted(side: Side) -> None:
 
 @pytest.fixture
 def link() -> Iterator[DriverStorageChannel]:
-    one = DriverStorageChannel(0, 0, lambda *_: None)
-    yield one
-    one.close()
+    channel = DriverStorageChannel(0, 0, lambda *_: None)
+    yield channel
+    channel.close()
 
 
 def readable(link: DriverStorageChannel) -> bool:
@@ -438,17 +438,17 @@ def test_delivered_messages_are_received_in_order_before_the_disconnection(
     link: DriverStorageChannel,
 ) -> None:
     assert not readable(link)
-    said = [ended(number, bytes(number)) for number in range(100)]
-    for one in said:
+    messages = [ended(number, bytes(number)) for number in range(100)]
+    for one in messages:
         link.deliver_frames(encode_frame(one))
     assert readable(link)
-    assert link.receive() == (said, True)
+    assert link.receive() == (messages, True)
     assert link.receive() == ([], True)
     assert not readable(link)
-    link.deliver_frames(encode_frame(said[0]))
+    link.deliver_frames(encode_frame(messages[0]))
     link.disconnect()
     assert readable(link)
-    assert link.receive() == (said[:1], False)
+    assert link.receive() == (messages[:1], False)
 
 
 @pytest.mark.parametrize("name", NONSENSE)
@@ -457,10 +457,10 @@ def test_invalid_message_disconnects_its_worker_and_is_not_unpickled(
 ) -> None:
     link.deliver_frames(nonsense(tmp_path / "unpickled")[name])
     assert readable(link)
-    said, is_there = link.receive()
+    messages, is_there = link.receive()
     if name == "a message":
-        assert [type(one.header) for one in said] == [bytearray]
+        assert [type(one.header) for one in messages] == [bytearray]
     else:
-        assert said == []
+        assert messages == []
     assert is_there == (name in ("a message", "a part of one"))
     assert not (tmp_path / "unpickled").exists()

@@ -89,8 +89,8 @@ def test_blocks_that_workers_read_themselves_need_no_reader() -> None:
 
 
 def test_stores_with_the_same_name_are_different_locations() -> None:
-    one, other = [SimpleNamespace(name="memory") for _ in range(2)]
-    locations: Any = OpenStoreLocation(one), OpenStoreLocation(other)  # type: ignore[arg-type]
+    first, second = [SimpleNamespace(name="memory") for _ in range(2)]
+    locations: Any = OpenStoreLocation(first), OpenStoreLocation(second)  # type: ignore[arg-type]
     assert locations[0] != locations[1]
     assert locations[0] == locations[0].with_encryption(None)
     assert hash(locations[0]) == hash(locations[0].with_encryption(None))

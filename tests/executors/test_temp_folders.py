@@ -31,8 +31,8 @@ MAKE = (
 def made_by_another_process(place: Path, end: str) -> Path:
     environment = {**os.environ, "TMPDIR": str(place)}
     command = [sys.executable, "-c", f"{MAKE}; {end}"]
-    told = subprocess.run(command, capture_output=True, text=True, env=environment)
-    return Path(told.stdout.split()[0])
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return Path(process.stdout.split()[0])
 
 
 @pytest.mark.parametrize("place", ["", "memory"])
@@ -49,10 +49,10 @@ def test_only_folders_of_dead_processes_are_removed(
     for one in foreign:
         one.mkdir()
     # os._exit ends a process without cleanup, like a killed process.
-    left = made_by_another_process(tmp_path / place, "os._exit(0)")
-    assert left.exists()
+    orphan = made_by_another_process(tmp_path / place, "os._exit(0)")
+    assert orphan.exists()
     assert make_temp_folder() != mine
-    assert not left.exists()
+    assert not orphan.exists()
     assert mine.exists()
     assert all(one.exists() for one in foreign)  # the names of these folders do not identify their owner
 
@@ -64,11 +64,11 @@ def test_folders_of_other_containers_are_kept(
     # Containers may share a temporary folder, but the same process id means different processes in them.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     owner = ProcessIdentity.current()._replace(pid=1 << 30)._replace(**dict([change]))
-    theirs = tmp_path / f"{owner.folder_prefix}theirs"
-    theirs.mkdir()
-    (theirs / "block").touch()
+    foreign_folder = tmp_path / f"{owner.folder_prefix}theirs"
+    foreign_folder.mkdir()
+    (foreign_folder / "block").touch()
     remove_owned_folder(make_temp_folder())
-    assert theirs.exists() == (change[0] == "host")
+    assert foreign_folder.exists() == (change[0] == "host")
 
 
 def test_process_removes_its_folder_at_exit(tmp_path: Path) -> None:

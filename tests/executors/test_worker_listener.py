@@ -49,9 +49,9 @@ def crowd() -> Crowd:
 
 @pytest.fixture
 def listener(crowd: Crowd) -> Iterator[WorkerListener]:
-    one = WorkerListener(KEY, crowd.join, local_only=True)
-    yield one
-    one.close()
+    listener = WorkerListener(KEY, crowd.join, local_only=True)
+    yield listener
+    listener.close()
 
 
 def called(listener: WorkerListener) -> socket.socket:
@@ -63,35 +63,35 @@ def test_local_workers_connect_to_a_local_address(listener: WorkerListener, crow
     ((host, port),) = listener.endpoints
     assert host == "127.0.0.1"
     for other in {*list_local_addresses(), "127.0.0.2"} - {host}:
-        with socket.socket() as one:
-            assert one.connect_ex((other, port))
+        with socket.socket() as client_socket:
+            assert client_socket.connect_ex((other, port))
     open_to_all = WorkerListener(KEY, crowd.join, local_only=False)
     assert [host for host, _ in open_to_all.endpoints] == list_local_addresses()
     open_to_all.close()
 
 
 def test_connection_without_the_key_receives_only_a_nonce(listener: WorkerListener, crowd: Crowd) -> None:
-    for said in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
+    for request in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
         with called(listener) as stranger:
-            heard = b""
+            received = b""
             # The listener may close the connection before it has read or received all bytes.
             with suppress(OSError):
-                stranger.sendall(said)
+                stranger.sendall(request)
                 stranger.shutdown(socket.SHUT_WR)
             with suppress(ConnectionResetError):
                 while more := stranger.recv(1000):
-                    heard += more
-            assert len(heard) in (0, GREETING_BYTES)
+                    received += more
+            assert len(received) in (0, GREETING_BYTES)
     assert connect_to_driver(listener.endpoints, os.urandom(32), 1) is None
     assert crowd.joined.empty()
 
 
 def test_nonces_are_unique(listener: WorkerListener) -> None:
-    seen = set()
+    nonces = set()
     for _ in range(5):
         with called(listener) as stranger:
-            seen.add(stranger.recv(GREETING_BYTES, socket.MSG_WAITALL))
-    assert len(seen) == 5
+            nonces.add(stranger.recv(GREETING_BYTES, socket.MSG_WAITALL))
+    assert len(nonces) == 5
 
 
 def test_silent_connections_do_not_delay_workers(
@@ -155,8 +155,8 @@ def test_many_workers_can_join_at_once(listener: WorkerListener, crowd: Crowd) -
 def test_workers_connect_to_the_given_address_or_a_forwarding_machine(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port = one.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
             WorkerListener(KEY, crowd.join, local_only=False, endpoint=("127.0.0.1", port))
     for host in ("127.0.0.1", "192.0.2.77", "no.such.host.invalid"):
@@ -167,8 +167,8 @@ def test_workers_connect_to_the_given_address_or_a_forwarding_machine(
         assert crowd.one() == (1, "TCP")
         channel.close()
         if host == "127.0.0.1":
-            with socket.socket() as one:  # Other addresses are not listened on.
-                assert one.connect_ex(("127.0.0.2", port))
+            with socket.socket() as server:  # Other addresses are not listened on.
+                assert server.connect_ex(("127.0.0.2", port))
         listener.close()
 
 
@@ -185,8 +185,8 @@ def test_closed_listener_leaves_no_threads_and_sockets(crowd: Crowd) -> None:
     listener = WorkerListener(KEY, crowd.join, local_only=False)
     port = listener.endpoints[0][1]
     listener.close()
-    with socket.socket() as one:
-        assert one.connect_ex(("127.0.0.1", port))
+    with socket.socket() as client_socket:
+        assert client_socket.connect_ex(("127.0.0.1", port))
     assert descriptors() == before
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
 
@@ -225,5 +225,5 @@ def test_own_addresses_are_those_of_this_machine() -> None:
     assert addresses[-1] == "127.0.0.1"
     assert len(set(addresses)) == len(addresses)
     for address in addresses:
-        with socket.socket() as one:
-            one.bind((address, 0))  # Only an address of this machine can be bound.
+        with socket.socket() as server:
+            server.bind((address, 0))  # Only an address of this machine can be bound.

@@ -131,8 +131,8 @@ def site() -> MachineSite:
 def workers(site: MachineSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteWorkerPool]:
     monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(remote_workers, "MACHINE_PROBE_INTERVAL", 0.05)
-    with closing(RemoteWorkerPool(site, None, True, 10**6, 1)) as one:
-        yield one
+    with closing(RemoteWorkerPool(site, None, True, 10**6, 1)) as pool:
+        yield pool
 
 
 def spread(workers: RemoteWorkerPool) -> Counter[str]:
@@ -233,5 +233,5 @@ def test_report_names_machines_and_warns_of_too_many_tasks_on_one(
         assert report.workers_by_host == {f"{host} (a)": 4, f"{host} (b)": 4}
         assert "8 workers run on 2 machines" in str(report)
         assert "one machine runs 4 of 8 tasks; only 2 may be missing" in str(report)
-    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert len(told) == len(set(told)) <= 2  # at most one warning per machine
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == len(set(warnings)) <= 2  # at most one warning per machine

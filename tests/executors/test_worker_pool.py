@@ -101,10 +101,10 @@ def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
 
 @pytest.fixture
 def table() -> Iterator[Table]:
-    one = Table()
-    yield one
-    one.close()
-    for link in one.links:
+    table = Table()
+    yield table
+    table.close()
+    for link in table.links:
         link.close()
 
 
@@ -339,12 +339,12 @@ def listening(pool: WorkerPool, *tasks: int) -> list[Map]:
     [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (60, False, 60), (1000, False, 100)],
 )
 def test_single_map_uses_all_slots(most: Any, is_here: bool, expected: int) -> None:
-    one = Map(table_of(is_here, most), 100)
-    assert one.pool.has_one_session()
-    assert one.start() == expected
-    one.waiting += 1
-    one.end()
-    assert one.start() == 1
+    map_ = Map(table_of(is_here, most), 100)
+    assert map_.pool.has_one_session()
+    assert map_.start() == expected
+    map_.waiting += 1
+    map_.end()
+    assert map_.start() == 1
 
 
 @pytest.mark.parametrize("is_here", [True, False])
@@ -479,47 +479,47 @@ def test_maps_share_slots_fairly_and_all_finish(
     maps = listening(pool, 7, 7, 7, 7)
 
     def free() -> int:
-        return most - sum(len(one.workers) for one in maps)
+        return most - sum(len(map_.workers) for map_ in maps)
 
     def settle() -> None:
         """Let sessions that were woken start tasks, until none is woken."""
-        while called := [one for one in maps if one.calls and one.lease.can_be_woken]:
-            for one in called:
-                one.calls = 0
-                while free() and one.start(1):
+        while called := [map_ for map_ in maps if map_.calls and map_.lease.can_be_woken]:
+            for map_ in called:
+                map_.calls = 0
+                while free() and map_.start(1):
                     pass
 
-    def end(one: Map) -> None:
-        one.end()
-        one.call()  # the thread of the session also continues when its task ends
+    def end(map_: Map) -> None:
+        map_.end()
+        map_.call()  # the thread of the session also continues when its task ends
         settle()
 
-    for one in maps:
-        one.call()
+    for map_ in maps:
+        map_.call()
     settle()
     assert free() == 0
-    shares = [len(one.workers) for one in maps]
+    shares = [len(map_.workers) for map_ in maps]
     assert max(shares) - min(shares) <= 1
     for number, event in events:
-        one = maps[number]
-        if event == "end" and one.workers:
-            end(one)
+        map_ = maps[number]
+        if event == "end" and map_.workers:
+            end(map_)
         elif event == "pause":
-            one.pause()
+            map_.pause()
         elif event == "listen":
-            one.listen()
-            one.call()
+            map_.listen()
+            map_.call()
         settle()
-    for one in maps:
-        one.listen()
-        one.call()
+    for map_ in maps:
+        map_.listen()
+        map_.call()
     settle()
     started = Counter[int]()
-    while running := [one for one in maps if one.workers]:
-        end(max(running, key=lambda one: len(one.workers)))
+    while running := [map_ for map_ in maps if map_.workers]:
+        end(max(running, key=lambda map_: len(map_.workers)))
         started.update(range(len(running)))
         assert started[0] < 100
-    assert not any(one.waiting for one in maps)
+    assert not any(map_.waiting for map_ in maps)
 
 
 def test_forked_child_has_no_workers_even_if_locks_are_held(table: Table) -> None:

@@ -32,8 +32,8 @@ X = np.arange(5.0)
 def client() -> Iterator[Any]:
     """Yield a client of a Dask cluster whose two workers are threads of this process."""
     sizes: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 4, "processes": False, "memory_limit": 0}
-    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as one:
-        yield one
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as client:
+        yield client
 
 
 @pytest.fixture(params=["tasks", "stay"])
@@ -56,9 +56,9 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = DaskEngine.fetch_values
 
     def fetched(self: DaskEngine, references: Any) -> Any:
-        found = fetch(self, references)
-        assert not any(isinstance(one, np.ndarray) for one in found)
-        return found
+        values = fetch(self, references)
+        assert not any(isinstance(value, np.ndarray) for value in values)
+        return values
 
     monkeypatch.setattr(DaskEngine, "fetch_values", fetched)
 
@@ -146,9 +146,9 @@ def test_waiting_for_data_raises_when_the_scheduler_dies(
 def test_encoding_tasks_use_the_options_of_the_executor(client: Any) -> None:
     here, _ = client.scheduler_info()["workers"]
     data = DaskEngine(client.get_executor(workers=[here], allow_other_workers=False))
-    made = data.submit_call(divmod, 7, 2, n_outputs=2)
-    assert data.fetch_values(made) == [3, 1]
-    assert [list(where) for where in client.who_has(made).values()] == [[here]] * 2
+    references = data.submit_call(divmod, 7, 2, n_outputs=2)
+    assert data.fetch_values(references) == [3, 1]
+    assert [list(where) for where in client.who_has(references).values()] == [[here]] * 2
 
 
 def test_unknown_chunk_sizes_are_computed(client: Any) -> None:

@@ -39,9 +39,9 @@ def assert_equal(results: CodedResult, k: int) -> None:
     edges = [len(DATA) * turn // k for turn in range(k + 1)]
     assert len(results) == k
     for result, low, high in zip(results, edges, edges[1:]):
-        wanted = summary(DATA[low:high])
-        assert result.keys() == wanted.keys()
-        for key, value in wanted.items():
+        expected = summary(DATA[low:high])
+        assert result.keys() == expected.keys()
+        for key, value in expected.items():
             np.testing.assert_array_equal(result[key], value)
             assert type(result[key]) is type(value)
 

@@ -118,8 +118,8 @@ def test_function_executor_of_the_caller_stays_usable():
             y = polarmap.coded_map(times_x, A, blocks=6, tasks=8, executor=fx, timeout=60)
             np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
         assert fx.get_result(fx.map(lambda n: n + 1, [1, 2], timeout=30)) == [2, 3]
-        left = set(fx.storage.list_keys(fx.storage.bucket)) - before
-        assert not [key for key in left if key.startswith("polarmap")]
+        leftover_keys = set(fx.storage.list_keys(fx.storage.bucket)) - before
+        assert not [key for key in leftover_keys if key.startswith("polarmap")]
 
 
 def test_repeated_maps_leave_no_threads_and_descriptors():

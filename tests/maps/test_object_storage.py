@@ -85,6 +85,6 @@ def test_large_results_are_returned_and_leave_no_objects(config):
     for result, block in zip(y, np.split(A, 2), strict=True):
         np.testing.assert_allclose(result, spread(block))
         assert result.flags.writeable
-    left = {key.partition("/")[0] for key in {*open_store(config).keys("")} - before}
+    leftover_prefixes = {key.partition("/")[0] for key in {*open_store(config).keys("")} - before}
     # The server keeps the first object, and Lithops keeps its metadata of the interpreter.
-    assert left <= {"ready", "lithops.runtimes"}
+    assert leftover_prefixes <= {"ready", "lithops.runtimes"}

@@ -66,8 +66,8 @@ def test_exception_of_f_is_raised_unchanged(kind: str) -> None:
     with executor_of_kind(kind, 2) as executor:
         for error in (Mine("a", 3), Local("b"), KeyError("c"), StopIteration(4)):
             would_end_generators = isinstance(error, StopIteration)
-            seen = caught(error, FunctionExitError if would_end_generators else type(error))
-            cause = seen.__cause__ if would_end_generators else seen
+            raised_error = caught(error, FunctionExitError if would_end_generators else type(error))
+            cause = raised_error.__cause__ if would_end_generators else raised_error
             assert type(cause) is type(error)
             assert cause.args == error.args
             assert getattr(cause, "more", None) == getattr(error, "more", None)

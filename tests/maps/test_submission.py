@@ -209,18 +209,18 @@ def test_awaiting(threads: ThreadPoolExecutor) -> None:
         np.testing.assert_allclose(both[1].concatenate(), -2 * A, atol=1e-12)
         future = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, executor=threads)
         np.testing.assert_allclose(await future.blocks[1], -A[4:8], atol=1e-12)
-        held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
+        future_held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(held, 0.2)  # type: ignore[arg-type]
-        assert held.cancelled()
-        held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
-        task = asyncio.ensure_future(asyncio.wrap_future(held))
+            await asyncio.wait_for(future_held, 0.2)  # type: ignore[arg-type]
+        assert future_held.cancelled()
+        future_held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
+        task = asyncio.ensure_future(asyncio.wrap_future(future_held))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.sleep(0)  # the cancellation is delivered in the next iteration of the event loop
-        assert held.cancelled()
+        assert future_held.cancelled()
 
     asyncio.run(main())
     f.open()

@@ -23,11 +23,11 @@ def features(part: np.ndarray) -> dict[str, Any]:
 
 
 def assert_sum(value: Any, parts: list[np.ndarray]) -> None:
-    wanted = [features(part) for part in parts]
+    expected_values = [features(part) for part in parts]
     assert type(value["loss"]) is float
-    assert value["loss"] == pytest.approx(sum(part["loss"] for part in wanted), rel=1e-9, abs=1e-12)
+    assert value["loss"] == pytest.approx(sum(part["loss"] for part in expected_values), rel=1e-9, abs=1e-12)
     for place in (0, 1):
-        total = sum(part["gradient"][place] for part in wanted)
+        total = sum(part["gradient"][place] for part in expected_values)
         np.testing.assert_allclose(value["gradient"][place], total, rtol=1e-9)
 
 

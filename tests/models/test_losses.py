@@ -89,8 +89,8 @@ def test_public_losses_are_negative_log_likelihoods(of: Any) -> None:
 @pytest.mark.parametrize("of", [slice(None), 0])
 def test_conjugate_of_squares_agrees_with_scipy(of: Any, weights: Any) -> None:
     loss, u = SquaredLoss(ONEHOT[:, of], weights), STREAM.standard_normal(ONEHOT[:, of].shape)
-    found = minimize(lambda one: loss.value(one.reshape(u.shape)) - u.ravel() @ one, np.zeros(u.size))
-    assert loss.conjugate(u) == pytest.approx(-found.fun, rel=1e-6)
+    minimum = minimize(lambda eta: loss.value(eta.reshape(u.shape)) - u.ravel() @ eta, np.zeros(u.size))
+    assert loss.conjugate(u) == pytest.approx(-minimum.fun, rel=1e-6)
 
 
 @pytest.mark.parametrize(

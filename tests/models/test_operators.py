@@ -139,15 +139,15 @@ def test_convex_models_of_sparse_features_are_those_of_dense_ones(
     np.testing.assert_allclose(again.coef_, coef, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(again.predict(X[:40]), predicted, rtol=1e-4, atol=1e-6)
     scores = X[:40] @ again.coef_.T + again.intercept_
-    found = again.decision_function(X[:40]) if hasattr(again, "classes_") else again.predict(X[:40])
-    np.testing.assert_allclose(found, scores[:, 0] if scores.ndim == 2 else scores)
+    predictions = again.decision_function(X[:40]) if hasattr(again, "classes_") else again.predict(X[:40])
+    np.testing.assert_allclose(predictions, scores[:, 0] if scores.ndim == 2 else scores)
 
 
 def test_multinomial_and_several_targets() -> None:
     classes = np.digitize(np.asarray(X.sum(axis=1)), [4.0, 8.0])
-    theirs = linear_model.LogisticRegression(tol=1e-9, max_iter=9999).fit(X, classes)
-    assert_same_model(LogisticRegression(**options()).fit(X, classes), theirs, X)
+    oracle = linear_model.LogisticRegression(tol=1e-9, max_iter=9999).fit(X, classes)
+    assert_same_model(LogisticRegression(**options()).fit(X, classes), oracle, X)
     both = np.stack([TARGET, TARGET**2], axis=1)
     dense = Ridge(**options()).fit(X.toarray(), both)
-    found = Ridge(**options()).fit(X, both)
-    np.testing.assert_allclose(found.coef_, dense.coef_, rtol=1e-8)
+    ridge = Ridge(**options()).fit(X, both)
+    np.testing.assert_allclose(ridge.coef_, dense.coef_, rtol=1e-8)

@@ -29,8 +29,8 @@ def test_the_prox_of_an_elastic_net_is_the_minimum(x: float, tau: float, l1: flo
     def value(p: float) -> float:
         return tau * penalty(np.array([p])) + (p - x) ** 2 / 2
 
-    found = float(penalty.prox(np.array([x]), tau)[0])
-    assert value(found) <= minimize_scalar(value, (-101, 101)).fun + 1e-9 * (1 + x * x)
+    minimum = float(penalty.prox(np.array([x]), tau)[0])
+    assert value(minimum) <= minimize_scalar(value, (-101, 101)).fun + 1e-9 * (1 + x * x)
 
 
 @given(v=VECTORS, l1=arrays(float, 6, elements=st.floats(0.1, 5)), l2=st.sampled_from([0.0, 0.5]))
@@ -61,16 +61,16 @@ def test_the_conjugate_of_a_box_is_at_a_corner(v: np.ndarray, slope: np.ndarray)
 @given(x=VECTORS)
 def test_projections_on_equations_are_least_squares(x: np.ndarray) -> None:
     d = np.array([1.0, -2.0])
-    found = AffineSet(C, d).prox(x, 1.0)
-    np.testing.assert_allclose(found, x + np.linalg.pinv(C) @ (d - C @ x), atol=1e-10)
-    assert AffineSet(C, d)(found) and not AffineSet(C, d)(found + 1)
+    projection = AffineSet(C, d).prox(x, 1.0)
+    np.testing.assert_allclose(projection, x + np.linalg.pinv(C) @ (d - C @ x), atol=1e-10)
+    assert AffineSet(C, d)(projection) and not AffineSet(C, d)(projection + 1)
 
 
 def test_group_norms_with_equal_scales_are_those_of_pyproximal() -> None:
     x = np.random.default_rng(0).standard_normal(15)
-    ours, theirs = GroupLassoPenalty(0.7, np.ones(3), 5), pyproximal.L21(3, 0.7)
-    assert ours(x) == pytest.approx(theirs(x))
-    np.testing.assert_allclose(ours.prox(x, 1.3), theirs.prox(x, 1.3), atol=1e-14)
+    penalty, oracle = GroupLassoPenalty(0.7, np.ones(3), 5), pyproximal.L21(3, 0.7)
+    assert penalty(x) == pytest.approx(oracle(x))
+    np.testing.assert_allclose(penalty.prox(x, 1.3), oracle.prox(x, 1.3), atol=1e-14)
 
 
 @settings(max_examples=60)

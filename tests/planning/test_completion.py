@@ -40,10 +40,10 @@ def test_published_completion_times() -> None:
 def test_kth_arrivals_of_simulated_jobs(distribution: Distribution, n: int, k: int) -> None:
     arrivals = distribution.sample(np.random.default_rng(7), (n, 20_000))
     mean, paid, never = brute_force(np.sort(arrivals, axis=0)[k - 1], arrivals)
-    found = completion_time(n, k, "mds", distribution)
-    assert found.mean == pytest.approx(mean, rel=0.015)
-    assert found.worker_seconds == pytest.approx(paid, rel=0.015)
-    assert found.failure_probability == pytest.approx(never, abs=0.01)
+    completion = completion_time(n, k, "mds", distribution)
+    assert completion.mean == pytest.approx(mean, rel=0.015)
+    assert completion.worker_seconds == pytest.approx(paid, rel=0.015)
+    assert completion.failure_probability == pytest.approx(never, abs=0.01)
 
 
 @pytest.mark.parametrize(

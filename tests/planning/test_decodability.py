@@ -29,14 +29,14 @@ def test_simulation_by_rank_agrees_with_simulation_by_time(distribution: Distrib
     arrivals = distribution.sample(np.random.default_rng(3), (n, 20_000))
     finish = sequential_decoding_times(code, arrivals)
     mean, paid, never = brute_force(finish, arrivals)
-    found = completion_time(n, k, "sequential", distribution, n_trials=5000)
-    assert found.mean == pytest.approx(mean, abs=5 * found.std_error + 0.01 * mean)
-    assert found.worker_seconds == pytest.approx(paid, rel=0.02)
-    assert found.failure_probability == pytest.approx(never, abs=0.01)
+    completion = completion_time(n, k, "sequential", distribution, n_trials=5000)
+    assert completion.mean == pytest.approx(mean, abs=5 * completion.std_error + 0.01 * mean)
+    assert completion.worker_seconds == pytest.approx(paid, rel=0.02)
+    assert completion.failure_probability == pytest.approx(never, abs=0.01)
     times = np.quantile(finish, [0.2, 0.5, 0.9])
     found_cdf = completion_cdf(n, k, "sequential", distribution, times, n_trials=5000)
     np.testing.assert_allclose(found_cdf, [0.2, 0.5, 0.9], atol=0.03)
-    assert 0 < found.std_error < 0.05 * found.mean
+    assert 0 < completion.std_error < 0.05 * completion.mean
 
 
 @pytest.mark.parametrize("scheme", ["sequential", "optimal", "integers"])
@@ -56,9 +56,9 @@ def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int, levels: int | 
     assert compute_decoding_times(code, np.ascontiguousarray(ranks.T), scheme).tolist() == counts
     if levels is None:
         ranks_found, weights = np.unique(counts, return_counts=True)
-        found = arrivals_needed(n, k, scheme, n_trials=orders, seed=9)
-        assert found.counts.tolist() == ranks_found.tolist()
-        assert (found.probabilities * orders).round().tolist() == weights.tolist()
+        needed = arrivals_needed(n, k, scheme, n_trials=orders, seed=9)
+        assert needed.counts.tolist() == ranks_found.tolist()
+        assert (needed.probabilities * orders).round().tolist() == weights.tolist()
 
 
 def fed(decoder: ArrivalTracker, order: np.ndarray) -> int:

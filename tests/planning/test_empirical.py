@@ -46,10 +46,10 @@ def test_product_limit_is_scipys(observed: list[tuple[int, bool]]) -> None:
 def test_exponential_tail_continues_censored_times() -> None:
     distribution, rng = ShiftedExponential(1.0, 2.0), np.random.default_rng(8)
     times, limit = distribution.sample(rng, 20_000), float(distribution.quantile(0.75))
-    seen = Empirical(np.minimum(times, limit), times <= limit)
-    assert seen.failure_probability == pytest.approx(0.25, abs=0.01)
-    assert seen.quantile(0.9) == np.inf
-    continued = seen.with_exponential_tail()
+    censored = Empirical(np.minimum(times, limit), times <= limit)
+    assert censored.failure_probability == pytest.approx(0.25, abs=0.01)
+    assert censored.quantile(0.9) == np.inf
+    continued = censored.with_exponential_tail()
     assert continued.mean() == pytest.approx(3.0, rel=0.02)
     np.testing.assert_allclose(
         continued.quantile([0.5, 0.9, 0.99]), distribution.quantile([0.5, 0.9, 0.99]), rtol=0.05
@@ -61,21 +61,21 @@ def report(*tasks: TaskReport) -> Report:
 
 
 def test_abandoned_tasks_are_censored() -> None:
-    seen = report(
+    censored = report(
         TaskReport(0, "arrived", 1.0, 0.5, 1),
         TaskReport(1, "arrived", 3.0, 2.5, 1),
         TaskReport(2, "abandoned", None, None, 1),
         TaskReport(3, "failed", None, None, 2),
     )
-    distribution = Empirical.from_reports(seen)
+    distribution = Empirical.from_reports(censored)
     assert distribution.values.tolist() == [1.0, 3.0]
     # Four tasks were started: one failed, and one was abandoned before it ended.
     assert distribution.failure_probability == pytest.approx(0.5)
-    by_worker = Empirical.from_reports([seen, seen], clock="seconds")
+    by_worker = Empirical.from_reports([censored, censored], clock="seconds")
     assert by_worker.values.tolist() == [0.5, 2.5]
-    assert as_distribution([seen, seen]).failure_probability == 0
+    assert as_distribution([censored, censored]).failure_probability == 0
     with pytest.raises(CodeError, match="clock must be"):
-        Empirical.from_reports(seen, clock="wall")
+        Empirical.from_reports(censored, clock="wall")
 
 
 def test_task_abandoned_early_is_censored_at_its_last_observation() -> None:
@@ -155,9 +155,9 @@ def test_tasks_waiting_for_a_core_are_no_stragglers() -> None:
     assert len(y.report.tasks_in_state("cancelled")) == 6
     assert [task.started for task in y.report.tasks[:5]] == [0.0, 0.0, 1.0, 1.0, 2.0]
     assert Empirical.from_reports(y.report).quantile(1.0) == 1.0
-    found = polarmap.plan(24, [y.report])
-    assert (found.n, found.code) == (24, "uncoded")
-    assert "a plain map without a code is enough" in str(found)
+    chosen = polarmap.plan(24, [y.report])
+    assert (chosen.n, chosen.code) == (24, "uncoded")
+    assert "a plain map without a code is enough" in str(chosen)
     measured = polarmap.planning.measure(TwoSlots(), tasks=6, task_seconds=0.001)
     assert measured.warm == [1.0] * 6
 
@@ -172,9 +172,9 @@ def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machin
         .startswith(f"up to 2 tasks at a time shared the {cores} cores of this machine: ")
     )
     measured.save(tmp_path / "times.json")
-    found = polarmap.plan(2, tmp_path / "times.json")
-    assert found.shared_cores == (cores, 2)
-    assert str(measured.shared_cores) in str(found).splitlines()
+    chosen = polarmap.plan(2, tmp_path / "times.json")
+    assert chosen.shared_cores == (cores, 2)
+    assert str(measured.shared_cores) in str(chosen).splitlines()
     crowded, roomy = str(SharedCores(2, 3)), str(SharedCores(4, 3))
     assert "include waiting" in crowded
     assert "include waiting" not in roomy
@@ -186,6 +186,6 @@ def test_tasks_not_started_are_ignored() -> None:
     begun = TaskReport(0, "arrived", 3.0, 1.0, 1, started=2.0)
     late = TaskReport(1, "abandoned", None, None, 1, started=1.0)
     never = TaskReport(2, "cancelled", None, None, 1)
-    found = Empirical.from_reports(report(begun, late, never))
-    assert (found.times.tolist(), found.completed_mask.tolist()) == ([1.0, 2.0], [True, False])
+    distribution = Empirical.from_reports(report(begun, late, never))
+    assert (distribution.times.tolist(), distribution.completed_mask.tolist()) == ([1.0, 2.0], [True, False])
     assert Empirical.from_reports(report(begun, late, never), "seconds").times.tolist() == [1.0, 2.0]

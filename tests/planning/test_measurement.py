@@ -51,9 +51,9 @@ def test_tasks_compute_for_the_given_time() -> None:
 @pytest.mark.parametrize("law", [ShiftedExponential(1.0, 0.5), Pareto(1.0, 2.5)])
 def test_the_nearest_law_is_that_of_the_sample(law: ShiftedExponential | Pareto) -> None:
     times = law.sample(np.random.default_rng(1), 2000)
-    found = fit_closest_family([*times.tolist(), inf])
-    assert type(found) is type(law)
-    assert stats.kstest(times, found.cdf).statistic < 0.03
+    fit = fit_closest_family([*times.tolist(), inf])
+    assert type(fit) is type(law)
+    assert stats.kstest(times, fit.cdf).statistic < 0.03
 
 
 def test_identical_times_fit_no_law() -> None:

@@ -24,14 +24,14 @@ EXPONENTIAL = ShiftedExponential(0.0, 1.0)
 @example(10_000, 1.0)  # the largest of all
 def test_order_statistics_of_exponentials(n: int, share: float) -> None:
     k = max(1, round(share * n))
-    found = completion_time(n, k, "mds", EXPONENTIAL)
+    completion = completion_time(n, k, "mds", EXPONENTIAL)
     gaps = 1 / np.arange(n, n - k, -1)  # expected times between consecutive arrivals
-    assert found.mean == pytest.approx(gaps.sum(), rel=1e-6)
+    assert completion.mean == pytest.approx(gaps.sum(), rel=1e-6)
     # n - i workers are paid during gap i, so each gap costs one worker-second on average.
-    assert found.worker_seconds == pytest.approx(k, rel=1e-6)
+    assert completion.worker_seconds == pytest.approx(k, rel=1e-6)
     times = stats.expon.ppf(stats.beta(k, n - k + 1).ppf([0.5, 0.99]))
-    assert (found.p50, found.p99) == pytest.approx(tuple(times), rel=1e-6)
-    assert found.std_error == 0
+    assert (completion.p50, completion.p99) == pytest.approx(tuple(times), rel=1e-6)
+    assert completion.std_error == 0
 
 
 @pytest.mark.parametrize(("n", "k"), [(5, 3), (64, 48), (1000, 999)])
@@ -60,8 +60,8 @@ def test_order_statistics_of_steps(times: list[int], n: int, share: float) -> No
 def test_cdf_is_the_incomplete_beta_function() -> None:
     distribution, times = ShiftedExponential(1.0, 1.0), np.linspace(0.5, 4, 50)
     for n, k in [(10, 7), (512, 256), (6, 6)]:
-        found = completion_cdf(n, k, "mds", distribution, times)
-        np.testing.assert_allclose(found, stats.beta.cdf(distribution.cdf(times), k, n - k + 1), atol=1e-10)
+        cdf = completion_cdf(n, k, "mds", distribution, times)
+        np.testing.assert_allclose(cdf, stats.beta.cdf(distribution.cdf(times), k, n - k + 1), atol=1e-10)
 
 
 def test_order_statistic_may_have_a_mean_if_run_times_have_none() -> None:
@@ -81,5 +81,5 @@ def test_order_statistic_may_have_a_mean_if_run_times_have_none() -> None:
 @pytest.mark.parametrize(("shape", "mean"), [(0.02, np.inf), (0.3, np.inf), (0.5, np.inf), (0.6, 6.0)])
 def test_replication_has_a_mean_if_the_minimum_has_one(shape: float, mean: float) -> None:
     # The minimum of two Pareto times has twice the shape.
-    found = completion_time(2, 1, "replication", Pareto(1.0, shape))
-    assert (found.mean, found.worker_seconds) == pytest.approx((mean, 2 * mean), rel=1e-6)
+    completion = completion_time(2, 1, "replication", Pareto(1.0, shape))
+    assert (completion.mean, completion.worker_seconds) == pytest.approx((mean, 2 * mean), rel=1e-6)

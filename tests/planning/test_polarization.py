@@ -38,8 +38,8 @@ def recursion(times: np.ndarray) -> np.ndarray:
     """Return the virtual run times of real ones by the definition: the slow half, then the fast half."""
     if len(times) == 1:
         return times
-    one, other = times[: len(times) // 2], times[len(times) // 2 :]
-    return np.concatenate([recursion(np.maximum(one, other)), recursion(np.minimum(one, other))])
+    first, second = times[: len(times) // 2], times[len(times) // 2 :]
+    return np.concatenate([recursion(np.maximum(first, second)), recursion(np.minimum(first, second))])
 
 
 def test_virtual_workers_are_the_maxima_and_minima_of_real_ones() -> None:
@@ -47,8 +47,8 @@ def test_virtual_workers_are_the_maxima_and_minima_of_real_ones() -> None:
     virtual = recursion(drawn)
     times = DISTRIBUTION.quantile(np.array([0.2, 0.5, 0.8]))
     for index in range(16):
-        seen = (virtual[index][:, None] <= times).mean(axis=0)
-        np.testing.assert_allclose(virtual_cdf(DISTRIBUTION, 4, index, times), seen, atol=0.015)
+        cdf = (virtual[index][:, None] <= times).mean(axis=0)
+        np.testing.assert_allclose(virtual_cdf(DISTRIBUTION, 4, index, times), cdf, atol=0.015)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,13 @@ def test_increments_are_orthogonal_and_fall_as_the_theorem_says_exactly(share: F
     whole, way = share * (1 - share), Fraction(0)
     for depth in range(8):
         shares = virtual_shares(share, depth)
-        np.testing.assert_allclose(polarize([float(share)], depth).ravel(), [float(one) for one in shares])
-        left = [one * (1 - one) for one in shares]
-        remaining, increment = (Fraction(sum(some), 2**depth) for some in (left, (one**2 for one in left)))
+        np.testing.assert_allclose(
+            polarize([float(share)], depth).ravel(), [float(share_late) for share_late in shares]
+        )
+        variances = [share_late * (1 - share_late) for share_late in shares]
+        remaining, increment = (
+            Fraction(sum(some), 2**depth) for some in (variances, (share_late**2 for share_late in variances))
+        )
         assert sum(shares) == share * 2**depth
         # `remaining` is E (limit - F)^2, and `way` is the sum of the squared increments so far.
         assert remaining == whole - way

@@ -52,25 +52,25 @@ def test_most_ranges_contain_the_correct_value() -> None:
 
 def test_few_times_give_a_range_and_their_number() -> None:
     times = LAW.sample(np.random.default_rng(1), 19)
-    found = plan(12, times)
-    assert found.n_completed == 19
-    assert found.size_range is not None
-    low, high, unseen = found.size_range
-    assert low <= found.n <= high
+    chosen = plan(12, times)
+    assert chosen.n_completed == 19
+    assert chosen.size_range is not None
+    low, high, unseen = chosen.size_range
+    assert low <= chosen.n <= high
     assert unseen == pytest.approx(1 - 0.05 ** (1 / 19))
     first, *_, observed, more = (
-        str(found).splitlines()[:-1] if found.n == found.k else str(found).splitlines()
+        str(chosen).splitlines()[:-1] if chosen.n == chosen.k else str(chosen).splitlines()
     )
     assert first.startswith(f"start {low} to {high} workers for 12 blocks")
     assert observed.startswith(f"from 19 completed tasks: {low} to {high} workers (90% range of a bootstrap)")
     assert "polarmap measure" in more
-    assert len(str(found).splitlines()) <= 10
+    assert len(str(chosen).splitlines()) <= 10
 
 
 def test_enough_times_give_a_number() -> None:
-    found = plan(12, LAW.sample(np.random.default_rng(1), 20))
-    assert (found.n_completed, found.size_range) == (20, None)
-    assert str(found).startswith(f"start {found.n} workers for 12 blocks")
+    chosen = plan(12, LAW.sample(np.random.default_rng(1), 20))
+    assert (chosen.n_completed, chosen.size_range) == (20, None)
+    assert str(chosen).startswith(f"start {chosen.n} workers for 12 blocks")
     assert plan(12, LAW).n_completed is None
 
 
@@ -78,8 +78,8 @@ def test_enough_times_give_a_number() -> None:
     "options", [{"schedule": "auto"}, {"task_overhead": 0.001}, {"code": "optimal", "n_trials": 20}]
 )
 def test_every_kind_of_plan_has_a_range_around_its_recommendation(options: dict[str, object]) -> None:
-    found = plan(6, LAW.sample(np.random.default_rng(2), 10), "cost", **options)  # type: ignore[arg-type]
-    assert found.size_range is not None
-    starts = found.k + found.n_upfront_parity if found.schedule == "on_demand" else found.n_workers
-    assert found.size_range.min_workers <= starts <= found.size_range.max_workers
-    assert "from 10 completed tasks" in str(found)
+    chosen = plan(6, LAW.sample(np.random.default_rng(2), 10), "cost", **options)  # type: ignore[arg-type]
+    assert chosen.size_range is not None
+    starts = chosen.k + chosen.n_upfront_parity if chosen.schedule == "on_demand" else chosen.n_workers
+    assert chosen.size_range.min_workers <= starts <= chosen.size_range.max_workers
+    assert "from 10 completed tasks" in str(chosen)

@@ -136,9 +136,9 @@ def test_unpickled_model_without_its_pool_refuses_to_fit(model: Any) -> None:
             assert "<ThreadPoolExecutor, left behind>" in repr(lost)
             with pytest.raises(ModelError, match=STAYED):
                 lost.fit(X40, Y40)
-        found = loaded.set_params(executor=pool).fit(X40, Y40).predict(X40)
-        wanted = model(blocks=3, executor=pool, tol=1e-3).fit(X40, Y40).predict(X40)
-        np.testing.assert_allclose(found, wanted)
+        predictions = loaded.set_params(executor=pool).fit(X40, Y40).predict(X40)
+        expected = model(blocks=3, executor=pool, tol=1e-3).fit(X40, Y40).predict(X40)
+        np.testing.assert_allclose(predictions, expected)
 
 
 def test_grid_search_in_processes_says_why_its_pool_is_missing() -> None:
@@ -181,8 +181,8 @@ def test_searches_with_processes_and_a_pool() -> None:
         assert search.best_estimator_[-1].executor is pool
         scores = cross_val_score(search.best_estimator_, X, Y40, cv=2)
     alpha = search.best_params_["ridge__alpha"]
-    theirs = make_pipeline(MaxAbsScaler(), linear_model.Ridge(alpha))
-    np.testing.assert_allclose(scores, cross_val_score(theirs, X, Y40, cv=2), rtol=1e-6)
+    oracle = make_pipeline(MaxAbsScaler(), linear_model.Ridge(alpha))
+    np.testing.assert_allclose(scores, cross_val_score(oracle, X, Y40, cv=2), rtol=1e-6)
 
 
 # --- targets and labels --------------------------------------------------------------------------

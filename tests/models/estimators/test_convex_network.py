@@ -108,9 +108,9 @@ def test_relu_network_is_no_worse_than_thirty_gradient_trainings() -> None:
     model = PlainRegressor(0.1, activation="relu", n_gates=300).fit(few, targets)
     # Gates separate 6 points on a line into the first few and the last few, or include all of them.
     assert model.gates_.shape[1] == 11
-    found = [trained_network_objective(few, targets, 0.1, 8, seed) for seed in range(30)]
-    assert model.objective_ <= min(found) * (1 + 1e-6)
-    assert model.objective_ == pytest.approx(min(found), rel=1e-4)
+    objectives = [trained_network_objective(few, targets, 0.1, 8, seed) for seed in range(30)]
+    assert model.objective_ <= min(objectives) * (1 + 1e-6)
+    assert model.objective_ == pytest.approx(min(objectives), rel=1e-4)
 
 
 @ACTIVATIONS

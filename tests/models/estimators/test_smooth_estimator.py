@@ -35,9 +35,9 @@ def test_logistic_regression_is_the_true_minimum(
     weights: Any, of_class: Any, largest_gram: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proximal_newton, "MAX_GRAM_SIZE", largest_gram)
-    ours = with_numpy_products(LogisticRegression(class_weight=of_class)).fit(CANCER, LABELS, weights)
-    theirs = linear_model.LogisticRegression(class_weight=of_class, **NEWTON)
-    assert_same(ours, theirs.fit(CANCER, LABELS, sample_weight=weights))
+    fitted = with_numpy_products(LogisticRegression(class_weight=of_class)).fit(CANCER, LABELS, weights)
+    oracle = linear_model.LogisticRegression(class_weight=of_class, **NEWTON)
+    assert_same(fitted, oracle.fit(CANCER, LABELS, sample_weight=weights))
 
 
 def test_poisson_regression_and_ridge_take_weights() -> None:

@@ -86,10 +86,10 @@ def test_weights_are_equivalent_to_copies(model: Any) -> None:
 @pytest.mark.parametrize("model", [Lasso(0.5), NonNegativeLeastSquares()])
 def test_several_targets(model: Any) -> None:
     targets = np.column_stack([Y, -Y[::-1]])
-    found = model.set_params(tol=1e-9, **HERE).fit(X, targets)
-    assert found.coef_.shape == (2, 10) and found.intercept_.shape == (2,)
-    assert found.predict(X).shape == targets.shape
-    both = found.coef_
+    fitted = model.set_params(tol=1e-9, **HERE).fit(X, targets)
+    assert fitted.coef_.shape == (2, 10) and fitted.intercept_.shape == (2,)
+    assert fitted.predict(X).shape == targets.shape
+    both = fitted.coef_
     for column in range(2):
         alone = model.fit(X, targets[:, column])
         np.testing.assert_allclose(both[column], alone.coef_, rtol=1e-3, atol=1e-3)

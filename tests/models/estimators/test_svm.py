@@ -117,13 +117,13 @@ def test_badly_scaled_features_raise_a_warning(C: float) -> None:
 
 def test_number_of_products_on_breast_cancer_is_that_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     page = " ".join((Path(__file__).parents[3] / "docs" / "convex.md").read_text(encoding="utf-8").split())
-    said = re.search(
+    match = re.search(
         r"standardized features, `LinearSVC\(1\)` takes (\d+) products and "
         r"`SparseLogisticRegression\(1\)` takes (\d+)\."
         r".*takes (\d+) products if they are scaled to the range from 0 to 1, and (\d+) if",
         page,
     )
-    assert said is not None
+    assert match is not None
     X, y = load_breast_cancer(return_X_y=True)
     standard, unit = (X - X.mean(axis=0)) / X.std(axis=0), (X - X.min(axis=0)) / np.ptp(X, axis=0)
     operators = list[CodedOperator]()
@@ -139,4 +139,4 @@ def test_number_of_products_on_breast_cancer_is_that_of_the_page(monkeypatch: py
     for features in (unit, X):
         LinearSVC(1.0, **HERE).fit(features, y)
     counted = [one.n_products for one in operators]
-    assert counted == [pytest.approx(int(number), abs=6) for number in said.groups()]
+    assert counted == [pytest.approx(int(number), abs=6) for number in match.groups()]

@@ -50,9 +50,9 @@ def test_many_gates_are_coupled_by_conjugate_gradients(kind: Any, monkeypatch: p
     y = Y if kind is PlainRegressor else Y > 0.2
     direct = make().fit(X, y)
     monkeypatch.setattr(module, "MAX_SYSTEM_SIZE", 0)
-    found = make().fit(X, y)
-    assert found.objective_ == pytest.approx(direct.objective_, rel=1e-7)
-    assert found.n_iter_ <= direct.n_iter_ + 5
+    iterative = make().fit(X, y)
+    assert iterative.objective_ == pytest.approx(direct.objective_, rel=1e-7)
+    assert iterative.n_iter_ <= direct.n_iter_ + 5
 
 
 @pytest.mark.parametrize("kind", [PlainRegressor, PlainClassifier])
@@ -101,12 +101,12 @@ def solved(family: Any, y: np.ndarray, tol: float, max_iter: int) -> tuple[Any, 
     interior = np.vstack([gates.directions, gates.offsets])
     cones = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior)
     operator, told = PlainOperator(np.column_stack([X, np.ones(40)])), []
-    found = cone_interior_point(
+    solution = cone_interior_point(
         operator, cones, 0.02, tol=tol, max_iter=max_iter, callback=lambda *line: told.append(line)
     )
     sides = np.hstack([2.0 * gates.patterns - 1] * 2)
-    assert (sides * (operator @ found.x)).min() >= -1e-12
-    return found, operator.n_products - 1, told
+    assert (sides * (operator @ solution.x)).min() >= -1e-12
+    return solution, operator.n_products - 1, told
 
 
 @pytest.mark.parametrize(("family", "y"), [(GaussianFamily(), Y), (BernoulliFamily(), Y > 0)])
@@ -114,9 +114,9 @@ def test_each_iteration_needs_three_products_and_has_bounds(family: Any, y: np.n
     best, products, told = solved(family, y, 1e-8, 100)
     assert best.converged and products == 3 * best.n_iter + 3 and len(told) == best.n_iter
     for max_iter in range(1, best.n_iter, 5):
-        found, *_ = solved(family, y, 0.0, max_iter)
-        assert not found.converged and found.n_iter == max_iter
-        assert -1e-9 <= found.objective - best.objective <= found.dual_gap + 1e-12
+        solution, *_ = solved(family, y, 0.0, max_iter)
+        assert not solution.converged and solution.n_iter == max_iter
+        assert -1e-9 <= solution.objective - best.objective <= solution.dual_gap + 1e-12
 
 
 @pytest.mark.parametrize("y", [np.zeros(40), np.full(40, 7.0)])

@@ -28,15 +28,15 @@ def test_every_iteration_is_logged(solver: str, capsys: pytest.CaptureFixture[st
     rng = np.random.default_rng(0)
     A, b = rng.standard_normal((40, 9)), rng.standard_normal(40)
     progress = IterationLog("fit", CodedOperator(A), verbose=1)
-    watched = BidiagonalizationMonitor(aslinearoperator(A), b, solver, progress)
-    found = SOLVERS[solver](watched, b, 7)
-    np.testing.assert_array_equal(found[0], SOLVERS[solver](A, b, 7)[0])
-    solution, residual = watched.make_solution(), b - A @ SOLVERS["lsqr"](A, b, 7)[0]
+    monitor = BidiagonalizationMonitor(aslinearoperator(A), b, solver, progress)
+    returned = SOLVERS[solver](monitor, b, 7)
+    np.testing.assert_array_equal(returned[0], SOLVERS[solver](A, b, 7)[0])
+    solution, residual = monitor.make_solution(), b - A @ SOLVERS["lsqr"](A, b, 7)[0]
     np.testing.assert_allclose(solution.x, SOLVERS["lsqr"](A, b, 7)[0], rtol=1e-6)
     assert solution.objective == pytest.approx(residual @ residual)
     assert solution.optimality == pytest.approx(np.linalg.norm(2 * A.T @ residual), rel=1e-2)
     lines = parsed_lines(capsys.readouterr().out)
-    assert len(lines) == found[2] == 7
+    assert len(lines) == returned[2] == 7
     for steps, line in enumerate(lines, 1):
         residual = b - A @ SOLVERS[solver](A, b, steps)[0]
         assert line["gradient"] == pytest.approx(np.linalg.norm(2 * A.T @ residual), rel=1e-2)

@@ -55,9 +55,9 @@ def minimum(A: np.ndarray, loss: Any, penalty: Any, **options: Any) -> Any:
 @settings(max_examples=30)
 @given(l1_problems)
 def test_l1_penalties_of_any_shape_and_unit(problem: L1Problem) -> None:
-    found = minimum(problem.A, SquaredLoss(problem.b), ElasticNetPenalty(problem.strength))
-    assert found.converged and found.n_iter <= 5
-    problem.check(found.x, 1e-5)
+    solution = minimum(problem.A, SquaredLoss(problem.b), ElasticNetPenalty(problem.strength))
+    assert solution.converged and solution.n_iter <= 5
+    problem.check(solution.x, 1e-5)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -66,24 +66,24 @@ def test_logistic_losses_take_a_few_steps(name: str, strength: float) -> None:
     X = DATA[name]
     scale = np.sqrt((X**2).mean(axis=0))
     loss = LogisticLoss((X[:, 0] + 0.3 * np.random.default_rng(1).standard_normal(len(X)) > 0).astype(float))
-    found = minimum(X / scale, loss, ElasticNetPenalty(strength), tol=1e-7)
-    assert found.converged and found.n_iter <= 20
-    slope = -(X / scale).T @ loss.gradient(X / scale @ found.x) / strength
-    np.testing.assert_allclose(slope[found.x != 0], np.sign(found.x[found.x != 0]), atol=2e-2)
+    solution = minimum(X / scale, loss, ElasticNetPenalty(strength), tol=1e-7)
+    assert solution.converged and solution.n_iter <= 20
+    slope = -(X / scale).T @ loss.gradient(X / scale @ solution.x) / strength
+    np.testing.assert_allclose(slope[solution.x != 0], np.sign(solution.x[solution.x != 0]), atol=2e-2)
     assert np.abs(slope).max() <= 1 + 2e-2
     slow = fista(PlainOperator(X / scale), loss, ElasticNetPenalty(strength), tol=1e-6)
-    assert found.objective <= slow.objective * (1 + 1e-7)
+    assert solution.objective <= slow.objective * (1 + 1e-7)
 
 
 @pytest.mark.parametrize("outputs", [2, 4])
 def test_losses_with_coupled_classes(outputs: int) -> None:
     y = np.eye(outputs)[np.digitize(A[:, 0], [-0.5, 0.0, 0.5][: outputs - 1])]
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(0.5, 0.1)
-    found = minimum(A, loss, penalty)
+    solution = minimum(A, loss, penalty)
     slow = fista(PlainOperator(A), loss, penalty, np.zeros((6, outputs)), tol=1e-9)
-    assert found.converged and found.n_iter <= 12
-    assert found.objective == pytest.approx(slow.objective, rel=1e-10)
-    np.testing.assert_allclose(found.x, slow.x, atol=1e-4)
+    assert solution.converged and solution.n_iter <= 12
+    assert solution.objective == pytest.approx(slow.objective, rel=1e-10)
+    np.testing.assert_allclose(solution.x, slow.x, atol=1e-4)
 
 
 def test_squared_loss_needs_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,23 +91,23 @@ def test_squared_loss_needs_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "GRAM_COLUMNS_PER_ITERATION", 1000)
     operator, targets = PlainOperator(A), STREAM.standard_normal((40, 3))
     loss, penalty = SquaredLoss(targets), ElasticNetPenalty(3.0)
-    found = proximal_newton(operator, loss, penalty, np.zeros((6, 3)), tol=1e-9, max_iter=10)
-    assert found.converged and found.n_iter == 1
+    solution = proximal_newton(operator, loss, penalty, np.zeros((6, 3)), tol=1e-9, max_iter=10)
+    assert solution.converged and solution.n_iter == 1
     assert operator.n_products == 4  # gradient at 0, Gram matrix, step, and gradient after the step
 
 
 def test_solver_stops_without_progress() -> None:
-    found = minimum(COPIES, SquaredLoss(A[:, 0]), ElasticNetPenalty(1e-3), tol=0.0, max_iter=10_000)
-    assert found.n_iter < 50 and found.dual_gap < 1e-7 * found.objective
+    solution = minimum(COPIES, SquaredLoss(A[:, 0]), ElasticNetPenalty(1e-3), tol=0.0, max_iter=10_000)
+    assert solution.n_iter < 50 and solution.dual_gap < 1e-7 * solution.objective
 
 
 def test_step_that_would_increase_the_loss_is_shortened() -> None:
     y = (A[:, 0] > 0).astype(float)  # separable classes, so the losses are almost linear far from the minimum
     far = np.full(6, 30.0)
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(1e-2)
-    found = proximal_newton(PlainOperator(A), loss, penalty, far, tol=1e-8, max_iter=100)
-    assert found.converged
-    assert found.objective == pytest.approx(minimum(A, loss, penalty).objective, rel=1e-8)
+    solution = proximal_newton(PlainOperator(A), loss, penalty, far, tol=1e-8, max_iter=100)
+    assert solution.converged
+    assert solution.objective == pytest.approx(minimum(A, loss, penalty).objective, rel=1e-8)
 
 
 @settings(max_examples=30)

@@ -217,16 +217,16 @@ def test_a_fit_may_end_after_any_product(
     best, operator, _ = fit(model, y, math.inf)
     minimum, losses, n_first = training_loss(best, y), [], find_min_products(model, y)
     for max_products in range(n_first, operator.n_products, max(1, operator.n_products // 12)):
-        found, _, messages = fit(model, y, max_products)
-        losses.append(training_loss(found, y))
-        assert np.isfinite(found.predict(X)).all() and found.n_iter_ >= 1
+        fitted, _, messages = fit(model, y, max_products)
+        losses.append(training_loss(fitted, y))
+        assert np.isfinite(fitted.predict(X)).all() and fitted.n_iter_ >= 1
         assert losses[-1] >= minimum - 1e-6 * abs(minimum)
         if not messages:  # the solution has converged, and only its final measurement was cut off
             assert losses[-1] == pytest.approx(minimum, rel=1e-5)
             continue
         (message,) = messages
         assert message.startswith(
-            f"the fit has stopped at timeout=60.0 s, after {found.n_iter_} iterations: "
+            f"the fit has stopped at timeout=60.0 s, after {fitted.n_iter_} iterations: "
         )
         assert message.endswith("; raise timeout or tol")
         gap = re.search(r"the objective is at most (\S+) above its minimum", message)

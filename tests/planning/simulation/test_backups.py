@@ -52,28 +52,30 @@ def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
 def test_backups_start_when_the_rule_first_applies(rule: BackupRule, k: int) -> None:
     first = np.sort(Pareto(1.0, 1.0).sample(np.random.default_rng(k), (40, k)), axis=1)
     first = np.minimum(first, 20.0 + np.arange(k))
-    found = compute_backup_start_times(first, rule)
+    start_times = compute_backup_start_times(first, rule)
     expected = [stepped(row, rule, 0.02) for row in first]
-    np.testing.assert_allclose(found, expected, atol=0.03)
+    np.testing.assert_allclose(start_times, expected, atol=0.03)
 
 
 def test_backups_help_against_stragglers_and_cost_what_they_ran() -> None:
     slow = Mixture([Empirical([1.0]), Empirical([50.0])], [0.98, 0.02])
-    found = completion_time(32, 32, "backup-cubed", slow, n_trials=4000)
+    completion = completion_time(32, 32, "backup-cubed", slow, n_trials=4000)
     late = 1 - 0.98**32  # probability of a slow task, whose backup starts at 3 s and usually takes 1 s
     again = 32 * 0.02 * 0.02  # expected number of tasks whose backup is slow, too
-    assert found.mean == pytest.approx(1 + 3 * late + 46 * again, rel=0.05)
-    assert found.n_tasks_started == pytest.approx(32 * 1.02, rel=0.005)
-    assert found.worker_seconds == pytest.approx(32 * (0.98 + 0.02 * (4 + 1)) + again * (46 + 46), rel=0.02)
+    assert completion.mean == pytest.approx(1 + 3 * late + 46 * again, rel=0.05)
+    assert completion.n_tasks_started == pytest.approx(32 * 1.02, rel=0.005)
+    assert completion.worker_seconds == pytest.approx(
+        32 * (0.98 + 0.02 * (4 + 1)) + again * (46 + 46), rel=0.02
+    )
     # With fewer than ten tasks, cubed starts no backups.
     assert completion_time(9, 9, "backup-cubed", slow).n_tasks_started == 9
 
 
 def test_backups_rescue_failures_but_not_all() -> None:
     distribution = FailureProne(Empirical([1.0]), 0.05)
-    found = completion_time(20, 20, "backup-cubed", distribution, n_trials=20_000)
-    assert found.failure_probability == pytest.approx(1 - (1 - 0.05**2) ** 20, abs=0.01)
-    assert found.mean == pytest.approx(1 + 3 * (1 - (0.95 / 0.9975) ** 20), rel=0.02)
+    completion = completion_time(20, 20, "backup-cubed", distribution, n_trials=20_000)
+    assert completion.failure_probability == pytest.approx(1 - (1 - 0.05**2) ** 20, abs=0.01)
+    assert completion.mean == pytest.approx(1 + 3 * (1 - (0.95 / 0.9975) ** 20), rel=0.02)
 
 
 # --- by the rule of hedged_map -----------------------------------------------------------------
