@@ -210,9 +210,9 @@ def test_result_of_a_cancelled_call_causes_no_warnings(
 def client() -> Iterator[Any]:
     with (
         distributed.LocalCluster(n_workers=2, processes=True, **OPTIONS) as cluster,
-        cluster.get_client() as one,
+        cluster.get_client() as client,
     ):
-        yield one
+        yield client
 
 
 @pytest.fixture
@@ -242,14 +242,18 @@ def test_modules_of_polarmap_are_not_sent_to_workers_that_have_it(
     with polarmap.CodedOperator(A, blocks=6, tasks=8, executor=pool) as operator:
         np.testing.assert_allclose(operator @ X, A @ X)
     assert sent
-    assert max(one.n_bytes for one in sent) < 500
+    assert max(message_sent.n_bytes for message_sent in sent) < 500
 
 
 def test_closing_a_pool_restores_the_thread_limit_despite_a_hanging_task(tmp_path: Path) -> None:
     x, gate, corner = X, tmp_path / "open", float(A[0, 0])
 
     def blas_threads() -> set[int]:
-        return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+        return {
+            library["num_threads"]
+            for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "blas"
+        }
 
     def f(block: Any) -> Any:
         while block[0, 0] == corner and not gate.exists():
@@ -322,7 +326,7 @@ def test_map_waits_for_a_cluster_without_workers(all_die: bool) -> None:
             assert until(lambda: not client.nthreads())
         running = threads.submit(check, pool, verify=False)
         tasks = cluster.scheduler.tasks
-        assert until(lambda: any("worker" in str(one) for one in tasks))
+        assert until(lambda: any("worker" in str(task) for task in tasks))
         cluster.scale(1)
         running.result(PATIENCE)
 

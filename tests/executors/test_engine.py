@@ -83,6 +83,6 @@ def test_results_before_the_end_of_the_engine_count() -> None:
         complete_future(engine.started[0], error=RuntimeError("it was shut down"))
         complete_future(engine.started[1], None)  # a task returns None if its folder has been removed
         engine.reason = "it was shut down"
-        assert [(one.task, one.attempt) for one in first_ends(run, 1)] == [(1, 0)]
+        assert [(outcome.task, outcome.attempt) for outcome in first_ends(run, 1)] == [(1, 0)]
         with pytest.raises(ExecutorError, match="a test runs no tasks: it was shut down"):
             run.wait(0.5)

@@ -182,7 +182,7 @@ def test_every_attempt_ends_once_according_to_its_fault(kind: Kind, executor: Ma
     began = [event[:2] for event in start_events]
     assert set(began) <= set(attempts)
     order = [event[:2] for event in events]
-    assert all(isinstance(events[order.index(one)], AttemptStarted) for one in began)
+    assert all(isinstance(events[order.index(key)], AttemptStarted) for key in began)
 
 
 def assert_as_its_fault_says(outcome: Outcome, fault: Fault | None) -> None:
@@ -343,7 +343,7 @@ def test_changed_reply_counts_as_a_lost_worker() -> None:
     structure, layout, data = pack_tree(np.arange(3.0))
     header = pickle_value(to_plain_tuple(TaskReply(None, 2.0, structure, layout)))
     sent = encrypt_reply(Message(MessageKind.TASK_REPLY, (0, 1, 0), header, data), tuple(encryption))
-    plain_payload, payload = (JobSpec(np.negative, BLOCKS, encryption=one) for one in (None, encryption))
+    plain_payload, payload = (JobSpec(np.negative, BLOCKS, encryption=key) for key in (None, encryption))
     outcomes = [
         plain_payload.decode_reply(1, 0, header, data),
         payload.decode_reply(1, 0, sent.header, sent.data),

@@ -170,15 +170,15 @@ def opened(f: Any, n: int = 4, **more: Any) -> LithopsSession:
 def files() -> list[Path]:
     """Return the files of jobs in the private folder."""
     paths = [path for path in get_process_temp_folder().rglob("*") if path.is_file()]
-    return [one for one in paths if not one.name.startswith(("owner", "runner-", "localhost-runner.log"))]
+    return [file for file in paths if not file.name.startswith(("owner", "runner-", "localhost-runner.log"))]
 
 
 def test_low_priority_applies_to_first_attempts_only() -> None:
     with closing(opened(lambda block: np.array([os.nice(0)]), low_priority_tasks=range(2, 4))) as run:
         run.submit([(task, 0) for task in range(3)])
-        first = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 3) if one.leaves}
+        first = {outcome.task: int(outcome.leaves[0][0]) for outcome in first_ends(run, 3) if outcome.leaves}
         run.submit([(2, 1), (3, 0)])
-        later = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 2) if one.leaves}
+        later = {outcome.task: int(outcome.leaves[0][0]) for outcome in first_ends(run, 2) if outcome.leaves}
     usual = first[0]
     assert first == {0: usual, 1: usual, 2: min(19, usual + PARITY_NICE)}
     assert later == {2: usual, 3: usual}
@@ -218,7 +218,7 @@ def test_local_workers_connect_and_end_with_their_pool(choice: Any, name: str) -
         processes = set[int]()
         for worker in taken:
             assert worker is not None
-            assert until(lambda one=worker: bool(one.receive_messages()) and one.pid is not None)
+            assert until(lambda handle=worker: bool(handle.receive_messages()) and handle.pid is not None)
             processes.add(worker.pid or 0)
         assert len(processes) == 2
     workers.close_allocation(lease)

@@ -105,8 +105,12 @@ def test_docstrings_of_user_functions_are_kept() -> None:
 
 
 def code_within(code: CodeType) -> dict[str, CodeType]:
-    inner = [one for one in code.co_consts if isinstance(one, CodeType)]
-    return {name: one for code in inner for name, one in {code.co_name: code, **code_within(code)}.items()}
+    inner = [inner_code for inner_code in code.co_consts if isinstance(inner_code, CodeType)]
+    return {
+        name: inner_code
+        for code in inner
+        for name, inner_code in {code.co_name: code, **code_within(code)}.items()
+    }
 
 
 def test_lines_in_tracebacks_of_the_worker_are_those_of_its_files() -> None:

@@ -94,9 +94,9 @@ def test_blocks_may_contain_classes_of_no_module(shared: Pool) -> None:
     local = namedtuple("local", "a b")  # type: ignore[misc]
     data = [local(np.full(3, float(number)), np.arange(2)) for number in range(4)]
     result = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, tasks=6, executor=shared)
-    for number, one in enumerate(result):
-        assert type(one) is local
-        np.testing.assert_allclose(one.a, 2 * data[number].a)
+    for number, value in enumerate(result):
+        assert type(value) is local
+        np.testing.assert_allclose(value.a, 2 * data[number].a)
 
 
 def test_each_task_gets_its_original_block(shared: Pool) -> None:
@@ -203,7 +203,10 @@ def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(shared: Poo
 
 def test_pool_survives_the_end_of_its_fork_server(pool: Pool) -> None:
     workers = workers_of(pool)
-    parents = {int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) for one in workers}
+    parents = {
+        int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[1])
+        for process_id in workers
+    }
     [server] = parents
     os.kill(server, signal.SIGKILL)
     assert until(lambda: not any(map(runs, workers)), 5.0)
@@ -496,7 +499,11 @@ def test_remote_workers_limit_their_blas_threads(threads: int, monkeypatch: pyte
     def threads_of_blas(block: Any) -> Any:
         import threadpoolctl
 
-        return [one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"]
+        return [
+            library["num_threads"]
+            for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "blas"
+        ]
 
     with Pool(YAML, workers=2, threads_per_worker=threads) as pool:
         thread_counts = polarmap.hedged_map(threads_of_blas, [X] * 2, executor=pool)

@@ -57,9 +57,9 @@ def test_attempt_with_invalid_and_repeated_replies_ends_once() -> None:
             while not ends(events):
                 events += run.wait(PATIENCE)
             run.submit([(0, 1)])  # runs on another worker
-            while not any(one.attempt for one in ends(events)):
+            while not any(outcome.attempt for outcome in ends(events)):
                 events += run.wait(PATIENCE)
-    over = [(one.attempt, one.failure and one.failure.kind) for one in ends(events)]
+    over = [(outcome.attempt, outcome.failure and outcome.failure.kind) for outcome in ends(events)]
     assert over == [(0, "lost"), (1, None)]
 
 
@@ -70,7 +70,7 @@ def test_worker_that_announces_its_end_gets_no_task(farewell: bytes) -> None:
     def leaving(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
             received = list[Message]()
-            while not any(one.kind == MessageKind.CANCEL for one in received):
+            while not any(message.kind == MessageKind.CANCEL for message in received):
                 received += channel.receive(PATIENCE)[0]
             channel.send(Message(farewell, received[0].attempt_key))
             has_said.set()
@@ -80,7 +80,7 @@ def test_worker_that_announces_its_end_gets_no_task(farewell: bytes) -> None:
         blocks = UncodedBlocks([[np.ones(3)]], ("array",))
         with closing(pool.open(JobSpec(np.negative, blocks))) as run:
             run.submit([(0, 0)])
-            while not any(isinstance(one, AttemptStarted) for one in run.wait(0.01)):
+            while not any(isinstance(event, AttemptStarted) for event in run.wait(0.01)):
                 pass
         assert has_said.wait(PATIENCE)
         with closing(pool.open(JobSpec(np.negative, blocks))) as run:
@@ -102,7 +102,7 @@ def test_tasks_assigned_ahead_run_after_a_cancellation(seconds: float, ahead: in
             run.submit([(task, 0) for task in range(1, 9)])
             assert [order[1:] for order, _ in worker.assigned] == [(task, 0) for task in range(1, 2 + ahead)]
             run.cancel([(1, 0), (3, 0), (6, 0)])
-            outcomes = {one.task: one.failure for one in first_ends(run, 8, PATIENCE)}
+            outcomes = {outcome.task: outcome.failure for outcome in first_ends(run, 8, PATIENCE)}
             assert run.wait(0.0) == []
     assert {task for task, failure in outcomes.items() if failure is not None} == {1, 3, 6}
     assert set(outcomes) == set(range(1, 9))
@@ -120,8 +120,8 @@ def test_tasks_queued_behind_a_slow_task_go_to_other_workers() -> None:
             run.submit([(task, 0) for task in range(4, 20)])
             assert max(len(worker.assigned) for worker in run._allocation.workers.values()) > 2
             outcomes = first_ends(run, 15, PATIENCE)
-    assert {one.task for one in outcomes} == set(range(5, 20))
-    assert all(one.failure is None for one in outcomes)
+    assert {outcome.task for outcome in outcomes} == set(range(5, 20))
+    assert all(outcome.failure is None for outcome in outcomes)
 
 
 def test_stopping_workers_during_submit_raises_a_clear_error() -> None:
@@ -158,16 +158,16 @@ def test_job_is_sent_once_per_map_and_f_only_if_it_changed(
             with closing(pool.open(JobSpec(f, blocks))) as run:
                 run.submit([(task, 0) for task in range(3)])
                 first_ends(run, 3, PATIENCE)
-    assert [one.kind for one in sent] == 3 * [
+    assert [message.kind for message in sent] == 3 * [
         MessageKind.JOB,
         MessageKind.TASK,
         MessageKind.TASK,
         MessageKind.TASK,
         MessageKind.CANCEL,
     ]
-    assert [bool(one.data) for one in sent if one.kind == MessageKind.JOB] == [True, False, True]
+    assert [bool(message.data) for message in sent if message.kind == MessageKind.JOB] == [True, False, True]
     # The header of a task describes its block, so the headers differ.
-    assert len({one.header for one in sent if one.kind == MessageKind.TASK}) == 3
+    assert len({message.header for message in sent if message.kind == MessageKind.TASK}) == 3
 
 
 def test_blocks_are_prepared_once_while_workers_start() -> None:
@@ -314,14 +314,14 @@ def test_slow_connection_delays_no_other_and_sends_no_cancelled_block() -> None:
         with closing(pool.open(JobSpec(lambda block: float(block[0]), blocks))) as run:
             run.submit([(task, 0) for task in range(4)])
             outcomes = first_ends(run, 2, PATIENCE)
-            assert [one.failure for one in outcomes] == [None, None]
+            assert [outcome.failure for outcome in outcomes] == [None, None]
             # Messages to workers on slow links are slow, too, so these workers may request their blocks late.
             assert until(lambda: (run.wait(0.01), run.count_receiving_workers())[1] == 2)  # type: ignore[attr-defined]
         for link in links.first(2):  # fast enough for the data in transit and for the cancellation
             link.rate = 50 * SLOW
         with closing(pool.open(JobSpec(np.negative, UncodedBlocks([[np.ones(3)]] * 4, ("array",))))) as run:
             run.submit([(task, 0) for task in range(4)])
-            assert [one.failure for one in first_ends(run, 4, PATIENCE)] == [None] * 4
+            assert [outcome.failure for outcome in first_ends(run, 4, PATIENCE)] == [None] * 4
         carried = [link.bytes_to_caller - start for link, start in zip(links, before)]
         assert len(links) == 4  # no worker was lost
         assert min(carried[2:]) > BLOCK_BYTES > 2 * max(carried[:2])
@@ -336,7 +336,7 @@ def test_partly_sent_function_is_sent_again_in_the_next_map() -> None:
             link.rate = SLOW
         with closing(pool.open(payload)) as run:
             run.submit([(task, 0) for task in range(4)])
-            assert [one.failure for one in first_ends(run, 2, PATIENCE)] == [None, None]
+            assert [outcome.failure for outcome in first_ends(run, 2, PATIENCE)] == [None, None]
         assert 2 * max(link.bytes_to_caller - before[link.index] for link in links.first(2)) < BLOCK_BYTES
         links.restore()
         table = run._worker_pool  # type: ignore[attr-defined]
@@ -344,7 +344,7 @@ def test_partly_sent_function_is_sent_again_in_the_next_map() -> None:
         with closing(pool.open(payload)) as run:
             run.submit([(task, 0) for task in range(4)])
             outcomes = first_ends(run, 4, PATIENCE)
-        assert [one.failure for one in outcomes] == [None] * 4
+        assert [outcome.failure for outcome in outcomes] == [None] * 4
         assert len(links) == 4
         assert min(link.bytes_to_caller - before[link.index] for link in links) > BLOCK_BYTES
 
@@ -370,7 +370,9 @@ def test_driver_detects_a_silent_connection_while_sending_a_block() -> None:
                 run.wait(0.01)
             for link in links.first(2):
                 link.cut()
-            assert [one.failure.kind for one in first_ends(run, 2, PATIENCE) if one.failure] == ["lost"] * 2
+            assert [outcome.failure.kind for outcome in first_ends(run, 2, PATIENCE) if outcome.failure] == [
+                "lost"
+            ] * 2
 
 
 @only_linux_cuts

@@ -187,7 +187,7 @@ def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(ray, "cancel", lambda theirs: cancelled.append(theirs) or cancel(theirs))
     monkeypatch.setattr("polarmap.executors.ray.time", SimpleNamespace(sleep=lambda _: are_left.wait(SLOW)))
     futures = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
-    assert [one.cancel() for one in futures] == [True, True]
+    assert [future.cancel() for future in futures] == [True, True]
     short, long = calls._abandoned_refs
     assert ray.get(short) == 1
     assert cancelled == []

@@ -259,8 +259,8 @@ def test_restarted_worker_replaces_its_predecessor(workers: RemoteWorkerPool, si
     workers.remove_worker(busy)
     assert len(workers) == 1
     assert workers._launched[0].expires_at > time.monotonic()
-    for one in (channel, again):
-        one.close()
+    for each_channel in (channel, again):
+        each_channel.close()
 
 
 def test_billed_time_runs_from_start_to_end_of_each_worker(workers: RemoteWorkerPool, site: Any) -> None:
@@ -287,8 +287,8 @@ def test_billed_time_runs_from_start_to_end_of_each_worker(workers: RemoteWorker
 def test_few_workers_are_renewed_at_a_time(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     site.max_worker_seconds = 1000.0
     started(workers, 8)
-    for one in workers._launched.values():
-        one.expires_at = time.monotonic() + OUTAGE_SECONDS - 1.0
+    for launched in workers._launched.values():
+        launched.expires_at = time.monotonic() + OUTAGE_SECONDS - 1.0
     deadline = time.monotonic() + PATIENCE
     while min(workers._workers, default=0) < 8:  # Wait until all first workers were replaced.
         assert time.monotonic() < deadline
@@ -568,7 +568,7 @@ def test_block_is_sent_once_to_each_worker(site: ThreadSite, monkeypatch: pytest
         for _ in range(5):
             with closing(pool.open(JobSpec(np.negative, blocks))) as run:
                 run.submit([(task, 0) for task in range(6)])
-                assert [one.failure for one in first_ends(run, 6)] == 6 * [None]
+                assert [outcome.failure for outcome in first_ends(run, 6)] == 6 * [None]
     assert site.launches == [[0]]
     assert len(asked) == len(set(asked)) == 6
 

@@ -80,7 +80,7 @@ class Side:
         assert link.send(message)
         self.all.flush_messages()
         entry = link.n_sent, encode_frame(message._replace(data=b""))
-        assert until(lambda: entry in [one[:2] for one in self.orders().messages.get(number, ())])
+        assert until(lambda: entry in [stored[:2] for stored in self.orders().messages.get(number, ())])
 
     def heard(self, number: int, count: int = 1) -> list[Any]:
         """Receive and return at least `count` messages of a worker. The first one contains its process id."""
@@ -439,8 +439,8 @@ def test_delivered_messages_are_received_in_order_before_the_disconnection(
 ) -> None:
     assert not readable(link)
     messages = [ended(number, bytes(number)) for number in range(100)]
-    for one in messages:
-        link.deliver_frames(encode_frame(one))
+    for message in messages:
+        link.deliver_frames(encode_frame(message))
     assert readable(link)
     assert link.receive() == (messages, True)
     assert link.receive() == ([], True)
@@ -459,7 +459,7 @@ def test_invalid_message_disconnects_its_worker_and_is_not_unpickled(
     assert readable(link)
     messages, is_there = link.receive()
     if name == "a message":
-        assert [type(one.header) for one in messages] == [bytearray]
+        assert [type(message.header) for message in messages] == [bytearray]
     else:
         assert messages == []
     assert is_there == (name in ("a message", "a part of one"))

@@ -47,7 +47,7 @@ def read(*segments: Segment, timeout: float = PATIENCE) -> list[FinishedRead]:
     assert all(has_finished.acquire(timeout=PATIENCE) for _ in segments)
     finished = reader.collect_finished()
     assert reader.collect_finished() == []
-    return sorted(finished, key=lambda one: one.segment.key)
+    return sorted(finished, key=lambda read: read.segment.key)
 
 
 def test_a_segment_is_a_range_of_an_object() -> None:

@@ -46,15 +46,17 @@ def test_only_folders_of_dead_processes_are_removed(
         make_temp_folder(),
         [tmp_path / f"polarmap-{name}" for name in ("1-x", "a_1_x", "a__1_x", "a_1_x_y")],
     )
-    for one in foreign:
-        one.mkdir()
+    for folder in foreign:
+        folder.mkdir()
     # os._exit ends a process without cleanup, like a killed process.
     orphan = made_by_another_process(tmp_path / place, "os._exit(0)")
     assert orphan.exists()
     assert make_temp_folder() != mine
     assert not orphan.exists()
     assert mine.exists()
-    assert all(one.exists() for one in foreign)  # the names of these folders do not identify their owner
+    assert all(
+        folder.exists() for folder in foreign
+    )  # the names of these folders do not identify their owner
 
 
 @pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("pid", 1 << 30)])

@@ -104,8 +104,8 @@ def test_error_is_raised_even_if_another_transfer_hangs(monkeypatch: pytest.Monk
 def test_error_is_not_part_of_a_reference_cycle() -> None:
     item, failed = Item(), list[weakref.ref[Item]]()
 
-    def transfer(one: Item) -> None:
-        raise ValueError(one)
+    def transfer(item: Item) -> None:
+        raise ValueError(item)
 
     failed.append(weakref.ref(item))
     gc.disable()

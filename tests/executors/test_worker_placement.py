@@ -35,8 +35,8 @@ COUNTS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 20))
 
 def is_even(counts: Counter[str], machines: list[str]) -> bool:
     """Return whether no machine has more than its share, computed independently of the package."""
-    total = sum(counts[one] for one in machines)
-    return all(counts[one] * len(machines) < total + len(machines) for one in machines)
+    total = sum(counts[machine] for machine in machines)
+    return all(counts[machine] * len(machines) < total + len(machines) for machine in machines)
 
 
 @given(MACHINES, st.integers(0, 50))
@@ -52,21 +52,21 @@ def test_new_workers_do_not_start_on_the_fullest_machines(
 ) -> None:
     counts = Counter(given_counts)
     for machine in choose_machines(count, machines, counts):
-        assert counts[machine] == min(counts[one] for one in machines)
+        assert counts[machine] == min(counts[other] for other in machines)
         counts[machine] += 1
 
 
 @given(MACHINES, COUNTS)
 def test_moving_workers_makes_the_spread_even(machines: list[str], given_counts: dict[str, int]) -> None:
     # Each stopped worker is replaced. The workers to stop are chosen from the fullest machines.
-    counts = Counter({one: given_counts.get(one, 0) for one in machines})
+    counts = Counter({machine: given_counts.get(machine, 0) for machine in machines})
     total, was_even = counts.total(), is_even(counts, machines)
     extra = find_underfull_machines(machines, counts)
     assert bool(extra) != was_even
     counts.update(extra)
     for _ in extra:
-        may_go = [one for one in machines if can_spare_worker(one, machines, counts)]
-        counts[max(may_go, key=lambda one: counts[one])] -= 1
+        may_go = [machine for machine in machines if can_spare_worker(machine, machines, counts)]
+        counts[max(may_go, key=lambda machine: counts[machine])] -= 1
     assert counts.total() == total
     assert is_even(counts, machines)
 
@@ -92,16 +92,16 @@ def test_no_machine_exceeds_its_share_while_another_is_idle(data: Any) -> None:
     free, waiting, n_tasks = list(workers), set(range(n)), Counter[str]()
     share = -(-n // len(set(hosts)))
     while waiting:
-        busy = [one for one in workers if one not in free]
+        busy = [worker for worker in workers if worker not in free]
         if busy and (not free or data.draw(st.booleans())):
             free.append(data.draw(st.sampled_from(busy)))
             continue
         chosen = choose_worker_for_task(free, waiting, n_tasks, share)
         assert chosen is not None
-        below = [one for one in free if n_tasks[one.machine] < share]
+        below = [worker for worker in free if n_tasks[worker.machine] < share]
         if below:
             assert chosen in below
-            with_blocks = [one for one in below if one.cached_tasks.keys() & waiting]
+            with_blocks = [worker for worker in below if worker.cached_tasks.keys() & waiting]
             assert not with_blocks or chosen in with_blocks
         free.remove(chosen)
         waiting.discard(next(iter(chosen.cached_tasks.keys() & waiting), min(waiting)))
@@ -137,7 +137,7 @@ def workers(site: MachineSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remo
 
 def spread(workers: RemoteWorkerPool) -> Counter[str]:
     """Return the number of workers on each machine, as reported by the workers."""
-    return Counter(one.machine for one in list(workers._workers.values()) if one.pid is not None)
+    return Counter(worker.machine for worker in list(workers._workers.values()) if worker.pid is not None)
 
 
 def settles(workers: RemoteWorkerPool, expected: dict[str, int]) -> bool:

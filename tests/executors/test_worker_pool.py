@@ -328,9 +328,9 @@ class Map:
 
 def listening(pool: WorkerPool, *tasks: int) -> list[Map]:
     maps = [Map(pool, count) for count in tasks]
-    for one in maps:
-        one.listen()
-        one.lease.n_queued = one.waiting
+    for map_ in maps:
+        map_.listen()
+        map_.lease.n_queued = map_.waiting
     return maps
 
 
@@ -364,8 +364,8 @@ def test_slot_goes_to_the_map_with_fewest_tasks_then_longest_wait(
     assert (first.start(), second.start(), third.start(1)) == (0, 0, 1)
     first.end()  # now the second and the third map run one task each
     assert (second.start(), third.start(), first.start(1)) == (0, 0, 1)
-    for one in (third, first, second):
-        one.end()
+    for map_ in (third, first, second):
+        map_.end()
     assert (first.start(), second.start()) == (0, 0)  # the third map has waited longest
     assert third.start(1) == 1
 

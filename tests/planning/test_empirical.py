@@ -138,12 +138,12 @@ class RunInSlots(ReplaySession):
     def wait(self, timeout: float) -> list[Event]:
         events = super().wait(timeout)
         self._start_events = [
-            one for one in events if isinstance(one, AttemptStarted) and one.started_at > self.now()
+            event for event in events if isinstance(event, AttemptStarted) and event.started_at > self.now()
         ]
-        return [one for one in events if one not in self._start_events]
+        return [event for event in events if event not in self._start_events]
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        return [one for one in super().cancel_queued() if one.started_at <= self.now()]
+        return [event for event in super().cancel_queued() if event.started_at <= self.now()]
 
     def _compute_outcome(self, request: Any, seconds: float) -> Outcome:
         return super()._compute_outcome(request, seconds)._replace(seconds=1.0)

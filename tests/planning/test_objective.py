@@ -49,9 +49,15 @@ def test_knee_is_where_relative_time_and_cost_balance() -> None:
 
 
 def test_candidates_beyond_a_limit_are_left_out() -> None:
-    assert [one.n for one in Objective(deadline=3.0).filter_feasible_candidates(OPTIONS)] == [5, 6, 8]
-    assert [one.n for one in Objective(budget=11.0).filter_feasible_candidates(OPTIONS)] == [4, 5]
-    assert [one.n for one in Objective("cost", deadline=3.0).filter_feasible_candidates(OPTIONS)] == [5, 6, 8]
+    assert [candidate.n for candidate in Objective(deadline=3.0).filter_feasible_candidates(OPTIONS)] == [
+        5,
+        6,
+        8,
+    ]
+    assert [candidate.n for candidate in Objective(budget=11.0).filter_feasible_candidates(OPTIONS)] == [4, 5]
+    assert [
+        candidate.n for candidate in Objective("cost", deadline=3.0).filter_feasible_candidates(OPTIONS)
+    ] == [5, 6, 8]
     risky = [option(4, 1.0, 1.0, failing=0.01), *OPTIONS]
     assert Objective().filter_feasible_candidates(risky) == OPTIONS
     assert Objective(max_failure_probability=0.01).filter_feasible_candidates(risky) == risky

@@ -48,9 +48,9 @@ def simulated(k: int) -> list[Completion]:
 def test_the_cheapest_of_the_nearly_fastest(objective: str, k: int) -> None:
     chosen = plan(k, DISTRIBUTION, objective, max_workers=k + 12, slack=0.05)
     every = simulated(k)
-    best = min(getattr(one, objective) for one in every)
-    near = [one for one in every if getattr(one, objective) <= 1.05 * best]
-    assert chosen.expected == min(near, key=lambda one: one.worker_seconds)
+    best = min(getattr(candidate, objective) for candidate in every)
+    near = [candidate for candidate in every if getattr(candidate, objective) <= 1.05 * best]
+    assert chosen.expected == min(near, key=lambda candidate: candidate.worker_seconds)
     assert (chosen.n, chosen.k) == (chosen.expected.n, k)
     assert chosen.uncoded == every[0]
 
@@ -63,7 +63,7 @@ def test_the_knee_rather_than_the_last_percent() -> None:
     assert knee.expected.worker_seconds / knee.uncoded.worker_seconds == pytest.approx(1.11, abs=0.01)
     assert tail.expected.worker_seconds / tail.uncoded.worker_seconds == pytest.approx(1.42, abs=0.01)
     assert knee.expected.p99 - tail.expected.p99 == pytest.approx(0.15, abs=0.01)
-    best = min(one.p99 * one.worker_seconds for one in knee.frontier)
+    best = min(candidate.p99 * candidate.worker_seconds for candidate in knee.frontier)
     assert knee.expected.p99 * knee.expected.worker_seconds == best
 
 
@@ -127,8 +127,10 @@ def test_frontier_contains_undominated_candidates_from_cheap_to_fast(points: lis
     assert points_of_frontier == sorted(best)
 
 
-def beats(one: Completion, other: Completion) -> bool:
-    return one != other and one.p99 <= other.p99 and one.worker_seconds <= other.worker_seconds
+def beats(candidate: Completion, other: Completion) -> bool:
+    return (
+        candidate != other and candidate.p99 <= other.p99 and candidate.worker_seconds <= other.worker_seconds
+    )
 
 
 def test_large_jobs_are_planned_from_few_sizes() -> None:

@@ -43,11 +43,9 @@ def test_most_ranges_contain_the_correct_value() -> None:
     right = plan(12, LAW).n
     samples = [Empirical(LAW.sample(np.random.default_rng(seed), 19)) for seed in range(40)]
     chosen = list(_choose_worker_counts(samples, sizes, aim, has_tail=False))
-    ranges = [
-        bootstrap_worker_count_range(sample, sizes, aim, one or 12) for sample, one in zip(samples, chosen)
-    ]
-    assert sum(one.min_workers <= right <= one.max_workers for one in ranges) > 24
-    assert any(one.min_workers < one.max_workers for one in ranges)
+    ranges = [bootstrap_worker_count_range(sample, sizes, aim, n or 12) for sample, n in zip(samples, chosen)]
+    assert sum(worker_range.min_workers <= right <= worker_range.max_workers for worker_range in ranges) > 24
+    assert any(worker_range.min_workers < worker_range.max_workers for worker_range in ranges)
 
 
 def test_few_times_give_a_range_and_their_number() -> None:

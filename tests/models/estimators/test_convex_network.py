@@ -166,7 +166,7 @@ def assert_consistent(model: Any, y: np.ndarray) -> None:
     assert probabilities.shape == (24, len(model.classes_))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     of_labels = model.predict_log_proba(X)[np.arange(24), np.searchsorted(model.classes_, y)]
-    squares = sum(float(np.sum(one**2)) for one in (*model.coefs_, model.intercepts_[0]))
+    squares = sum(float(np.sum(weights**2)) for weights in (*model.coefs_, model.intercepts_[0]))
     assert -np.mean(of_labels) + model.alpha / 2 * squares == pytest.approx(model.objective_, rel=1e-9)
     np.testing.assert_array_equal(model.classes_[probabilities.argmax(axis=1)], model.predict(X))
 

@@ -138,5 +138,5 @@ def test_number_of_products_on_breast_cancer_is_that_of_the_page(monkeypatch: py
     SparseLogisticRegression(1.0, **HERE).fit(standard, y)
     for features in (unit, X):
         LinearSVC(1.0, **HERE).fit(features, y)
-    counted = [one.n_products for one in operators]
+    counted = [each.n_products for each in operators]
     assert counted == [pytest.approx(int(number), abs=6) for number in match.groups()]

@@ -158,13 +158,15 @@ def test_fits_need_few_products(model: Any, most: int, monkeypatch: pytest.Monke
     assert made[0].n_products <= most
 
 
-@pytest.mark.parametrize("model", [model for model, _ in MODELS], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    "model", [model for model, _ in MODELS], ids=lambda patched_module: type(patched_module).__name__
+)
 def test_first_order_methods_find_the_same_minimum(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = CANCER[::4, ::5], LABELS[::4]
     model = with_numpy_products(model).set_params(tol=1e-7)
     objective, steps = model.fit(X, y).objective_, model.n_iter_
     assert model.fit(csr_array(X), y).objective_ == pytest.approx(objective, rel=1e-6)
-    for one in (module, svm):
-        monkeypatch.setattr(one, "MAX_GRAM_SIZE", 3)
+    for patched_module in (module, svm):
+        monkeypatch.setattr(patched_module, "MAX_GRAM_SIZE", 3)
     assert model.fit(X, y).objective_ == pytest.approx(objective, rel=1e-6)
     assert model.n_iter_ > steps

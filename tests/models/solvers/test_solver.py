@@ -184,7 +184,11 @@ def fit(model: Any, y: np.ndarray, max_products: float) -> tuple[Any, LimitedOpe
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         limited.fit(X, y)
-    return limited, made[0], [str(one.message) for one in caught if one.category is ConvergenceWarning]
+    return (
+        limited,
+        made[0],
+        [str(warning.message) for warning in caught if warning.category is ConvergenceWarning],
+    )
 
 
 def training_loss(model: Any, y: np.ndarray) -> float:

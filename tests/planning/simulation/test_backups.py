@@ -101,13 +101,18 @@ def one_by_one(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int
     late: set[tuple[int, int]] = set()
     now = 0.0
     while True:
-        ends = [min(start + table[turn, i] for turn, start in enumerate(one)) for i, one in enumerate(starts)]
+        ends = [
+            min(start + table[turn, i] for turn, start in enumerate(task_starts))
+            for i, task_starts in enumerate(starts)
+        ]
         if all(end <= now for end in ends):
             break
         first, later = [], []
-        for i, one in enumerate(starts):
+        for i, task_starts in enumerate(starts):
             if ends[i] <= now:
-                winner = next(turn for turn, start in enumerate(one) if start + table[turn, i] == ends[i])
+                winner = next(
+                    turn for turn, start in enumerate(task_starts) if start + table[turn, i] == ends[i]
+                )
                 (later if winner else first).append(float(table[winner, i]))
         running = [(i, turn) for i in range(k) if ends[i] > now for turn in range(len(starts[i]))]
         late &= set(running)
@@ -126,7 +131,7 @@ def one_by_one(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int
             now = min([*moments, *(end for end in ends if end > now)])
             if now == inf:
                 return inf, inf, sum(map(len, starts))
-    paid = sum(end - start for end, one in zip(ends, starts) for start in one)
+    paid = sum(end - start for end, task_starts in zip(ends, starts) for start in task_starts)
     return max(ends), paid, sum(map(len, starts))
 
 

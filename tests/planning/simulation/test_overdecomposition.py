@@ -74,16 +74,22 @@ def test_identical_workers_finish_at_the_same_times() -> None:
 
 def test_small_blocks_beat_one_block_per_worker() -> None:
     # With 512 tasks per worker, the overhead per task outweighs the gain.
-    one, eight, many = (
+    one_task, eight_tasks, many_tasks = (
         completion_time(
             N, K, "small_blocks", DISTRIBUTION, tasks_per_worker=pieces, task_overhead=0.001, n_trials=4000
         )
         for pieces in (1, 8, 512)
     )
-    assert one.mean == pytest.approx(completion_time(N, K, "mds", DISTRIBUTION).mean + 0.001, rel=0.01)
-    assert eight.mean == pytest.approx(0.90, abs=0.02) and eight.p99 == pytest.approx(0.97, abs=0.02)
-    assert eight.worker_seconds < one.worker_seconds and many.mean > eight.mean + 0.3
-    assert (eight.tasks_per_worker, eight.n_results_awaited, eight.n_tasks_started) == (8, 192, 223)
+    assert one_task.mean == pytest.approx(completion_time(N, K, "mds", DISTRIBUTION).mean + 0.001, rel=0.01)
+    assert eight_tasks.mean == pytest.approx(0.90, abs=0.02) and eight_tasks.p99 == pytest.approx(
+        0.97, abs=0.02
+    )
+    assert eight_tasks.worker_seconds < one_task.worker_seconds and many_tasks.mean > eight_tasks.mean + 0.3
+    assert (eight_tasks.tasks_per_worker, eight_tasks.n_results_awaited, eight_tasks.n_tasks_started) == (
+        8,
+        192,
+        223,
+    )
 
 
 def test_jobs_fail_if_living_workers_have_too_few_tasks() -> None:
