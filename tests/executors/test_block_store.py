@@ -63,7 +63,7 @@ def blocks(rows: int = K * ROWS) -> CodedBlocks:
     return CodedBlocks(*cut_blocks_and_choose_code(DATA[:rows], CodeOptions(K, N)))
 
 
-def told(coded: TaskBlocks, key: Encryption | None = None) -> JobSpec:
+def make_job_spec(coded: TaskBlocks, key: Encryption | None = None) -> JobSpec:
     return JobSpec(len, coded, encryption=key)
 
 
@@ -126,7 +126,7 @@ def check(place: Kind, stored: PublishedBlocks, coded: Any) -> None:
 
 def test_workers_read_unchanged_blocks(place: Kind) -> None:
     coded = blocks()
-    stored = place.store.acquire_blocks(told(coded))
+    stored = place.store.acquire_blocks(make_job_spec(coded))
     stored.publish_in_parallel(coded, [0, 2])
     # Only a bucket stores blocks in advance. With the other stores, the first worker starts without waiting.
     assert place.left() == (2 if place.kind == "bucket" else 0)
@@ -144,17 +144,19 @@ def test_workers_read_unchanged_blocks(place: Kind) -> None:
 
 def test_maps_share_stored_blocks_which_are_removed_with_the_data(place: Kind) -> None:
     coded, other = blocks(), blocks()
-    first = place.store.acquire_blocks(told(coded))
+    first = place.store.acquire_blocks(make_job_spec(coded))
     check(place, first, coded)
     place.store.release_blocks(first)
-    assert place.store.acquire_blocks(told(coded)) is first
-    assert place.store.acquire_blocks(told(other)) is not first
+    assert place.store.acquire_blocks(make_job_spec(coded)) is first
+    assert place.store.acquire_blocks(make_job_spec(other)) is not first
     assert first.get_task_key(coded, 1) != first.get_task_key(coded, 2)
-    assert first.get_task_key(coded, 1) != place.store.acquire_blocks(told(other)).get_task_key(other, 1)
-    check(place, place.store.acquire_blocks(told(other)), other)
+    assert first.get_task_key(coded, 1) != place.store.acquire_blocks(make_job_spec(other)).get_task_key(
+        other, 1
+    )
+    check(place, place.store.acquire_blocks(make_job_spec(other)), other)
     del coded
     gc.collect()
-    place.store.acquire_blocks(told(other))
+    place.store.acquire_blocks(make_job_spec(other))
     place.store.collect_garbage()
     assert place.left() == (0 if place.kind == "driver" else N)
 
@@ -163,7 +165,7 @@ def test_task_keys_are_never_reused_for_other_blocks(place: Kind) -> None:
     names = list[Any]()
     for _ in range(20):
         coded = blocks()
-        stored = place.store.acquire_blocks(told(coded))
+        stored = place.store.acquire_blocks(make_job_spec(coded))
         names.append(stored.get_task_key(coded, 0))
         assert place.store.get_live_block_set_ids() == (stored.block_set_id,)
         assert (stored.cache_id is None) == (place.kind == "bucket")  # objects are identified by checksums
@@ -175,7 +177,7 @@ def test_task_keys_are_never_reused_for_other_blocks(place: Kind) -> None:
 @pytest.mark.parametrize("key", [None, Encryption.create(bytes(range(32)))])
 def test_damaged_block_is_stored_again(place: Kind, key: Encryption | None) -> None:
     coded = blocks()
-    stored = place.store.acquire_blocks(told(coded, key))
+    stored = place.store.acquire_blocks(make_job_spec(coded, key))
     check(place, stored, coded)
     for key in place.storage.objects:
         place.storage.objects[key] = b"wrong"
@@ -197,9 +199,9 @@ def test_damaged_block_is_stored_again(place: Kind, key: Encryption | None) -> N
 
 def test_blocks_are_stored_and_sent_encrypted_with_a_key(place: Kind) -> None:
     coded, (key, other) = blocks(), (Encryption.create(bytes(range(32))) for _ in range(2))
-    stored = place.store.acquire_blocks(told(coded, key))
-    assert place.store.acquire_blocks(told(coded, key)) is stored
-    assert place.store.acquire_blocks(told(coded, other)) is not stored
+    stored = place.store.acquire_blocks(make_job_spec(coded, key))
+    assert place.store.acquire_blocks(make_job_spec(coded, key)) is stored
+    assert place.store.acquire_blocks(make_job_spec(coded, other)) is not stored
     stored.publish_in_parallel(coded, range(N))
     check(place, stored, coded)
     for task in range(N):
@@ -212,17 +214,19 @@ def test_blocks_are_stored_and_sent_encrypted_with_a_key(place: Kind) -> None:
         assert part.crc32 in (None, zlib.crc32(data))  # A checksum of encrypted bytes reveals nothing.
         # Readers need no module of polarmap.
         ticket = to_plain_tuple(
-            told(coded, key).make_task_request(task, 0, stored.publish_block(coded, task))
+            make_job_spec(coded, key).make_task_request(task, 0, stored.publish_block(coded, task))
         )
         for sent in (stored.get_pickled_block_ref(coded, task), pickle.dumps(ticket)):
             assert b"polarmap.worker" not in sent
     small = blocks(6)
-    assert place.store.acquire_blocks(told(small, key)).publish_block(small, 0).location is not INLINE
+    assert (
+        place.store.acquire_blocks(make_job_spec(small, key)).publish_block(small, 0).location is not INLINE
+    )
 
 
 def test_small_blocks_are_sent_with_tasks_instead_of_files(place: Kind) -> None:
     coded = blocks(6)
-    stored = place.store.acquire_blocks(told(coded))
+    stored = place.store.acquire_blocks(make_job_spec(coded))
     stored.publish_in_parallel(coded, range(N))
     check(place, stored, coded)
     is_sent = stored.publish_block(coded, 0).location == INLINE
@@ -241,13 +245,13 @@ def test_stored_arrays_are_not_copied_and_identified_by_their_segments(place: Ki
         return stored
 
     first, second = stored_array(), stored_array()
-    stored = place.store.acquire_blocks(told(first))
+    stored = place.store.acquire_blocks(make_job_spec(first))
     stored.publish_in_parallel(first, range(N))
     for task in range(N):
         assert stored.publish_block(first, task) == (source, parts[task], (("<f8", (1,)),), None)
-        assert stored.get_task_key(first, task) == place.store.acquire_blocks(told(second)).get_task_key(
-            second, task
-        )
+        assert stored.get_task_key(first, task) == place.store.acquire_blocks(
+            make_job_spec(second)
+        ).get_task_key(second, task)
     stored.invalidate_if_damaged(first, 0, failure("damaged"))
     assert place.left() == 0
 
@@ -259,7 +263,7 @@ def test_shared_components_are_stored_once(tmp_path: Path) -> None:
 
     place = Kind("disk", tmp_path)
     coded = Pairs([[np.full(ROWS, float(number))] for number in range(3)], (tuple, (), (("array",),) * 2))
-    stored = place.store.acquire_blocks(told(coded))
+    stored = place.store.acquire_blocks(make_job_spec(coded))
     for task in range(3):
         [found] = place.load(stored, coded, task)
         np.testing.assert_array_equal(found, coded.block_leaves(task))
@@ -277,17 +281,19 @@ def test_least_recently_used_blocks_are_evicted(tmp_path: Path) -> None:
     ]
     store = MemoryMappedBlockStore(tmp_path / "memory", tmp_path / "disk", 2 * 3 * DATA[:ROWS].nbytes)
     for coded in (first, second):
-        stored = store.acquire_blocks(told(coded))
+        stored = store.acquire_blocks(make_job_spec(coded))
         stored.publish_block(coded, 0)
         store.release_blocks(stored)
-    in_use, stored = store.acquire_blocks(told(second)), store.acquire_blocks(told(third))
+    in_use, stored = store.acquire_blocks(make_job_spec(second)), store.acquire_blocks(make_job_spec(third))
     store.collect_garbage()
     stored.publish_block(third, 1)
     assert sorted(path.name for path in (tmp_path / "memory").rglob("?")) == ["0", "1"]
-    on_disk = store.acquire_blocks(told(first))  # the other two block sets are in use, so memory is full
+    on_disk = store.acquire_blocks(
+        make_job_spec(first)
+    )  # the other two block sets are in use, so memory is full
     on_disk.publish_block(first, 2)
     assert files(tmp_path / "disk") == {"2"}
-    assert store.acquire_blocks(told(second)) is in_use
+    assert store.acquire_blocks(make_job_spec(second)) is in_use
 
 
 def test_concurrent_maps_do_not_reserve_the_same_space(
@@ -296,7 +302,7 @@ def test_concurrent_maps_do_not_reserve_the_same_space(
     (tmp_path / "memory").mkdir()
     first, second = (UncodedBlocks([[DATA[:ROWS]]], ("array",)) for _ in range(2))
     store = MemoryMappedBlockStore(tmp_path / "memory", tmp_path / "disk", DATA[:ROWS].nbytes)
-    stored, other = store.acquire_blocks(told(first)), store.acquire_blocks(told(second))
+    stored, other = store.acquire_blocks(make_job_spec(first)), store.acquire_blocks(make_job_spec(second))
 
     def meanwhile() -> None:
         monkeypatch.undo()
@@ -317,7 +323,9 @@ def test_refused_upload_raises_one_clear_error() -> None:
 
     coded = blocks()
     with pytest.raises(ExecutorError, match="stored in bucket 'b': PermissionError: AccessDenied"):
-        BucketBlockStore(Refusing(), "prefix").acquire_blocks(told(coded)).publish_in_parallel(coded, [0])
+        BucketBlockStore(Refusing(), "prefix").acquire_blocks(make_job_spec(coded)).publish_in_parallel(
+            coded, [0]
+        )
 
 
 def test_outage_during_garbage_collection_does_not_stop_maps() -> None:
@@ -333,7 +341,7 @@ def test_outage_during_garbage_collection_does_not_stop_maps() -> None:
     store = BucketBlockStore(storage, "prefix")
     for storage.is_away in (False, True, True, False):
         coded = blocks()
-        stored = store.acquire_blocks(told(coded))
+        stored = store.acquire_blocks(make_job_spec(coded))
         store.collect_garbage()
         stored.publish_in_parallel(coded, [0])  # The previous job is over.
     assert len(storage.objects) == 1
@@ -341,7 +349,7 @@ def test_outage_during_garbage_collection_does_not_stop_maps() -> None:
 
 def test_unpublished_components_cannot_be_read() -> None:
     coded = blocks()
-    stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
+    stored = DriverBlockStore("prefix").acquire_blocks(make_job_spec(coded))
     for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
         with pytest.raises(error):
             stored.read_component(coded, key)
@@ -355,7 +363,7 @@ def test_workers_can_only_read_published_segments_of_a_user_store() -> None:
             return (Segment("key", 8, 7, 16),)
 
     coded = Stored([[np.zeros(1)]], ("array",))
-    stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
+    stored = DriverBlockStore("prefix").acquire_blocks(make_job_spec(coded))
     assert stored.cache_id is None  # another array may later be stored under the same key
     with pytest.raises(LookupError):
         stored.check_was_referenced(Segment("key", 8, None, 16))
@@ -384,7 +392,7 @@ def test_blocks_are_joined_and_encrypted_only_on_request(
         lambda key, name, data: encrypted.update([name]) or encrypt(key, name, data),
     )
     key = Encryption.create(bytes(range(32))) if has_key else None
-    stored = DriverBlockStore("prefix").acquire_blocks(told(coded, key))
+    stored = DriverBlockStore("prefix").acquire_blocks(make_job_spec(coded, key))
     tracemalloc.start()
     try:
         [part] = stored.publish_block(coded, 0).segments

@@ -134,7 +134,7 @@ def payload(faults: Mapping[int, Fault] | None = None, **more: Any) -> JobSpec:
     return JobSpec(lambda block: 2 * block, BLOCKS, faults or {}, **more)
 
 
-def ended(run: Session, *tasks: int) -> dict[int, Outcome]:
+def wait_for_outcomes(run: Session, *tasks: int) -> dict[int, Outcome]:
     """Wait until these tasks have ended and return their outcomes by task. No other task may end before."""
     outcomes = {outcome.task: outcome for outcome in first_ends(run, len(tasks), PATIENCE)}
     assert set(outcomes) == set(tasks)
@@ -154,10 +154,10 @@ def test_executor_has_a_name_and_runs_only_submitted_attempts(executor: MapExecu
     with closing(executor.open(payload())) as run:
         assert run.wait(0.0) == []
         run.submit([(4, 0), (1, 0)])
-        for outcome in ended(run, 1, 4).values():
+        for outcome in wait_for_outcomes(run, 1, 4).values():
             assert_right(outcome)
         run.submit([(0, 0)])
-        assert_right(ended(run, 0)[0])
+        assert_right(wait_for_outcomes(run, 0)[0])
 
 
 def test_every_attempt_ends_once_according_to_its_fault(kind: Kind, executor: MapExecutor) -> None:
@@ -216,7 +216,7 @@ def test_hanging_attempt_is_started_retried_and_abandoned(executor: MapExecutor)
     assert 1 <= len(times) <= 2
     assert opened - 0.1 <= times[0] <= times[-1] <= run.now() + 0.1  # file times are less precise
     run.submit([(0, 1)])
-    assert_right(ended(run, 0)[0], attempt=1)
+    assert_right(wait_for_outcomes(run, 0)[0], attempt=1)
     run.close()
     assert run.close() is None
 
@@ -236,10 +236,10 @@ def test_cancelled_attempts_end_once_and_free_their_workers(kind: Kind, executor
             assert outcomes[task].failure.kind == "lost"
         run.cancel(asleep)  # Cancelling attempts that have ended has no effect.
         run.submit([(0, 1)])
-        assert_right(ended(run, 0)[0], attempt=1)
+        assert_right(wait_for_outcomes(run, 0)[0], attempt=1)
 
 
-class Unwanted(UncodedBlocks):
+class BlocksWithOneMissing(UncodedBlocks):
     """Blocks whose second one cannot be made, because its task is no longer needed."""
 
     location = INLINE
@@ -252,11 +252,11 @@ class Unwanted(UncodedBlocks):
 
 @pytest.mark.parametrize("label", ["pool", "threads", "processes"])
 def test_task_whose_block_is_not_made_is_lost(label: str) -> None:
-    blocks = Unwanted([[block] for block in DATA], ("array",))
+    blocks = BlocksWithOneMissing([[block] for block in DATA], ("array",))
     with EXECUTORS[label].choice() as choice:
         with closing(resolve_executor(choice).open(JobSpec(lambda block: 2 * block, blocks))) as run:
             run.submit([(1, 0), (0, 0), (2, 0)])
-            outcomes = ended(run, 0, 1, 2)
+            outcomes = wait_for_outcomes(run, 0, 1, 2)
         assert_right(outcomes[0])
         assert_right(outcomes[2])
         assert outcomes[1].failure is not None
@@ -283,7 +283,7 @@ def test_sessions_are_independent_of_each_other(executor: MapExecutor) -> None:
     for faults in ({0: Fault("raise", attempts=9)}, {}):
         with closing(executor.open(payload(faults))) as run:
             run.submit([(0, 0)])
-            [outcome] = ended(run, 0).values()
+            [outcome] = wait_for_outcomes(run, 0).values()
             assert outcome.attempt == 0
             assert (outcome.failure is None) == (not faults)
             run.submit([(2, 0)])  # the session is closed while this attempt may be running
@@ -293,7 +293,7 @@ def test_results_are_stored_at_the_given_location(executor: MapExecutor, tmp_pat
     output = OutputSpec(FolderLocation(str(tmp_path)), "results/y", max_segment_items=5)
     with closing(executor.open(payload(output_spec=output))) as run:
         run.submit([(0, 0), (3, 0)])
-        for task, outcome in ended(run, 0, 3).items():
+        for task, outcome in wait_for_outcomes(run, 0, 3).items():
             assert outcome.result_ref is not None
             assert outcome.result_ref.layout == ((("<f8", (ROWS, 2)),))
             assert [part.size for part in outcome.result_ref.segments] == [40, 40, 16]

@@ -113,11 +113,11 @@ def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def told(run: Run) -> list[Outcome]:
+def wait_for_outcomes(run: Run) -> list[Outcome]:
     return ends(run.wait(1.0))
 
 
-def begun(run: Run) -> set[int]:
+def wait_for_starts(run: Run) -> set[int]:
     return {event.task for event in run.wait(0.01) if isinstance(event, AttemptStarted)}
 
 
@@ -128,12 +128,12 @@ def test_damaged_block_is_stored_again_for_the_next_attempt() -> None:
     [key] = [key for _, key in storage.objects if "/blocks/" in key]
     storage.objects["b", key] = bytes(len(storage.objects["b", key]))
     future.ready = True
-    [outcome] = told(run)
+    [outcome] = wait_for_outcomes(run)
     assert outcome.failure is not None
     assert outcome.failure.kind == "damaged"
     run.submit([(1, 1)])
     run.functions.futures[1].ready = True
-    [outcome] = told(run)
+    [outcome] = wait_for_outcomes(run)
     assert outcome.leaves[0].tolist() == (-DATA[1]).tolist()
 
 
@@ -141,7 +141,7 @@ def test_wait_returns_after_its_timeout() -> None:
     run = Run()
     run.submit([(0, 0)])
     began = time.monotonic()
-    assert begun(run) == {0}
+    assert wait_for_starts(run) == {0}
     assert run.wait(0.1) == []
     assert 0.1 <= time.monotonic() - began < 5.0
 

@@ -28,14 +28,14 @@ from polarmap.executors.lithops_invocations import (
 )
 
 
-def started(functions: Functions, *keys: Any) -> LithopsInvocations:
+def invoke(functions: Functions, *keys: Any) -> LithopsInvocations:
     jobs = LithopsInvocations(LithopsSource.from_executor(functions), shares_executor=True)
     jobs.invoke(functions, lambda x, storage: 10 // x, {key: {"x": key} for key in keys})
     return jobs
 
 
 def test_finished_results_are_reported_once() -> None:
-    jobs = started(functions := Functions(), 2, 0, 5)
+    jobs = invoke(functions := Functions(), 2, 0, 5)
     assert jobs.collect_finished_results() == {}
     functions.futures[0].ready = functions.futures[1].success = True
     results = jobs.collect_finished_results()
@@ -45,9 +45,9 @@ def test_finished_results_are_reported_once() -> None:
 
 
 def test_remote_functions_start_when_invoked_and_local_ones_when_reported() -> None:
-    jobs = started(Functions(), 1)
+    jobs = invoke(Functions(), 1)
     assert [jobs.collect_started_keys(), jobs.collect_started_keys()] == [[1], []]
-    jobs = started(functions := Functions("localhost"), 1, 2)
+    jobs = invoke(functions := Functions("localhost"), 1, 2)
     assert jobs.collect_started_keys() == []
     functions.futures[0].running = True
     assert [jobs.collect_started_keys(), jobs.collect_started_keys()] == [[1], []]
@@ -64,7 +64,7 @@ def test_remote_functions_start_when_invoked_and_local_ones_when_reported() -> N
 def test_function_that_ended_without_a_status_is_lost(
     reason: str, may_ask: bool, kind: type, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = started(functions := Functions(), 1, 2)
+    jobs = invoke(functions := Functions(), 1, 2)
     monkeypatch.setattr(lithops_invocations, "find_exited_without_status", lambda *_: [functions.futures[1]])
     monkeypatch.setattr(lithops_invocations, "find_interpreter_error", lambda _: reason)
     [(key, error)] = jobs.collect_finished_results(may_ask).items()
@@ -76,7 +76,7 @@ def test_dead_monitor_is_restarted() -> None:
     runs: list[Any] = []
     functions = Functions()
     functions.job_monitor = SimpleNamespace(is_alive=lambda: bool(runs), start=lambda fs: runs.append(fs))
-    started(functions, 0, 2).collect_finished_results()
+    invoke(functions, 0, 2).collect_finished_results()
     assert runs == [functions.futures]
 
 
@@ -110,7 +110,7 @@ def test_folder_removed_while_a_job_is_stored_is_made_again(
     functions, errors = Functions("localhost"), [error()]
     usual = functions.map
     monkeypatch.setattr(functions, "map", store)
-    assert list(started(functions, 1, 2).running_futures) == [1, 2]
+    assert list(invoke(functions, 1, 2).running_futures) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_refused_job_raises_one_clear_error(
     functions = Functions()
     monkeypatch.setattr(functions, "map", refuse)
     with pytest.raises(ExecutorError, match=message):
-        started(functions, 1)
+        invoke(functions, 1)
     monkeypatch.setattr(lithops_invocations, "clone_function_executor", refuse)
     with pytest.raises(ExecutorError, match="cannot start a job"):
         LithopsInvocations(

@@ -29,7 +29,7 @@ from polarmap.worker.environment import ProcessEnvironment
 from polarmap.worker.polling import wait_until_ready
 
 
-class Recorded(LocalWorkerPool):
+class RecordingPool(LocalWorkerPool):
     """A pool that records all workers that were acquired."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Recorded(LocalWorkerPool):
 
 @pytest.fixture
 def workers() -> Iterator[LocalWorkerPool]:
-    pool = Recorded()
+    pool = RecordingPool()
     yield pool
     pool.close()
     for worker in pool.taken:
@@ -52,7 +52,7 @@ def workers() -> Iterator[LocalWorkerPool]:
     assert len(pool) == 0
 
 
-def stuck(workers: LocalWorkerPool) -> WorkerHandle:
+def make_stuck_worker(workers: LocalWorkerPool) -> WorkerHandle:
     """Return a worker that is busy with an abandoned task, which never ends."""
     lease = opened(workers)
     worker = taken(workers, lease)
@@ -66,7 +66,7 @@ def test_number_of_workers_is_limited_apart_from_abandoned_ones(
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
     monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
-    stuck(workers)
+    make_stuck_worker(workers)
     lease = opened(workers)
     first, *_ = [taken(workers, lease) for _ in range(3)]
     for _ in range(2):
@@ -84,7 +84,7 @@ def test_no_worker_starts_while_one_is_about_to_finish(
     monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 60.0)
     others = opened(workers)
     taken(workers, others)
-    stuck(workers)
+    make_stuck_worker(workers)
     assert workers.acquire_worker(others, 1) is None
     monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
     assert workers.acquire_worker(others, 1) is not None
@@ -112,7 +112,7 @@ def test_worker_with_short_tasks_is_about_to_finish(
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
     monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
     monkeypatch.setattr(local_workers, "WORKER_START_SECONDS", 60.0)
-    worker = stuck(workers)
+    worker = make_stuck_worker(workers)
     assert not is_about_to_finish(worker)  # the duration of its tasks is not known yet
     worker.last_task_seconds = 59.0
     assert is_about_to_finish(worker)
@@ -124,7 +124,7 @@ def test_worker_with_an_endless_task_is_killed(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 0.0)
-    worker = stuck(workers)
+    worker = make_stuck_worker(workers)
     assert wait_until_ready([worker.channel], select.POLLIN, 30.0)
     worker.receive_messages()
     assert worker.pid is not None

@@ -33,7 +33,7 @@ from polarmap.worker.socket_channel import SocketChannel
 from polarmap.worker.worker_entry import DriverAddress, open_channel
 
 PATIENCE = 30.0
-BOTH, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()
+BOTH_STARTED, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()
 
 
 def test_attempt_with_invalid_and_repeated_replies_ends_once() -> None:
@@ -219,12 +219,12 @@ def test_workers_evict_only_released_blocks() -> None:
 
 
 def both_at_once(block: Any) -> Any:
-    BOTH.wait()
+    BOTH_STARTED.wait()
     return block
 
 
 def behind_the_gate(block: Any) -> Any:
-    BOTH.wait()  # both tasks must start: a worker with a task that has not started is free when its map ends
+    BOTH_STARTED.wait()  # a worker whose task has not started would be free as soon as its map ends
     if not block[0]:
         GATE.wait(PATIENCE)
     return block

@@ -47,13 +47,13 @@ def site() -> ThreadSite:
     return ThreadSite()
 
 
-def made(site: ThreadSite, most: int | None = None, listens: bool = True) -> RemoteWorkerPool:
+def make_pool(site: ThreadSite, most: int | None = None, listens: bool = True) -> RemoteWorkerPool:
     return RemoteWorkerPool(site, most, listens, 10**6, 1)
 
 
 @pytest.fixture
 def workers(site: ThreadSite) -> Iterator[RemoteWorkerPool]:
-    pool_under_test = made(site)
+    pool_under_test = make_pool(site)
     yield pool_under_test
     pool_under_test.close()
     assert site.is_closed
@@ -61,13 +61,13 @@ def workers(site: ThreadSite) -> Iterator[RemoteWorkerPool]:
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
 
 
-def started(workers: RemoteWorkerPool, count: int) -> None:
+def start_workers(workers: RemoteWorkerPool, count: int) -> None:
     """Request `count` workers and wait until they have joined."""
     workers.request_workers(count)
     assert until(lambda: len(workers) == count)
 
 
-def soon(workers: RemoteWorkerPool) -> bool:
+def poll_now(workers: RemoteWorkerPool) -> bool:
     """Check for exited workers without waiting for the next poll, and return False."""
     workers.maybe_scale_up(Allocation(lambda: None), 0)
     return False
@@ -94,16 +94,16 @@ def test_map_with_queued_tasks_is_woken_for_each_new_worker(workers: RemoteWorke
 
 
 def test_number_of_workers_is_limited(site: ThreadSite) -> None:
-    with closing(made(site, most=2)) as workers:
+    with closing(make_pool(site, most=2)) as workers:
         workers.request_workers(100)
         assert until(lambda: len(workers) == 2)
         assert site.launches == [[0, 1]]
 
 
 def test_free_worker_reported_as_exited_is_replaced(workers: RemoteWorkerPool, site: ThreadSite) -> None:
-    started(workers, 1)
+    start_workers(workers, 1)
     site.told[0] = "killed"
-    soon(workers)
+    poll_now(workers)
     assert until(lambda: list(workers._workers) == [1])
 
 
@@ -112,7 +112,7 @@ def test_one_more_worker_starts_for_a_map_without_a_free_worker(
 ) -> None:
     # Without a grace period, a session is starved as soon as none of its tasks start.
     monkeypatch.setattr("polarmap.executors.worker_pool.GRACE_SECONDS", 0.0)
-    started(workers, 1)  # The start may take longer than the grace period.
+    start_workers(workers, 1)  # The start may take longer than the grace period.
     first, second = opened(workers), opened(workers)
     first.n_queued = 1
     workers.maybe_scale_up(first, 1)
@@ -183,10 +183,10 @@ def test_workers_of_another_version_raise_one_clear_error_over_a_storage(site: T
 def test_map_uses_the_workers_of_its_version(site: ThreadSite) -> None:
     life = WorkersOfAnotherVersion()
     site.lives = {0: life}
-    with closing(made(site)) as workers:
+    with closing(make_pool(site)) as workers:
         workers.request_workers(2)
         assert until(lambda: len(workers) == 1 and workers._listener.mismatches)
-        soon(workers)
+        poll_now(workers)
         assert not workers._listener.mismatches
         assert list(workers._launched) == list(workers._workers) == [1]
 
@@ -195,17 +195,17 @@ def test_refused_launch_is_retried(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
-    started(workers, 1)
+    start_workers(workers, 1)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
     workers.request_workers(3)
-    assert until(lambda: soon(workers) or len(site.launches) >= 4)
+    assert until(lambda: poll_now(workers) or len(site.launches) >= 4)
     site.refusal = None
-    assert until(lambda: soon(workers) or len(workers) == 3)
+    assert until(lambda: poll_now(workers) or len(workers) == 3)
     monkeypatch.setattr(remote_workers, "OUTAGE_SECONDS", 0.0)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
     workers.request_workers(5)
     with pytest.raises(ExecutorError, match="storage is away"):
-        until(lambda: soon(workers))
+        until(lambda: poll_now(workers))
     site.refusal = None
 
 
@@ -219,7 +219,7 @@ def test_failing_workers_soon_raise_one_clear_error(
     site.default = fails
     workers.request_workers(2)
     with pytest.raises(ExecutorError, match="threads starts: ImportError: no module named numpy"):
-        until(lambda: soon(workers))
+        until(lambda: poll_now(workers))
     assert len(site.launches) <= remote_workers.MAX_LAUNCH_FAILURES
 
 
@@ -238,7 +238,7 @@ def test_workers_that_never_connect_raise_one_clear_error(
 
 
 def test_late_connection_of_a_replaced_worker_is_refused(workers: RemoteWorkerPool, site: ThreadSite) -> None:
-    started(workers, 1)
+    start_workers(workers, 1)
     channel = called(workers._driver_address, 99)
     assert channel.receive(PATIENCE) == ([], False)
     channel.close()
@@ -246,7 +246,7 @@ def test_late_connection_of_a_replaced_worker_is_refused(workers: RemoteWorkerPo
 
 
 def test_restarted_worker_replaces_its_predecessor(workers: RemoteWorkerPool, site: Any) -> None:
-    started(workers, 1)
+    start_workers(workers, 1)
     first = workers._workers[0]
     channel = called(workers._driver_address, 0)
     assert until(lambda: workers._workers.get(0) not in (first, None))
@@ -265,7 +265,7 @@ def test_restarted_worker_replaces_its_predecessor(workers: RemoteWorkerPool, si
 
 def test_billed_time_runs_from_start_to_end_of_each_worker(workers: RemoteWorkerPool, site: Any) -> None:
     began = time.monotonic()
-    started(workers, 2)
+    start_workers(workers, 2)
     time.sleep(0.05)
     since = time.monotonic()
     first = workers.take_billed_usage()
@@ -286,7 +286,7 @@ def test_billed_time_runs_from_start_to_end_of_each_worker(workers: RemoteWorker
 
 def test_few_workers_are_renewed_at_a_time(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     site.max_worker_seconds = 1000.0
-    started(workers, 8)
+    start_workers(workers, 8)
     for launched in workers._launched.values():
         launched.expires_at = time.monotonic() + OUTAGE_SECONDS - 1.0
     deadline = time.monotonic() + PATIENCE
@@ -304,7 +304,7 @@ def test_worker_is_replaced_after_a_refused_replacement(
 ) -> None:
     monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
     site.max_worker_seconds = 100.0
-    started(workers, 1)
+    start_workers(workers, 1)
     workers._launched[0].expires_at = time.monotonic() + 5.0  # short compared to max_worker_seconds
     site.refusal = ExecutorError("too many requests")
     workers.maintain_workers()
@@ -348,7 +348,7 @@ def test_hanging_removal_of_leftovers_does_not_delay_maps(
 
 
 def test_closed_pool_starts_no_workers(site: ThreadSite) -> None:
-    workers = made(site)
+    workers = make_pool(site)
     workers.close()
     with pytest.raises(ExecutorError):
         workers.request_workers(1)
@@ -359,7 +359,7 @@ def test_closed_pool_starts_no_workers(site: ThreadSite) -> None:
 def test_workers_try_the_address_of_the_connection_to_the_engine_first(site: ThreadSite) -> None:
     for host, expected in {"192.0.2.77": ["192.0.2.77"], "127.0.0.1": [], "unix": [], "": []}.items():
         site.driver_host = host
-        with closing(made(site)) as workers:
+        with closing(make_pool(site)) as workers:
             assert [host for host, _ in workers._driver_address.endpoints] == [
                 *expected,
                 *list_local_addresses(),
@@ -395,7 +395,7 @@ class BrokenSocket:
 def test_lost_connection_is_distinguished_from_an_exited_process(
     workers: RemoteWorkerPool, error: OSError, said: str
 ) -> None:
-    started(workers, 1)
+    start_workers(workers, 1)
     worker = taken(workers, opened(workers))
     worker.label = "rack 7"
     channel: Any = worker.channel

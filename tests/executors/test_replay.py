@@ -79,16 +79,16 @@ def test_every_session_has_a_separate_clock_and_f_may_modify_its_block() -> None
         assert run.now() == 2.0
 
 
-class Compared(float):
+class CountingTime(float):
     """A time that counts how often any time is compared."""
 
     times = 0
 
-    def __radd__(self, now: float) -> Compared:
-        return Compared(now + float(self))
+    def __radd__(self, now: float) -> CountingTime:
+        return CountingTime(now + float(self))
 
     def __lt__(self, other: float) -> bool:
-        Compared.times += 1
+        CountingTime.times += 1
         return float(self) < float(other)
 
 
@@ -96,11 +96,11 @@ def test_arrivals_are_not_compared_with_all_others() -> None:
     # With a heap, the number of comparisons of an arrival grows like log n instead of n.
     n = 2000
     order = np.random.default_rng(0).permutation(n).tolist()
-    run = opened({task: Compared(1.0 + turn) for turn, task in enumerate(order)}, n=n)
+    run = opened({task: CountingTime(1.0 + turn) for turn, task in enumerate(order)}, n=n)
     run.submit([(task, 0) for task in range(n)])
     arrived = [run.wait(1e9)[-1].task for _ in range(n)]
     assert arrived == order
-    assert Compared.times < 3 * n * math.log2(n)
+    assert CountingTime.times < 3 * n * math.log2(n)
 
 
 @pytest.mark.parametrize("script", [3, {0: -1.0}, {0.5: 1.0}, {0: "1"}, {0: math.nan}])

@@ -36,7 +36,7 @@ def call(number: int, f: bytes = b"") -> Message:
     return Message(MessageKind.TASK, (number, 0, 0), b"header", f)
 
 
-def ended(number: int, data: bytes = b"") -> Message:
+def task_reply(number: int, data: bytes = b"") -> Message:
     """Return the message that a worker sends about its task."""
     return Message(MessageKind.TASK_REPLY, (0, number, 0), b"", data)
 
@@ -64,7 +64,7 @@ class Side:
         self.all._mailbox_lock.release()
         return not self.all._has_unwritten
 
-    def left(self) -> list[str]:
+    def stored_keys(self) -> list[str]:
         return self.storage.list_keys("b", self.prefix)
 
     def worker(self, number: int) -> StorageChannel:
@@ -75,14 +75,14 @@ class Side:
         assert until(lambda: number in self.links)
         return channel
 
-    def tell(self, number: int, message: Message) -> None:
+    def send_to_worker(self, number: int, message: Message) -> None:
         link = self.links[number]
         assert link.send(message)
         self.all.flush_messages()
         entry = link.n_sent, encode_frame(message._replace(data=b""))
         assert until(lambda: entry in [stored[:2] for stored in self.orders().messages.get(number, ())])
 
-    def heard(self, number: int, count: int = 1) -> list[Any]:
+    def receive_from_worker(self, number: int, count: int = 1) -> list[Any]:
         """Receive and return at least `count` messages of a worker. The first one contains its process id."""
         messages: list[Any] = []
 
@@ -106,11 +106,11 @@ def side() -> Iterator[Side]:
     side = Side()
     yield side
     side.close()
-    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.stored_keys()
     assert not any(thread.name.startswith("polarmap-objects") for thread in threading.enumerate())
 
 
-def received(worker: StorageChannel, count: int = 1) -> list[Message]:
+def receive_from_driver(worker: StorageChannel, count: int = 1) -> list[Message]:
     """Receive and return at least `count` messages of the driver."""
     messages: list[Message] = []
 
@@ -126,14 +126,14 @@ def test_messages_stay_in_order_until_acknowledged(
     side: Side,
 ) -> None:
     worker = side.worker(0)
-    side.heard(0)
+    side.receive_from_worker(0)
     messages = [call(1, b"f"), call(2, b"g"), Message(MessageKind.CANCEL), call(3, b"f")]
     for message in messages:
-        side.tell(0, message)
-    assert received(worker, 4) == messages
+        side.send_to_worker(0, message)
+    assert receive_from_driver(worker, 4) == messages
     assert len(side.orders().messages[0]) == 4
-    worker.send(ended(1))
-    side.heard(0)
+    worker.send(task_reply(1))
+    side.receive_from_worker(0)
     side.all._write_mailbox()
     assert side.orders().messages == {0: []}
     assert side.orders().payloads == {}
@@ -143,8 +143,8 @@ def test_messages_stay_in_order_until_acknowledged(
 def test_disconnected_worker_receives_no_messages_and_ends(side: Side, is_closed: bool) -> None:
     # One object contains the messages to all workers. It must not grow with each worker that is replaced.
     worker, other = side.worker(0), side.worker(1)
-    side.tell(0, call(1, b"f"))
-    received(worker)
+    side.send_to_worker(0, call(1, b"f"))
+    receive_from_driver(worker)
     if is_closed:
         side.links[0].close()
     else:  # the map notices the lost worker and releases it
@@ -154,63 +154,63 @@ def test_disconnected_worker_receives_no_messages_and_ends(side: Side, is_closed
     assert side.orders().messages == {1: []}
     assert side.orders().payloads == {}
     assert worker.receive(5.0) == ([], False)
-    worker.send(ended(1))
-    other.send(ended(2))
-    assert side.heard(1, 2)[1] == ended(2)
+    worker.send(task_reply(1))
+    other.send(task_reply(2))
+    assert side.receive_from_worker(1, 2)[1] == task_reply(2)
     assert is_closed == (0 not in side.all._channels)
-    side.tell(1, call(3))  # the remaining worker still receives messages
-    assert received(other) == [call(3)]
+    side.send_to_worker(1, call(3))  # the remaining worker still receives messages
+    assert receive_from_driver(other) == [call(3)]
 
 
 def test_restarted_worker_joins_again(side: Side) -> None:
     first = side.worker(0)
     old = side.links[0]
-    side.tell(0, call(1))
-    received(first)
+    side.send_to_worker(0, call(1))
+    receive_from_driver(first)
     again = StorageChannel(side.storage, "b", side.prefix, 0)
     again.send(Message(MessageKind.HELLO, header=b"0"))
     assert until(lambda: side.links[0] is not old)
     old.close()
-    side.tell(0, call(2))
-    assert received(again) == [call(2)]
-    first.send(ended(1))
-    again.send(ended(2))
-    assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(2)]
+    side.send_to_worker(0, call(2))
+    assert receive_from_driver(again) == [call(2)]
+    first.send(task_reply(1))
+    again.send(task_reply(2))
+    assert side.receive_from_worker(0, 2) == [Message(MessageKind.HELLO, header=b"0"), task_reply(2)]
 
 
 def test_message_written_twice_is_received_once(side: Side) -> None:
     worker = side.worker(0)
     worker._last_sent -= 1  # simulates that the response to a write was lost, so the worker repeats it
     worker.send(Message(MessageKind.HELLO, header=b"0"))
-    worker.send(ended(1))
-    assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(1)]
+    worker.send(task_reply(1))
+    assert side.receive_from_worker(0, 2) == [Message(MessageKind.HELLO, header=b"0"), task_reply(1)]
 
 
 def test_messages_lost_by_the_storage_are_written_again(side: Side) -> None:
     worker = side.worker(0)
     key = ChannelKeys(side.prefix).mailbox_key
     before = side.storage.get_object("b", key)
-    side.tell(0, call(1))
+    side.send_to_worker(0, call(1))
     side.storage.put_object("b", key, before)
     assert worker.receive(0.0) == ([], True)
     side.all._next_heartbeat_at = 0.0
     side.all._posted.set()
-    assert received(worker) == [call(1)]
+    assert receive_from_driver(worker) == [call(1)]
 
 
 def test_worker_with_a_lost_reply_is_disconnected(side: Side) -> None:
     worker = side.worker(0)
-    side.heard(0)
+    side.receive_from_worker(0)
     link = side.all._channels[0]
     worker._last_sent += 1
-    worker.send(ended(1))
-    assert side.heard(0) == [ended(1)]
+    worker.send(task_reply(1))
+    assert side.receive_from_worker(0) == [task_reply(1)]
     sign = ReplyKey(0, link.worker_instance, 9, 0, link.n_received, 0)
     for lost in (0, 1):
         side.all._handle_reply(sign._replace(last_sent=link.n_received + lost), b"")
     assert link.is_connected  # a listing may show the heartbeat before the reply
     worker.send(Message(MessageKind.CANCELLED))
-    assert side.heard(0) == [Message(MessageKind.CANCELLED)]
+    assert side.receive_from_worker(0) == [Message(MessageKind.CANCELLED)]
     for _ in range(2):
         assert link.is_connected
         side.all._handle_reply(sign._replace(last_sent=link.n_received + 1), b"")
@@ -258,7 +258,7 @@ def test_lasting_outage_raises_one_clear_error(side: Side, monkeypatch: pytest.M
     ):
         side.all.flush_messages()
     side.storage.put_object = put
-    side.tell(0, call(2))
+    side.send_to_worker(0, call(2))
     side.all.flush_messages()
 
 
@@ -277,12 +277,12 @@ def test_hanging_storage_does_not_block_the_driver(side: Side) -> None:
     side.all.flush_messages()
     side.storage.put_object = put
     goes_on.set()
-    assert received(worker, 2) == [call(1), call(2)]
+    assert receive_from_driver(worker, 2) == [call(1), call(2)]
 
 
 def test_foreign_objects_are_ignored(side: Side) -> None:
     worker = side.worker(0)
-    side.heard(0)
+    side.receive_from_worker(0)
     for name in (
         "",
         "x",
@@ -300,20 +300,20 @@ def test_foreign_objects_are_ignored(side: Side) -> None:
         "...",
     ):
         side.storage.put_object("b", f"polarmap/pool-1/replies/{name}", b"x")
-    worker.send(ended(1))
-    assert side.heard(0) == [ended(1)]
+    worker.send(task_reply(1))
+    assert side.receive_from_worker(0) == [task_reply(1)]
 
 
 def test_worker_of_another_version_is_reported_once(side: Side) -> None:
     worker = side.worker(0)
-    side.heard(0)
+    side.receive_from_worker(0)
     side.storage.put_object("b", f"{side.prefix}/replies/v{PROTOCOL_VERSION + 1}-7-9-1-0-1-3", b"any")
-    worker.send(ended(1))
-    assert side.heard(0) == [ended(1)]
+    worker.send(task_reply(1))
+    assert side.receive_from_worker(0) == [task_reply(1)]
     assert until(lambda: side.all.mismatches)
     assert 7 not in side.links
-    worker.send(ended(2))
-    assert side.heard(0) == [ended(2)]
+    worker.send(task_reply(2))
+    assert side.receive_from_worker(0) == [task_reply(2)]
     assert [(error.worker_id, error.peer_version) for error in side.all.mismatches] == [
         (7, PROTOCOL_VERSION + 1)
     ]
@@ -322,7 +322,7 @@ def test_worker_of_another_version_is_reported_once(side: Side) -> None:
 def test_partly_written_reply_is_read_when_complete(side: Side) -> None:
     # A storage of files lists a file before all its bytes are written.
     worker = side.worker(0)
-    side.heard(0)
+    side.receive_from_worker(0)
     storage, put, list_keys = side.storage, side.storage.put_object, side.storage.list_keys
     listed, go, looks = threading.Event(), threading.Event(), list[int]()
 
@@ -342,23 +342,23 @@ def test_partly_written_reply_is_read_when_complete(side: Side) -> None:
         put(bucket, key, data)
 
     storage.put_object, storage.list_keys = put_slowly, list_and_count
-    side.tell(0, call(0, b"f"))
+    side.send_to_worker(0, call(0, b"f"))
     with ThreadPoolExecutor(1) as other:
-        sending = other.submit(worker.send, ended(1))
+        sending = other.submit(worker.send, task_reply(1))
         assert listed.wait(10.0)
         assert side.links[0].receive() == ([], True)
         go.set()
         sending.result(10.0)
     storage.put_object, storage.list_keys = put, list_keys
-    assert side.heard(0) == [ended(1)]
+    assert side.receive_from_worker(0) == [task_reply(1)]
 
 
 def test_replies_are_removed_after_they_were_read(side: Side) -> None:
     worker = side.worker(0)
     for number in range(5):
-        worker.send(ended(number))
-    side.heard(0, 6)
-    assert until(lambda: not any("/replies/" in key for key in side.left()))
+        worker.send(task_reply(number))
+    side.receive_from_worker(0, 6)
+    assert until(lambda: not any("/replies/" in key for key in side.stored_keys()))
 
 
 def test_large_function_is_a_separate_object_while_needed(side: Side) -> None:
@@ -370,14 +370,14 @@ def test_large_function_is_a_separate_object_while_needed(side: Side) -> None:
         side.all.flush_messages()
         assert until(lambda: side.has_stored_all())
         assert len(side.storage.get_object("b", "polarmap/pool-1/orders")) < 10_000
-        assert len([key for key in side.left() if "/data/" in key]) == 1
+        assert len([key for key in side.stored_keys() if "/data/" in key]) == 1
         for number, worker in enumerate(workers):
-            assert received(worker) == [call(1, f)]
-            worker.send(ended(1))
-            side.heard(number, 2 if f is large[0] else 1)
+            assert receive_from_driver(worker) == [call(1, f)]
+            worker.send(task_reply(1))
+            side.receive_from_worker(number, 2 if f is large[0] else 1)
     for number in range(2):
-        side.tell(number, call(2, b"small"))
-    assert until(lambda: not any("/data/" in key for key in side.left()))
+        side.send_to_worker(number, call(2, b"small"))
+    assert until(lambda: not any("/data/" in key for key in side.stored_keys()))
 
 
 def test_messages_after_the_end_of_a_pool_are_not_written(side: Side) -> None:
@@ -385,7 +385,7 @@ def test_messages_after_the_end_of_a_pool_are_not_written(side: Side) -> None:
     side.all.close()
     side.links[0].close()
     side.all.flush_messages()
-    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.stored_keys()
 
 
 def test_messages_written_while_a_pool_closes_are_removed(side: Side) -> None:
@@ -407,13 +407,13 @@ def test_messages_written_while_a_pool_closes_are_removed(side: Side) -> None:
         assert not until(closing.done, 0.1)
         go.set()
         closing.result(10.0)
-    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.stored_keys()
 
 
 def test_requests_are_counted(side: Side) -> None:
     worker = side.worker(0)
-    worker.send(ended(1))
-    side.heard(0, 2)
+    worker.send(task_reply(1))
+    side.receive_from_worker(0, 2)
     writes, reads = side.all.take_request_counts(100.0)
     assert writes >= 4 + 100.0 / HEARTBEAT_SECONDS  # includes listings and the writes of the worker
     assert reads >= 2 + 100.0
@@ -438,7 +438,7 @@ def test_delivered_messages_are_received_in_order_before_the_disconnection(
     link: DriverStorageChannel,
 ) -> None:
     assert not readable(link)
-    messages = [ended(number, bytes(number)) for number in range(100)]
+    messages = [task_reply(number, bytes(number)) for number in range(100)]
     for message in messages:
         link.deliver_frames(encode_frame(message))
     assert readable(link)

@@ -36,7 +36,7 @@ class Crowd:
     def join(self, number: int, link: WorkerChannel, channel: str) -> None:
         self.joined.put((number, link, channel))
 
-    def one(self) -> tuple[int, str]:
+    def pop_joined(self) -> tuple[int, str]:
         number, link, channel = self.joined.get(timeout=10.0)
         link.close()
         return number, channel
@@ -54,7 +54,7 @@ def listener(crowd: Crowd) -> Iterator[WorkerListener]:
     listener.close()
 
 
-def called(listener: WorkerListener) -> socket.socket:
+def connect_without_key(listener: WorkerListener) -> socket.socket:
     """Connect to the listener without a key, as any process that knows the address can."""
     return socket.create_connection(listener.endpoints[-1], 10.0)
 
@@ -72,7 +72,7 @@ def test_local_workers_connect_to_a_local_address(listener: WorkerListener, crow
 
 def test_connection_without_the_key_receives_only_a_nonce(listener: WorkerListener, crowd: Crowd) -> None:
     for request in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
-        with called(listener) as stranger:
+        with connect_without_key(listener) as stranger:
             received = b""
             # The listener may close the connection before it has read or received all bytes.
             with suppress(OSError):
@@ -89,7 +89,7 @@ def test_connection_without_the_key_receives_only_a_nonce(listener: WorkerListen
 def test_nonces_are_unique(listener: WorkerListener) -> None:
     nonces = set()
     for _ in range(5):
-        with called(listener) as stranger:
+        with connect_without_key(listener) as stranger:
             nonces.add(stranger.recv(GREETING_BYTES, socket.MSG_WAITALL))
     assert len(nonces) == 5
 
@@ -99,11 +99,11 @@ def test_silent_connections_do_not_delay_workers(
 ) -> None:
     monkeypatch.setattr(worker_listener, "MAX_UNAUTHENTICATED", 8)
     with ExitStack() as stack:
-        silent = [stack.enter_context(called(listener)) for _ in range(30)]
+        silent = [stack.enter_context(connect_without_key(listener)) for _ in range(30)]
         for number in range(5):
             channel = connect_to_driver(listener.endpoints, KEY, number)
             assert channel is not None
-            assert crowd.one()[0] == number
+            assert crowd.pop_joined()[0] == number
             channel.close()
         silent[0].recv(GREETING_BYTES)
         assert silent[0].recv(1) == b""  # the oldest silent connection was closed
@@ -117,11 +117,11 @@ def test_connection_without_a_free_thread_is_closed_and_later_ones_work(
 
     with monkeypatch.context() as patch:
         patch.setattr(worker_listener, "run_in_daemon_thread", refuse)
-        with called(listener) as stranger:
+        with connect_without_key(listener) as stranger:
             assert stranger.recv(1) == b""
     channel = connect_to_driver(listener.endpoints, KEY, 7)
     assert channel is not None
-    assert crowd.one() == (7, "TCP")
+    assert crowd.pop_joined() == (7, "TCP")
     channel.close()
 
 
@@ -131,7 +131,7 @@ def test_silent_and_slow_connections_are_closed_after_a_timeout(
 ) -> None:
     monkeypatch.setattr("polarmap.worker.handshake.PROOF_TIMEOUT", 0.2)
     sent = 0
-    with called(listener) as stranger:
+    with connect_without_key(listener) as stranger:
         assert len(stranger.recv(GREETING_BYTES)) == GREETING_BYTES
         with suppress(ConnectionError):
             sent += stranger.send(says)
@@ -146,7 +146,7 @@ def test_many_workers_can_join_at_once(listener: WorkerListener, crowd: Crowd) -
     with ThreadPoolExecutor(len(numbers)) as pool:
         channels = list(pool.map(lambda number: connect_to_driver(listener.endpoints, KEY, number), numbers))
     assert all(channels)
-    assert sorted(crowd.one() for _ in numbers) == [(number, "TCP") for number in numbers]
+    assert sorted(crowd.pop_joined() for _ in numbers) == [(number, "TCP") for number in numbers]
     for channel in channels:
         assert channel is not None
         channel.close()
@@ -164,7 +164,7 @@ def test_workers_connect_to_the_given_address_or_a_forwarding_machine(
         assert listener.endpoints == ((host, port),)
         channel = connect_to_driver([("127.0.0.1", port)], KEY, 1)
         assert channel is not None
-        assert crowd.one() == (1, "TCP")
+        assert crowd.pop_joined() == (1, "TCP")
         channel.close()
         if host == "127.0.0.1":
             with socket.socket() as server:  # Other addresses are not listened on.
@@ -195,7 +195,7 @@ def test_forked_child_releases_the_listener(listener: WorkerListener, crowd: Cro
     assert code_of_child(listener.after_fork, []) == 0
     channel = connect_to_driver(listener.endpoints, KEY, 1)
     assert channel is not None
-    assert crowd.one() == (1, "TCP")
+    assert crowd.pop_joined() == (1, "TCP")
     channel.close()
 
 

@@ -25,11 +25,14 @@ from polarmap.executors.storage_channels import DriverStorageChannel
 from polarmap.executors.worker_pool import GRACE_SECONDS, MAX_CACHED_TASKS, WorkerHandle, WorkerPool
 from polarmap.worker.messages import Message, MessageKind, encode_frame
 
-TOLD, AHEAD = (3, 1, 0), (3, 2, 0)  # job, task and attempt of a running task and of one assigned in advance
+FIRST_ORDER, NEXT_ORDER = (
+    (3, 1, 0),
+    (3, 2, 0),
+)  # job, task and attempt of a running task and of one assigned in advance
 CORES = 2
 
 
-class Table(WorkerPool):
+class FakeWorkerPool(WorkerPool):
     """A pool of at most `most` fake workers, with channels into which the test puts messages."""
 
     def __init__(self, most: int = 100) -> None:
@@ -55,7 +58,7 @@ class Table(WorkerPool):
         self.abandoned.append([worker.worker_id for worker in self._get_abandoned_workers()])
 
 
-class Here(LocalWorkerPool):
+class FakeLocalPool(LocalWorkerPool):
     """A pool of local workers without processes."""
 
     def __init__(self, most: int | None) -> None:
@@ -70,7 +73,7 @@ class Here(LocalWorkerPool):
     def _poll_unallocated_workers(self) -> None: ...
 
 
-def test_queries_have_no_side_effects(table: Table) -> None:
+def test_queries_have_no_side_effects(table: FakeWorkerPool) -> None:
     lease, backoff = opened(table), Backoff()
     worker = taken(table, lease)
     launched = LaunchedWorker(0.0, 1.0)
@@ -82,17 +85,17 @@ def test_queries_have_no_side_effects(table: Table) -> None:
         assert_only_asks(backoff, backoff.can_retry)
         assert_only_asks(launched, partial(launched.is_overdue, 0.0), partial(launched.is_overdue, 1e9))
         if not is_closed:
-            worker.assign_task(TOLD, "task")
+            worker.assign_task(FIRST_ORDER, "task")
             table.close_allocation(lease)
         backoff.record_failure("no room")
 
 
 def table_of(is_here: bool, most: int) -> WorkerPool:
     """Return a pool of local or remote workers that runs at most `most` tasks at a time."""
-    return Here(most) if is_here else Table(most)
+    return FakeLocalPool(most) if is_here else FakeWorkerPool(most)
 
 
-def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
+def complete_task(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
     """Assign a task to a worker and deliver the worker's reply."""
     worker.assign_task(order, task)
     worker.channel.deliver_frames(encode_frame(Message(MessageKind.TASK_REPLY, order)))
@@ -100,8 +103,8 @@ def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
 
 
 @pytest.fixture
-def table() -> Iterator[Table]:
-    table = Table()
+def table() -> Iterator[FakeWorkerPool]:
+    table = FakeWorkerPool()
     yield table
     table.close()
     for link in table.links:
@@ -115,23 +118,23 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_task_goes_to_the_worker_that_has_its_block(table: Table) -> None:
+def test_task_goes_to_the_worker_that_has_its_block(table: FakeWorkerPool) -> None:
     lease = opened(table)
     workers = [taken(table, lease) for _ in range(3)]
     for number, worker in enumerate(workers):
         worker.pid = number
-        do(worker, (0, number, 0), ("blocks", number))
+        complete_task(worker, (0, number, 0), ("blocks", number))
         table.release_worker(worker)
     for number in (1, 0, 2):
         assert taken(table, lease, ("blocks", number)) is workers[number]
 
 
 def test_worker_with_a_cached_block_of_a_queued_task_is_preferred(
-    table: Table,
+    table: FakeWorkerPool,
 ) -> None:
     first, second = opened(table), opened(table)
     _, able = taken(table, first), taken(table, first, "b")
-    do(able, (0, 0, 0), "b")
+    complete_task(able, (0, 0, 0), "b")
     for worker in list(first.workers.values()):
         table.release_worker(worker)
     table.close_allocation(first)
@@ -142,8 +145,8 @@ def test_worker_with_a_cached_block_of_a_queued_task_is_preferred(
 def test_oldest_cached_tasks_are_forgotten() -> None:
     worker = WorkerHandle(0, DriverStorageChannel(0, 0, lambda *_: None))
     for task in range(MAX_CACHED_TASKS + 10):
-        do(worker, (0, task, 0), task)
-        do(worker, (0, task, 1), 0)
+        complete_task(worker, (0, task, 0), task)
+        complete_task(worker, (0, task, 1), 0)
     assert len(worker.cached_tasks) == MAX_CACHED_TASKS
     assert 0 in worker.cached_tasks
     assert 1 not in worker.cached_tasks
@@ -153,53 +156,53 @@ def test_oldest_cached_tasks_are_forgotten() -> None:
 @pytest.mark.parametrize(
     "kind", [MessageKind.TASK_REPLY, MessageKind.CANCELLED, MessageKind.UNUSABLE, MessageKind.FINAL_REPLY]
 )
-def test_worker_is_free_after_an_abandoned_task_unless_it_exits(table: Table, kind: bytes) -> None:
+def test_worker_is_free_after_an_abandoned_task_unless_it_exits(table: FakeWorkerPool, kind: bytes) -> None:
     lease = opened(table)
     worker = taken(table, lease)
-    worker.assign_task(TOLD, "task")
+    worker.assign_task(FIRST_ORDER, "task")
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
     table.close_allocation(lease)
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == {"task"}
-    table.links[0].deliver_frames(encode_frame(Message(kind, TOLD)))
+    table.links[0].deliver_frames(encode_frame(Message(kind, FIRST_ORDER)))
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
     assert (taken(table, opened(table)) is worker) == (
         kind in (MessageKind.TASK_REPLY, MessageKind.CANCELLED)
     )
 
 
-def test_blocks_of_free_workers_are_not_on_abandoned_workers(table: Table) -> None:
+def test_blocks_of_free_workers_are_not_on_abandoned_workers(table: FakeWorkerPool) -> None:
     lease, other = opened(table), opened(table)
-    taken(table, lease).assign_task(TOLD, "task")
+    taken(table, lease).assign_task(FIRST_ORDER, "task")
     free = taken(table, other)
     for task in ("task", "other"):
-        do(free, TOLD, task)
+        complete_task(free, FIRST_ORDER, task)
     table.close_allocation(lease)
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task"]) == {"task"}
     table.release_worker(free)
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
 
 
-def test_worker_does_not_cache_blocks_of_tasks_not_started(table: Table) -> None:
+def test_worker_does_not_cache_blocks_of_tasks_not_started(table: FakeWorkerPool) -> None:
     lease = opened(table)
     worker = taken(table, lease)
-    do(worker, TOLD, "done")
-    worker.assign_task(TOLD, "task")
-    worker.assign_task(AHEAD, "ahead")
+    complete_task(worker, FIRST_ORDER, "done")
+    worker.assign_task(FIRST_ORDER, "task")
+    worker.assign_task(NEXT_ORDER, "ahead")
     table.close_allocation(lease)
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["done", "task", "ahead"]) == {"done", "task"}
-    for order in (TOLD, AHEAD):
+    for order in (FIRST_ORDER, NEXT_ORDER):
         table.links[0].deliver_frames(encode_frame(Message(MessageKind.CANCELLED, order)))
     assert taken(table, opened(table)) is worker
     assert list(worker.cached_tasks) == ["done"]
 
 
 @pytest.mark.parametrize(
-    "said", [Message(MessageKind.FETCH, TOLD, b"x/1"), Message(MessageKind.HELLO, header=b"5")]
+    "said", [Message(MessageKind.FETCH, FIRST_ORDER, b"x/1"), Message(MessageKind.HELLO, header=b"5")]
 )
-def test_worker_that_reports_progress_stays_abandoned(table: Table, said: Message) -> None:
+def test_worker_that_reports_progress_stays_abandoned(table: FakeWorkerPool, said: Message) -> None:
     lease = opened(table)
     worker = taken(table, lease)
-    worker.assign_task(TOLD, "task")
+    worker.assign_task(FIRST_ORDER, "task")
     table.close_allocation(lease)
     table.links[0].deliver_frames(encode_frame(said))
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == {"task"}
@@ -207,7 +210,7 @@ def test_worker_that_reports_progress_stays_abandoned(table: Table, said: Messag
     assert table.abandoned[-1] == [0]
 
 
-def test_worker_that_dies_in_an_abandoned_task_is_removed(table: Table) -> None:
+def test_worker_that_dies_in_an_abandoned_task_is_removed(table: FakeWorkerPool) -> None:
     lease = opened(table)
     taken(table, lease)
     table.close_allocation(lease)
@@ -217,7 +220,7 @@ def test_worker_that_dies_in_an_abandoned_task_is_removed(table: Table) -> None:
     assert table.gone == [0]
 
 
-def test_disconnected_free_workers_are_removed_together(table: Table) -> None:
+def test_disconnected_free_workers_are_removed_together(table: FakeWorkerPool) -> None:
     lease = opened(table)
     gone, *free = (taken(table, lease) for _ in range(3))
     for worker in free:
@@ -229,7 +232,7 @@ def test_disconnected_free_workers_are_removed_together(table: Table) -> None:
     assert sorted(table.gone) == [0, 1, 2]
 
 
-def test_longest_abandoned_workers_come_first(table: Table) -> None:
+def test_longest_abandoned_workers_come_first(table: FakeWorkerPool) -> None:
     leases = [opened(table) for _ in range(3)]
     for lease in leases:
         taken(table, lease)
@@ -243,28 +246,32 @@ def test_longest_abandoned_workers_come_first(table: Table) -> None:
     "said",
     [
         Message(MessageKind.HELLO, header=b"x"),
-        Message(MessageKind.TASK_REPLY, (2, *TOLD[1:])),  # a reply of another job
-        Message(MessageKind.TASK_REPLY, (TOLD[0], 5, 0)),
-        Message(MessageKind.CANCELLED, (*TOLD[:2], 7)),
-        Message(MessageKind.FETCH, (2, *TOLD[1:]), b"x/1"),
+        Message(MessageKind.TASK_REPLY, (2, *FIRST_ORDER[1:])),  # a reply of another job
+        Message(MessageKind.TASK_REPLY, (FIRST_ORDER[0], 5, 0)),
+        Message(MessageKind.CANCELLED, (*FIRST_ORDER[:2], 7)),
+        Message(MessageKind.FETCH, (2, *FIRST_ORDER[1:]), b"x/1"),
     ],
 )
-def test_worker_that_replies_for_another_attempt_is_disconnected(table: Table, said: Message) -> None:
+def test_worker_that_replies_for_another_attempt_is_disconnected(
+    table: FakeWorkerPool, said: Message
+) -> None:
     worker = taken(table, opened(table))
-    worker.assign_task(TOLD, "task")
-    table.links[0].deliver_frames(encode_frame(said) + encode_frame(Message(MessageKind.TASK_REPLY, TOLD)))
+    worker.assign_task(FIRST_ORDER, "task")
+    table.links[0].deliver_frames(
+        encode_frame(said) + encode_frame(Message(MessageKind.TASK_REPLY, FIRST_ORDER))
+    )
     assert worker.receive_messages() == ([], False)
     assert worker.receive_messages() == ([], False)  # later readers also find the worker disconnected
 
 
-def test_worker_that_replies_twice_is_disconnected(table: Table) -> None:
+def test_worker_that_replies_twice_is_disconnected(table: FakeWorkerPool) -> None:
     worker = taken(table, opened(table))
-    worker.assign_task(TOLD, "task")
-    table.links[0].deliver_frames(2 * encode_frame(Message(MessageKind.TASK_REPLY, TOLD)))
-    assert worker.receive_messages() == ([Message(MessageKind.TASK_REPLY, TOLD)], False)
+    worker.assign_task(FIRST_ORDER, "task")
+    table.links[0].deliver_frames(2 * encode_frame(Message(MessageKind.TASK_REPLY, FIRST_ORDER)))
+    assert worker.receive_messages() == ([Message(MessageKind.TASK_REPLY, FIRST_ORDER)], False)
 
 
-def test_close_ends_all_workers_and_running_maps(table: Table) -> None:
+def test_close_ends_all_workers_and_running_maps(table: FakeWorkerPool) -> None:
     lease, another = opened(table), opened(table)
     busy, abandoned, free = taken(table, lease), taken(table, another), taken(table, lease)
     table.release_worker(free)
@@ -280,7 +287,7 @@ def test_close_ends_all_workers_and_running_maps(table: Table) -> None:
         table.get_exit_reason(busy)
 
 
-def test_closing_an_allocation_after_the_pool_closes_its_channels(table: Table) -> None:
+def test_closing_an_allocation_after_the_pool_closes_its_channels(table: FakeWorkerPool) -> None:
     lease = opened(table)
     worker = taken(table, lease)
     table.close()
@@ -291,7 +298,7 @@ def test_closing_an_allocation_after_the_pool_closes_its_channels(table: Table) 
 # --- whose turn it is ------------------------------------------------------------------------------
 
 
-class Map:
+class FakeMap:
     """A session that starts tasks whenever the pool allows it."""
 
     def __init__(self, pool: WorkerPool, tasks: int) -> None:
@@ -306,7 +313,7 @@ class Map:
         """Start up to `most` tasks, and return how many were started."""
         started = 0
         while started < most and (worker := self.pool.acquire_worker(self.lease, self.waiting)) is not None:
-            worker.assign_task(TOLD, None)
+            worker.assign_task(FIRST_ORDER, None)
             self.workers.append(worker)
             self.waiting -= 1
             started += 1
@@ -326,8 +333,8 @@ class Map:
         self.pool.close_allocation(self.lease)
 
 
-def listening(pool: WorkerPool, *tasks: int) -> list[Map]:
-    maps = [Map(pool, count) for count in tasks]
+def listening(pool: WorkerPool, *tasks: int) -> list[FakeMap]:
+    maps = [FakeMap(pool, count) for count in tasks]
     for map_ in maps:
         map_.listen()
         map_.lease.n_queued = map_.waiting
@@ -339,7 +346,7 @@ def listening(pool: WorkerPool, *tasks: int) -> list[Map]:
     [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (60, False, 60), (1000, False, 100)],
 )
 def test_single_map_uses_all_slots(most: Any, is_here: bool, expected: int) -> None:
-    map_ = Map(table_of(is_here, most), 100)
+    map_ = FakeMap(table_of(is_here, most), 100)
     assert map_.pool.has_one_session()
     assert map_.start() == expected
     map_.waiting += 1
@@ -352,7 +359,7 @@ def test_slot_goes_to_the_map_with_fewest_tasks_then_longest_wait(
     is_here: bool,
 ) -> None:
     pool = table_of(is_here, 3)
-    first = Map(pool, 9)
+    first = FakeMap(pool, 9)
     assert first.start(3) == 3
     first.listen()
     second, third = listening(pool, 9, 9)
@@ -373,7 +380,7 @@ def test_slot_goes_to_the_map_with_fewest_tasks_then_longest_wait(
 @pytest.mark.parametrize("is_here", [True, False])
 def test_paused_and_idle_maps_do_not_block_other_maps(is_here: bool) -> None:
     pool = table_of(is_here, 2)
-    first = Map(pool, 9)
+    first = FakeMap(pool, 9)
     first.start(2)
     first.listen()
     away, idle, ended = listening(pool, 9, 0, 9)
@@ -388,8 +395,8 @@ def test_paused_and_idle_maps_do_not_block_other_maps(is_here: bool) -> None:
 
 
 def test_next_map_is_woken_when_another_one_pauses() -> None:
-    pool = Here(2)
-    first = Map(pool, 9)
+    pool = FakeLocalPool(2)
+    first = FakeMap(pool, 9)
     first.start()
     second, third = listening(pool, 9, 9)
     first.end()
@@ -405,8 +412,8 @@ def test_next_map_is_woken_when_another_one_pauses() -> None:
 
 
 def test_closed_map_frees_its_slots_once() -> None:
-    pool = Here(None)
-    first = Map(pool, 9)
+    pool = FakeLocalPool(None)
+    first = FakeMap(pool, 9)
     first.start()
     [second] = listening(pool, 9)
     assert second.start() == 0
@@ -420,9 +427,9 @@ def test_closed_map_frees_its_slots_once() -> None:
 
 
 def test_deleted_map_gets_no_slots() -> None:
-    pool = Here(None)
-    first = Map(pool, 9)
-    Map(pool, 9)
+    pool = FakeLocalPool(None)
+    first = FakeMap(pool, 9)
+    FakeMap(pool, 9)
     gc.collect()
     assert pool.has_one_session()
     first.close()
@@ -432,8 +439,8 @@ def test_tasks_that_never_end_do_not_starve_other_maps(monkeypatch: pytest.Monke
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for most, more in {None: 1, CORES + 1: 0}.items():
-        pool = Here(most)
-        first = Map(pool, 9)
+        pool = FakeLocalPool(most)
+        first = FakeMap(pool, 9)
         first.start()
         [second] = listening(pool, 9)
         assert second.start() == 0
@@ -450,8 +457,8 @@ def test_more_tasks_start_while_cores_are_idle(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(local_workers, "is_process_idle", lambda process: process == 1)
     for processes, grows in {(1, 1, 1): True, (1, 2, 2): False}.items():
-        pool = Here(None)
-        first = Map(pool, 9)
+        pool = FakeLocalPool(None)
+        first = FakeMap(pool, 9)
         first.start()
         [second] = listening(pool, 9)
         for worker, process in zip(first.workers, processes, strict=True):
@@ -489,7 +496,7 @@ def test_maps_share_slots_fairly_and_all_finish(
                 while free() and map_.start(1):
                     pass
 
-    def end(map_: Map) -> None:
+    def end(map_: FakeMap) -> None:
         map_.end()
         map_.call()  # the thread of the session also continues when its task ends
         settle()
@@ -522,7 +529,7 @@ def test_maps_share_slots_fairly_and_all_finish(
     assert not any(map_.waiting for map_ in maps)
 
 
-def test_forked_child_has_no_workers_even_if_locks_are_held(table: Table) -> None:
+def test_forked_child_has_no_workers_even_if_locks_are_held(table: FakeWorkerPool) -> None:
     leases = [opened(table), opened(table)]
     taken(table, leases[0])
     [link] = table.links

@@ -51,7 +51,7 @@ def product(block: Any) -> Any:
 
 
 @pytest.fixture
-def stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_block_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test if a block is sent to the driver."""
     fetch = DaskEngine.fetch_values
 
@@ -63,7 +63,7 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DaskEngine, "fetch_values", fetched)
 
 
-@pytest.mark.usefixtures("stays")
+@pytest.mark.usefixtures("no_block_is_fetched")
 def test_chunks_of_an_array_become_the_blocks(executor: Any) -> None:
     data = dask.array.from_array(A, chunks=(16, 2))
     faulty = FaultyExecutor(executor, {1: Fault("raise", attempts=9)})
@@ -77,7 +77,7 @@ def test_chunks_of_an_array_become_the_blocks(executor: Any) -> None:
     np.testing.assert_array_equal(data.compute(), A)
 
 
-@pytest.mark.usefixtures("stays")
+@pytest.mark.usefixtures("no_block_is_fetched")
 def test_operator_encodes_a_matrix_once_on_the_cluster(
     executor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

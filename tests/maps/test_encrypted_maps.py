@@ -40,12 +40,12 @@ def pool():
         yield pool
 
 
-def numbers(*arrays):
+def float64_bytes(*arrays):
     """Return the 8 bytes of each float64 in `arrays`."""
     return [array.tobytes()[at : at + 8] for array in arrays for at in range(0, array.nbytes, 8)]
 
 
-def written(server):
+def read_server_files(server):
     """Return all bytes in the server's folder, including its log of deleted objects.
 
     Neither kind of server compacts its log within the duration of a test.
@@ -53,9 +53,9 @@ def written(server):
     return b"".join(path.read_bytes() for path in Path(server.folder).rglob("*") if path.is_file())
 
 
-def seen(server, *arrays):
-    data = written(server)
-    return [number for number in numbers(*arrays) if number in data]
+def find_on_disk(server, *arrays):
+    data = read_server_files(server)
+    return [number for number in float64_bytes(*arrays) if number in data]
 
 
 @pytest.mark.parametrize(("server", "place"), [("s3", "functions"), ("redis", "kept")], indirect=["server"])
@@ -69,12 +69,12 @@ def test_no_storage_ever_sees_data_or_results(server, config, place):
         if place == "kept":
             # A hedged map writes every result unencrypted, which shows that the search finds such results.
             polarmap.hedged_map(total, control, executor=executor, blocks=4)
-            assert len(seen(server, control.sum(axis=1))) == len(control)
+            assert len(find_on_disk(server, control.sum(axis=1))) == len(control)
         open_store(config).put("polarmap/control", control.tobytes())
-    assert len(seen(server, control)) == control.size
-    assert seen(server, B, parity, np.concatenate(list(y))) == []
-    assert KEY not in written(server)
-    assert KEY.hex().encode() not in written(server)
+    assert len(find_on_disk(server, control)) == control.size
+    assert find_on_disk(server, B, parity, np.concatenate(list(y))) == []
+    assert KEY not in read_server_files(server)
+    assert KEY.hex().encode() not in read_server_files(server)
 
 
 class Elsewhere(Executor):

@@ -49,17 +49,17 @@ KINDS = {
 
 
 # "workers" and "pool" are left out: calls reach every pool of local processes in the same way.
-WAYS = [kind for kind in KINDS if kind not in ("workers", "pool")]
+TESTED_KINDS = [kind for kind in KINDS if kind not in ("workers", "pool")]
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=TESTED_KINDS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     with ExitStack() as stack, KINDS[request.param](stack) as executor:
         yield executor
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Executor]:
+def two_workers() -> Iterator[Executor]:
     with Executor(workers=2) as executor:
         yield executor
 
@@ -110,9 +110,9 @@ def test_exception_of_a_call_has_the_traceback_of_the_worker(executor: Executor)
     assert executor.submit(int).result(PATIENCE) == 0
 
 
-def test_arguments_are_pickled_when_they_are_submitted(two: Executor) -> None:
+def test_arguments_are_pickled_when_they_are_submitted(two_workers: Executor) -> None:
     large, small = np.zeros(1_000_000), [0]
-    futures = [two.submit(lambda a, b: (a.sum(), b), large, small) for _ in range(8)]
+    futures = [two_workers.submit(lambda a, b: (a.sum(), b), large, small) for _ in range(8)]
     large += 1
     small.append(1)
     assert [future.result(PATIENCE) for future in futures] == [(0.0, [0])] * 8
@@ -121,15 +121,15 @@ def test_arguments_are_pickled_when_they_are_submitted(two: Executor) -> None:
 # --- map ---------------------------------------------------------------------------------------------
 
 
-def test_map_returns_results_in_order_for_any_chunksize(two: Executor) -> None:
+def test_map_returns_results_in_order_for_any_chunksize(two_workers: Executor) -> None:
     for chunksize in (1, 3, 40, 50):
         for buffersize in (None, 1, 7):
-            results = two.map(pow, range(40), range(50), chunksize=chunksize, buffersize=buffersize)
+            results = two_workers.map(pow, range(40), range(50), chunksize=chunksize, buffersize=buffersize)
             assert list(results) == [pow(number, number) for number in range(40)]
-    assert list(two.map(abs, [])) == list(two.map(abs, [], chunksize=5)) == []
+    assert list(two_workers.map(abs, [])) == list(two_workers.map(abs, [], chunksize=5)) == []
 
 
-def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
+def test_map_reads_no_further_than_its_buffer(two_workers: Executor) -> None:
     read: list[int] = []
 
     def numbers() -> Iterator[int]:
@@ -137,7 +137,7 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
             read.append(number)
             yield number
 
-    results = two.map(abs, numbers(), buffersize=4)
+    results = two_workers.map(abs, numbers(), buffersize=4)
     assert len(read) == 4
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(read) == 7
@@ -146,7 +146,7 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
 
 @pytest.mark.parametrize("mode", [0o700, 0o777, None], ids=["private", "open to others", "no folder"])
 def test_large_function_of_a_map_is_stored_in_a_private_folder(
-    two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
+    two_workers: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
 ) -> None:
     folder, removed = tmp_path / "folder", threading.Event()
     if mode is None:
@@ -159,7 +159,7 @@ def test_large_function_of_a_map_is_stored_in_a_private_folder(
         "polarmap.maps.executor.remove_owned_folder", lambda path: path == folder and removed.set()
     )
     large = np.ones(100_000)
-    assert list(two.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
+    assert list(two_workers.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
     assert (mode == 0o700) == (folder / "calls/function").exists()
     assert removed.wait(PATIENCE)
 
@@ -178,15 +178,15 @@ def test_lateness_is_tracked_per_function_and_chunksize() -> None:
         assert len(executor._call_queue._policy._trackers_by_class) == 4
 
 
-def test_unpicklable_call_of_a_map_fails_alone(two: Executor) -> None:
+def test_unpicklable_call_of_a_map_fails_alone(two_workers: Executor) -> None:
     items: list[Any] = [1, threading.Lock(), np.arange(10_000.0), 3]
-    results = two.map(np.sum, items)
+    results = two_workers.map(np.sum, items)
     assert next(results) == 1
     with pytest.raises(TypeError, match="pickle"):
         next(results)
-    assert list(two.map(np.sum, items[2:])) == [49995000.0, 3]
+    assert list(two_workers.map(np.sum, items[2:])) == [49995000.0, 3]
     with pytest.raises(TypeError, match="pickle"):
-        list(two.map(partial(id, items[1]), [1]))
+        list(two_workers.map(partial(id, items[1]), [1]))
 
 
 def test_shutdown_cancels_queued_calls_of_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,51 +221,51 @@ def test_a_map_that_times_out_or_raises_cancels_the_rest(tmp_path: Path) -> None
         ({"buffersize": "1"}, "buffersize must be an integer or None"),
     ],
 )
-def test_options_of_map_are_checked(two: Executor, wrong: dict[str, Any], error: str) -> None:
+def test_options_of_map_are_checked(two_workers: Executor, wrong: dict[str, Any], error: str) -> None:
     with pytest.raises((TypeError, ValueError), match=error):
-        two.map(abs, [1], **wrong)
+        two_workers.map(abs, [1], **wrong)
 
 
 # --- futures -----------------------------------------------------------------------------------------
 
 
-def test_a_thousand_futures_take_one_thread(two: Executor) -> None:
+def test_a_thousand_futures_take_one_thread(two_workers: Executor) -> None:
     before = threading.active_count()
-    futures = [two.submit(abs, -number) for number in range(1000)]
+    futures = [two_workers.submit(abs, -number) for number in range(1000)]
     assert threading.active_count() <= before + 3  # one thread of the executor and two of its pool
     assert [future.result(PATIENCE) for future in futures] == list(range(1000))
 
 
-def test_callbacks_may_submit_more(two: Executor) -> None:
+def test_callbacks_may_submit_more(two_workers: Executor) -> None:
     seen: futures.Future[int] = futures.Future()
 
     def more(future: futures.Future[int]) -> None:
-        again = two.submit(abs, -future.result())
+        again = two_workers.submit(abs, -future.result())
         again.add_done_callback(lambda future: seen.set_result(future.result()))
 
-    two.submit(int, "-7").add_done_callback(more)
+    two_workers.submit(int, "-7").add_done_callback(more)
     assert seen.result(PATIENCE) == 7
 
 
-def test_finished_calls_are_released(two: Executor) -> None:
+def test_finished_calls_are_released(two_workers: Executor) -> None:
     class Thing:
         def method(self) -> Thing:
             return self
 
     thing = Thing()
     reference = weakref.ref(thing)
-    two.submit(thing.method).result(PATIENCE)
+    two_workers.submit(thing.method).result(PATIENCE)
     del thing
     gc.collect()
     assert reference() is None
 
 
-def test_finished_calls_are_released_while_others_run(two: Executor, tmp_path: Path) -> None:
-    first = two.submit(linger, tmp_path, "first")
+def test_finished_calls_are_released_while_others_run(two_workers: Executor, tmp_path: Path) -> None:
+    first = two_workers.submit(linger, tmp_path, "first")
     sizes = []
     # The first round fills the history of durations, which keeps a bounded number of calls.
     for _ in range(3):
-        list(two.map(abs, range(1200)))
+        list(two_workers.map(abs, range(1200)))
         gc.collect()
         sizes.append(len(gc.get_objects()))
     assert first.running()
@@ -462,11 +462,11 @@ def test_forked_child_has_separate_threads_and_workers() -> None:
 # --- libraries that accept an executor ----------------------------------------------------------------
 
 
-def test_dask_computes_on_it(two: Executor) -> None:
+def test_dask_computes_on_it(two_workers: Executor) -> None:
     import dask
 
     halves = [dask.delayed(sum)(range(start, start + 50)) for start in (0, 50)]
-    with dask.config.set(scheduler="threads", pool=two):
+    with dask.config.set(scheduler="threads", pool=two_workers):
         assert dask.delayed(sum)(halves).compute() == 4950
 
 

@@ -96,25 +96,25 @@ def coded_gradient_class(f: Any, x: Any = (1.0, 2.0), **options: Any) -> None:
     CodedGradient(f, executor=ReplayExecutor(), **options)(x)
 
 
-def struck(kind: Any = "raise", seconds: Any = 0.0, attempts: Any = 1) -> None:
+def map_with_fault(kind: Any = "raise", seconds: Any = 0.0, attempts: Any = 1) -> None:
     executor = FaultyExecutor(ReplayExecutor(), {0: Fault(kind, seconds, attempts)})
     polarmap.coded_map(total, ROWS, blocks=4, tasks=6, executor=executor)
 
 
-def replayed(seconds: Any) -> None:
+def map_with_run_times(seconds: Any) -> None:
     polarmap.coded_map(total, ROWS, blocks=4, tasks=6, executor=ReplayExecutor(seconds), timeout=50)
 
 
-def replayed_by_task(task: Any, seconds: Any) -> None:
+def map_with_run_time_of(task: Any, seconds: Any) -> None:
     if isinstance(task, Hashable):
-        replayed({task: seconds})
+        map_with_run_times({task: seconds})
 
 
-def faulty(executor: Any, faults: Any) -> None:
+def map_with_faults(executor: Any, faults: Any) -> None:
     polarmap.coded_map(total, ROWS, blocks=4, tasks=6, executor=FaultyExecutor(executor, faults))
 
 
-def pool_of_ones_own(
+def make_pool(
     executor: Any = None,
     workers: Any = 2,
     idle_timeout: Any = 60.0,
@@ -161,19 +161,19 @@ def shared_secretly(n_colluders: Any = 1, noise: Any = 100.0) -> None:
     polarmap.coded_map(total, ROWS, code=code, executor=ReplayExecutor())
 
 
-def submitted(f: Any, data: Any, **options: Any) -> None:
+def submit_and_wait(f: Any, data: Any, **options: Any) -> None:
     polarmap.submit(polarmap.coded_map, f, data, **options).result(50)
 
 
-def submitted_map_function(map_function: Any) -> None:
+def submit_map_function(map_function: Any) -> None:
     polarmap.submit(map_function, total, ROWS, executor=ReplayExecutor()).result(50)
 
 
-def stored(name: Any, storage: Any = None) -> None:
+def map_with_stored_result(name: Any, storage: Any = None) -> None:
     polarmap.coded_map(total, ROWS, blocks=4, out=Stored(name, storage), executor=ReplayExecutor())
 
 
-def repaired(executor: Any) -> None:
+def repair_and_check(executor: Any) -> None:
     """Repair an array and check it, both on `executor`."""
     coded = polarmap.encode(ROWS, name="r", storage="repaired", blocks=4, tasks=6, overwrite=True)
     coded.store.delete([coded.block_segments(5)[0].key])
@@ -197,7 +197,7 @@ def tracker(code: Any, modular: Any, max_amplification: Any, index: Any) -> None
     ArrivalTracker(code, modular=modular, max_amplification=max_amplification).add(index)
 
 
-def drained(estimates: Callable[..., Any]) -> Callable[..., Any]:
+def consuming(estimates: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(estimates)
     def call(*arguments: Any, **options: Any) -> None:
         list(estimates(*arguments, **options))
@@ -210,8 +210,10 @@ CALLS: dict[str, Call] = {
         polarmap.coded_map, {"f": total, "data": ROWS, "blocks": 4, "tasks": 6} | REPLAY, ("progress",)
     ),
     "coded_map, stored": Call(polarmap.coded_map, {"f": total, "data": ROWS, "out": Stored("s")} | REPLAY),
-    "submit": Call(submitted, {"f": total, "data": ROWS, "blocks": 4, "tasks": 6} | REPLAY, ("progress",)),
-    "submit, a map function": Call(submitted_map_function, {"map_function": polarmap.hedged_map}),
+    "submit": Call(
+        submit_and_wait, {"f": total, "data": ROWS, "blocks": 4, "tasks": 6} | REPLAY, ("progress",)
+    ),
+    "submit, a map function": Call(submit_map_function, {"map_function": polarmap.hedged_map}),
     "hedged_map": Call(polarmap.hedged_map, {"f": total, "data": ROWS} | REPLAY),
     "coded_sum": Call(polarmap.coded_sum, {"f": total, "parts": ROWS, "tasks": 4} | REPLAY),
     "coded_matmul": Call(polarmap.coded_matmul, {"A": ROWS, "B": ROWS.T} | REPLAY),
@@ -220,14 +222,14 @@ CALLS: dict[str, Call] = {
         {"A": ROWS, "B": ROWS.T, "method": "grid", "tasks": (4, 4)} | REPLAY,
     ),
     "coded_gram": Call(polarmap.coded_gram, {"A": ROWS, "blocks": 3} | REPLAY),
-    "sketched_lstsq": Call(drained(polarmap.linalg.sketched_lstsq), {"A": ROWS, "b": np.ones(8)} | REPLAY),
-    "sketched_gram": Call(drained(polarmap.linalg.sketched_gram), {"A": ROWS} | REPLAY),
+    "sketched_lstsq": Call(consuming(polarmap.linalg.sketched_lstsq), {"A": ROWS, "b": np.ones(8)} | REPLAY),
+    "sketched_gram": Call(consuming(polarmap.linalg.sketched_gram), {"A": ROWS} | REPLAY),
     "coded_gradient": Call(polarmap.coded_gradient, {"f": np.sum, "x": [1.0, 2.0, 3.0]} | REPLAY),
     "CodedGradient": Call(coded_gradient_class, {"f": np.sum}),
     "CodedOperator": Call(coded_operator, {}),
     "CodedOperator @": Call(operand, {"x": np.ones(3)}),
     "encode": Call(polarmap.encode, {"A": ROWS, "name": "e", "blocks": 4, "storage": "folder"}),
-    "CodedArray.repair": Call(repaired, REPLAY),
+    "CodedArray.repair": Call(repair_and_check, REPLAY),
     "open_coded": Call(polarmap.open_coded, {"name": "e", "storage": "folder"}),
     "list_coded": Call(polarmap.arrays.list_coded, {"storage": "folder"}),
     "plan": Call(polarmap.plan, {"k": 4, "run_times": SEEN, "max_workers": 6, "n_trials": 10}),
@@ -248,17 +250,17 @@ CALLS: dict[str, Call] = {
     "SecretSharingCode": Call(secret, {}),
     "IntegerSecretSharingCode": Call(secret_integers, {}),
     "SecretSharing": Call(shared_secretly, {}),
-    "Stored": Call(stored, {"name": "s"}),
+    "Stored": Call(map_with_stored_result, {"name": "s"}),
     "ArrivalTracker": Call(
         tracker, {"code": PolarCode(6, 4), "modular": False, "max_amplification": math.inf, "index": 0}
     ),
-    "Fault": Call(struck, {}),
-    "Pool": Call(pool_of_ones_own, {}),
+    "Fault": Call(map_with_fault, {}),
+    "Pool": Call(make_pool, {}),
     "Executor": Call(executor_of_calls, {}),
     "shutdown": Call(polarmap.shutdown, {}),
-    "FaultyExecutor": Call(faulty, {"executor": ReplayExecutor(), "faults": {0: Fault("raise")}}),
-    "ReplayExecutor": Call(replayed, {"seconds": {0: 2.0}}),
-    "ReplayExecutor, a task": Call(replayed_by_task, {"task": 0, "seconds": 2.0}),
+    "FaultyExecutor": Call(map_with_faults, {"executor": ReplayExecutor(), "faults": {0: Fault("raise")}}),
+    "ReplayExecutor": Call(map_with_run_times, {"seconds": {0: 2.0}}),
+    "ReplayExecutor, a task": Call(map_with_run_time_of, {"task": 0, "seconds": 2.0}),
     "RawObjects": Call(raw_objects, {}),
     "ZarrObjects": Call(zarr_objects, {"prefix": "z"}),
     "completion_time": Call(

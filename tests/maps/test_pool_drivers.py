@@ -44,7 +44,7 @@ def close_streams(*numbers: int) -> Callable[[], None]:
     return lambda: [os.close(number) for number in numbers] and None
 
 
-def gone() -> None:
+def enter_deleted_folder() -> None:
     os.mkdir("gone")
     os.chdir("gone")
     os.rmdir("../gone")
@@ -53,7 +53,9 @@ def gone() -> None:
 def imports_numpy_in_no_folder(folder: Path) -> bool:
     command, there = [sys.executable, "-c", "import numpy"], folder / "there"
     there.mkdir()
-    return not subprocess.run(command, cwd=there, preexec_fn=gone, capture_output=True).returncode
+    return not subprocess.run(
+        command, cwd=there, preexec_fn=enter_deleted_folder, capture_output=True
+    ).returncode
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_program_runs_maps_however_it_is_started(how: str, tmp_path: Path) -> No
         "a cell": ["-c", AS_A_CELL],
         "-I": ["-I", str(script)],
     }.get(how, ["-c", PROGRAM])
-    before = gone if how == "folder is gone" else None
+    before = enter_deleted_folder if how == "folder is gone" else None
     if before and not imports_numpy_in_no_folder(tmp_path):
         pytest.skip("this Python cannot import numpy itself there, as 3.12.1 and 3.13.0 cannot")
     more = {"TMPDIR": "/nowhere"} if how == "no such TMPDIR" else {}

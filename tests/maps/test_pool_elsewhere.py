@@ -34,11 +34,13 @@ class Place(NamedTuple):
     def pool(self, workers: int = 4, **options: Any) -> Pool:
         return Pool(self.yaml, workers=workers, listen=self.server is None, **options)
 
-    def pools(self) -> set[str]:
+    def list_pools(self) -> set[str]:
         """Return the names of the pools and Lithops jobs that have left objects in the storage."""
-        return {match[0] for key in self.left() if (match := re.search(r"pool-\w+|jobs/[\w-]+?/", key))}
+        return {
+            match[0] for key in self.list_objects() if (match := re.search(r"pool-\w+|jobs/[\w-]+?/", key))
+        }
 
-    def left(self) -> list[str]:
+    def list_objects(self) -> list[str]:
         """Return the keys of all objects in the storage, without the marker of the server."""
         return (
             [] if self.server is None else [key for key in open_store(self.yaml).keys("") if key != "ready"]
@@ -52,7 +54,7 @@ def place_of(channel: str, request: pytest.FixtureRequest, folder: Path) -> Plac
     return Place(channel, server.config(folder / f"{channel}.yaml"), server)
 
 
-def over(*channels: str) -> Any:
+def over_channels(*channels: str) -> Any:
     """Run a test over these channels only, because its outcome does not depend on the kind of storage."""
     return pytest.mark.parametrize("place", channels, indirect=True, scope="module")
 
@@ -68,7 +70,7 @@ def pool(place: Place) -> Iterator[Pool]:
     with place.pool() as pool:
         yield pool
     assert until(lambda: not any(map(is_of_lithops, descendants())))
-    assert place.pools() == set()
+    assert place.list_pools() == set()
 
 
 def is_of_lithops(process: int) -> bool:
@@ -90,7 +92,7 @@ def test_workers_persist_and_use_the_available_channel(place: Place, pool: Pool)
     assert until(lambda: bool(workers_of(pool) & first))  # some workers may still run abandoned tasks
 
 
-@over("socket", "s3")
+@over_channels("socket", "s3")
 def test_large_functions_and_results_are_sent(pool: Pool) -> None:
     big, x = np.random.default_rng(1).standard_normal(2_500_000), X
 
@@ -104,7 +106,7 @@ def test_large_functions_and_results_are_sent(pool: Pool) -> None:
     check(pool)
 
 
-@over("socket", "redis")
+@over_channels("socket", "redis")
 def test_modules_that_workers_lack_are_sent_as_source(pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
     check(pool)  # start the workers before the modules are on the driver's path
     monkeypatch.syspath_prepend(tmp_path)
@@ -126,7 +128,7 @@ def test_modules_that_workers_lack_are_sent_as_source(pool: Pool, tmp_path: Path
 # --- failures of workers, drivers and storage ----------------------------------------------------
 
 
-@over("socket", "redis")
+@over_channels("socket", "redis")
 def test_killed_worker_is_replaced(pool: Pool) -> None:
     for _ in range(2):
         victim = next(iter(workers_of(pool)))
@@ -136,14 +138,14 @@ def test_killed_worker_is_replaced(pool: Pool) -> None:
     assert victim not in workers_of(pool)
 
 
-@over("redis")
+@over_channels("redis")
 def test_forked_child_uses_separate_workers(place: Place) -> None:
-    other_pools = place.pools()
+    other_pools = place.list_pools()
     driver = program(DRIVER + "\nshare()", str(place.yaml), str(place.server is None))
     with driver:
         assert driver.wait(PATIENCE) == 0
     assert not folders(driver.pid)
-    assert until(lambda: place.pools() <= other_pools)
+    assert until(lambda: place.list_pools() <= other_pools)
 
 
 # The driver shortens the intervals of heartbeats. Workers get the same values with the driver's modules.
@@ -206,7 +208,7 @@ def test_workers_of_a_killed_driver_end(request: pytest.FixtureRequest, tmp_path
     # One driver uses sockets and one uses objects, where workers wait for a missing heartbeat. Half of the
     # workers are busy when the drivers are killed.
     places = [place_of(channel, request, tmp_path) for channel in ("socket", "redis")]
-    before = [place.pools() for place in places]
+    before = [place.list_pools() for place in places]
     drivers, processes = [], set[int]()
     for place in places:  # start one driver at a time: Lithops copies itself to a folder that they share
         driver = program(DRIVER + "\nstay()", str(place.yaml), str(place.server is None))
@@ -223,7 +225,7 @@ def test_workers_of_a_killed_driver_end(request: pytest.FixtureRequest, tmp_path
         check(another)
     assert not any(folders(driver.pid) for driver in drivers)
     for place, pools in zip(places, before):
-        forget(place, place.pools() - pools)
+        forget(place, place.list_pools() - pools)
 
 
 def forget(place: Place, pools: set[str]) -> None:
@@ -232,7 +234,7 @@ def forget(place: Place, pools: set[str]) -> None:
     store.delete([key for key in store.keys("") if any(pool in key for pool in pools)])
 
 
-@over("redis")
+@over_channels("redis")
 def test_map_survives_a_restart_of_the_storage(place: Place, pool: Pool) -> None:
     assert place.server is not None
     check(pool)

@@ -89,7 +89,7 @@ DEEDS = {
 }
 
 
-def doing(deed: str) -> Callable[[Any], Any]:
+def make_f_with_side_effect(deed: str) -> Callable[[Any], Any]:
     """Return a function that computes a product and, on workers only, executes the source code `deed`."""
     driver, x = os.getpid(), X
     program = "import os, resource, signal\nimport numpy as np\n" + textwrap.dedent(deed)
@@ -103,7 +103,7 @@ def doing(deed: str) -> Callable[[Any], Any]:
     return f
 
 
-def facts() -> Callable[[Any], str]:
+def make_process_describer() -> Callable[[Any], str]:
     """Return a function that describes the state of its process as text, without random parts."""
 
     def f(_: Any) -> str:
@@ -188,7 +188,7 @@ def pool() -> Iterator[Pool]:
 @pytest.fixture(scope="module")
 def pristine() -> str:
     with Pool(workers=1) as fresh:
-        [state] = collect_results(fresh, facts(), 1)
+        [state] = collect_results(fresh, make_process_describer(), 1)
     return str(state)
 
 
@@ -196,10 +196,10 @@ def pristine() -> str:
 def test_next_map_does_not_see_side_effects_of_f(deed: str, pool: Pool, pristine: str) -> None:
     returned = list[Any]()
     with contextlib.suppress(Exception, SystemExit):  # some deeds make f raise an exception
-        returned.extend(collect_results(pool, doing(DEEDS[deed])))
+        returned.extend(collect_results(pool, make_f_with_side_effect(DEEDS[deed])))
     assert all(block == X @ X for block in returned)
     assert not any(task.failures for task in check(pool, retries=0).report.tasks)
-    for state in collect_results(pool, facts()):
+    for state in collect_results(pool, make_process_describer()):
         assert state.splitlines() == pristine.splitlines()
 
 
@@ -239,19 +239,19 @@ def test_ordinary_f_keeps_its_worker_and_imported_modules(pool: Pool, tmp_path: 
 @pytest.mark.parametrize("deed", ["leaks all descriptors", "forgets numpy"])
 def test_f_returns_its_result_after_side_effects(deed: str) -> None:
     with Pool(workers=1) as pool:
-        assert collect_results(pool, doing(DEEDS[deed]), 1) == [X @ X]
+        assert collect_results(pool, make_f_with_side_effect(DEEDS[deed]), 1) == [X @ X]
 
 
-WANTS = {
+UNREADABLE_BLOCKS = {
     "descriptors": ("Too many open files", DEEDS["leaks all descriptors"]),
     "numpy": ("AttributeError", "del np.frombuffer"),
 }
 
 
-@pytest.mark.parametrize("want", WANTS)
+@pytest.mark.parametrize("want", UNREADABLE_BLOCKS)
 def test_worker_that_cannot_read_a_block_is_replaced(want: str, tmp_path: Path) -> None:
     # The report must name a lost worker and the reason, and not a failure of f.
-    message, deed = WANTS[want]
+    message, deed = UNREADABLE_BLOCKS[want]
     program = "import os\nimport numpy as np\n" + textwrap.dedent(deed)
 
     def f(block: Any) -> Any:

@@ -52,7 +52,10 @@ def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int, levels: int | 
     ranks = np.random.default_rng(9).permuted(
         np.tile(np.arange(1, n + 1, dtype=np.int32), (orders, 1)), axis=1
     )
-    counts = [fed(ArrivalTracker(code, modular=exact), order) for order in np.argsort(ranks, axis=1)]
+    counts = [
+        count_needed_arrivals(ArrivalTracker(code, modular=exact), order)
+        for order in np.argsort(ranks, axis=1)
+    ]
     assert compute_decoding_times(code, np.ascontiguousarray(ranks.T), scheme).tolist() == counts
     if levels is None:
         ranks_found, weights = np.unique(counts, return_counts=True)
@@ -61,7 +64,7 @@ def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int, levels: int | 
         assert (needed.probabilities * orders).round().tolist() == weights.tolist()
 
 
-def fed(decoder: ArrivalTracker, order: np.ndarray) -> int:
+def count_needed_arrivals(decoder: ArrivalTracker, order: np.ndarray) -> int:
     return next(count for count, index in enumerate(order.tolist(), 1) if decoder.add(index))
 
 

@@ -31,7 +31,7 @@ from polarmap.planning.simulation.backups import (
 )
 
 
-def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
+def find_start_by_steps(first: np.ndarray, rule: BackupRule, step: float) -> float:
     """Return the time at which a rule starts backups, by evaluating its definition at small time steps."""
     for now in np.arange(0, first.max(), step):
         done = sorted(first[first <= now])
@@ -53,7 +53,7 @@ def test_backups_start_when_the_rule_first_applies(rule: BackupRule, k: int) -> 
     first = np.sort(Pareto(1.0, 1.0).sample(np.random.default_rng(k), (40, k)), axis=1)
     first = np.minimum(first, 20.0 + np.arange(k))
     start_times = compute_backup_start_times(first, rule)
-    expected = [stepped(row, rule, 0.02) for row in first]
+    expected = [find_start_by_steps(row, rule, 0.02) for row in first]
     np.testing.assert_allclose(start_times, expected, atol=0.03)
 
 
@@ -81,7 +81,7 @@ def test_backups_rescue_failures_but_not_all() -> None:
 # --- by the rule of hedged_map -----------------------------------------------------------------
 
 
-def one_by_one(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int]:
+def simulate_one_job(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int]:
     """Simulate one job by applying the rule to all attempts at every event.
 
     Parameters
@@ -135,7 +135,7 @@ def one_by_one(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int
     return max(ends), paid, sum(map(len, starts))
 
 
-class Again:
+class RunTimeTable:
     """Returns the run times of further attempts from a table of shape (attempts, trials, k)."""
 
     def __init__(self, table: np.ndarray) -> None:
@@ -162,9 +162,9 @@ def test_vectorized_simulation_agrees_with_separate_jobs(distribution: Distribut
     for k in (1, 2, 3, 8, 24):
         rule = make_backup_lateness_rule(k)
         table = distribution.sample(rng, (most + 1, 20, k))
-        jobs = simulate_backups(table[0], Again(table), rule, most)
+        jobs = simulate_backups(table[0], RunTimeTable(table), rule, most)
         for job in range(20):
-            time, paid, started = one_by_one(table[:, job], rule)
+            time, paid, started = simulate_one_job(table[:, job], rule)
             assert jobs.completion_times[job] == pytest.approx(time)
             assert jobs.worker_seconds[job] == pytest.approx(paid)
             if np.isfinite(time):
