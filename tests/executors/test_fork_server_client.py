@@ -51,7 +51,7 @@ def test_worker_imports_only_the_modules_that_tasks_need() -> None:
         "found = polarmap.encode.__module__ == 'polarmap.arrays.encoding'",
         "from polarmap.codes import PolarCode; found = PolarCode(8, 6).n == 8",
         "from polarmap import *; found = 'coded_map' in vars()",
-        # By its version the whole package is there, and its modules still are.
+        # Access to the version imports the whole package. Modules imported before must stay usable.
         """
 import polarmap.linalg.operands, polarmap.worker.segments
 found = polarmap.__version__ and polarmap.linalg.operands.TransposedView and polarmap.worker.segments.Segment
@@ -96,7 +96,8 @@ def test_is_alive_has_no_side_effects() -> None:
         wait_until_ready([server._control_socket], POLLIN, 60.0)
         assert_only_asks(server, server.is_alive)
         assert server.is_alive()
-        assert wait_until_ready([server._control_socket], POLLIN, 0.0)  # Its first byte has not been read.
+        # The first byte of the server must still be unread.
+        assert wait_until_ready([server._control_socket], POLLIN, 0.0)
         server.check_started()
         assert server._is_ready
     finally:

@@ -152,7 +152,7 @@ def test_finished_functions_are_reported_immediately(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Future, "status", lambda self, **options: looks.append(self))
     run = Run()
     run.submit([(task, 0) for task in range(3)])
-    run.wait(0.0)  # It reports the attempts as started.
+    run.wait(0.0)  # the first call reports the attempts as started
     with ThreadPoolExecutor(1) as monitor:
         monitor.submit(run.functions.futures[1]._set_ready, None)
         assert [outcome.task for outcome in ends(run.wait(60.0))] == [1]
@@ -194,7 +194,7 @@ def test_sessions_leave_no_files() -> None:
     assert files() == before
 
 
-# --- persistent workers ---------------------------------------------------------------
+# --- persistent workers --------------------------------------------------------------
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 NOWHERE = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)

@@ -70,7 +70,7 @@ def product(block: Any) -> Any:
     return block @ X
 
 
-# --- what it does ----------------------------------------------------------------------------------
+# --- persistent workers ----------------------------------------------------------------------------
 
 
 def test_workers_persist_between_maps(shared: Pool) -> None:
@@ -191,7 +191,7 @@ def test_unpicklable_f_is_named(shared: Pool) -> None:
     check(shared)
 
 
-# --- what may happen to it -------------------------------------------------------------------------
+# --- failures, idle pools and locks ----------------------------------------------------------------
 
 
 def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(shared: Pool) -> None:

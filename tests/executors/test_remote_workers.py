@@ -408,7 +408,7 @@ def test_lost_connection_is_distinguished_from_an_exited_process(
     connection.close()
 
 
-# --- whole maps ----------------------------------------------------------------------------------
+# --- complete maps -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -561,7 +561,10 @@ def test_block_is_sent_once_to_each_worker(site: ThreadSite, monkeypatch: pytest
         return part(self, coded, key)
 
     monkeypatch.setattr(PublishedBlocks, "read_component", counted)
-    for module in (remote_workers, worker_pool):  # Workers late with abandoned tasks get no backup.
+    for module in (
+        remote_workers,
+        worker_pool,
+    ):  # no worker is started in place of one with an abandoned task
         monkeypatch.setattr(module, "GRACE_SECONDS", 600.0)
     blocks = UncodedBlocks([[A[8 * task :][:8]] for task in range(6)], ("array",))
     with pool_of(site, workers=1) as pool:

@@ -81,8 +81,8 @@ def test_workers_and_folders_of_a_killed_driver_are_removed(hangs: bool) -> None
             time.sleep(600)
 
         with polarmap.Pool(workers=2, fork=False) as pool:
-            for one in polarmap.hedged_map(f, [1, 2], executor=pool):
-                print(one)
+            for process_id in polarmap.hedged_map(f, [1, 2], executor=pool):
+                print(process_id)
             print("ready", flush=True)
             if sys.argv[1]:
                 polarmap.hedged_map(hang, [1, 2], executor=pool)

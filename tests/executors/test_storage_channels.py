@@ -420,7 +420,7 @@ def test_requests_are_counted(side: Side) -> None:
     assert side.all.take_request_counts(0.0)[1] <= 2 * N_POLLS_PER_MESSAGE
 
 
-# --- one of them --------------------------------------------------------------------------------------
+# --- the channel of a single worker -------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -295,7 +295,7 @@ def test_closing_an_allocation_after_the_pool_closes_its_channels(table: FakeWor
     assert worker.channel.fileno() == -1
 
 
-# --- whose turn it is ------------------------------------------------------------------------------
+# --- turns of maps that share a pool ---------------------------------------------------------------
 
 
 class FakeMap:

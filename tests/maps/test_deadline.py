@@ -37,7 +37,7 @@ def estimated(data: Any, executor: Any, f: Any = np.copy, **options: Any) -> Cod
     return coded_map(f, data, executor=executor, **defaults | options)
 
 
-# --- the estimator, against the conditional mean of a normal distribution -----------------------
+# --- the estimator, against the conditional mean of a normal distribution ----------------------
 
 
 @pytest.mark.parametrize(("n", "k", "kernel"), [(5, 3, "rotation"), (6, 4, "rotation"), (6, 4, "arikan")])
@@ -185,7 +185,7 @@ def test_wrong_block_is_reported_by_a_local_check() -> None:
     assert result.report.errors == (math.inf, 0.0, 0.0, 0.0)
 
 
-# --- what nothing tells, and what is exact -----------------------------------------------------
+# --- unknown errors and exact results ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c16", "i8"])

@@ -68,7 +68,7 @@ def forge(store, part):
     store.put(part.key, forged)
 
 
-# --- at rest -------------------------------------------------------------------------------------
+# --- arrays in storage ---------------------------------------------------------------------------
 
 
 @pytest.mark.every_store
@@ -376,7 +376,7 @@ def test_array_in_f_is_not_pickled_with_the_bytes_of_its_key(store, pool):
     np.testing.assert_allclose(y.concatenate(), A @ A[:4].T, rtol=1e-10, atol=1e-10)
 
 
-# --- what would be stored as it is ---------------------------------------------------------------
+# --- data that would be stored unencrypted -------------------------------------------------------
 
 
 def test_raw_objects_are_not_encrypted(store):

@@ -64,7 +64,7 @@ def two_workers() -> Iterator[Executor]:
         yield executor
 
 
-# --- what calls give ---------------------------------------------------------------------------------
+# --- results of calls --------------------------------------------------------------------------------
 
 
 def test_calls_return_the_values_of_their_functions(executor: Executor) -> None:
@@ -348,7 +348,7 @@ def test_call_with_infinite_run_time_is_lost() -> None:
         assert executor.submit(int).result(PATIENCE) == 0
 
 
-# --- its life ----------------------------------------------------------------------------------------
+# --- shutdown, exit and forks ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -459,7 +459,7 @@ def test_forked_child_has_separate_threads_and_workers() -> None:
     assert out == "True\nNone True\n"
 
 
-# --- libraries that accept an executor ----------------------------------------------------------------
+# --- libraries that accept an executor ---------------------------------------------------------------
 
 
 def test_dask_computes_on_it(two_workers: Executor) -> None:

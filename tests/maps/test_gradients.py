@@ -259,7 +259,7 @@ def test_arguments_of_the_objective_are_passed_on() -> None:
     np.testing.assert_allclose(gradient(np.zeros(3), 1.0, 2.0), -8, rtol=1e-7)
 
 
-# --- what cannot be ------------------------------------------------------------------------------
+# --- invalid arguments and functions -------------------------------------------------------------
 
 
 def test_nan_of_f_affects_only_its_coordinate_if_all_data_report() -> None:
@@ -327,7 +327,7 @@ def test_a_gradient_prints_one_line() -> None:
     assert repr(result) == f"<GradientResult of shape 8, {counts}>"
 
 
-# --- directions and slopes ----------------------------------------------------------------------
+# --- directions and slopes -----------------------------------------------------------------------
 
 H = 1e-3
 

@@ -172,7 +172,7 @@ def test_the_planner_simulates_the_defaults_of_hedged_map() -> None:
     assert cubed == pytest.approx(1 - (1 - 0.2**2) ** 20, abs=0.02)
 
 
-# --- anything in, anything out -----------------------------------------------------------------
+# --- data and results of any type --------------------------------------------------------------
 
 
 def test_returned_exceptions_are_results() -> None:

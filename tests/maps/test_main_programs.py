@@ -30,8 +30,8 @@ def summed(row):
     return -float(polarmap.coded_sum(np.sum, row, tasks=4, timeout={PATIENCE}).value)
 
 def sloped(row):
-    found = polarmap.coded_gradient(lambda x: -x @ row, np.ones(4), timeout={PATIENCE})
-    return float(found.gradient.round(6).sum())
+    result = polarmap.coded_gradient(lambda x: -x @ row, np.ones(4), timeout={PATIENCE})
+    return float(result.gradient.round(6).sum())
 
 def called(row):
     with polarmap.Executor(workers=1) as executor:

@@ -240,7 +240,7 @@ def test_run_times_are_learned_from_started_tasks() -> None:
     assert distribution.values.tolist() == pytest.approx([1.0])
 
 
-# --- for real ----------------------------------------------------------------------------------
+# --- with real pools ---------------------------------------------------------------------------
 
 
 def copied(block: np.ndarray) -> np.ndarray:

@@ -116,14 +116,14 @@ def nap(block):
     time.sleep(0.2)
     return block @ x
 
-# Tasks that sleep let others start, as long as there are descriptors for more workers.
+# Tasks that sleep let further tasks start, as long as there are descriptors for more workers.
 y = polarmap.hedged_map(nap, [A] * 64, timeout={PATIENCE})
-assert all(np.allclose(one, A @ x) for one in y)
+assert all(np.allclose(block, A @ x) for block in y)
 polarmap.shutdown()
-held = []
+descriptors = []
 try:
     while True:
-        held.append(os.open(os.devnull, os.O_RDONLY))
+        descriptors.append(os.open(os.devnull, os.O_RDONLY))
 except OSError:
     pass
 try:
@@ -132,8 +132,8 @@ except ExecutorError as error:
     assert "Too many open files" in str(error)
 else:
     raise AssertionError
-for one in held:
-    os.close(one)
+for descriptor in descriptors:
+    os.close(descriptor)
 y = polarmap.coded_map(product, A, blocks=6, tasks=8, timeout={PATIENCE})
 assert np.allclose(y.concatenate(), A @ x)
 """
@@ -165,14 +165,14 @@ def end(*_):
 
 signal.signal(signal.SIGUSR1, end)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-interrupts, is_told = 0, False
+interrupts, is_ready = 0, False
 while not is_over:
     try:
         while not is_over:
             try:
-                if not is_told:
-                    is_told = True
-                    print("ready", flush=True)  # after which interrupts may come at any time
+                if not is_ready:
+                    is_ready = True
+                    print("ready", flush=True)  # interrupts may come at any time after this line
                 while not is_over:
                     work()
                     if interrupts % 8 == 7:
@@ -180,7 +180,7 @@ while not is_over:
                         interrupts += 1
             except KeyboardInterrupt:
                 interrupts += 1
-    except KeyboardInterrupt:  # between two lines of ours, while what the one before has left is let go
+    except KeyboardInterrupt:  # an interrupt between two lines, while objects are being released
         interrupts += 1
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 work()

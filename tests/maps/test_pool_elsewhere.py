@@ -80,7 +80,7 @@ def is_of_lithops(process: int) -> bool:
         return False
 
 
-# --- what it does --------------------------------------------------------------------------------
+# --- maps and channels ---------------------------------------------------------------------------
 
 
 def test_workers_persist_and_use_the_available_channel(place: Place, pool: Pool) -> None:
@@ -163,31 +163,31 @@ def check(pool=pool):
     y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, tasks=8, executor=pool, timeout=60)
     assert np.allclose(y.concatenate(), A @ x)
 
-def find():
-    found = polarmap.hedged_map(lambda block: float(os.getpid()), [x] * 8, executor=pool, timeout=60)
-    return {int(one) for one in found}
+def find_workers():
+    process_ids = polarmap.hedged_map(lambda block: float(os.getpid()), [x] * 8, executor=pool, timeout=60)
+    return {int(process_id) for process_id in process_ids}
 
 def share():
     check()
-    mine = find()
+    mine = find_workers()
     child = os.fork()
     if not child:
         check()
-        assert not find() & mine
+        assert not find_workers() & mine
         pool.close()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     for worker in mine:
         os.kill(worker, 0)  # fails if the worker has ended
     deadline = time.monotonic() + 60.0
-    while not find() & mine:  # some workers may still run abandoned tasks
+    while not find_workers() & mine:  # some workers may still run abandoned tasks
         assert time.monotonic() < deadline
     check()
     pool.close()
 
 def stay():
     check()
-    print(*find(), flush=True)
+    print(*find_workers(), flush=True)
     check()
     name = os.path.join(tempfile.mkdtemp(), "pipe")
     os.mkfifo(name)

@@ -28,32 +28,32 @@ DEEDS = {
         except OSError:
             pass
     """,
-    "leaves a file less to open": "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
+    "limits its open files": "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
     "allows no memory": "resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))",
     "limits its memory": "resource.setrlimit(resource.RLIMIT_AS, (1 << 27, 1 << 27))",
     "limits its processes and threads": "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))",
     "limits its files": "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
     "breaks numpy": "del np.frombuffer; np.empty = None",
     "replaces a function of numpy": "np.dot = lambda *_: 1 / 0; np.linalg.norm = np.dot",
-    "replaces a builtin": "import builtins; builtins.sorted = lambda one: 1 / 0",
+    "replaces a builtin": "import builtins; builtins.sorted = lambda items: 1 / 0",
     "replaces a function of os": "os.path.exists = os.getpid = os.open = lambda *_: 7",
     "stops the clock": "import time; time.monotonic = time.time = lambda: 0.0",
     "forgets numpy": "import sys; sys.modules['numpy'] = None",
     "handles signals": "signal.signal(signal.SIGTERM, lambda *_: None)",
     "ignores signals": """
-        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(one, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
     """,
     "restores a signal": "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
     "blocks signals": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])",
     "sets an alarm": "signal.alarm(600)",
-    "lets faults be told": "import faulthandler; faulthandler.enable()",
+    "enables faulthandler": "import faulthandler; faulthandler.enable()",
     "closes its standard streams": "os.close(0); os.close(1); os.close(2)",
     "replaces its standard streams": "import io, sys; sys.stdout = sys.stderr = io.StringIO()",
-    "leads its output elsewhere": "os.dup2(os.open('/proc/self/status', os.O_RDONLY), 1)",
-    "closes the very socket": "os.closerange(3, 200)",
-    "goes elsewhere": "os.chdir('/')",
-    "goes where nothing is": """
+    "redirects its output": "os.dup2(os.open('/proc/self/status', os.O_RDONLY), 1)",
+    "closes its sockets": "os.closerange(3, 200)",
+    "changes its working directory": "os.chdir('/')",
+    "enters a deleted folder": """
         import tempfile
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
@@ -71,8 +71,8 @@ DEEDS = {
     "turns warnings into errors": "import warnings; warnings.simplefilter('error')",
     "turns numpy's errors on": "np.seterr(all='raise'); np.set_printoptions(precision=1)",
     "turns the garbage collector off": "import gc; gc.disable()",
-    "watches calls": "import sys; sys.setprofile(lambda *_: None); sys.settrace(lambda *_: None)",
-    "seeds": "import random; random.seed(0); np.random.seed(0)",
+    "installs profilers": "import sys; sys.setprofile(lambda *_: None); sys.settrace(lambda *_: None)",
+    "seeds random generators": "import random; random.seed(0); np.random.seed(0)",
     "leaves a thread": """
         import threading
         threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -83,7 +83,7 @@ DEEDS = {
             threading.Thread(target=threading.Event().wait).start()
     """,
     "takes a lower priority": "os.nice(5)",
-    "leaves its cores": "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])",
+    "limits its cores": "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])",
     "exits": "import sys; sys.exit(3)",
     "exits at once": "os._exit(3)",
 }

@@ -148,7 +148,7 @@ def test_results_may_stay_in_storage(tmp_path: Any, copies: None) -> None:
     assert result.report.code_reason == "coded, because out= needs parity blocks"
 
 
-# --- copies of late tasks ------------------------------------------------------------------------
+# --- backups of late tasks -----------------------------------------------------------------------
 
 
 def test_late_tasks_get_backups(copies: None) -> None:
@@ -178,7 +178,7 @@ def test_operator_starts_backups_of_late_tasks(copies: None) -> None:
         assert operator.report.code == "rotation code"
 
 
-# --- workers that sleep and die ------------------------------------------------------------------
+# --- workers that sleep or die -------------------------------------------------------------------
 
 
 def test_solvers_with_dead_workers() -> None:
@@ -209,7 +209,7 @@ def test_integers_with_real_vectors() -> None:
         operator @ np.ones(3)
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- unsupported uses ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

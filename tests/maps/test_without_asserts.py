@@ -73,7 +73,7 @@ PROGRAM = textwrap.dedent("""
     hedged = polarmap.hedged_map(np.exp, REAL, blocks=4, executor=late)
     np.testing.assert_array_equal(list(hedged), np.split(np.exp(REAL), 4))
 
-    # On processes, too, whose workers leave asserts out.
+    # Worker processes must also run without assertions.
     killing = FaultyExecutor(None, {1: Fault("kill", attempts=9)})
     for data in (REAL, WHOLE):
         here = polarmap.coded_map(linear, data, blocks=6, retries=0, executor=killing)

@@ -143,7 +143,7 @@ def test_failures_add_up() -> None:
     assert distribution.quantile(0.2) == pytest.approx(stats.pareto(2.0).ppf(0.8))
 
 
-# --- fits ----------------------------------------------------------------------------------------
+# --- fits -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("censored", [False, True])
@@ -156,7 +156,7 @@ def test_fits_recover_their_parameters_also_from_censored_times(censored: bool) 
         assert vars(fitted) == pytest.approx(vars(distribution), rel=0.03)
 
 
-# --- what is refused ---------------------------------------------------------------------------------
+# --- invalid arguments ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: s
         build()
 
 
-# --- queues and cores are no stragglers -------------------------------------------------------------
+# --- tasks that wait for a core ---------------------------------------------------------------------
 
 
 class TwoSlots(ReplayExecutor):

@@ -229,7 +229,7 @@ def test_samples_without_weight_are_left_out_with_their_class() -> None:
         np.testing.assert_allclose(model.coef_, oracle.fit(IRIS[:100], NAMES[:100]).coef_, rtol=1e-5)
 
 
-# --- what cannot be ------------------------------------------------------------------------------
+# --- invalid inputs ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", LINEAR)

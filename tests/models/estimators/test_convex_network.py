@@ -208,7 +208,7 @@ def test_one_open_gate_is_a_linear_model(classes: int) -> None:
     np.testing.assert_allclose(model.predict_proba(X), linear.predict_proba(X), atol=0.02)
 
 
-# --- both ----------------------------------------------------------------------------------------
+# --- regression and classification ---------------------------------------------------------------
 
 
 def test_network_can_be_converted_to_scikit_learn() -> None:

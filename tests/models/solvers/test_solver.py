@@ -123,7 +123,7 @@ def test_queries_have_no_side_effects_and_cost_no_products(index: int) -> None:
     assert solution.converged and solution.n_iter == solver.n_iter > 0
 
 
-# --- deadlines, through the models that have them as their timeout ------------------------------
+# --- deadlines, set by the timeout of models ----------------------------------------------------
 
 
 X = STREAM.standard_normal((60, 16)) @ np.diag(np.logspace(0, -2, 16)) @ STREAM.standard_normal((16, 16))
