@@ -120,8 +120,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
 
 def check(place: Kind, stored: PublishedBlocks, coded: Any) -> None:
     for task in range(coded.n):
-        for found, right in zip(place.load(stored, coded, task), coded.block_leaves(task), strict=True):
-            np.testing.assert_array_equal(found, right)
+        for actual, right in zip(place.load(stored, coded, task), coded.block_leaves(task), strict=True):
+            np.testing.assert_array_equal(actual, right)
 
 
 def test_workers_read_unchanged_blocks(place: Kind) -> None:
@@ -265,8 +265,8 @@ def test_shared_components_are_stored_once(tmp_path: Path) -> None:
     coded = Pairs([[np.full(ROWS, float(number))] for number in range(3)], (tuple, (), (("array",),) * 2))
     stored = place.store.acquire_blocks(make_job_spec(coded))
     for task in range(3):
-        [found] = place.load(stored, coded, task)
-        np.testing.assert_array_equal(found, coded.block_leaves(task))
+        [actual] = place.load(stored, coded, task)
+        np.testing.assert_array_equal(actual, coded.block_leaves(task))
     assert files(tmp_path) == {"0", "1", "2"}
     assert stored.n_bytes >= 3 * 8 * ROWS
 

@@ -48,13 +48,13 @@ def test_worker_imports_only_the_modules_that_tasks_need() -> None:
 @pytest.mark.parametrize(
     "program",
     [
-        "found = polarmap.encode.__module__ == 'polarmap.arrays.encoding'",
-        "from polarmap.codes import PolarCode; found = PolarCode(8, 6).n == 8",
-        "from polarmap import *; found = 'coded_map' in vars()",
+        "result = polarmap.encode.__module__ == 'polarmap.arrays.encoding'",
+        "from polarmap.codes import PolarCode; result = PolarCode(8, 6).n == 8",
+        "from polarmap import *; result = 'coded_map' in vars()",
         # Access to the version imports the whole package. Modules imported before must stay usable.
         """
 import polarmap.linalg.operands, polarmap.worker.segments
-found = polarmap.__version__ and polarmap.linalg.operands.TransposedView and polarmap.worker.segments.Segment
+result = polarmap.__version__ and polarmap.linalg.operands.TransposedView and polarmap.worker.segments.Segment
 """,
     ],
 )
@@ -62,7 +62,7 @@ def test_functions_can_use_all_of_polarmap(program: str) -> None:
     def run() -> Any:
         names: dict[str, Any] = {"polarmap": polarmap}
         exec(program, names)
-        return [float(bool(names["found"]))]
+        return [float(bool(names["result"]))]
 
     assert on_a_new_worker(run) == 1.0
 
@@ -135,5 +135,5 @@ def test_server_killed_before_it_is_ready_is_restarted() -> None:
         assert workers._starter._process.pid != first.pid
         workers.close()
         workers.close_allocation(lease)
-        [found] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
-    assert found == 5.0
+        [result] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
+    assert result == 5.0

@@ -53,9 +53,9 @@ BLOCKS = UncodedBlocks([[block] for block in DATA], ("array",))
 
 
 def functions(backend: str = "aws_lambda") -> Any:
-    found: Any = Functions(backend)
-    found.config = CONFIG
-    return found
+    fake_functions: Any = Functions(backend)
+    fake_functions.config = CONFIG
+    return fake_functions
 
 
 def payload(output: Location | None = None) -> JobSpec:
@@ -146,7 +146,7 @@ def test_wait_returns_after_its_timeout() -> None:
     assert 0.1 <= time.monotonic() - began < 5.0
 
 
-def test_finished_functions_are_reported_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_fake_functionsare_reported_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
     monkeypatch.setattr(lithops_invocations, "LISTING_INTERVAL", 600.0)
     monkeypatch.setattr(Future, "status", lambda self, **options: looks.append(self))
@@ -251,20 +251,22 @@ def test_exited_workers_are_reported_with_a_reason(tmp_path: Path) -> None:
     # Workers whose interpreter has lost its packages exit with code 1, which Lithops does not report.
     script, yaml = python_in(tmp_path), tmp_path / "lithops.yaml"
     yaml.write_text(YAML.read_text().replace("localhost:\n", f"localhost:\n  runtime: {script}\n"))
-    site, found = LithopsWorkerProvider(make_lithops_source(yaml)), dict[int, str]()
+    site, exit_reasons = LithopsWorkerProvider(make_lithops_source(yaml)), dict[int, str]()
     with closing(site):
         site.launch_workers(NOWHERE, {7: 60.0})  # Lithops queries the modules of the interpreter once
-        assert until(lambda: bool(found.update(site.collect_exited_workers()) or found), 60.0)
-        assert list(found) == [7]
-        assert "127.0.0.1" in found[7]
+        assert until(lambda: bool(exit_reasons.update(site.collect_exited_workers()) or exit_reasons), 60.0)
+        assert list(exit_reasons) == [7]
+        assert "127.0.0.1" in exit_reasons[7]
         assert site.collect_exited_workers() == {}
         python_in(tmp_path, lacks="numpy")
         site.launch_workers(NOWHERE, {8: 60.0, 9: 60.0})
-        assert until(lambda: bool(found.update(site.collect_exited_workers()) or len(found) == 3), 60.0)
+        assert until(
+            lambda: bool(exit_reasons.update(site.collect_exited_workers()) or len(exit_reasons) == 3), 60.0
+        )
     for number in (8, 9):
         assert (
             f"{script} of its workers does not run Lithops (ModuleNotFoundError: No module named 'numpy')"
-            in found[number]
+            in exit_reasons[number]
         )
 
 
@@ -310,7 +312,7 @@ def test_block_stored_while_its_pool_closes_is_removed(
     assert list(site.storage.list_keys(site.bucket, f"{site.key_prefix}/")) == []
 
 
-def test_cloud_functions_end_before_their_timeout() -> None:
+def test_cloud_fake_functionsend_before_their_timeout() -> None:
     known = WorkerSpec(
         backend="aws_lambda", storage="aws_s3", memory_mb=1769, timeout_seconds=900.0, max_workers=100
     )

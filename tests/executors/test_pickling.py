@@ -75,8 +75,8 @@ WORKER_FILES = sorted(Path(polarmap.worker.__file__).parent.glob("[a-z]*.py"))
 def first_lines_of_docstrings(file: Path) -> Iterator[str]:
     kinds = ast.FunctionDef, ast.ClassDef
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, kinds) and node.name != "Fault" and (found := ast.get_docstring(node)):
-            yield found.splitlines()[0]
+        if isinstance(node, kinds) and node.name != "Fault" and (docstring := ast.get_docstring(node)):
+            yield docstring.splitlines()[0]
 
 
 def sent_worker() -> bytes:

@@ -133,8 +133,8 @@ def test_workers_have_the_environment_of_the_driver(tmp_path: Path, monkeypatch:
         polarmap.hedged_map(around, [X], executor=pool)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("POLARMAP_TEST", "yes")
-        [found] = polarmap.hedged_map(around, [X], executor=pool)
-    assert found == (str(tmp_path), "yes", "3")
+        [environment] = polarmap.hedged_map(around, [X], executor=pool)
+    assert environment == (str(tmp_path), "yes", "3")
 
 
 def test_workers_do_not_draw_the_same_numbers(shared: Pool) -> None:

@@ -184,7 +184,7 @@ def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.Mo
     # Ray aborts this process if a task is cancelled while it ends.
     cancelled: list[Any] = []
     calls, cancel, are_left = RayEngine(ray), ray.cancel, threading.Event()
-    monkeypatch.setattr(ray, "cancel", lambda theirs: cancelled.append(theirs) or cancel(theirs))
+    monkeypatch.setattr(ray, "cancel", lambda reference: cancelled.append(reference) or cancel(reference))
     monkeypatch.setattr("polarmap.executors.ray.time", SimpleNamespace(sleep=lambda _: are_left.wait(SLOW)))
     futures = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
     assert [future.cancel() for future in futures] == [True, True]
@@ -203,17 +203,17 @@ def test_an_address_connects_unless_this_process_is_connected(
     address = "ray://no.such.host.invalid:10001"
     executor = place(address)
     np.testing.assert_allclose(coded_map(np.negative, A, executor=executor).concatenate(), -A)
-    told: list[str] = []
+    addresses: list[str] = []
 
     def refuse(address: str) -> None:
-        told.append(address)
+        addresses.append(address)
         raise ConnectionError("connection timeout")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ExecutorError, match=f"no Ray answers at {address}: connection timeout"):
         coded_map(np.negative, A, executor=place(address))
-    assert told == [address]
+    assert addresses == [address]
 
 
 @pytest.mark.parametrize("executor", [lambda: ray, lambda: Pool(ray)])

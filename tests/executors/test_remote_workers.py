@@ -83,12 +83,12 @@ def test_largest_requested_number_of_workers_is_started(workers: RemoteWorkerPoo
 
 
 def test_map_with_queued_tasks_is_woken_for_each_new_worker(workers: RemoteWorkerPool) -> None:
-    told: Queue[None] = Queue()
-    lease = workers.open_allocation(lambda: told.put(None))
+    wakes: Queue[None] = Queue()
+    lease = workers.open_allocation(lambda: wakes.put(None))
     assert workers.acquire_worker(lease, 1) is None
     workers.request_workers(2)
     for _ in range(2):
-        told.get(timeout=PATIENCE)
+        wakes.get(timeout=PATIENCE)
     assert taken(workers, lease) is not taken(workers, lease)
     workers.close_allocation(lease)
 

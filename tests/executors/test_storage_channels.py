@@ -328,8 +328,8 @@ def test_partly_written_reply_is_read_when_complete(side: Side) -> None:
 
     def list_and_count(bucket: str, prefix: str) -> list[str]:
         looks.append(1)
-        found: list[str] = list_keys(bucket, prefix)
-        return found
+        keys: list[str] = list_keys(bucket, prefix)
+        return keys
 
     def put_slowly(bucket: str, key: str, data: bytes) -> None:
         if data and "/replies/" in key:

@@ -84,7 +84,9 @@ def test_operator_encodes_a_matrix_once_on_the_cluster(
     calls, counts = [], list[int]()
     call = DaskEngine.submit_call
     monkeypatch.setattr(
-        DaskEngine, "submit_call", lambda *told, **options: calls.append(1) or call(*told, **options)
+        DaskEngine,
+        "submit_call",
+        lambda *arguments, **options: calls.append(1) or call(*arguments, **options),
     )
     matrix = dask.array.from_array(A, chunks=(16, 2))
     with CodedOperator(matrix, blocks=4, tasks=6, executor=executor, verify=False) as operator:

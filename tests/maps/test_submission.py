@@ -332,10 +332,10 @@ def when_the_main_thread_has_ended(kept):
 def check(wait, kept):
     try:
         wait(kept)
-        found = kept.result()
+        outcome = kept.result()
     except BaseException as error:
-        found = error
-    is_right = found is kept.result() and np.allclose(found.concatenate(), -A)
+        outcome = error
+    is_right = outcome is kept.result() and np.allclose(outcome.concatenate(), -A)
     print(f"{is_right}\\n", end="")  # a single write, because another thread also prints
 
 def negative(block):

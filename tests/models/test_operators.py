@@ -35,13 +35,13 @@ def test_products_are_those_of_the_dense_matrix() -> None:
     V, U = STREAM.standard_normal((8, 3)), STREAM.standard_normal((90, 3))
     with CodedOperator(X, **options()) as coded:
         operator = StandardizedOperator(coded, mean, scale, root)
-        for found, expected in [
+        for actual, expected in [
             (operator @ V, A @ V),
             (operator @ V[:, 0], A @ V[:, 0]),
             (operator.rmatmat(U), A.T @ U),
             (operator.rmatvec(U[:, 0]), A.T @ U[:, 0]),
         ]:
-            np.testing.assert_allclose(found, expected, atol=1e-10)
+            np.testing.assert_allclose(actual, expected, atol=1e-10)
         assert coded.n_products == 4
 
 

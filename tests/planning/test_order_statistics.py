@@ -71,11 +71,11 @@ def test_order_statistic_may_have_a_mean_if_run_times_have_none() -> None:
     assert completion_time(8, 7, "mds", distribution).mean == pytest.approx(expected, rel=1e-3)
     # The first of four has the shape 4 x 0.3. Its mean exists, although areas under the tail overflow.
     assert completion_time(4, 1, "mds", Pareto(1.0, 0.3)).mean == pytest.approx(1.2 / 0.2, rel=1e-4)
-    for found in (
+    for infinite in (
         completion_time(4, 3, "mds", Pareto(1.0, 0.5)),
         completion_time(4, 2, "mds", Pareto(1.0, 0.3)),
     ):
-        assert (found.mean, found.worker_seconds) == (np.inf, np.inf)
+        assert (infinite.mean, infinite.worker_seconds) == (np.inf, np.inf)
 
 
 @pytest.mark.parametrize(("shape", "mean"), [(0.02, np.inf), (0.3, np.inf), (0.5, np.inf), (0.6, 6.0)])

@@ -22,20 +22,20 @@ LAW = with_stragglers(ShiftedExponential(1.0, 0.1), 0.1, 5.0)
 def test_completions_are_those_of_the_planner(k: int, sizes: list[int]) -> None:
     sample = Empirical(LAW.sample(np.random.default_rng(k), 15))
     times, below = _compute_empirical_cdf_steps(sample, has_tail=False)
-    for n, [found] in zip(
+    for n, [estimated] in zip(
         sizes, compute_completions_by_worker_count(times[None], below[None], sizes), strict=True
     ):
         exact = completion_time(n, k, "uncoded" if n == k else "rotation", sample)
         for name in ("mean", "p50", "p95", "p99", "worker_seconds", "failure_probability"):
-            assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=1e-4), (n, name)
+            assert getattr(estimated, name) == pytest.approx(getattr(exact, name), rel=1e-4), (n, name)
 
 
 def test_a_tail_continues_what_was_censored() -> None:
     sample = Empirical([1.0, 2.0, 4.0, 4.0], completed=[True, True, True, False])
     times, below = _compute_empirical_cdf_steps(sample, has_tail=True)
-    [[found]] = compute_completions_by_worker_count(times[None], below[None], [1])
-    assert found.mean == pytest.approx(sample.with_exponential_tail().mean(), rel=0.02)
-    assert (found.failure_probability, below[-1]) == (0.0, 1.0)
+    [[estimated]] = compute_completions_by_worker_count(times[None], below[None], [1])
+    assert estimated.mean == pytest.approx(sample.with_exponential_tail().mean(), rel=0.02)
+    assert (estimated.failure_probability, below[-1]) == (0.0, 1.0)
 
 
 def test_most_ranges_contain_the_correct_value() -> None:

@@ -22,10 +22,10 @@ NEWTON = {"solver": "newton-cholesky", "tol": 1e-12, "max_iter": 1000}
 HERE = {"blocks": 4, "executor": ReplayExecutor()}
 
 
-def assert_same(found: Any, expected: Any) -> None:
+def assert_same(actual: Any, expected: Any) -> None:
     scale = np.abs(expected.coef_).max()
-    np.testing.assert_allclose(found.coef_, expected.coef_, rtol=0, atol=1e-8 * scale)
-    np.testing.assert_allclose(found.intercept_, expected.intercept_, rtol=1e-8)
+    np.testing.assert_allclose(actual.coef_, expected.coef_, rtol=0, atol=1e-8 * scale)
+    np.testing.assert_allclose(actual.intercept_, expected.intercept_, rtol=1e-8)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])

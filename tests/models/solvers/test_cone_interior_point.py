@@ -100,19 +100,19 @@ def solved(family: Any, y: np.ndarray, tol: float, max_iter: int) -> tuple[Any, 
     loss = ProfiledLoss(family, y.reshape(-1, 1).astype(float), SHARES, True)
     interior = np.vstack([gates.directions, gates.offsets])
     cones = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior)
-    operator, told = PlainOperator(np.column_stack([X, np.ones(40)])), []
+    operator, callback_lines = PlainOperator(np.column_stack([X, np.ones(40)])), []
     solution = cone_interior_point(
-        operator, cones, 0.02, tol=tol, max_iter=max_iter, callback=lambda *line: told.append(line)
+        operator, cones, 0.02, tol=tol, max_iter=max_iter, callback=lambda *line: callback_lines.append(line)
     )
     sides = np.hstack([2.0 * gates.patterns - 1] * 2)
     assert (sides * (operator @ solution.x)).min() >= -1e-12
-    return solution, operator.n_products - 1, told
+    return solution, operator.n_products - 1, callback_lines
 
 
 @pytest.mark.parametrize(("family", "y"), [(GaussianFamily(), Y), (BernoulliFamily(), Y > 0)])
 def test_each_iteration_needs_three_products_and_has_bounds(family: Any, y: np.ndarray) -> None:
-    best, products, told = solved(family, y, 1e-8, 100)
-    assert best.converged and products == 3 * best.n_iter + 3 and len(told) == best.n_iter
+    best, products, callback_lines = solved(family, y, 1e-8, 100)
+    assert best.converged and products == 3 * best.n_iter + 3 and len(callback_lines) == best.n_iter
     for max_iter in range(1, best.n_iter, 5):
         solution, *_ = solved(family, y, 0.0, max_iter)
         assert not solution.converged and solution.n_iter == max_iter

@@ -63,21 +63,21 @@ def event_by_event(data, parity, upfront, run_times):
     spare=st.integers(0, 6),
     upfront=st.integers(0, 3),
     seed=st.integers(0, 10_000),
-    told=st.booleans(),
+    knows_distribution=st.booleans(),
     never=st.sampled_from([0.0, 0.1, 0.6]),
     least=st.sampled_from([1.0, 0.0]),
 )
 def test_vectorized_policy_agrees_with_event_simulation(
-    k: int, spare: int, upfront: int, seed: int, told: bool, never: float, least: float
+    k: int, spare: int, upfront: int, seed: int, knows_distribution: bool, never: float, least: float
 ) -> None:
     distribution = with_stragglers(ShiftedExponential(least, 0.3), 0.1, 4.0)
     distribution = FailureProne(distribution, never) if never else distribution
     upfront = min(upfront, spare)
     rng = np.random.default_rng(seed)
     data, parity = distribution.sample(rng, (1, k)), distribution.sample(rng, (1, spare))
-    jobs = simulate_on_demand(data, parity, upfront, distribution if told else None)
+    jobs = simulate_on_demand(data, parity, upfront, distribution if knows_distribution else None)
     time, launched = event_by_event(
-        data[0].tolist(), parity[0].tolist(), upfront, distribution if told else None
+        data[0].tolist(), parity[0].tolist(), upfront, distribution if knows_distribution else None
     )
     assert jobs.completion_times[0] == pytest.approx(time)
     if math.isfinite(time):
@@ -135,15 +135,17 @@ def test_run_times_without_a_minimum_rarely_start_parity_early() -> None:
     assert jobs.worker_seconds.mean() <= 1.02 * half.worker_seconds.mean()
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("knows_distribution", [True, False])
 @pytest.mark.parametrize(("upfront", "cost", "tail"), [(0, 1.05, 0.6), (5, 1.15, 0.35)])
-def test_goals_for_two_stragglers_in_a_hundred(told: bool, upfront: int, cost: float, tail: float) -> None:
+def test_goals_for_two_stragglers_in_a_hundred(
+    knows_distribution: bool, upfront: int, cost: float, tail: float
+) -> None:
     # The goals are relative to the worker-seconds of a plain map and to the p99 of backup tasks.
     plain = completion_time(K, K, "uncoded", DISTRIBUTION)
     backup = completion_time(K, K, "backup-cubed", DISTRIBUTION, n_trials=20_000)
     rng = np.random.default_rng(1)
     data, parity = DISTRIBUTION.sample(rng, (20_000, K)), DISTRIBUTION.sample(rng, (20_000, N - K))
-    jobs = simulate_on_demand(data, parity, upfront, DISTRIBUTION if told else None)
+    jobs = simulate_on_demand(data, parity, upfront, DISTRIBUTION if knows_distribution else None)
     assert jobs.worker_seconds.mean() <= cost * plain.worker_seconds
     assert np.quantile(jobs.completion_times, 0.99) <= tail * backup.p99
 
