@@ -27,7 +27,7 @@ K, N = 24, 32
 DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
-def event_by_event(data, parity, upfront, run_times):
+def simulate_one_job(data, parity, upfront, run_times):
     """Simulate one job by applying the policy at every event and whenever a task becomes late.
 
     A late task stays late. Return the completion time and the start times of the parity tasks on demand.
@@ -76,7 +76,7 @@ def test_vectorized_policy_agrees_with_event_simulation(
     rng = np.random.default_rng(seed)
     data, parity = distribution.sample(rng, (1, k)), distribution.sample(rng, (1, spare))
     jobs = simulate_on_demand(data, parity, upfront, distribution if knows_distribution else None)
-    time, launched = event_by_event(
+    time, launched = simulate_one_job(
         data[0].tolist(), parity[0].tolist(), upfront, distribution if knows_distribution else None
     )
     assert jobs.completion_times[0] == pytest.approx(time)

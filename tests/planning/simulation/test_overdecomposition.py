@@ -26,7 +26,7 @@ K, N = 24, 32
 DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
-def event_by_event(whole: list[float], k: int, pieces: int, price: float) -> tuple[float, float]:
+def simulate_one_job(whole: list[float], k: int, pieces: int, price: float) -> tuple[float, float]:
     """Simulate one job whose workers take tasks from one queue, and return its time and worker-seconds."""
     each = [seconds / pieces + price for seconds in whole]
     running = [(seconds, 0.0, worker) for worker, seconds in enumerate(each)]
@@ -59,7 +59,7 @@ def test_vectorized_simulation_agrees_with_event_simulation(
     times[0, :dead] = math.inf
     jobs = simulate_overdecomposition(times, k, pieces, price)
     for row, time, paid in zip(times, jobs.completion_times, jobs.worker_seconds):
-        expected = event_by_event(row.tolist(), k, pieces, price)
+        expected = simulate_one_job(row.tolist(), k, pieces, price)
         assert time == pytest.approx(expected[0])
         if math.isfinite(time):
             assert paid == pytest.approx(expected[1])
