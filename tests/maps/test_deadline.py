@@ -162,9 +162,9 @@ def test_nan_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"degree": 2}, "not with degree=, SecretSharing"),
-        ({"code": SecretSharing()}, "not with degree=, SecretSharing"),
-        ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "not with degree"),
+        ({"degree": 2}, "supports only linear f, and not degree=, SecretSharing"),
+        ({"code": SecretSharing()}, "supports only linear f, and not degree=, SecretSharing"),
+        ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "supports only linear f, and not degree"),
         ({"out": Stored("y")}, "on_timeout='estimate' cannot be combined with out="),
     ],
 )
